@@ -67,7 +67,7 @@ lock: dev  ## update the requirements*.lock: the newest releases and their hashe
 		mv "$$folder/$$name.lock" . || exit 1; done
 
 slurm: dev  ## install Slurm's packages for the tests if possible (root on Debian); else report it
-	@missing=$$($(BIN)/python tools/slurm_sandbox.py packages --accounting) && \
+	@missing=$$($(BIN)/python -m jobs slurm_sandbox packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
 	@command -v shellcheck >/dev/null || tests/slurm/install.sh shellcheck || \
 		{ echo "no shellcheck: the batch scripts are not checked"; [ "$$FLIP_REQUIRE_SLURM" != 1 ]; }
@@ -105,7 +105,7 @@ QUICKSTART := quickstart$(if $(FULL),_full)
 SUBMIT := $(BIN)/flip submit $(QUICKSTART) --cluster local --foreground --retry $(if $(FULL),--seeds 0 1 2)
 
 quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 8 (two idle cores; FULL=1: longer runs, three seeds, about an hour)
-	$(BIN)/flip demo-data
+	$(BIN)/flip demo_data
 ifndef FULL
 	$(SUBMIT) --only masked
 	$(BIN)/flip predict quickstart/masked --set twemoji
@@ -116,16 +116,16 @@ endif
 	@echo "curves: $(BIN)/flip tensorboard $(QUICKSTART)"
 
 study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (less than 100 minutes), STUDY=cheapest: docs/cheapest.md
-	@$(BIN)/python tools/demo_data.py
-	@$(BIN)/python tools/study.py $(if $(STUDY),--study $(STUDY))
+	@$(BIN)/flip demo_data
+	@$(BIN)/flip study $(if $(STUDY),--study $(STUDY))
 
 scaling-study: install  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
-	@$(BIN)/python tools/demo_data.py icons
-	@$(BIN)/python tools/study.py --study scaling $(if $(MINUTES),--minutes $(MINUTES))
+	@$(BIN)/flip demo_data icons
+	@$(BIN)/flip study --study scaling $(if $(MINUTES),--minutes $(MINUTES))
 
 audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
-	@$(BIN)/python tools/audit.py
+	@$(BIN)/flip audit
 
 storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 SITE=foreign OUT=page.md; three to six minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SITE),--site $(SITE)) $(if $(OUT),--out $(OUT))

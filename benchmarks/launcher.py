@@ -21,10 +21,9 @@ from typing import Any
 from benchmarks.lib import results
 from benchmarks.lib.results import ABSENT, rounded
 from benchmarks.lib.slurm_stub import SHAPES, Site, judged, status
+from jobs.__main__ import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
-"""Executable files that are not user commands."""
 OURS = "ours"
 LOOP = "a loop of submitit.submit"
 HYDRA_RUN = "a Hydra multirun"
@@ -86,12 +85,9 @@ def submit(site: Site, runs: int, rounds: int, hydra: bool) -> dict[str, Any]:
 
 def help_(site: Site, repeats: int) -> list[dict[str, Any]]:
     """A row per user command."""
-    files = [path for room in ("jobs", "tools") for path in sorted((ROOT / room).glob("*.py"))]
-    typed = [path for path in files if "__main__" in path.read_text(encoding="utf-8") and path.stem not in NO_COMMANDS]
     return [
-        {"command": str(path.relative_to(ROOT))}
-        | judged("help", lambda path=path: site.command(path, "--help"), repeats)
-        for path in typed
+        {"command": name} | judged("help", lambda name=name: site.command(ROOT / "jobs", name, "--help"), repeats)
+        for name in sorted(PACKAGES)
     ]
 
 

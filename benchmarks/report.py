@@ -60,7 +60,7 @@ def measure(runs: int, lines: int, repeats: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="flip-report-") as root:
         folder = Path(root) / "many"
         written = write(folder, runs, lines, seed)
-        command = [sys.executable, str(ROOT / "jobs" / "report.py"), "many", "--root", root]
+        command = [sys.executable, str(ROOT / "jobs"), "report", "many", "--root", root]
         commands = {"report": command, "plain_json": [sys.executable, "-c", PLAIN, str(folder)]}
         ended = {name: [] for name in commands}
         for _ in range(repeats):

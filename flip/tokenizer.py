@@ -371,7 +371,7 @@ def _byte_pairs(merges: Sequence[tuple[str, ...]], vocabulary: dict[str, int] | 
 def _remedy(path: str | os.PathLike[str]) -> str:
     if _BERT.search(os.fspath(path)):
         return "Put BERT's published file there (docs/reproduce.md has its source); one trained here is another model."
-    return "Make one: python tools/tokenizer.py train"
+    return "Make one: flip tokenizer train"
 
 
 def _wordpiece(vocabulary: dict[str, int], **options: Any) -> tokenizers.Tokenizer:

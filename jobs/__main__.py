@@ -1,17 +1,21 @@
 """Runs one command: ``flip submit ...`` after ``make install``, or ``python -m jobs submit ...`` in the repository.
 
-Each command is a file of jobs/ or tools/ and runs exactly as ``python jobs/submit.py ...`` does.
+Each command is a module of ``jobs.commands`` or ``tools.commands`` whose ``main`` takes the words that follow its name.
+``python /path/to/jobs submit ...`` does the same from any folder, without an installation.
 """
 
+import importlib
 import os
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # python /path/to/jobs: the repository takes the place of jobs/ on the path
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(ROOT)]
+
 COMMANDS = {
-    "jobs": {
+    "jobs.commands": {
         "new": "write a short sweep on your own data",
         "submit": "check a sweep, show its cost, start the runs that are missing",
         "status": "state and progress of runs",
@@ -28,7 +32,7 @@ COMMANDS = {
         "completion": "completion of commands in bash and zsh",
         "schema": "JSON Schemas of sweeps and profiles, for editors",
     },
-    "tools": {
+    "tools.commands": {
         "shards": "index, filter, verify, inspect and benchmark tar shards",
         "export": "export a checkpoint to open_clip, timm, transformers or ONNX",
         "predict": "zero-shot prediction for image files",
@@ -55,7 +59,8 @@ examples:
   flip report quickstart
   flip shards index --help
 """
-SCRIPTS = {command: folder for folder, commands in COMMANDS.items() for command in commands}
+PACKAGES = {command: package for package, commands in COMMANDS.items() for command in commands}
+"""Command -> the package of its module."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,21 +71,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from jobs.common import completion
 
-        name = completion.command(SCRIPTS)
-    if name not in SCRIPTS:
+        name = completion.command(PACKAGES)
+    if name not in PACKAGES:
         return _usage(argv)
     from jobs.common import cli
 
-    if Path(sys.argv[0]).name == "flip":
-        cli.program = "flip"
-    else:
-        cli.program = "python -m jobs"
-    sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *argv[1:]]
-    if not Path(sys.argv[0]).exists():
-        print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
-        return 78
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    return 0
+    if PACKAGES[name].startswith("tools."):
+        if not (ROOT / "tools" / "commands").is_dir():
+            print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
+            return 78
+        sys.path.insert(0, str(ROOT))  # an installed package of the same name must not hide tools/
+    code = cli.quietly(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(argv[1:]))
+    if name == "debug":
+        from jobs.runtime.rank_process import exit_process
+
+        exit_process(code)  # threads of torch may abort a normal exit of the interpreter
+    return code
 
 
 def _usage(argv: Sequence[str]) -> int:
@@ -98,7 +104,7 @@ def _usage(argv: Sequence[str]) -> int:
     if argv:
         from flip.runs.errors import suggestion
 
-        usage += f"\nunknown command: {argv[0]}. {suggestion(argv[0], SCRIPTS)}"
+        usage += f"\nunknown command: {argv[0]}. {suggestion(argv[0], PACKAGES)}"
     print(usage.rstrip(), file=sys.stderr)
     return 2
 

@@ -1,12 +1,8 @@
-"""Starts an evaluation job: ``python -m jobs.evaluator RUN_DIR``.
-
-The code is in ``jobs.runtime.worker``. Records of jobs name this module, so that runs start whose snapshot is
-older or newer than the launcher, whatever the layout of its packages.
-"""
+"""Starts a rank process of an evaluation: ``python -m jobs.evaluator RUN_DIR``. Records of jobs name this module."""
 
 if __name__ == "__main__":
     import sys
 
-    from jobs.runtime import worker
+    from jobs.runtime import rank_process
 
-    worker.exit_process(worker.main(sys.argv[1], worker.evaluate))
+    rank_process.exit_process(rank_process.main(sys.argv[1], rank_process.evaluate))

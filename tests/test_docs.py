@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submit import main
+from jobs.commands.submit import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```\n(?:\nMakes (.*?)\.\n)?", PAGE, re.DOTALL)

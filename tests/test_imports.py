@@ -39,11 +39,12 @@ ORDER = [
     ["jobs.runs"],
     ["jobs.planning"],
     ["jobs.submission", "jobs.reporting"],
+    ["jobs.commands"],
     ["jobs"],
 ]
 LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
-#: Modules without torch, in addition to jobs/ except its worker: launcher, host and loader processes use them.
+#: Modules without torch, in addition to jobs/ except its rank process: launcher, host and loader processes use them.
 LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
 LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
@@ -114,7 +115,7 @@ def test_file_imports_only_lower_packages(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
-    """flip/ imports neither the launcher nor tools; of the launcher, only the worker imports the trainer."""
+    """flip/ imports neither the launcher nor tools; of the launcher, only the rank process imports the trainer."""
     imported = set(imports(FILES[name]))
     if under(name, "flip"):
         assert not [x for x in imported if under(x, "jobs", "tools", "tests", "benchmarks")]

@@ -19,7 +19,7 @@ from tests.flip.models.test_clip import as_radford
 from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_images
 from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
-from tools import shards
+from tools.commands import shards
 
 pytestmark = pytest.mark.kill
 

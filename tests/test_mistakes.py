@@ -34,7 +34,7 @@ def workdir(tmp_path, monkeypatch):
 
 def call_main(capsys, script, arguments):
     """Return (exit code, the only line on standard error)."""
-    code = importlib.import_module(script.replace("/", ".")).main([str(argument) for argument in arguments])
+    code = importlib.import_module(script.replace("/", ".commands.")).main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and len(err) < 800, out + err
     return code, err
@@ -69,8 +69,8 @@ SWEEPS = [
     ("runs: {a: }", ["stages.pretrain.warmup=1e300"], 78, ["stages.pretrain.warmup", "9007199254740991", "1"]),
     ("runs: {a: }", ["--cluster", "h1000"], 78, ["no such cluster profile", "'h1000'", "mean h100? There are:"]),
     ("runs: {a: }", ["--cluster", "bad.yaml"], 78, ["bad.yaml:2", "hourss: unknown key", "Did you mean hours?"]),
-    ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "shards.py index"]),
-    ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "tools/demo_data.py emoji"]),
+    ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "flip shards index"]),
+    ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "flip demo_data emoji"]),
     ("runs: {a: {init.run: other/run}}", [], 78, ["init.run", "no such run", "'other/run'", "SWEEP/RUN"]),
     ("runs: {a: }", ["resources.nodes=2"], 78, ["resources.nodes", "one node", "2", "Set it to 1"]),
 ]  # fmt: skip
@@ -102,10 +102,10 @@ COMMANDS = [
     ("jobs/evaluate", ["emoji/mask50", "--sets", "imagenet"], 78, ["imagenet", "imagenet1k", "NAME=PATH"]),
     ("jobs/evaluate", ["--model", "open_clip:/nowhere", "--sets", "dtd"], 78, ["/nowhere", "open_clip_config.json"]),
     ("jobs/doctor", [], 78, ["scontrol", "Slurm"]),
-    ("tools/shards", ["info", "nowhere"], 65, ["nowhere/manifest.json", "no manifest", "shards.py index"]),
+    ("tools/shards", ["info", "nowhere"], 65, ["nowhere/manifest.json", "no manifest", "flip shards index"]),
     ("tools/shards", ["index", "data/*.tar", "--out", "m"], 65, ["data/*.tar", "missing", "its pattern"]),
     ("tools/shards", ["index", "bad.yaml", "--out", "m"], 65, ["bad.yaml", "not a whole tar", "--skip-damaged"]),
-    ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "tokenizer.py train"]),
+    ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "flip tokenizer train"]),
     ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "folder does not exist", "the word imagenet"]),
     ("tools/predict", ["other/run", "x.png", "--labels", "a"], 78, ["'other/run'", "There are: emoji"]),
     ("tools/export", ["other/run"], 78, ["'other/run'", "There are: emoji"]),

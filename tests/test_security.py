@@ -82,7 +82,7 @@ def test_snapshot_omits_link_to_file_outside_repository(tmp_path):
     assert not [path for path in snapshot.path.rglob("*") if path.is_file() and SECRET in path.read_text()]
 
 
-@pytest.mark.parametrize("words", [["jobs/status.py", "--json"], ["jobs/submit.py", "--sweep", "x.yaml", "--dry-run"]])
+@pytest.mark.parametrize("words", [["jobs", "status", "--json"], ["jobs/submit.py", "--sweep", "x.yaml", "--dry-run"]])
 def test_commands_print_no_secret_environment_variable(tmp_path, words):
     """The secrets appear neither in the output of a command nor in files that it writes."""
     (tmp_path / "x.yaml").write_text("recipe: paper\nset: {data.manifest: m, data.tokenizer: t}\nruns: {a: }\n")

@@ -148,7 +148,7 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
         rows.append(f"many.0f|{i}|57_{i}|RUNNING|n1|None|N/A\n")
     site.rows.write_text("".join(rows))
     before = site.called("squeue")
-    argv = (ROOT / "jobs" / "status.py", "many", "--json")
+    argv = (ROOT / "jobs", "status", "many", "--json")
     judgement = judged("status", lambda: site.command(*argv), repeats)
     states = {row["state"] for row in json.loads(site.command(*argv))}
     if states != {"running"}:

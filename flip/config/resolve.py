@@ -43,7 +43,7 @@ _DEMONSTRATION = {
     "icons": "train train-1of8 train-1of64 bi tabler carbon game-icons retrieval probe/train probe/test",
 }
 DEMONSTRATION = {f"cache:{data}/{name}": data for data, names in _DEMONSTRATION.items() for name in names.split()}
-"""The manifests that tools/demo_data.py creates -> its argument."""
+"""The manifests that flip demo_data creates -> its argument."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def resolve_path(path: str) -> str:
 def manifest_record(folder: str) -> dict[str, Any] | None:
     """manifest.json of a manifest's folder, or None. Raises DataError if it is damaged, PermissionDenied."""
     path = Path(resolve_path(folder)) / "manifest.json"
-    remedy = "Build it again: python tools/shards.py index"
+    remedy = "Build it again: flip shards index"
     if not folder or "://" in folder:
         return None
     try:
@@ -165,7 +165,7 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         chunk = data.chunk or default_chunk(data.samples)
         return DatasetFacts(data.samples, chunk, float(data.sample_bytes), True)
     if not data.manifest:
-        remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
+        remedy = f"Give the folder of a manifest (flip shards index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     if source := source_remedy(resolve_path(data.manifest)):
         raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
@@ -174,12 +174,12 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
     else:
         plan = f"To plan without them, set {key}.samples."
     if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
-        remedy = f"Fetch the demonstration data: python tools/demo_data.py {demo_set}"
+        remedy = f"Fetch the demonstration data: flip demo_data {demo_set}"
     elif data.manifest.startswith("cache:"):
-        remedy = "Index the shards, with this folder as --out: python tools/shards.py index. Which shards: the sweep's"
+        remedy = "Index the shards, with this folder as --out: flip shards index. Which shards: the sweep's"
         remedy += f" head or docs/reproduce.md lists them. {plan}"
     else:
-        remedy = f"Index the shards first: python tools/shards.py index. {plan}"
+        remedy = f"Index the shards first: flip shards index. {plan}"
         if not data.manifest.startswith(("/", "~")):
             remedy = f"{key}.manifest {data.manifest} is relative to the current folder. {remedy}"
     raise DataError("no manifest in this folder", resolve_path(data.manifest), remedy=remedy)

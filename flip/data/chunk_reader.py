@@ -186,7 +186,7 @@ def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
         f"chunk {j} (samples {first} to {last}) is damaged: {what}",
         where,
         remedy="Restore the shard, or leave the samples out: "
-        f"python tools/shards.py exclude {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
+        f"flip shards exclude {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
     )
 
 

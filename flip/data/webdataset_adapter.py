@@ -86,7 +86,7 @@ class Samples:
         if usable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             what = f"the manifest excludes all {len(ids)} samples of this block"
-            remedy = f"Remove them: python tools/shards.py drop {self.manifest.folder} --out NEW_FOLDER"
+            remedy = f"Remove them: flip shards drop {self.manifest.folder} --out NEW_FOLDER"
             raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
         return int(ids[usable[0]])
 

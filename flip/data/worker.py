@@ -225,7 +225,7 @@ class DatasetStream:
                 f"none of the {len(ids)} samples of block {k} of lane {self.lanes[lane]} can be decoded",
                 f"{shard}, sample {ordinal}",
                 self.bad[int(ids[n])],
-                f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
+                f"Look for what is bad: flip shards verify {self.manifest.folder}",
             )
         for step in range((decodable[0] - n) % len(ids)):
             id = int(ids[(n + step) % len(ids)])

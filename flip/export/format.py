@@ -107,7 +107,7 @@ def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
     if any(precision(result) != "fp32" for result in scored):
         yield (
             "\nA score that was not computed in fp32 is not exactly that of these weights in float32: some answers"
-            " differ.\n`python jobs/evaluate.py` on the run's commit computes it in fp32; export again afterwards.\n"
+            " differ.\n`flip evaluate` on the run's commit computes it in fp32; export again afterwards.\n"
         )
 
 

@@ -109,7 +109,7 @@ class Scoring(Callback):
                 encoder, self._config.evaluate.batch, self._ranks, heartbeat, device=self._world.device,
                 predictions=predictions, retry_policy=self._retry_policy,
             )  # fmt: skip
-            with torch.compiler.set_stance("force_eager"):  # as in jobs/evaluate.py; shapes rarely repeat
+            with torch.compiler.set_stance("force_eager"):  # as in flip evaluate; shapes rarely repeat
                 scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
             parallel.reshard(encoder.model)
             for result in scored:

@@ -5,12 +5,13 @@ Imported before arguments are parsed, so it imports nothing large.
 
 import argparse
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from jobs.common.paths import JOBS
 
 CUT_OFF = 141
 """Exit code of a closed pipe, as shells report SIGPIPE."""
@@ -19,8 +20,6 @@ INTERRUPTED = 130
 DEFAULTS = {"quiet": False, "verbose": False, "json": False}
 """Values of the common options that are not given."""
 
-program = ""
-"""``flip`` or ``python -m jobs`` if the command was started through jobs/__main__.py, else empty."""
 _options = argparse.Namespace(**DEFAULTS)
 """The common options of the command that runs."""
 
@@ -34,8 +33,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, json: bool = True, **options: Any) -> None:
         defaults: dict[str, Any] = {"formatter_class": _HelpFormatter}
-        if program:
-            defaults["prog"] = f"{program} {Path(sys.argv[0]).stem}"
         super().__init__(*args, **{**defaults, **options, "allow_abbrev": False})
         group = self.add_argument_group("common options")
         flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}  # the same before a subcommand
@@ -45,12 +42,6 @@ class Parser(argparse.ArgumentParser):
         amount.add_argument("-q", "--quiet", **flag, help="print only the result and errors")
         amount.add_argument("-v", "--verbose", **flag, help="also print debug log lines, on stderr")
         group.add_argument("--version", action="version", version=version(), help="print the version")
-
-    def format_help(self) -> str:
-        text = super().format_help()
-        if program:
-            return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text)
-        return text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
@@ -170,7 +161,7 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
         return work(options)
     except FlipError as error:
         logging.getLogger(__name__).debug("the error was raised here", exc_info=True)
-        print(_json_error(error) if options.json else as_typed(str(error)), file=sys.stderr)
+        print(_json_error(error) if options.json else str(error), file=sys.stderr)
         return error.code
     finally:
         logging.disable(logging.NOTSET)
@@ -182,12 +173,12 @@ def _json_error(error: Any) -> str:
     import json
 
     fields = {"what": error.what, "where": error.where, "value": error.value, "remedy": error.remedy}
-    document = {**_plain(fields), "code": error.code, "message": as_typed(str(error))}
+    document = {**_plain(fields), "code": error.code, "message": str(error)}
     return json.dumps({"error": document}, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it, with texts as ``as_typed`` and without credentials."""
+    """The value as JSON can hold it, without credentials."""
     from flip.runs.credentials import scrub
 
     if isinstance(value, dict):
@@ -196,13 +187,13 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return scrub(as_typed(str(value)))
+    return scrub(str(value))
 
 
 def note(text: str) -> None:
     """Print progress or a hint: on standard error with --json, nothing with --quiet. The result is not a note."""
     if text and not _options.quiet:
-        print(as_typed(text), file=sys.stderr if _options.json else sys.stdout, flush=True)
+        print(text, file=sys.stderr if _options.json else sys.stdout, flush=True)
 
 
 def confirm(question: str) -> bool:
@@ -271,27 +262,24 @@ def quietly(main: Callable[[], int]) -> int:
         raise
 
 
-def as_typed(text: str) -> str:
-    """The text with each ``python jobs/NAME.py`` replaced by the start of ``command(NAME)``."""
-    return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", lambda found: command(found[1]), text)
-
-
 def command(name: str, *words: object) -> str:
-    """A command line of a command of jobs/ or tools/ for users to copy: it works in any folder, and in any shell if
-    this command was not started as ``flip``.
+    """A command line for users to copy: it works in any folder, with the program by which this command was started.
 
     Words are quoted. Paths among them must be absolute.
     """
-    start = ["flip", name]
-    if program != "flip":
-        start = [sys.executable, str(_script(name))]
-    return shlex.join([*start, *map(str, words)])
+    return shlex.join([*_program(), name, *map(str, words)])
 
 
-def _script(name: str) -> Path:
-    root = Path(__file__).resolve().parents[2]
-    places = [root / folder / f"{name}.py" for folder in ("jobs", "tools")]
-    return next((place for place in places if place.exists()), places[0])
+def _program() -> list[str]:
+    """``flip`` if the shell finds the one that was started; else its path, or this interpreter and the folder jobs/."""
+    started = Path(sys.argv[0])
+    if started.name != "flip":
+        return [sys.executable, str(JOBS)]
+    import shutil
+
+    if shutil.which("flip") == str(started):
+        return ["flip"]
+    return [str(started.absolute())]
 
 
 def shorter(path: Path) -> str:

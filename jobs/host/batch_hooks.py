@@ -299,7 +299,7 @@ def end(
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         if not job:
-            remedy = "The end is recorded; continue local runs with `python jobs/submit.py`."
+            remedy = "The end is recorded; continue local runs with `flip submit`."
             what = "not a batch job: nothing to requeue"
             raise ConfigError(what, "jobs/host/batch_hooks.py", decision.cause, remedy=remedy)
         restart(decision.delay, avoided_nodes(run, decision.exclude), run=run, attempt=n)

@@ -304,7 +304,7 @@ def _make_store(run: RunDir, n: int) -> Path:
     """Create the folder of the ranks' store, with mode 0700, on a local disk, because its file is locked at every
     access.
 
-    Its record lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.worker``).
+    Its record lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.rank_process``).
     """
     folder = Path(tempfile.mkdtemp(prefix="flip-store-"))
     try:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import attempts, lifecycle, ownership
@@ -360,8 +360,13 @@ def is_served(sweep: Path) -> bool:
         os.close(handle)
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Run ``main`` of this process's argument, and exit."""
     try:
         sys.exit(main(sys.argv[1]))
     except ConfigError as error:
         sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    start()

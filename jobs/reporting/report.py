@@ -19,7 +19,7 @@ from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figu
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
 ROWS_PER_RUN = 6
-"""Most rows of attempts per run; jobs/explain.py shows all attempts."""
+"""Most rows of attempts per run; flip explain shows all attempts."""
 COLUMNS = 8
 """Most runs in one matrix of settings, for print."""
 

@@ -1,4 +1,4 @@
-"""Details of one run for ``jobs/explain.py``, from its files and its cluster."""
+"""Details of one run for ``flip explain``, from its files and its cluster."""
 
 import os
 import re

@@ -1,8 +1,8 @@
 """What does a rank of a job execute, and with which cause and exit code does it end?
 
-- ``worker.py``: ``main`` prepares the process (signals, logs, checks of snapshot and identity), then trains, or runs
-  ``evaluate``; in any case it writes the rank's cause and returns the exit code. ``in_process`` trains in the
-  calling process, for ``jobs/debug.py``.
+- ``rank_process.py``: ``main`` prepares the process (signals, logs, checks of snapshot and identity), then trains, or
+  runs ``evaluate``; in any case it writes the rank's cause and returns the exit code. ``in_process`` trains in the
+  calling process, for ``flip debug``.
 
 ``jobs/worker.py`` and ``jobs/evaluator.py`` start it as ``python -m jobs.worker RUN_DIR``.
 

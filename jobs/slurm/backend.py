@@ -137,7 +137,7 @@ class SlurmBackend:
             if slurm_cli.NO_ANSWER.search(refusal):
                 remedy = "Submit again when the controller answers: a job that was accepted is found by its name."
                 raise StorageError("Slurm does not answer", self.profile.name, refusal, remedy) from error
-            remedy = "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`)."
+            remedy = "Correct partition, account, qos or options of the profile (`flip doctor`)."
             raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
         for line in messages:  # of the site, for instance
             print(plain(line), file=sys.stderr)

@@ -227,7 +227,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
 
 def _followers(profile: ClusterProfile, job: Job) -> list[str]:
     """Lines that start a process per tracker on the first node. With pyxis none, since srun alone opens the image:
-    there, ``jobs/follow.py`` on a login node sends the metrics."""
+    there, ``flip follow`` on a login node sends the metrics."""
     if profile.container and profile.container_runtime == "pyxis":
         return []
     follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))

@@ -1,14 +1,14 @@
 """Carries out a plan: from a sweep file to jobs of a backend.
 
-- ``submission.py``: ``Submission``, one call of ``jobs/submit.py`` with ``SubmitOptions``: checks, plan, question,
+- ``submission.py``: ``Submission``, one call of ``flip submit`` with ``SubmitOptions``: checks, plan, question,
 commit.
 - ``api.py``: ``flip.submit`` and the handle that it returns.
 - ``apply.py``: creates, moves and locks run directories, and hands over their jobs.
 - ``snapshot.py``: ``take`` copies the code of the runs into the sweep's folder.
 - ``dry_run.py``: ``PlannedJob``, the jobs that Slurm would get.
 - ``render.py``: a plan as text and as JSON.
-- ``cleanup.py``: what runs no longer need, and its deletion, for ``jobs/clean.py``.
-- ``evaluation.py``: ``EvaluationRequest``, one call of ``jobs/evaluate.py``: a separate job next to the run.
+- ``cleanup.py``: what runs no longer need, and its deletion, for ``flip clean``.
+- ``evaluation.py``: ``EvaluationRequest``, one call of ``flip evaluate``: a separate job next to the run.
 
 Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.runs``,
 ``jobs.slurm``, ``jobs.sweeps``, ``jobs.tracking``, ``jobs.common`` and ``jobs.host``, and of ``flip.training`` only

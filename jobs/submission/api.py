@@ -1,4 +1,4 @@
-"""``flip.submit``: a sweep from Python, as ``jobs/submit.py`` does from a shell."""
+"""``flip.submit``: a sweep from Python, as ``flip submit`` does from a shell."""
 
 import os
 import time

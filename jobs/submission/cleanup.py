@@ -1,4 +1,4 @@
-"""Lists and deletes folders that runs no longer need, for ``jobs/clean.py``: the only deletion that a user asks for.
+"""Lists and deletes folders that runs no longer need, for ``flip clean``: the only deletion that a user asks for.
 
 Each folder has a kind:
 

@@ -1,4 +1,4 @@
-"""One call of ``jobs/evaluate.py``: a job next to each run is created, submitted and waited for; the results are a
+"""One call of ``flip evaluate``: a job next to each run is created, submitted and waited for; the results are a
 table.
 
 The job is a run directory, RUNS_ROOT/<sweep>/.evaluate/<run>-<token>/, with attempts, causes and logs like any other,

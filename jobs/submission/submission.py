@@ -1,4 +1,4 @@
-"""One call of ``jobs/submit.py``: sweep file -> resolved runs -> checks -> plan -> confirmation -> commit."""
+"""One call of ``flip submit``: sweep file -> resolved runs -> checks -> plan -> confirmation -> commit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
 
 @dataclass
 class SubmitOptions:
-    """The options of ``jobs/submit.py``, which describes them."""
+    """The options of ``flip submit``, which describes them."""
 
     sweep: str = ""
     cluster: str | None = None

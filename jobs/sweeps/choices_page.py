@@ -1,6 +1,6 @@
 """The text of docs/choices.md: every implementation that a setting selects by name, from the registries.
 
-``python jobs/schema.py --write`` writes the page. The description of an entry is the first paragraph of its docstring.
+``flip schema --write`` writes the page. The description of an entry is the first paragraph of its docstring.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 _HEAD = """# Choices by name
 
 The implementations that a setting selects by its name, from the tables in the code.
-`python jobs/schema.py --write` writes this page.
+`flip schema --write` writes this page.
 [CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
 """
 

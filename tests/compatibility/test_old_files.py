@@ -53,11 +53,11 @@ def test_manifest_loads_all_versions_written_by_release(old, name):
 
 
 def test_status_explain_and_report_read_runs_of_release(old):
-    rows = {row["run"]: row for row in json.loads(call(old, "jobs/status.py", "old", "--json"))}
+    rows = {row["run"]: row for row in json.loads(call(old, "jobs", "status", "old", "--json"))}
     assert {name: row["state"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
-    assert "cancelled by root" in call(old, "jobs/explain.py", "old/stopped")
-    assert "complete" in call(old, "jobs/explain.py", "old/complete")
-    report = {row["run"]: row for row in json.loads(call(old, "jobs/report.py", "old", "--json"))}
+    assert "cancelled by root" in call(old, "jobs", "explain", "old/stopped")
+    assert "complete" in call(old, "jobs", "explain", "old/complete")
+    report = {row["run"]: row for row in json.loads(call(old, "jobs", "report", "old", "--json"))}
     assert report["complete"]["state"] == "complete" and report["stopped"]["state"] == "cancelled"
 
 
@@ -89,9 +89,9 @@ def test_read_runs_and_load_accept_run_and_export_of_release(old):
 @pytest.mark.long
 def test_export_and_evaluate_repeat_results_of_release(old):
     run = old / "runs" / "old" / "complete"
-    call(old, "tools/export.py", str(run), "--out", str(old / "again"))
+    call(old, "jobs", "export", str(run), "--out", str(old / "again"))
     for name in ("open_clip_model.safetensors", "timm/model.safetensors"):
         assert (old / "again" / name).read_bytes() == (old / "export" / name).read_bytes()
-    (row,) = json.loads(call(old, "jobs/evaluate.py", "old/complete", "--json"))
+    (row,) = json.loads(call(old, "jobs", "evaluate", "old/complete", "--json"))
     (before,) = json.loads((run / "eval" / "unmasked-384.json").read_text())["evaluations"]
     assert (row["predictions"], row["top1"]) == (before["predictions"], before["top1"])

@@ -276,7 +276,7 @@ class World:
             self.clock.at(6 * HOUR if self.clock.now < DAY else 3 * DAY, self._check_in)
 
     def _submit(self):
-        """Submit as ``jobs/submit.py`` does, without the checks of configurations."""
+        """Submit as ``flip submit`` does, without the checks of configurations."""
         with apply.lock(self.folder):
             existing = planning.scan_runs(self.folder, list(self.likes))
             resolved_runs = [ResolvedRun(name, Config(), {"hash": name}, None) for name in self.likes]

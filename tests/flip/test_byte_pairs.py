@@ -16,7 +16,7 @@ import transformers
 from flip.config.schema import TextTower
 from flip.runs.errors import ConfigError
 from flip.tokenizer import BYTES, END, START, Tokenizer, train, train_byte_pairs
-from tools import tokenizer as command
+from tools.commands import tokenizer as command
 
 PUBLISHED = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 TOWER = TextTower(length=77, causal=True, repair=True)

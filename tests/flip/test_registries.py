@@ -29,7 +29,7 @@ from jobs.sweeps import choices_page
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
 from tests.harness.common import ROOT
-from tools.tokenizer import KINDS
+from tools.commands.tokenizer import KINDS
 
 #: Setting -> (its table, its choices, the file of the choices).
 REGISTRIES = {
@@ -55,7 +55,7 @@ def missing_choices():
             yield f"flip/config/schema.py: the choices of {setting} and its table differ in {entry}"
         assert section(owner)["properties"][name]["enum"] == list(choices)
     for entry in TOKENIZERS.keys() ^ set(KINDS):
-        yield f"tools/tokenizer.py: KINDS and TOKENIZERS differ in {entry}"
+        yield f"tools/commands/tokenizer.py: KINDS and TOKENIZERS differ in {entry}"
 
 
 def missing_descriptions():
@@ -64,7 +64,7 @@ def missing_descriptions():
             if not choices_page.description(entry):
                 yield f"{name}: its class needs a docstring, which docs/choices.md shows"
     if (ROOT / "docs" / "choices.md").read_text(encoding="utf-8") != choices_page.text():
-        yield "docs/choices.md: run python jobs/schema.py --write"
+        yield "docs/choices.md: run flip schema --write"
 
 
 def missing_fields_of_losses():
@@ -134,7 +134,7 @@ class Blur(AugmentationStep):
         (OPTIMIZERS, AdamW(), missing_choices, "the choices of optim.name and its table differ in new"),
         (LOSSES, TwoBiases(), missing_choices, "the choices of model.objective and its table differ in new"),
         (OPTIMIZERS, Undocumented(), missing_descriptions, "new: its class needs a docstring"),
-        (OPTIMIZERS, AdamW(), missing_descriptions, "docs/choices.md: run python jobs/schema.py --write"),
+        (OPTIMIZERS, AdamW(), missing_descriptions, "docs/choices.md: run flip schema --write"),
         (LOSSES, TwoBiases(), missing_fields_of_losses, "new needs a field other_bias in Model"),
         (AUGMENTATIONS, Blur(), missing_fields_of_steps, "step new needs a field blur in Augment"),
         (AUGMENTATIONS, Blur(), missing_purposes, "new: draw 0 of purpose 2 belongs to flip"),

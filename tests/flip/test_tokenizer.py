@@ -148,7 +148,7 @@ def test_error_for_published_tokenizer_does_not_suggest_training(path, tmp_path,
         with pytest.raises(ConfigError) as caught:
             Tokenizer(file, 32, False)
         assert "docs/reproduce.md" in caught.value.remedy and "tokenizer.py" not in caught.value.remedy
-    with pytest.raises(ConfigError, match=r"tools/tokenizer\.py train"):
+    with pytest.raises(ConfigError, match=r"flip tokenizer train"):
         Tokenizer(tmp_path / "bert-uncased.json", 32, False)
 
 

@@ -4,7 +4,7 @@ Each builder creates its files below one folder, starts what the test needs, and
 for states. The assertions are in the tests.
 
 - `training_run.TrainingRun`: one real training run under the local supervisor; kills ranks and damages files.
-- `local_sweep.LocalSweep`: a sweep of fake workers under the real local supervisor.
+- `local_sweep.LocalSweep`: a sweep of fake rank processes under the real local supervisor.
 - `command_line`: the commands of jobs/ as a user types them, on a local or a Slurm sweep with real data.
 - `user_command_line.UserCommandLine`: the same as another user of the machine.
 - `slurm_scene.SlurmScene`: one submission to a real Slurm, and a record of states, signals and calls.

@@ -110,7 +110,7 @@ runs:
 
     def type(self, command, *arguments, code=0):
         """Run ``python jobs/COMMAND.py`` and return its output. The command must exit with ``code``."""
-        done = run_script(f"jobs/{command}.py", *arguments, cwd=self.folder, runs=self.runs, timeout=120)
+        done = run_script("jobs", command, *arguments, cwd=self.folder, runs=self.runs, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

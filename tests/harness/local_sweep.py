@@ -1,4 +1,4 @@
-"""A sweep folder whose runs are executed by the fake worker, under the real supervisor."""
+"""A sweep folder whose runs are executed by the fake rank process, under the real supervisor."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ class LocalSweep:
         self.snapshot.mkdir()
         for package in ("flip", "jobs"):
             (self.snapshot / package).symlink_to(ROOT / package)
-        shutil.copy(ROOT / "tests" / "jobs" / "fake_worker.py", self.snapshot)
+        shutil.copy(ROOT / "tests" / "jobs" / "fake_rank.py", self.snapshot)
         self.cluster = backend.LocalBackend(ClusterProfile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
 
@@ -36,7 +36,7 @@ class LocalSweep:
         self.cluster.profile.parallel = parallel
         shapes = [JobResources(processes=self.worlds[r.name], gpus=gpus) for r in runs]
         self.cluster.submit(
-            [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
+            [Job(r, self.snapshot, s, module="fake_rank", **fields) for r, s in zip(runs, shapes, strict=True)]
         )
 
     def state(self, run: RunDir) -> str:

@@ -31,7 +31,7 @@ SETTLED = 2.0
 
 
 def profile(**fields):
-    """Return a profile for ``tools/slurm_sandbox.py``."""
+    """Return a profile for ``flip slurm_sandbox``."""
     base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
     return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
@@ -124,7 +124,7 @@ class SlurmScene:
         os.kill(pid, signal.SIGKILL)
 
     def cancel(self):
-        """Cancel the runs as ``jobs/cancel.py`` does."""
+        """Cancel the runs as ``flip cancel`` does."""
         create_json(self.runs[0].cancel, {"who": "tester", "why": "test", "time": time.time()})
         self.cluster.cancel(self.runs)
 

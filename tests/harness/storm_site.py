@@ -32,7 +32,7 @@ SILENT = 20
 EDITED = (
     "flip/training/trainer.py",
     "flip/training/grad_cache.py",
-    "jobs/runtime/worker.py",
+    "jobs/runtime/rank_process.py",
     "jobs/host/rank_entry.py",
     "jobs/host/batch_hooks.py",
 )

@@ -82,7 +82,7 @@ class TrainingRun:
         return LocalBackend(load_profile("local"))
 
     def submit(self):
-        fields = {"module": "tests.kill_worker", "trackers": tracker.used(self.config)}
+        fields = {"module": "tests.kill_rank", "trackers": tracker.used(self.config)}
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, **fields)])
 
     def save_config(self):

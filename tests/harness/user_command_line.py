@@ -48,7 +48,7 @@ runs: {{half: {{stages.pretrain.mask: 0.5}}}}
         """Wait until the run of the sweep is complete, and its supervisor has recorded that."""
 
         def over():
-            done = user.python("jobs/status.py", sweep, "--json", FLIP_RUNS=root)
+            done = user.python("jobs", "status", sweep, "--json", FLIP_RUNS=root)
             return done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "complete"
 
         def recorded():

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk and simulated time."""
+"""Fixtures of the tests of jobs/: a sweep of fake rank processes, small data, a small disk and simulated time."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.commands.submit import main as submit_main
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
-from jobs.submit import main as submit_main
 from tests.harness.command_line import SubmitCommandLine
 from tests.harness.local_sweep import LocalSweep
 from tests.synthetic import make_dataset, make_tokenizer

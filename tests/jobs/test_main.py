@@ -4,15 +4,13 @@ import argparse
 import functools
 import importlib
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import COMMANDS, SCRIPTS, USAGE, main
-from jobs.common import cli
+from jobs.__main__ import COMMANDS, PACKAGES, USAGE, main
 from jobs.common.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +44,7 @@ def parsers(name):
 
         patched.setattr(Parser, "parse_args", capture)
         with pytest.raises(SystemExit):
-            importlib.import_module(f"{SCRIPTS[name]}.{name}").main([])
+            importlib.import_module(f"{PACKAGES[name]}.{name}").main([])
     for parser in created:  # the loop appends to the list
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -54,21 +52,21 @@ def parsers(name):
     return created
 
 
-def test_command_table_matches_scripts():
-    assert all((ROOT / folder / f"{name}.py").is_file() for name, folder in SCRIPTS.items())
-    for folder in COMMANDS:
-        scripts = {path.stem for path in (ROOT / folder).glob("*.py") if "quietly(main)" in path.read_text()}
-        assert scripts - {"slurm_here"} == set(COMMANDS[folder])
+def test_command_table_names_all_modules_of_its_packages():
+    for package, commands in COMMANDS.items():
+        modules = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")}
+        assert modules - {"__init__"} == set(commands)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_every_command_has_common_options_and_example(name):
     expected = {"--quiet", "--verbose", "--version", "--help"} | (
         {"--json"} - ({"--json"} if name in NO_RESULT else set())
     )
     for parser in parsers(name):
         assert expected <= set(parser._option_string_actions), parser.prog
-        assert parser.description and f"{name}" in parser.epilog and "examples:" in parser.epilog, parser.prog
+        assert parser.description and "examples:" in parser.epilog and f"flip {name}" in parser.epilog, parser.prog
+        assert parser.prog.startswith(f"flip {name}")
 
 
 def test_usage_and_page_name_commands_without_json():
@@ -81,15 +79,14 @@ def test_usage_and_page_name_commands_without_json():
 def test_help_lists_all_commands_without_heavy_imports():
     done = run("--help")
     assert done.returncode == 0 and "flip submit quickstart" in done.stdout and "  shards  " in done.stdout
-    assert all(f"\n  {name} " in done.stdout for name in SCRIPTS) and "exit codes: 0 complete, 2 wrong" in done.stdout
+    assert all(f"\n  {name} " in done.stdout for name in PACKAGES) and "exit codes: 0 complete, 2 wrong" in done.stdout
     assert not {"torch", "numpy", "yaml", "flip", "argparse"} & imported(done)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_command_help_avoids_heavy_imports(name):
     done = run(name, "--help")
-    assert done.returncode == 0 and f"usage: python -m jobs {name} [options]" in done.stdout
-    assert "python jobs/" not in done.stdout, "examples use the name by which the command was started"
+    assert done.returncode == 0 and f"usage: flip {name} [options]" in done.stdout
     assert not (HEAVY if name in HEAVY_PARSERS else LIGHT) & imported(done)
 
 
@@ -113,12 +110,46 @@ def test_main_refuses_unknown_command_with_suggestion(capsys):
 
 
 def test_main_accepts_dash_for_underscore_in_command(monkeypatch):
+    from tools.commands import demo_data
+
     started = []
-    monkeypatch.setattr(runpy, "run_path", lambda path, run_name: started.append((path, sys.argv)))
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/flip"])
-    monkeypatch.setattr(cli, "program", "")
-    assert main(["demo-data", "--json"]) == 0
-    script = str(ROOT / "tools" / "demo_data.py")
-    assert started == [(script, [script, "--json"])]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # the command sets it for its children
+    monkeypatch.setattr(demo_data, "main", lambda words: started.append(words) or 75)
+    assert main(["demo-data", "--json"]) == 75 and started == [["--json"]]
+
+
+@pytest.mark.parametrize("start", [["jobs", "submit"], ["jobs/submit.py"]])
+@pytest.mark.parametrize("safe", [[], ["-P"]])
+def test_checkout_runs_without_installation_from_any_folder(tmp_path, start, safe):
+    """A file in the current folder hides no module, nor does jobs/ itself."""
+    (tmp_path / "argparse.py").write_text("raise SystemExit('imported from the current folder')")
+    line = [sys.executable, *safe, "-S", str(ROOT / start[0]), *start[1:], "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env={}, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: flip submit [options]")
+
+
+@pytest.mark.parametrize("module", ["jobs.worker", "jobs.evaluator", "jobs.supervisor", "jobs.follow"])
+def test_modules_of_old_records_start(module, tmp_path):
+    """Records of jobs and queued batch scripts name them; each reports a folder that is no run."""
+    environment = {"FLIP_ATTEMPT": "1", "PATH": ""}
+    line = [sys.executable, "-m", module, str(tmp_path / "absent")]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+    assert "No module" not in done.stderr and str(tmp_path / "absent") in done.stdout + done.stderr
+
+
+def test_printed_command_starts_with_program_of_this_one(monkeypatch, tmp_path):
+    from jobs.common import cli
+
+    program = tmp_path / "bin" / "flip"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    monkeypatch.setenv("PATH", str(program.parent))
     assert cli.command("status", "a b") == "flip status 'a b'"
-    assert cli.as_typed("see python tools/shards.py info") == "see flip shards info"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli.command("status") == f"{program} status"
+    for started in ("/x/jobs/__main__.py", "jobs/submit.py"):
+        monkeypatch.setattr(sys, "argv", [started])
+        assert cli.command("status") == f"{sys.executable} {ROOT / 'jobs'} status"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs import submit
+from jobs.commands import submit
 from tests.jobs.runs import test_resubmit
 
 desk = test_resubmit.desk
@@ -77,7 +77,7 @@ def test_deleted_current_folder(tmp_path, name):
     folder = tmp_path / "gone"
     folder.mkdir()
     start = 'cd "$1"; rmdir "$1"; exec "$2" "$3" x'
-    words = ["sh", "-c", start, "sh", str(folder), sys.executable, str(ROOT / "jobs" / f"{name}.py")]
+    words = ["sh", "-c", start, "sh", str(folder), sys.executable, str(ROOT / "jobs"), name]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (78, "")
     assert "the current folder has been deleted" in done.stderr and "Traceback" not in done.stderr

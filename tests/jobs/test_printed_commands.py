@@ -11,13 +11,14 @@ import pytest
 
 from flip.monitoring.results import read_outcomes
 from flip.runs.rundir import RunDir, write_json
-from jobs import explain, new, report, status, submit
-from jobs.common import cli
+from jobs.__main__ import PACKAGES
+from jobs.commands import explain, new, report, status, submit
 from jobs.local import backend
 from jobs.reporting.document import Text
 from jobs.reporting.report import findings
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
+from tests.harness.common import ROOT
 from tests.jobs.outcomes import make
 
 SWEEP = """
@@ -32,7 +33,9 @@ runs:
   longer: {{init.run: trunk, init.samples: 32, init.extend: true, stages.pretrain.samples: 96}}
 """
 
-pytestmark = pytest.mark.long
+TYPED = re.compile(r"(?<![\w./-])(?<!from )(?<!import )(?<!horizontal )flip ([a-z][\w-]+)")
+"""A command line in a page, a message or a comment."""
+SCRIPTS = re.compile(r"python3? (?:\S*/)?(?:jobs|tools)/\S+\.py")
 
 
 @pytest.fixture
@@ -72,16 +75,17 @@ def printed(tmp_path, data, monkeypatch, capsys):
     return sorted({found[0].rstrip(" .") for text in texts for found in re.finditer(rf"{start}[^\n`)]*", text)})
 
 
+@pytest.mark.long
 def test_printed_commands_work_in_empty_folder(printed, tmp_path):
-    names = {Path(shlex.split(line)[1]).stem for line in printed}
+    names = {shlex.split(line)[2] for line in printed}
     assert names >= {"submit", "status", "logs", "report", "tensorboard", "explain"}, printed
     (tmp_path / "empty").mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "FLIP_RUNS"}
     for line in printed:
         words = shlex.split(line.partition(". ")[0])
-        name = Path(words[1]).stem
+        name = words[2]
         if name == "tensorboard":  # a server
-            assert Path(words[2]).is_dir()
+            assert Path(words[3]).is_dir()
             continue
         words = [word for word in words if word not in ("-f", "--watch")]
         if name == "submit" and "--dry-run" not in words:
@@ -92,9 +96,19 @@ def test_printed_commands_work_in_empty_folder(printed, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_hint_in_error_has_path_of_command(monkeypatch):
-    monkeypatch.setattr(cli, "program", "")
-    hint = cli.as_typed("Make one: python tools/shards.py index SHARDS")
-    program, script, *words = shlex.split(hint.removeprefix("Make one: "))
-    assert program == sys.executable and Path(script).is_absolute() and Path(script).is_file()
-    assert words == ["index", "SHARDS"]
+def test_pages_messages_and_sweeps_name_existing_commands():
+    """They write ``flip NAME``; of files of jobs/ and tools/, users start only jobs/submit.py."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in listed if _is_read_by_users(name)}
+    assert len(texts) > 300
+    typed = {(name, found[1]) for name, text in texts.items() for found in TYPED.finditer(text)}
+    assert {word.replace("-", "_") for _, word in typed} >= set(PACKAGES) - {"audit"}
+    assert not [(name, word) for name, word in typed if word.replace("-", "_") not in PACKAGES]
+    files = [(name, found[0]) for name, text in texts.items() for found in SCRIPTS.finditer(text)]
+    assert not [(name, line) for name, line in files if "jobs/submit.py" not in line and "jobs/host/" not in line]
+
+
+def _is_read_by_users(name):
+    parts = name.split("/")
+    is_history = name in ("CHANGELOG.md", "docs/migration.md")
+    return parts[0] not in ("tests", "benchmarks") and name.endswith((".md", ".yaml", ".py")) and not is_history

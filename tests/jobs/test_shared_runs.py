@@ -15,7 +15,7 @@ from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import read_json, write_json
-from jobs import explain, report, status
+from jobs.commands import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.planning import plan as planning

@@ -19,7 +19,7 @@ from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio
 from tests.s3.proxy import COUNTED_AS, FAULTS
 from tests.s3.servers import BUCKET, files
-from tools.shards import main
+from tools.commands.shards import main
 
 pytestmark = pytest.mark.s3
 
@@ -261,8 +261,8 @@ def test_loader_stops_at_damaged_chunk_until_samples_are_excluded(original, serv
         take(source)
     assert error.value.code == 65 and proxy.counts["rot"] >= 2 and (workers or list(retries(source)) == ["checksum"])
 
-    command = re.search(r"python (tools/shards\.py exclude .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
-    subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "repaired")], cwd=ROOT, check=True)
+    command = re.search(r"flip (shards exclude .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
+    subprocess.run([sys.executable, "jobs", *shlex.split(command[1]), str(tmp_path / "repaired")], cwd=ROOT, check=True)
     assert main(["except", str(original), "--ids", command[2], "--out", str(tmp_path / "local")]) == 0
     source = loader(original, folder=tmp_path / "repaired", workers=workers)
     batches = take(source)

@@ -1,4 +1,4 @@
-"""Tests of the command tools/shards.py on a bucket: index, move, verify and except."""
+"""Tests of the command flip shards on a bucket: index, move, verify and except."""
 
 import json
 import signal
@@ -17,9 +17,9 @@ from tests.flip.data.loading import loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tests.s3.test_loader import same, take
-from tools.shards import main
+from tools.commands.shards import main
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
 pytestmark = pytest.mark.s3
 
@@ -49,7 +49,7 @@ def test_index_reads_only_remaining_shards_after_kill(own, proxied, tmp_path, ca
     reference = json.loads(capsys.readouterr().out)
 
     proxy.plan(["silence"], 1, after=2)
-    child = subprocess.Popen([sys.executable, TOOL, *command, str(tmp_path / "m")])
+    child = subprocess.Popen([sys.executable, JOBS, "shards", *command, str(tmp_path / "m")])
     limit = time.monotonic() + 60
     while not proxy.counts["silence"]:
         assert child.poll() is None and time.monotonic() < limit

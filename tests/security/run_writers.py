@@ -24,7 +24,7 @@ from flip.runs.rundir import RunDir
 from flip.training.sample_log import SampleLog
 from jobs.host import notify
 from jobs.local import rank_processes, supervisor
-from jobs.runtime import worker
+from jobs.runtime import rank_process
 from jobs.tracking import follower
 
 
@@ -95,7 +95,7 @@ def checkpoint(run, n):
 
 def flight_record(run, n):
     shutdown.flight_record = lambda: b"{}"
-    worker._write_flight_record(run, n, 0)
+    rank_process._write_flight_record(run, n, 0)
 
 
 def features(run):

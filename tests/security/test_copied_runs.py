@@ -26,7 +26,7 @@ def slow(value):
 
 
 @pytest.fixture
-def worker_desk(users, desk):
+def rank_desk(users, desk):
     """``desk`` with a stub that also imports the code of the run."""
     text = desk.stub.read_text()
     desk.stub.write_text(text.replace('pwd > "$HOME/ran"', f'pwd > "$HOME/ran"; {sys.executable} -c "import flip.rng"'))
@@ -98,10 +98,10 @@ def copy(user, source, root):
 @pytest.mark.parametrize(
     "kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json", "no attempts"])]
 )
-def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk, kind):
+def test_copy_of_other_users_run_continues_with_current_code(users, rank_desk, kind):
     alice = users.alice
     bob = users.bob
-    desk = worker_desk
+    desk = rank_desk
     theirs = users.shared / "bob"
     mine = users.shared / "alice"
     with bob.acts():
@@ -142,11 +142,11 @@ def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk,
         assert not other_submitter(copied), "from now on it is her run"
 
 
-def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, worker_desk):
+def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, rank_desk):
     """Its digest is that of the current code, and all of it belongs to Alice."""
     alice = users.alice
     bob = users.bob
-    desk = worker_desk
+    desk = rank_desk
     theirs = users.shared / "bob"
     mine = users.shared / "alice"
     with bob.acts():
@@ -165,9 +165,9 @@ def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, worker_de
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "move"])
-def test_own_run_continues_with_its_code_after_copy_or_move(users, worker_desk, how):
+def test_own_run_continues_with_its_code_after_copy_or_move(users, rank_desk, how):
     alice = users.alice
-    desk = worker_desk
+    desk = rank_desk
     first = users.shared / "first"
     second = users.shared / "second"
     with alice.acts():
@@ -242,5 +242,5 @@ def test_supervisor_does_not_start_copied_job_record(users, desk):
     assert done.returncode == 0, done.stderr
     desk.until_complete(alice, mine, "demo/half")
     assert not (alice.home / "executed").exists()
-    state = alice.python("jobs/status.py", mine / "demo" / "other", "--json")
+    state = alice.python("jobs", "status", mine / "demo" / "other", "--json")
     assert json.loads(state.stdout)[0]["state"] == "stopped", state.stdout

@@ -69,7 +69,7 @@ def test_existing_runs_below_exposed_folder_continue_until_they_are_exchanged(us
     assert (alice.home / "old").exists() and not (alice.home / "new").exists(), log
     assert f"WARNING {project}: members of the group gid {TEAM} may write to it" in log
     assert f"new: a file of it is damaged; left alone: ValueError('{project} is not trusted" in log
-    done = alice.python("jobs/status.py", "demo", FLIP_RUNS=project)
+    done = alice.python("jobs", "status", "demo", FLIP_RUNS=project)
     assert done.returncode == 0 and f"warning: {project}: members of the group" in done.stderr, done.stderr
     with mallory.acts(groups=[TEAM]):
         sweep.rename(project / "moved")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import explain, report, status
+from jobs.commands import explain, report, status
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def call(sweep, *arguments, before=()):
 
 
 def test_status_and_report_list_every_run_despite_fifos(sweep):
-    for arguments in (("jobs/status.py", "demo", "--json"), ("jobs/report.py", "demo", "--json")):
+    for arguments in (("jobs", "status", "demo", "--json"), ("jobs", "report", "demo", "--json")):
         done = call(sweep, *arguments)
         assert done.returncode == 0, done.stderr
         rows = {row["run"]: row for row in json.loads(done.stdout)}
@@ -67,21 +67,21 @@ def test_too_large_records_are_named_and_not_read(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"value": [' + "[]," * 6_000_000 + "[]]}")
     named = {}
-    for command in ("jobs/status.py", "jobs/report.py"):
-        done = call(tmp_path / "demo", command, "demo", "--json", before=("-c", WITH_PEAK))
+    for command in ("status", "report"):
+        done = call(tmp_path / "demo", "jobs", command, "demo", "--json", before=("-c", WITH_PEAK))
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         assert int(done.stderr.split("peak: ")[1]) < 400e6
         rows = {row["run"]: row for row in json.loads(done.stdout)}
         assert rows.keys() == {"sound", *(record.replace("/", "-") for record in BULKY)}
         assert rows["sound"]["state"] == "complete"
         named[command] = {run for run, row in rows.items() if "more than the limit" in (row["reason"] or "")}
-    assert named["jobs/status.py"] >= {"status.json", "result.json"}
-    assert named["jobs/report.py"] >= {"result.json", "attempts-1-start.json", "attempts-1-end.json"}
+    assert named["status"] >= {"status.json", "result.json"}
+    assert named["report"] >= {"result.json", "attempts-1-start.json", "attempts-1-end.json"}
 
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_explain_finishes_if_record_is_fifo(sweep, record):
-    done = call(sweep, "jobs/explain.py", f"demo/{record.replace('/', '-')}")
+    done = call(sweep, "jobs", "explain", f"demo/{record.replace('/', '-')}")
     assert "Traceback" not in done.stderr, done.stderr
 
 

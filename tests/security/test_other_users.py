@@ -60,18 +60,18 @@ def test_report_writes_nothing_into_sweep_of_other_user(users, mallory_run, prec
     with users.mallory.acts():
         prepare_links(sweep, "report.html", precious)
     before = tree(sweep)
-    done = users.alice.python("jobs/report.py", sweep)
+    done = users.alice.python("jobs", "report", sweep)
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.rpartition("page: ")[2].strip())
     private = users.alice.home / ".cache" / "flip" / f"reports-{users.alice.uid}"
     assert page.is_relative_to(private) and "<html" in page.read_text() and private.stat().st_mode & 0o77 == 0
     assert tree(sweep) == before
-    done = users.alice.python("jobs/report.py", sweep, HOME=None)
+    done = users.alice.python("jobs", "report", sweep, HOME=None)
     assert done.returncode == 78 and "export FLIP_CACHE=FOLDER" in done.stderr, done.stderr
     with users.alice.acts():
         (users.alice.home / "pages").mkdir()
     for arguments in (["--out", "pages/a.html"], ["--folder", "pages", "--out", "pages/b.html"]):
-        done = users.alice.python("jobs/report.py", sweep, *arguments)
+        done = users.alice.python("jobs", "report", sweep, *arguments)
         assert done.returncode == 0, done.stderr
     assert {"a.html", "b.html", "report.html", "results.csv"} <= {path.name for path in precious.parent.glob("pages/*")}
     assert tree(sweep) == before
@@ -79,7 +79,7 @@ def test_report_writes_nothing_into_sweep_of_other_user(users, mallory_run, prec
 
 def test_report_replaces_prepared_links_in_output_folder(users, mallory_run, precious):
     """``--folder`` names a folder to which Mallory can also write."""
-    done = users.alice.python("jobs/report.py", mallory_run.path.parent, "--folder", "made")
+    done = users.alice.python("jobs", "report", mallory_run.path.parent, "--folder", "made")
     names = [path.relative_to(users.alice.home / "made") for path in (users.alice.home / "made").rglob("*.*")]
     assert done.returncode == 0 and any(name.suffix == ".png" for name in names), done.stderr
     with users.mallory.acts(umask=0):
@@ -87,7 +87,8 @@ def test_report_replaces_prepared_links_in_output_folder(users, mallory_run, pre
             (users.shared / "pages" / name).parent.mkdir(parents=True, exist_ok=True)
             (users.shared / "pages" / name).symlink_to(precious)
     done = users.alice.python(
-        "jobs/report.py",
+        "jobs",
+        "report",
         mallory_run.path.parent,
         "--folder",
         users.shared / "pages",
@@ -104,7 +105,7 @@ def test_cancel_follows_no_prepared_link(users, mallory_run, precious):
         prepare_links(mallory_run.path, "cancel.json", precious)
         (mallory_run.path / "cancel.json").unlink()
         mallory_run.path.chmod(0o777)
-    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes")
+    done = users.alice.python("jobs", "cancel", mallory_run.path, "--yes")
     assert done.returncode == 0, done.stderr
     assert read_json(mallory_run.cancel)["who"] == f"uid {users.alice.uid}", "a user without an entry in /etc/passwd"
 
@@ -332,9 +333,9 @@ def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_ru
         write_json(mallory_run.path / "job.json", {"kind": "local"})
         write_json(mallory_run.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": start_time}])
         mallory_run.path.chmod(0o777)
-    listed = users.alice.python("jobs/status.py", mallory_run.path, "--json")
+    listed = users.alice.python("jobs", "status", mallory_run.path, "--json")
     assert json.loads(listed.stdout)[0]["state"] == "stopped", "the process is no rank of the run"
-    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes")
+    done = users.alice.python("jobs", "cancel", mallory_run.path, "--yes")
     assert done.returncode == 0 and mallory_run.cancel.exists(), done.stderr
     assert rank_processes.alive(pid, start_time)
 
@@ -355,7 +356,7 @@ def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, mallory_
         job = {"kind": "slurm", "name": "demo.0123abcd", "token": "0123abcd", "index": 0, "site": "far"}
         write_json(mallory_run.path / "job.json", {**job, "uid": users.alice.uid, "after": 0})
         mallory_run.path.chmod(0o777)
-    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes", PATH=f"{commands}:{os.defpath}")
+    done = users.alice.python("jobs", "cancel", mallory_run.path, "--yes", PATH=f"{commands}:{os.defpath}")
     assert done.returncode == 0, done.stderr
     (signalled,) = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
     assert f"--user={users.mallory.uid}" in signalled.split() and signalled.split()[-1] == "57_0"
@@ -367,7 +368,7 @@ START = """
 import os, sys, tempfile
 from flip.distributed.parallel import set_compile_caches
 from flip.runs.rundir import RunDir
-from jobs.runtime.worker import clear_temporaries
+from jobs.runtime.rank_process import clear_temporaries
 for tempfile.tempdir in sys.argv[2:]:
     set_compile_caches()
     clear_temporaries(RunDir(sys.argv[1]), 2)
@@ -375,8 +376,8 @@ for tempfile.tempdir in sys.argv[2:]:
 """
 
 
-def test_worker_ignores_prepared_temporary_folders(users, precious):
-    """The names that a worker uses are taken by a link to a folder of Alice's and by a folder writable for all."""
+def test_rank_process_ignores_prepared_temporary_folders(users, precious):
+    """The names that a rank uses are taken by a link to a folder of Alice's and by a folder writable for all."""
     with users.alice.acts():
         record = precious.parent / "keep" / "flip.json"
         record.parent.mkdir()
@@ -427,16 +428,16 @@ def test_status_report_and_explain_survive_records_of_other_user(users):
         os.mkfifo(sweep / "sweep.json", 0o666)
     names = {path.name for path in sweep.iterdir() if path.name not in ("fifo-0", ".supervisor", "sweep.json")}
     before = tree(sweep)
-    for arguments in (["status.py"], ["status.py", "--goodput"], ["report.py"]):
-        done = users.alice.python(f"jobs/{arguments[0]}", sweep, *arguments[1:], "--json")
+    for arguments in (["status"], ["status", "--goodput"], ["report"]):
+        done = users.alice.python("jobs", arguments[0], sweep, *arguments[1:], "--json")
         assert done.returncode == 0 and "Traceback" not in done.stderr, (arguments, done.stderr)
         if "--goodput" not in arguments:
             rows = {row["run"]: row for row in json.loads(done.stdout)}
             assert rows.keys() == names and rows["sound"]["state"] == "complete"
     for name in ("fifo-9", "wrong"):
-        done = users.alice.python("jobs/explain.py", sweep / name)
+        done = users.alice.python("jobs", "explain", sweep / name)
         assert "Traceback" not in done.stderr, (name, done.stderr)
-    done = users.alice.python("jobs/logs.py", sweep / "fifo-12")
+    done = users.alice.python("jobs", "logs", sweep / "fifo-12")
     assert done.returncode == 65 and "node0.out: is not a regular file" in done.stderr, done.stderr
     assert tree(sweep) == before
 
@@ -458,7 +459,7 @@ def test_make_packs_no_private_file_that_another_user_linked(users, precious):
     with users.alice.acts():
         (users.alice.home / "photo.png").write_bytes(encode(picture(1, 16)))
     for source in (pictures, pictures / "t.csv"):
-        command = ["tools/shards.py", "make", source, "--min-complete", "0", "--json"]
+        command = ["jobs", "shards", "make", source, "--min-complete", "0", "--json"]
         ended = users.alice.python(*command, "--out", users.alice.home / source.name)
         report = json.loads(ended.stdout)
         assert ended.returncode == 0 and report["samples"] == 1 and report["refused"] == 2, ended.stderr

@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 SEARCHING = settings.default.max_examples > 100
 
 JOB = {
-    "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.runtime.worker",
+    "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.runtime.rank_process",
     "snapshot": "/nowhere", "hooks": "/nowhere", "world": 1, "env": {}, "canary": {"steps": 1, "releases": ["demo.00"]},
     "shape": {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "hours": 24.0}, "waits_for": "sound", "notify": None,
     "command": ["jobs/submit.py", "--sweep", "sweeps/quickstart.yaml", "--only", "victim"], "after": 0, "time": 1.0,
@@ -298,7 +298,7 @@ def test_explain_quotes_command_and_hides_it_if_record_is_world_writable(scenes)
     with replaced(run.path / "job.json", json.dumps({**JOB, "command": argv}).encode()):
         command = run_details.explain(run)["next"]["command"]
         words = shlex.split(command)
-        assert words[1].endswith("/jobs/submit.py") and words[2 : 1 + len(argv)] == argv[1:] and "--retry" in words
+        assert words[1].endswith("/jobs") and words[2 : 2 + len(argv)] == ["submit", *argv[1:]] and "--retry" in words
         assert command == shlex.join(words)
         assert command in explain.page(run_details.explain(run))
         (run.path / "job.json").chmod(0o666)  # any user may have written the record

@@ -70,7 +70,7 @@ def test_clean_deletes_nothing_of_other_user_and_follows_no_link(users):
     age(users.shared)
     age(private)
     before = tree(private)
-    done = alice.python("jobs/clean.py", "--all", "--yes", FLIP_RUNS=runs)
+    done = alice.python("jobs", "clean", "--all", "--yes", FLIP_RUNS=runs)
     assert done.returncode == 0, done.stderr
     assert tree(private) == before and (trash / "20200102-000000" / "demo" / "hers").exists(), done.stdout
     assert not (trash / "20200101-000000" / "demo").exists(), done.stdout + done.stderr
@@ -95,14 +95,14 @@ def test_texts_of_other_user_are_printed_without_control_characters_and_commands
         other = make(sweep, "cancelled", steps=50, complete=False)
         write_json(other.cancel, {"who": f"{ESCAPES}root", "why": f"{ESCAPES}=1+1", "time": 1.0})
     for words in (
-        ["status.py", sweep], ["status.py", sweep, "--json"], ["status.py", sweep, "--goodput"], ["report.py", sweep],
-        ["explain.py", run.path], ["explain.py", other.path], ["logs.py", run.path],
+        ["status", sweep], ["status", sweep, "--json"], ["status", sweep, "--goodput"], ["report", sweep],
+        ["explain", run.path], ["explain", other.path], ["logs", run.path],
     ):  # fmt: skip
-        done = alice.python(f"jobs/{words[0]}", *words[1:])
+        done = alice.python("jobs", words[0], *words[1:])
         assert done.returncode in (0, 69) and "Traceback" not in done.stderr, (words, done.stderr)
         for shown in (done.stdout, done.stderr):
             assert "\x1b" not in shown and "\x07" not in shown and "executed" not in shown, (words, shown)
-    shown = alice.python("jobs/explain.py", run.path)
+    shown = alice.python("jobs", "explain", run.path)
     assert "=cmd()" in shown.stdout, "the reason is shown"
 
 
@@ -118,7 +118,7 @@ def test_address_in_record_of_other_user_is_not_followed(users):
         folder.mkdir(parents=True)
         record = {"stage": "pretrain", "samples": 64, "attempt": 1, "files": {}, "url": f"file://{alice.home}/private"}
         write_json(folder / "commit.json", record)
-    for words in (["-c", "import sys, flip; flip.load(sys.argv[1])", run.path], ["tools/export.py", run.path]):
+    for words in (["-c", "import sys, flip; flip.load(sys.argv[1])", run.path], ["jobs", "export", run.path]):
         done = alice.python(*words, timeout=120)
         assert "names an address, and its record is not trusted: it belongs to uid" in done.stderr, done.stderr
         assert done.returncode == (1 if words[0] == "-c" else 77), done.stderr

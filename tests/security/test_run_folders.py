@@ -208,7 +208,7 @@ def test_trained_run_is_not_writable_by_others(users, desk, root, umask, inherit
     options = {"groups": [TEAM], "umask": umask, "timeout": 300.0}
     done = desk.submit(users.alice, root, "compute.device=cpu", "--watch", **options)
     assert done.returncode == 0, done.stderr + done.stdout
-    done = users.alice.python("tools/export.py", "demo/half", FLIP_RUNS=root, **options)
+    done = users.alice.python("jobs", "export", "demo/half", FLIP_RUNS=root, **options)
     assert done.returncode == 0, done.stderr
     run = RunDir(root / "demo" / "half")
     written = [run.result, run.logs / "1" / "node0.out", run.metrics / "1.jsonl", run.tensorboard, run.export]

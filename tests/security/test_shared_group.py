@@ -42,11 +42,11 @@ def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask
     before = tree(root)
     options = {"FLIP_RUNS": root, "groups": [TEAM], "umask": umask}
     expected = {
-        "jobs/status.py demo --watch": "complete", "jobs/status.py --goodput": "demo", "jobs/report.py": "page: ",
-        "jobs/explain.py demo/failed": "three crashes", "jobs/logs.py demo/failed": "step 50",
+        "status demo --watch": "complete", "status --goodput": "demo", "report": "page: ",
+        "explain demo/failed": "three crashes", "logs demo/failed": "step 50",
     }  # fmt: skip
     for command, text in expected.items():
-        done = bob.python(*command.split(), **options)
+        done = bob.python("jobs", *command.split(), **options)
         assert done.returncode == (CAUSES["crash"] if "--watch" in command else 0), (command, done.stderr)
         assert text in done.stdout, (command, done.stdout)
     assert tree(root) == before
@@ -94,13 +94,13 @@ def test_group_member_evaluates_and_exports_copy_of_run(users, data, root):
     before = tree(run.path.parent)
     done = bob.run("cp", "-r", run.path.parent, root / "copy", **options)
     assert done.returncode == 0, done.stderr
-    done = bob.python("tools/export.py", "copy/run", FLIP_RUNS=root, **options)
+    done = bob.python("jobs", "export", "copy/run", FLIP_RUNS=root, **options)
     assert done.returncode == 0 and (root / "copy/run/export/pretrain-64/export.json").exists(), done.stderr
     for refused in ("demo/run", "copy/run"):
-        done = bob.python("jobs/evaluate.py", refused, FLIP_RUNS=root, **options)
+        done = bob.python("jobs", "evaluate", refused, FLIP_RUNS=root, **options)
         assert done.returncode == 77 and "chmod -R go-w" in done.stderr, done.stderr
     bob.run("chmod", "-R", "go-w", root / "copy")
-    done = bob.python("jobs/evaluate.py", "copy/run", "--json", FLIP_RUNS=root, timeout=120, **options)
+    done = bob.python("jobs", "evaluate", "copy/run", "--json", FLIP_RUNS=root, timeout=120, **options)
     assert done.returncode == 0, done.stderr + done.stdout
     assert (root / "copy" / "run" / "eval" / "pretrain-64" / "own.json").exists()
     assert tree(run.path.parent) == before

@@ -82,8 +82,8 @@ class User:
         )
 
     def python(self, *arguments, **options) -> subprocess.CompletedProcess:
-        """``run`` the interpreter of the tests; a first argument that ends in .py is a script of the checkout."""
-        if str(arguments[0]).endswith(".py"):
+        """``run`` the interpreter of the tests; a first argument ``jobs`` or ``X.py`` is code of the checkout."""
+        if arguments[0] == "jobs" or str(arguments[0]).endswith(".py"):
             return self.run(sys.executable, ROOT / arguments[0], *arguments[1:], **options)
         return self.run(sys.executable, *arguments, **{"PYTHONPATH": ROOT, **options})
 

@@ -53,7 +53,7 @@ def foreign_site(start_slurm):
 @pytest.fixture(scope="session")
 def emoji(tmp_path_factory):
     """A manifest over 200 of the demonstration's pictures, in three shards, with the classes that they show."""
-    command = [sys.executable, ROOT / "tools" / "demo_data.py", "--json"]
+    command = [sys.executable, ROOT / "jobs", "demo_data", "--json"]
     cache = Path(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["path"])
     folder = tmp_path_factory.mktemp("emoji")
     samples = {}

@@ -1,4 +1,4 @@
-"""A worker whose first attempt fills the disk of its run and fails with an error that does not name the cause.
+"""A rank process whose first attempt fills the disk of its run and fails with an error that does not name the cause.
 
 The file ``filler`` takes the space. Later attempts complete the run at once.
 """
@@ -7,7 +7,7 @@ import os
 import sys
 
 from flip.runs.rundir import write_json
-from jobs.runtime import worker
+from jobs.runtime import rank_process
 
 
 def work(run, attempt, flag):
@@ -24,4 +24,4 @@ def work(run, attempt, flag):
 
 
 if __name__ == "__main__":
-    worker.exit_process(worker.main(sys.argv[1], work))
+    rank_process.exit_process(rank_process.main(sys.argv[1], work))

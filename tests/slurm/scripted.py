@@ -1,10 +1,10 @@
-"""A worker that does not train: it logs every signal that it receives, and exits as RUN_DIR/play.json specifies.
+"""A rank process that does not train: it logs every signal that it receives, and exits as RUN_DIR/play.json specifies.
 
 Keys of play.json: ``steps``, the number of steps of 0.05 s until the run is complete; ``save``, seconds between the
 stop signal and the exit; ``ignore``, names of signals that are logged but not obeyed; ``exit``, a code with which the
-worker exits at the start, without a cause; ``crash``, the message of a crash with a cause; ``memory``, MB that it fills
-at the start; ``daemon``, seconds for which a process of its own session lives; ``attempts``, other values for single
-attempts, by number.
+process exits at the start, without a cause; ``crash``, the message of a crash with a cause; ``memory``, MB that it
+fills at the start; ``daemon``, seconds for which a process of its own session lives; ``attempts``, other values for
+single attempts, by number.
 """
 
 import json
@@ -85,7 +85,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
 
 
 def leave(run: RunDir, attempt: int, rank: int, stop_signal: str) -> int:
-    """Write the cause as ``jobs.runtime.worker`` does, and return its exit code."""
+    """Write the cause as ``jobs.runtime.rank_process`` does, and return its exit code."""
     if stop_signal:
         cause = "stopped"
         reason = f"signal {stop_signal}"

@@ -1,4 +1,4 @@
-"""Tests of canary runs, and of jobs/debug.py in an existing allocation, on a real Slurm."""
+"""Tests of canary runs, and of flip debug in an existing allocation, on a real Slurm."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ def test_canary_failure_stops_held_runs_until_next_submission(desk):
 
 def test_debug_uses_all_tasks_of_existing_allocation(desk):
     desk.sweep.write_text(desk.text)
-    debug = [sys.executable, ROOT / "jobs" / "debug.py", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
+    debug = [sys.executable, ROOT / "jobs", "debug", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
     command = ["salloc", "-p", "low", "-N", "2", "--ntasks-per-node=1", *debug, "stages.pretrain.samples=160"]
     environment = {**os.environ, "FLIP_RUNS": str(desk.runs), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=desk.folder, env=environment, timeout=120)

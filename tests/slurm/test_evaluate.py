@@ -6,7 +6,7 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir
-from jobs import evaluate
+from jobs.commands import evaluate
 from jobs.host import slurm_cli
 from tests.jobs.test_evaluate import make_place
 

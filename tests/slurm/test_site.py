@@ -13,7 +13,7 @@ from tests.harness.common import wait_until
 from tests.slurm.scenarios import JOB_SUBMIT
 
 pytestmark = pytest.mark.slurm
-DOCTOR = Path(__file__).resolve().parents[2] / "jobs" / "doctor.py"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 REFUSES = JOB_SUBMIT.replace(
     "if job.time_limit == slurm.NO_VAL then", 'if true then slurm.log_user("Site policy: not today.")'
 )
@@ -36,7 +36,7 @@ def until(cluster, number, **expected):
 
 def doctor(*args):
     """Return promise -> value that doctor read."""
-    done = subprocess.run([sys.executable, DOCTOR, "--json", *args], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, JOBS, "doctor", "--json", *args], capture_output=True, text=True)
     return {row["promise"]: row["read"] for row in json.loads(done.stdout)["promises"]}
 
 

@@ -35,7 +35,7 @@ EXPECTED = {
 """Run -> its state; None: no command lists it. No file proves that a queued job was cancelled by scancel."""
 ON_NODES = [name for name in EXPECTED if "queued" not in name or name == "requeued"]
 PYTHON = """#!/bin/sh
-# The Python of the ranks: a worker that does not train takes the place of the trainer's.
+# The Python of the ranks: a rank process that does not train takes the place of the trainer's.
 case "$*" in *rank_entry.py*) exec {python} {script};; esac
 exec {python} "$@"
 """
@@ -136,14 +136,14 @@ def answers(desk, path):
         return json.loads(done.stdout)
 
     plan = ask("jobs/submit.py", "--sweep", desk.sweep, "--cluster", desk.cluster, "--dry-run", "--json")
-    explained = ask("jobs/explain.py", "demo", "--json")
+    explained = ask("jobs", "explain", "demo", "--json")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", path)
         seen = clusters.seen([desk.run(name) for name in EXPECTED if desk.run(name).path.exists()])
     return {
-        "status": _by_run(ask("jobs/status.py", "demo", "--json")),
+        "status": _by_run(ask("jobs", "status", "demo", "--json")),
         "explain": {row["run"]: row["state"]["state"] for row in explained},
-        "report": _by_run(ask("jobs/report.py", "demo", "--json")),
+        "report": _by_run(ask("jobs", "report", "demo", "--json")),
         "read_runs": _by_run(flip.read_runs(desk.runs / "demo", seen)),
         "dry run": {row["name"]: row["action"] for row in plan["runs"]},
     }

@@ -62,7 +62,7 @@ def test_launcher_delays_excludes_notifies_cancels_and_follows_logs(sweep, tmp_p
     cluster, runs, events_file = sweep
 
     def start_command(command, *args):
-        line = [sys.executable, ROOT / "jobs" / f"{command}.py", *args, "--root", tmp_path / "runs"]
+        line = [sys.executable, ROOT / "jobs", command, *args, "--root", tmp_path / "runs"]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def output_of(command, *args):

@@ -219,7 +219,7 @@ def submitted_twice(run):
 
 @kind(16, sites=(HOME,))
 def tree_edited(run):
-    """Break trainer, worker and trap in the working tree, then make the run start again."""
+    """Break trainer, rank process and trap in the working tree, then make the run start again."""
     run.scene.edit_tree()
     return f"`raise` in every program of the working tree, then {_kill(run)}"
 

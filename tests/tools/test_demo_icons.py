@@ -17,7 +17,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.evaluation.datasets.catalog import DatasetRequest, resolve_dataset
 from tests.harness.common import ROOT
 from tests.tools.demo_packages import contents, pack, samples
-from tools import shards
+from tools.commands import shards
 from tools.demo_datasets import output, render
 from tools.demo_datasets.icons import build, drawings, families, names, selection
 
@@ -241,7 +241,7 @@ def test_build_reuses_rendered_sets_after_interrupt(tiny: Path, monkeypatch: pyt
 
 @pytest.mark.slow  # renders 357,876 drawings once into the cache, in about 15 minutes of a core
 def test_build_of_real_package_has_expected_sizes_and_no_leakage() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "demo_data.py"), "icons", "--json"]
+    command = [sys.executable, str(ROOT / "jobs"), "demo_data", "icons", "--json"]
     facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     sizes = {name: item["samples"] for name, item in facts["sets"].items()}
     assert sizes["train"] > 300_000

@@ -18,7 +18,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.sweeps.sweep_file import load
 from tests.synthetic import make_dataset, make_tokenizer
-from tools import study as command
+from tools.commands import study as command
 from tools.studies import scaling_design, scaling_page, scaling_runner
 from tools.studies.scaling_design import Group, StudyPoint, StudyRun
 

@@ -8,6 +8,6 @@ How are they built, reproducibly, from pinned npm packages?
 - `emoji/`: about 10,000 drawings by nine vendors, with Unicode's names.
 - `icons/`: about 300,000 drawings of 220 icon sets, with nested training subsets and held-out families.
 
-The command is ``tools/demo_data.py``. Imports flip (runs, rng, data.manifest, tokenizer) and jobs.common.
+The command is ``flip demo_data``. Imports flip (runs, rng, data.manifest, tokenizer) and jobs.common.
 Libraries that only the build needs (PIL, resvg, webdataset, pyarrow) are imported inside functions.
 """

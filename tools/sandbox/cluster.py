@@ -43,14 +43,14 @@ class SandboxCluster:
         try:
             return cls(path.parent, **json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            remedy = "Start one: python tools/slurm_sandbox.py start"
+            remedy = "Start one: flip slurm_sandbox start"
             raise ConfigError("no Slurm was started in this folder", path.parent, remedy=remedy) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(f"invalid record of the options: {error}", path, remedy="Start again.") from error
 
     @property
     def profile(self) -> Path:
-        """A cluster profile for jobs/submit.py."""
+        """A cluster profile for flip submit."""
         return self.folder / "profile.yaml"
 
     def env(self) -> dict[str, str]:

@@ -252,7 +252,7 @@ class SandboxConfig:
         return lines | (self._accounting() if options.accounting else {})
 
     def profile(self) -> str:
-        """A cluster profile for jobs/submit.py (jobs/common/cluster_profile.py)."""
+        """A cluster profile for flip submit (jobs/common/cluster_profile.py)."""
         options = self.options
         lines = f"""\
             # The Slurm on this machine, for which jobs need SLURM_CONF={self.conf}

@@ -1,6 +1,6 @@
-"""The subcommands of ``tools/shards.py`` (``flip shards``), one file each.
+"""The subcommands of ``flip shards`` (``flip shards``), one file each.
 
-What does each subcommand do, and what does it report? ``tools/shards.py`` parses the arguments and imports the module
+What does each subcommand do, and what does it report? ``flip shards`` parses the arguments and imports the module
 when the command runs. Each command is a function of the parsed options that returns an `output.CommandResult`: a report
 for ``--json``, an exit code, and the text for the terminal.
 

@@ -131,7 +131,7 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
         stage.seconds = time.perf_counter() - start_time
         stage.cpu = time.process_time() - cpu
         if not stage.samples and stage.seconds > 10 * share:
-            raise DataError("no sample can be decoded", "bench", remedy="Check the shards: tools/shards.py verify")
+            raise DataError("no sample can be decoded", "bench", remedy="Check the shards: flip shards verify")
     return stage
 
 

@@ -8,5 +8,5 @@ What is compared, what does it cost, and what is the result?
 - `scaling_design`, `scaling_runner`, `scaling_stats`, `scaling_page`: scaling of model, data and length: runs in order
   of importance and their sweep; what is missing beside the committed results; pure statistics; the page.
 
-The command is ``tools/study.py``. Imports flip (runs, config, monitoring) and jobs (reporting, submission), no torch.
+The command is ``flip study``. Imports flip (runs, config, monitoring) and jobs (reporting, submission), no torch.
 """

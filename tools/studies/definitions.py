@@ -9,18 +9,18 @@ MASKING = StudyDesign(
     """\
 # A small study: what does masking gain at equal cost?
 
-`make study` writes this page (`tools/study.py`, from the runs). It asks the paper's questions at a size that two CPU
+`make study` writes this page (`flip study`, from the runs). It asks the paper's questions at a size that two CPU
 cores train in less than 100 minutes (slower or shared cores need longer for the same result), on the pictures and
-captions of `tools/demo_data.py`: 1,172 classes of emoji, six sets of drawings to train on. It is not a replication of
+captions of `flip demo_data`: 1,172 classes of emoji, six sets of drawings to train on. It is not a replication of
 the paper: its model, data and lengths are smaller by factors of a hundred to a hundred thousand.
 
-    python tools/demo_data.py
+    flip demo_data
     make study                          # ordinary runs; if interrupted, run it again to continue
 
 Another machine trains the same step counts at the same learning rates (study/choices.json), regardless of its own
 trials, which it runs last. Its means should lie within the intervals below widened by the square root of two, because
 they are a second draw of as many seeds. The same kind of processor with the same packages gives the same bits.
-`python tools/study.py --page` writes the page from the runs that are complete. `python tools/study.py --calibrate`
+`flip study --page` writes the page from the runs that are complete. `flip study --calibrate`
 measures step times again and so defines another study.""",
     (
         Round("arms", "Masking at equal cost", (Arm("clip", "0"), Arm("mask50", "0.5"), Arm("mask75", "0.75"))),
@@ -54,7 +54,7 @@ CHEAPEST = StudyDesign(
     """\
 # A small study: which road to a model is the cheapest?
 
-`make study STUDY=cheapest` writes this page (`tools/study.py --study cheapest`, from the runs). At equal measured cost
+`make study STUDY=cheapest` writes this page (`flip study --study cheapest`, from the runs). At equal measured cost
 it compares CLIP without masking, FLIP at two mask ratios, and a training in the manner of CLIPA: images of 24 px and 8
 tokens for 80 % of the seconds, then 48 px and 16 tokens at a tenth of the learning rate. The pictures, the model and
 the rules are those of [study.md](study.md): two CPU cores, less than an hour, 1,172 classes of emoji, six sets of

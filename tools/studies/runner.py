@@ -224,9 +224,9 @@ def write_calibration(design: Calibrated, path: Path, profile: str) -> None:
 def read_calibration(design: Calibrated, path: Path, study: str = "") -> dict[str, Any]:
     """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work.
 
-    ``study``: the option of tools/study.py that names the study, in the remedy.
+    ``study``: the option of flip study that names the study, in the remedy.
     """
-    remedy = f"Measure on a quiet machine: python tools/study.py {study}--calibrate"
+    remedy = f"Measure on a quiet machine: flip study {study}--calibrate"
     try:
         calibration = read_json(path)
     except ValueError as error:

@@ -48,15 +48,15 @@ CLAIMS: tuple[tuple[str, Terms], ...] = (
 HEAD = """\
 # A scaling study: model, data and length on 300,000 icons
 
-`make scaling-study` trains the runs that have no committed result and writes this page (`tools/study.py --study
+`make scaling-study` trains the runs that have no committed result and writes this page (`flip study --study
 scaling`). It asks the questions of the paper's scaling section at a size that two idle CPU cores train in less than 12
 hours, by the calibration; the runs below shared theirs with other work and took longer ("Time"). Model, data and length
 are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
 
-    python tools/demo_data.py icons
-    python tools/study.py --study scaling --plan           # what is missing, and its hours
+    flip demo_data icons
+    flip study --study scaling --plan           # what is missing, and its hours
     make scaling-study MINUTES=80                          # a part; the next call continues
-    python tools/study.py --study scaling --predict        # before the joint corner is trained
+    flip study --study scaling --predict        # before the joint corner is trained
 
 Every complete run leaves a file in scaling_study/results with the digests of its configuration and of its data. Runs
 with such a file are not trained again, so that another machine goes on with what is missing."""

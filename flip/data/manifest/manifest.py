@@ -363,7 +363,7 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
 
 
-_REMEDY = "Make one with: python tools/shards.py index SHARDS... --out FOLDER"
+_REMEDY = "Make one with: flip shards index SHARDS... --out FOLDER"
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Finds data sets by name (``datasets.yaml``) or path, in any of the formats that are read.
 
-manifest    a folder with manifest.json (tools/shards.py index)
+manifest    a folder with manifest.json (flip shards index)
 shards      SPLIT/*.tar (CLIP_benchmark's wds_*) or *.tar with the split in their names; local or s3://
 folder      SPLIT/CLASS/*.jpg, or CLASS/*.jpg
 a file      that lists images with labels or captions (``annotations``)

@@ -85,7 +85,7 @@ class Shards:
         return f"{shard}, sample {ordinal}"
 
     def remedy(self, id: int) -> str:
-        return f"Leave it out: python tools/shards.py exclude {self.where} --ids {id} --out NEW_FOLDER"
+        return f"Leave it out: flip shards exclude {self.where} --ids {id} --out NEW_FOLDER"
 
 
 class File(NamedTuple):

@@ -58,7 +58,7 @@ def check(folder: str) -> bool:
     """
     missing = [name for name in FILES if not (Path(folder) / name).is_file()]
     if missing:
-        remedy = "Only safetensors are read, as open_clip.push_to_hf_hub and tools/export.py write them."
+        remedy = "Only safetensors are read, as open_clip.push_to_hf_hub and flip export write them."
         raise ConfigError(f"is no folder of open_clip: {missing[0]} is missing", folder, remedy=remedy)
     weights = Path(folder) / FILES[1]
     export_record.check_header(weights)

@@ -114,7 +114,7 @@ def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path)
     with pytest.raises(ConfigError, match=r"data\.manifest"):
         dataset_facts(config({}))
     missing = str(tmp_path / "none")
-    with pytest.raises(DataError, match=r"none: .*tools/shards\.py index") as caught:
+    with pytest.raises(DataError, match=r"none: .*flip shards index") as caught:
         dataset_facts(config({"data.manifest": missing}))
     assert caught.value.code == 65 and "relative" not in caught.value.remedy
     with pytest.raises(DataError, match="data/none is relative to the current folder"):
@@ -128,12 +128,12 @@ def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path)
 @pytest.mark.parametrize(
     "manifest, made_by",
     [
-        ("cache:emoji/train", "python tools/demo_data.py"),
-        ("cache:emoji/train/", "python tools/demo_data.py emoji"),
-        ("cache:icons/train-1of8", "python tools/demo_data.py icons"),
-        ("cache:emoji/half", "python tools/shards.py index"),  # used by sweeps/grid_small.yaml
-        ("cache:laion400m", "python tools/shards.py index"),
-        ("cache:imagenet/validation", "python tools/shards.py index"),
+        ("cache:emoji/train", "flip demo_data"),
+        ("cache:emoji/train/", "flip demo_data emoji"),
+        ("cache:icons/train-1of8", "flip demo_data icons"),
+        ("cache:emoji/half", "flip shards index"),  # used by sweeps/grid_small.yaml
+        ("cache:laion400m", "flip shards index"),
+        ("cache:imagenet/validation", "flip shards index"),
     ],
 )
 def test_missing_manifest_error_names_command_that_creates_manifest(manifest, made_by, tmp_path, monkeypatch):

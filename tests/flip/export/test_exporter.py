@@ -32,7 +32,7 @@ from flip.runs.rundir import RunDir, write_json, write_text
 from flip.tokenizer import train_byte_pairs
 from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import COLOURS, SHAPES, make_tokenizer, odd_pictures, picture
-from tools import export as command
+from tools.commands import export as command
 
 pytestmark = pytest.mark.long
 

@@ -32,7 +32,7 @@ from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer, picture
-from tools import predict
+from tools.commands import predict
 
 SEED = 4
 

@@ -19,7 +19,7 @@ from flip.runs.errors import ConfigError
 from tests.flip.export.test_exporter import Given, configured, loaded_of
 from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import make_tokenizer, picture
-from tools import export as command
+from tools.commands import export as command
 
 pytestmark = pytest.mark.long
 

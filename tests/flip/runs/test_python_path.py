@@ -70,8 +70,8 @@ def test_variables_of_children_are_restored(monkeypatch):
 def test_command_keeps_pythonpath_with_safe_path(tmp_path):
     """Python puts no folder of a script first then, which the repository would replace."""
     (tmp_path / "extra.py").touch()
-    code = "import runpy, sys; sys.argv = ['status.py', '--version']\n"
-    code += f"try: runpy.run_path({str(ROOT / 'jobs' / 'status.py')!r}, run_name='__main__')\n"
+    code = "import runpy, sys; sys.argv = ['submit.py', '--version']\n"
+    code += f"try: runpy.run_path({str(ROOT / 'jobs' / 'submit.py')!r}, run_name='__main__')\n"
     code += "except SystemExit: import extra, jobs"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path.parent, check=True, capture_output=True)

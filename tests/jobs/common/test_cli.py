@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError
-from jobs import submit
+from jobs.commands import submit
 from jobs.common import cli
 from jobs.common.cli import Parser, note, run_command
-from tools import shards
+from tools.commands import shards
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ["jobs/submit", "jobs/status", "jobs/logs", "jobs/cancel", "jobs/report"]
-COMMANDS += ["tools/demo_data", "tools/predict", "tools/shards", "tools/tokenizer"]
+COMMANDS = ["submit", "status", "logs", "cancel", "report", "demo_data", "predict", "shards", "tokenizer"]
 
 
 def unread(*arguments):
@@ -36,7 +35,7 @@ def unread(*arguments):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_exits_silently_with_141_if_stdout_is_closed(command):
-    done = unread(str(ROOT / f"{command}.py"), "--help")
+    done = unread(str(ROOT / "jobs"), command, "--help")
     assert (done.returncode, done.stderr) == (141, "")
 
 
@@ -46,7 +45,7 @@ def test_logs_exits_silently_with_141_if_stdout_is_closed(tmp_path):
     (tmp_path / "sweep" / "run" / "config.yaml").write_text("schema: 1\n")
     (tmp_path / "sweep" / "run" / "attempts" / "1").mkdir(parents=True)
     (folder / "node0.out").write_text("a line\n" * 100_000)
-    done = unread(str(ROOT / "jobs" / "logs.py"), "--root", str(tmp_path), "sweep/run")
+    done = unread(str(ROOT / "jobs"), "logs", "--root", str(tmp_path), "sweep/run")
     assert (done.returncode, done.stderr) == (141, "")
 
 
@@ -65,7 +64,7 @@ def test_logs_exits_silently_with_141_if_stdout_is_closed(tmp_path):
 )
 def test_parser_refuses_unknown_option_and_suggests_nearest_match(capsys, script, words, hint):
     with pytest.raises(SystemExit) as caught:
-        importlib.import_module(script.replace("/", ".")).main(words)
+        importlib.import_module(script.replace("/", ".commands.")).main(words)
     assert caught.value.code == 2 and f"unrecognized arguments: {hint}" in capsys.readouterr().err
 
 
@@ -143,7 +142,7 @@ def test_verbose_logs_file_reads_and_external_commands(tmp_path):
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLIP_RUNS": str(tmp_path)}
     for options in [], ["-v"]:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "explain.py"), "sweep/run", "--json", *options],
+            [sys.executable, str(ROOT / "jobs"), "explain", "sweep/run", "--json", *options],
             capture_output=True, text=True, check=False, env={**os.environ, **environment},
         )  # fmt: skip
         assert done.returncode == 0 and json.loads(done.stdout)["run"] == "run", done.stderr
@@ -154,7 +153,7 @@ def test_verbose_logs_file_reads_and_external_commands(tmp_path):
 def test_verbose_adds_traceback_to_error():
     for options, has_traceback in ([], False), (["--verbose"], True):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "status.py"), "absent", "--root", "/nowhere", *options],
+            [sys.executable, str(ROOT / "jobs"), "status", "absent", "--root", "/nowhere", *options],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (78, "") and "no such sweep or run" in done.stderr

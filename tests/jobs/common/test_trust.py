@@ -11,7 +11,7 @@ import pytest
 from flip.runs import ownership
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.rundir import read_json
-from jobs import doctor, evaluate
+from jobs.commands import doctor, evaluate
 from jobs.common import cluster_profile, trust
 from jobs.common.cluster_profile import ClusterProfile, executed_files, load_profile, profile_path
 from jobs.common.paths import PROFILES, SWEEPS

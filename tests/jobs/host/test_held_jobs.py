@@ -71,7 +71,7 @@ def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, g
 
 def submit_with_canary(field, steps, first, *waiting):
     """Submit runs with the first as their canary."""
-    jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *waiting)]
+    jobs = [Job(run, field.snapshot, JobResources(), module="fake_rank") for run in (first, *waiting)]
     field.cluster.profile.parallel = 3
     field.cluster.submit(apply.assign_canaries(jobs, field.sweep, steps))
 

@@ -11,7 +11,7 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import processes
-from jobs.runtime import worker
+from jobs.runtime import rank_process
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNNING = "echo JobState=RUNNING Restarts=0 RunTime=00:00:10 TimeLimit=10:00:00"
@@ -115,7 +115,7 @@ def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, 
         subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
     (tmp_path / "pymp-unowned").mkdir()
     assert len(list(tmp_path.glob("pymp-*"))) == 4
-    worker.clear_temporaries(run, 2)
+    rank_process.clear_temporaries(run, 2)
     left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, tmp_path.glob("pymp-*/flip.json")))
     assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-unowned").exists()
 
@@ -125,5 +125,5 @@ def test_clear_temporaries_keeps_folders_with_damaged_owner_records(run, tmp_pat
     for i, record in enumerate([[], {"run": str(run.path)}, {"run": str(run.path), "attempt": "1"}]):
         (tmp_path / f"pymp-{i}").mkdir()
         write_json(tmp_path / f"pymp-{i}" / "flip.json", record)
-    worker.clear_temporaries(run, 2)
+    rank_process.clear_temporaries(run, 2)
     assert len(list(tmp_path.glob("pymp-*"))) == 3

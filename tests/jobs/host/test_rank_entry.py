@@ -1,4 +1,4 @@
-"""Tests of rank_entry: the environment of ranks from Slurm's variables, and the steps before the worker starts."""
+"""Tests of rank_entry: the environment of ranks from Slurm's variables, and the steps before the rank starts."""
 
 import json
 import os
@@ -170,7 +170,7 @@ def test_rank_entry_exits_with_own_code_if_run_folder_is_missing(tmp_path):
     command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == rank_entry.UNSTARTED == restart_policy.UNSTARTED and "No such file" in done.stderr
-    assert rank_entry.UNSTARTED not in errors.CAUSES.values(), "no worker ends with it"
+    assert rank_entry.UNSTARTED not in errors.CAUSES.values(), "no rank process ends with it"
     with open("/dev/full", "w") as full:  # like the log of a job on a full disk
         assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.UNSTARTED
 
@@ -189,7 +189,7 @@ def test_rank_entry_refuses_prepared_link_as_log(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_rank_entry_preserves_signal_received_before_worker_listens(tmp_path, name):
+def test_rank_entry_preserves_signal_received_before_rank_process_listens(tmp_path, name):
     """A signal sent while a task starts neither kills it nor is lost. Output of the task reaches the log at once."""
     run = tmp_path / "run"
     (run / "logs" / "2").mkdir(parents=True)

@@ -41,7 +41,7 @@ def start_attempt(field, run):
     """Start the first attempt of a run without a supervisor."""
     world = field.worlds[run.name]
     n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
-    job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}
+    job = {"python": sys.executable, "module": "fake_rank", "snapshot": str(field.snapshot), "env": {}}
     return rank_processes.start(run, n, {**job, "world": world}, grace=0.5)
 
 
@@ -335,7 +335,7 @@ def test_cancel_saves_running_run_and_lasts_until_resubmission(field):
     queued = field.run("b")
     field.submit(run, queued)
     field.until_moving(run, 1, step=2)
-    command = [sys.executable, "jobs/cancel.py", str(field.sweep), "--yes", "--why", "a test"]
+    command = [sys.executable, "jobs", "cancel", str(field.sweep), "--yes", "--why", "a test"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "cancelled: a, b\n"
     field.until(lambda: not field.left())
@@ -493,7 +493,7 @@ def test_failed_start_leaks_no_file_descriptors(field):
 
 def test_refused_process_start_is_retried_as_storage_failure(field):
     run = field.run()
-    field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_worker")])
+    field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_rank")])
     field.until_state(run, "waiting")
     assert ends(run) == [("requeue", "storage")] and "too long" in attempts.last_end(run)["reason"]
     run.cancel.write_text("{}")

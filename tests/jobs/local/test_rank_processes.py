@@ -12,7 +12,7 @@ import pytest
 
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.local import rank_processes
-from jobs.runtime import worker
+from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,9 +120,9 @@ def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monke
     store = rank_processes._make_store(run, 1)
     other = rank_processes._make_store(RunDir(tmp_path / "sweep" / "other"), 1)
     assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
-    worker.clear_temporaries(run, 1)
+    rank_process.clear_temporaries(run, 1)
     assert store.exists()
-    worker.clear_temporaries(run, 2)
+    rank_process.clear_temporaries(run, 2)
     assert not store.exists() and other.exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from flip.runs import commit
 from flip.runs.rundir import RunDir
-from jobs import submit
+from jobs.commands import submit
 from tests.jobs.runs import test_resubmit
 
 desk = test_resubmit.desk

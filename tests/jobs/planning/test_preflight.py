@@ -20,15 +20,15 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
+from jobs.commands.submit import main as submit_main
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.slurm import site
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
-from jobs.submit import main as submit_main
 from tests.synthetic import encode, make_dataset, picture
-from tools.shards import main as shards_main
+from tools.commands.shards import main as shards_main
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, 
     reduced = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
     code, output = submitted(desk, reduced.folder, monkeypatch, capsys, *config, "--dry-run")
     assert code == 65 and "lane 1 from S = 32 are excluded" in output, output
-    assert f"tools/shards.py drop {reduced.folder} --out NEW_FOLDER" in output
+    assert f"shards drop {reduced.folder} --out NEW_FOLDER" in output
     code, output = submitted(
         desk, reduced.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run"
     )

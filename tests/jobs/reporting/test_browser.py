@@ -8,7 +8,7 @@ import pytest
 from flip.runs import attempts
 from flip.runs.lifecycle import ACTIVE, QUEUED, Seen
 from flip.runs.rundir import write_json
-from jobs import report
+from jobs.commands import report
 from jobs.runs import clusters
 from tests.jobs import gallery
 from tests.jobs.outcomes import make

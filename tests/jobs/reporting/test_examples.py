@@ -14,7 +14,7 @@ from jobs.reporting import examples, html, markdown, seed_groups
 from jobs.reporting.document import Pictures, Table, Text
 from tests.jobs.outcomes import make
 from tests.synthetic import encode, make_dataset, picture
-from tools.shards import main as shards_main
+from tools.commands.shards import main as shards_main
 
 NAMES = ["cat", "dog", "<script>bird", "owl", "ant"]
 

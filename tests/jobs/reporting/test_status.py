@@ -197,7 +197,7 @@ def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
 
 def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
     field.run("[red]run")
-    command = (sys.executable, ROOT / "jobs" / "status.py", field.sweep)
+    command = (sys.executable, ROOT / "jobs", "status", field.sweep)
     with Terminal(40, 10) as screen:
         assert screen.start(*command, cwd=ROOT).wait(30) == 0
         assert "[red]run" in screen.close().text() and not screen.wrapped and b"\x1b[" in screen.raw
@@ -205,7 +205,7 @@ def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
         assert screen.start(*command, "--watch", cwd=ROOT).wait(30) == 75
         assert "1 stopped" in screen.close().text() and screen.cursor
     script = (
-        "import sys; sys.argv[1:] = sys.argv[2:]; from jobs.status import main; main()\n"
+        "import sys; sys.argv[1:] = sys.argv[2:]; from jobs.commands.status import main; main()\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'rich']"
     )
     done = subprocess.run([sys.executable, "-c", script, *command[1:]], cwd=ROOT, capture_output=True, text=True)

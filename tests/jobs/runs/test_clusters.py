@@ -6,13 +6,13 @@ import pytest
 
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.reporting import status as run_status
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
 from jobs.slurm import site
-from jobs.submit import main
 from tests.jobs.outcomes import make
 
 SWEEP = """

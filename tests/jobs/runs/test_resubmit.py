@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import explain
-from jobs import submit as command
+from jobs.commands import explain
+from jobs.commands import submit as command
 from jobs.common import cli
 from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.local import backend
@@ -77,8 +77,9 @@ def test_suggested_command_restarts_only_given_run_from_any_directory(desk, monk
     description, suggested = next_step(run)
     assert description == "nothing automatically: no process supervises it; to resume from its newest commit"
     monkeypatch.chdir(desk.folder / "away")
-    program, script, *args = shlex.split(suggested)
-    assert (program, script) == (sys.executable, str(REPOSITORY / "jobs" / "submit.py")) and desk(*args) == ["half-s1"]
+    program, folder, name, *args = shlex.split(suggested)
+    assert [program, folder, name] == [sys.executable, str(REPOSITORY / "jobs"), "submit"]
+    assert desk(*args) == ["half-s1"]
 
 
 def test_suggested_command_repeats_runs_root(desk, monkeypatch):

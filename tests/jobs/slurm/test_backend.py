@@ -14,7 +14,7 @@ import pytest
 from flip.runs import attempts, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import cancel, explain, logs
+from jobs.commands import cancel, explain, logs
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.planning import plan as planning

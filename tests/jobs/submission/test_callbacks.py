@@ -104,6 +104,6 @@ def test_run_logs_example_of_the_page_from_its_copy_and_shows_failed_class(desk)
     wait_until(run.result.exists, "the end of the run", 240)
     lines = metric_lines(run)
     assert len(lines) == 3 and all(line["callback"]["GradNoise/noise"] > 0 for line in lines)
-    shown = run_script("jobs/status.py", "demo", "--json", cwd=desk.folder, runs=desk.runs)
+    shown = run_script("jobs", "status", "demo", "--json", cwd=desk.folder, runs=desk.runs)
     (row,) = json.loads(shown.stdout)
     assert row["state"] == "complete" and "Fails is disabled" in row["reason"] and "GradNoise" not in row["reason"]

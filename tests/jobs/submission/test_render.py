@@ -10,6 +10,7 @@ import pytest
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.resolve import DatasetFacts, dataset_facts, resolve
+from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.common.terminal import show
@@ -18,7 +19,6 @@ from jobs.planning.plan import Action, Plan, ResolvedRun, resources_of
 from jobs.planning.preflight import Check
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
-from jobs.submit import main
 from jobs.sweeps.sweep_file import load
 from tests.harness.common import ROOT
 from tests.harness.terminal import Terminal, golden

@@ -7,9 +7,9 @@ import pytest
 
 from flip.config.yaml_io import parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
+from jobs.commands.schema import KINDS, text
 from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import SWEEPS
-from jobs.schema import KINDS, text
 from jobs.sweeps import sweep_file
 from jobs.sweeps.json_schemas import SCHEMAS
 
@@ -44,7 +44,7 @@ def test_written_schemas_match_code(kind):
     written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
     profiles = ["h100", "local", "pair"]
     options = {"sweep": {"profiles": profiles}, "recipe": {"profiles": profiles}, "profile": {}}[kind]
-    assert written == text(SCHEMAS[kind](**options)), "run `python jobs/schema.py --write`"
+    assert written == text(SCHEMAS[kind](**options)), "run `flip schema --write`"
 
 
 @pytest.mark.parametrize("values", [

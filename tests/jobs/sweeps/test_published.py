@@ -17,9 +17,9 @@ from flip.evaluation.metrics.result_files import COLUMNS, write_result
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
+from jobs.commands.submit import main
 from jobs.common.paths import SWEEPS
 from jobs.reporting.paper_comparison import Line, compare, differences, obstacles
-from jobs.submit import main
 from jobs.sweeps import published as paper
 from jobs.sweeps.published import Published, published
 from jobs.sweeps.sweep_file import load
@@ -52,7 +52,7 @@ def test_shipped_sweep_is_planned_without_data(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
     assert {run["action"] for run in plan["runs"]} == {"new"}
-    command = f"python jobs/submit.py --sweep sweeps/{name}.yaml"
+    command = f"flip submit {name}"
     assert any(command in line for line in head(name)), "the file head contains the submit command"
 
 

@@ -8,7 +8,7 @@ import pytest
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir
-from jobs.follow import main
+from jobs.commands.follow import main
 from jobs.runs import clusters
 from jobs.tracking import follower, tracker
 from jobs.tracking.follower import Follower

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from flip.runs.rundir import read_json
-from jobs.follow import main
+from jobs.commands.follow import main
 from tests.harness import wandb_files, wandb_server
 from tests.harness.common import ROOT, metric_lines, run_script, wait_until
 from tests.harness.training_run import BATCH, TrainingRun, configuration
@@ -77,7 +77,7 @@ def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     assert sorted(scored) == [18 * BATCH, 36 * BATCH, 44 * BATCH, 54 * BATCH, 60 * BATCH]
 
     repeated = run_script(
-        "jobs/follow.py", str(arena.run.path), "--once", cwd=tmp_path, runs=tmp_path, env={"PYTHONPATH": ""}
+        "jobs", "follow", str(arena.run.path), "--once", cwd=tmp_path, runs=tmp_path, env={"PYTHONPATH": ""}
     )
     assert repeated.returncode == 0, repeated.stderr
     assert wandb_files.history(wandb_files.sessions(arena.run)) == rows, "no steps remain to be sent"
@@ -108,7 +108,7 @@ def test_follow_resumes_from_wandb_server_if_local_position_is_lost(run, tmp_pat
         for resumes, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
             save(run, attempt(run, resumes, steps), steps[-1])
             args = (str(run.path), "--once", "--project", "team/masking")
-            done = run_script("jobs/follow.py", *args, cwd=tmp_path, runs=tmp_path, env=env, timeout=120)
+            done = run_script("jobs", "follow", *args, cwd=tmp_path, runs=tmp_path, env=env, timeout=120)
             assert done.returncode == 0, done.stderr
             (run.path / "trackers" / "wandb.json").unlink()
     assert server.steps() == [1, 2, 3, 4, 5]

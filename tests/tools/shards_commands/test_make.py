@@ -21,10 +21,10 @@ from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.datasets.prompts import Prompts
 from tests.flip.data.manifest.test_filters import samples
+from tests.harness.common import ROOT
 from tests.synthetic import encode, picture
-from tests.tools.test_shards import TOOL
 from tests.tools.test_shards_cli import call
-from tools.shards import main
+from tools.commands.shards import main
 from tools.shards_commands import make, source_files
 
 
@@ -417,12 +417,12 @@ def test_make_reports_output_whose_folder_cannot_be_looked_up(pictures, tmp_path
 def test_make_leaves_no_output_if_terminated(pictures, tmp_path):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
     script = (
-        "import os, signal, sys, time; from tools.shards import main; from tools.shards_commands import make\n"
+        "import os, signal, sys, time; from tools.commands.shards import main; from tools.shards_commands import make\n"
         "make.build.index = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
         "sys.exit(main(['make', *sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", script, table, "--out", tmp_path / "out"]
-    assert subprocess.run(command, cwd=TOOL.parents[1]).returncode == 128 + signal.SIGTERM
+    assert subprocess.run(command, cwd=ROOT).returncode == 128 + signal.SIGTERM
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 

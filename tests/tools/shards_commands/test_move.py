@@ -12,7 +12,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError
 from tests.flip.data.manifest.test_filters import paths, samples
 from tests.tools.test_shards_cli import call
-from tools.shards import main
+from tools.commands.shards import main
 from tools.shards_commands.move import comparable_etags, replace_prefix
 
 FILES = ("shards.i64", "offsets.u32", "checksums.u32", "exceptions.jsonl", "tars.u32", "kept.bits")

@@ -157,7 +157,7 @@ def test_report_sums_parts_and_groups_reasons_by_kind():
 def test_verify_ends_all_processes_on_ctrl_c(tmp_path):
     make_dataset(tmp_path / "data", samples=1200, shards=2, size=256, chunk=2)
     child = subprocess.Popen(
-        [sys.executable, ROOT / "tools" / "shards.py", "verify", tmp_path / "data", "--workers", "2"],
+        [sys.executable, ROOT / "jobs", "shards", "verify", tmp_path / "data", "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

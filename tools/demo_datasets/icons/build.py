@@ -88,7 +88,7 @@ def _write_training(folder: Path, training: Sequence[Drawing], info: Mapping[str
 
 
 def _write_columns(path: Path, part: Sequence[Drawing], info: Mapping[str, Any]) -> None:
-    """The metadata of a shard's samples, for `tools/shards.py index --filter`."""
+    """The metadata of a shard's samples, for `flip shards index --filter`."""
     import pyarrow
     import pyarrow.parquet
 

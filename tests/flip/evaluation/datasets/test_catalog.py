@@ -17,7 +17,7 @@ from flip.evaluation.datasets import catalog, prompts
 from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
-from tools import prompts as prompts_command
+from tools.commands import prompts as prompts_command
 
 
 @pytest.fixture(autouse=True)

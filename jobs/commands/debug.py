@@ -1,0 +1,194 @@
+"""flip debug SWEEP --run NAME: train a run in this process, in a scratch copy, under a debugger."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.common.cli import Parser, add_root_option, add_sweep_arguments, run_command
+
+if TYPE_CHECKING:
+    from flip.runs.rundir import RunDir
+    from jobs.planning.plan import ResolvedRun
+
+EXAMPLES = """examples:
+  flip debug quickstart --run masked
+  flip debug quickstart --run masked stages.pretrain.batch=32 compute.device=cpu
+  salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 flip debug my.yaml --run large --out /shared/tmp
+There is one rank, in this process, without loader processes; pdb starts at an error and at breakpoint(). In a Slurm
+allocation of several tasks, srun starts one rank per task, and their logs are shown at the end. If the run exists, the
+scratch copy resumes from its newest commit; the run itself is not changed.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="flip debug",
+        description="Train a run of a sweep in this process, in a scratch copy of its directory.",
+        epilog=EXAMPLES,
+        json=False,
+    )
+    add_sweep_arguments(parser)
+    parser.add_argument("--run", required=True, metavar="NAME", help="the run, as in the plan of `submit --dry-run`")
+    add_root_option(parser)
+    parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a commit")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the copy; default: a temporary folder, which is not deleted"
+    )
+    parser.add_argument("--no-pdb", action="store_true", help="show the traceback, do not start a debugger")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = build_parser().parse_args(arguments)
+    return run_command(lambda args: debug(args, allocation(os.environ)), args)
+
+
+def allocation(environ: Mapping[str, str]) -> list[int]:
+    """Tasks per node of the current Slurm allocation: ``2(x3),1`` is [2, 2, 2, 1]; empty outside of Slurm."""
+    if "SLURM_JOB_ID" not in environ:
+        return []
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_TASKS_PER_NODE", ""))
+    return [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
+
+
+def debug(args: argparse.Namespace, tasks: list[int]) -> int:
+    """Train in this process or in the allocation; returns the exit code of the ranks."""
+    from flip.runs.errors import ConfigError
+
+    allocated = sum(tasks) > 1
+    if len(set(tasks)) > 1:
+        remedy = "Ask for it with --ntasks-per-node."
+        raise ConfigError("the nodes of the allocation have different numbers of tasks", value=tasks, remedy=remedy)
+    if allocated:
+        nodes = len(tasks)
+        processes = tasks[0]
+    else:
+        nodes = 1
+        processes = 1
+    defaults = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
+    if not allocated:
+        defaults += ["resources.gpus=0"]
+    fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
+    resolved, real, callbacks = resolve(args, not allocated, defaults, fixed)
+    run = scratch(resolved, real, args)
+    print(f"a scratch copy: {run.path}", flush=True)
+    n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
+    code = code_with(callbacks, run)
+    if allocated:
+        return in_allocation(run, n, code)
+    return in_process(run, n, args.no_pdb, code)
+
+
+def resolve(
+    args: argparse.Namespace, local: bool, below: list[str], above: list[str]
+) -> tuple[ResolvedRun, RunDir, Mapping[str, bytes]]:
+    """The resolved run; its real directory, which may not exist; path -> content of the files of ``monitor.callbacks``.
+
+    ``below`` and ``above``: settings with lower and higher priority than those of the command line.
+    """
+    from dataclasses import replace
+
+    from flip.config.merge import read_config
+    from flip.runs.rundir import RunDir
+    from jobs.common.cluster_profile import load_profile
+    from jobs.submission.submission import Submission, SubmitOptions
+
+    def submission(*more: str) -> Submission:
+        overrides = [*below, *args.overrides, *above, *more]
+        return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True, root=args.root))
+
+    planned = submission()
+    real = RunDir(planned.folder / planned.sweep.runs[0].name)
+    stored = None
+    if real.config.exists():
+        stored = read_config(real.config)
+    if stored and not stored.data.sets:  # a commit can only be resumed with its own lanes
+        planned = submission(f"data.lanes={stored.data.lanes}")
+    profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
+    planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
+    return planned.resolve_runs()[0], real, planned.callbacks
+
+
+def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:
+    """The folder of the code that runs: this checkout, or a snapshot beside the scratch copy with files of the user."""
+    from jobs.common.paths import REPOSITORY
+    from jobs.submission.snapshot import take
+
+    if not callbacks:
+        return REPOSITORY
+    return take(REPOSITORY, run.path.parent / ".code", callbacks).path
+
+
+def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
+    """Create a run directory with this configuration and a copy of the newest commit of ``real``, if it has one."""
+    import shutil
+
+    from flip.checkpoint.remote import local_copy
+    from flip.config.merge import dump
+    from flip.runs import commit
+    from flip.runs.files import closed_folder
+    from flip.runs.rundir import RunDir, write_json, write_text
+    from jobs.common.filesystem import writing
+
+    with writing(args.out or tempfile.gettempdir(), "Name another folder with --out."):
+        folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
+    run = RunDir(folder / resolved.name)
+    closed_folder(run.path)
+    resolved.config.checkpoint.url = ""  # the URL belongs to the real run
+    write_text(run.config, dump(resolved.config))
+    write_json(run.identity, dict(resolved.identity))
+    commits = []
+    if not args.fresh:
+        commits = commit.commits(real)
+    if commits:
+        copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
+        with local_copy(commits[-1]) as here:
+            closed_folder(copy.parent)
+            shutil.copytree(here, copy)
+        write_json(copy / commit.COMMIT_FILE, {key: value for key, value in commits[-1].record.items() if key != "url"})
+    return run
+
+
+def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
+    """Train with this process as the only rank. ``code``: has the files of ``monitor.callbacks``."""
+    import pdb
+    import traceback
+
+    from flip.config.callback_names import FOLDER
+    from jobs.runtime import rank_process
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
+    try:
+        rank_process.in_process(run, n, code / FOLDER)
+    except Exception as error:  # any error is shown to the user
+        traceback.print_exc()
+        if not no_pdb and sys.stdin.isatty():
+            pdb.post_mortem(error.__traceback__)
+        return getattr(error, "code", 70)
+    return 0
+
+
+def in_allocation(run: RunDir, n: int, code: Path) -> int:
+    """Train with one rank per task of the current Slurm allocation."""
+    from flip.runs import python_path
+    from jobs.common.paths import JOBS
+    from jobs.common.text import plain
+    from jobs.reporting.run_details import last_lines
+
+    run.open_logs(n)
+    entry = str(JOBS / "host" / "rank_entry.py")
+    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": str(code)}
+    variables |= python_path.variables(str(code))
+    argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
+    done = subprocess.run(argv, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
+    for path in sorted((run.logs / str(n)).iterdir()):
+        print(f"--- {path}", *map(plain, last_lines(path, 20)), sep="\n")
+    return done.returncode

@@ -1,0 +1,215 @@
+"""flip doctor: check which guarantees hold on a Slurm cluster, and write a profile for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.cli import Parser, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jobs.common.cluster_profile import ClusterProfile
+    from jobs.slurm.site import Site
+    from jobs.slurm.site_checks import CheckResult
+
+EXAMPLES = """examples:
+  flip doctor                                     the default partition of the site
+  flip doctor --partition gpu --account vision --write mine
+  flip doctor --cluster mine                      check a profile against the site
+  flip doctor --json
+Nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails; 69 if Slurm does not answer.
+"""
+DEFAULT_HOURS = 24.0
+"""Hours of an attempt if the site has no time limit."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="flip doctor",
+        description="Check which guarantees hold on this Slurm cluster, and write a profile for it.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--partition", help="default: that of the profile, else the default of the site")
+    parser.add_argument("--account", help="account, if the site requires one")
+    parser.add_argument("--qos", help="quality of service, if jobs name one")
+    parser.add_argument("--cluster", metavar="NAME", help="check this profile instead of one drafted from the site")
+    parser.add_argument(
+        "--write",
+        metavar="NAME",
+        help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    return run_command(examine, parser.parse_args(arguments))
+
+
+def examine(args: argparse.Namespace) -> int:
+    from flip.runs.errors import COMPLETE, CONFIG
+    from jobs.slurm import site as reading
+    from jobs.slurm.site_checks import FAIL, check_site
+
+    target = None
+    if args.write:
+        target = place(args.write, args.force)
+    base = requested_profile(args)
+    site = reading.read(base)
+    profile = base if args.cluster else draft(base, site)
+    site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
+    results = check_site(site, profile)
+    if target:
+        write(target, text(draft(base, site), site))
+    cluster = site.config.get("ClusterName", "")
+    if args.json:
+        rows = [result._asdict() for result in results]
+        report = {"cluster": cluster, "partition": site.partition["PartitionName"], "promises": rows}
+        print(json.dumps({**report, "written": str(target) if target else None}, indent=1))
+    else:
+        print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
+        if target:
+            print(f"\nwritten: {target}")
+    if any(result.verdict == FAIL for result in results):
+        return CONFIG
+    return COMPLETE
+
+
+def requested_profile(args: argparse.Namespace) -> ClusterProfile:
+    """The named profile or an empty one, with the options of the command line."""
+    from flip.runs.errors import ConfigError
+    from jobs.common.cluster_profile import ClusterProfile, load_profile, require_trusted_programs
+
+    if args.cluster:
+        profile = load_profile(args.cluster)
+    else:
+        profile = ClusterProfile(kind="slurm")
+    require_trusted_programs(profile)
+    if profile.kind != "slurm":
+        raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
+    settings = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
+    return replace(profile, **settings)
+
+
+def place(name: str, force: bool) -> Path:
+    """Path of the new profile. Raises ConfigError if it exists."""
+    from flip.runs.errors import ConfigError
+    from jobs.common.paths import PROFILES
+
+    if name.endswith((".yaml", ".yml")):
+        target = Path(name).expanduser()
+    else:
+        target = PROFILES / f"{name}.yaml"
+    if target.exists() and not force:
+        raise ConfigError("profile already exists", "--write", str(target), "Choose another name, or add --force.")
+    return target
+
+
+def write(target: Path, content: str) -> None:
+    """Write the profile, if it can be loaded: an existing one is replaced."""
+    from flip.runs.rundir import write_text
+    from jobs.common.cluster_profile import load_profile
+    from jobs.common.filesystem import writing
+
+    with writing(target, "Name another path with --write."):
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / target.name
+            write_text(trial, content)
+            load_profile(str(trial))
+        write_text(target, content)
+
+
+def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
+    """The profile, completed with values from the site."""
+    from jobs.host.slurm_cli import parse_int
+    from jobs.slurm.site import Node
+
+    node = site.common_node or Node(0, 0, 0, "")
+    most = parse_int(site.config.get("MaxArraySize", ""))
+    if site.max_seconds:
+        hours = max(0.01, int(site.max_seconds / 36) / 100)
+    else:
+        hours = DEFAULT_HOURS
+    options = dict(profile.options)
+    if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):
+        options.setdefault("gres", f"gpu:{node.gpus}")
+    if site.memory_share and node.cpus and not any(key.startswith("mem") for key in options):
+        options["mem-per-cpu"] = f"{node.memory // node.cpus}M"
+    return replace(
+        profile,
+        kind="slurm",
+        partition=profile.partition or site.partition["PartitionName"],
+        gpus_per_node=node.gpus,
+        gpu=node.gpu,
+        cpus_per_node=node.cpus,
+        memory_gb=float(node.memory_gb),
+        hours=hours,
+        signal_seconds=max(1, min(120, int(hours * 3600) // 4)),
+        array_size=profile.array_size if most is None else max(1, most - 1),
+        options=options,
+    )
+
+
+def text(profile: ClusterProfile, site: Site) -> str:
+    """YAML of a drafted profile, with the source of each value; other fields of the profile are copied."""
+    import yaml
+
+    from jobs.common.cluster_profile import ClusterProfile
+
+    count = 0
+    if site.common_node:
+        count = site.nodes[site.common_node]
+    limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
+    if site.qos.get("wall"):
+        limits += f", MaxWall={site.qos['wall']} of the QOS"
+    lines: list[tuple[str, Any, str]] = [
+        ("kind", profile.kind, ""),
+        ("partition", profile.partition, ""),
+        ("account", profile.account, ""),
+        ("qos", profile.qos, ""),
+        ("runs_root", profile.runs_root, ""),
+        ("gpus_per_node", profile.gpus_per_node, f"sinfo; {count} of {sum(site.nodes.values())} usable nodes"),
+        ("gpu", profile.gpu, "sinfo (gres); shown in plans"),
+        ("cpus_per_node", profile.cpus_per_node, "sinfo"),
+        ("memory_gb", int(profile.memory_gb), "sinfo"),
+        ("hours", int(profile.hours) if profile.hours % 1 == 0 else profile.hours, limits),
+        ("signal_seconds", profile.signal_seconds, "chosen: 120, or a quarter of the hours"),
+        ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, minus 1"),
+        ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
+    ]
+    defaults = asdict(ClusterProfile())
+    written = {"name", *(key for key, _, _ in lines)}
+    lines += [
+        (key, value, "unchanged")
+        for key, value in asdict(profile).items()
+        if value != defaults[key] and key not in written
+    ]
+    rows = [f"# Slurm cluster {site.config.get('ClusterName', '')}, as read by `flip doctor`."]
+    rows.append("# All fields: docs/cluster.md and jobs/common/cluster_profile.py.")
+    for key, value, source in lines:
+        if value not in ("", {}, []):
+            # JSON is YAML, and one line also of texts with several
+            nested = ""
+            if isinstance(value, list | dict):
+                nested = json.dumps(value, ensure_ascii=False)
+            row = f"{key}: {nested or yaml.safe_dump(value, width=1000).splitlines()[0]}"
+            rows.append(f"{row:24}  # {source}" if source else row)
+    if profile.gpus_per_node and not profile.tflops:
+        rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
+    if profile.gpus_per_node and not profile.network_gbps:
+        rows.append("# nvlink_gbps: 3600.0     # per GPU and direction (of an H100 SXM); for communication in plans")
+        rows.append("# network_gbps: 400.0     # of a node's network, divided by its GPUs")
+    return "\n".join([*rows, ""])
+
+
+def render(results: Sequence[CheckResult], title: str) -> str:
+    """A line per guarantee, followed by the consequence if it does not hold."""
+    wide, verdict = (max(len(result[i]) for result in results) for i in (0, 1))
+    lines = [title]
+    for result in results:
+        lines.append(f"  {result.promise:{wide}}  {result.verdict:{verdict}}  {result.read}")
+        if result.then:
+            lines.append(f"  {'':{wide}}  {'':{verdict}}  -> {result.then}")
+    return "\n".join(lines)

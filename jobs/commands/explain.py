@@ -1,0 +1,200 @@
+"""flip explain SWEEP/RUN ...: configuration, state and its cause, attempts and next step of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs.common.cli import Parser, add_run_arguments, run_command
+from jobs.common.text import count, duration, hours_text, percent
+
+if TYPE_CHECKING:
+    from jobs.common.terminal import Page, TextTable
+
+EXAMPLES = """examples:
+  flip explain quickstart/masked
+  flip explain 'quickstart/*masked'
+  flip explain quickstart/masked --json     a mapping; of several runs a list of mappings
+"""
+
+
+UNINFORMATIVE = (None, "", "RUNNING", "COMPLETING")
+"""States of a Slurm job in its exit handler, whatever ended its processes."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="flip explain",
+        description="Explain runs, each on one page: configuration, state and its cause, attempts, next step.",
+        epilog=EXAMPLES,
+    )
+    add_run_arguments(parser, all_runs=False)
+    return run_command(explain, parser.parse_args(arguments))
+
+
+def explain(args: argparse.Namespace) -> int:
+    from jobs.common.terminal import show
+    from jobs.reporting import run_details
+    from jobs.runs import select
+
+    facts = [run_details.explain(run) for run in select.chosen(args)]
+    if args.json:
+        print(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
+        return 0
+    for i, each in enumerate(facts):
+        print(end="\n\n" if i else "", flush=True)
+        show(page(each))
+    return 0
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page(facts: Mapping[str, Any]) -> Page:
+    """The details; control characters from files are escaped."""
+    from jobs.common.terminal import Page, TextTable
+
+    about = facts["about"]
+    code = facts["code"]
+    next_ = facts["next"]
+    differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
+    stages = "; ".join(
+        f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
+    )
+    heads = [
+        ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
+        ("what", f"{about['size'] or '?'}, {count(about['samples'])} samples ({stages or 'no stages could be read'})"),
+        *_origin(about["init"]),
+        ("differs", f"{differs} (from the other runs of its sweep)"),
+        ("code", f"{code['digest'] or 'unknown'}, {code['folder']}" + ("" if code["present"] else " (absent)")),
+        ("state", _state(facts["state"])),
+        *_decision(facts["evidence"]),
+        *_start(facts["start"]),
+        ("next", _coming(next_)),
+    ]
+    heads += [("damaged", damage) for damage in facts["damaged"]]
+    if facts["verdict"]:
+        heads += [("speed", facts["verdict"])]
+    if files := facts["anomalies"]:
+        heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")]
+    lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]
+    if attempts := _history(facts["attempts"]):
+        drop = ("nodes", "S from", "to", "took", "started")
+        lines += ["", "attempts", TextTable(attempts, {"cause of end": 12, "decided": 8}, drop, indent="  ")]
+        lines += _environment_changes(facts["attempts"])
+    else:
+        lines += ["", "no attempt has started"]
+    if facts["incidents"]:
+        lines += ["", "incidents", TextTable(_counts(facts["incidents"]), indent="  ")]
+    return Page(*lines, "", *_spent(facts["goodput"]))
+
+
+def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if init is None:
+        return []
+    if init["export"]:
+        return [("starts", f"with the weights of the export {init['export']}")]
+    if init["extend"]:
+        how = "extends it"
+    else:
+        how = "only its weights"
+    return [("starts", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
+    if row.get("samples") is not None and row.get("total"):
+        parts.append(f"S = {count(row['samples'])} of {count(row['total'])}")
+    if row.get("loss") is not None:
+        parts += [f"loss {row['loss']:.3f}"]
+    if row.get("eta_seconds") is not None:
+        parts += [f"{duration(row['eta_seconds'])} left"]
+    return ", ".join(parts)
+
+
+def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if evidence is None:
+        return []
+    why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
+    if evidence["action"]:
+        decided = f"{evidence['action']}, because of {why}"
+    else:
+        decided = f"nothing yet; {why}"
+    if evidence["cause"] == "complete":
+        decided = f"{evidence['action'] or 'nothing yet'}: it is complete"
+    code = evidence["code"]
+    state = evidence["state"]
+    seen = f"exit code {'unknown' if code is None else code}"
+    if state not in UNINFORMATIVE:
+        seen += f", job state {state}"
+    lines = [("decided", f"attempt {evidence['attempt']}: {decided}"), ("evidence", seen)]
+    if evidence["lines"]:
+        lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
+    return lines
+
+
+def _start(start: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if start is None:
+        return []
+    return [("start", f"the batch script's log since then: {start['log']}"), *(("", f"| {x}") for x in start["lines"])]
+
+
+def _coming(next_: Mapping[str, Any]) -> str:
+    parts = [next_["what"]]
+    if next_["not_before"]:
+        parts.append(f"not before {_clock(next_['not_before'])}")
+    if next_["estimate"]:
+        parts.append(f"Slurm expects {next_['estimate']}")
+    return ", ".join(parts) + (f": {next_['command']}" if next_["command"] else "")
+
+
+def _clock(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "n": str(a["attempt"]),
+            "started": _clock(a["time"]),
+            "nodes": a["where"],
+            "took": duration(a["seconds"]),
+            "S from": count(a["from"]),
+            "to": count(a["to"]),
+            "cause of end": a["cause"] and ": ".join(dict.fromkeys(filter(None, [a["cause"], a["reason"]]))),
+            "decided": a["action"] and a["action"] + (f" after {a['delay']:g} s" if a["delay"] else ""),
+        }
+        for a in attempts
+    ]
+
+
+def _environment_changes(attempts: list[dict[str, Any]]) -> list[str]:
+    """A line per attempt that trained with other packages or on another processor than the attempt before."""
+    changed = [a for a in attempts if a["environment"]]
+    return [f"  attempt {a['attempt']} ran in another environment: {'; '.join(a['environment'])}" for a in changed]
+
+
+def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from flip.runs.restart_policy import Limits
+
+    columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
+    rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
+    others = {"storage": f"{duration(Limits().storage_total)} of waits"}
+    return [{**row, "stops at": row["stops at"] or others.get(row["cause"], "no limit")} for row in rows]
+
+
+def _spent(spent: Mapping[str, Any]) -> list[str]:
+    if not spent["total"]:
+        return ["time      unknown"]
+    parts = ", ".join(f"{part} {percent(share)} %" for part, share in spent["share"].items() if share)
+    if spent["waiting_hours"] is None:
+        waited = "unknown"
+    else:
+        waited = duration(3600 * spent["waiting_hours"])
+    lines = [f"time      {hours_text(spent['total'])} {spent['unit']}: {parts}; waited for a start: {waited}"]
+    return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])

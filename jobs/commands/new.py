@@ -1,0 +1,205 @@
+"""flip new NAME: write NAME.yaml, a short commented sweep on one's own data."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.common.cli import Parser, command, run_command
+
+EXAMPLES = """examples:
+  flip new mine                                   data/manifest and data/tokenizer.json, a model for CPUs
+  flip new mine --data /data/manifest --tokenizer /data/tokenizer.json --cluster h100 --size L/16
+  flip new mine --recipe clip                     a model for `export --to transformers`
+  flip new mine --data data/mine --test data/mine/test    (both from `shards make --split 0.2`)
+"""
+TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# Masked training on your own data: a run for each value below `grid`. Keys: docs/sweeps.md, fields: docs/contracts.md.
+cluster: {cluster}
+recipe: {recipe:<22} # {about}
+set:
+  data: {{manifest: {data}, tokenizer: {tokenizer}{pictures}}}
+  model.size: {size}{text}
+  stages:                      # lengths are in samples; passes over the data: samples / size of the data set
+    - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
+  resources: {resources}
+{sets}
+grid:
+  stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
+"""
+RECIPES = {
+    "portable2": "the paper's recipe, which open_clip and timm load; transformers: recipe clip",
+    "clip": "the architecture of CLIP, which transformers, open_clip and timm load",
+}
+SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the entries of the tokenizer"
+"""For recipe clip, whose text encoder is large."""
+CACHE = "cache:"
+"""Start of a path in the cache."""
+NO_SETS = "  # evaluate.sets: test sets, by docs/evaluation.md; without them the report has no accuracy"
+
+
+class Schedule(NamedTuple):
+    """Length and rate of a stage. ``samples``: of a large data set; ``passes``: the most passes over a small one."""
+
+    samples: int
+    passes: int
+    batch: int
+    base_lr: float
+
+    def fields(self, size: int) -> dict[str, str]:
+        """The fields of the template for a data set of ``size`` samples; 0: unknown."""
+        samples = self.samples
+        batch = self.batch
+        if size:
+            while batch > SMALLEST_BATCH and 2 * batch > size:
+                batch //= 2
+            samples = min(samples, max(self.passes * size, batch))
+        samples = int(float(f"{samples:.2g}"))
+        return {
+            "samples": _short(samples),
+            "batch": str(batch),
+            "base_lr": _short(self.base_lr),
+            "warmup": _short(samples // 20),
+            "peak": _short(self.base_lr * batch / 256),
+        }
+
+
+SMALLEST_BATCH = 16
+SMALL = Schedule(samples=1_000_000, passes=100, batch=128, base_lr=2e-3)
+"""For the sizes that train on CPUs."""
+LARGE = Schedule(samples=100_000_000, passes=100, batch=4096, base_lr=3e-5)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="flip new", description="Write NAME.yaml, a short commented sweep on your own data.", epilog=EXAMPLES
+    )
+    parser.add_argument("file", metavar="NAME", help="name of the sweep and of its file, which must not exist")
+    about = "folder of the manifest, see `shards index` (default: %(default)s)"
+    parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
+    about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
+    about = "manifest of pictures that are scored at the end (default: MANIFEST/test if it exists)"
+    parser.add_argument("--test", metavar="FOLDER", help=about)
+    parser.add_argument("--tokenizer", metavar="FILE", help=about)
+    parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
+    about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"
+    parser.add_argument("--recipe", choices=list(RECIPES), default="portable2", help=about)
+    about = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
+    parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
+    return run_command(new, parser.parse_args(arguments))
+
+
+def new(args: argparse.Namespace) -> int:
+    """Write the file and show the next commands.
+
+    Raises ConfigError if a value is unknown, the file exists, or its folder does not.
+    """
+    from flip.config.resolve import manifest_record, resolve_path
+    from flip.config.schema import MODEL_PRESETS
+    from flip.runs.errors import ConfigError, suggestion
+    from flip.runs.rundir import write_text
+    from jobs.common.cluster_profile import load_profile
+    from jobs.common.filesystem import writing
+    from jobs.common.paths import REPOSITORY, SWEEPS
+    from jobs.sweeps.expansion import NAME, NAME_RULE
+
+    target = Path(args.file.removesuffix(".yaml") + ".yaml").expanduser()
+    if not NAME.fullmatch(target.stem):
+        raise ConfigError("not a valid name of a sweep", value=target.stem, remedy=NAME_RULE)
+    if os.path.lexists(target):
+        raise ConfigError("already exists", str(target), remedy="Choose another name.")
+    if not target.parent.is_dir():
+        raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
+    gpus = load_profile(args.cluster).gpus_per_node
+    size = args.size or ("B/16" if gpus else "emoji")
+    if size not in MODEL_PRESETS:
+        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
+        raise ConfigError("no such size", "--size", size, remedy)
+    schema = SWEEPS / "schemas" / "sweep.json"
+    data = _place(args.data)
+    record = manifest_record(data) or {}
+    test = ""
+    if args.test:
+        test = _place(args.test)
+    if not test and manifest_record(f"{data}/test"):
+        test = f"{data}/test"
+    if args.test and manifest_record(test) is None:
+        remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
+        raise ConfigError("no manifest in this folder", "--test", args.test, remedy)
+    cache = ""
+    if data.startswith(CACHE):
+        cache = CACHE
+    beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
+    tokenizer = args.tokenizer or beside
+    if not tokenizer.startswith(CACHE):
+        tokenizer = resolve_path(tokenizer)
+    small = MODEL_PRESETS[size]["image"]["width"] < 512
+    values = {
+        "recipe": args.recipe,
+        "about": RECIPES[args.recipe],
+        "text": SMALL_TEXT if small and args.recipe == "clip" else "",
+        "schema": os.path.relpath(schema, target.parent) if REPOSITORY in target.absolute().parents else schema,
+        "cluster": args.cluster,
+        "data": json.dumps(data, ensure_ascii=False),
+        "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
+        "size": size,
+        "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
+        "pictures": _of_pictures(record),
+        "sets": _test_set(target.stem, test) if test else NO_SETS,
+        **(SMALL if small else LARGE).fields(int(record.get("samples", 0))),
+    }
+    with writing(target):
+        write_text(target, TEMPLATE.format(**values))
+    submit = partial(command, "submit", target.absolute())
+    report = {"file": str(target), "next": [submit("--dry-run"), submit("--watch")]}
+    text = "\n  ".join([f"written: {target}; next:", *report["next"]])
+    print(json.dumps(report, indent=1) if args.json else text)
+    return 0
+
+
+def _place(path: str) -> str:
+    """An absolute path; a place in the cache stays relative to it, because the sweep also serves other users."""
+    from flip.config.resolve import resolve_path
+
+    path = path.rstrip("/")
+    if path.startswith(CACHE) or "://" in path:
+        return path
+    return os.path.normpath(resolve_path(path or "/"))
+
+
+def _of_pictures(record: Mapping[str, Any]) -> str:
+    """Settings of ``data`` that the pictures of a data set need, by the counts of `shards make`."""
+    settings = record.get("settings")
+    counts = None
+    if isinstance(settings, dict):
+        counts = settings.get("pictures")
+    if not isinstance(counts, dict):
+        return ""
+    fields = ""
+    if counts.get("transparent"):
+        fields = ", to_rgb: flatten"
+    return fields + (", exif: apply" if counts.get("turned") else "")
+
+
+def _test_set(name: str, folder: str) -> str:
+    """The lines of ``evaluate.sets`` for the manifest of a test set, with class names or with captions."""
+    from flip.config.resolve import resolve_path
+
+    fields = f"name: {name}, manifest: {json.dumps(folder, ensure_ascii=False)}"
+    if os.path.isfile(os.path.join(resolve_path(folder), "classes.json")):
+        fields += f", classes: {json.dumps(f'{folder}/classes.json', ensure_ascii=False)}"
+    else:
+        fields += ", task: retrieval"
+    return f"  evaluate.sets: [{{{fields}}}]   # scored at the end; docs/evaluation.md"
+
+
+def _short(number: float) -> str:
+    """A number as sweep files write it: 1e6, 3.2e4, 960."""
+    if 0.1 <= number < 10_000:
+        return f"{number:g}"
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

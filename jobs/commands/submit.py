@@ -1,0 +1,126 @@
+"""flip submit SWEEP: check a sweep, show its cost, start the runs that are missing."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.common.cli import Parser, add_sweep_arguments, note, run_command
+
+EXAMPLES = """examples:
+  flip submit quickstart --cluster local --watch
+  flip submit model_scaling --dry-run
+  flip submit quickstart --only 'mask*' data.workers=2 stages.pretrain.samples=1e5
+  flip submit quickstart --seeds 0 1 2
+  flip submit my.yaml --changed fork --prune --dry-run
+The same command again starts only what is missing; with --watch it returns to running runs.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="flip submit",
+        description="Submit the runs of a sweep that are missing. Complete and running runs are left alone.",
+        epilog=EXAMPLES,
+    )
+    add_sweep_arguments(parser)
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="profile: a name in sweeps/clusters or a .yaml file; default: the sweep's"
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder of run directories; default: runs_root of the profile, FLIP_RUNS, else ./runs",
+    )
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="submit only runs whose name matches one of the shell patterns that follow"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, its cost and all checks; write nothing")
+    parser.add_argument("--retry", action="store_true", help="restart failed and cancelled runs, with the current code")
+    parser.add_argument(
+        "--changed",
+        choices=["keep", "fork", "restart", "data"],
+        help="what to do with runs whose configuration has changed: keep, fork (start as NAME-v2), restart (move the"
+        " old run to the trash first; asks), data (continue with the new data set, if nothing else changed);"
+        " default: refuse",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="cancel runs that are no longer in the sweep and move them to the trash; asks",
+    )
+    parser.add_argument(
+        "--allow-prune-majority", "--prune-most", action="store_true", dest="prune_most",
+        help="--prune, even if that removes more than half of the runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-canary",
+        action="store_true",
+        help="start all runs at once, without a first run (canary) for each kind of resources",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="show progress until all runs have ended; Ctrl-C does not stop the runs"
+    )
+    parser.add_argument(
+        "--foreground", action="store_true",
+        help="--watch, but Ctrl-C stops the runs: they save a checkpoint; the command with --retry continues them",
+    )  # fmt: skip
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    parser.add_argument(
+        "--script", action="store_true", help="with --dry-run: show the batch script for each kind of resources"
+    )
+    return parser
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 if an option would have no effect, or if two options contradict each other."""
+    if args.script and not args.dry_run:
+        parser.error("--script shows the batch scripts of a dry run: add --dry-run")
+    if (args.watch or args.foreground) and (args.json or args.dry_run):
+        option = "--watch" if args.watch else "--foreground"
+        parser.error(f"{option} cannot be combined with {'--json' if args.json else '--dry-run'}")
+    args.watch = args.watch or args.foreground
+    more = [word for word in args.overrides if "=" not in word]
+    if args.only is not None and more:  # names after the first pattern; a setting has a =
+        args.only = " ".join([args.only, *more])
+        args.overrides = [word for word in args.overrides if "=" in word]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    check_options(parser, args)
+    return run_command(submit, args)
+
+
+def submit(args: argparse.Namespace) -> int:
+    from jobs.submission.submission import Submission, SubmitOptions
+
+    code, watched = Submission(SubmitOptions.of(args)).run()
+    if watched is None:
+        return code
+    from jobs.reporting.status import watch
+
+    if args.foreground:
+        _stop_on_interrupt(watched)
+    return watch(watched, sys.stdout)
+
+
+def _stop_on_interrupt(paths: Sequence[Path]) -> None:
+    """Let the first Ctrl-C cancel the runs, which then save and end; the second one only ends this command."""
+    import signal
+
+    from flip.runs.lifecycle import ENDED
+    from flip.runs.rundir import RunDir
+    from jobs.runs.clusters import request_cancel, states
+
+    runs = [RunDir(path) for path in paths]
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        known = states(runs)
+        request_cancel([run for run in runs if known[run.path].state not in ENDED], "Ctrl-C")
+        note("cancelled: the runs save a checkpoint and end")
+
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,372 @@
+"""``doctor``: the checks of a Slurm site, the profile that it writes, and its error messages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.runs.errors import ConfigError
+from jobs.commands import doctor
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.planning import preflight
+from jobs.slurm import site as reading
+from jobs.slurm import site_checks
+from jobs.slurm.site import Node, Site
+from jobs.slurm.site_checks import DEGRADED, FAIL, OK, UNKNOWN
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {
+    "ClusterName": "far", "SLURM_VERSION": "24.11.5", "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE",
+    "PreemptParameters": "send_user_signal", "KillWait": "30 sec", "MaxArraySize": "1001", "MaxJobCount": "10000",
+    "MaxBatchRequeue": "5", "MinJobAge": "300 sec", "SlurmdTimeout": "300 sec", "ReturnToService": "1",
+    "AuthInfo": "(null)", "OverTimeLimit": "0 min", "RequeueExit": "(null)", "RequeueExitHold": "(null)",
+    "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CORE_MEMORY", "DefMemPerNode": "UNLIMITED",
+}  # fmt: skip
+PARTITION = {
+    "PartitionName": "gpu", "Default": "YES", "PreemptMode": "REQUEUE", "GraceTime": "120", "MaxTime": "2-00:00:00",
+    "OverTimeLimit": "NONE", "DefMemPerNode": "UNLIMITED",
+}  # fmt: skip
+EIGHT = Node(96, 1031000, 8, "h100")
+PROFILE = ClusterProfile(
+    "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py"
+)
+DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
+FORTY = {"MaxSubmitJobs": "40"}
+NO_QOS = {"PreemptType": "preempt/qos"}
+
+
+def site(config=(), partition=(), **fields):
+    """A site that passes all checks, except for the given settings."""
+    defaults = {
+        "nodes": {EIGHT: 4},
+        "errors": {"sbatch --test-only": ""},
+        "python": "3.9.18",
+        "filesystems": {"runs root": "lustre", "python": "nfs4"},
+    }
+    return Site({**CONFIG, **dict(config)}, {**PARTITION, **dict(partition)}, **{**defaults, **fields})
+
+
+def judged(slurm_site, promise, profile=PROFILE):
+    (match,) = [finding for finding in site_checks.check_site(slurm_site, profile) if promise in finding.promise]
+    return match
+
+
+def test_check_site_passes_all_checks_on_good_site():
+    assert {(f.verdict, f.then) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
+
+
+# fmt: off
+SITES = [
+    (site({"JobRequeue": "0"}), "starts again", OK, "ask for --requeue (JobRequeue=0 is for those that do not)"),
+    (site({"JobSubmitPlugins": "lua"}), "starts again", OK, "plugin of the site may disable requeue"),
+    (site(partition={"PreemptMode": "OFF"}), "starts again", OK, "no preemption"),
+    (site({"PreemptType": "preempt/none"}), "warned before it is preempted", OK, "no preemption"),
+    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", DEGRADED, "within KillWait"),
+    (site(partition={"PreemptMode": "CANCEL"}), "preempted run starts", DEGRADED, "within the grace"),
+    (site(partition={"PreemptMode": "GANG,SUSPEND"}), "preempted run starts", DEGRADED, "frozen"),
+    (site(NO_QOS), "preempted run starts", UNKNOWN, "--qos"),
+    (site(NO_QOS, errors={"qos": "sacctmgr: no answer"}), "preempted run starts", UNKNOWN, "sacctmgr: no answer"),
+    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", DEGRADED, "CANCEL"),
+    (site(NO_QOS, qos={"preempt": "cluster", "grace": "00:02:00"}), "preempted run starts", OK, "GraceTime=120 s"),
+    (site(partition={"GraceTime": "0"}), "before it is preempted", DEGRADED, "longer than 30 s"),
+    (site({"PreemptParameters": "(null)"}), "before it is preempted", OK, "TERM at"),
+    (site(NO_QOS), "before it is preempted", UNKNOWN, "QOS"),
+    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", FAIL, "set hours to 12"),
+    (site(qos={"wall": "06:30:00"}), "before the time limit", FAIL, "set hours to 6.5"),
+    (site(partition={"MaxTime": "UNLIMITED"}), "before the time limit", OK, "allows any"),
+    (site({"MaxBatchRequeue": "1"}), "killed rank", DEGRADED, "scontrol release"),
+    (site({"Prolog[0]": "/etc/slurm/prolog.sh"}), "failed prolog", DEGRADED, "nohold_on_prolog_fail"),
+    (site({"Prolog": "/p", "SchedulerParameters": "a=1,nohold_on_prolog_fail"}), "failed prolog", OK, ""),
+    (site({"Prolog": "(null)"}), "failed prolog", OK, ""),
+    (site({"RequeueExit": "1,70-72"}), "killed rank", FAIL, "RequeueExit has 70, 71"),
+    (site({"RequeueExitHold": "75"}), "killed rank", DEGRADED, "RequeueExitHold has 75"),
+    (site({"SlurmdTimeout": "0 sec"}), "lost node", FAIL, "yourself"),
+    (site({"ReturnToService": "0"}), "lost node", OK, "by hand"),
+    (site({"MinJobAge": "5 sec"}), "outcome of", DEGRADED, "5 s"),
+    (site({"MaxArraySize": "1"}), "number of runs", FAIL, "array_size to 1."),
+    (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
+    (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", DEGRADED, "more than 50"),
+    (site(qos={"GrpSubmitJobs": "70"}, association=FORTY), "number of runs", DEGRADED, "MaxSubmitJobs of the assoc"),
+    (site(qos={"GrpSubmitJobs": "30"}, association=FORTY), "number of runs", DEGRADED, "GrpSubmitJobs of the QOS 30"),
+    (site(association={"MaxSubmitJobs": "0"}), "number of runs", DEGRADED, "more than 0"),
+    (site({"AuthInfo": "socket=/run/x,cred_expire=5"}), "starts soon", OK, "about 6 s"),
+    (site({"AuthInfo": "cred_expire=1200"}), "starts soon", DEGRADED, "1201 s"),
+    (site(), "starts soon", OK, "about 121 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", OK, "about 5 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # no requeue_delay
+    (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", DEGRADED, "600 s"),
+    (site({"SLURM_VERSION": "19.05.8"}), "release", DEGRADED, "20.11"),
+    (site(python="3.5.2"), "has a Python", FAIL, "host_python"),
+    (site(errors={"python": "py: No such file or directory"}), "has a Python", FAIL, "host_python"),
+    (site(filesystems={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py"),
+    (site(filesystems={"runs root": "ext4", "python": "ext4"}), "be stored", UNKNOWN, "shared file system"),
+    (site(errors={"runs root": "/x: Permission denied"}), "be stored", FAIL, "runs_root"),
+    (site(unset=("WANDB_KEY",)), "environment", FAIL, "WANDB_KEY"),
+    (site(errors={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", FAIL, "Invalid account"),
+    (site(errors={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
+    (site(errors={"submitit": "not installed"}), "from here", FAIL, "pip install"),
+    (site(nodes={}), "nodes", FAIL, "no node"),
+    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", FAIL, "set it to 4"),
+    (site({"SelectType": "select/linear"}), "nodes", FAIL, "gpu:8"),
+    (site({"DefMemPerCPU": "100"}), "memory", DEGRADED, "mem-per-cpu"),
+    (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", OK, "not counted"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("one, promise, verdict, words", SITES)
+def test_check_site_reports_verdict_and_remedy(one, promise, verdict, words):
+    finding = judged(one, promise)
+    assert finding.verdict == verdict and words in f"{finding.read} {finding.then}", finding
+    assert bool(finding.then) == (verdict != OK), "only a check that is not OK has a remedy or a consequence"
+
+
+def test_check_site_judges_profile_options():
+    profile_type = PROFILE.__class__
+    linear = profile_type("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
+    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == OK
+    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == OK
+    assert judged(site(), "preempted run starts", profile_type("far", options={"no-requeue": ""})).verdict == DEGRADED
+    assert judged(site({"MaxArraySize": "2"}), "number of runs", profile_type("far", array_size=1)).verdict == DEGRADED
+    assert (
+        judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
+    )
+    assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).verdict == DEGRADED
+
+
+def test_parse_nodes_counts_usable_nodes_by_shape():
+    nodes = reading.parse_nodes(
+        "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
+        "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
+        + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
+    )
+    assert nodes == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
+    odd = reading.parse_nodes("d|64|9|gpu:4090:8(S:0-1)|idle\ne|64|9|gpu:a100:4(S:0),gpu:v100:2(S:1),gpuram:5|idle")
+    assert odd == {Node(64, 9, 8, "4090"): 1, Node(64, 9, 6, "a100+v100"): 1}
+    assert site(nodes=nodes).common_node == EIGHT and EIGHT.memory_gb == 1081
+
+
+@pytest.mark.parametrize(
+    "config, partition, fields",
+    [
+        ({}, {}, {"hours": 48.0, "signal_seconds": 120, "array_size": 1000, "gpu": "h100", "options": {}}),
+        ({"MaxArraySize": "1"}, {"MaxTime": "UNLIMITED"}, {"hours": 24.0, "array_size": 1}),
+        ({}, {"MaxTime": "00:04:00"}, {"hours": 0.06, "signal_seconds": 54}),
+        ({"DefMemPerCPU": "100"}, {}, {"options": {"mem-per-cpu": "10739M"}}),
+        ({"SelectType": "select/linear"}, {}, {"options": {"gres": "gpu:8"}}),
+    ],
+)
+def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition, fields):
+    slurm_site = site(config, partition)
+    profile = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), slurm_site)
+    doctor.write(tmp_path / "mine.yaml", doctor.text(profile, slurm_site))
+    loaded = load_profile(str(tmp_path / "mine.yaml"))
+    assert {key: getattr(loaded, key) for key in fields} == fields
+    assert (loaded.kind, loaded.partition, loaded.account, loaded.runs_root) == ("slurm", "gpu", "007", "/data/runs")
+    assert (loaded.gpus_per_node, loaded.cpus_per_node, loaded.memory_gb) == (8, 96, 1081.0)
+    for promise in ("nodes", "memory", "time limit"):
+        assert (
+            judged(slurm_site, promise, loaded).verdict == OK
+            or "signal_seconds" in judged(slurm_site, promise, loaded).then
+        )
+
+
+def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
+    fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
+    fields["setup"] = ["if [ -e /é ]; then\n  echo 'a: #b'\nfi || exit 78", "export " + "A=b " * 300]
+    slurm_site = site()
+    doctor.write(
+        tmp_path / "mine.yaml",
+        doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), slurm_site), slurm_site),
+    )
+    loaded = load_profile(str(tmp_path / "mine.yaml"))
+    assert {key: getattr(loaded, key) for key in fields} == fields
+
+
+def test_doctor_keeps_existing_profile_if_new_one_cannot_be_loaded(tmp_path):
+    (tmp_path / "mine.yaml").write_text("kind: slurm\n")
+    with pytest.raises(ConfigError, match="mine.yaml"):
+        doctor.write(tmp_path / "mine.yaml", "setup: [")
+    assert (tmp_path / "mine.yaml").read_text() == "kind: slurm\n" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def far(commands, tmp_path, monkeypatch):
+    """Stub commands of a Slurm cluster with the partitions cpu and gpu."""
+    rows = ["PartitionName=cpu Default=NO", " ".join(f"{key}={value}" for key, value in PARTITION.items())]
+    config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
+    show_gpu = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
+    show_all = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
+    commands.text = f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{show_gpu}\n{show_all}\n[ \"$5\" != none ]"
+    commands("scontrol", commands.text)
+    commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
+    commands("squeue", "exit 1")
+    commands("scancel", "")
+    commands("srun", "")
+    commands("sbatch", "[ $1 = --test-only ]")
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    return commands
+
+
+def test_doctor_writes_profile_and_overwrites_only_with_force(far, tmp_path, capsys):
+    target = tmp_path / "new.yaml"
+    assert doctor.main(["--write", str(target), "--account", "vision"]) == 0
+    out = capsys.readouterr().out
+    assert "Slurm cluster far, partition gpu" in out and f"written: {target}" in out
+    assert load_profile(str(target)).account == "vision"
+    sbatch_calls = [call for call in far.calls() if call.startswith("sbatch")]
+    assert len(sbatch_calls) == 1 and "--test-only --partition=gpu --account=vision" in sbatch_calls[0]
+    assert "--gpus-per-node=8" in sbatch_calls[0] and "--time=2880" in sbatch_calls[0]
+    before = target.read_bytes()
+    assert doctor.main(["--write", str(target)]) == 78
+    assert "--force" in capsys.readouterr().err and target.read_bytes() == before
+    assert doctor.main(["--write", str(target), "--force"]) == 0 and target.read_bytes() != before
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "the command leaves no other files"
+
+
+def test_doctor_shows_refusal_of_job_submit_plugin(far, capsys):
+    """The plugin prints the reason before Slurm prints an unspecified error."""
+    own = "sbatch: error: Site policy: give an account."
+    last = "allocation failure: Unspecified error"
+    far("sbatch", f"echo '{own}' >&2; echo '{last}' >&2; exit 1")
+    assert doctor.main([]) == 78
+    assert f"{own}; {last}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_doctor_reads_limits_of_association_and_qos(far, capsys):
+    text = far.text.replace("ClusterName", "AccountingStorageType = accounting_storage/slurmdbd\nClusterName", 1)
+    far("scontrol", text)
+    far(
+        "sacctmgr",
+        """case $* in *user*) printf '%s\\n' 'acc|root|normal|7|' 'acc|acc|low|40|99';;
+    *name=low*) echo 'cluster|00:00:00||30||';; *) exit 1;; esac""",
+    )
+    assert doctor.main(["--json"]) == 0
+    check = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}[
+        "a sweep may have any number of runs"
+    ]
+    assert check["verdict"] == DEGRADED and "MaxSubmitJobsPerUser of the QOS 30" in check["read"]
+    assert doctor.main(["--json", "--account", "root", "--qos", "none"]) == 0
+    assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
+
+
+def test_doctor_json_lists_failed_checks_of_unsuitable_profile(far, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("kind: slurm\nhours: 100\nenv: [FLIP_NO_SUCH_NAME]\noptions: {qos: x}\n")
+    assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), "--json"]) == 78
+    report = json.loads(capsys.readouterr().out)
+    assert (report["cluster"], report["partition"], report["written"]) == ("far", "gpu", None)
+    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAIL}
+    assert wrong == {"a run is warned before the time limit", "the environment of jobs is defined"}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--partition", "none"], "no such partition"),
+        (["--cluster", "local"], "not a profile of a Slurm cluster"),
+        (["--cluster", "nowhere"], "no such cluster profile"),
+    ],
+)
+def test_doctor_reports_wrong_arguments_on_single_line(far, words, said, capsys):
+    assert doctor.main(words) == 78
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_doctor_reports_missing_commands_controller_or_default_partition(far, tmp_path, monkeypatch, capsys):
+    far("scontrol", "[ $2 = config ] && exit 0; echo 'PartitionName=cpu Default=NO'")
+    assert doctor.main([]) == 78 and "Name one of: cpu" in capsys.readouterr().err
+    far("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert doctor.main([]) == 69
+    assert capsys.readouterr().err.startswith("Slurm does not answer (found: 'scontrol: Unable to contact")
+    far("scontrol", "echo 'scontrol: error: Unable to contact slurm controller' >&2; exit 1")
+    assert doctor.main([]) == 69 and "'scontrol: error: Unable" in capsys.readouterr().err
+    assert preflight.scheduler(ClusterProfile(kind="slurm"), dry=True)[0].skipped
+    far("scontrol", "[ $2 = config ] && exit 0; exec sleep 60")
+    monkeypatch.setattr(reading, "DEADLINE", 0.2)
+    assert doctor.main(["--partition", "gpu"]) == 69 and "does not answer" in capsys.readouterr().err
+    (tmp_path / "srun").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="not on this machine.*srun"):
+        reading.check_ready(ClusterProfile(kind="slurm"))
+    assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
+
+
+def test_check_ready_refuses_python_failing_in_job_environment(far, tmp_path, monkeypatch):
+    """A Python of an environment module needs LD_LIBRARY_PATH. Without the check, every node reports the error."""
+    lacks = "error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file"
+    needs = f'[ "$LD_LIBRARY_PATH" = /apps/lib ] || {{ echo "python: {lacks}" >&2; exit 127; }}'
+    far("modpython", f'{needs}\nexec {sys.executable} "$@"')
+    far("oldpython", "echo 'it is Python 3.4' >&2; exit 1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/apps/lib")
+    own = str(tmp_path / "modpython")
+    fields = {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
+    for python, host, message in (
+        (own, "", lacks),
+        ("python3", own, lacks),
+        ("python3", "oldpython", "it is Python 3.4"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            reading.check_ready(ClusterProfile(python=python, host_python=host, **fields))
+        assert caught.value.where == str(tmp_path / (host or python)) and message in str(caught.value)
+        assert "mine" in caught.value.remedy and "host_python: /usr/bin/python3" in caught.value.remedy
+    for more in ({"env": ["LD_LIBRARY_PATH"]}, {"host_python": sys.executable}, {"host_python": "/only/on/nodes"}):
+        assert reading.check_ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
+
+
+def test_doctor_help_shows_examples_and_imports_only_cli_module():
+    line = [sys.executable, "-X", "importtime", str(ROOT / "jobs"), "doctor", "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "examples:" in done.stdout
+    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
+        "flip",
+        "flip.runs",
+        "flip.runs.acl",
+        "flip.runs.ownership",
+        "flip.runs.python_path",
+        "jobs",
+        "jobs.commands",
+        "jobs.commands.doctor",
+        "jobs.common",
+        "jobs.common.cli",
+        "jobs.common.paths",
+    }
+
+
+@pytest.mark.slurm
+def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path):
+    """The cluster accepts the written profile. A partition that cancels preempted jobs is reported as degraded."""
+    from tests.slurm_site import require
+    from tools.sandbox.cluster import SandboxCluster
+
+    require()
+    cluster = SandboxCluster(tmp_path / "slurm", nodes=2, grace=9)
+
+    def call(*argv):
+        line = [sys.executable, ROOT / "jobs", "doctor", "--json", *argv]
+        environ = {**os.environ, **cluster.env(), "FLIP_RUNS": str(tmp_path / "runs")}
+        done = subprocess.run(line, env=environ, capture_output=True, text=True)
+        return done.returncode, {row["promise"]: row for row in json.loads(done.stdout)["promises"]}
+
+    cluster.start()
+    try:
+        code, checks = call("--write", str(tmp_path / "mine.yaml"))
+        assert code == 0, checks
+        assert checks["a preempted run starts again"]["read"].startswith("preempt/partition_prio, PreemptMode=REQUEUE")
+        assert "GraceTime=9 s, KillWait=5 s, USR2" in checks["a run is warned before it is preempted"]["read"]
+        profile = load_profile(str(tmp_path / "mine.yaml"))
+        assert (profile.partition, profile.gpus_per_node, profile.cpus_per_node, profile.hours) == ("low", 8, 16, 24.0)
+        assert profile.options == {"mem-per-cpu": "4000M"} and profile.memory_gb == 67.0
+        text = (tmp_path / "mine.yaml").read_text().replace("gpus_per_node: 8", "gpus_per_node: 9")
+        (tmp_path / "more.yaml").write_text(text)
+        code, checks = call("--cluster", str(tmp_path / "more.yaml"))
+        assert code == 78 and "not available" in checks["a job is accepted"]["read"]
+        cluster.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
+        code, checks = call()
+        assert code == 0 and checks["a preempted run starts again"]["verdict"] == DEGRADED
+    finally:
+        cluster.stop()

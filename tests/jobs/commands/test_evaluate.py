@@ -1,0 +1,639 @@
+"""flip evaluate end to end: real ranks under a real supervisor score committed checkpoints and foreign models."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch.distributed import checkpoint as dcp
+
+import flip
+from flip.checkpoint import saver
+from flip.config import merge
+from flip.data.chunk_reader import ChunkReader
+from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.manifest import write as write_manifest
+from flip.evaluation import job as evaluation_job
+from flip.evaluation.metrics import predictions
+from flip.models import clip
+from flip.monitoring.results import read_run
+from flip.runs import commit
+from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import RunState
+from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
+from jobs.commands import evaluate, explain, report, status
+from jobs.common.text import percent
+from jobs.runs import clusters
+from jobs.slurm import site
+from jobs.submission import apply, evaluation
+from jobs.submission.snapshot import Snapshot
+from tests.flip.evaluation.datasets.test_catalog import images, wds
+from tests.flip.evaluation.encoding.test_encoders import make_folder
+from tests.synthetic import make_dataset, make_tokenizer
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def committed(run, config, samples, attempt):
+    """Commit a checkpoint with random weights; the seed is the number of samples."""
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
+    clip.init_weights(pair, samples)
+    path = commit.folder(run, "pretrain", samples, attempt)
+    path.mkdir(parents=True)
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    dcp.save(saver.model_state(pair), storage_writer=writer, no_dist=True)
+    commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
+
+
+def make_place(root):
+    """Write a run with two commits, and data sets, to the folder."""
+    data = make_dataset(root / "data" / "own", samples=30, shards=2, classes=5)
+    make_tokenizer(root / "tokenizer.json")
+    wds(root / "data" / "wds_flickr30k", captions=True)
+    wds(root / "data" / "wds_mnist")
+    wds(root / "data" / "wds_mnist", "train", 12)
+    images(root / "data" / "faces" / "test", [f"{c}/{i}.png" for c in range(3) for i in range(3)])
+    write_text(root / "data" / "faces" / "classes.json", '{"names": ["a", "b", "c"], "templates": ["{}"]}')
+    settings = [
+        "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={data}",
+        f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=bf16",
+        "compute.attention=sdpa", "compute.deterministic=yes", "compute.replicate=3",
+        "evaluate.preprocess=resize_crop",
+        f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
+    ]  # fmt: skip
+    run = RunDir(root / "runs" / "sweep" / "run")
+    config = merge.merge([], settings)
+    run.path.mkdir(parents=True)
+    write_text(run.config, merge.dump(config))
+    write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
+    committed(run, config, 32, 1)
+    committed(run, config, 64, 1)
+    create_json(run.result, {
+        "run": "run", "stage": "pretrain", "samples": 64, "seconds": 1.0, "samples_per_second": 64.0, "evaluations": [],
+    })  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(autouse=True)
+def environment(place, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(place / "runs"))
+    monkeypatch.setenv("FLIP_CACHE", str(place / "cache"))
+    monkeypatch.setenv("FLIP_DATA", str(place / "data"))
+
+
+def run_evaluate(capsys, *argv):
+    code = evaluate.main([*argv, "--json"])
+    output = capsys.readouterr()
+    assert code == 0, output
+    return json.loads(output.out)
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    argv = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
+    results = run_evaluate(
+        capsys, *argv, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--probe-c", "1"
+    )
+    names = [
+        name + view for name in ("flickr30k", "faces", "mnist", "mnist") for view in ("", "-mask0.5", "-ensemble0.5")
+    ]
+    expected = []
+    for i, name in enumerate(names):
+        if i < 3:
+            expected += [f"{name}-text", f"{name}-image"]
+        else:
+            expected += [f"{name}-probe" if i > 8 else name]
+    assert [result["name"] for result in results] == expected
+    assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
+    last = commit.commits(run)[-1]
+    for result in results:
+        assert result["commit"]["digest"] == commit.sha256(last.path / "commit.json")
+        assert len(result["data"]) == 64 and result["seconds"] > 0 and result["precision"] == "fp32"
+        assert read_json(run.eval / "pretrain-64" / f"{result['name']}.json")["predictions"] == result["predictions"]
+        if result["task"] == "zeroshot":
+            stored = predictions.read(predictions.path_of(run, "pretrain", 64, result["name"]))
+            assert (stored.digest, len(stored.images)) == (result["predictions"], result["n"])
+    assert len(list(run.eval.rglob("*.jsonl"))) == 6, "two sets in three views"
+    assert list((place / "cache" / "features").rglob("texts-*")) and list(
+        (place / "cache" / "features").rglob("images-*")
+    )
+    (row,) = flip.read_runs(run.path)
+    assert row["test.flickr30k-text.top1"] == results[0]["top1"] and row["test.mnist-probe.n"] == 10
+    assert report.main([str(run.path)]) == 0
+    assert "mnist-probe" in capsys.readouterr().out
+    repeated = run_evaluate(capsys, *argv[:2], "mnist", "--batch", "4")  # one rank, cached features
+    (same,) = [other for other in results if other["name"] == "mnist"]
+    assert repeated[0]["predictions"] == same["predictions"] and repeated[0]["correct5"] == same["correct5"]
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys, tmp_path):
+    """The data are tiny stand-ins for four of the 38 sets of DataComp."""
+    wds(tmp_path / "wds_vtab-pets")
+    wds(tmp_path / "wds_wilds-fmow", metadata=lambda i: [i % 4, 2000])
+    wds(tmp_path / "wds_flickr30k", captions=True)
+    images(tmp_path / "winogavil", [f"images/{i}.png" for i in range(10)])
+    rows = {"cue": "owl", "candidates": [f"{i}.png" for i in range(10)], "associations": ["1.png", "4.png"]}
+    write_text(tmp_path / "winogavil" / "associations.jsonl", json.dumps(rows) + "\n")
+    argv = ["sweep/run", "--sets", "datacomp38", "--data", str(tmp_path), "--batch", "4"]
+    assert evaluate.main([*argv, "--json"]) == 0
+    output = capsys.readouterr()
+    results = {result["name"]: result for result in json.loads(output.out)}
+    assert list(results) == ["pets", "flickr30k-text", "flickr30k-image", "winogavil", "fmow"]
+    assert output.err.count("left out: ") == 34 and "wds_wilds-iwildcam_test" in output.err
+    assert {name: result.get("metric") for name, result in results.items()} == {
+        "pets": "mean_per_class", "flickr30k-text": None, "flickr30k-image": None, "winogavil": "jaccard",
+        "fmow": "worst_group",
+    }  # fmt: skip
+    assert evaluation.row(results["fmow"])["metric"] == "worst-group top-1"
+    assert evaluation.row(results["fmow"])["score"] == percent(results["fmow"]["score"])
+    assert 0 <= results["fmow"]["score"] <= results["fmow"]["top1"] < 1 and results["fmow"]["n"] == 10
+    assert results["winogavil"]["score"] in (0.0, 1 / 3, 1.0) and results["winogavil"]["n"] == 1
+    assert report.main(["sweep/run"]) == 0 and "fmow" in capsys.readouterr().out
+    assert evaluate.main(["sweep/run", "--sets", "paper-table3", "--data", str(tmp_path)]) == 78
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    own = {"name": "own", "top1": 0.5, "predictions": "other", "precision": "fp32", "data": "other"}
+    run.eval.mkdir(exist_ok=True)
+    write_json(run.eval / "pretrain-32.json", {"stage": "pretrain", "samples": 32, "evaluations": [own]})
+    results = run_evaluate(capsys, "sweep/run", "--commit", "all")
+    assert [(result["name"], result["n"], result["samples"]) for result in results] == [
+        ("own", 30, 32),
+        ("own", 30, 64),
+    ]
+    assert results[0]["predictions"] != results[1]["predictions"]
+    stored = [predictions.path_of(run, "pretrain", samples, "own").exists() for samples in (32, 64)]
+    assert stored == [False, True], "predictions are those of the score that is shown: at 32 the run's own"
+    assert {result["view"] for result in results} == {"64px-resize_crop"}, "the run's view, not a default"
+    points = {
+        point["samples"]: [result["name"] for result in point["evaluations"]] for point in read_run(run.path).curve()
+    }
+    assert points[32] == ["own"] and "own" in points[64]
+    assert list(run.pins.iterdir()) and not commit.pinned(run), "the pin counts only until the evaluation is complete"
+    newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert RunDir(newest).made_progress(1), "each recorded score counts as progress, like a commit"
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_adds_foreign_model_to_report(place, capsys):
+    model = make_folder(place / "models" / "theirs")
+    results = run_evaluate(capsys, "--model", f"open_clip:{model}", "--sets", "mnist", "--into", "sweep/theirs")
+    output = [(result["name"], result["n"], result["stage"], result["precision"]) for result in results]
+    assert output == [("mnist", 10, "foreign", "fp32")]
+    rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
+    assert rows["theirs"]["test.mnist.top1"] == results[0]["top1"] and rows["theirs"]["state"] == "complete"
+    assert report.main(["sweep"]) == 0
+    assert "theirs" in capsys.readouterr().out
+    assert evaluate.main(["--model", f"open_clip:{model}", "--sets", "mnist", "--into", "sweep/run"]) == 78
+    assert "is the directory of another run or model" in capsys.readouterr().err
+
+
+def damage(folder, into):
+    """Copy the model and add an export.json whose checksum does not match the weights."""
+    shutil.copytree(folder, into)
+    weights = into / "open_clip_model.safetensors"
+    facts = {"bytes": weights.stat().st_size, "sha256": commit.sha256(weights)}
+    record = {"form": 1, "stage": "pretrain", "samples": 64, "attempt": 1, "files": {weights.name: facts}}
+    write_json(into / "export.json", record)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return into
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_path, capsys):
+    model = damage(make_folder(tmp_path / "whole"), tmp_path / "damaged")
+    argv = ["--model", f"open_clip:{model}", "--sets", "mnist", "--into"]
+    assert evaluate.main([*argv, "damaged/theirs"]) == 65
+    assert "damaged" in capsys.readouterr().out
+    (job,) = (place / "runs" / "damaged" / ".evaluate").glob("theirs-*")
+    assert RunDir(job).newest_attempt() == 1, "no retry"
+    assert not RunDir(job).config.exists() and read_json(job / "job.json")["job_kind"] == "evaluate"
+    for command, known in ((status, "failed"), (explain, "request it again")):
+        assert command.main([str(job)]) in (0, 65)
+        assert known in capsys.readouterr().out
+    assert flip.read_runs(place / "runs" / "damaged") == []
+
+
+def test_evaluate_names_the_conversion_of_pickled_weights(place, tmp_path, capsys):
+    weights = tmp_path / "epoch_32.pt"
+    weights.write_bytes(b"never opened")
+    for argv in ([str(weights)], ["--model", f"open_clip:{weights}"]):
+        assert evaluate.main([*argv, "--sets", "mnist"]) == 78
+        shown = capsys.readouterr()
+        assert "open_clip.create_model_and_transforms" in shown.out
+        assert f"--model open_clip:{tmp_path}/epoch_32" in shown.err
+
+
+@pytest.mark.parametrize("kind, code, message", [("none", 78, "is no folder of open_clip"), ("short", 65, "be read")])
+def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
+    model = tmp_path / kind
+    model.mkdir()
+    if kind == "short":
+        (model / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
+        (model / "open_clip_model.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
+    before = sorted((place / "runs").rglob("*"))
+    assert evaluate.main(["--model", f"open_clip:{model}", "--sets", "mnist"]) == code
+    assert message in capsys.readouterr().err
+    assert sorted((place / "runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words, output",
+    [
+        (["sweep/none"], "There are: sweep/run"),
+        (["sweep/run", "--sets", "imagenet1k"], "clip-benchmark/wds_imagenet1k"),
+        (["sweep/run", "--commit", "7"], "There are: pretrain/32-1, pretrain/64-1"),
+        *((["sweep/run", "--mask", mask], "the share of patches") for mask in ("1.5", "1/2", "nan", "half", "0")),
+        (["sweep/run", "--ensemble"], "Add --mask"),
+        (["sweep/run", "--nodes", "0"], "--nodes: must be at least 1"),
+        (["sweep/run", "--templates", "80"], "Name data sets with --sets"),
+        (["sweep/run", "--sets", "mnist", "mnist"], "named twice"),
+        (["--model", "x:y", "--sets", "mnist"], "open_clip:FOLDER"),
+        (["--model", "open_clip:/nowhere", "--sets", "mnist"], "no such folder"),
+    ],
+)
+def test_evaluate_refuses_wrong_arguments_and_starts_no_job(place, words, output, capsys):
+    before = sorted((place / "runs").rglob("job.json"))
+    assert evaluate.main(words) == 78
+    error = capsys.readouterr().err
+    assert output in error and error.count(str(place / "runs")) < 2, "a folder of runs is named once"
+    assert sorted((place / "runs").rglob("job.json")) == before
+
+
+def test_evaluate_reports_missing_slurm_and_variables_before_submission(place, capsys, monkeypatch, tmp_path):
+    """The checks are those of runs: Slurm is missing; jobs do not get the variables for the bucket of a set."""
+    write_text(tmp_path / "our.yaml", "kind: slurm\nenv: [AWS_REGION]\n")
+    argv = ["sweep/run", "--cluster", str(tmp_path / "our.yaml"), "--sets", "probe:far=s3://b/far", "mnist"]
+    before = sorted((place / "runs").rglob("task.json"))
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        assert evaluate.main(argv) == 78
+    assert "Slurm's commands are not on this machine" in capsys.readouterr().err
+    monkeypatch.setattr(site, "check_ready", lambda *_: "it answers")
+    for name in ("AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.setenv(name, "x")
+    assert evaluate.main(argv) == 78
+    output = capsys.readouterr().err
+    assert "are not forwarded to jobs" in output and "env: [AWS_REGION, " in output and "AWS_PROFILE]" in output
+    assert sorted((place / "runs").rglob("task.json")) == before
+
+
+def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, monkeypatch):
+    """The results form one JSON document. It holds the results of the other jobs if a job fails."""
+    for name in "ab":
+        shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / "two" / name)
+    submitted = []
+
+    def submit(jobs):
+        submitted.extend(job.run for job in jobs)
+        result = {"name": "mnist", "n": 20, "top1": 0.5, "interval": [0.3, 0.7], "samples": 64, "stage": "pretrain"}
+        write_json(jobs[0].run.result, {"evaluations": [result]})
+
+    def states(jobs):
+        return {job.path: RunState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
+
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(evaluation, "states", states)
+    argv = ["two", "--sets", "mnist", "--root", str(tmp_path)]
+    assert evaluate.main([*argv, "--json"]) == 70
+    shown = capsys.readouterr()
+    (row,) = json.loads(shown.out)
+    assert (row["run"], row["top1"]) == ("two/a", 0.5) and len(submitted) == 2
+    assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "logs.py" in shown.err
+    assert evaluate.main([*argv, "--json", "--detach", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    expected = [{"run": f"two/{run.name[0]}", "job": str(run.path)} for run in submitted[2:]]
+    assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
+    assert evaluate.main(["two/a", *argv[1:]]) == 0
+    assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
+
+
+def test_evaluate_writes_masks_as_in_the_columns_of_the_paper(tmp_path):
+    argv = ["two", "--root", str(tmp_path), "--mask", ".5", "0.50", "5e-1", "0.5", "0.75"]
+    request = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))
+    assert request._views() == (("0", False), ("0.5", False), ("0.75", False))
+    argv[:1] = ["--model", "open_clip:x"]
+    with pytest.raises(ConfigError, match="only runs of this toolkit"):
+        evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._views()
+
+
+def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
+    for name in ("wds_vtab-cifar10", "elsewhere"):
+        wds(tmp_path / name)
+    sets = ["datacomp38", f"imagenet1k={tmp_path}/elsewhere", "paper-table4"]
+    argv = ["two", "--root", str(tmp_path), "--data", str(tmp_path), "--sets", *sets]
+    requested = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._requested
+    assert [request.name for request in requested] == ["cifar10", "imagenet1k"]
+
+
+def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):
+    request = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
+    cancelled, failed = (RunDir(tmp_path / name) for name in ("cancelled", "failed"))
+    monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: RunState(job.path.name) for job in jobs})
+    monkeypatch.setattr(clusters, "exit_code_of", lambda _: 65)
+    request.jobs = {cancelled: cancelled, failed: failed}
+    assert request._wait() == 65
+    request.jobs = {cancelled: cancelled}
+    assert request._wait() == 75
+
+
+@pytest.mark.parametrize("fails", ["second folder", "second job"])
+def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
+    place, tmp_path, capsys, monkeypatch, fails
+):
+    """Slurm is queried once; the jobs of a folder are one array."""
+    for name in ("one/a", "one/b", "two/a"):
+        shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / name)
+    submitted = list[list[str]]()
+    checked = []
+    make = evaluation.EvaluateCommand._make
+
+    def submit(jobs):
+        if submitted and fails == "second folder":
+            raise ConfigError("sbatch refused the job")
+        for job in jobs:
+            write_json(job.run.path / "job.json", {})
+        submitted.append([job.run.name.partition("-")[0] for job in jobs])
+
+    def make_or_fail(self, planned):
+        if fails == "second job" and planned.subject.name == "b":
+            raise ConfigError("this checkpoint has been deleted meanwhile")
+        return make(self, planned)
+
+    monkeypatch.setattr(evaluation.EvaluateCommand, "_make", make_or_fail)
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(evaluation.preflight, "scheduler", lambda *_, **__: checked.append(1))
+    assert evaluate.main(["one", "two", "--sets", "mnist", "--root", str(tmp_path), "--detach"]) == 78
+    accepted = [["a", "b"]] if fails == "second folder" else []
+    left = sorted(job.name.partition("-")[0] for job in tmp_path.glob("*/.evaluate/*"))
+    assert (submitted, left, checked) == (accepted, sum(accepted, []), [1])
+    assert capsys.readouterr().out.count("submitted before: ") == len(accepted)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_evaluate_refuses_labels_without_class_names_before_a_job_exists(place, tmp_path, capsys, monkeypatch, own):
+    """By the counts of the manifest: no sample is read. A set without counts is left to the job."""
+    data = place / "data" / "own"
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    names = tmp_path / "names.json"
+    write_text(names, '{"names": ["a", "b"], "templates": ["{}"]}')
+    argv = ["two/a", "--root", str(tmp_path)]
+    if own:
+        config = merge.read_config(run.config)
+        config.evaluate.sets[0].classes = str(names)
+        write_text(run.config, merge.dump(config))
+    else:
+        argv += ["--sets", f"own={data}", "--classes", str(names)]
+    monkeypatch.setattr(ChunkReader, "read_chunk", None)
+    assert evaluate.main(argv) == 78
+    error = capsys.readouterr().err
+    assert "18 of 30 labels have no class name: the largest is 4, with 2 class names" in error and str(names) in error
+    assert not (tmp_path / "two" / ".evaluate").exists()
+    manifest = Manifest.load(data)
+    write_manifest(tmp_path / "old", manifest, manifest.checksums)
+    submitted = []
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submitted.extend))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", f"zeroshot:own={tmp_path / 'old'}", "--classes", str(names)]
+    assert evaluate.main([*argv, "--detach"]) == 0 and len(submitted) == 1
+
+
+@pytest.mark.timeout(600)
+def test_evaluation_job_compares_uncounted_labels_before_it_scores_a_set(place, tmp_path, capsys):
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path, ignore=shutil.ignore_patterns("eval"))
+    manifest = Manifest.load(place / "data" / "own")
+    write_manifest(tmp_path / "old", manifest, manifest.checksums)
+    write_text(tmp_path / "old" / "classes.json", '{"names": ["a", "b"], "templates": ["{}"]}')
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", f"zeroshot:own={tmp_path / 'old'}"]
+    assert evaluate.main(argv) == 65
+    assert "18 of 30 labels have no class name: the largest is 4, with 2" in capsys.readouterr().err
+    assert not run.eval.exists(), "no set is scored before"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from jobs.submission import apply
+
+run = Path(sys.argv[1])
+with apply.lock(run.parent, shared="shared" in sys.argv):
+    print("locked", flush=True)
+    sys.stdin.readline()
+    if "restart" in sys.argv:
+        apply.move_to_trash(run)
+"""
+
+
+@contextmanager
+def holder(run, *words):
+    """A process that holds the lock of the sweep until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(run.path), *words]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_evaluate_is_refused_while_a_submit_works_on_the_sweep(place, tmp_path, capsys, monkeypatch):
+    """A submit that restarts the run has seen no pin, and would take the commits of a queued evaluation away."""
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=lambda jobs: None))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--commit", "32", "--detach"]
+    with holder(run, "restart"):
+        assert evaluate.main(argv) == 78
+    assert "another command is at work on this sweep" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("task.json")), "of a job whose commit is in the trash now"
+
+
+def test_evaluations_do_not_refuse_each_other_but_a_submit(place, tmp_path, capsys, monkeypatch):
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    tried = []
+
+    def submit(jobs):
+        with pytest.raises(ConfigError, match="another command"), apply.lock(run.path.parent):
+            pass
+        tried.append(len(jobs))
+
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--detach"]
+    with holder(run, "shared"):
+        assert evaluate.main(argv) == 0 and tried == [1]
+    assert evaluate.main(argv) == 0 and tried == [1, 1]
+
+
+def test_evaluate_list_shows_sets_and_local_availability(place, capsys):
+    assert evaluate.main(["--list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["mnist"]["here"], rows["imagenet1k"]["here"]) == ("yes", "no")
+    assert rows["imagenet1k"]["images"] == "50000"
+
+
+def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_path):
+    run = RunDir(tmp_path / "run")
+    job = RunDir(tmp_path / "job")
+    job.path.mkdir()
+    run.path.mkdir()
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
+    n = run.start_attempt({})
+    for samples in (8, 16, 24, 32):
+        committed(run, config, samples, n)
+    commit.pin(run, job, "pretrain", 8)
+    commit.apply_retention(run, n, 1)
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [8, 32]
+    create_json(job.result, {})
+    commit.apply_retention(run, n, 1)
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [32]
+
+
+def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
+    """The run commits and applies retention both before and after the pin is written."""
+    run = RunDir(tmp_path / "run")
+    job = RunDir(tmp_path / "job")
+    job.path.mkdir()
+    run.path.mkdir()
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
+    n = run.start_attempt({})
+    pin = commit.pin
+    committed(run, config, 8, n)
+
+    def pin_while_training(*args):
+        if not run.pins.exists():
+            committed(run, config, 16, n)
+            commit.apply_retention(run, n, 1)
+        pin(*args)
+        committed(run, config, commit.commits(run)[-1].samples + 8, n)
+        commit.apply_retention(run, n, 1)
+
+    monkeypatch.setattr(commit, "pin", pin_while_training)
+    (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
+    assert commit.read_commit(run.checkpoints / name).samples == 24
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [24, 32]
+
+
+def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    before = sorted((place / "runs").rglob("job.json"))
+    pin = commit.pin
+    gone = commit.commits(run)[0].path
+
+    def pin_after_deletion(*args):
+        (gone / commit.COMMIT_FILE).rename(gone / "kept")
+        pin(*args)
+
+    monkeypatch.setattr(commit, "pin", pin_after_deletion)
+    try:
+        assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+    finally:
+        (gone / "kept").rename(gone / commit.COMMIT_FILE)
+    output = capsys.readouterr().err
+    assert "has been deleted meanwhile" in output and "Traceback" not in output
+    assert sorted((place / "runs").rglob("job.json")) == before
+
+
+def test_evaluate_leaves_no_job_that_was_refused(place, capsys, monkeypatch):
+    """Its pins would keep commits of the run."""
+
+    def refuse(jobs):
+        raise ConfigError("sbatch refused the job")
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=refuse))
+    assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+    assert "sbatch refused the job" in capsys.readouterr().err
+    assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys, monkeypatch, recorded):
+    """job.json is written before sbatch is called, which may accept the job."""
+
+    def interrupted(jobs):
+        for job in jobs if recorded else ():
+            write_json(job.run.path / "job.json", {})
+        raise KeyboardInterrupt
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(["sweep/run", "--commit", "32"])
+    left = set((place / "runs" / "sweep").glob(".evaluate/*")) - set(before)
+    shown = capsys.readouterr().out
+    assert len(left) == recorded
+    for job in left:
+        assert re.search(f"may have been submitted; to end it: .*cancel.* {job}\n", shown)
+        shutil.rmtree(job)
+
+
+@pytest.mark.parametrize("fails", [(evaluation.EvaluationRequest, "write"), (commit, "pin")])
+def test_evaluate_reports_full_disk_and_leaves_no_partial_job(place, capsys, monkeypatch, fails):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(*fails, full)
+    assert evaluate.main(["sweep/run", "--commit", "32"]) == 69
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "No space left on device" in output
+    assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
+
+
+@pytest.mark.timeout(600)
+def test_evaluate_prints_pairing_of_folders_with_class_names(place, capsys):
+    assert evaluate.main(["sweep/run", "--sets", f"faces={place / 'data' / 'faces'}", "--precision", "bf16"]) == 0
+    output = capsys.readouterr().out
+    assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in output
+    head, row = output.splitlines()[1:3]
+    assert "precision" in head and "bf16" in row
+    cache_keys = {tuple(folder.name.split("-")[1:3]) for folder in (place / "cache" / "features").iterdir()}
+    assert ("cpu", "bf16") in cache_keys, "features of each precision have their own folder"
+
+
+def test_evaluate_modules_do_not_import_torch():
+    script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; "
+    script += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, tmp_path, capsys):
+    source = place / "runs" / "sweep" / "run"
+    run = RunDir(tmp_path / "sweep" / "run")
+    shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
+    last = commit.commits(run)[-1]
+    remote = tmp_path / "there"
+    remote.mkdir()
+    for file in last.path.glob("*.safetensors"):
+        shutil.move(file, remote)
+    write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{remote}"})
+    (last.path / commit.COMMIT_FILE).chmod(0o666)
+    assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
+    assert "evaluate.py --url ADDRESS" in capsys.readouterr().err
+    assert not (run.path.parent / ".evaluate").exists()
+    (result,) = run_evaluate(capsys, str(run.path), "--root", str(tmp_path), "--url", f"file://{remote}")
+    assert result["samples"] == 64

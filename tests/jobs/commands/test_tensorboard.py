@@ -1,0 +1,98 @@
+"""``tensorboard`` shows runs by name, adds later runs, and removes its scratch folder."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flip.runs.rundir import RunDir
+from jobs.commands.tensorboard import add
+from tests.jobs.outcomes import make
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def events(run, value):
+    """Write a scalar to an event file, as the trainer's writer does, but without torch."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(run.tensorboard))
+    for step in (1, 2, 3):
+        summary = Summary(value=[Summary.Value(tag="train/loss", simple_value=value / step)])
+        writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+    writer.close()
+
+
+def test_add_links_new_runs_under_unique_names(tmp_path):
+    runs = [make(tmp_path / "one", name) for name in ("a", "b")]
+    for run in runs[:1]:
+        run.tensorboard.mkdir()
+    folder = tmp_path / "links"
+    folder.mkdir()
+    assert add(runs, folder) == ["one/a"] and (folder / "one" / "a").resolve() == runs[0].tensorboard
+    runs[1].tensorboard.mkdir()
+    other = RunDir(tmp_path / "a" / "a")
+    other.tensorboard.mkdir(parents=True)
+    assert add([*runs, other], folder) == ["one/b", "a/a"], "only runs that started since the last call"
+    assert not list(runs[0].tensorboard.iterdir()), "the sweep has the name of a run"
+    elsewhere = make(tmp_path / "cluster" / "one", "a")
+    elsewhere.tensorboard.mkdir()
+    (name,) = add([*runs, elsewhere], folder)
+    assert name.startswith("one@") and name.endswith("cluster/a"), "a run of the same name in another root"
+
+
+@pytest.mark.timeout(180)
+def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
+    for name, value in (("mask50", 3.0), ("clip", 4.0)):
+        events(make(tmp_path / "runs" / "demo", name), value)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    argv = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    command = [sys.executable, str(ROOT / "jobs"), "tensorboard", *argv]
+    log = tmp_path / "out"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    try:
+        runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
+        assert sorted(runs) == ["demo/clip", "demo/mask50"]
+        url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+        assert "train/loss" in str(_until(url, lambda tags: "demo/mask50" in tags))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert list(scratch.glob("flip-tensorboard-*")) == []
+    shown = log.read_text()
+    assert shown.index("every user of this machine can read these runs") < shown.index(f":{port}/")
+
+
+def _until(url, condition):
+    limit = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                content = json.load(answer)
+            if condition(content):
+                return content
+        except (OSError, ValueError):
+            pass
+        assert time.monotonic() < limit, url
+        time.sleep(0.3)
+
+
+def test_tensorboard_command_refuses_unknown_sweep(tmp_path):
+    command = [sys.executable, str(ROOT / "jobs"), "tensorboard", "absent", "--root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 78 and "no such sweep" in done.stderr

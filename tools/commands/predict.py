@@ -1,0 +1,117 @@
+"""Classify images with a trained model: print the probability of each label.
+
+With --set, show pictures of a test set with the captions that the run's last evaluation found nearest.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from jobs.common.cli import Parser, add_root_option, command, run_command
+
+EXAMPLES = """examples:
+  flip predict runs/quickstart/masked cat.png --labels "a cat,a dog"
+  flip predict runs/x/y *.jpg --labels cat,dog --templates "a picture of {}" "a drawing of {}" --json
+  flip predict runs/x/y cat.png --classes classes.json --top 3
+  flip predict quickstart/masked --set twemoji --count 8
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="flip predict", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument(
+        "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
+    )
+    parser.add_argument("images", nargs="*", metavar="image", help="image files")
+    add_root_option(parser)
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
+    parser.add_argument("--count", type=int, default=3, metavar="N", help="pictures shown of --set (default 3)")
+    labels.add_argument("--labels", help="labels, separated by commas")
+    labels.add_argument("--classes", help='a JSON file {"names": [...], "templates": [...]}')
+    parser.add_argument(
+        "--templates", nargs="+", metavar="T", help="prompt templates; {} is replaced by the label (default: {})"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    options = parser.parse_args(arguments)
+    if bool(options.images) == bool(options.set):
+        parser.error("give image files with --labels or --classes, or only --set")
+    return run_command(show_test_pictures if options.set else predict, options)
+
+
+def predict(options: argparse.Namespace) -> int:
+    from flip.evaluation.datasets import prompts
+    from flip.runs.errors import ConfigError
+    from jobs.common.cluster_profile import roots
+    from jobs.common.text import plain
+    from jobs.runs import select
+
+    if options.top < 1:
+        raise ConfigError("must be at least 1", "--top", options.top)
+    if Path(options.run).is_dir():
+        run = options.run
+    else:
+        run = select.select_one(options.run, roots(options.root)).path
+    if options.classes:
+        classes = prompts.read_prompts(options.classes)
+        names = classes.names
+        templates = classes.templates
+    else:
+        names = [label.strip() for label in options.labels.split(",") if label.strip()]
+        templates = ["{}"]
+    from flip.export.load import load  # imports torch: after all checks that do not need it
+
+    probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
+    best = probabilities.topk(min(options.top, len(names)))
+    rows = zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True)
+    report = [
+        {"image": image, "labels": [{"label": names[c], "probability": p} for p, c in zip(*row, strict=True)]}
+        for image, *row in rows
+    ]
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    width = max(len(plain(image)) for image in options.images)
+    for entry in report:
+        for i, row in enumerate(entry["labels"]):  # the image is named on its first line only
+            print(f"{'' if i else plain(entry['image']):{width}}  {row['probability']:6.1%}  {plain(row['label'])}")
+    return 0
+
+
+def show_test_pictures(options: argparse.Namespace) -> int:
+    from flip.monitoring.results import read_run
+    from flip.runs.errors import ConfigError, DataError
+    from jobs.common.cluster_profile import roots
+    from jobs.common.terminal import show, show_picture
+    from jobs.reporting import examples
+    from jobs.runs import select
+
+    outcome = read_run(select.select_one(options.run, roots(options.root)).path)
+    try:
+        item, predicted = examples.read_predictions(outcome, options.set)
+    except (OSError, ValueError) as error:
+        raise DataError(f"predictions cannot be read: {error}") from error
+    if predicted is None:
+        sets = ", ".join(dict.fromkeys(row["name"] for row in outcome.evaluations)) or "none"
+        remedy = f"Sets with final scores: {sets}. To score again: {command('evaluate', outcome.run.path)}"
+        raise ConfigError("no predictions are stored for this set", str(outcome.run.path), options.set, remedy)
+    pictures, problem = examples.choose_pictures(outcome, item, predicted, options.count, options.top)
+    if options.json:
+        rows = [
+            {"image": picture.name, "label": picture.label, "captions": dict(picture.captions)} for picture in pictures
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    top1, top5, chance = (100 * item[key] for key in ("top1", "top5", "chance"))
+    show(
+        f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures, chosen by a hash,"
+        f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. Of all pictures"
+        f" {top1:.1f} % are nearest to the right caption (chance {chance:.2g} %), {top5:.1f} % have it among five."
+    )
+    for picture in pictures:
+        lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == picture.label)}" for name, score in picture.captions]
+        show_picture(picture.jpeg, "\n".join([f"\n{picture.label} ({picture.name} of {predicted.where})", *lines]))
+    if problem:
+        show(f"not drawn: {problem}")
+    return 0

@@ -1,0 +1,234 @@
+"""Create, index, verify and inspect shards, and exclude bad samples."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+from jobs.common.cli import Parser, add_root_option, run_command
+
+EXAMPLES = """examples:
+  flip shards index 'data/{00000..00041}.tar' --out data/manifest
+  flip shards index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
+  flip shards index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
+  flip shards index 'more/*.tar' --add data/manifest --out data/manifest-2
+  flip shards index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
+  flip shards index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
+  flip shards info data/manifest
+  flip shards make birds --out data/birds --template 'a photo of a {label}'    (birds/CLASS/*)
+  flip shards make captions.csv --image photo --caption words --out data/mine
+  flip shards make captions.csv --split 0.2 --out data/mine    (a fifth goes to data/mine/test)
+  flip shards move data/manifest --to s3://bucket/laion --out manifests/laion
+  flip shards exclude data/manifest --ids 512-767 --out data/manifest-2
+  flip shards drop data/manifest-2 --out data/manifest-3
+  flip shards verify data/manifest --sample 0.01
+  flip shards verify data/manifest --workers 16 --out data/manifest-2
+  flip shards inspect data/manifest --id 1234567 --save picture.jpg
+  flip shards inspect --run runs/my/run --samples 81920000
+  flip shards diff data/manifest data/manifest-2
+  flip shards bench data/manifest --want 2000
+"""
+CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    columns = [f"--{name}" for name in ("image", "caption", "label", "key") if getattr(options, name, None)]
+    if columns and os.path.isdir(options.source):
+        parser.error(f"{', '.join(columns)}: a column of a table, but {options.source} is a folder")
+    return run_command(run, options)
+
+
+def run(options: argparse.Namespace) -> int:
+    module, function = options.run_by.split(":")
+    outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
+    if options.json:
+        text = json.dumps(outcome.report, indent=1)
+    else:
+        text = outcome.show()
+    encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    return int(outcome.code)
+
+
+class _Commands:
+    def __init__(self) -> None:
+        self.parser = Parser(prog="flip shards", description=__doc__, epilog=EXAMPLES)
+        self.commands = self.parser.add_subparsers(required=True, metavar="command")
+
+    def add(self, name: str, run_by: str, about: str, *aliases: str) -> argparse.ArgumentParser:
+        """``run_by``: module:function in tools/shards_commands, imported when the command runs."""
+        examples = [line for line in EXAMPLES.splitlines(True) if f" {name} " in line]
+        epilog = "".join(["examples:\n", *examples])
+        command = self.commands.add_parser(name, aliases=aliases, help=about, description=about, epilog=epilog)
+        command.set_defaults(run_by=run_by)
+        return command
+
+
+def _parser() -> argparse.ArgumentParser:
+    commands = _Commands()
+    _indexing(commands)
+    _making(commands)
+    _deriving(commands)
+    _checking(commands)
+    return commands.parser
+
+
+def _indexing(commands: _Commands) -> None:
+    about = (
+        "Scan shards and write their manifest. Results are kept in OUT.part meanwhile: if the command is interrupted, "
+        "run it again to continue. Exit code 65 if shards are damaged, after all others have been scanned."
+    )
+    command = commands.add("index", "index:index", about)
+    command.add_argument(
+        "shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded"
+    )
+    command.add_argument("--out", required=True, help="folder of the new manifest")
+    first = command.add_mutually_exclusive_group()
+    first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
+    about = "extend this manifest: its shards come first, are not read, and their samples keep their ids"
+    first.add_argument("--add", metavar="MANIFEST", help=about)
+    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or incomplete")
+    about = "a complete sample has an image and one of these: captions, or the label cls of a set to evaluate on"
+    command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
+    about = "exit code 65 if fewer samples are complete (default: %(default)s)"
+    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+    about = "only scan part I of N, before the same command without --part; slurm: by the array task"
+    command.add_argument("--part", metavar="I/N", help=about)
+    about = (
+        "keep samples whose row in the shard's parquet file matches, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
+    )
+    command.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
+    about = "keep samples with a caption of MIN to MAX characters, inclusive, as 5:1000, 5: or :1000"
+    command.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
+    about = "keep samples whose uid (of their json member) is in this list, a .npy file as of DataComp's subsets"
+    command.add_argument("--uids", metavar="FILE", help=about)
+    command = commands.add("info", "manifest:info", "Describe a manifest.")
+    command.add_argument("manifest", help="its folder")
+    about = "batch size for which lanes and buffer are shown (default: %(default)s)"
+    command.add_argument("--batch", type=int, default=4096, help=about)
+
+
+def _making(commands: _Commands) -> None:
+    about = (
+        "Write pictures with captions or labels as shards, and index them. Pictures that cannot be decoded are left "
+        "out and reported. The folder appears when it is complete."
+    )
+    command = commands.add("make", "make:make", about)
+    about = (
+        "a folder per class; a folder of pictures with text files of the same names; or a table: CSV or TSV with a "
+        "header, JSON lines, or parquet, which may hold the pictures"
+    )
+    command.add_argument("source", help=about)
+    command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")
+    about = (
+        "folder of the pictures, which paths in a table are relative to (default: that of the table). Files outside of "
+        "SOURCE and this folder, after links are followed, are refused"
+    )
+    command.add_argument("--images", metavar="FOLDER", help=about)
+    command.add_argument(
+        "--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, file, ...)"
+    )
+    command.add_argument("--caption", metavar="COLUMN", help="column of captions (default: caption, text or title)")
+    about = "column of classes; captions, if there are none, are made of --template"
+    command.add_argument("--label", metavar="COLUMN", help=about)
+    command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
+    about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"
+    command.add_argument("--template", action="append", metavar="TEXT", help=about)
+    about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"
+    command.add_argument("--split", type=float, metavar="SHARE", help=about)
+    command.add_argument("--per-shard", type=int, default=1000, help="rows per shard (default: %(default)s)")
+    about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
+    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+
+
+def _deriving(commands: _Commands) -> None:
+    about = (
+        "Write the manifest of shards that were copied to another folder or bucket. Checks that each exists there with "
+        "the indexed size and, if both are known, ETag; reads no shard. Samples, order and digest stay: runs continue."
+    )
+    command = commands.add("move", "move:move", about)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--to", required=True, metavar="PREFIX", help="folder or s3:// prefix of the shards now")
+    about = "the part of the old paths that PREFIX replaces; shards elsewhere stay (default: their common folder)"
+    command.add_argument("--from", dest="prefix", metavar="OLD", help=about)
+    command.add_argument("--sizes-only", action="store_true", help="do not compare ETags")
+    command.add_argument("--out", required=True, help="folder of the new manifest")
+    about = "Write a new manifest of the same shards that excludes further samples."
+    command = commands.add("exclude", "manifest:exclude", about, "except")
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
+    command.add_argument(
+        "--reason", default="left out by hand", help="reason recorded in the exception list and in logs"
+    )
+    command.add_argument("--out", required=True, help="folder of the new manifest")
+    about = (
+        "Write a new manifest of the same shards without the excluded samples. "
+        "Scans the shards again. Sample ids change, so runs that use it are new runs."
+    )
+    command = commands.add("drop", "manifest:drop", about)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--out", required=True, help="folder of the new manifest")
+
+
+def _checking(commands: _Commands) -> None:
+    about = (
+        "Check shards against their manifest: length, CRC32, headers, and every image and caption as in training. "
+        "Exit code 65 if bad data was found, unless --out has excluded it."
+    )
+    command = commands.add("verify", "verify:verify", about)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    part = command.add_mutually_exclusive_group()
+    part.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
+    part.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
+    command.add_argument("--decode", **both, help="decode images and captions (default)")
+    about = "a sample needs one of these members, or a label in place of a caption, as for index"
+    command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
+    command.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
+
+    about = (
+        "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
+    )
+    command = commands.add("bench", "bench:bench", about)
+    command.add_argument("manifest", help="its folder")
+    command.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
+    command.add_argument(
+        "--want", type=float, default=0.0, metavar="X", help="compute the workers needed for X images/s"
+    )
+    command.add_argument("--captions", help=CAPTIONS)
+    command.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
+    command.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
+    command.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
+    command.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
+    command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
+
+    about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
+    command = commands.add("inspect", "inspect_samples:inspect", about)
+    command.add_argument("manifest", nargs="?", help="its folder (not with --run)")
+    command.add_argument("--id", type=int, help="sample id")
+    command.add_argument("--captions", help=CAPTIONS)
+    command.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
+    command.add_argument("--run", metavar="RUN", help="a run: its folder, or SWEEP/RUN")
+    add_root_option(command)
+    step = command.add_mutually_exclusive_group()
+    step.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
+    step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
+    about = "read the samples to show captions and replacements; --no-read shows ids only, at once"
+    command.add_argument("--read", **both, help=about)
+
+    about = (
+        "Compare two manifests, and say whether the sample order of a run changes. Exit code 0: equal, 1: different."
+    )
+    command = commands.add("diff", "diff:diff", about)
+    command.add_argument("old", help="folder of a manifest")
+    command.add_argument("new", help="folder of the other manifest")
