@@ -21,7 +21,7 @@ from flip.config.schema import Config
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
-from jobs.__main__ import SCRIPTS
+from jobs.__main__ import PACKAGES
 from jobs.common.cluster_profile import load_profile
 from jobs.sweeps import expansion, sweep_file
 from tests.synthetic import make_dataset
@@ -29,9 +29,10 @@ from tools.shards_commands.manifest import excepting
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = ("jobs/commands", "tools/commands", "benchmarks")
 COMMAND_SOURCES = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
-COMMAND_SOURCES += [path for folder in ("jobs", "tools", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
-COMMAND = r"(?:python3? (?:jobs|tools|benchmarks)/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
+COMMAND_SOURCES += [path for folder in CODE for path in sorted((ROOT / folder).glob("*.py"))]
+COMMAND = r"(?:python3? benchmarks/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
 LINE = re.compile(rf"^(?:[#\s]|sbatch .*)*({COMMAND}.*)$|^\|[^|]*\| `({COMMAND}.*)` \|$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:flip|jobs|tools|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
@@ -39,6 +40,8 @@ SETTING = re.compile(
     r"`((?:model|data|augment|stages|optim|compute|checkpoint|evaluate|monitor|resources|init)\.[\w.]+)"
 )
 
+HISTORY = ("CHANGELOG", "migration")
+"""Pages that name files of older versions."""
 CREATED_FILES = ("sweeps/clusters/mine.yaml", "sweeps/recipes/NAME.yaml", "docs/study.md")
 """Files that a user, or a command on a page, creates."""
 
@@ -70,14 +73,14 @@ def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
     return [kind, *(below for child in kind.__subclasses__() for below in parsers(child))]
 
 
-def parser_error(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def parser_error(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
-    _, name, *argv = shlex.split(command)
+    _, name, *argv = shlex.split(line)
     if "/" in name:
-        script = name.removesuffix(".py")
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
     else:
-        script = f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
-    module = importlib.import_module(script.replace("/", "."))
+        command = name.replace("-", "_")
+        module = importlib.import_module(f"{PACKAGES[command]}.{command}")
 
     def stopping(real):
         def parse(self, arguments=None, namespace=None):
@@ -136,13 +139,12 @@ def test_pages_name_existing_files_and_settings():
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     missing = []
     for page in PAGES:
+        text = page.read_text(encoding="utf-8")
         if page.stem == "scale":
-            text = re.sub(r"^\| `.*", "", page.read_text(encoding="utf-8"), flags=re.M)
-        else:
-            text = page.read_text(encoding="utf-8")
-        missing += [
-            f"{page.name}: {name}" for name in NAMED.findall(text) if name not in tracked and name not in CREATED_FILES
-        ]
+            text = re.sub(r"^\| `.*", "", text, flags=re.M)
+        names = {*NAMED.findall(text)} - {*tracked, *CREATED_FILES}
+        if page.stem not in HISTORY:
+            missing += [f"{page.name}: {name}" for name in names]
         for key in SETTING.findall(text):
             plain = re.sub(r"^(stages|evaluate\.sets|data\.sets)\.(NAME|\w+)(?=\.)", r"\1", key.rstrip("."))
             if not {key, plain} & keys:
@@ -161,11 +163,10 @@ def test_every_setting_is_on_a_page():
 
 def test_command_help_has_usage_examples():
     """Every command with arguments has examples in its help and a docstring."""
-    for path in [*(ROOT / "jobs").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
+    for name, package in PACKAGES.items():
+        path = ROOT / package.replace(".", "/") / f"{name}.py"
         text = path.read_text(encoding="utf-8")
-        if "add_argument" in text and "__main__" in text:
-            assert re.search(rf"examples:\n.*(python3? {path.parent.name}/{path.name}|flip {path.stem}) ", text), path
-            assert ast.get_docstring(ast.parse(text)), path
+        assert re.search(rf"examples:\n.*flip {name} ", text) and ast.get_docstring(ast.parse(text)), path
 
 
 def block(page: str, first: str) -> str:

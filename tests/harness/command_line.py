@@ -63,10 +63,9 @@ set:
         (self.folder / "demo.yaml").write_text(self.head + runs)
         return self.call(command, "--sweep", self.folder / "demo.yaml", *arguments, code=code)
 
-    def call(self, command, *arguments, code=0, room="jobs"):
-        script = f"{room}/{command}.py"
+    def call(self, command, *arguments, code=0):
         env = {"TMPDIR": str(self.folder)}
-        done = run_script(script, *arguments, cwd=self.folder, runs=self.runs, env=env)
+        done = run_script("jobs", command, *arguments, cwd=self.folder, runs=self.runs, env=env)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -109,7 +108,7 @@ runs:
 """
 
     def type(self, command, *arguments, code=0):
-        """Run ``python jobs/COMMAND.py`` and return its output. The command must exit with ``code``."""
+        """Run ``flip COMMAND`` and return its output. The command must exit with ``code``."""
         done = run_script("jobs", command, *arguments, cwd=self.folder, runs=self.runs, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from tests.harness.command_line import JobsCommandLine
-from tests.jobs.test_debug import weights
+from tests.jobs.commands.test_debug import weights
 
 pytestmark = pytest.mark.long
 RUNS = "runs:\n  base: {}\n"

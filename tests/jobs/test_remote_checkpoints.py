@@ -10,7 +10,7 @@ from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import JobsCommandLine
-from tests.jobs.test_debug import weights
+from tests.jobs.commands.test_debug import weights
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long

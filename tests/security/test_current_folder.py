@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import SCRIPTS
+from jobs.__main__ import PACKAGES
 from tests.jobs.outcomes import make
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -74,9 +74,9 @@ def test_folder_is_hostile(hostile):
 def test_no_command_imports_from_current_folder(hostile, safe, monkeypatch):
     if safe:
         monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    for name, folder in SCRIPTS.items():
+    for name in PACKAGES:
         if safe:
-            hostile.run(ROOT / folder / f"{name}.py", "--help")
+            hostile.run(ROOT / "jobs", name, "--help")
         else:
             hostile.run(hostile.flip, name, "--help")
 

@@ -19,7 +19,7 @@ import pytest
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from tests.synthetic import encode, picture
-from tests.tools.test_shards_cli import call
+from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import inspect_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -63,7 +63,7 @@ def test_adapter_replaces_samples_excepted_by_manifest(original, tmp_path):
 def test_adapter_stops_at_block_without_usable_sample(original, tmp_path):
     manifest = Manifest.load(original)
     excepted = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(SAMPLES), "bad"))
-    with pytest.raises(DataError, match="excludes all 6 samples of this block.*shards.py drop"):
+    with pytest.raises(DataError, match="excludes all 6 samples of this block.*flip shards drop"):
         take(excepted.folder, 1)
 
 

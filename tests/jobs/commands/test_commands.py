@@ -223,7 +223,7 @@ def test_status_shows_dash_for_non_numeric_values(root, capsys, text):
 def test_commands_refuse_contradictory_or_ignored_flags(words, capsys):
     name, *rest = words.split()
     with pytest.raises(SystemExit) as caught:
-        importlib.import_module(f"jobs.{name}").main(rest)
+        importlib.import_module(f"jobs.commands.{name}").main(rest)
     assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
 
 

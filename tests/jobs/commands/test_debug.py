@@ -132,7 +132,7 @@ def test_extended_run_equals_longer_run(desk):
 def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
     """Each of two ranks initializes its part. The run then resumes without the export; a new run is refused."""
     export = desk.folder / "made"
-    desk.call("export", "demo/base", "--out", export, room="tools")
+    desk.call("export", "demo/base", "--out", export)
     runs = f"""runs:
   base: {{}}
   coarse: {{init: {{export: {export}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}

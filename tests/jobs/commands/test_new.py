@@ -103,7 +103,7 @@ def test_pictures_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypa
         assert shards_main(["info", name]) == 65
         assert f"flip shards make {tmp_path}/{name} --out data/mine" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert shards_main(["info", "empty"]) == 65 and "shards.py index SHARDS" in capsys.readouterr().err
+    assert shards_main(["info", "empty"]) == 65 and "flip shards index SHARDS" in capsys.readouterr().err
 
 
 def test_new_sweep_gets_the_wall_limit_of_its_profile(tmp_path, data, monkeypatch, capsys):

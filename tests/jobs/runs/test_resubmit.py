@@ -86,7 +86,7 @@ def test_suggested_command_repeats_runs_root(desk, monkeypatch):
     assert desk("mine.yaml", "--root", "else where") == ["half"]
     _, suggested = next_step(RunDir(desk.folder / "else where" / "other" / "half"))
     monkeypatch.chdir(desk.folder / "away")
-    assert desk(*shlex.split(suggested)[2:]) == ["half"] and not (desk.folder / "runs").exists()
+    assert desk(*shlex.split(suggested)[3:]) == ["half"] and not (desk.folder / "runs").exists()
 
 
 def test_suggested_command_follows_moved_runs(desk, monkeypatch):
@@ -95,7 +95,7 @@ def test_suggested_command_follows_moved_runs(desk, monkeypatch):
     (desk.folder / "before").rename(desk.folder / "after")
     _, suggested = next_step(RunDir(desk.folder / "after" / "other" / "half"))
     monkeypatch.chdir(desk.folder / "away")
-    assert desk(*shlex.split(suggested)[2:]) == ["half"]
+    assert desk(*shlex.split(suggested)[3:]) == ["half"]
     assert not (desk.folder / "before").exists() and not (desk.folder / "runs").exists()
 
 
@@ -104,7 +104,7 @@ def test_command_for_more_seeds_submits_whole_sweep(desk, monkeypatch):
     run = RunDir(desk.folder / "runs" / "other" / "half")
     suggested = resubmit.with_seeds(run, (0, 1))
     monkeypatch.chdir(desk.folder / "away")
-    assert desk(*shlex.split(suggested)[2:]) == ["half", "half-s1"]
+    assert desk(*shlex.split(suggested)[3:]) == ["half", "half-s1"]
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "command": ["rm", "-rf"]})
     assert resubmit.with_seeds(run, (0, 1)) is None
 
@@ -116,11 +116,11 @@ def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
     sweep = desk.folder / "runs" / "other"
     monkeypatch.chdir(desk.folder / "away")
     description, suggested = next_step(RunDir(sweep / "half-v2"))
-    assert desk(*shlex.split(suggested)[2:]) == ["half-v2"] and "old values" not in description
+    assert desk(*shlex.split(suggested)[3:]) == ["half-v2"] and "old values" not in description
     description, suggested = next_step(RunDir(sweep / "half"))
     assert description.endswith("after restoring its old values in the sweep file, which now means half-v2")
     desk.write("0.5")
-    assert desk(*shlex.split(suggested)[2:]) == ["half"], "the restored sweep file resumes the original run"
+    assert desk(*shlex.split(suggested)[3:]) == ["half"], "the restored sweep file resumes the original run"
 
 
 def test_suggested_command_repeats_changed_keep(desk):
@@ -128,7 +128,7 @@ def test_suggested_command_repeats_changed_keep(desk):
     desk.write("0.25")
     assert desk("--sweep", "mine.yaml", "--changed", "keep") == ["half"]
     _, suggested = next_step(RunDir(desk.folder / "runs" / "other" / "half"))
-    assert desk(*shlex.split(suggested)[2:]) == ["half"]
+    assert desk(*shlex.split(suggested)[3:]) == ["half"]
 
 
 def make_old_run(folder, name, sweep="quickstart", **record):

@@ -75,7 +75,7 @@ def test_paper_sweep_head_states_published_top1_and_cost(name, capsys):
     plan = json.loads(capsys.readouterr().out)
     sweep = load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
-        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
+        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} (?!submit )", line)]
         row = published(sweep.paper[run["name"]])
         assert f" {arithmetic_hours(run):,.0f}" in line and f" {row.top1['imagenet']:.1f} %" in line
         assert f"+- {row.within:g}" in line or row.not_yet
@@ -88,7 +88,7 @@ def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
     plan = json.loads(capsys.readouterr().out)
     sweep = load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
-        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
+        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} (?!submit )", line)]
         parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)
         samples = sum(float(number) * {"B": 1e9, "M": 1e6}[unit] for number, unit in parts)
         assert run["cost"]["samples"] == pytest.approx(samples, rel=0.02)

@@ -21,7 +21,7 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.harness.common import ROOT, no_access
 from tests.synthetic import make_dataset
 from tests.tools.commands.test_shards import JOBS, run
-from tests.tools.test_shards_cli import call
+from tests.tools.commands.test_shards_cli import call
 from tools.commands.shards import main
 from tools.shards_commands.index import local_matches, share
 from tools.shards_commands.output import claim

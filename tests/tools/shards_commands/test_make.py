@@ -23,7 +23,7 @@ from flip.evaluation.datasets.prompts import Prompts
 from tests.flip.data.manifest.test_filters import samples
 from tests.harness.common import ROOT
 from tests.synthetic import encode, picture
-from tests.tools.test_shards_cli import call
+from tests.tools.commands.test_shards_cli import call
 from tools.commands.shards import main
 from tools.shards_commands import make, source_files
 

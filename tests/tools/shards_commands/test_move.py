@@ -11,7 +11,7 @@ from flip.data.manifest.filters import Filters, Length
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError
 from tests.flip.data.manifest.test_filters import paths, samples
-from tests.tools.test_shards_cli import call
+from tests.tools.commands.test_shards_cli import call
 from tools.commands.shards import main
 from tools.shards_commands.move import comparable_etags, replace_prefix
 

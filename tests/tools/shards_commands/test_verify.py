@@ -17,7 +17,7 @@ from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import encode, make_dataset, picture
-from tests.tools.test_shards_cli import call
+from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import verify
 from tools.shards_commands.verify import Report, VerificationPlan, check, draw, kind, resized, upper_bound
 

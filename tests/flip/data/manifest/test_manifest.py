@@ -265,7 +265,7 @@ def test_manifest_load_rejects_damaged_or_missing_file(folder, name):
     (folder / name).write_bytes(data)
     with pytest.raises(DataError) as error:
         Manifest.load(folder)
-    assert name in str(error.value) and "shards.py index" in str(error.value)
+    assert name in str(error.value) and "flip shards index" in str(error.value)
     (folder / name).unlink()
     for check in (True, False):
         with pytest.raises(DataError, match="no manifest here"):
