@@ -21,7 +21,7 @@ from flip.runs.errors import FlipError
 from flip.runs.lifecycle import STATES  # fmt: skip
 from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, write_json
-from jobs import explain, logs, report  # fmt: skip
+from jobs.commands import explain, logs, report  # fmt: skip
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip

@@ -9,8 +9,8 @@ import pytest
 
 from flip.runs.rundir import write_json
 from jobs.local import rank_processes
-from tests.jobs.outcomes import make
 from tests.jobs.commands.test_clean import age
+from tests.jobs.outcomes import make
 from tests.security.test_other_users import submitted, supervise
 from tests.security.users import ROOT, tree
 
