@@ -124,7 +124,9 @@ def test_command_explains_mistake_in_single_line(workdir, capsys, script, words,
 def test_tools_reject_wrong_run_name_before_loading_torch(workdir):
     """The import of torch takes seconds, which is too long for a typing error."""
     for script, arguments in (("predict", ["x.png", "--labels", "a"]), ("export", [])):
-        text = f"import sys; from tools.commands.{script} import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
+        text = (
+            f"import sys; from tools.commands.{script} import main\nmain(sys.argv[1:]); print('torch' in sys.modules)"
+        )
         command = [sys.executable, "-c", text, "other/run", *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"}

@@ -451,7 +451,7 @@ def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkey
 def test_export_on_full_disk_reports_error_and_leaves_no_files(run, tmp_path):
     script = (
         "import resource, sys\n"
-        "from tools import export\n"
+        "from tools.commands import export\n"
         "import flip.export.exporter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "sys.exit(export.main(sys.argv[1:]))"

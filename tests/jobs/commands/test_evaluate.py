@@ -616,7 +616,7 @@ def test_evaluate_prints_pairing_of_folders_with_class_names(place, capsys):
 
 
 def test_evaluate_modules_do_not_import_torch():
-    script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; "
+    script = "import sys; from jobs.commands import evaluate; from jobs.submission import evaluation; "
     script += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
