@@ -58,7 +58,9 @@ def examine(args: argparse.Namespace) -> int:
         target = place(args.write, args.force)
     base = requested_profile(args)
     site = reading.read(base)
-    profile = base if args.cluster else draft(base, site)
+    profile = base
+    if not args.cluster:
+        profile = draft(base, site)
     site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
     results = check_site(site, profile)
     if target:
@@ -66,8 +68,10 @@ def examine(args: argparse.Namespace) -> int:
     cluster = site.config.get("ClusterName", "")
     if args.json:
         rows = [result._asdict() for result in results]
-        report = {"cluster": cluster, "partition": site.partition["PartitionName"], "promises": rows}
-        print(json.dumps({**report, "written": str(target) if target else None}, indent=1))
+        report = {"cluster": cluster, "partition": site.partition["PartitionName"], "promises": rows, "written": None}
+        if target:
+            report["written"] = str(target)
+        print(json.dumps(report, indent=1))
     else:
         print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
@@ -195,7 +199,9 @@ def text(profile: ClusterProfile, site: Site) -> str:
             if isinstance(value, list | dict):
                 nested = json.dumps(value, ensure_ascii=False)
             row = f"{key}: {nested or yaml.safe_dump(value, width=1000).splitlines()[0]}"
-            rows.append(f"{row:24}  # {source}" if source else row)
+            if source:
+                row = f"{row:24}  # {source}"
+            rows.append(row)
     if profile.gpus_per_node and not profile.tflops:
         rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
     if profile.gpus_per_node and not profile.network_gbps:

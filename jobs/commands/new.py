@@ -138,26 +138,41 @@ def new(args: argparse.Namespace) -> int:
     if not tokenizer.startswith(CACHE):
         tokenizer = resolve_path(tokenizer)
     small = MODEL_PRESETS[size]["image"]["width"] < 512
+    samples = int(record.get("samples", 0))
+    if small:
+        lengths = SMALL.fields(samples)
+    else:
+        lengths = LARGE.fields(samples)
+    text = ""
+    if small and args.recipe == "clip":
+        text = SMALL_TEXT
+    if REPOSITORY in target.absolute().parents:
+        schema = Path(os.path.relpath(schema, target.parent))
+    sets = NO_SETS
+    if test:
+        sets = _test_set(target.stem, test)
     values = {
         "recipe": args.recipe,
         "about": RECIPES[args.recipe],
-        "text": SMALL_TEXT if small and args.recipe == "clip" else "",
-        "schema": os.path.relpath(schema, target.parent) if REPOSITORY in target.absolute().parents else schema,
+        "text": text,
+        "schema": schema,
         "cluster": args.cluster,
         "data": json.dumps(data, ensure_ascii=False),
         "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
         "pictures": _of_pictures(record),
-        "sets": _test_set(target.stem, test) if test else NO_SETS,
-        **(SMALL if small else LARGE).fields(int(record.get("samples", 0))),
+        "sets": sets,
+        **lengths,
     }
     with writing(target):
         write_text(target, TEMPLATE.format(**values))
     submit = partial(command, "submit", target.absolute())
     report = {"file": str(target), "next": [submit("--dry-run"), submit("--watch")]}
-    text = "\n  ".join([f"written: {target}; next:", *report["next"]])
-    print(json.dumps(report, indent=1) if args.json else text)
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(f"written: {target}; next:", *report["next"], sep="\n  ")
     return 0
 
 
@@ -181,8 +196,10 @@ def _of_pictures(record: Mapping[str, Any]) -> str:
         return ""
     fields = ""
     if counts.get("transparent"):
-        fields = ", to_rgb: flatten"
-    return fields + (", exif: apply" if counts.get("turned") else "")
+        fields += ", to_rgb: flatten"
+    if counts.get("turned"):
+        fields += ", exif: apply"
+    return fields
 
 
 def _test_set(name: str, folder: str) -> str:

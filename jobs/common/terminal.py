@@ -365,13 +365,18 @@ class ProgressBar:
         speed = 0.0
         if seconds:
             speed = (done - self.initial) / seconds
-        share = done / total if total else 1.0
+        share = 1.0
+        if total:
+            share = done / total
+        left = ""
+        if speed:
+            left = f"{duration((total - done) / speed)} left"
         return {
             "what": self.what,
             "bar": Share(share),
             "share": f"{100 * share:.0f} %",
             "amount": f"{amount(done)} of {amount(total)}",
             "speed": f"{amount(speed)}/s",
-            "left": f"{duration((total - done) / speed)} left" if speed else "",
+            "left": left,
             "note": note,
         }

@@ -116,8 +116,10 @@ def parse(lines: Any, place: SourceLocation) -> tuple[Condition, ...]:
     if not texts:
         raise place.error("is empty", remedy=_FORM)
     for text in texts:
+        if text is None:
+            raise place.error("needs lines of comparisons", "nothing", _FORM)
         if not isinstance(text, str):
-            raise place.error("needs lines of comparisons", "nothing" if text is None else text, _FORM)
+            raise place.error("needs lines of comparisons", text, _FORM)
         if "${" in text:
             raise place.error("interpolation is off", text, "Write the value itself.")
     return tuple(Condition(text, place, tuple(_comparisons(text, place))) for text in texts)
@@ -131,7 +133,9 @@ def _comparisons(text: str, place: SourceLocation) -> Iterator[_Comparison]:
         match = _COMPARISON.match(text, at)
         if match is None:
             rest = text[at:].strip()
-            raise place.error(f"{rest[:40]} is not a comparison" if rest else "ends too early", text, _FORM)
+            if not rest:
+                raise place.error("ends too early", text, _FORM)
+            raise place.error(f"{rest[:40]} is not a comparison", text, _FORM)
         key, op, token, joint = match.group("key", "op", "value", "joint")
         yield _comparison(key, " ".join(op.split()), token, text, place)
         if joint == "and":
@@ -145,13 +149,20 @@ def _comparison(key: str, op: str, token: str, text: str, place: SourceLocation)
     if op not in ("==", "!=", "in", "not in", *_ORDER):
         raise place.error(f"{op} does not compare", text, f"==, !=, <, <=, >, >=, in and not in do. {_FORM}")
     in_list = op in ("in", "not in")
-    if in_list != token.startswith("["):
-        raise place.error(f"{op} compares with {'a list' if in_list else 'one value'}, not with {token}", text, _FORM)
+    if in_list and not token.startswith("["):
+        raise place.error(f"{op} compares with a list, not with {token}", text, _FORM)
+    if not in_list and token.startswith("["):
+        raise place.error(f"{op} compares with one value, not with {token}", text, _FORM)
     if token[0] in "\"'":
         return _Comparison(key, op, token[1:-1])
     if "." in token and token.partition(".")[0] in Config.__dataclass_fields__:
         return _Comparison(key, op, None, token)
     value = parse_yaml(token, place.where)
-    if any(isinstance(item, (dict, list)) for item in (value if in_list else [value])):
+    items = [value]
+    if in_list:
+        items = value
+    if any(isinstance(item, (dict, list)) for item in items):
         raise place.error(f"{token} cannot be compared with", text, _FORM)
-    return _Comparison(key, op, tuple(value) if in_list else value)
+    if in_list:
+        value = tuple(value)
+    return _Comparison(key, op, value)
