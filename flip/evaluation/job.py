@@ -29,28 +29,16 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_resolved_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import path_of
-from flip.evaluation.metrics.result_files import COLUMNS, merge_results, suffix, write_result
+from flip.evaluation.metrics.result_files import COLUMNS, is_shown, scores_of_job, suffix, write_result
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.records import LATER_SCORE, POINT
-from flip.runs.rundir import RunDir, create_json, read_record
+from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-
-def is_shown(subject: RunDir, result: dict[str, Any], about: dict[str, Any]) -> bool:
-    """Whether reports show this score of a commit, or one with equal predictions, rather than the run's own of the
-    name: the predictions that are stored are those of the score that is shown."""
-    try:
-        point = read_record(subject.eval / f"{about['stage']}-{about['samples']}.json", POINT) or {}
-    except ValueError:  # damaged: it has no score to show
-        point = {}
-    own = [score for score in point.get("evaluations", ()) if score["name"] == result["name"]]
-    return merge_results(own, [result])[0].get("predictions") == result["predictions"]
 
 
 class EvaluationStopped(Exception):
@@ -220,10 +208,9 @@ class Evaluation:
 
     def _done(self, dataset: ResolvedDataset, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The results of an earlier attempt of this job, if they are complete."""
-        folder = self.subject.eval / f"{about['stage']}-{about['samples']}"
-        records = [read_record(path, LATER_SCORE) or {} for path in sorted(folder.glob("*.json"))]
-        own = [self.job.name, dataset.name, dataset.task]
-        done = [record for record in records if [record.get(key) for key in ("job", "set", "task")] == own]
+        own = dataset.name, dataset.task
+        scores = scores_of_job(self.subject, about["stage"], about["samples"], self.job.name)
+        done = [score for score in scores if (score.get("set"), score.get("task")) == own]
         if len(done) == len(COLUMNS[dataset.task]):
             return done
         return []

@@ -15,17 +15,15 @@ from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.derived import missing_in_transformers
 from flip.config.schema import Config, Model
-from flip.evaluation.metrics.result_files import merge_results
+from flip.evaluation.metrics.result_files import read_points, shown
 from flip.export import fold_padding, format, onnx_models, weights
 from flip.export.differences import differences
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
-from flip.monitoring.results import read_run
 from flip.runs import deletion
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.files import fsync_path, new_output_folder, output_folder, publish_folder
-from flip.runs.records import POINT
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")
@@ -197,8 +195,7 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
         return about | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
-    own = load_record(run.eval / f"{source.stage}-{source.samples}.json", POINT).get("evaluations", [])
-    scores = merge_results(own, read_run(run.path).job_scores.get((source.stage, source.samples), ()))
+    scores = shown(read_points(run, at=(source.stage, source.samples)))
     # results of earlier versions lack the precision, which was that of training
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
     fields = (

@@ -19,6 +19,7 @@ from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
+from flip.evaluation.metrics.result_files import Point, write_point
 from flip.losses import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
@@ -168,9 +169,8 @@ class MetricsWriter:
         return sum(max(0, end - max(start, samples)) * cost / here for _, start, end, cost in self._stages)
 
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
-        """Write eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
-        record = {"stage": stage, "samples": samples, "seconds": seconds, "attempt": self._attempt}
-        write_json(run_folder(self._run.eval) / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
+        """Store scores of the training and add their points to TensorBoard. ``seconds``: of training up to S."""
+        write_point(self._run, Point(stage, samples, evaluations, seconds=seconds, attempt=self._attempt))
         self._add(scores(evaluations), samples)
         assert self._events is not None
         self._events.flush()

@@ -7,14 +7,14 @@ names it, and the state is ``unknown`` if it depends on that file.
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
-from flip.evaluation.metrics.result_files import COLUMNS, merge_results, precision
+from flip.evaluation.metrics.result_files import COLUMNS, Point, of_result, precision, read_points, shown
 from flip.evaluation.metrics.score import score_of
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
@@ -23,7 +23,7 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.files import read_regular
 from flip.runs.job_kind import REQUEST
 from flip.runs.lifecycle import RunState, Seen
-from flip.runs.rundir import RunDir, read_record, sorted_glob
+from flip.runs.rundir import RunDir, read_record
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Outcome:
     @property
     def damage(self) -> list[str]:
         """A sentence for each damaged file, including metric lines and evaluations."""
-        return [*self.unreadable, *self.metrics.damage, *self._scores[1]]
+        return [*self.unreadable, *self.metrics.damage, *self._stored[1]]
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -91,47 +91,36 @@ class Outcome:
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The final scores, one per column, of the run itself and of evaluation jobs (``merge_results``)."""
+        """The final scores, one per column, of the run itself and of evaluation jobs (``result_files.shown``)."""
         last = (self.result.get("stage"), self.result.get("samples"))
-        return merge_results(self.result.get("evaluations", ()), self.job_scores.get(last, ()))
-
-    @cached_property
-    def job_scores(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
-        """(stage, S) -> results of evaluation jobs, by name."""
-        scores: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-        for path, score in self._scores[0].items():
-            if path.parent != self.run.eval:
-                scores.setdefault((score["stage"], score["samples"]), []).append(score)
-        return scores
-
-    @cached_property
-    def _scores(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
-        """The records below eval/, by path, and a sentence for each damaged one."""
-        files = RunFileReader()
-        scores = {}
-        for pattern, fields in (("*.json", records.POINT), ("*-*/*.json", records.LATER_SCORE)):
-            for path in sorted_glob(self.run.eval, pattern):
-                if (record := files.read(path, partial(read_record, fields=fields))) is not None:
-                    scores[path] = record
-        return scores, files.damaged
+        points = self._points.get(last, [])
+        if all(point.job for point in points):
+            points = [of_result(self.result), *points]
+        return shown(points)
 
     def curve(self) -> list[dict[str, Any]]:
         """Evaluations by S, those of jobs included: {stage, samples, seconds of training, evaluations}."""
-        points: list[dict[str, Any]] = []
-        job_scores = dict(self.job_scores)
-        for path, record in self._scores[0].items():
-            if path.parent != self.run.eval:
-                continue
-            seconds = record.get("seconds")
+        curve = []
+        for (stage, samples), points in self._points.items():
+            seconds = next((point.seconds for point in points if point.seconds is not None), None)
             if seconds is None:
-                seconds = self._seconds_at(record["samples"])
-            more = job_scores.pop((record.get("stage"), record["samples"]), ())
-            evaluations = merge_results(record.get("evaluations", ()), more)
-            points.append(record | {"seconds": seconds, "evaluations": evaluations})
-        for (stage, samples), scores in job_scores.items():
-            seconds = self._seconds_at(samples)
-            points.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": scores})
-        return sorted(points, key=lambda point: point["samples"])
+                seconds = self._seconds_at(samples)
+            curve.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": shown(points)})
+        return sorted(curve, key=lambda point: point["samples"])
+
+    @cached_property
+    def _points(self) -> dict[tuple[Any, Any], list[Point]]:
+        """(stage, S) -> what was stored there."""
+        points: dict[tuple[Any, Any], list[Point]] = {}
+        for point in self._stored[0]:
+            points.setdefault((point.stage, point.samples), []).append(point)
+        return points
+
+    @cached_property
+    def _stored(self) -> tuple[list[Point], list[str]]:
+        """All scores below eval/, and a sentence for each damaged file."""
+        files = RunFileReader()
+        return read_points(self.run, files.read), files.damaged
 
     def _seconds_at(self, samples: int) -> float | None:
         """Training seconds at S = ``samples``, by the nearest logged step at or before it."""

@@ -104,10 +104,12 @@ SCORE: Dict[str, Any] = {
     "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
     "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT, "score": NUMBER,
 }  # fmt: skip
-#: eval/<stage>-<S>/<name>.json, which an evaluation job writes.
-LATER_SCORE = dict(SCORE, stage=TEXT.needed(), samples=COUNT.needed())
-#: eval/<stage>-<S>.json.
-POINT: Dict[str, Any] = {"stage": TEXT, "samples": COUNT.needed(), "seconds": NUMBER, "evaluations": [SCORE]}
+#: The scores of the training at one position, eval/<stage>-<S>.json, or of a job, eval/<stage>-<S>/<job>.json.
+POINT: Dict[str, Any] = {
+    "stage": TEXT, "samples": COUNT.needed(), "job": TEXT, "seconds": NUMBER, "attempt": COUNT, "evaluations": [SCORE],
+}  # fmt: skip
+#: eval/<stage>-<S>/<name>.json, one score of a job of an earlier release.
+SINGLE_SCORE = dict(SCORE, stage=TEXT.needed(), samples=COUNT.needed())
 #: pins/<id>.json.
 PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": COUNT.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.

@@ -72,7 +72,12 @@ def to_json(value: Any) -> str:
 
 def create_json(path: PathLike, value: Any) -> bool:
     """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
-    temporary = write_new(path, to_json(value).encode("utf-8"))
+    return create_text(path, to_json(value))
+
+
+def create_text(path: PathLike, text: str) -> bool:
+    """Like create_json, for text."""
+    temporary = write_new(path, text.encode("utf-8"))
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:

@@ -25,6 +25,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import Predictions, path_of
+from flip.evaluation.metrics.result_files import training_file
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.rundir import RunDir
@@ -71,7 +72,7 @@ class Scoring(Callback):
         an earlier attempt has done so."""
         if training.samples == self._end:
             return self._evaluate(training, self._config.evaluate.sets, keep_predictions=True)
-        scores = self._run.eval / f"{training.span.stage.name}-{training.samples}.json"
+        scores = training_file(self._run, training.span.stage.name, training.samples)
         if not run_on_first(scores.exists, self._world.control_group):
             validation = [item for item in self._config.evaluate.sets if item.role == "validation"]
             self._evaluate(training, validation, keep_predictions=False)  # they take much space

@@ -29,7 +29,7 @@ from flip.data.manifest.manifest import MARK, Manifest
 from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.datasets.prompts import read_prompts
-from flip.evaluation.encoding.open_clip_folder import conversion, is_pickle
+from flip.evaluation.encoding.open_clip_folder import claim, conversion, is_pickle
 from flip.evaluation.metrics.result_files import precision
 from flip.evaluation.metrics.score import score_of
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
@@ -387,6 +387,8 @@ class EvaluateCommand:
         name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         with writing(job.path):
+            if request.model:
+                claim(subject, request.model.partition(":")[2])
             run_folder(job.path.parent)
             new_folder(job.path)
         try:

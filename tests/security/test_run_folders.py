@@ -152,7 +152,7 @@ def prepare_links(run, n, private: Path) -> None:
     link(run.checkpoints / "pretrain" / f"64-{n}" / "shard-00001-model-00001-of-00001.safetensors")
     link(run.path.parent / ".supervisor" / "lock")
     link(run.path / "trackers" / "wandb.lock")
-    link(run.eval / "pretrain-64" / "set.json")
+    link(run.eval / "pretrain-64" / "job.json")
     name = "images-*.safetensors"
     victim = next(victims)
     for cached in (run.path / "cache" / "model").glob(name):

@@ -15,7 +15,7 @@ from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.files import read_regular, run_folder
-from flip.runs.rundir import RunDir, create_json, write_json, write_text
+from flip.runs.rundir import RunDir, create_json, create_text, write_json
 
 log = logging.getLogger(__name__)
 
@@ -110,21 +110,38 @@ def verify(folder: str) -> None:
 
 def refuse_another(subject: RunDir, folder: str) -> None:
     """Raises ConfigError if ``subject`` is the directory of another run or model."""
-    if subject.config.exists() and read_yaml(subject.config) != {"model": {"open_clip": folder}}:
-        raise ConfigError("is the directory of another run or model", subject.path, remedy="Choose with --save-as.")
+    if not subject.config.exists() or read_yaml(subject.config) == _settings(folder):
+        return
+    remedy = "Choose another name with --save-as."
+    if not subject.identity.exists():
+        remedy += " No score of that model was stored yet: to use the name, delete the folder."
+    raise ConfigError("is the directory of another run or model", subject.path, remedy=remedy)
+
+
+def claim(subject: RunDir, folder: str) -> None:
+    """Reserve a run directory for the scores of a model, before its job exists: of two models the first gets it.
+
+    Until ``register`` the directory is no run. Raises as ``refuse_another``.
+    """
+    run_folder(subject.path)
+    create_text(subject.config, dump_yaml(_settings(folder)))
+    refuse_another(subject, folder)
 
 
 def register(subject: RunDir, folder: str) -> None:
-    """Create the run directory of a scored model: complete, with its scores only. Raises as ``refuse_another``."""
-    refuse_another(subject, folder)
+    """Make the run directory of a scored model: complete, with its scores only. Raises as ``refuse_another``."""
+    claim(subject, folder)
     if subject.result.exists():
         return
-    settings = {"model": {"open_clip": folder}}
+    settings = _settings(folder)
     about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
-    run_folder(subject.path)
-    write_text(subject.config, dump_yaml(settings))
     write_json(subject.identity, {"hash": identity.digest(settings), "schema": SCHEMA, "code": "", "config": settings})
     create_json(subject.result, about)
+
+
+def _settings(folder: str) -> dict[str, dict[str, str]]:
+    """config.yaml of a model that was not trained here."""
+    return {"model": {"open_clip": folder}}
 
 
 def verified_digest(folder: str) -> str:

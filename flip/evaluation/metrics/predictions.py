@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.evaluation.metrics.result_files import folder_of
 from flip.runs import records
 from flip.runs.files import read_regular, run_folder
 from flip.runs.rundir import RunDir, write_text
@@ -66,7 +67,7 @@ class Predictions:
 
 def path_of(run: RunDir, stage: str, samples: int, name: str) -> Path:
     """The file of the result ``name`` at S = ``samples`` of a stage."""
-    return run.eval / f"{stage}-{samples}" / f"{name}.predictions.jsonl"
+    return folder_of(run, stage, samples) / f"{name}.predictions.jsonl"
 
 
 def read(path: Path) -> Predictions:

@@ -1,12 +1,21 @@
-"""The files of results below eval/ of a run, their names, and which of two results of a name is shown. No torch."""
+"""The store of scores, eval/ of a run: its files, their one form, and which of several scores of a name is shown.
+
+A file has the scores of one writer at one position: of the training, or of one evaluation job. No file has two writers,
+and a job that is started again finds its own. No torch.
+"""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.runs import records
+from flip.runs.errors import DataError
 from flip.runs.files import run_folder
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, read_record, sorted_glob, write_json
 
 COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",), "association": ("",)}
 """Task -> suffixes that its results append to the name of the data set, one result per column of a table."""
@@ -15,23 +24,187 @@ UNKNOWN_PRECISION = "as trained"
 """Precision of results without the field, whose scores were computed in ``compute.precision``."""
 
 
+@dataclass(frozen=True)
+class Point:
+    """The scores of one writer at one position."""
+
+    stage: str | None
+    """None in files of early releases."""
+    samples: int
+    scores: list[dict[str, Any]]
+    """One per column; on disk ``evaluations``."""
+    job: str = ""
+    """The evaluation job; empty: the training."""
+    seconds: float | None = None
+    """Of training up to the position; None: unknown to the writer."""
+    attempt: int | None = None
+    """Of the training."""
+
+
+def training_file(run: RunDir, stage: str, samples: int) -> Path:
+    """The scores of the training at a position."""
+    return run.eval / f"{stage}-{samples}.json"
+
+
+def folder_of(run: RunDir, stage: str, samples: int) -> Path:
+    """The folder with the scores of jobs at a position, and with predictions."""
+    return run.eval / f"{stage}-{samples}"
+
+
+def write_point(run: RunDir, point: Point) -> Path:
+    """Write a file of scores; replaces an older one of this writer and position."""
+    assert point.stage is not None
+    run_folder(run.eval)
+    record = {"stage": point.stage, "samples": point.samples, "evaluations": point.scores}
+    if point.job:
+        path = _job_file(run, point.stage, point.samples, point.job)
+        run_folder(path.parent)
+        record |= {"job": point.job}
+    else:
+        path = training_file(run, point.stage, point.samples)
+        record |= {"seconds": point.seconds, "attempt": point.attempt}
+    write_json(path, record)
+    return path
+
+
+def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
+    """Add a score to the file of a job, in place of its older one of that name."""
+    stage = commit["stage"]
+    samples = commit["samples"]
+    run_folder(folder_of(subject, stage, samples))
+    score = {**result, "stage": stage, "samples": samples, "commit": dict(commit), "job": job, "time": time.time()}
+    before = scores_of_job(subject, stage, samples, job)
+    others = [each for each in before if each["name"] != result["name"]]
+    return write_point(subject, Point(stage, samples, [*others, score], job))
+
+
+def scores_of_job(subject: RunDir, stage: str, samples: int, job: str) -> list[dict[str, Any]]:
+    """What a job has stored at a position. A damaged file counts as none: the job computes the scores again."""
+    path = _job_file(subject, stage, samples, job)
+    try:
+        return read_point(path).scores
+    except (FileNotFoundError, ValueError):
+        return []
+
+
+def _job_file(run: RunDir, stage: str, samples: int, job: str) -> Path:
+    return folder_of(run, stage, samples) / f"{job}.json"
+
+
+def read_points(
+    run: RunDir,
+    read: Callable[[Path, Callable[[Path], Point]], Point | None] | None = None,
+    at: tuple[str, int] | None = None,
+) -> list[Point]:
+    """All scores of a run, those of its training first.
+
+    Args:
+        read: calls the function with the path, and returns None if the file is damaged; by default DataError is raised.
+        at: (stage, S) of the only position that is wanted.
+    """
+    if at is None:
+        paths = [*sorted_glob(run.eval, "*.json"), *sorted_glob(run.eval, "*-*/*.json")]
+    else:
+        own = training_file(run, *at)
+        paths = [own] if own.exists() else []
+        paths += sorted_glob(folder_of(run, *at), "*.json")
+    points = [(read or _read_or_raise)(path, read_point) for path in paths]
+    return [point for point in points if point is not None]
+
+
+def read_point(path: Path) -> Point:
+    """One file of scores, also of earlier releases. Raises OSError, or ValueError with the path if it is damaged."""
+    record = read_record(path, {})
+    if record is None:
+        raise FileNotFoundError(path)
+    try:
+        point = records.checked(_of_earlier_release(record), records.POINT)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Point(
+        point.get("stage"),
+        point["samples"],
+        point.get("evaluations", []),
+        point.get("job", ""),
+        point.get("seconds"),
+        point.get("attempt"),
+    )
+
+
+def _of_earlier_release(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in the present form. Jobs of earlier releases wrote a file for each score, ``<name>.json``."""
+    if "name" not in record:
+        return record
+    score = records.checked(record, records.SINGLE_SCORE)
+    job = score.get("job") or "unknown"
+    return {"stage": score["stage"], "samples": score["samples"], "job": job, "evaluations": [score]}
+
+
+def of_result(result: Mapping[str, Any]) -> Point:
+    """The last scores of a complete run by its result.json, for a run directory without their file."""
+    return Point(result.get("stage"), result.get("samples", 0), list(result.get("evaluations", ())))
+
+
+def _read_or_raise(path: Path, read: Callable[[Path], Point]) -> Point:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise DataError("a record is damaged", path, str(error)) from error
+
+
+# -- which score is shown ---------------------------------------------------------------------------------------------
+
+
+def shown(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """The scores to show of one position, one for each name: those of the training, then the others by name.
+
+    The training's own score of a name is shown, unless a job scored the same data in fp32 and the training did not. Of
+    several jobs the newest score is shown.
+    """
+    own = dict[str, dict[str, Any]]()
+    later = dict[str, dict[str, Any]]()
+    for point in points:
+        for score in point.scores:
+            name = score["name"]
+            if not point.job:
+                own[name] = score
+            elif name not in later or score.get("time", 0) >= later[name].get("time", 0):
+                later[name] = score
+    scores = []
+    for name, score in own.items():
+        other = later.pop(name, None)
+        if other is not None and _is_better(other, score):
+            score = {**score, **other}
+        scores.append(dict(score))
+    return scores + [dict(later[name]) for name in sorted(later)]
+
+
+def is_shown(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any]) -> bool:
+    """Whether this new score of a job is shown, or one with equal predictions: the predictions that are stored are
+    those of the score that is shown."""
+    name = result["name"]
+    try:
+        own = read_point(training_file(subject, commit["stage"], commit["samples"]))
+    except (FileNotFoundError, ValueError):  # absent, or damaged: it has no score to show
+        return True
+    scores = [score for score in own.scores if score["name"] == name]
+    new = Point(own.stage, own.samples, [dict(result)], "new")
+    (score,) = shown([Point(own.stage, own.samples, scores), new])
+    return bool(score.get("predictions") == result["predictions"])
+
+
+def _is_better(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether the score of a job replaces the training's own: only in fp32 it is that of the exported weights."""
+    same_data = own.get("data") == other.get("data")
+    return same_data and other.get("precision") == "fp32" and precision(own) != "fp32"
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
 def precision(result: Mapping[str, Any]) -> str:
     """fp32 or bf16; for results of older versions UNKNOWN_PRECISION or ``unknown``."""
     return str(result.get("precision") or ("unknown" if result.get("stage") == "foreign" else UNKNOWN_PRECISION))
-
-
-def merge_results(own: Iterable[Mapping[str, Any]], later: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of a run at one commit, then the scores of evaluation jobs (``later``) under other names.
-
-    A job's fp32 score replaces the run's own score of the same name and data in another precision.
-    """
-    jobs = {score["name"]: dict(score) for score in later}
-    merged = []
-    for score in own:
-        other = jobs.pop(score["name"], {})
-        better = precision(score) != "fp32" == other.get("precision") and score.get("data") == other.get("data")
-        merged.append({**score, **other} if better else dict(score))
-    return merged + list(jobs.values())
 
 
 def curve(name: str, task: str) -> str:
@@ -44,14 +217,3 @@ def suffix(mask: str, ensemble: bool) -> str:
     if float(mask) == 0:
         return ""
     return f"-{'ensemble' if ensemble else 'mask'}{mask}"
-
-
-def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
-    """Write eval/<stage>-<S>/<name>.json; replaces an older result of this name."""
-    folder = subject.eval / f"{commit['stage']}-{commit['samples']}"
-    run_folder(subject.eval)
-    run_folder(folder)
-    path = folder / f"{result['name']}.json"
-    about = {"stage": commit["stage"], "samples": commit["samples"], "commit": dict(commit)}
-    write_json(path, {**result, **about, "job": job, "time": time.time()})
-    return path

@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from flip.config.schema import Compute
-from flip.evaluation.job import is_shown
 from flip.evaluation.request import EvaluationRequest
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir
 
 pytestmark = pytest.mark.long
 
@@ -33,31 +32,6 @@ class Evaluation:
 job.Evaluation, job.PeerWatcher = Evaluation, functools.partial(job.PeerWatcher, seconds=0.1)
 job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
 """
-
-
-@pytest.mark.parametrize(
-    "own, new, shown",
-    [
-        (None, {}, True),
-        ({"precision": "fp32"}, {"precision": "bf16"}, False),
-        ({"precision": "fp32"}, {"precision": "fp32", "data": "other"}, False),
-        ({"precision": "bf16"}, {"precision": "fp32"}, True),
-        ({"precision": "bf16"}, {"precision": "fp32", "data": "other"}, False),
-        ({"precision": "fp32"}, {"precision": "bf16", "predictions": "own"}, True),
-        ({"precision": 1}, {}, True),  # damaged
-    ],
-)
-def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, shown):
-    """Its predictions replace the stored ones only then: they would not match the score."""
-    run = RunDir(tmp_path / "run")
-    about = {"stage": "pretrain", "samples": 64}
-    run.eval.mkdir(parents=True)
-    common = {"name": "a", "top1": 0.5, "data": "d"}
-    rows = []
-    if own:
-        rows = [{**common, "predictions": "own", **own}]
-    write_json(run.eval / "pretrain-64.json", {**about, "evaluations": [{**common, "name": "b"}, *rows]})
-    assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, about) == shown
 
 
 def test_rank_of_evaluation_ends_if_peer_fails(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import flip
 from flip.config import merge
+from flip.evaluation.metrics.result_files import Point, write_point, write_result
 from flip.monitoring.metrics_reader import Metrics
 from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
@@ -127,12 +128,11 @@ def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp
     run = make(tmp_path / "s", "r", top1=0.4)
     result = read_json(run.result)
     own = {"name": "twemoji", "role": "test", "n": 9, "data": "d", "interval": [0, 1]}
-    folder = run.eval / f"{result['stage']}-{result['samples']}"
-    folder.mkdir(parents=True)
+    last = (result["stage"], result["samples"])
     about = {"stage": result["stage"], "samples": result["samples"]}
-    write_json(folder / "twemoji.json", own | about | {"top1": 0.3, "precision": "fp32"})
+    write_result(run, own | {"top1": 0.3, "precision": "fp32"}, about, "job")
     for more, expected in (({}, 0.3), ({"precision": "bf16"}, 0.3), ({"precision": "fp32"}, 0.4), ({"data": "e"}, 0.4)):
-        write_json(run.result, result | {"evaluations": [own | {"top1": 0.4} | more]})
+        write_point(run, Point(*last, [own | {"top1": 0.4} | more]))
         (row,) = read_runs(run.path)
         assert row["test.twemoji.top1"] == expected
         assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")

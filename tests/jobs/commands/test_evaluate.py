@@ -19,7 +19,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.manifest import write as write_manifest
 from flip.evaluation import job as evaluation_job
-from flip.evaluation.metrics import predictions
+from flip.evaluation.metrics import predictions, result_files
 from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit
@@ -119,10 +119,12 @@ def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
     assert [result["name"] for result in results] == expected
     assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
     last = commit.commits(run)[-1]
+    (point,) = result_files.read_points(run, at=("pretrain", 64))
+    scores = {score["name"]: score for score in point.scores}
     for result in results:
         assert result["commit"]["digest"] == commit.sha256(last.path / "commit.json")
         assert len(result["data"]) == 64 and result["seconds"] > 0 and result["precision"] == "fp32"
-        assert read_json(run.eval / "pretrain-64" / f"{result['name']}.json")["predictions"] == result["predictions"]
+        assert scores[result["name"]]["predictions"] == result["predictions"]
         if result["task"] == "zeroshot":
             stored = predictions.read(predictions.path_of(run, "pretrain", 64, result["name"]))
             assert (stored.digest, len(stored.images)) == (result["predictions"], result["n"])
@@ -188,6 +190,26 @@ def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     assert list(run.pins.iterdir()) and not commit.pinned(run), "the pin counts only until the evaluation is complete"
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
     assert RunDir(newest).made_progress(1), "each recorded score counts as progress, like a commit"
+
+
+def test_evaluate_gives_a_name_to_the_first_of_two_models(place, tmp_path, capsys, monkeypatch):
+    """Both were accepted while the job of the first was queued, and the job of the second failed."""
+    submitted = []
+
+    def submit(jobs):
+        submitted.extend(job.run for job in jobs)
+
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["--sets", "mnist", "--save-as", "others/name", "--root", str(tmp_path), "--detach", "--quiet"]
+    for name in ("first", "second"):
+        make_folder(tmp_path / "models" / name)
+    for name, code in (("first", 0), ("second", 78), ("first", 0)):
+        model = tmp_path / "models" / name
+        assert evaluate.main([*argv, "--model", f"open_clip:{model}"]) == code
+    message = capsys.readouterr().err
+    assert "is the directory of another run or model" in message and "No score of that model was stored" in message
+    assert len(submitted) == 2 and flip.read_runs(tmp_path) == [], "the directory is no run before it has a score"
 
 
 @pytest.mark.timeout(600)

@@ -200,9 +200,9 @@ def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
     differing = Mock(wraps=results.differing)
     monkeypatch.setattr(results, "differing", differing)
     assert len(results.rows(outcomes(sweep))) == 4 and differing.call_count == 1
-    merged = Mock(wraps=monitoring.merge_results)
+    merged = Mock(wraps=monitoring.shown)
     read = Mock(wraps=seed_groups.SeedGroup.precision.fget)
-    monkeypatch.setattr(monitoring, "merge_results", merged)
+    monkeypatch.setattr(monitoring, "shown", merged)
     monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
     results.text(outcomes(sweep))
     assert merged.call_count == 4, "the scores of a run"

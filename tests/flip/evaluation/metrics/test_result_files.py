@@ -1,0 +1,138 @@
+"""Tests the store of scores: what its writers leave, what of earlier releases is read, and which score is shown."""
+
+import pytest
+
+from flip.evaluation.metrics.result_files import (
+    Point,
+    is_shown,
+    read_points,
+    shown,
+    training_file,
+    write_point,
+    write_result,
+)
+from flip.monitoring.results import read_run
+from flip.runs.errors import DataError
+from flip.runs.rundir import RunDir, read_json, write_json
+from tests.jobs.outcomes import make
+
+COMMIT = {"stage": "pretrain", "samples": 64, "digest": "d"}
+AT = ("pretrain", 64)
+
+
+def score(name, top1=0.5, **more):
+    return {"name": name, "top1": top1, "data": "d", "precision": "fp32", **more}
+
+
+def names(points):
+    return [(item["name"], item["top1"]) for item in shown(points)]
+
+
+def test_each_writer_has_a_file_at_each_position(tmp_path):
+    run = RunDir(tmp_path / "run")
+    write_point(run, Point(*AT, [score("a")], seconds=2.0, attempt=1))
+    write_result(run, score("b", 0.1), COMMIT, "first")
+    write_result(run, score("c", 0.2), COMMIT, "first")
+    write_result(run, score("b", 0.3), COMMIT, "second")
+    write_result(run, score("b", 0.4), COMMIT | {"samples": 128}, "second")
+    files = sorted(str(path.relative_to(run.eval)) for path in run.eval.rglob("*.json"))
+    assert files == [
+        "pretrain-128/second.json",
+        "pretrain-64.json",
+        "pretrain-64/first.json",
+        "pretrain-64/second.json",
+    ]
+    records = [read_json(run.eval / name) for name in files]
+    assert all({"stage", "samples", "evaluations"} <= set(record) for record in records), "one form"
+    assert [(point.job, len(point.scores)) for point in read_points(run, at=AT)] == [
+        ("", 1),
+        ("first", 2),
+        ("second", 1),
+    ]
+    assert len(read_points(run)) == 4
+    assert names(read_points(run, at=AT)) == [("a", 0.5), ("b", 0.3), ("c", 0.2)], "of two jobs the newest"
+
+
+def test_job_replaces_only_its_own_score_of_a_name(tmp_path):
+    run = RunDir(tmp_path / "run")
+    for top1 in (0.1, 0.2):
+        write_result(run, score("b", top1), COMMIT, "job")
+    (point,) = read_points(run)
+    assert [item["top1"] for item in point.scores] == [0.2]
+    (item,) = point.scores
+    assert (item["job"], item["commit"], item["stage"], item["samples"]) == ("job", COMMIT, *AT)
+
+
+def test_scores_of_earlier_releases_are_read(tmp_path):
+    """Their jobs wrote a file for each score, and some of their training lacks the seconds."""
+    run = RunDir(tmp_path / "run")
+    (run.eval / "pretrain-64").mkdir(parents=True)
+    write_json(training_file(run, *AT), {"stage": "pretrain", "samples": 64, "evaluations": [score("a")]})
+    old = score("b", 0.3) | {"stage": "pretrain", "samples": 64, "job": "run-1", "time": 1.0}
+    write_json(run.eval / "pretrain-64" / "b.json", old)
+    write_json(run.eval / "pretrain-64" / "c.json", {k: v for k, v in old.items() if k != "job"} | {"name": "c"})
+    assert [(point.job, point.seconds) for point in read_points(run)] == [
+        ("", None),
+        ("run-1", None),
+        ("unknown", None),
+    ]
+    assert names(read_points(run)) == [("a", 0.5), ("b", 0.3), ("c", 0.3)]
+    write_result(run, score("b", 0.4), COMMIT, "run-2")
+    assert names(read_points(run)) == [("a", 0.5), ("b", 0.4), ("c", 0.3)]
+
+
+def test_run_without_file_of_its_last_scores_shows_those_of_its_result(tmp_path):
+    run = make(tmp_path / "s", "r", top1=0.4)
+    result = read_json(run.result)
+    before = read_run(run.path).evaluations
+    training_file(run, result["stage"], result["samples"]).unlink()
+    write_result(run, score("new"), {"stage": result["stage"], "samples": result["samples"]}, "job")
+    assert [item["name"] for item in read_run(run.path).evaluations] == [*(item["name"] for item in before), "new"]
+
+
+def test_damaged_file_is_named(tmp_path):
+    run = RunDir(tmp_path / "run")
+    write_result(run, score("b"), COMMIT, "job")
+    write_json(run.eval / "pretrain-64" / "job.json", {"samples": 64, "evaluations": [{"name": "b"}]})
+    with pytest.raises(DataError, match="job.json.*evaluations.0.top1"):
+        read_points(run)
+    (run.eval / "pretrain-64" / "job.json").write_text("{}")
+    assert "job.json: lacks `samples`" in " ".join(read_run(run.path).damage)
+
+
+@pytest.mark.parametrize(
+    "own, other, expected",
+    [
+        ({}, {}, 0.4),
+        ({"precision": None}, {}, 0.3),  # as trained
+        ({"precision": "bf16"}, {}, 0.3),
+        ({"precision": "bf16"}, {"precision": "bf16"}, 0.4),
+        ({"precision": "bf16"}, {"data": "other"}, 0.4),
+    ],
+)
+def test_own_score_is_shown_unless_only_the_job_has_fp32(own, other, expected):
+    points = [Point(*AT, [score("a", 0.3, **other)], "job"), Point(*AT, [score("a", 0.4, **own)])]
+    assert names(points) == names(points[::-1]) == [("a", expected)]
+
+
+@pytest.mark.parametrize(
+    "own, new, expected",
+    [
+        (None, {}, True),
+        ({"precision": "fp32"}, {"precision": "bf16"}, False),
+        ({"precision": "fp32"}, {"precision": "fp32", "data": "other"}, False),
+        ({"precision": "bf16"}, {"precision": "fp32"}, True),
+        ({"precision": "bf16"}, {"precision": "fp32", "data": "other"}, False),
+        ({"precision": "fp32"}, {"precision": "bf16", "predictions": "own"}, True),
+        ({"precision": 1}, {}, True),  # damaged
+    ],
+)
+def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, expected):
+    """Its predictions replace the stored ones only then: they would not match the score."""
+    run = RunDir(tmp_path / "run")
+    common = {"name": "a", "top1": 0.5, "data": "d"}
+    rows = []
+    if own:
+        rows = [{**common, "predictions": "own", **own}]
+    write_point(run, Point(*AT, [{**common, "name": "b"}, *rows]))
+    assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, COMMIT) == expected
