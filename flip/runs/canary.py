@@ -23,8 +23,11 @@ from flip.runs.rundir import RunDir, create_json, exists, read_record
 
 #: What holds a run that waits for a canary: nothing; its canary, which may still pass; a canary that never will.
 FREE = "free"
-HELD = "held"
+WAITING = "waiting"
 LOST = "lost"
+
+#: The job on Slurm of a run that waits: it does not start until it is released.
+JOB_HELD = "held"
 
 #: What an ending canary does with the jobs that wait for it.
 RELEASE = "release"
@@ -41,7 +44,7 @@ def choose(
     """For each run that starts, the index of its canary: its own if it is one, None if it starts at once.
 
     Args:
-        groups: what a canary proves, one value per run: resources, code, module, environment, cluster.
+        groups: what a canary proves, one value per run (``group_of``).
         steps: that a canary has to pass; 0: there are no canaries (``--no-canary``).
         is_proven: whether a run of a group has passed before. Not called for groups of a single run.
     """
@@ -56,12 +59,19 @@ def choose(
     return chosen
 
 
+def group_of(job: Mapping[str, Any]) -> Hashable:
+    """What a canary proves for all runs with equal values, by job.json: resources, code, environment, cluster."""
+    resources = tuple(sorted((job.get("shape") or {}).items()))
+    environment = tuple(sorted((job.get("env") or {}).items()))
+    return job.get("cluster") or "", resources, job.get("snapshot"), job.get("module"), environment
+
+
 class Wait(NamedTuple):
     """What is known of a run that waits for a canary, and of the canary."""
 
     released: Optional[bool] = False
     """Locally whether the canary has passed; on Slurm whether the job was released. None: unknown to this user."""
-    job: str = HELD
+    job: str = JOB_HELD
     """The job of the run that waits: held, queued (released by hand), gone."""
     current: bool = True
     """Whether it waits for the newest submission of its canary."""
@@ -72,15 +82,15 @@ class Wait(NamedTuple):
 
 
 def standing(wait: Wait) -> str:
-    """FREE, HELD or LOST: what holds a run that waits for a canary."""
+    """FREE, WAITING or LOST: what holds a run that waits for a canary."""
     if wait.released or wait.job == "queued":
         return FREE
     if wait.released is None and (wait.job == "gone" or wait.canary == "complete"):
         return FREE  # for users who cannot see the release it waits as long as Slurm shows its job as held
     if wait.current and wait.canary in ("queued", "running", "waiting", "unknown"):
-        return FREE if wait.job == "gone" else HELD
-    if wait.current and wait.canary == "complete" and wait.ending and wait.job == HELD:
-        return HELD
+        return FREE if wait.job == "gone" else WAITING
+    if wait.current and wait.canary == "complete" and wait.ending and wait.job == JOB_HELD:
+        return WAITING
     return LOST
 
 
@@ -126,8 +136,8 @@ def passed(run: RunDir, steps: int) -> bool:
     after = attempts.submitted_after(run)
     lowest: Optional[int] = None
     highest = 0
-    for n in run.attempt_numbers():
-        for step in _steps(run, n) if n > after else ():  # a loss that is not finite is never logged
+    for n in [number for number in run.attempt_numbers() if number > after]:
+        for step in _steps(run, n):  # a loss that is not finite is never logged
             if lowest is None:
                 lowest = step
                 highest = step

@@ -147,7 +147,7 @@ def state_of(facts: Facts, seen: Seen = NOT_ASKED, first: Optional[RunState] = N
     if facts.waits_for:
         first = first or RunState("unknown")
         standing = canary.standing(Wait(facts.released, _job(seen), facts.current, first.state, ending))
-        if standing == canary.HELD:
+        if standing == canary.WAITING:
             return RunState("queued", n, "waits for its canary %s" % facts.waits_for, waits_for=facts.waits_for)
         if standing == canary.LOST:
             reason = canary.lost_reason(facts.waits_for, first.state, first.detail)
@@ -217,7 +217,7 @@ def _last_reason(facts: Facts) -> str:
 
 def _job(seen: Seen) -> str:
     """``canary.Wait.job``."""
-    return {QUEUED: "queued", HELD: canary.HELD}.get(seen.kind, "gone")
+    return {QUEUED: "queued", HELD: canary.JOB_HELD}.get(seen.kind, "gone")
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------

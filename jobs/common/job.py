@@ -89,6 +89,15 @@ class Job:
         """
         return Path(self.host_snapshot or self.snapshot).absolute()
 
+    def execution(self) -> dict[str, Any]:
+        """The part of job.json that says what is executed, and with what."""
+        return {
+            "module": self.rank_module,
+            "snapshot": str(Path(self.snapshot).absolute()),
+            "shape": asdict(self.resources),
+            "env": dict(self.env),
+        }
+
     def record(self, **fields: Any) -> dict[str, Any]:
         """The job.json of the run: what every backend writes, and ``fields`` of its own."""
         return {
@@ -96,12 +105,9 @@ class Job:
             "uid": os.geteuid(),
             "copy_of": original_folder(self.run, record_of(self.run)),
             "job_kind": self.kind,
-            "module": self.rank_module,
-            "snapshot": str(Path(self.snapshot).absolute()),
+            **self.execution(),
             "hooks": str(self.host_code),
             "world": self.resources.world_size,
-            "shape": asdict(self.resources),
-            "env": dict(self.env),
             "waits_for": self.waits_for,
             "trackers": list(self.trackers),
             "command": list(self.command),

@@ -9,9 +9,9 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +152,10 @@ def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
 def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     """The same jobs with canaries: of several jobs with equal resources and code, the first becomes the canary unless
     a run of the folder has already passed ``steps`` with them."""
-    groups = [(job.cluster, job.resources, job.snapshot, job.rank_module, *sorted(job.env.items())) for job in jobs]
+    groups = [canary.group_of({**job.execution(), "cluster": job.cluster}) for job in jobs]
 
-    def is_proven(group: tuple[Any, ...]) -> bool:
-        like = jobs[groups.index(group)]
-        return any(_proves(RunDir(path.parent), like, steps) for path in folder.glob("[!.]*/job.json"))
+    def is_proven(group: Hashable) -> bool:
+        return any(_proves(RunDir(path.parent), group, steps) for path in folder.glob("[!.]*/job.json"))
 
     assigned = []
     for i, (job, first) in enumerate(zip(jobs, canary.choose(groups, steps, is_proven), strict=True)):
@@ -168,15 +167,12 @@ def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     return assigned
 
 
-def _proves(run: RunDir, like: Job, steps: int) -> bool:
-    """Whether a run with the resources and code of the job ``like`` has passed the steps."""
+def _proves(run: RunDir, group: Hashable, steps: int) -> bool:
+    """Whether a run of this group has passed the steps."""
     try:
         record = read_record(run.path / "job.json") or {}
-        same = record.get("shape") == asdict(like.resources) and record["snapshot"] == str(like.snapshot.absolute())
-        same = same and record["module"] == like.rank_module and like.cluster in ("", record.get("cluster"))
-        same = same and record.get("env", {}) == dict(like.env)
-        return same and canary.passed(run, steps)
-    except (ValueError, KeyError):  # damaged: no proof
+        return canary.group_of(record) == group and canary.passed(run, steps)
+    except ValueError:  # damaged: no proof
         return False
 
 

@@ -284,7 +284,12 @@ class World:
             starting = planning.plan(resolved_runs, existing, self.folder).starting
             self.over = not starting and all(run.state in OVER for run in existing.values())
             jobs = [
-                Job(self.run(action.wanted.name), self.folder / ".code", self._shape(action.wanted.name))
+                Job(
+                    self.run(action.wanted.name),
+                    self.folder / ".code",
+                    self._shape(action.wanted.name),
+                    cluster="fake",
+                )
                 for action in starting
             ]
             jobs = apply.assign_canaries(jobs, self.folder, CANARY)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs import canary, lifecycle
-from flip.runs.canary import CANCEL, FREE, HELD, LEAVE, LOST, RELEASE, Wait, at_end, choose, standing
+from flip.runs.canary import CANCEL, FREE, LEAVE, LOST, RELEASE, WAITING, Wait, at_end, choose, standing
 from flip.runs.lifecycle import ABSENT, ACTIVE, QUEUED, Seen
 from flip.runs.rundir import RunDir, write_json
 
@@ -17,8 +17,8 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "cluster.md"
 #: "waits", "stopped", and "as without a canary".
 STANDING = {
     "has passed, or its jobs were released": (Wait(released=True), FREE, FREE),
-    "is queued, running, waiting or unknown": (Wait(canary="running"), HELD, FREE),
-    "is complete, and its exit trap is at work": (Wait(canary="complete", ending=True), HELD, LOST),
+    "is queued, running, waiting or unknown": (Wait(canary="running"), WAITING, FREE),
+    "is complete, and its exit trap is at work": (Wait(canary="complete", ending=True), WAITING, LOST),
     "is complete, and has released nothing": (Wait(canary="complete"), LOST, LOST),
     "is failed, cancelled or stopped": (Wait(canary="failed"), LOST, LOST),
     "was submitted again, without this run": (Wait(canary="running", current=False), LOST, LOST),
@@ -33,7 +33,7 @@ ENDS = {
     "and it starts again": ("requeue", False, LEAVE),
     "and Slurm has requeued it": ("nothing", False, LEAVE),
 }
-WORDS = {FREE: "as without a canary", HELD: "waits", LOST: "stopped"}
+WORDS = {FREE: "as without a canary", WAITING: "waits", LOST: "stopped"}
 WORDS |= {RELEASE: "released", CANCEL: "removed from the queue", LEAVE: "stay held"}
 
 
@@ -45,7 +45,7 @@ def test_run_waits_while_its_canary_may_pass(row):
 
 
 def test_every_state_of_a_canary_has_an_answer():
-    going = {state for state in lifecycle.STATES if standing(Wait(canary=state)) == HELD}
+    going = {state for state in lifecycle.STATES if standing(Wait(canary=state)) == WAITING}
     assert going == {"queued", "running", "waiting", "unknown"}
     assert {standing(Wait(canary=state)) for state in set(lifecycle.STATES) - going} == {LOST}
 
