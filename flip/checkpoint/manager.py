@@ -49,7 +49,7 @@ class CheckpointManager:
         self._world = world
         self._watchdog = watchdog
         section = config.checkpoint
-        retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
+        retry_policy = RetryPolicy.of(config.data)
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy, section.keep_at
         )

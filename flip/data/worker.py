@@ -92,7 +92,7 @@ class BatchProducer:
         masks: MaskSpec, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         data = config.data
-        retry_policy = RetryPolicy(data.deadline, data.timeout, hedge=data.hedge, absent_is_outage=True)
+        retry_policy = RetryPolicy.of(data, hedge=data.hedge, absent_is_outage=True)
         cache = None
         if data.cache:
             cache = ChunkCache(data.cache, data.cache_bytes)

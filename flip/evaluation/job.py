@@ -79,7 +79,7 @@ class Evaluation:
         self.subject = RunDir(request.subject)
         # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
         self.ranks = RankGroup(world.rank, world.size, world.checkpoint_group)
-        self.retry_policy = RetryPolicy(deadline=request.deadline, timeout=request.timeout)
+        self.retry_policy = RetryPolicy.of(request)
         self.autocast = parallel.autocast(request.compute, world)
 
     def run(self) -> list[dict[str, Any]]:

@@ -57,8 +57,7 @@ class Scoring(Callback):
         self._watchdog = watchdog
         self._metrics = metrics
         self._ranks = RankGroup(world.rank, world.size, world.control_group)
-        data = config.data
-        self._retry_policy = RetryPolicy(data.deadline, data.timeout, absent_is_outage=True)
+        self._retry_policy = RetryPolicy.of(config.data, absent_is_outage=True)
         self._end = stage_spans(config)[-1].end
 
     def start(self, training: Training) -> None:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flip.data.storage.base import RequestError, is_remote
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
@@ -68,6 +68,16 @@ FIRST_ACCESS = 5.0
 """Seconds for which a first access that is denied is tried again: the service that gives credentials may fail once."""
 
 
+class Patience(Protocol):
+    """Settings of how long a job waits for storage: the section ``data`` of a configuration, or an evaluation's."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """Deadlines, pauses and limits of requests."""
@@ -86,6 +96,11 @@ class RetryPolicy:
     """Most concurrent requests per client."""
     absent_is_outage: bool = False
     """A local file whose folder is missing, too, is on a file system that is not mounted yet: retry."""
+
+    @classmethod
+    def of(cls, settings: Patience, **more: Any) -> RetryPolicy:
+        """The policy of a job. ``more``: further fields."""
+        return cls(deadline=settings.deadline, timeout=settings.timeout, **more)
 
 
 @dataclass(frozen=True)
