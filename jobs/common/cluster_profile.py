@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 
+from flip.config.host import Host, this_host
 from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
 from jobs.common.paths import PROFILES, runs_root
@@ -283,3 +284,17 @@ def roots(given: str | None = None) -> list[Path]:
             if isinstance(chosen := read_yaml(path).get("runs_root"), str) and chosen:
                 folders.append(Path(chosen).expanduser().absolute())
     return list(dict.fromkeys(folders))
+
+
+def node(profile: ClusterProfile) -> Host:
+    """The share of a node that one run gets: from the profile, or this machine."""
+    here = this_host()
+    if profile.kind == "local":
+        cores = min(profile.cpus_per_node or here.cores, here.cores)
+        memory = int(profile.memory_gb * 1e9) or here.memory
+        together = profile.parallel or 1
+        return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
+    memory = int(profile.memory_gb * 1e9) or here.memory
+    cores = profile.cpus_per_node or here.cores
+    hours = min(Host.hours, profile.hours)
+    return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)

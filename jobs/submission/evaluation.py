@@ -44,6 +44,7 @@ from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
     executed_files,
     load_profile,
+    node,
     profile_path,
     require_trusted_programs,
     roots,
@@ -56,7 +57,6 @@ from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.runs import select
 from jobs.runs.clusters import open_backend, poll_interval, states, worst_exit_code
-from jobs.submission import submission
 from jobs.submission.apply import lock
 from jobs.submission.snapshot import take
 
@@ -111,7 +111,8 @@ class EvaluateCommand:
             known = [self.root]
         else:
             known = list(dict.fromkeys([self.root, *roots()]))
-        for word in (*self.args.target, self.args.model.partition(":")[2] if self.args.model else ""):
+        folder_of_model = (self.args.model or "").partition(":")[2]
+        for word in (*self.args.target, folder_of_model):
             _refuse_pickle(word)
         if self.args.model:
             subjects = [self._foreign()]
@@ -223,7 +224,7 @@ class EvaluateCommand:
         return JobResources(args.nodes, processes, gpus, cpus, min(args.hours, self.profile.hours))
 
     def _cores_of_process(self, processes: int) -> int:
-        return max(1, submission.node(self.profile).cores // processes)
+        return max(1, node(self.profile).cores // processes)
 
     def _compute(self, of_training: Compute, resources: JobResources) -> Compute:
         """How the ranks of the job compute, by the settings of the run's training."""

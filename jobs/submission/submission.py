@@ -5,42 +5,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import stage_at
 from flip.config.finish import finish
-from flip.config.host import Host, core_seconds, this_host
-from flip.config.identity import ConfigChange, diff_identity, flatten, identity, is_same_run
-from flip.config.merge import read_config, to_dict
+from flip.config.host import Host, core_seconds
+from flip.config.identity import ConfigChange, flatten, identity
+from flip.config.merge import to_dict
 from flip.config.resolve import dataset_facts
-from flip.config.schema import Config, Init
+from flip.config.schema import Config
 from flip.config.validate import warnings
 from flip.config.yaml_io import read_yaml
 from flip.export import timm_source
-from flip.runs import commit
-from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
+from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.ownership import Exposure
-from flip.runs.rundir import RunDir, load_record, read_record
-from flip.training import warm_start
+from flip.runs.rundir import RunDir, load_record
 from jobs.common import trust
 from jobs.common.cli import can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
     ClusterProfile,
-    ambiguous,
     executed_files,
     load_profile,
+    node,
     profile_path,
     require_trusted_programs,
 )
 from jobs.common.job import read_lenient
-from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
+from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import show
 from jobs.planning import callback_files, preflight, step_time
 from jobs.planning import plan as planning
@@ -52,8 +48,9 @@ from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
 from jobs.submission.apply import apply, callbacks_without_code, cancelled_meanwhile, lock, prune, snapshot_of
 from jobs.submission.dry_run import PlannedJob, planned_jobs
+from jobs.submission.existing_runs import ExistingRuns
 from jobs.submission.snapshot import take
-from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
+from jobs.sweeps.sweep_file import Run, Sweep, find, load, no_match
 from jobs.tracking import tracker
 
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
@@ -99,13 +96,14 @@ class Submission:
     def __init__(self, options: SubmitOptions) -> None:
         self.options = options
         self.start = core_seconds()
-        self.file = sweep_file(options.sweep)
+        self.file = find(options.sweep)
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
         self._refuse_equal_runs()
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
         self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
+        self.existing = ExistingRuns(self.folder, self.sweep.names)
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         self.exposed: list[Exposure] = []
         self.checks: dict[preflight.Check, list[str]] = {}
@@ -232,17 +230,18 @@ class Submission:
         try:
             dry = self.options.dry_run
             if run.config.init.run or run.config.init.export:
-                run.config.init = self._resolve_init(run)
+                run.config.init = self.existing.resolve_init(run, dry)
             data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
             ignored: list[ConfigChange] = []
 
             def adjust(resolved: Config) -> Config:
-                kept = self._kept(run, resolved, ignored)
-                step_time.fit_cluster(run.config, kept, profile)
-                return kept
+                if self.options.changed == "keep":
+                    resolved = self.existing.stored_config(run, resolved, ignored)
+                step_time.fit_cluster(run.config, resolved, profile)
+                return resolved
 
-            config, notes = finish(run.config, on, data, self._places_of(run), adjust)
+            config, notes = finish(run.config, on, data, self.existing.places(run), adjust)
             if from_timm := timm_source.note(config.init.export):
                 notes.append(from_timm)
             if config.init.commit == NOT_YET:
@@ -253,14 +252,14 @@ class Submission:
                     f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
                 )
             self.nominal = self.nominal or any(facts.nominal for facts in data)
-            holder = self._holder(run, config)
+            holder = self.existing.holder(run, config)
             try:
                 preflight.refuse_whole_json_captions(config, data)
             except ConfigError:
                 if holder is None:
                     raise
             anew = self.options.changed in ("restart", "fork")
-            current = RunDir(holder or self._places_of(run)[-1])
+            current = RunDir(holder or self.existing.places(run)[-1])
             preflight.refuse_blank_blocks(config, data, None if anew else current)
             self._read_callbacks(config, run.name)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
@@ -346,75 +345,12 @@ class Submission:
             trust.settle(self._executed(), confirm if can_ask() else None)
             self.exposed = []
 
-    def _resolve_init(self, run: Run) -> Init:
-        """``init``, resolved; a run that has started continues without it if its source is gone."""
-        init = run.config.init
-        seed = f"-s{run.config.seed}"
-        known = self._stored_init(run, init)
-        if known is None and init.run.endswith(seed):  # it started before each seed had a source of its own
-            known = self._stored_init(run, replace(init, run=init.run.removesuffix(seed)))
-            if known is not None:
-                return known
-        try:
-            return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
-        except warm_start.SourceMissing:
-            will_come = init.run in self.sweep.names and init.samples and not self._has_passed(init)
-            if known is None and self.options.dry_run and will_come:
-                stage = init.stage or stage_at(run.config, init.samples).name
-                known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
-            if known is None:
-                raise
-            return known
-
-    def _has_passed(self, init: Init) -> bool:
-        """Whether the run that ``init`` names is complete or has a later commit, so that it never saves that one."""
-        source = RunDir(self.folder / init.run)
-        commits = commit.commits(source)
-        return source.result.exists() or bool(commits and commits[-1].samples >= init.samples)
-
-    def _stored_init(self, run: Run, init: Init) -> Init | None:
-        """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""
-        stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
-        return next(filter(None, stored), None)
-
-    def _kept(self, run: Run, config: Config, ignored: list[ConfigChange]) -> Config:
-        """``config``, or with ``--changed keep`` that of an existing run, which stays as it is.
-
-        Adds the changes in the sweep file that are ignored then to ``ignored``.
-        """
-        places = self._places_of(run)
-        path = places[-1]
-        if self.options.changed != "keep" or not all((place / "identity.json").exists() for place in (places[0], path)):
-            return config
-        try:
-            known = [read_record(place / "identity.json") or {} for place in places]
-            if any(is_same_run(stored, config) for stored in known):
-                return config
-            stored_config = read_config(path / "config.yaml")
-            ignored += diff_identity(known[-1], config)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
-        return stored_config
-
     @property
     def _canary_steps(self) -> int:
         """Steps of a canary; 0: no canaries."""
         if self.options.no_canary:
             return 0
         return self.profile.canary
-
-    @cached_property
-    def _forks(self) -> dict[str, list[str]]:
-        return planning.forks([path.name for path in self.folder.glob("*-v*")], self.sweep.names)
-
-    def _places_of(self, run: Run) -> list[Path]:
-        """The directory of a run, and those of its forks."""
-        return [self.folder / name for name in (run.name, *self._forks.get(run.name, ()))]
-
-    def _holder(self, run: Run, config: Config) -> Path | None:
-        """The directory of the run, or of a fork of it, that has this configuration."""
-        places = self._places_of(run)  # a damaged record is reported with the plan
-        return next((place for place in places if is_same_run(read_lenient(place / "identity.json"), config)), None)
 
     def _plan(self, runs: Sequence[ResolvedRun]) -> Plan:
         options = self.options
@@ -577,34 +513,3 @@ def _runs(number: int) -> str:
     if number == 1:
         return "1 run"
     return f"{number} runs"
-
-
-def sweep_file(typed: str) -> Path:
-    """The sweep file of a path (from here or the repository), or of a name here or in sweeps/.
-
-    Raises ConfigError if there is none, or if a bare name means several files.
-    """
-    places = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), SWEEPS / f"{typed}.yaml"]
-    files = [place for place in places if place.is_file()]
-    if files:
-        others = [file for file in files[1:] if not file.samefile(files[0])]
-        if others and re.fullmatch(r"[^/.~][^/]*", typed) and not typed.endswith((".yaml", ".yml")):
-            raise ambiguous("sweep", typed, [files[0], others[0]])
-        return files[0]
-    names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-    remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."
-    raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
-
-
-def node(profile: ClusterProfile) -> Host:
-    """The share of a node that one run gets: from the profile, or this machine."""
-    here = this_host()
-    if profile.kind == "local":
-        cores = min(profile.cpus_per_node or here.cores, here.cores)
-        memory = int(profile.memory_gb * 1e9) or here.memory
-        together = profile.parallel or 1
-        return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
-    memory = int(profile.memory_gb * 1e9) or here.memory
-    cores = profile.cpus_per_node or here.cores
-    hours = min(Host.hours, profile.hours)
-    return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)

@@ -15,6 +15,7 @@ table: "8"                      # a table of paper.yaml; the report shows all of
 
 import fnmatch
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
@@ -28,7 +29,8 @@ from flip.config.typed import read_fields
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
 from flip.runs.errors import ConfigError, suggestion
 from flip.runs.records import FieldType
-from jobs.common.paths import SWEEPS
+from jobs.common.cluster_profile import ambiguous
+from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
@@ -338,3 +340,20 @@ def load(
     title = table.get("title", "")
     notes = table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)
+
+
+def find(typed: str) -> Path:
+    """The sweep file of a path (from here or the repository), or of a name here or in sweeps/.
+
+    Raises ConfigError if there is none, or if a bare name means several files.
+    """
+    places = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), SWEEPS / f"{typed}.yaml"]
+    files = [place for place in places if place.is_file()]
+    if files:
+        others = [file for file in files[1:] if not file.samefile(files[0])]
+        if others and re.fullmatch(r"[^/.~][^/]*", typed) and not typed.endswith((".yaml", ".yml")):
+            raise ambiguous("sweep", typed, [files[0], others[0]])
+        return files[0]
+    names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+    remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."
+    raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
