@@ -204,7 +204,10 @@ def _regions(name: str, tensor: Tensor, index: CheckpointIndex) -> Iterator[Regi
     missing = local(tensor).numel()
     origin = local_offsets(tensor) or [0]
     target = target if ndim else target.view(1)
-    for *box, first_byte, file in parts[_overlapping(parts, origin, target.shape)].tolist() if missing else ():
+    wanted = []
+    if missing:
+        wanted = parts[_overlapping(parts, origin, target.shape)].tolist()
+    for *box, first_byte, file in wanted:
         offsets = box[:ndim] or [0]
         lengths = box[ndim:] or [1]
         low = [max(pair) for pair in zip(origin, offsets, strict=True)]

@@ -53,10 +53,13 @@ def permute(seed: int, epoch: Any, chunks: int, c: Any, inverse: bool = False) -
     epochs = epochs.ravel()
     values = values.ravel().copy()
     remaining = np.arange(values.size)
+    turns = list(range(ROUNDS))
+    if inverse:
+        turns.reverse()
     while remaining.size:
         left = values[remaining] >> shift
         right = values[remaining] & low
-        for turn in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
+        for turn in turns:
             if inverse:
                 left, right = right ^ (key(seed, _CHUNKS, epochs[remaining], turn, left) & low), left
             else:
@@ -112,7 +115,9 @@ class SampleOrder:
         epochs = range(first // self.chunks, -(-last // self.chunks))
         blocks = np.empty(0, dtype=np.int64)
         step = max(1, _SEARCHED // max(1, len(chunks)))
-        for e in epochs[::step] if len(chunks) else ():
+        if not len(chunks):
+            epochs = range(0)
+        for e in epochs[::step]:
             epoch = np.arange(e, min(e + step, epochs.stop))[:, None]
             c = (epoch * self.chunks + permute(self.seed, epoch, self.chunks, chunks, inverse=True)).ravel()
             c = c[(first <= c) & (c < last)]

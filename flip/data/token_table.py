@@ -86,7 +86,10 @@ def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech:
         # without what every caption has, which would be dropped
         ids = tokenizer.own_tokens(tokenizer([caption])[0])
         counts += np.bincount(ids, minlength=len(counts))
-        for word, name in tag(caption) if tag else ():
+        tagged = []
+        if tag:
+            tagged = tag(caption)
+        for word, name in tagged:
             if name.startswith("NN"):
                 part = NOUN
             else:

@@ -280,7 +280,8 @@ def check_depth(value: Any) -> None:
     level = [value]
     for _ in range(DEEPEST):
         inner = [item for item in level if isinstance(item, (list, dict))]
-        level = [item for group in inner for item in (group.values() if isinstance(group, dict) else group)]
+        groups = [group.values() if isinstance(group, dict) else group for group in inner]
+        level = [item for group in groups for item in group]
         if not level:
             return
     raise ValueError("nested too deeply")

@@ -249,8 +249,10 @@ def _since_commit(history: List[Dict[str, Any]], committed: bool) -> List[Dict[s
 
 def _unstarted_delay(history: List[Dict[str, Any]], limits: Limits, committed: bool) -> float:
     """Wait before the next start when preemption came before the first commit several times in a row."""
-    in_a_row = 0 if committed else 1
-    for row in reversed(history if in_a_row else []):
+    if committed:
+        return 0.0
+    in_a_row = 1
+    for row in reversed(history):
         if row["committed"] or row["cause"] != "stopped":
             break
         in_a_row += 1

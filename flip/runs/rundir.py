@@ -242,9 +242,9 @@ class RunDir:
         """
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
         for folder in [self.path, self.eval, self.anomalies] + newest:
-            if folder != self.path and folder.is_symlink():
+            if not folder.is_dir() or (folder != self.path and folder.is_symlink()):
                 continue
-            for name in os.listdir(str(folder)) if folder.is_dir() else []:
+            for name in os.listdir(str(folder)):
                 # except those of an attempt that starts now and of a command that cancels the run now
                 if deletion.is_temporary(name) and not name.startswith(("start.", "cancel.")):
                     deletion.delete_file(folder / name, missing_ok=True)  # its writer may be alive and have renamed it

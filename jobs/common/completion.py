@@ -41,8 +41,9 @@ def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """The arguments of a parser and of its subcommands."""
     for action in parser._actions:
         yield action
-        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-            yield from actions_of(below)
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from actions_of(below)
 
 
 def _sweeps(prefix: str, **_: Any) -> list[str]:
@@ -61,8 +62,8 @@ def _runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
     sweep, slash, _rest = prefix.rpartition("/")
     names = []
-    for root in roots(getattr(parsed_args, "root", None)):
-        for path in (root / sweep).glob("*") if root.is_dir() else ():
+    for root in filter(Path.is_dir, roots(getattr(parsed_args, "root", None))):
+        for path in (root / sweep).glob("*"):
             if path.is_dir() and not path.name.startswith("."):
                 names.append(f"{sweep}{slash}{path.name}{'' if slash else '/'}")
     return names

@@ -417,8 +417,10 @@ class OwnAttempt:
 
     def find(self) -> bool:
         """Whether the attempt has started; looks for it if that is unknown."""
+        if self.number:
+            return True
         try:
-            for n in reversed(self.run.attempt_numbers() if not self.number else []):
+            for n in reversed(self.run.attempt_numbers()):
                 start = read_record(self.run.attempt(n) / "start.json")
                 if start is not None:
                     if (start.get("job"), int(start.get("restarts") or 0)) == own_start():

@@ -230,7 +230,9 @@ class Supervisor:
         self.active[run.path] = attempt
         log.info("%s: attempt %d, %d ranks", run.name, n, len(attempt.ranks))
         self.followers = [each for each in self.followers if each.poll() is None]
-        for tracker in trackers if attempt.ranks else ():
+        if not attempt.ranks:
+            return
+        for tracker in trackers:
             try:
                 self.followers.append(start_follower(run, n, tracker))
             except OSError as error:  # the run does not depend on it

@@ -114,7 +114,9 @@ def models(names: Sequence[str], root: str | None) -> list[Path]:
     """Folders of models: of the runs that the words name, and folders that are no sweep, such as exported models."""
     folders = [Path(word) for word in names if Path(word).is_dir() and not runs_below(Path(word))]
     rest = [word for word in names if Path(word) not in folders]
-    return folders + [run.path for run in (select_many(rest, cluster_profile.roots(root)) if rest else ())]
+    if rest:
+        folders += [run.path for run in select_many(rest, cluster_profile.roots(root))]
+    return folders
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:

@@ -96,7 +96,9 @@ def files(repository: Path) -> Iterator[PurePosixPath]:
     """Relative paths of files below the copied folders and of copied top-level files, in order. A linked folder, a
     submodule or a nested repository is one path."""
     listed = _git(repository)
-    for path in sorted(_walk(repository) if listed is None else listed):
+    if listed is None:
+        listed = list(_walk(repository))
+    for path in sorted(listed):
         top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
         file = repository / path
         inside = path.parts[0] in FOLDERS

@@ -163,7 +163,8 @@ def _no_label(key: str, place: SourceLocation) -> None:
 
 def _value(key: str, value: Any, named: bool, place: SourceLocation) -> Point:
     _no_label(key, place)
-    if any(isinstance(item, Mapping) for item in (value if isinstance(value, list) else [value])):
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, Mapping) for item in items):
         remedy = f"Name it: {{{key}: {{list: [{{name: ..., set: ...}}, ...]}}}}."
         raise place.error("a mapping has no short name", remedy=remedy)
     name = slug(key, value)

@@ -180,9 +180,13 @@ class SandboxCluster:
             os.close(lock)
 
     def _create_files(self, keep: bool) -> None:
-        for name in EMPTIED if not keep else ("run",):
+        emptied = ("run",) if keep else EMPTIED
+        for name in emptied:
             deletion.discard_own_folder(self.folder / name)
-        for name in (*FOLDERS, *(["database"] if self.site.options.accounting else [])):
+        folders = list(FOLDERS)
+        if self.site.options.accounting:
+            folders.append("database")
+        for name in folders:
             closed_folder(self.folder / name)
         for name in ("munge", "state", "database"):  # munged requires it
             if (self.folder / name).exists():

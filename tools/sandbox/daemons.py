@@ -293,8 +293,9 @@ def stop_all(site: SandboxConfig) -> None:
     kill_steps(site, sorted({*nodes, *site.names}))
     for name, seconds in STOP_SECONDS.items():
         processes.end([p for p in _running(site) if p.name == name], seconds)
-    for path in site.cgroups() if site.options.cgroups else []:
-        deletion.delete_empty_folder(path)
+    if site.options.cgroups:
+        for path in site.cgroups():
+            deletion.delete_empty_folder(path)
     for left in _running(site):
         value = f"{left.name}, pid {left.pid}"
         raise FlipError("a daemon survived SIGKILL", site.folder, value, "It may hang in the kernel.")

@@ -143,7 +143,10 @@ def _of_table(source: Source, survey: bool) -> Iterator[Row]:
     caption = _column(source.caption, names, CAPTION, "" if source.label else "--caption", path)
     label, key = (column(name, names, path) if name else "" for name in (source.label, source.key))
     used = (image, caption, label, key)
-    for number, record in enumerate(_records(path, [name for name in (label, key) if name] if survey else None), 1):
+    columns = None
+    if survey:
+        columns = [name for name in (label, key) if name]
+    for number, record in enumerate(_records(path, columns), 1):
         where = f"{path}, row {number}"
         picture = record.get(image)
         try:

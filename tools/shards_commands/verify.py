@@ -177,9 +177,11 @@ def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
     No chunk reads them. Raises StorageError, PermissionDenied.
     """
     lines = []
-    for row in np.flatnonzero(
-        (manifest.sample_filter.tars if manifest.sample_filter else manifest.shards)[:, 0] == 0
-    ).tolist():
+    if manifest.sample_filter:
+        empty = np.flatnonzero(manifest.sample_filter.tars[:, 0] == 0)
+    else:
+        empty = np.flatnonzero(manifest.shards[:, 0] == 0)
+    for row in empty.tolist():
         key = manifest.keys[row]
         try:
             if not any(reader.read(key, 0, min(BLOCK, int(manifest.shards[row, 1])), manifest.etags[row])):
@@ -204,7 +206,9 @@ def _bad_samples(
         return dict.fromkeys(ids, _without_folders(manifest, j, error)), set()
     bad = dict[int, str]()
     not_utf8 = set[int]()
-    for id in ids if plan.decode else ():
+    if not plan.decode:
+        ids = ()
+    for id in ids:
         sample = samples[id - j * manifest.chunk]
         try:
             image_of(sample, "simplejpeg")  # both decoders reject the same files; this one is faster

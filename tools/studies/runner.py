@@ -80,8 +80,9 @@ def study(design: StudyDesign, times: Times, profile: str, recorded: Mapping[str
     only trials are missing.
     """
     state = Study(design, dict(recorded))
-    for round_ in design.rounds if recorded else ():
-        submit(design.runs(round_, times, recorded), profile)
+    if recorded:
+        for round_ in design.rounds:
+            submit(design.runs(round_, times, recorded), profile)
     for round_ in design.rounds:
         submit(design.trials(round_, times, state.chosen), profile)
         state.trials |= outcomes(design.sweep(round_, trials=True))

@@ -381,7 +381,10 @@ def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
-    for name in ("keys.txt", *_arrays(facts), "exceptions.jsonl", *([_ETAGS] if facts["version"] > 1 else [])):
+    names = ["keys.txt", *_arrays(facts), "exceptions.jsonl"]
+    if facts["version"] > 1:
+        names.append(_ETAGS)
+    for name in names:
         if _sha256(folder / name) != facts["files"][name]["sha256"]:
             raise DataError("the file does not have the checksum in manifest.json", str(folder / name), remedy=_REMEDY)
     if _digest(facts) != facts["digest"]:

@@ -100,7 +100,10 @@ def masks(ids: NDArray[np.int64], count: int, visible: int, every: bool) -> list
     """
     keys = key(0, 0, ids.reshape(-1, 1), masking.MASK, np.arange(count))
     order = np.argsort(keys, axis=1, kind="stable").astype(np.int16)
-    starts = [min(start, count - visible) for start in range(0, count if every else 1, visible)]
+    end = 1
+    if every:
+        end = count
+    starts = [min(start, count - visible) for start in range(0, end, visible)]
     return [np.sort(order[:, start : start + visible], axis=1) for start in starts]
 
 
