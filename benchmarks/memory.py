@@ -24,7 +24,7 @@ from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 from benchmarks.loss import device
 from flip import costs
-from flip.config.derived import kept_patches
+from flip.config.derived import visible_patch_count
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
 
 LARGER = 128, 256, 512
@@ -108,7 +108,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     def once(pair: Any, of: Model, b: int, mask: str) -> None:
         optimizer = pair.optimizer
         optimizer.zero_grad(set_to_none=True)
-        count = kept_patches(of.image, mask)
+        count = visible_patch_count(of.image, mask)
         patches = (of.image.size // of.image.patch) ** 2
         pixels = torch.randint(0, 256, (b, count, 3 * of.image.patch**2), dtype=torch.uint8, generator=generator)
         keep = torch.rand(b, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values.to(torch.int16)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, patches, world_size
+from flip.config.derived import dataset_lanes, for_stage, patches, visible_patch_count, visible_token_count, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 from flip.losses import LOSSES
 from flip.optimizers import OPTIMIZERS
@@ -46,7 +46,7 @@ def forward_flops(model: Model, mask: str, positions: float | None = None) -> di
     """
     image = model.image
     text = model.text
-    visible = kept_patches(image, mask)
+    visible = visible_patch_count(image, mask)
     counts = {
         "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
         "text": _forward(text, text.length if positions is None else positions),
@@ -123,7 +123,7 @@ def device_memory(
     """
     count = parameters(model)
     shard = max(1, ranks // compute.replicate)
-    visible = kept_patches(model.image, mask)
+    visible = visible_patch_count(model.image, mask)
     micro = -(-local // compute.accumulate)
     size = value_bytes(compute)
     captions = left or model.text.length
@@ -209,7 +209,7 @@ def activations(
     ``captions``: positions of a caption; 0: all.
     """
     image = model.image
-    visible = kept_patches(model.image, mask)
+    visible = visible_patch_count(model.image, mask)
     size = value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
     stem = pixels + ((visible + 1) * image.width if image.norm_pre else 0)
@@ -252,8 +252,8 @@ def loader_memory(config: Config, stage: Stage) -> int:
         sum(len(dataset.lanes) * data.block * dataset.chunk * dataset.sample_bytes for dataset in dataset_lanes(data))
         / ranks
     )
-    pixels = kept_patches(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
-    row = pixels + 6 * kept_tokens(model.text, stage.text_mask) + 16
+    pixels = visible_patch_count(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
+    row = pixels + 6 * visible_token_count(model.text, stage.text_mask) + 16
     batches = (SLOTS if data.workers else 0) + IN_HAND
     return int(2 * raw + batches * stage.batch // ranks * row)
 
@@ -281,7 +281,7 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     ranks = world_size(config)
     config = for_stage(config, stage)
     model = config.model
-    left = kept_tokens(model.text, stage.text_mask)
+    left = visible_token_count(model.text, stage.text_mask)
     local = stage.batch // ranks
     return device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name)
 
@@ -289,7 +289,7 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
 def stage_flops(config: Config, stage: Stage) -> int:
     """FLOPs of one pair in a stage, text masked to the positions that its mask leaves."""
     model = for_stage(config, stage).model
-    return training_flops(model, stage.mask, kept_tokens(model.text, stage.text_mask))["total"]
+    return training_flops(model, stage.mask, visible_token_count(model.text, stage.text_mask))["total"]
 
 
 class Accelerator(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flip.config import schema
-from flip.config.derived import kept_patches, patches
+from flip.config.derived import patches, visible_patch_count
 from flip.config.schema import MODEL_PRESETS
 
 OURS = "ours"
@@ -75,7 +75,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     optimizer = optim.build(pair.named_parameters(), config.optim)
 
     def at(mask: str) -> Callable[[], None]:
-        inputs = _inputs(torch, config, case.batch, kept_patches(image, mask), chosen)
+        inputs = _inputs(torch, config, case.batch, visible_patch_count(image, mask), chosen)
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)

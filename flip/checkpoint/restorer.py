@@ -74,11 +74,11 @@ class CheckpointRestorer:
 
         Raises the kind of error that ``find`` raised on a rank: DataError if the commit is gone.
         """
-        found = list[commit.Commit]()
-        failure = run_on_all(lambda: found.append(find()), self.world.checkpoint_group)
+        commits = list[commit.Commit]()
+        failure = run_on_all(lambda: commits.append(find()), self.world.checkpoint_group)
         if failure is not None:
             raise failure.error_class(f"the run cannot start: {failure.text}", run)
-        self.parent = str(found[0].path)
+        self.parent = str(commits[0].path)
         return self.open(Path(self.parent))
 
     def open(self, path: Path) -> commit.Commit:

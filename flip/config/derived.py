@@ -78,12 +78,12 @@ def patches(image: ImageTower) -> int:
     return (image.size // image.patch) ** 2
 
 
-def kept_patches(image: ImageTower, mask: str) -> int:
+def visible_patch_count(image: ImageTower, mask: str) -> int:
     """K = floor(P * (1 - mask)), in exact arithmetic."""
     return int(patches(image) * (1 - Fraction(mask)))
 
 
-def kept_tokens(text: TextTower, mask: str) -> int:
+def visible_token_count(text: TextTower, mask: str) -> int:
     """Positions of a caption that a text mask leaves, likewise."""
     return int(text.length * (1 - Fraction(mask)))
 

@@ -77,12 +77,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     number = parse_number(value)
     return number is not None and number == number.to_integral_value()
 
 
-def _whole(value: Any) -> int:
+def _as_integer(value: Any) -> int:
     return int(Decimal(str(value).strip()))
 
 
@@ -100,7 +100,7 @@ def _options(value: Mapping[str, Any]) -> dict[str, str]:
 
 TYPES: dict[Any, FieldType] = {
     str: FieldType("text", _is_text, str),
-    int: FieldType("a whole number", _is_whole, _whole),
+    int: FieldType("a whole number", _is_integer, _as_integer),
     float: FieldType("a number", lambda value: parse_number(value) is not None, float),
     bool: FieldType(
         "true or false",

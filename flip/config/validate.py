@@ -15,10 +15,10 @@ from flip.config.derived import (
     buffer_bytes,
     dataset_lanes,
     for_stage,
-    kept_patches,
-    kept_tokens,
     patches,
     stage_spans,
+    visible_patch_count,
+    visible_token_count,
     weight_error,
     world_size,
 )
@@ -115,14 +115,14 @@ def _nearest_multiples(number: int, divisor: int) -> str:
 
 def _check_names(key: str, names: Iterable[str]) -> None:
     """Check that the names of a list's members are valid and unique."""
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for name in names:
         if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
             what = f"{key}: a name has 1 to 100 letters, digits, _ and -, and does not start with -"
             raise ConfigError(what, value=name)
-        if name in seen:
+        if name in earlier:
             raise ConfigError(f"{key}: two have the same name", value=name, remedy="Rename one of them.")
-        seen.add(name)
+        earlier.add(name)
 
 
 def _check_towers(config: Config) -> None:
@@ -172,8 +172,8 @@ def _check_stages(config: Config) -> None:
         image = model.image
         text = model.text
         _check_image(f"{key}.image", image)
-        _check_mask(f"{key}.mask", stage.mask, partial(kept_patches, image), f"{patches(image)} patches")
-        _check_mask(f"{key}.text_mask", stage.text_mask, partial(kept_tokens, text), f"{text.length} positions")
+        _check_mask(f"{key}.mask", stage.mask, partial(visible_patch_count, image), f"{patches(image)} patches")
+        _check_mask(f"{key}.text_mask", stage.text_mask, partial(visible_token_count, text), f"{text.length} positions")
         if stage.batch % ranks:
             # else _check_order refuses it
             if config.data.lanes % ranks == 0:
@@ -407,8 +407,8 @@ def plan_numbers(config: Config) -> dict[str, Any]:
         {
             "name": span.stage.name, "samples": span.stage.samples, "batch": span.stage.batch,
             "local_batch": span.stage.batch // ranks, "mask": span.stage.mask, "image": model.image.size,
-            "patches": patches(model.image), "kept": kept_patches(model.image, span.stage.mask),
-            "positions": kept_tokens(model.text, span.stage.text_mask),
+            "patches": patches(model.image), "kept": visible_patch_count(model.image, span.stage.mask),
+            "positions": visible_token_count(model.text, span.stage.text_mask),
             "steps": span.steps, "start": span.start, "end": span.end,
             "passes": (span.end - span.start) / data.samples, "warmup": span.stage.warmup, "lr": _peak_lr(span.stage),
         }

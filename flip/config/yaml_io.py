@@ -92,14 +92,14 @@ for _name, _pattern, _first in _SCALARS:
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> LocatedDict:
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
-        if key.value in seen:
-            problem = f"the key {key.value!r} occurs twice (first in line {seen[key.value]})"
+        if key.value in lines:
+            problem = f"the key {key.value!r} occurs twice (first in line {lines[key.value]})"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        seen[key.value] = key.start_mark.line + 1
+        lines[key.value] = key.start_mark.line + 1
     loader.flatten_mapping(node)
     table = LocatedDict()
     for key, value in node.value:

@@ -324,7 +324,7 @@ def json_fields(sample: Sample) -> list[str]:
     return sorted(names, key=lambda name: not any(word in name.lower() for word in ("caption", "text")))
 
 
-def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = ()) -> None:
+def refuse_json_members(members: Sequence[str], key: str, fields: Iterable[str] = ()) -> None:
     """Raise ConfigError if one of ``members`` is a JSON member without a field.
 
     ``key``: the option that names them. ``fields``: fields of the data (``json_fields``) for the remedy, read lazily.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flip.config.derived import dataset_lanes, kept_patches, kept_tokens
+from flip.config.derived import dataset_lanes, visible_patch_count, visible_token_count
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
@@ -78,9 +78,9 @@ class Loader:
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        tokens = kept_tokens(config.text, text_mask)
+        tokens = visible_token_count(config.text, text_mask)
         way = TEXT_MASKINGS[text_masking].of(config.data)
-        masks = MaskSpec(kept_patches(config.image, mask), tokens, way, config.text.causal)
+        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, way, config.text.causal)
         self._counted = self.counters()
         self._producer = None
         producer: WorkerPool | BatchProducer
@@ -104,7 +104,7 @@ class Loader:
         self.outages.clear()
 
     def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
-        seen = replaced = 0
+        total = replaced = 0
         try:
             while True:
                 fields = [  # new ones for each batch: a device may still copy from the last one
@@ -112,11 +112,11 @@ class Loader:
                     for shape, kind in BatchBuffers.shapes(self.config, samples, masks)
                 ]
                 more, notes = producer.fill(BatchBuffers(*(field.numpy() for field in fields)))
-                seen += samples
+                total += samples
                 replaced += more
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
-                self._check_replaced_share(seen, replaced, notes)
+                self._check_replaced_share(total, replaced, notes)
                 patches, keep_indices, tokens, position_ids, ids = fields
                 shortened = None
                 if masks.tokens < self.config.text.length:
@@ -125,14 +125,14 @@ class Loader:
         finally:
             producer.close()
 
-    def _check_replaced_share(self, seen: int, replaced: int, notes: list[ReplacedSample]) -> None:
+    def _check_replaced_share(self, total: int, replaced: int, notes: list[ReplacedSample]) -> None:
         limit = self.config.data.max_replaced
-        if replaced > limit * max(seen, _MIN_SAMPLES_CHECKED):
+        if replaced > limit * max(total, _MIN_SAMPLES_CHECKED):
             last = ""
             if notes:
                 last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}"
             raise DataError(
-                f"{replaced} of {seen} samples had to be replaced, more than data.max_replaced allows{last}",
+                f"{replaced} of {total} samples had to be replaced, more than data.max_replaced allows{last}",
                 ", ".join(str(source.manifest.folder) for source in self.sources),
                 limit,
                 "Look at the shards that the log names, or raise data.max_replaced.",

@@ -85,7 +85,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     else:
         device = torch.device("cpu")
         backend = "gloo"
-    if size == 1 or _is_one_host(size):
+    if size == 1 or _is_single_host(size):
         stay_on_loopback()
     store = open_store(rank, size, timeout)
     bound = device if device.type == "cuda" else None  # NCCL connects now, and guesses no device later
@@ -97,7 +97,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     return World(rank, size, device, control, checkpoint, timeout)
 
 
-def _is_one_host(size: int) -> bool:
+def _is_single_host(size: int) -> bool:
     """Whether the launcher says that all ranks are on this host."""
     return os.environ.get("LOCAL_WORLD_SIZE") == str(size)
 
@@ -130,7 +130,7 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     port = int(os.environ.get("MASTER_PORT", 0))
     if path:
         store: distributed.Store = distributed.FileStore(path, size)
-    elif _is_one_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+    elif _is_single_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
         listening = None
         if rank == 0:
             listening = socket.create_server((LOOPBACK, port), backlog=size).detach()

@@ -74,9 +74,9 @@ def _transformers_pictures(config: Config) -> list[str]:
     order = config.evaluate.preprocess
     flatten = config.data.to_rgb == "flatten"
     if flatten:
-        seen = "on white"
+        transparency = "on white"
     else:
-        seen = "without the alpha channel"
+        transparency = "without the alpha channel"
     sentences = []
     if order == "crop_resize":
         sentences.append(
@@ -92,7 +92,7 @@ def _transformers_pictures(config: Config) -> list[str]:
     sentences.append(
         "Pictures with transparency: predictions can differ, because transformers 5 puts them on white, its"
         " pipelines and transformers 4 drop the alpha channel, and this model sees them"
-        f" {seen} (data.to_rgb: {config.data.to_rgb})."
+        f" {transparency} (data.to_rgb: {config.data.to_rgb})."
     )
     if flatten:
         sentences.append(

@@ -140,9 +140,9 @@ def _parsed_by_pyarrow(text: bytes) -> dict[str, Column] | None:
 
     if not text.startswith(b"{"):  # pyarrow 26 ends the process if the first value is null
         return None
-    whole = pyarrow.int64()
+    integer = pyarrow.int64()
     string = pyarrow.string()
-    types = {"step": whole, "samples": whole, "stage": string, "verdict": string}
+    types = {"step": integer, "samples": integer, "stage": string, "verdict": string}
     names = dict.fromkeys([*FIELDS, *types])
     schema = pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in names])
     try:

@@ -60,7 +60,7 @@ def end_attempt(
     following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
-    committed = committed or run.made_progress(n)
+    committed = committed or run.has_progress(n)
     if "after" in start:
         first = start["after"]
     else:

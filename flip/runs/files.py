@@ -184,7 +184,7 @@ def new_output_folder(path: PathLike) -> Path:
 
 def publish_folder(path: PathLike) -> None:
     """Give a folder of ``new_output_folder`` the permissions that it would have got from umask and default ACL."""
-    probe, handle = create_beside(Path(path) / "probe", OUTPUT_MODE)
+    probe, handle = create_sibling(Path(path) / "probe", OUTPUT_MODE)
     try:
         granted = os.fstat(handle).st_mode & OPEN_TO_OTHERS
     finally:
@@ -250,7 +250,7 @@ def create_file(path: PathLike, mode: int = OUTPUT_MODE) -> Any:
     return open(str(path), "wb", opener=lambda *_: os.open(str(path), flags, mode))
 
 
-def create_beside(path: PathLike, mode: int = FILE_MODE, name: str = "{name}.tmp.{random}") -> Tuple[Path, int]:
+def create_sibling(path: PathLike, mode: int = FILE_MODE, name: str = "{name}.tmp.{random}") -> Tuple[Path, int]:
     """Create a new file in the folder of ``path``, under a name that cannot be guessed, and return (its path, its
     descriptor open for writing).
 
@@ -275,7 +275,7 @@ def atomic_write(
     Readers see the old or the new file. A link at ``path`` is replaced. Bytes, or text if there is an ``encoding``.
     ``sync``: make the file durable first. Raises OSError.
     """
-    temporary, handle = create_beside(path, mode)
+    temporary, handle = create_sibling(path, mode)
     with _renamed(temporary, path, sync):
         with os.fdopen(handle, "wb" if encoding is None else "w", encoding=encoding) as file:
             yield file
@@ -290,7 +290,7 @@ def atomic_path(path: PathLike, mode: int = FILE_MODE) -> Iterator[Path]:
 
     The library may replace that file; its permissions are restored. Its name ends as that of ``path``.
     """
-    temporary, handle = create_beside(path, mode, ".tmp.{random}.{name}")
+    temporary, handle = create_sibling(path, mode, ".tmp.{random}.{name}")
     permissions = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
     with _renamed(temporary, path, sync=True):

@@ -94,7 +94,7 @@ SETTING = FieldType(
 LIST = FieldType("a list", lambda v: isinstance(v, list))
 ANY_SETTING = FieldType("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
 #: Text in Slurm's environment.
-DIGITS_OR_WHOLE = FieldType(
+DIGITS_OR_COUNT = FieldType(
     COUNT.description, lambda v: COUNT.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
 )
 
@@ -155,8 +155,8 @@ FIELDS: Dict[str, Any] = {
         "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
     },
     "start.json": {
-        "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "restarts": DIGITS_OR_WHOLE,
-        "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,
+        "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "restarts": DIGITS_OR_COUNT,
+        "world": DIGITS_OR_COUNT, "resumes_from": COUNT,
         "first_commit": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
     "ready.json": {

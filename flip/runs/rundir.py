@@ -17,7 +17,7 @@ from flip.runs.errors import CRASH, DataError
 from flip.runs.files import (
     atomic_write,
     close_folders,
-    create_beside,
+    create_sibling,
     fsync_path,
     new_folder,
     read_regular,
@@ -47,7 +47,7 @@ def write_bytes(path: PathLike, data: bytes, mode: int = 0o644) -> None:
 
 def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
     """Write and sync a new file with a random name in the folder of ``path``, and return its path."""
-    temporary, handle = create_beside(path, mode)
+    temporary, handle = create_sibling(path, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -292,7 +292,7 @@ class RunDir:
         """Record that attempt n made progress other than a commit that the next attempt need not repeat."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
-    def made_progress(self, n: int) -> bool:
+    def has_progress(self, n: int) -> bool:
         return (self.attempt(n) / "progress.json").exists()
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:

@@ -133,8 +133,8 @@ def new(args: argparse.Namespace) -> int:
     cache = ""
     if data.startswith(CACHE):
         cache = CACHE
-    beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
-    tokenizer = args.tokenizer or beside
+    with_data = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
+    tokenizer = args.tokenizer or with_data
     if not tokenizer.startswith(CACHE):
         tokenizer = resolve_path(tokenizer)
     small = MODEL_PRESETS[size]["image"]["width"] < 512

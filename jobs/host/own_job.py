@@ -47,7 +47,7 @@ def job_state(
     """
     try:
         fields = slurm_cli.job_fields(job, deadline)
-    except slurm_cli.JobNotFound:
+    except slurm_cli.NoSuchJob:
         return UNKNOWN
     except slurm_cli.SlurmUnavailable:
         return None
@@ -134,7 +134,7 @@ def wait_for_time_limit(
         near = left <= NEAR_LIMIT_SECONDS
         try:
             fields = slurm_cli.job_fields(job, slurm_cli.SHORT_DEADLINE if near else slurm_cli.DEADLINE)
-        except slurm_cli.JobNotFound:
+        except slurm_cli.NoSuchJob:
             return ""
         except slurm_cli.SlurmUnavailable:
             time.sleep(1.0 if near else UNANSWERED_POLL_SECONDS)

@@ -13,7 +13,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 from jobs.host import failed_starts, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.own_job import job_state, restart_count
-from jobs.host.slurm_cli import JobNotFound, RequeueDisabled, SlurmUnavailable, parse_int
+from jobs.host.slurm_cli import NoSuchJob, RequeueDisabled, SlurmUnavailable, parse_int
 
 log = logging.getLogger(__name__)
 FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
@@ -203,7 +203,7 @@ def _request_requeue(job: str, restarts: int, state: Optional[str], fields: Dict
         except SlurmUnavailable as error:
             tried = True
             now = time.time()
-            gone = isinstance(error, JobNotFound)
+            gone = isinstance(error, NoSuchJob)
             if state is None and not gone:  # after hours of silence the first refusal is not final
                 refused_until = None
             elif refused_until is None:

@@ -48,7 +48,7 @@ class SlurmUnavailable(Exception):
     """Slurm did not answer, or refused. The text is its own."""
 
 
-class JobNotFound(SlurmUnavailable):
+class NoSuchJob(SlurmUnavailable):
     """Slurm does not know the job. Waiting does not help."""
 
 
@@ -104,7 +104,7 @@ def call_with_retry(*argv: str, **options: float) -> str:
         try:
             return call(*argv)
         except SlurmUnavailable as error:
-            if wait > 25.0 and (time.time() > end or isinstance(error, JobNotFound)):
+            if wait > 25.0 and (time.time() > end or isinstance(error, NoSuchJob)):
                 raise
         time.sleep(wait)
         wait = min(60.0, 5 * wait)
@@ -121,7 +121,7 @@ def command_error(command: str, text: str) -> SlurmUnavailable:
     """The error for a command that failed with this text."""
     message = "%s: %s" % (command, text)
     if "Invalid job id" in text:
-        return JobNotFound(message)
+        return NoSuchJob(message)
     if "presently disabled" in text:
         return RequeueDisabled(message)
     return SlurmUnavailable(message)

@@ -60,13 +60,13 @@ def _check_class(path: Path, content: bytes, name: CallbackName) -> None:
         remedy = suggestion(name.cls, list(classes)) or f"Its classes: {', '.join(classes) or 'none'}."
         raise ConfigError(f"{_KEY}: the file has no such class", str(path), name.cls, remedy)
     where = f"{path}, class {name.cls}"
-    found = classes[name.cls]
-    methods = [node for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    definition = classes[name.cls]
+    methods = [node for node in definition.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for method in methods:
         _check_method(where, method)
-    if not found.bases and not any(method.name in ARGUMENTS for method in methods):
+    if not definition.bases and not any(method.name in ARGUMENTS for method in methods):
         raise ConfigError(f"{_KEY}: has no method to call", where, remedy=f"Give it one of: {', '.join(ARGUMENTS)}.")
-    for node in found.body:
+    for node in definition.body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["every"]:
             _check_every(where, node.value)
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["values"]:

@@ -29,7 +29,7 @@ from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
+from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.manifest import labels
 from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
@@ -90,12 +90,12 @@ def check(
     ]
 
 
-def refuse_whole_json_captions(config: Config, data: Sequence[DatasetFacts]) -> None:
+def refuse_json_captions(config: Config, data: Sequence[DatasetFacts]) -> None:
     """ConfigError if a new run would train on the source text of JSON members. Old runs did, and may continue."""
     folders = [
         share.manifest for share, facts in zip(dataset_lanes(config.data), data, strict=True) if not facts.nominal
     ]
-    refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
+    refuse_json_members(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
 def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDir | None) -> None:

@@ -85,7 +85,7 @@ def attempt_times(
     """
     times = Times()
     start_time = attempt.start.get("time")
-    ended, seen = _end(attempt, lines, ready, status, now)
+    ended, is_known = _end(attempt, lines, ready, status, now)
     if start_time is None or ended is None or ended < start_time:
         return times
     parts = times.parts
@@ -120,7 +120,7 @@ def attempt_times(
     if not math.isnan(last["saving"]):
         parts["saving"] = min(between, last["saving"])
     parts["other"] = between - parts["saving"]
-    _tail(parts, attempt, ended - last["time"], last, resumed, seen)
+    _tail(parts, attempt, ended - last["time"], last, resumed, is_known)
     return times
 
 
@@ -144,12 +144,17 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | 
 
 
 def _tail(
-    parts: dict[str, float], attempt: Attempt, seconds: float, last: Mapping[str, Any], resumed: int | None, seen: bool
+    parts: dict[str, float],
+    attempt: Attempt,
+    seconds: float,
+    last: Mapping[str, Any],
+    resumed: int | None,
+    is_known: bool,
 ) -> None:
     """Add the time after the last line: steps without a line, the last save, the evaluation of a complete run."""
     seconds = max(0.0, seconds)
     commits = attempt.end.get("commits", 0)
-    if not attempt.end or not seen:
+    if not attempt.end or not is_known:
         parts["unknown"] += seconds
     elif commits < last["samples"]:
         parts["lost"] += seconds

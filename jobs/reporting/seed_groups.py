@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from flip import costs
-from flip.config.derived import kept_tokens
+from flip.config.derived import visible_token_count
 from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
@@ -116,10 +116,10 @@ class SeedGroup:
     @property
     def done(self) -> float | None:
         """Share of the samples of all runs that were seen; None: unknown."""
-        seen = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
+        done = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
         total = sum(stage.get("samples", 0) for o in self.outcomes for stage in stages_of(o.settings).values())
         if total:
-            return min(1.0, sum(seen) / total)
+            return min(1.0, sum(done) / total)
         return None
 
     def progress(self, key: str) -> float | None:
@@ -163,7 +163,7 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             image = replace(model.image, **_fields(stage, "image.", ImageTower))
             text = replace(model.text, **_fields(stage, "text.", TextTower))
-            tokens = kept_tokens(text, str(stage.get("text_mask", "0")))
+            tokens = visible_token_count(text, str(stage.get("text_mask", "0")))
             shape = replace(model, image=image, text=text)
             total += part * costs.training_flops(shape, str(stage["mask"]), tokens)["total"]
             left -= part

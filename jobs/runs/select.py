@@ -130,7 +130,7 @@ def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     raise ConfigError("no run matches", _names(roots), word, _existing(None, roots))
 
 
-def select_one(word: str, roots: Sequence[Path]) -> RunDir:
+def select_single(word: str, roots: Sequence[Path]) -> RunDir:
     """The only run of an argument. Raises ConfigError if it means several."""
     runs = select(word, roots)
     if len(runs) > 1:

@@ -222,8 +222,8 @@ def _update_config(action: Action, folder: Path, older: bool) -> None:
         settings = _without_new_keys(settings, known)
         missing = callbacks_without_code(action.wanted.config, known)
         if "callbacks" in settings["monitor"]:
-            kept = [entry for entry in settings["monitor"]["callbacks"] if entry not in missing]
-            settings["monitor"]["callbacks"] = kept
+            entries = settings["monitor"]["callbacks"]
+            settings["monitor"]["callbacks"] = [entry for entry in entries if entry not in missing]
     write_text(path, dump_yaml(settings))
 
 

@@ -254,7 +254,7 @@ class Submission:
             self.nominal = self.nominal or any(facts.nominal for facts in data)
             holder = self.existing.holder(run, config)
             try:
-                preflight.refuse_whole_json_captions(config, data)
+                preflight.refuse_json_captions(config, data)
             except ConfigError:
                 if holder is None:
                     raise

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from flip.checkpoint.remote import local_copy
 from flip.config import merge
-from flip.config.derived import for_stage, kept_patches, patches, world_size
+from flip.config.derived import for_stage, patches, visible_patch_count, world_size
 from flip.data import augment, masking
 from flip.data.order import SampleOrder
 from flip.runs import attempts, commit
@@ -234,7 +234,9 @@ def seen_hashes(config, span, samples, images):
     order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
     ids, epochs = order.batch(samples, span.stage.batch)
     draws = augment.draw(config.seed, epochs, ids)
-    keep = masking.visible_patches(config.seed, epochs, ids, patches(image), kept_patches(image, span.stage.mask))
+    keep = masking.visible_patches(
+        config.seed, epochs, ids, patches(image), visible_patch_count(image, span.stage.mask)
+    )
     rows = []
     for row, id in enumerate(ids.tolist()):
         view = augment.view(images[id], image.size, for_stage(config, span.stage).augment, draws, row, data.resize)

@@ -52,7 +52,7 @@ def predict(options: argparse.Namespace) -> int:
     if Path(options.run).is_dir():
         run = options.run
     else:
-        run = select.select_one(options.run, roots(options.root)).path
+        run = select.select_single(options.run, roots(options.root)).path
     if options.classes:
         classes = prompts.read_prompts(options.classes)
         names = classes.names
@@ -87,7 +87,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     from jobs.reporting import examples
     from jobs.runs import select
 
-    outcome = read_run(select.select_one(options.run, roots(options.root)).path)
+    outcome = read_run(select.select_single(options.run, roots(options.root)).path)
     try:
         item, predicted = examples.read_predictions(outcome, options.set)
     except (OSError, ValueError) as error:

@@ -139,10 +139,10 @@ def captions(source: str, member: str) -> Iterator[str]:
 
     if Path(source).is_dir():
         from flip.data.chunk_reader import ChunkReader
-        from flip.data.decode import DecodeError, captions_of, refuse_whole_json
+        from flip.data.decode import DecodeError, captions_of, refuse_json_members
         from flip.data.manifest.manifest import Manifest
 
-        refuse_whole_json([member], "--member")
+        refuse_json_members([member], "--member")
         for _, sample in ChunkReader().samples(Manifest.load(source)):
             with suppress(DecodeError):  # a sample without a caption
                 yield from (text for text in captions_of(sample, [member]) if text)

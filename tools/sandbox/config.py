@@ -151,8 +151,8 @@ class SandboxConfig:
         if len(text + _SOCKET) > _LONGEST:
             remedy = f"Name a folder of at most {_LONGEST - len(_SOCKET)} characters with --folder."
             raise ConfigError("the folder's name is too long for unix sockets below it", "option folder", text, remedy)
-        ours = self.conf.exists() or (self / ".lock").exists()  # the lock alone: of a start that failed
-        if self.folder.exists() and not ours and any(self.folder.iterdir()):
+        is_sandbox = self.conf.exists() or (self / ".lock").exists()  # the lock alone: of a start that failed
+        if self.folder.exists() and not is_sandbox and any(self.folder.iterdir()):
             raise ConfigError("the folder has other files", "option folder", text, "Name a new or empty folder.")
 
     def write(self) -> None:

@@ -72,8 +72,8 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         valid = False
     if not valid:
         raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
-    kept_patches = derived.kept_patches(spec.image, mask)
-    if kept_patches < 1:
+    visible_patch_count = derived.visible_patch_count(spec.image, mask)
+    if visible_patch_count < 1:
         raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
     reader = ChunkReader()
     share = seconds / len(STAGES)
@@ -83,7 +83,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
         _measure("walk", share, lambda chunk: _walk(chunk, manifest.chunk), itertools.cycle(pieces)),
         _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
-        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, kept_patches, j), chunks),
+        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, j), chunks),
     ]
 
 
@@ -190,12 +190,12 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     return done, size, len(chunk) - done
 
 
-def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kept_patches: int, j: int) -> Work:
+def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, visible_patch_count: int, j: int) -> Work:
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)
     draws = augment.draw(spec.seed, epochs, ids)
-    keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, kept_patches)
+    keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, visible_patch_count)
     done = size = 0
     for row, sample in enumerate(reader.read_chunk(manifest, j)):
         try:

@@ -111,9 +111,9 @@ def _same_filter(old: ChunkTable, new: ChunkTable) -> bool:
     return counts and np.array_equal(old.sample_filter.bits, new.sample_filter.bits)
 
 
-def shards(table: ChunkTable, whole_keys: bool) -> Shards:
+def shards(table: ChunkTable, full_keys: bool) -> Shards:
     """Shards by name."""
-    if whole_keys:
+    if full_keys:
         names = table.keys
     else:
         names = below_common(table.keys)

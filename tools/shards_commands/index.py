@@ -130,12 +130,12 @@ def local_matches(pattern: str) -> list[str]:
     if not _WILDCARD.search(pattern):
         return [pattern]
     parent, name = os.path.split(pattern)
-    found = list[str]()
+    paths = list[str]()
     for folder in local_matches(parent):
         try:
             if not _WILDCARD.search(name):
                 os.lstat(os.path.join(folder, name))
-                found.append(os.path.join(folder, name))
+                paths.append(os.path.join(folder, name))
                 continue
             # the root of a file system has lost+found, which only root may read
             entries = [entry for entry in fnmatch.filter(os.listdir(folder or "."), name) if entry != "lost+found"]
@@ -145,8 +145,8 @@ def local_matches(pattern: str) -> list[str]:
             raise PermissionDenied("the folder may not be read", folder, remedy=_UNREADABLE) from error
         except OSError as error:
             raise StorageError(f"the folder cannot be read: {error.strerror}", folder, remedy=_UNREADABLE) from error
-        found += [os.path.join(folder, entry) for entry in entries if name[0] == "." or entry[0] != "."]
-    return found
+        paths += [os.path.join(folder, entry) for entry in entries if name[0] == "." or entry[0] != "."]
+    return paths
 
 
 def objects(pattern: str) -> dict[str, ObjectStat]:

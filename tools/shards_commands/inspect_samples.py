@@ -275,7 +275,7 @@ def _step(options: argparse.Namespace) -> CommandResult:
     if Path(options.run).is_dir():
         run = RunDir(options.run)
     else:
-        run = select.select_one(options.run, roots(options.root))
+        run = select.select_single(options.run, roots(options.root))
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = merge.read_config(run.config)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.data.decode import refuse_whole_json
+from flip.data.decode import refuse_json_members
 from flip.data.manifest.manifest import refuse_existing
 from flip.runs import deletion
 from flip.runs.errors import ConfigError, PermissionDenied
@@ -61,7 +61,7 @@ def names(text: str, option: str) -> list[str]:
 def captions(options: argparse.Namespace) -> list[str]:
     """The members that ``--captions`` names; default: txt. Raises ConfigError."""
     members = names("txt" if options.captions is None else options.captions, "--captions")
-    refuse_whole_json(members, "--captions")
+    refuse_json_members(members, "--captions")
     return members
 
 

@@ -109,17 +109,17 @@ class SampleFilterBuilder:
     def __init__(self) -> None:
         self._tars = list[tuple[int, int]]()
         self._bits = list[NDArray[np.uint8]]()
-        self._all_kept = True
+        self._excludes_none = True
 
     def add(self, mask: NDArray[np.bool_], start: int) -> None:
         """Add the next shard: which of its samples are kept, and the block at which the first of them starts."""
         self._tars.append((len(mask), start))
         self._bits.append(np.packbits(mask, bitorder="little"))
-        self._all_kept = self._all_kept and bool(mask.all())
+        self._excludes_none = self._excludes_none and bool(mask.all())
 
     def build(self) -> SampleFilter | None:
         """The filter; None if every sample is kept."""
-        if self._all_kept:
+        if self._excludes_none:
             return None
         return SampleFilter(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
 
@@ -133,7 +133,7 @@ MARK = "manifest.json"
 LIMIT = 1 << 30
 """Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
-_KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}
+_FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
 _ETAGS = "etags.txt"
 
 
@@ -376,7 +376,7 @@ def _digest(facts: Mapping[str, Any]) -> str:
 def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
     """File -> data type of its numbers."""
     if facts["version"] == FILTERED:
-        return _ARRAYS | _KEPT
+        return _ARRAYS | _FILTER_ARRAYS
     return _ARRAYS
 
 

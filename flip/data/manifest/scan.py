@@ -147,8 +147,8 @@ def scan_tar(pieces: Iterable[bytes], predicate: SamplePredicate = _keep_all) ->
                 crcs[-1] = crc32(view[start:stop], crcs[-1])
             else:
                 head += (stop - start) // BLOCK
-        kept = (sample for sample, code in zip(samples, codes.tolist(), strict=False) if not code)
-        counting.add(kept, view)
+        accepted = (sample for sample, code in zip(samples, codes.tolist(), strict=False) if not code)
+        counting.add(accepted, view)
         counting.census.skipped.update(reason for at, reason in skipped if error is None or at < borders[-1])
         if error is None:
             _check_rest(pieces, base + len(view))

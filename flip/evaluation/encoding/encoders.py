@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flip.config import schema
-from flip.config.derived import kept_patches, patches
+from flip.config.derived import patches, visible_patch_count
 from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.view import EvaluationView
@@ -52,9 +52,9 @@ class ModelEncoder:
         self.device = device
         self.autocast = autocast
         self.patches = patches(tower)
-        self.kept_patches = kept_patches(tower, mask)
+        self.visible_patch_count = visible_patch_count(tower, mask)
         self.ensemble = ensemble
-        if self.kept_patches < 1:
+        if self.visible_patch_count < 1:
             raise ConfigError("the mask leaves no patch", "mask", mask, "Mask less.")
         self.width = model.image.projection.out_features
         self.precision = precision
@@ -63,7 +63,7 @@ class ModelEncoder:
 
     @property
     def masked(self) -> bool:
-        return self.kept_patches < self.patches
+        return self.visible_patch_count < self.patches
 
     def view(self, image: Pixels | Image.Image) -> Pixels:
         """All patches (P, p*p*3) of the view."""
@@ -75,7 +75,7 @@ class ModelEncoder:
         if not self.masked:
             return self._encode(views, None)
         total = torch.zeros(len(views), self.width)
-        for mask in masks(ids.numpy(), self.patches, self.kept_patches, self.ensemble):
+        for mask in masks(ids.numpy(), self.patches, self.visible_patch_count, self.ensemble):
             keep = torch.from_numpy(mask.astype(np.int64))
             total += self._encode(views.gather(1, keep[..., None].expand(-1, -1, views.shape[2])), keep)
         return normalize(total, dim=-1)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from flip.config.derived import kept_patches, stage_spans
+from flip.config.derived import stage_spans, visible_patch_count
 from flip.config.host import Host
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve
@@ -171,7 +171,7 @@ def test_stage_spans_are_contiguous_and_hold_full_batches():
 
 def test_kept_patches_uses_exact_arithmetic():
     image = run("model.image.size=80").model.image
-    assert [kept_patches(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
+    assert [visible_patch_count(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
 
 
 def test_plan_numbers_reports_world_data_and_stages():

@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flip.config import merge
-from flip.config.derived import for_stage, kept_patches
+from flip.config.derived import for_stage, visible_patch_count
 from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
@@ -170,7 +170,7 @@ def memory(case):
 
 def zeros(model, mask, local):
     """A batch of ``local`` pairs, captions without padding."""
-    patches = torch.zeros(local, kept_patches(model.image, mask), 3 * model.image.patch**2, dtype=torch.uint8)
+    patches = torch.zeros(local, visible_patch_count(model.image, mask), 3 * model.image.patch**2, dtype=torch.uint8)
     keep = torch.zeros(patches.shape[:2], dtype=torch.int16)
     return patches, keep, torch.ones(local, model.text.length, dtype=torch.int32)
 

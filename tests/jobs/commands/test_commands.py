@@ -70,7 +70,7 @@ def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeyp
     assert names(select.select("sweeps/one.yaml", [root])) == ["one/a", "one/b"]
     assert (
         names(select.select("two/a", [root]))
-        == names([select.select_one(str(root / "two" / "a"), [root])])
+        == names([select.select_single(str(root / "two" / "a"), [root])])
         == ["two/a"]
     )
     monkeypatch.chdir(root / "one")
@@ -80,7 +80,7 @@ def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeyp
     with pytest.raises(ConfigError, match=r"There are: one, two"):
         select.select("three", [root])
     with pytest.raises(ConfigError, match=r"Choose from: one/a, one/b"):
-        select.select_one("one", [root])
+        select.select_single("one", [root])
 
 
 def test_status_reports_progress_and_exit_codes_from_run_directories(root, tmp_path):
@@ -274,7 +274,7 @@ def test_commands_search_runs_roots_of_all_profiles(root, tmp_path, monkeypatch,
     monkeypatch.setenv("FLIP_RUNS", str(root))
     roots = cluster_profile.roots()
     assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
-    assert names(select.select("far", roots)) == names([select.select_one("far/x", roots)]) == ["far/x"]
+    assert names(select.select("far", roots)) == names([select.select_single("far/x", roots)]) == ["far/x"]
     assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
     assert len(select.select_many([], roots)) == 5, "without a name, all runs of all roots"
     assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (

@@ -189,7 +189,7 @@ def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     assert points[32] == ["own"] and "own" in points[64]
     assert list(run.pins.iterdir()) and not commit.pinned(run), "the pin counts only until the evaluation is complete"
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
-    assert RunDir(newest).made_progress(1), "each recorded score counts as progress, like a commit"
+    assert RunDir(newest).has_progress(1), "each recorded score counts as progress, like a commit"
 
 
 def test_evaluate_gives_a_name_to_the_first_of_two_models(place, tmp_path, capsys, monkeypatch):

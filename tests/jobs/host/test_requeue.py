@@ -64,7 +64,7 @@ def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):
     """This happens if a node loses its connection while its job is preempted, or if the controller loses its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
     assert failed_starts.read_failed_starts("57", 0, patience=slurm_cli.OUTAGE_SECONDS) is None and slept[-1] == 31.0
-    with pytest.raises(slurm_cli.JobNotFound):
+    with pytest.raises(slurm_cli.NoSuchJob):
         requeue.requeue("57", 0)
     assert slept[-1] < 31.0 + 2 * slurm_cli.UNKNOWN_JOB_SECONDS
     start = slept[-1]

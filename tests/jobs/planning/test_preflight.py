@@ -68,7 +68,7 @@ def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_
     monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as patch:
-        patch.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)
+        patch.setattr(preflight, "refuse_json_captions", lambda *_: None)
         code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
     assert code == 0, output
     code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
