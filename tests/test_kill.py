@@ -57,7 +57,7 @@ def inject_faults(arena):
     arena.wait_attempt(7)
     arena.wait_step(39)
     border = stage_spans(arena.config)[0].end
-    arena.wait(lambda: commit.commits(arena.run)[-1].samples >= border, "the commit at the border")
+    arena.wait(lambda: commit.commits(arena.run)[-1].samples_seen >= border, "the commit at the border")
     arena.kill()
     arena.wait_attempt(8)
     arena.wait_step(51)
@@ -298,7 +298,7 @@ def test_nonfinite_gradient_on_single_rank_stops_run_before_commit(data, tmp_pat
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
     assert "step 10, S = 160" in end["reason"] and "anomalies/1-10.0.json" in end["reason"]
-    assert [saved.samples for saved in commit.commits(arena.run)] == [5 * BATCH]
+    assert [saved.samples_seen for saved in commit.commits(arena.run)] == [5 * BATCH]
     records = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
     assert records[0]["ids"] + records[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
     assert {record["grad_norm"] for record in records} == {"nan"}

@@ -59,7 +59,7 @@ def test_run_killed_around_stage_borders_ends_with_same_bits(world, data, tmp_pa
     storm.wait_attempt(2)
     storm.wait(lambda: commit.commits(storm.run) and commit.commits(storm.run)[-1].stage == "pretrain", "a commit")
     border = stage_spans(config)[0].end
-    storm.wait(lambda: commit.commits(storm.run)[-1].samples >= border, "the commit at the first border")
+    storm.wait(lambda: commit.commits(storm.run)[-1].samples_seen >= border, "the commit at the first border")
     storm.kill()
     storm.wait_attempt(3)
     storm.wait_step(STEPS + 2)  # in the second stage, before its first commit

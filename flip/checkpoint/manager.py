@@ -80,7 +80,7 @@ class CheckpointManager:
                 raise DataError(
                     f"this code has version {order.VERSION} of the order of samples", self._run.path, version, remedy
                 )
-            self._last_samples = self.resumed_from.samples
+            self._last_samples = self.resumed_from.samples_seen
         return self.resumed_from
 
     def load_weights(self, model: CLIPModel, initialise: Callable[[CheckpointRestorer], None]) -> None:
@@ -107,15 +107,15 @@ class CheckpointManager:
         seconds = self._interval.seconds(self.saves, self.blocked_seconds, self.checkpointer.last_save_seconds)
         return time.monotonic() - self._last_time > seconds
 
-    def is_unsaved(self, samples: int) -> bool:
-        """Whether S = ``samples`` is neither committed nor being saved."""
-        return samples not in (self._last_samples, 0)
+    def is_unsaved(self, samples_seen: int) -> bool:
+        """Whether S = ``samples_seen`` is neither committed nor being saved."""
+        return samples_seen not in (self._last_samples, 0)
 
-    def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
-        """Start a save of S = ``samples``; ``wait`` waits for its commit."""
+    def save(self, state: dict[str, torch.Tensor], stage: str, samples_seen: int, **record: Any) -> None:
+        """Start a save of S = ``samples_seen``; ``wait`` waits for its commit."""
         start = time.perf_counter()
-        self.checkpointer.save(state, stage, samples, **record)
-        self._last_samples = samples
+        self.checkpointer.save(state, stage, samples_seen, **record)
+        self._last_samples = samples_seen
         self._last_time = time.monotonic()
         self.save_after_first_step = False
         self.saves += 1

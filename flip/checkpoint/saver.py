@@ -92,8 +92,8 @@ class Checkpointer:
             self._executor = DaemonExecutor(1, "checkpoint")
         self._staged: StagedShard | None = None
 
-    def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
-        """Write ``state``, commit it as S = ``samples``, and delete commits that are no longer needed.
+    def save(self, state: dict[str, torch.Tensor], stage: str, samples_seen: int, **record: Any) -> None:
+        """Write ``state``, commit it as S = ``samples_seen``, and delete commits that are no longer needed.
 
         Raises Superseded if a newer attempt holds the run, Diverged if a weight is not finite, StorageError if it
         cannot be written (a full disk); what was written of it is freed, older commits stay. A save in the background
@@ -103,7 +103,9 @@ class Checkpointer:
         self.wait()
         self.restorer.close()
         self.blocked_seconds += time.perf_counter() - start_time
-        write = partial(self._write, stage=stage, samples=samples, record=record, start_time=time.perf_counter())
+        write = partial(
+            self._write, stage=stage, samples_seen=samples_seen, record=record, start_time=time.perf_counter()
+        )
         staged = self._stage(state)
         if self._executor is None:
             write(staged)
@@ -132,12 +134,14 @@ class Checkpointer:
         if pending is not None:
             pending.result()
 
-    def _write(self, staged: StagedShard, stage: str, samples: int, record: dict[str, Any], start_time: float) -> None:
+    def _write(
+        self, staged: StagedShard, stage: str, samples_seen: int, record: dict[str, Any], start_time: float
+    ) -> None:
         if self._world.device.type == "cuda":
             torch.cuda.set_device(self._world.device)  # a new thread uses the first GPU
-        path = commit.folder(self._run, stage, samples, self._attempt)
-        self._check_saveable(staged, samples)
-        record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.restorer.parent)
+        path = commit.folder(self._run, stage, samples_seen, self._attempt)
+        self._check_saveable(staged, samples_seen)
+        record = dict(record, stage=stage, samples=samples_seen, attempt=self._attempt, parent=self.restorer.parent)
         failure = self._save_once(path, staged, record, start_time)
         if failure is not None and failure.is_transient and not self._url:  # at a URL each request was repeated
             if self._world.is_rank0:
@@ -148,7 +152,7 @@ class Checkpointer:
         self.restorer.parent = f"{stage}/{path.name}"
         self.last_save_seconds = time.perf_counter() - start_time
         if self._world.is_rank0:
-            log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
+            log.info("committed S = %d in stage %s, %.1f s", samples_seen, stage, self.last_save_seconds)
             self._retain([path])
 
     def _save_once(
@@ -254,7 +258,7 @@ class Checkpointer:
             deletion.delete_remote_checkpoint(names, files, remote.delete)
         return commit.remove(path, files)
 
-    def _check_saveable(self, staged: StagedShard, samples: int) -> None:
+    def _check_saveable(self, staged: StagedShard, samples_seen: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
         problem = ""
         if self._world.is_rank0 and not self._run.is_current_attempt(self._attempt):
@@ -267,7 +271,7 @@ class Checkpointer:
             raise Superseded("a newer attempt holds the run", self._run.path)
         if problems:
             remedy = "Lower `base_lr` or lengthen `warmup`; the newest commit is from before."
-            raise Diverged(f"weights have diverged: {problems[0]}", f"S = {samples}", remedy=remedy)
+            raise Diverged(f"weights have diverged: {problems[0]}", f"S = {samples_seen}", remedy=remedy)
 
     def _to_error(self, failure: RankFailure, path: Path, staged: StagedShard) -> FlipError:
         """The error for a save that failed, with sizes if more space may help. Collective."""

@@ -60,12 +60,12 @@ def weights_config(config: Config, stage: str) -> Config:
     return next((for_stage(config, own) for own in config.stages if own.name == stage), config)
 
 
-def stage_at(config: Config, samples: int) -> Stage:
-    """The stage of the weights at S = ``samples``: the one that ends there, or the first for S = 0.
+def stage_at(config: Config, samples_seen: int) -> Stage:
+    """The stage of the weights at S = ``samples_seen``: the one that ends there, or the first for S = 0.
 
     After the end of the run it is the last one.
     """
-    return next((span.stage for span in stage_spans(config) if samples <= span.end), config.stages[-1])
+    return next((span.stage for span in stage_spans(config) if samples_seen <= span.end), config.stages[-1])
 
 
 def world_size(config: Config) -> int:

@@ -132,7 +132,7 @@ class Evaluation:
         """The newest commit, pinned: a run in training may write newer ones, and delete this one before it is read."""
         while commits := commit.commits(self.subject):
             newest = commits[-1]
-            commit.pin(self.subject, self.job, newest.stage, newest.samples)
+            commit.pin(self.subject, self.job, newest.stage, newest.samples_seen)
             if (newest.path / commit.COMMIT_FILE).exists():
                 return [f"{newest.stage}/{newest.path.name}"]
         remedy = "Let it train to its first."

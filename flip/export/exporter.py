@@ -195,7 +195,7 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
         return about | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
-    scores = shown(read_points(run, at=(source.stage, source.samples)))
+    scores = shown(read_points(run, at=(source.stage, source.samples_seen)))
     # results of earlier versions lack the precision, which was that of training
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
     fields = (

@@ -165,7 +165,7 @@ def select_commit(run: RunDir, at: str = "") -> commit.Commit:
     commits = commit.commits(run)
     if not commits:
         raise ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy="Let it train to its first.")
-    names = [f"{saved.stage}/{saved.samples}" for saved in commits]
+    names = [f"{saved.stage}/{saved.samples_seen}" for saved in commits]
     matches = [saved for saved, name in zip(commits, names, strict=True) if at in ("", name, f"{name}-{saved.attempt}")]
     if not matches:
         remedy = f"There are: {', '.join(dict.fromkeys(names))}."

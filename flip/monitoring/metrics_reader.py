@@ -86,9 +86,9 @@ class Metrics:
         value = float(self.columns[name][self.effective_rows[-1]])
         return None if np.isnan(value) else value
 
-    def seconds_at(self, samples: float) -> float | None:
-        """Training seconds at the nearest line at or before S = ``samples``."""
-        index = int(np.searchsorted(self["samples"], samples, side="right")) - 1
+    def seconds_at(self, samples_seen: float) -> float | None:
+        """Training seconds at the nearest line at or before S = ``samples_seen``."""
+        index = int(np.searchsorted(self["samples"], samples_seen, side="right")) - 1
         if index < 0 or np.isnan(self["seconds"][index]):
             return None
         return float(self["seconds"][index])

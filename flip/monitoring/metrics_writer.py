@@ -111,22 +111,22 @@ class MetricsWriter:
         self._speeds = deque[float](maxlen=RECENT)
         self.status()
 
-    def start(self, samples: int, step: int, config: Config, gpu: str = "") -> None:
-        """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves.
+    def start(self, samples_seen: int, step: int, config: Config, gpu: str = "") -> None:
+        """Training starts at S = ``samples_seen``, after ``step`` steps. Later points of older attempts are dropped.
 
         ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none.
         """
-        self._record_environment(samples, gpu)
+        self._record_environment(samples_seen, gpu)
         spans = stage_spans(config)
         self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
-            str(run_folder(self._run.tensorboard)), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
+            str(run_folder(self._run.tensorboard)), purge_step=samples_seen + 1, filename_suffix=f".{self._attempt}"
         )
         for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
-            self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
-        self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
+            self._events.file_writer.add_summary(summary, samples_seen)  # type: ignore[attr-defined]
+        self.status(samples=samples_seen, step=step, phase="training", **self._logged_before(samples_seen))
 
-    def _record_environment(self, samples: int, gpu: str) -> None:
+    def _record_environment(self, samples_seen: int, gpu: str) -> None:
         """Record that training starts, and in which environment; warn if the attempt before had another one."""
         now = environment.of_attempt(gpu)
         changed = environment.changes_in(self._run, self._attempt, now)
@@ -135,13 +135,13 @@ class MetricsWriter:
                 "the environment has changed since the attempt before: %s; last bits of weights may differ from an"
                 " uninterrupted run", "; ".join(changed),
             )  # fmt: skip
-        self._run.record_ready(self._attempt, samples, now)
+        self._run.record_ready(self._attempt, samples_seen, now)
 
-    def _logged_before(self, samples: int) -> dict[str, Any]:
+    def _logged_before(self, samples_seen: int) -> dict[str, Any]:
         """Stage, loss and accuracy of the newest metric line, unless its step will be repeated."""
         line = newest_line(self._run)
         logged = line.get("samples")
-        known = isinstance(logged, int) and logged <= samples
+        known = isinstance(logged, int) and logged <= samples_seen
         return {key: line[key] for key in ("stage", "loss", "accuracy") if known and key in line}
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -163,26 +163,26 @@ class MetricsWriter:
         values = {key: record.get(key) for key in keys}
         self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
 
-    def _remaining(self, samples: int, stage: str) -> float:
+    def _remaining(self, samples_seen: int, stage: str) -> float:
         """The samples that are left, in samples of this stage with as many FLOPs: stages differ in their masks."""
         here = next(cost for name, _, _, cost in self._stages if name == stage)
-        return sum(max(0, end - max(start, samples)) * cost / here for _, start, end, cost in self._stages)
+        return sum(max(0, end - max(start, samples_seen)) * cost / here for _, start, end, cost in self._stages)
 
-    def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
+    def evaluation(self, stage: str, samples_seen: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         """Store scores of the training and add their points to TensorBoard. ``seconds``: of training up to S."""
-        write_point(self._run, Point(stage, samples, evaluations, seconds=seconds, attempt=self._attempt))
-        self._add(scores(evaluations), samples)
+        write_point(self._run, Point(stage, samples_seen, evaluations, seconds=seconds, attempt=self._attempt))
+        self._add(scores(evaluations), samples_seen)
         assert self._events is not None
         self._events.flush()
 
-    def _add(self, points: Mapping[str, float], samples: int) -> None:
+    def _add(self, points: Mapping[str, float], samples_seen: int) -> None:
         """Add a point to each curve; the first has the description of the curve."""
         assert self._events is not None
         for tag, value in points.items():
             about = None if tag in self._described else _metadata(tag)
             self._described.add(tag)
             point = Summary.Value(tag=tag, simple_value=value, metadata=about)
-            self._events.file_writer.add_summary(Summary(value=[point]), samples)  # type: ignore[attr-defined]
+            self._events.file_writer.add_summary(Summary(value=[point]), samples_seen)  # type: ignore[attr-defined]
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
         """Update status.json, at most every ``every`` seconds, unless a newer attempt exists.

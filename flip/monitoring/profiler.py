@@ -52,8 +52,8 @@ class Profiler:
 
     def before_step(self, training: Training) -> None:
         self._seen += 1
-        samples = training.samples
-        if self._steps and samples <= self._first < samples + training.span.stage.batch:
+        samples_seen = training.samples_seen
+        if self._steps and samples_seen <= self._first < samples_seen + training.span.stage.batch:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
             self._trace = _start(activities, record_shapes=True)
             self._left = self._steps

@@ -70,12 +70,12 @@ class Outcome:
         """samples, steps, seconds and samples_per_second of useful training steps; None if unknown yet."""
         if self.result:
             return {key: self.result.get(key) for key in ("samples", "seconds", "samples_per_second", "steps")}
-        samples, step = (self.metrics.last(key) for key in ("samples", "step"))
+        samples_seen, step = (self.metrics.last(key) for key in ("samples", "step"))
         seconds, speed = (self.metrics.last(key) for key in ("seconds", "samples_per_second"))
         return {
-            "samples": None if samples is None else int(samples),
+            "samples": None if samples_seen is None else int(samples_seen),
             "seconds": seconds,
-            "samples_per_second": samples / seconds if samples is not None and seconds else speed,
+            "samples_per_second": samples_seen / seconds if samples_seen is not None and seconds else speed,
             "steps": None if step is None else int(step),
         }
 
@@ -101,11 +101,11 @@ class Outcome:
     def curve(self) -> list[dict[str, Any]]:
         """Evaluations by S, those of jobs included: {stage, samples, seconds of training, evaluations}."""
         curve = []
-        for (stage, samples), points in self._points.items():
+        for (stage, samples_seen), points in self._points.items():
             seconds = next((point.seconds for point in points if point.seconds is not None), None)
             if seconds is None:
-                seconds = self._seconds_at(samples)
-            curve.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": shown(points)})
+                seconds = self._seconds_at(samples_seen)
+            curve.append({"stage": stage, "samples": samples_seen, "seconds": seconds, "evaluations": shown(points)})
         return sorted(curve, key=lambda point: point["samples"])
 
     @cached_property
@@ -113,7 +113,7 @@ class Outcome:
         """(stage, S) -> what was stored there."""
         points: dict[tuple[Any, Any], list[Point]] = {}
         for point in self._stored[0]:
-            points.setdefault((point.stage, point.samples), []).append(point)
+            points.setdefault((point.stage, point.samples_seen), []).append(point)
         return points
 
     @cached_property
@@ -122,11 +122,11 @@ class Outcome:
         files = RunFileReader()
         return read_points(self.run, files.read), files.damaged
 
-    def _seconds_at(self, samples: int) -> float | None:
-        """Training seconds at S = ``samples``, by the nearest logged step at or before it."""
-        if samples == self.result.get("samples"):
+    def _seconds_at(self, samples_seen: int) -> float | None:
+        """Training seconds at S = ``samples_seen``, by the nearest logged step at or before it."""
+        if samples_seen == self.result.get("samples"):
             return self.result.get("seconds")
-        return self.metrics.seconds_at(samples)
+        return self.metrics.seconds_at(samples_seen)
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:

@@ -197,7 +197,7 @@ def committed_samples(run: RunDir) -> int:
     """The newest committed S, 0 if there is no commit."""
     commits = commit.commits(run)
     if commits:
-        return commits[-1].samples
+        return commits[-1].samples_seen
     return 0
 
 

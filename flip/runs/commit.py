@@ -44,15 +44,15 @@ class Commit:
         self.path = path
         self.record = record
         self.stage: str = record["stage"]
-        self.samples: int = record["samples"]
+        self.samples_seen: int = record["samples"]
         self.attempt: int = record["attempt"]
 
     def __repr__(self) -> str:
         return "Commit(%s/%s)" % (self.stage, self.path.name)
 
 
-def folder(run: RunDir, stage: str, samples: int, attempt: int) -> Path:
-    return run.checkpoints / stage / ("%d-%d" % (samples, attempt))
+def folder(run: RunDir, stage: str, samples_seen: int, attempt: int) -> Path:
+    return run.checkpoints / stage / ("%d-%d" % (samples_seen, attempt))
 
 
 def sha256(path: PathLike, uncached: bool = False) -> str:
@@ -141,7 +141,7 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
                 result.append(read_commit(path))
             except (CorruptCheckpoint, NotADirectoryError):  # apply_retention deletes what was never committed
                 continue
-    return sorted(result, key=lambda c: (c.samples, c.attempt))
+    return sorted(result, key=lambda c: (c.samples_seen, c.attempt))
 
 
 def _folders(run: RunDir) -> Iterator[Path]:
@@ -220,7 +220,7 @@ def apply_retention(
     present = commits(run)
     pins = pinned(run)
     needed = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
-    needed |= {c.path for c in present if (c.stage, c.samples) in pins or c.samples in keep_at}
+    needed |= {c.path for c in present if (c.stage, c.samples_seen) in pins or c.samples_seen in keep_at}
     deleted = []
     failed: Optional[Exception] = None
     for path in _folders(run):
@@ -252,21 +252,21 @@ def summary(checkpoint: Commit) -> Dict[str, Any]:
     return {
         "path": "%s/%s" % (checkpoint.path.parent.name, checkpoint.path.name),
         "stage": checkpoint.stage,
-        "samples": checkpoint.samples,
+        "samples": checkpoint.samples_seen,
         "digest": sha256(checkpoint.path / COMMIT_FILE),
     }
 
 
-def summary_at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
-    """``summary`` of the newest checkpoint at S = ``samples``, or None."""
-    at_samples = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
+def summary_at(run: RunDir, samples_seen: int) -> Optional[Dict[str, Any]]:
+    """``summary`` of the newest checkpoint at S = ``samples_seen``, or None."""
+    at_samples = [c for c in commits(run, "%d-*" % samples_seen) if c.samples_seen == samples_seen]
     if at_samples:
         return summary(at_samples[-1])
     return None
 
 
-def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
-    """Keep the commit of ``stage`` at S = ``samples`` until the run or evaluation job ``by`` is over.
+def pin(run: RunDir, by: RunDir, stage: str, samples_seen: int) -> None:
+    """Keep the commit of ``stage`` at S = ``samples_seen`` until the run or evaluation job ``by`` is over.
 
     ``by`` must exist: pins by runs that no longer exist are deleted. Raises OSError if the pin cannot be written.
     """
@@ -274,8 +274,8 @@ def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
     for path, record in _pins(run):
         if not os.path.isdir(record["by"]):  # checked at submission: a node might not see that folder
             deletion.delete_file(path, missing_ok=True)  # another command may delete it too
-    name = hashlib.sha256(("%s %s %d" % (by.path, stage, samples)).encode()).hexdigest()[:16]
-    record = {"by": str(by.path), "stage": stage, "samples": samples, "time": time.time()}
+    name = hashlib.sha256(("%s %s %d" % (by.path, stage, samples_seen)).encode()).hexdigest()[:16]
+    record = {"by": str(by.path), "stage": stage, "samples": samples_seen, "time": time.time()}
     write_json(run.pins / ("%s.json" % name), record)
 
 

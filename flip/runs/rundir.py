@@ -268,10 +268,10 @@ class RunDir:
             replace_link(self.logs / "latest", str(n))
         return folder
 
-    def record_ready(self, n: int, samples: int, environment: Optional[Dict[str, Any]] = None) -> None:
-        """Record that attempt n has started up and restored, and trains from S = ``samples`` in ``environment``
+    def record_ready(self, n: int, samples_seen: int, environment: Optional[Dict[str, Any]] = None) -> None:
+        """Record that attempt n has started up and restored, and trains from S = ``samples_seen`` in ``environment``
         (``flip.environment``)."""
-        record = {"samples": samples, "environment": environment or {}, "time": time.time()}
+        record = {"samples": samples_seen, "environment": environment or {}, "time": time.time()}
         create_json(self.attempt(n) / "ready.json", record)
 
     def record_stop_request(self, n: int, signal: str) -> None:

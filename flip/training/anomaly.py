@@ -30,7 +30,7 @@ class Step(NamedTuple):
     """Description of a step for its record. ``step`` and ``samples`` as in metric lines: after it."""
 
     step: int
-    samples: int
+    samples_seen: int
     stage: str
     lr: float
     ids: Tensor
@@ -85,7 +85,7 @@ class NonFiniteGuard:
         if event is not None:
             event.synchronize()
         loss, norm = numbers.tolist()
-        where = f"stage {step.stage}, step {step.step}, S = {step.samples}"
+        where = f"stage {step.stage}, step {step.step}, S = {step.samples_seen}"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             path = self._write_record("not_finite", step, loss, norm)
             raise Diverged(
@@ -109,7 +109,7 @@ class NonFiniteGuard:
         """Write anomalies/<n>-<step>.<rank>.json and return its name. An error of the disk is only logged."""
         record: dict[str, Any] = {
             "kind": kind, "attempt": self._attempt, "rank": self._rank, "stage": step.stage, "step": step.step,
-            "samples": step.samples, "lr": step.lr, "loss": _json(loss), "grad_norm": _json(norm), "bound": bound,
+            "samples": step.samples_seen, "lr": step.lr, "loss": _json(loss), "grad_norm": _json(norm), "bound": bound,
             "ids": step.ids.tolist(), "time": time.time(),
         }  # fmt: skip
         path = self._run.anomalies / f"{self._attempt}-{step.step}.{self._rank}.json"

@@ -34,7 +34,7 @@ class Training(Protocol):
     """The training as callbacks see it. They read it; the trainer alone changes it."""
 
     @property
-    def samples(self) -> int:
+    def samples_seen(self) -> int:
         """S, the samples seen: after the step in ``step``, before it in ``before_step``."""
 
     @property
@@ -103,8 +103,8 @@ class Callback:
     """
 
     def start(self, training: Training) -> None:
-        """The weights are restored or initialised, at ``training.samples``. Once per attempt, before all other hooks
-        but ``end``."""
+        """The weights are restored or initialised, at ``training.samples_seen``. Once per attempt, before all other
+        hooks but ``end``."""
 
     def start_stage(self, training: Training) -> None:
         """A stage starts, or continues after a restart: model and optimiser are ready."""

@@ -59,13 +59,13 @@ class MetricLines(Callback):
             self._config, self._world, training.model, training.counters, self._checkpoints, self._profiler
         )
         if self._world.is_rank0:
-            values = self._attempt, training.samples, self._total, self._world.size
+            values = self._attempt, training.samples_seen, self._total, self._world.size
             log.info("attempt %d: S = %d of %d, %d ranks", *values)
         on_gpu = self._world.device.type == "cuda"
         gpu = ""
         if on_gpu:
             gpu = torch.cuda.get_device_name(self._world.device)
-        self.writer.start(training.samples, training.step, self._config, gpu)
+        self.writer.start(training.samples_seen, training.step, self._config, gpu)
         self._show_disabled()
 
     def start_stage(self, training: Training) -> None:
@@ -74,12 +74,12 @@ class MetricLines(Callback):
 
     def step(self, training: Training) -> None:
         self._collector.window.add(training.span.stage.batch, training.waited, self._uncounted_seconds(training))
-        if training.step % self._config.monitor.log_every == 0 or training.samples >= training.span.end:
+        if training.step % self._config.monitor.log_every == 0 or training.samples_seen >= training.span.end:
             self._report(training)
 
     def end(self, training: Training, phase: str, reason: str) -> None:
         with contextlib.suppress(OSError):  # must not hide the error that ended the attempt
-            self.writer.close(phase, reason, {"samples": training.samples, "step": training.step})
+            self.writer.close(phase, reason, {"samples": training.samples_seen, "step": training.step})
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -96,7 +96,7 @@ class MetricLines(Callback):
         self._collector.window.seconds += self._uncounted_seconds(training)
         assert training.optimizer is not None and training.batch is not None
         record: dict[str, Any] = {
-            "step": training.step, "samples": training.samples, "stage": training.span.stage.name,
+            "step": training.step, "samples": training.samples_seen, "stage": training.span.stage.name,
             "attempt": self._attempt,
         }  # fmt: skip
         norms = training.gradient_norm, *optim.weight_norms(training.optimizer, self._world.size)

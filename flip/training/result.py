@@ -27,10 +27,11 @@ def write_result(
     last = commit.commits(run)[-1]
     cost = sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in stage_spans(config))
     create_json(run.result, {
-        "run": run.name, "stage": last.stage, "samples": training.samples, "steps": training.step,
-        "seconds": training.seconds, "samples_per_second": training.samples / training.seconds, "world": world_size,
+        "run": run.name, "stage": last.stage, "samples": training.samples_seen, "steps": training.step,
+        "seconds": training.seconds, "samples_per_second": training.samples_seen / training.seconds,
+        "world": world_size,
         "parameters": costs.parameters(config.model), "flops": cost, "evaluations": evaluations,
-        "commit": {"path": str(last.path.relative_to(run.path)), "samples": last.samples},
+        "commit": {"path": str(last.path.relative_to(run.path)), "samples": last.samples_seen},
         "attempts": attempt, "replaced": replaced, "manifest": training.loader.digest,
         "peak_memory": training.counters.peak_memory(), "time": time.time(),
     })  # fmt: skip

@@ -32,7 +32,7 @@ class SampleLog(Callback):
     def step(self, training: Training) -> None:
         batch = training.batch
         assert batch is not None
-        before = training.samples - training.span.stage.batch
+        before = training.samples_seen - training.span.stage.batch
         line = {"samples": before, "ids": batch.ids.tolist(), "seen": patch_hashes(batch.patches)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

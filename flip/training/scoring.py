@@ -62,16 +62,16 @@ class Scoring(Callback):
 
     def start(self, training: Training) -> None:
         """At S = 0, compare labels and class names of evaluation sets: now, not after all steps."""
-        if training.samples == 0:
+        if training.samples_seen == 0:
             heartbeat = partial(self._watchdog.heartbeat, "comparing labels with class names")
             check_labels(self._config.evaluate.sets, self._ranks, self._retry_policy, heartbeat)
 
     def evaluate(self, training: Training) -> list[dict[str, Any]]:
         """At the end of the run, score all sets and return their results. Before it, score the validation sets, unless
         an earlier attempt has done so."""
-        if training.samples == self._end:
+        if training.samples_seen == self._end:
             return self._evaluate(training, self._config.evaluate.sets, keep_predictions=True)
-        scores = training_file(self._run, training.span.stage.name, training.samples)
+        scores = training_file(self._run, training.span.stage.name, training.samples_seen)
         if not run_on_first(scores.exists, self._world.control_group):
             validation = [item for item in self._config.evaluate.sets if item.role == "validation"]
             self._evaluate(training, validation, keep_predictions=False)  # they take much space
@@ -113,7 +113,7 @@ class Scoring(Callback):
                 scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
             parallel.reshard(encoder.model)
             for result in scored:
-                results.append(result | {"stage": training.span.stage.name, "samples": training.samples})
+                results.append(result | {"stage": training.span.stage.name, "samples": training.samples_seen})
                 if self._world.is_rank0:
                     log.info("%s", format_result(result))
         return results, predictions
@@ -126,12 +126,12 @@ class Scoring(Callback):
         if not self._world.is_rank0 or not self._run.is_current_attempt(self._attempt):
             return results
         stage = training.span.stage.name
-        samples = training.samples
-        record = commit.summary_at(self._run, samples)
+        samples_seen = training.samples_seen
+        record = commit.summary_at(self._run, samples_seen)
         results = [result | {"commit": record} for result in results]
-        self._metrics.writer.evaluation(stage, samples, training.seconds, results)
+        self._metrics.writer.evaluation(stage, samples_seen, training.seconds, results)
         for name, prediction in predictions.items():
-            prediction.write(path_of(self._run, stage, samples, name))
+            prediction.write(path_of(self._run, stage, samples_seen, name))
         return results
 
     def _encoder(self, training: Training) -> ModelEncoder:

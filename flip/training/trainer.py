@@ -108,7 +108,7 @@ class Trainer:
         self.spans = stage_spans(config)
         self.span = self.spans[0]
         self.total = self.spans[-1].end
-        self.samples = 0
+        self.samples_seen = 0
         self.step = 0
         self.seconds = 0.0
         self.optimizer: torch.optim.Optimizer | None = None
@@ -137,10 +137,10 @@ class Trainer:
             self.watcher.start()
         source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init))
         if source is not None:
-            self.samples = source.samples
+            self.samples_seen = source.samples_seen
             self.step = source.record["step"]
             self.seconds = source.record["seconds"]
-        self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples))
+        self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples_seen))
         self.model = self.allocate(self.stage_config)
         self.checkpoints.load_weights(self.model, self.initialise)
         parallel.check_initialised(self.model)
@@ -187,13 +187,13 @@ class Trainer:
 
     def save(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
         """Start a save of the present position, unless it is saved or being saved."""
-        if not self.checkpoints.is_unsaved(self.samples):
+        if not self.checkpoints.is_unsaved(self.samples_seen):
             return
         self.wait_for_device()
-        self.watchdog.heartbeat(f"committing S = {self.samples}", times=LONG_OPERATION_FACTOR)
+        self.watchdog.heartbeat(f"committing S = {self.samples_seen}", times=LONG_OPERATION_FACTOR)
         state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
-            state, span.stage.name, self.samples,
+            state, span.stage.name, self.samples_seen,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
             replaced=self.counters.totals()[0], peak_memory=self.counters.peak_memory(),
         )  # fmt: skip
@@ -208,15 +208,15 @@ class Trainer:
             self.restore()
             for span in self.spans:
                 self.span = span
-                if self.samples < span.end:
+                if self.samples_seen < span.end:
                     self.run_stage(span)
-                if self.samples == span.end < self.total:
+                if self.samples_seen == span.end < self.total:
                     self.callbacks.evaluate(self)
             self.callbacks.call("stop", self)
             self.finish()
         except TrainingStopped:
             self.checkpoints.wait()
-            if self.samples < self.total:
+            if self.samples_seen < self.total:
                 self.callbacks.call("stop", self)
             raise
 
@@ -226,22 +226,22 @@ class Trainer:
         """Train one stage from the present position to its end, and save."""
         self.enter(span.stage)
         self.optimizer = optimizer = optim.build(self.model.named_parameters(), self.config.optim)
-        if span.start < self.samples:
+        if span.start < self.samples_seen:
             self.checkpoints.load_optimizer(self.model, optimizer, span.stage.name)
             if self.passed_multiple(self.config.evaluate.every, span):
                 self.callbacks.evaluate(self)  # the process was killed between a commit and its score
         stage = span.stage
         batches = self.loader.batches(
-            self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
+            self.samples_seen, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
             worker_config(self.stage_config),
         )  # fmt: skip
         self.callbacks.call("start_stage", self)
         try:
-            while self.samples < span.end:
-                self.watchdog.heartbeat(f"a step from S = {self.samples}")
+            while self.samples_seen < span.end:
+                self.watchdog.heartbeat(f"a step from S = {self.samples_seen}")
                 self.save_or_stop_if_requested(span, optimizer)
                 self.timed_step(span, optimizer, batches)
-                scored = self.samples < span.end and self.passed_multiple(self.config.evaluate.every, span)
+                scored = self.samples_seen < span.end and self.passed_multiple(self.config.evaluate.every, span)
                 if scored or self.is_save_due(span):
                     self.coordinated_stop.flush()
                     self.save(span, optimizer)
@@ -273,7 +273,7 @@ class Trainer:
             self.waited = time.perf_counter() - start_time
         self.callbacks.call("before_step", self)
         self.loss, self.accuracy, self.gradient_norm = self.train_step(span, optimizer, batch)
-        self.samples += span.stage.batch
+        self.samples_seen += span.stage.batch
         self.step += 1
         self.seconds += time.perf_counter() - start_time
         self.counters.replaced += batch.replaced
@@ -284,7 +284,7 @@ class Trainer:
     def is_save_due(self, span: StageSpan) -> bool:
         """Whether the configuration asks for a save at this position."""
         section = self.config.checkpoint
-        due = self.samples in section.keep_at or self.passed_multiple(section.samples, span)
+        due = self.samples_seen in section.keep_at or self.passed_multiple(section.samples, span)
         return due or self.checkpoints.save_after_first_step
 
     def train_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
@@ -292,7 +292,7 @@ class Trainer:
         compute = self.config.compute
         fields = (batch.patches, batch.keep_indices, batch.tokens, batch.position_ids)
         inputs = tuple(field for field in fields if field is not None)
-        rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
+        rate = optim.set_learning_rate(optimizer, span.stage, self.samples_seen - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
         statistics = grad_cache.grad_cache_backward(
@@ -303,7 +303,7 @@ class Trainer:
         loss, accuracy = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
         self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
-        after = self.samples + span.stage.batch
+        after = self.samples_seen + span.stage.batch
         step = anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids)
         self.guard.check_step(optimizer, step, loss, norm)
         if self.config.optim.clip:
@@ -334,7 +334,7 @@ class Trainer:
 
     def passed_multiple(self, interval: int, span: StageSpan) -> bool:
         """Whether the last step passed a multiple of ``interval`` samples; 0: never."""
-        return bool(interval) and self.samples // interval > (self.samples - span.stage.batch) // interval
+        return bool(interval) and self.samples_seen // interval > (self.samples_seen - span.stage.batch) // interval
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

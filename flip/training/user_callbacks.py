@@ -120,7 +120,7 @@ class TrainingView:
     @property
     def samples_seen(self) -> int:
         """S: after the step in ``step``, before it in ``before_step``."""
-        return self._training.samples
+        return self._training.samples_seen
 
     @property
     def step(self) -> int:

@@ -85,7 +85,7 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
 
 def digest(source: commit.Commit) -> str:
     """16 hex digits over a commit's stage, S and the checksums of its files, independent of its path."""
-    facts = [source.stage, source.samples, sorted((n, f["sha256"]) for n, f in source.record["files"].items())]
+    facts = [source.stage, source.samples_seen, sorted((n, f["sha256"]) for n, f in source.record["files"].items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -101,18 +101,18 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     run = _find_run(init.run, folders)
     try:
         source = merge.read_config(run.config)
-        stage, samples = _stage_and_samples(init, source)
+        stage, samples_seen = _stage_and_samples(init, source)
     except (OSError, ValueError) as error:
         raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
     commits = commit.commits(run)
-    matches = [c for c in commits if c.samples == samples and c.stage == (stage or c.stage)]
+    matches = [c for c in commits if c.samples_seen == samples_seen and c.stage == (stage or c.stage)]
     if not matches:
-        present = ", ".join(f"{c.stage} {c.samples}" for c in commits) or "none"
+        present = ", ".join(f"{c.stage} {c.samples_seen}" for c in commits) or "none"
         remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
         of_stage = f" of stage {stage}" if stage else ""
-        raise SourceMissing(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
+        raise SourceMissing(f"init: no commit at S = {samples_seen}{of_stage}", str(run.path), remedy=remedy)
     if init.extend:
-        own_stage = stage_at(config, samples)
+        own_stage = stage_at(config, samples_seen)
     else:
         own_stage = config.stages[0]
     compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
@@ -125,7 +125,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     key = digest(matches[-1])
     if init.commit not in ("", key):
         raise SourceMissing("init.commit: this commit has another digest", str(matches[-1].path), key)
-    return replace(init, run=str(run.path), stage=matches[-1].stage, samples=samples, commit=key)
+    return replace(init, run=str(run.path), stage=matches[-1].stage, samples=samples_seen, commit=key)
 
 
 def _find_run(name: str, folders: Sequence[Path]) -> RunDir:
@@ -225,7 +225,7 @@ def open_commit(init: Init) -> commit.Commit:
     """The commit that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     run = RunDir(init.run)
     for source in reversed(commit.commits(run)):
-        if (source.stage, source.samples) == (init.stage, init.samples) and digest(source) == init.commit:
+        if (source.stage, source.samples_seen) == (init.stage, init.samples) and digest(source) == init.commit:
             return source
     where = f"{run.path}, stage {init.stage}, S = {init.samples}"
     raise DataError("the commit that init names no longer exists", where, init.commit, _RESTORE)

@@ -27,7 +27,7 @@ def extending_entry(run: RunDir, differs: Mapping[str, Any], changes: Sequence[C
     newest = commits[-1]
     settings = {"data.lanes": lanes, **{key: value for key, value in differs.items() if not key.startswith("init.")}}
     fields = "".join(f", {key}: {json.dumps(value)}" for key, value in settings.items())
-    init = f"{{run: {run.name}, stage: {newest.stage}, samples: {newest.samples}, extend: true}}"
+    init = f"{{run: {run.name}, stage: {newest.stage}, samples: {newest.samples_seen}, extend: true}}"
     return f"{run.name}-more: {{init: {init}{fields}}}"
 
 
@@ -36,7 +36,7 @@ def newest_commit(run: RunDir) -> str:
     commits = commit.commits(run)
     if not commits:
         return "it has no commit"
-    return f"its newest commit is at S = {commits[-1].samples} of stage {commits[-1].stage}"
+    return f"its newest commit is at S = {commits[-1].samples_seen} of stage {commits[-1].stage}"
 
 
 def _may_change(key: str, stage: str) -> bool:

@@ -108,7 +108,7 @@ def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDi
         if facts.nominal or (blank := _blank(config, number, share, 0, end)) is None:
             continue
         done = commits(run) if run else []
-        if done and (blank := _blank(config, number, share, done[-1].samples, end)) is None:
+        if done and (blank := _blank(config, number, share, done[-1].samples_seen, end)) is None:
             continue
         lane, start = blank
         samples = config.data.block * share.chunk

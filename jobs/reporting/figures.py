@@ -153,12 +153,14 @@ def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
     unit = seed_groups.hours_unit(grouped)
     return [
         (
-            lambda outcome, samples, seconds: None if seconds is None else seed_groups.hours(outcome, unit, seconds),
+            lambda outcome, samples_seen, seconds: (
+                None if seconds is None else seed_groups.hours(outcome, unit, seconds)
+            ),
             unit,
         ),
-        (lambda outcome, samples, seconds: seed_groups.flops(outcome, samples), "training FLOPs"),
-        (lambda outcome, samples, seconds: samples, "samples seen"),
-        (lambda outcome, samples, seconds: None if seconds is None else seconds / 3600, "hours of training"),
+        (lambda outcome, samples_seen, seconds: seed_groups.flops(outcome, samples_seen), "training FLOPs"),
+        (lambda outcome, samples_seen, seconds: samples_seen, "samples seen"),
+        (lambda outcome, samples_seen, seconds: None if seconds is None else seconds / 3600, "hours of training"),
     ]
 
 
@@ -169,24 +171,24 @@ def _course(outcome: Outcome, name: str, label: str, cost: Cost) -> list[Step]:
     if points and progress["samples"] is not None and progress["samples"] > points[-1][0]:
         points.append((progress["samples"], progress["seconds"], outcome.evaluations))
     steps = []
-    for samples, seconds, items in points:
-        x = cost(outcome, samples, seconds)
+    for samples_seen, seconds, items in points:
+        x = cost(outcome, samples_seen, seconds)
         scores = [score_of(item) for item in items if item["name"] == name]
-        steps += [(samples, x, 100 * score.value) for score in scores if score.label == label and x is not None]
+        steps += [(samples_seen, x, 100 * score.value) for score in scores if score.label == label and x is not None]
     return steps
 
 
 def _mean_course(courses: Sequence[Sequence[Step]]) -> list[Step]:
     """The mean of several courses at the samples that all have."""
-    tables = [{samples: (x, y) for samples, x, y in course} for course in courses]
+    tables = [{samples_seen: (x, y) for samples_seen, x, y in course} for course in courses]
     if tables:
         common = set.intersection(*(set(table) for table in tables))
     else:
         common = set()
     means = []
-    for samples in sorted(common):
-        xs, ys = zip(*(table[samples] for table in tables), strict=True)
-        means.append((samples, fmean(xs), fmean(ys)))
+    for samples_seen in sorted(common):
+        xs, ys = zip(*(table[samples_seen] for table in tables), strict=True)
+        means.append((samples_seen, fmean(xs), fmean(ys)))
     return means
 
 

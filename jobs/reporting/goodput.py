@@ -129,15 +129,15 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | 
 
     Without ``saved`` all are useful.
     """
-    samples = timed["samples"]
-    starts = np.concatenate([[before], samples[:-1]])
-    windows = (samples - starts) / timed["samples_per_second"]
+    samples_seen = timed["samples"]
+    starts = np.concatenate([[before], samples_seen[:-1]])
+    windows = (samples_seen - starts) / timed["samples_per_second"]
     if saved is None:
-        useful_until = samples
+        useful_until = samples_seen
     else:
-        useful_until = np.minimum(samples, np.maximum(starts, saved))
-    counts = samples > starts
-    shares = np.where(counts, (useful_until - starts) / np.where(counts, samples - starts, 1.0), 1.0)
+        useful_until = np.minimum(samples_seen, np.maximum(starts, saved))
+    counts = samples_seen > starts
+    shares = np.where(counts, (useful_until - starts) / np.where(counts, samples_seen - starts, 1.0), 1.0)
     parts["useful"] += float((windows * shares).sum())
     parts["repeated"] += float((windows * (1 - shares)).sum())
     return float(windows.sum())

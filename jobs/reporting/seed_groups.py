@@ -144,12 +144,12 @@ def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | 
     return seconds * width / 3600
 
 
-def flops(outcome: Outcome, samples: float | None = None) -> float | None:
-    """Training FLOPs until now or until S = ``samples``, computed from the configuration; None: unknown."""
-    if samples is None:
-        samples = outcome.progress["samples"]
+def flops(outcome: Outcome, samples_seen: float | None = None) -> float | None:
+    """Training FLOPs until now or until S = ``samples_seen``, computed from the configuration; None: unknown."""
+    if samples_seen is None:
+        samples_seen = outcome.progress["samples"]
     stages = stages_of(outcome.settings).values()
-    if samples is None or not stages:
+    if samples_seen is None or not stages:
         return None
     try:
         model = Model(
@@ -158,7 +158,7 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
             text=TextTower(**_fields(outcome.settings, "model.text.", TextTower)),
         )
         total = 0.0
-        left = float(samples)
+        left = float(samples_seen)
         for stage in stages:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             image = replace(model.image, **_fields(stage, "image.", ImageTower))

@@ -184,7 +184,7 @@ def _adopt(action: Action, folder: Path) -> None:
     run = RunDir(folder / action.name)
     stored = read_record(run.identity) or {}
     done = commit.commits(run)
-    until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
+    until = {"samples": done[-1].samples_seen if done else 0, "hash": stored.get("hash")}
     until["changes"] = [change._asdict() for change in action.changes]
     write_json(run.identity, {**_renewed(stored, action), "before": [*stored.get("before", []), until]})
 

@@ -308,7 +308,7 @@ class EvaluateCommand:
             remedy = "Let it train to its first."
             raise ConfigError("this run has no checkpoint yet", subject.checkpoints, remedy=remedy)
         names = {f"{entry.stage}/{entry.path.name}": entry for entry in commits}
-        chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples))]
+        chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples_seen))]
         if not chosen:
             raise ConfigError("no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
         if wanted != "all":

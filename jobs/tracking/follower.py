@@ -42,7 +42,7 @@ def final_samples(run: RunDir) -> dict[int, int]:
     """Attempt -> S up to which its metric lines are final."""
     committed: dict[int, int] = {}
     for each in commit.commits(run):
-        committed[each.attempt] = max(each.samples, committed.get(each.attempt, 0))
+        committed[each.attempt] = max(each.samples_seen, committed.get(each.attempt, 0))
     limits: dict[int, int] = {}
     resumed = load_record(run.result).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
@@ -112,14 +112,14 @@ class Follower:
         while complete and unsent:
             self._log(self._open() + 1, unsent[0]["samples"], {}, unsent)
 
-    def _log(self, step: int, samples: int, values: dict[str, float], unsent: list[dict[str, Any]]) -> None:
+    def _log(self, step: int, samples_seen: int, values: dict[str, float], unsent: list[dict[str, Any]]) -> None:
         """Log a row, with the oldest scores up to its S; they name their own S."""
-        if unsent and unsent[0]["samples"] <= samples:
+        if unsent and unsent[0]["samples"] <= samples_seen:
             record = unsent.pop(0)
             values |= {"scored_samples": record["samples"], **scores(record["evaluations"])}
             self._scored.add(_name(record))
         assert self._tracker is not None
-        self._tracker.log(step, {"samples": samples, **values})
+        self._tracker.log(step, {"samples": samples_seen, **values})
         self._step = step
 
     def _unsent_scores(self) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def files(url):
 def check_whole(run, *positions):
     """The run has exactly these commits, with all their files and the values that were saved."""
     commits = commit.commits(run)
-    assert [entry.samples for entry in commits] == list(positions)
+    assert [entry.samples_seen for entry in commits] == list(positions)
     for entry in commits:
         with local_copy(entry, POLICY):
             pass
@@ -69,7 +69,7 @@ def check_loads(run, world, url, samples):
     state = state_of(*trained())
     newest = saver.restorer.newest()
     saver.restorer.load(newest, state)
-    assert newest.samples == samples
+    assert newest.samples_seen == samples
     assert all(torch.equal(tensor, torch.full_like(tensor, samples)) for tensor in state.values())
 
 
@@ -87,7 +87,9 @@ def copy_continues_past_retention(folder, world, url):
     assert address(copy).rpartition("/")[2].startswith("b-")
     assert (owner(address(run)), owner(address(copy))) == (str(run.path), str(copy.path))
     own = [entry for entry in commit.commits(copy) if entry.record["url"].startswith(address(copy))]
-    assert [entry.samples for entry in own] == [80] and len(files(address(copy))) == 3, "retention works for its own"
+    assert [entry.samples_seen for entry in own] == [80] and len(files(address(copy))) == 3, (
+        "retention works for its own"
+    )
     check_whole(copy, 16, 32, 80)
     check_loads(copy, world, url, 80)
     save(run, world, url, 48)
@@ -107,7 +109,7 @@ def record_that_names_another_folder_deletes_nothing(folder, world, url):
     write_json(prepared.path / commit.COMMIT_FILE, {**prepared.record, "url": outside})
     save(run, world, url, 32, 48, resume=False)
     assert files(outside) == ["commit.json", "deep/x", shard]
-    assert [entry.samples for entry in commit.commits(run)] == [16, 48]
+    assert [entry.samples_seen for entry in commit.commits(run)] == [16, 48]
 
 
 def prepared_address_of_another_run_is_not_used(folder, world, url):

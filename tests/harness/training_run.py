@@ -196,7 +196,7 @@ class TrainingRun:
                 with safe_open(file, "pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118
                         tensors_by_key[file.name, name] = tensors.get_tensor(name)
-        return last.samples, tensors_by_key
+        return last.samples_seen, tensors_by_key
 
     def leftovers(self):
         """Return processes that name this run, and files with temporary names."""

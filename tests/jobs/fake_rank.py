@@ -44,7 +44,7 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
     play = json.loads((run.path / "play.json").read_text())
     first = (read_json(run.attempt(attempt) / "start.json") or {})["first_commit"]
     done = commit.commits(run)
-    samples = done[-1].samples if done else 0
+    samples = done[-1].samples_seen if done else 0
     fault = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
     print(f"rank {rank} starts at {samples}", flush=True)
     print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ.get('PYTORCH_ALLOC_CONF')}", flush=True)

@@ -43,7 +43,7 @@ def remote(tmp_path_factory):
 def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(remote):
     run = remote.run("base")
     checkpoints = commit.commits(run)
-    assert [checkpoint.samples for checkpoint in checkpoints] == [16, 32, 48]
+    assert [checkpoint.samples_seen for checkpoint in checkpoints] == [16, 32, 48]
     for checkpoint in checkpoints:
         assert [path.name for path in checkpoint.path.iterdir()] == [commit.COMMIT_FILE]
         folder = Path(checkpoint.record["url"].removeprefix("file://"))
@@ -67,7 +67,7 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
     assert (
         expected and actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
     )
-    assert [checkpoint.samples for checkpoint in commit.commits(remote.run("extended"))] == [64]
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(remote.run("extended"))] == [64]
     (extended,) = commit.commits(remote.run("extended"))
     assert (
         extended.record["parent"] == str(commit.commits(remote.run("base"))[-1].path) and extended.record["step"] == 4

@@ -60,7 +60,7 @@ def test_read_commit_verifies_or_rejects_any_record(run, commit_file, text):
         commit.summary(checkpoint)
     except commit.CorruptCheckpoint:
         pass
-    assert 32 in [entry.samples for entry in commit.commits(run)]
+    assert 32 in [entry.samples_seen for entry in commit.commits(run)]
 
 
 @given(texts({"by": "/x", "stage": "pretrain", "samples": 64, "time": 1.0}))
@@ -76,7 +76,7 @@ def test_retention_deletes_nothing_that_is_pinned_or_if_pin_cannot_be_read(run, 
         assert deleted == []
     else:
         assert read_record(run.pins / "one.json", PIN)  # raises ValueError if it cannot be read
-        deleted_checkpoints = {(c.stage, c.samples) for c in commit.commits(run) if c.path in deleted}
+        deleted_checkpoints = {(c.stage, c.samples_seen) for c in commit.commits(run) if c.path in deleted}
         assert not deleted_checkpoints & commit.pinned(run)
 
 

@@ -72,7 +72,7 @@ def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
         saver.save(expected, "pretrain", samples)
     saver.wait()
     (saved,) = commit.commits(run)
-    assert saved.samples == 32 and os.listdir(saved.path) == [commit.COMMIT_FILE]
+    assert saved.samples_seen == 32 and os.listdir(saved.path) == [commit.COMMIT_FILE]
     objects = dict(s3.S3Storage().list(f"{URL}/sweep/"))
     assert {Path(key).name for key in objects} == {*saved.record["files"], commit.COMMIT_FILE, OWNER_FILE}
     assert len(objects) == 3
@@ -83,7 +83,7 @@ def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
     newest = saver.restorer.newest()
     saver.restorer.load(newest, loaded)
-    assert newest.samples == 32 and all(torch.equal(expected[name], loaded[name]) for name in expected)
+    assert newest.samples_seen == 32 and all(torch.equal(expected[name], loaded[name]) for name in expected)
 
 
 def test_remote_checkpoint_uploads_large_file_in_parts(server, monkeypatch, tmp_path):
@@ -111,8 +111,8 @@ def test_restorer_falls_back_to_older_commit_if_object_is_damaged(server, world,
     old, new = commit.commits(run)
     (name,) = new.record["files"]
     s3.S3Storage().put(f"{new.record['url']}/{name}", b"rot")
-    assert saver.restorer.newest().samples == old.samples == 16
-    assert [c.samples for c in commit.commits(run)] == [16]
+    assert saver.restorer.newest().samples_seen == old.samples_seen == 16
+    assert [c.samples_seen for c in commit.commits(run)] == [16]
 
 
 def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world, run, proxied):
@@ -126,11 +126,11 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
     back.start()
     saver.wait()
     back.join()
-    assert [c.samples for c in commit.commits(run)] == [32]
+    assert [c.samples_seen for c in commit.commits(run)] == [32]
     own.kill()
     with pytest.raises(StorageError, match=r"reading failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
         saver_of(run, world, deadline=1.0).save(state_of(*trained()), "pretrain", 48)
-    assert error.value.code == 69 and [c.samples for c in commit.commits(run)] == [32]
+    assert error.value.code == 69 and [c.samples_seen for c in commit.commits(run)] == [32]
     own.start()
     saver.save(state_of(*trained()), "pretrain", 64)
     saver.wait()

@@ -105,7 +105,7 @@ def features(run):
 
 def trace(run, n):
     profiler = Profiler(run.traces, n, 1, torch.device("cpu"), first=1, steps=1, minutes=0)
-    training = SimpleNamespace(samples=0, step=0, span=SimpleNamespace(stage=SimpleNamespace(batch=8)))
+    training = SimpleNamespace(samples_seen=0, step=0, span=SimpleNamespace(stage=SimpleNamespace(batch=8)))
     profiler.before_step(training)
     torch.zeros(2).sum()
     profiler.step(training)

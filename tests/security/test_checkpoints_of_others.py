@@ -81,7 +81,7 @@ def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
     log = save(alice, mine, bucket, 32, 48)
     assert (content(remote(victim)), content(victim.path)) == before
     assert remote(mine) != remote(victim) and "16-1 is left alone: its files are at file://" in log, log
-    assert [entry.samples for entry in commit.commits(mine)] == [16, 48]
+    assert [entry.samples_seen for entry in commit.commits(mine)] == [16, 48]
 
 
 @pytest.mark.slow
@@ -97,9 +97,9 @@ def test_copy_of_other_users_run_gets_remote_folder_of_its_own(users, bucket):
     save(alice, mine, bucket, 32, 48)
     assert content(remote(theirs)) == before and remote(mine) != remote(theirs)
     owner = read_json(remote(mine) / "owner.json")["folder"]
-    assert owner == str(mine.path) and [entry.samples for entry in commit.commits(mine)] == [16, 48]
+    assert owner == str(mine.path) and [entry.samples_seen for entry in commit.commits(mine)] == [16, 48]
     save(bob, theirs, bucket, 32)
-    assert [entry.samples for entry in commit.commits(theirs)] == [32]
+    assert [entry.samples_seen for entry in commit.commits(theirs)] == [32]
 
 
 @pytest.mark.slow
@@ -160,5 +160,5 @@ def test_files_and_links_of_other_user_in_checkpoint_folders_stay(users):
     log = save(alice, run, "", 32)
     assert content(other.path) == before and len(before) == 3, log
     assert sorted(path.name for path in folder.iterdir()) == sorted(["notes", shard])
-    assert [entry.samples for entry in commit.commits(other)] == [8]
+    assert [entry.samples_seen for entry in commit.commits(other)] == [8]
     assert "16-1 is left alone: files stay that no checkpoint has" in log, log

@@ -69,7 +69,7 @@ def _without_exports(sources: Sequence[Path], options: argparse.Namespace) -> li
         if is_export(source):
             raise ConfigError("required to export an exported folder again", "--out", remedy="Export it alone.")
         chosen = select_commit(RunDir(source), options.commit)
-        out = RunDir(source).export / _folder_name(chosen.stage, chosen.samples, options.to)
+        out = RunDir(source).export / _folder_name(chosen.stage, chosen.samples_seen, options.to)
         if is_export(out) and not options.replace:
             note(f"{out}: exists already, not replaced")
         else:
@@ -77,8 +77,8 @@ def _without_exports(sources: Sequence[Path], options: argparse.Namespace) -> li
     return left
 
 
-def _folder_name(stage: str, samples: int, library: str) -> str:
-    return f"{stage}-{samples}" + ("" if library == "open_clip" else f"-{library}")
+def _folder_name(stage: str, samples_seen: int, library: str) -> str:
+    return f"{stage}-{samples_seen}" + ("" if library == "open_clip" else f"-{library}")
 
 
 def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     if is_export(source) and not options.out:
         raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
-    name = _folder_name(loaded.source.stage, loaded.source.samples, options.to)
+    name = _folder_name(loaded.source.stage, loaded.source.samples_seen, options.to)
     if options.out:
         out = options.out.expanduser()
     else:

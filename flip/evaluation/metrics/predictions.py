@@ -65,9 +65,9 @@ class Predictions:
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def path_of(run: RunDir, stage: str, samples: int, name: str) -> Path:
-    """The file of the result ``name`` at S = ``samples`` of a stage."""
-    return folder_of(run, stage, samples) / f"{name}.predictions.jsonl"
+def path_of(run: RunDir, stage: str, samples_seen: int, name: str) -> Path:
+    """The file of the result ``name`` at S = ``samples_seen`` of a stage."""
+    return folder_of(run, stage, samples_seen) / f"{name}.predictions.jsonl"
 
 
 def read(path: Path) -> Predictions:

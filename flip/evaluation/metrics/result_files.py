@@ -30,7 +30,7 @@ class Point:
 
     stage: str | None
     """None in files of early releases."""
-    samples: int
+    samples_seen: int
     scores: list[dict[str, Any]]
     """One per column; on disk ``evaluations``."""
     job: str = ""
@@ -41,27 +41,27 @@ class Point:
     """Of the training."""
 
 
-def training_file(run: RunDir, stage: str, samples: int) -> Path:
+def training_file(run: RunDir, stage: str, samples_seen: int) -> Path:
     """The scores of the training at a position."""
-    return run.eval / f"{stage}-{samples}.json"
+    return run.eval / f"{stage}-{samples_seen}.json"
 
 
-def folder_of(run: RunDir, stage: str, samples: int) -> Path:
+def folder_of(run: RunDir, stage: str, samples_seen: int) -> Path:
     """The folder with the scores of jobs at a position, and with predictions."""
-    return run.eval / f"{stage}-{samples}"
+    return run.eval / f"{stage}-{samples_seen}"
 
 
 def write_point(run: RunDir, point: Point) -> Path:
     """Write a file of scores; replaces an older one of this writer and position."""
     assert point.stage is not None
     run_folder(run.eval)
-    record = {"stage": point.stage, "samples": point.samples, "evaluations": point.scores}
+    record = {"stage": point.stage, "samples": point.samples_seen, "evaluations": point.scores}
     if point.job:
-        path = _job_file(run, point.stage, point.samples, point.job)
+        path = _job_file(run, point.stage, point.samples_seen, point.job)
         run_folder(path.parent)
         record |= {"job": point.job}
     else:
-        path = training_file(run, point.stage, point.samples)
+        path = training_file(run, point.stage, point.samples_seen)
         record |= {"seconds": point.seconds, "attempt": point.attempt}
     write_json(path, record)
     return path
@@ -70,25 +70,25 @@ def write_point(run: RunDir, point: Point) -> Path:
 def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
     """Add a score to the file of a job, in place of its older one of that name."""
     stage = commit["stage"]
-    samples = commit["samples"]
-    run_folder(folder_of(subject, stage, samples))
-    score = {**result, "stage": stage, "samples": samples, "commit": dict(commit), "job": job, "time": time.time()}
-    before = scores_of_job(subject, stage, samples, job)
+    samples_seen = commit["samples"]
+    run_folder(folder_of(subject, stage, samples_seen))
+    score = {**result, "stage": stage, "samples": samples_seen, "commit": dict(commit), "job": job, "time": time.time()}
+    before = scores_of_job(subject, stage, samples_seen, job)
     others = [each for each in before if each["name"] != result["name"]]
-    return write_point(subject, Point(stage, samples, [*others, score], job))
+    return write_point(subject, Point(stage, samples_seen, [*others, score], job))
 
 
-def scores_of_job(subject: RunDir, stage: str, samples: int, job: str) -> list[dict[str, Any]]:
+def scores_of_job(subject: RunDir, stage: str, samples_seen: int, job: str) -> list[dict[str, Any]]:
     """What a job has stored at a position. A damaged file counts as none: the job computes the scores again."""
-    path = _job_file(subject, stage, samples, job)
+    path = _job_file(subject, stage, samples_seen, job)
     try:
         return read_point(path).scores
     except (FileNotFoundError, ValueError):
         return []
 
 
-def _job_file(run: RunDir, stage: str, samples: int, job: str) -> Path:
-    return folder_of(run, stage, samples) / f"{job}.json"
+def _job_file(run: RunDir, stage: str, samples_seen: int, job: str) -> Path:
+    return folder_of(run, stage, samples_seen) / f"{job}.json"
 
 
 def read_points(
@@ -188,8 +188,8 @@ def is_shown(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, An
     except (FileNotFoundError, ValueError):  # absent, or damaged: it has no score to show
         return True
     scores = [score for score in own.scores if score["name"] == name]
-    new = Point(own.stage, own.samples, [dict(result)], "new")
-    (score,) = shown([Point(own.stage, own.samples, scores), new])
+    new = Point(own.stage, own.samples_seen, [dict(result)], "new")
+    (score,) = shown([Point(own.stage, own.samples_seen, scores), new])
     return bool(score.get("predictions") == result["predictions"])
 
 

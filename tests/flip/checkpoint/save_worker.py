@@ -110,7 +110,7 @@ def rank(run, n, kill_switch, url):
     saver = checkpoint.Checkpointer(run, n, world, keep=1, background=True, **url)
     with torch.no_grad():
         newest = saver.restorer.newest()
-        samples = newest.samples if newest else 0
+        samples = newest.samples_seen if newest else 0
         if newest is not None:
             saver.restorer.load(newest, loaded)
             fill(expected, samples)
@@ -182,9 +182,9 @@ def main(run, size, url):
     for victim in range(size):
         left = 0
         while True:
-            before = commit.commits(run)[-1].samples
+            before = commit.commits(run)[-1].samples_seen
             dead = round_of(run, size, victim, left, url)
-            after = commit.commits(run)[-1].samples
+            after = commit.commits(run)[-1].samples_seen
             assert after in ((before, before + INTERVAL) if dead else (before + INTERVAL,)), (
                 victim,
                 left,

@@ -138,7 +138,7 @@ def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_pat
     saving.save(model_state(model) | optimizer_state(model, optimizer), "pretrain", 16, order=order.VERSION)
     saving.wait()
     checkpoints = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
-    assert checkpoints.find(lambda restorer: None).samples == 16
+    assert checkpoints.find(lambda restorer: None).samples_seen == 16
     model, optimizer = built(1.0)
     checkpoints.load_weights(model, unused)
     checkpoints.load_optimizer(model, optimizer, "unmasked")

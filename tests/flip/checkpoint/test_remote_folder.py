@@ -87,7 +87,7 @@ def test_commits_at_previous_url_stay_and_are_logged_once(run, tmp_path, world, 
     (old,) = commit.commits(run)
     before = copied_runs.files(old.record["url"])
     copied_runs.save(run, world, f"{tmp_path}/new", 32, 48, 64)
-    assert [entry.samples for entry in commit.commits(run)] == [16, 64]
+    assert [entry.samples_seen for entry in commit.commits(run)] == [16, 64]
     assert copied_runs.files(old.record["url"]) == before
     assert caplog.text.count(f"16-1 is left alone: its files are at {old.record['url']}") == 1
 

@@ -52,7 +52,7 @@ def test_checkpointer_round_trip_restores_all_tensors(run, world):
     saver.save(state_of(pair, optimizer), "pretrain", 16, step=2)
     other, fresh = trained(steps=0)
     newest = checkpoint.Checkpointer(run, 1, world, keep=2).restorer.newest()
-    assert (newest.samples, newest.record["step"], newest.record["world"]) == (16, 2, 1)
+    assert (newest.samples_seen, newest.record["step"], newest.record["world"]) == (16, 2, 1)
     saver.restorer.load(newest, state_of(other, fresh))
     expected = state_of(pair, optimizer)
     actual = state_of(other, fresh)
@@ -98,11 +98,11 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
             tensor += 1
     threading.Timer(2.0, go.set).start()
     saver.save(state_of(pair, optimizer), "pretrain", 32)
-    assert saver.blocked_seconds > 0.1 and [c.samples for c in commit.commits(run)][:1] == [16]
+    assert saver.blocked_seconds > 0.1 and [c.samples_seen for c in commit.commits(run)][:1] == [16]
     saver.wait()
     saver.wait()
     old, new = commit.commits(run)
-    assert (new.samples, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
+    assert (new.samples_seen, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
     for saved, offset in ((old, 0), (new, 1)):
         state = state_of(*trained(steps=0))
         saver.restorer.load(saved, state)
@@ -125,9 +125,9 @@ def test_background_saves_restore_if_set_of_tensors_changes(run, world):
     saver.wait()
     assert buffers[0] is buffers[1] is not buffers[2]
     for saved in commit.commits(run):
-        loaded = {name: torch.zeros_like(tensor) for name, tensor in values[saved.samples].items()}
+        loaded = {name: torch.zeros_like(tensor) for name, tensor in values[saved.samples_seen].items()}
         saver.restorer.load(saved, loaded)
-        assert all(torch.equal(loaded[name], values[saved.samples][name]) for name in loaded)
+        assert all(torch.equal(loaded[name], values[saved.samples_seen][name]) for name in loaded)
 
 
 def test_background_save_error_is_raised_once_by_next_save(run, world):
@@ -191,7 +191,7 @@ def test_save_commits_even_if_retention_fails(run, world, monkeypatch):
 
     monkeypatch.setattr(commit, "apply_retention", broken)
     saver.save(state_of(*trained()), "pretrain", 32)
-    assert [c.samples for c in commit.commits(run)] == [16, 32]
+    assert [c.samples_seen for c in commit.commits(run)] == [16, 32]
 
 
 def test_save_raises_storage_error_if_folder_cannot_be_created(run, world):
@@ -221,7 +221,7 @@ def test_save_on_full_disk_keeps_old_commit_and_reports_bytes(run, world):
     saver.save(state_of(*trained()), "pretrain", 16)
     with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
-    assert [c.samples for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
+    assert [c.samples_seen for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
     commit.verify(commit.commits(run)[0])
 
 

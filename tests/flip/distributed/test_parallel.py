@@ -202,7 +202,7 @@ def clipped(config, world, folder=None):
         trainer.config = SimpleNamespace(compute=config, optim=schema.Optim(clip=limit))
         trainer.world = world
         trainer.model = built(config, world)
-        trainer.samples = 0
+        trainer.samples_seen = 0
         trainer.step = 0
         trainer.coordinated_stop = CoordinatedStop(None, world.size)
         trainer.guard = anomaly.NonFiniteGuard(RunDir("unused"), 1, world.rank, spike=0.0, window=1)

@@ -27,7 +27,9 @@ def test_exposed_communication_time_excludes_overlap_with_compute():
 
 def position(step, batch=8):
     """The training after ``step`` steps."""
-    return SimpleNamespace(step=step, samples=step * batch, span=SimpleNamespace(stage=SimpleNamespace(batch=batch)))
+    return SimpleNamespace(
+        step=step, samples_seen=step * batch, span=SimpleNamespace(stage=SimpleNamespace(batch=batch))
+    )
 
 
 def steps(profiler, count, start=0, batch=8):

@@ -40,7 +40,7 @@ def write(run, stage, samples, attempt=1, mark=True):
 def test_commits_lists_only_folders_with_commit_file(run):
     write(run, "pretrain", 8)
     write(run, "pretrain", 16, mark=False)
-    assert [c.samples for c in commit.commits(run)] == [8]
+    assert [c.samples_seen for c in commit.commits(run)] == [8]
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "checkpoints/pretrain", "pins"])
@@ -68,13 +68,13 @@ def test_listing_that_fails_hides_no_commit_and_deletes_none(run, tmp_path, monk
     with pytest.raises(OSError, match="Stale"):
         commit.apply_retention(run, 1, keep=1)
     monkeypatch.undo()
-    assert failures and [c.samples for c in commit.commits(run)] == [8, 16, 24]
+    assert failures and [c.samples_seen for c in commit.commits(run)] == [8, 16, 24]
 
 
 def test_commits_are_ordered_by_samples_then_attempt(run):
     for stage, samples, attempt in (("unmasked", 24, 1), ("pretrain", 16, 2), ("pretrain", 16, 1), ("pretrain", 8, 3)):
         write(run, stage, samples, attempt)
-    assert [(c.samples, c.attempt) for c in commit.commits(run)] == [(8, 3), (16, 1), (16, 2), (24, 1)]
+    assert [(c.samples_seen, c.attempt) for c in commit.commits(run)] == [(8, 3), (16, 1), (16, 2), (24, 1)]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
@@ -112,7 +112,7 @@ def test_retention_keeps_newest_last_of_stage_and_named_commits(run):
         write(run, "unmasked", samples)
     unfinished = write(run, "unmasked", 64, mark=False)
     gone = commit.apply_retention(run, 1, keep=2, named=[commit.folder(run, "pretrain", 8, 1)])
-    assert [c.samples for c in commit.commits(run)] == [8, 24, 48, 56]
+    assert [c.samples_seen for c in commit.commits(run)] == [8, 24, 48, 56]
     assert unfinished in gone and not unfinished.exists()
 
 
@@ -120,7 +120,7 @@ def test_retention_keeps_commits_listed_in_keep_at(run):
     for samples in (8, 16, 24, 32):
         write(run, "pretrain", samples)
     commit.apply_retention(run, 1, keep=1, keep_at=[8, 24])
-    assert [c.samples for c in commit.commits(run)] == [8, 24, 32]
+    assert [c.samples_seen for c in commit.commits(run)] == [8, 24, 32]
 
 
 def test_retention_deletes_only_for_current_attempt_and_spares_newer_files(run):
@@ -146,7 +146,7 @@ def test_retention_ignores_commits_marked_corrupt(run):
         write(run, "pretrain", samples)
     commit.mark_corrupt(commit.folder(run, "pretrain", 24, 1))
     commit.apply_retention(run, 1, keep=2)
-    assert [c.samples for c in commit.commits(run)] == [8, 16]
+    assert [c.samples_seen for c in commit.commits(run)] == [8, 16]
 
 
 def test_commit_record_lists_every_file_with_its_size(run):
@@ -230,7 +230,7 @@ def test_read_commit_rejects_record_with_invalid_fields(run, change):
         commit.read_commit(path)
     (path / commit.COMMIT_FILE).write_text(json.dumps({**good, "url": "s3://b"}))
     restored = commit.read_commit(path)
-    assert (restored.samples, restored.attempt) == (8, 1)
+    assert (restored.samples_seen, restored.attempt) == (8, 1)
     (path / commit.COMMIT_FILE).unlink()
     with pytest.raises(commit.CorruptCheckpoint, match="has no commit.json"):
         commit.read_commit(path)
@@ -418,7 +418,7 @@ def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run, monkeypatch
     monkeypatch.setattr(os, "unlink", fails)
     with pytest.raises(OSError, match="busy"):
         commit.apply_retention(run, 1, keep=1)
-    assert [c.samples for c in commit.commits(run)] == [16, 32]
+    assert [c.samples_seen for c in commit.commits(run)] == [16, 32]
     assert not commit.folder(run, "pretrain", 8, 1).exists() and not commit.folder(run, "pretrain", 24, 1).exists()
 
 
@@ -430,7 +430,7 @@ def test_retention_leaves_files_of_others_in_a_checkpoint_and_logs_them_once(run
     (path / ".ipynb_checkpoints").mkdir()
     for _ in range(2):
         commit.apply_retention(run, 1, keep=1)
-    assert [c.samples for c in commit.commits(run)] == [24]
+    assert [c.samples_seen for c in commit.commits(run)] == [24]
     assert sorted(p.name for p in path.iterdir()) == [".ipynb_checkpoints", "notes.txt"]
     assert caplog.text.count("8-1 is left alone: files stay that no checkpoint has: .ipynb_checkpoints, notes.txt") == 1
 
@@ -447,7 +447,7 @@ def test_retention_does_not_follow_links(run, tmp_path, linked):
     write(run, "pretrain" if linked == "8-1" else "unmasked", 16)
     assert victim not in commit.apply_retention(run, 1, keep=1)
     assert commit.remove(commit.folder(run, "pretrain", 8, 1)).startswith("it, or a folder above it")
-    assert [c.samples for c in commit.commits(other)] == [8] and len(list(victim.iterdir())) == 3
+    assert [c.samples_seen for c in commit.commits(other)] == [8] and len(list(victim.iterdir())) == 3
 
 
 def test_retention_deletes_only_listed_shards_of_a_commit_and_leftovers_of_its_writer(run):

@@ -67,5 +67,5 @@ def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled
     finally:
         parallel.stop()
     assert read_json(run.result)["samples"] == 8 * BATCH
-    assert [saved.samples for saved in commit.commits(run)][-1] == 8 * BATCH
+    assert [saved.samples_seen for saved in commit.commits(run)][-1] == 8 * BATCH
     assert torch.cuda.max_memory_allocated() > 0

@@ -134,7 +134,7 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     at.wait_for_device = wait
     lines.start_stage(at)
     for _ in range(4):
-        at.samples = at.samples + BATCH
+        at.samples_seen = at.samples_seen + BATCH
         at.step = at.step + 1
         at.seconds = at.seconds + 1
         lines.step(at)
@@ -163,7 +163,9 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
     run = RunDir(tmp_path)
     metrics = SimpleNamespace(writer=SimpleNamespace(evaluation=lambda *_: written.append("scores")))
     predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
-    training = SimpleNamespace(span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples=8, seconds=1.0)
+    training = SimpleNamespace(
+        span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples_seen=8, seconds=1.0
+    )
     attempt = run.start_attempt({})
     for rank, newer, commits in ((1, False, []), (0, False, [8]), (0, True, [8])):
         world = parallel.World(rank, 2, torch.device("cpu"), None, None)

@@ -389,4 +389,4 @@ def test_two_ranks_average_values_and_agree_on_failure_of_one(data, files, tmp_p
     assert last["GradNoise/noise"] > 0
     every = metric_lines(called)[-1]
     assert last["Reads/weights"] == pytest.approx(every["param_norm"] ** 2, rel=0.2), "mean of two steps"
-    assert commit.commits(called)[-1].samples == (STEPS + 2) * BATCH
+    assert commit.commits(called)[-1].samples_seen == (STEPS + 2) * BATCH

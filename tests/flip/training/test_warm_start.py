@@ -65,7 +65,7 @@ def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
     for fields, samples in (({"samples": 6400}, 6400), ({"stage": "pretrain"}, 12_800), ({}, 12_800)):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
-        assert warm_start.open_commit(init).samples == samples
+        assert warm_start.open_commit(init).samples_seen == samples
     assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, (
         "the source is in the same sweep"
     )
@@ -250,8 +250,8 @@ def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_pat
     save(source, 19_200)
     save(source, 20_000)
     commit.apply_retention(source, 1, keep=1)
-    assert [saved.samples for saved in commit.commits(source)] == [1280, 20_000]
-    assert warm_start.open_commit(run_config.init).samples == 1280
+    assert [saved.samples_seen for saved in commit.commits(source)] == [1280, 20_000]
+    assert warm_start.open_commit(run_config.init).samples_seen == 1280
     (pin,) = source.pins.iterdir()
     pin.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
@@ -261,7 +261,7 @@ def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_pat
     warm_start.pin(run_config.init, dependent)
     write_json(dependent.result, {})
     commit.apply_retention(source, 1, keep=1)
-    assert [saved.samples for saved in commit.commits(source)] == [20_000], "the dependent run is complete"
+    assert [saved.samples_seen for saved in commit.commits(source)] == [20_000], "the dependent run is complete"
 
 
 def test_pin_removes_pins_of_deleted_runs(source, tmp_path):

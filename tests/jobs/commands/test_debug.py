@@ -44,7 +44,7 @@ def desk(tmp_path_factory, data):
 
 def weights(run, samples, kind="model."):
     state = {}
-    (checkpoint,) = [candidate for candidate in commit.commits(run) if candidate.samples == samples]
+    (checkpoint,) = [candidate for candidate in commit.commits(run) if candidate.samples_seen == samples]
     with local_copy(checkpoint) as folder:
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt") as tensors:
@@ -110,7 +110,7 @@ def test_branch_starts_with_weights_of_other_run(desk):
     actual = weights(desk.run("branch"), 48)
     expected = weights(desk.run("base"), 32)
     assert actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
-    assert [checkpoint.samples for checkpoint in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
     assert list(desk.run("base").pins.iterdir()) and not commit.pinned(desk.run("base")), "the branch is complete"
     assert read_config(desk.run("branch").config).init.run == str(desk.run("base").path)
     assert "nothing to start" in desk.type("submit", runs=runs), "the run is unchanged"
@@ -122,7 +122,7 @@ def test_extended_run_equals_longer_run(desk):
   extended: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}, init: {run: base, extend: true}}
 """
     desk.type("submit", "--watch", runs=runs)
-    assert [checkpoint.samples for checkpoint in commit.commits(desk.run("extended"))] == [64, 80]
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(desk.run("extended"))] == [64, 80]
     for kind in ("model.", "optim."):
         reference, extended = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
         assert reference and all((reference[name] == extended[name]).all() for name in reference)
@@ -152,7 +152,7 @@ def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
     commit.remove(last.path)
     export.rename(desk.folder / "moved")
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
     shutil.rmtree(run.path)
     assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 

@@ -528,10 +528,10 @@ def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_p
         committed(run, config, samples, n)
     commit.pin(run, job, "pretrain", 8)
     commit.apply_retention(run, n, 1)
-    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [8, 32]
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [8, 32]
     create_json(job.result, {})
     commit.apply_retention(run, n, 1)
-    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [32]
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [32]
 
 
 def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
@@ -550,13 +550,13 @@ def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_p
             committed(run, config, 16, n)
             commit.apply_retention(run, n, 1)
         pin(*args)
-        committed(run, config, commit.commits(run)[-1].samples + 8, n)
+        committed(run, config, commit.commits(run)[-1].samples_seen + 8, n)
         commit.apply_retention(run, n, 1)
 
     monkeypatch.setattr(commit, "pin", pin_while_training)
     (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
-    assert commit.read_commit(run.checkpoints / name).samples == 24
-    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [24, 32]
+    assert commit.read_commit(run.checkpoints / name).samples_seen == 24
+    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [24, 32]
 
 
 def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):

@@ -171,7 +171,7 @@ def test_foreground_submit_saves_and_stops_runs_on_ctrl_c(desk):
     shown, _ = command.communicate(timeout=60)
     assert command.returncode == 75 and "cancelled: the runs save a checkpoint and end" in shown
     outcome = read_run(run.path)
-    assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1) and commits(run)[-1].samples > 0
+    assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1) and commits(run)[-1].samples_seen > 0
 
 
 @pytest.mark.parametrize(
