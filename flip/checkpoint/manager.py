@@ -125,6 +125,11 @@ class CheckpointManager:
         """Whether the save in the background has failed; ``wait`` and the next save raise its error."""
         return self.checkpointer.failed
 
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds of ``blocked_seconds`` in which a save waited for the one before it."""
+        return self.checkpointer.blocked_seconds
+
     def wait(self) -> None:
         """Wait for the save in the background. Raises its error, on all ranks."""
         self._watchdog.heartbeat("waiting for a commit", times=LONG_OPERATION_FACTOR)

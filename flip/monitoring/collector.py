@@ -234,7 +234,7 @@ class MetricsCollector:
             "shares": shares, "bound": self._bottleneck.bound, "verdict": verdict,
             **self._compiled(span.stage.name),
             "replaced": replaced, "storage": storage, "saves": checkpoints.saves,
-            "saving": checkpoints.blocked_seconds, "save_wait": checkpoints.checkpointer.blocked_seconds,
+            "saving": checkpoints.blocked_seconds, "save_wait": checkpoints.waited_seconds,
             "memory": self._counters.peak_memory(),
             "device_memory": torch.cuda.max_memory_allocated() if on_gpu else None,
             "cpu_seconds": time.process_time(), "time": time.time(),

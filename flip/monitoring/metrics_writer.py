@@ -19,7 +19,6 @@ from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
-from flip.evaluation.metrics.result_files import Point, write_point
 from flip.losses import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
@@ -168,9 +167,8 @@ class MetricsWriter:
         here = next(cost for name, _, _, cost in self._stages if name == stage)
         return sum(max(0, end - max(start, samples_seen)) * cost / here for _, start, end, cost in self._stages)
 
-    def evaluation(self, stage: str, samples_seen: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
-        """Store scores of the training and add their points to TensorBoard. ``seconds``: of training up to S."""
-        write_point(self._run, Point(stage, samples_seen, evaluations, seconds=seconds, attempt=self._attempt))
+    def add_scores(self, samples_seen: int, evaluations: list[dict[str, Any]]) -> None:
+        """Add the points of scores to TensorBoard."""
         self._add(scores(evaluations), samples_seen)
         assert self._events is not None
         self._events.flush()
@@ -232,4 +230,4 @@ class NullMetricsWriter(MetricsWriter):
     def _ignore(self, *args: Any, **fields: Any) -> None:
         pass
 
-    start = step = evaluation = status = close = _ignore
+    start = step = add_scores = status = close = _ignore

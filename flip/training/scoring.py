@@ -25,7 +25,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import Predictions, path_of
-from flip.evaluation.metrics.result_files import training_file
+from flip.evaluation.metrics.result_files import Point, training_file, write_point
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.rundir import RunDir
@@ -129,7 +129,9 @@ class Scoring(Callback):
         samples_seen = training.samples_seen
         record = commit.summary_at(self._run, samples_seen)
         results = [result | {"commit": record} for result in results]
-        self._metrics.writer.evaluation(stage, samples_seen, training.seconds, results)
+        point = Point(stage, samples_seen, results, seconds=training.seconds, attempt=self._attempt)
+        write_point(self._run, point)
+        self._metrics.writer.add_scores(samples_seen, results)
         for name, prediction in predictions.items():
             prediction.write(path_of(self._run, stage, samples_seen, name))
         return results

@@ -117,7 +117,7 @@ def test_counter_curve_starts_at_first_nonzero_count(run):
 def test_curves_have_descriptions_in_tensorboard(run):
     writer = attempt(run, 0, (1, 2), loss=1.0)
     writer.step(record(3, 1.0) | {"storage": {"retries_slowdown": 2.0}})
-    writer.evaluation("pretrain", 24, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.add_scores(24, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     writer.close("complete")
     events = read(run)
     shown = {tag: events.SummaryMetadata(tag).summary_description for tag in events.Tags()["scalars"]}
@@ -132,7 +132,7 @@ def test_curves_have_descriptions_in_tensorboard(run):
 def test_custom_scalars_layout_starts_with_training_and_scores(run):
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)
-    writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.add_scores(16, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     writer.close("complete")
     events = read(run)
     (event, *_) = events.Tensors("custom_scalars__config__")
@@ -152,7 +152,7 @@ def test_hparams_table_has_single_row_per_run(run):
     """TensorBoard's plugin shows a single row if values and metrics are in the run's own folder, without subfolders."""
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)
-    writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.add_scores(16, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     writer.close("complete")
     events = read(run)
     tags = events.PluginTagToContent(metadata.PLUGIN_NAME)
@@ -214,23 +214,6 @@ def test_status_omits_loss_of_steps_to_be_repeated(run):
     attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
     attempt(run, 16, (), loss=9.0)
     assert (read_json(run.status)["step"], read_json(run.status)["loss"]) == (2, None)
-
-
-def test_evaluation_is_saved_with_stage_and_samples(run):
-    writer = attempt(run, 0, (1,), loss=1.0)
-    writer.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
-    evaluation = read_json(run.eval / "pretrain-8.json")
-    assert (
-        evaluation["stage"],
-        evaluation["samples"],
-        evaluation["seconds"],
-        evaluation["evaluations"][0]["top1"],
-    ) == (
-        "pretrain",
-        8,
-        12.5,
-        0.25,
-    )
 
 
 def test_status_shows_storage_outage_until_recovery(run):

@@ -24,6 +24,7 @@ from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import predictions
+from flip.evaluation.metrics.result_files import read_points
 from flip.monitoring.collector import TimeBreakdown
 from flip.runs import commit
 from flip.runs.errors import StorageError
@@ -161,7 +162,8 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
     run = RunDir(tmp_path)
-    metrics = SimpleNamespace(writer=SimpleNamespace(evaluation=lambda *_: written.append("scores")))
+    metrics = SimpleNamespace(writer=SimpleNamespace(add_scores=lambda *_: written.append("scores")))
+    results = [{"name": "val", "top1": 0.5}]
     predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
     training = SimpleNamespace(
         span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples_seen=8, seconds=1.0
@@ -172,8 +174,11 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
         scoring = Scoring(run, attempt, configuration(tmp_path, world=2), world, None, None, metrics)
         if newer:
             run.start_attempt({})
-        assert len(scoring.record_scores(training, [{"name": "val"}], predictions)) == 1 and looked == commits
+        assert len(scoring.record_scores(training, results, predictions)) == 1 and looked == commits
     assert written == ["scores", "val.predictions.jsonl"]
+    (point,) = read_points(run)
+    assert (point.stage, point.samples_seen, point.seconds, point.attempt) == ("pretrain", 8, 1.0, attempt)
+    assert point.scores == [results[0] | {"commit": {"samples": 8}}]
 
 
 def test_train_saves_where_asked_and_after_first_step_of_restart_and_leaves_result_to_newest_attempt(
