@@ -15,7 +15,7 @@ from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.derived import missing_in_transformers
 from flip.config.schema import Config, Model
-from flip.evaluation.metrics.result_files import read_points, shown
+from flip.evaluation.metrics.result_files import read_scores, shown
 from flip.export import fold_padding, format, onnx_models, weights
 from flip.export.differences import differences
 from flip.export.load import TrainedModel
@@ -195,7 +195,7 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
         return about | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
-    scores = shown(read_points(run, at=(source.stage, source.samples_seen)))
+    scores = shown(read_scores(run, at=(source.stage, source.samples_seen)))
     # results of earlier versions lack the precision, which was that of training
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
     fields = (

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
-from flip.evaluation.metrics.result_files import COLUMNS, Point, of_result, precision, read_points, shown
+from flip.evaluation.metrics.result_files import COLUMNS, ScoreRecord, of_result, precision, read_scores, shown
 from flip.evaluation.metrics.score import score_of
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
@@ -109,18 +109,18 @@ class Outcome:
         return sorted(curve, key=lambda point: point["samples"])
 
     @cached_property
-    def _points(self) -> dict[tuple[Any, Any], list[Point]]:
+    def _points(self) -> dict[tuple[Any, Any], list[ScoreRecord]]:
         """(stage, S) -> what was stored there."""
-        points: dict[tuple[Any, Any], list[Point]] = {}
+        points: dict[tuple[Any, Any], list[ScoreRecord]] = {}
         for point in self._stored[0]:
             points.setdefault((point.stage, point.samples_seen), []).append(point)
         return points
 
     @cached_property
-    def _stored(self) -> tuple[list[Point], list[str]]:
+    def _stored(self) -> tuple[list[ScoreRecord], list[str]]:
         """All scores below eval/, and a sentence for each damaged file."""
         files = RunFileReader()
-        return read_points(self.run, files.read), files.damaged
+        return read_scores(self.run, files.read), files.damaged
 
     def _seconds_at(self, samples_seen: int) -> float | None:
         """Training seconds at S = ``samples_seen``, by the nearest logged step at or before it."""

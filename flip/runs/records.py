@@ -105,7 +105,7 @@ SCORE: Dict[str, Any] = {
     "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT, "score": NUMBER,
 }  # fmt: skip
 #: The scores of the training at one position, eval/<stage>-<S>.json, or of a job, eval/<stage>-<S>/<job>.json.
-POINT: Dict[str, Any] = {
+SCORE_FILE: Dict[str, Any] = {
     "stage": TEXT, "samples": COUNT.needed(), "job": TEXT, "seconds": NUMBER, "attempt": COUNT, "evaluations": [SCORE],
 }  # fmt: skip
 #: eval/<stage>-<S>/<name>.json, one score of a job of an earlier release.

@@ -25,7 +25,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import Predictions, path_of
-from flip.evaluation.metrics.result_files import Point, training_file, write_point
+from flip.evaluation.metrics.result_files import ScoreRecord, training_file, write_scores
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.rundir import RunDir
@@ -129,8 +129,8 @@ class Scoring(Callback):
         samples_seen = training.samples_seen
         record = commit.summary_at(self._run, samples_seen)
         results = [result | {"commit": record} for result in results]
-        point = Point(stage, samples_seen, results, seconds=training.seconds, attempt=self._attempt)
-        write_point(self._run, point)
+        point = ScoreRecord(stage, samples_seen, results, seconds=training.seconds, attempt=self._attempt)
+        write_scores(self._run, point)
         self._metrics.writer.add_scores(samples_seen, results)
         for name, prediction in predictions.items():
             prediction.write(path_of(self._run, stage, samples_seen, name))

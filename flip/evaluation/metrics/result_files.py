@@ -25,7 +25,7 @@ UNKNOWN_PRECISION = "as trained"
 
 
 @dataclass(frozen=True)
-class Point:
+class ScoreRecord:
     """The scores of one writer at one position."""
 
     stage: str | None
@@ -51,7 +51,7 @@ def folder_of(run: RunDir, stage: str, samples_seen: int) -> Path:
     return run.eval / f"{stage}-{samples_seen}"
 
 
-def write_point(run: RunDir, point: Point) -> Path:
+def write_scores(run: RunDir, point: ScoreRecord) -> Path:
     """Write a file of scores; replaces an older one of this writer and position."""
     assert point.stage is not None
     run_folder(run.eval)
@@ -71,18 +71,19 @@ def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str
     """Add a score to the file of a job, in place of its older one of that name."""
     stage = commit["stage"]
     samples_seen = commit["samples"]
+    run_folder(subject.eval)  # closed to others before anything in it is read
     run_folder(folder_of(subject, stage, samples_seen))
     score = {**result, "stage": stage, "samples": samples_seen, "commit": dict(commit), "job": job, "time": time.time()}
     before = scores_of_job(subject, stage, samples_seen, job)
     others = [each for each in before if each["name"] != result["name"]]
-    return write_point(subject, Point(stage, samples_seen, [*others, score], job))
+    return write_scores(subject, ScoreRecord(stage, samples_seen, [*others, score], job))
 
 
 def scores_of_job(subject: RunDir, stage: str, samples_seen: int, job: str) -> list[dict[str, Any]]:
     """What a job has stored at a position. A damaged file counts as none: the job computes the scores again."""
     path = _job_file(subject, stage, samples_seen, job)
     try:
-        return read_point(path).scores
+        return read_score_file(path).scores
     except (FileNotFoundError, ValueError):
         return []
 
@@ -91,11 +92,11 @@ def _job_file(run: RunDir, stage: str, samples_seen: int, job: str) -> Path:
     return folder_of(run, stage, samples_seen) / f"{job}.json"
 
 
-def read_points(
+def read_scores(
     run: RunDir,
-    read: Callable[[Path, Callable[[Path], Point]], Point | None] | None = None,
+    read: Callable[[Path, Callable[[Path], ScoreRecord]], ScoreRecord | None] | None = None,
     at: tuple[str, int] | None = None,
-) -> list[Point]:
+) -> list[ScoreRecord]:
     """All scores of a run, those of its training first.
 
     Args:
@@ -108,20 +109,20 @@ def read_points(
         own = training_file(run, *at)
         paths = [own] if own.exists() else []
         paths += sorted_glob(folder_of(run, *at), "*.json")
-    points = [(read or _read_or_raise)(path, read_point) for path in paths]
+    points = [(read or _read_or_raise)(path, read_score_file) for path in paths]
     return [point for point in points if point is not None]
 
 
-def read_point(path: Path) -> Point:
+def read_score_file(path: Path) -> ScoreRecord:
     """One file of scores, also of earlier releases. Raises OSError, or ValueError with the path if it is damaged."""
     record = read_record(path, {})
     if record is None:
         raise FileNotFoundError(path)
     try:
-        point = records.checked(_of_earlier_release(record), records.POINT)
+        point = records.checked(_of_earlier_release(record), records.SCORE_FILE)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Point(
+    return ScoreRecord(
         point.get("stage"),
         point["samples"],
         point.get("evaluations", []),
@@ -140,12 +141,12 @@ def _of_earlier_release(record: dict[str, Any]) -> dict[str, Any]:
     return {"stage": score["stage"], "samples": score["samples"], "job": job, "evaluations": [score]}
 
 
-def of_result(result: Mapping[str, Any]) -> Point:
+def of_result(result: Mapping[str, Any]) -> ScoreRecord:
     """The last scores of a complete run by its result.json, for a run directory without their file."""
-    return Point(result.get("stage"), result.get("samples", 0), list(result.get("evaluations", ())))
+    return ScoreRecord(result.get("stage"), result.get("samples", 0), list(result.get("evaluations", ())))
 
 
-def _read_or_raise(path: Path, read: Callable[[Path], Point]) -> Point:
+def _read_or_raise(path: Path, read: Callable[[Path], ScoreRecord]) -> ScoreRecord:
     try:
         return read(path)
     except ValueError as error:
@@ -155,7 +156,7 @@ def _read_or_raise(path: Path, read: Callable[[Path], Point]) -> Point:
 # -- which score is shown ---------------------------------------------------------------------------------------------
 
 
-def shown(points: Iterable[Point]) -> list[dict[str, Any]]:
+def shown(points: Iterable[ScoreRecord]) -> list[dict[str, Any]]:
     """The scores to show of one position, one for each name: those of the training, then the others by name.
 
     The training's own score of a name is shown, unless a job scored the same data in fp32 and the training did not. Of
@@ -184,12 +185,12 @@ def is_shown(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, An
     those of the score that is shown."""
     name = result["name"]
     try:
-        own = read_point(training_file(subject, commit["stage"], commit["samples"]))
+        own = read_score_file(training_file(subject, commit["stage"], commit["samples"]))
     except (FileNotFoundError, ValueError):  # absent, or damaged: it has no score to show
         return True
     scores = [score for score in own.scores if score["name"] == name]
-    new = Point(own.stage, own.samples_seen, [dict(result)], "new")
-    (score,) = shown([Point(own.stage, own.samples_seen, scores), new])
+    new = ScoreRecord(own.stage, own.samples_seen, [dict(result)], "new")
+    (score,) = shown([ScoreRecord(own.stage, own.samples_seen, scores), new])
     return bool(score.get("predictions") == result["predictions"])
 
 

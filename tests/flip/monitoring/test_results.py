@@ -7,7 +7,7 @@ import pytest
 
 import flip
 from flip.config import merge
-from flip.evaluation.metrics.result_files import Point, write_point, write_result
+from flip.evaluation.metrics.result_files import ScoreRecord, write_result, write_scores
 from flip.monitoring.metrics_reader import Metrics
 from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
@@ -132,7 +132,7 @@ def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp
     about = {"stage": result["stage"], "samples": result["samples"]}
     write_result(run, own | {"top1": 0.3, "precision": "fp32"}, about, "job")
     for more, expected in (({}, 0.3), ({"precision": "bf16"}, 0.3), ({"precision": "fp32"}, 0.4), ({"data": "e"}, 0.4)):
-        write_point(run, Point(*last, [own | {"top1": 0.4} | more]))
+        write_scores(run, ScoreRecord(*last, [own | {"top1": 0.4} | more]))
         (row,) = read_runs(run.path)
         assert row["test.twemoji.top1"] == expected
         assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")

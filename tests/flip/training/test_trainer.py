@@ -24,7 +24,7 @@ from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import predictions
-from flip.evaluation.metrics.result_files import read_points
+from flip.evaluation.metrics.result_files import read_scores
 from flip.monitoring.collector import TimeBreakdown
 from flip.runs import commit
 from flip.runs.errors import StorageError
@@ -176,7 +176,7 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
             run.start_attempt({})
         assert len(scoring.record_scores(training, results, predictions)) == 1 and looked == commits
     assert written == ["scores", "val.predictions.jsonl"]
-    (point,) = read_points(run)
+    (point,) = read_scores(run)
     assert (point.stage, point.samples_seen, point.seconds, point.attempt) == ("pretrain", 8, 1.0, attempt)
     assert point.scores == [results[0] | {"commit": {"samples": 8}}]
 

@@ -119,7 +119,7 @@ def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
     assert [result["name"] for result in results] == expected
     assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
     last = commit.commits(run)[-1]
-    (point,) = result_files.read_points(run, at=("pretrain", 64))
+    (point,) = result_files.read_scores(run, at=("pretrain", 64))
     scores = {score["name"]: score for score in point.scores}
     for result in results:
         assert result["commit"]["digest"] == commit.sha256(last.path / "commit.json")

@@ -3,13 +3,13 @@
 import pytest
 
 from flip.evaluation.metrics.result_files import (
-    Point,
+    ScoreRecord,
     is_shown,
-    read_points,
+    read_scores,
     shown,
     training_file,
-    write_point,
     write_result,
+    write_scores,
 )
 from flip.monitoring.results import read_run
 from flip.runs.errors import DataError
@@ -30,7 +30,7 @@ def names(points):
 
 def test_each_writer_has_a_file_at_each_position(tmp_path):
     run = RunDir(tmp_path / "run")
-    write_point(run, Point(*AT, [score("a")], seconds=2.0, attempt=1))
+    write_scores(run, ScoreRecord(*AT, [score("a")], seconds=2.0, attempt=1))
     write_result(run, score("b", 0.1), COMMIT, "first")
     write_result(run, score("c", 0.2), COMMIT, "first")
     write_result(run, score("b", 0.3), COMMIT, "second")
@@ -44,20 +44,20 @@ def test_each_writer_has_a_file_at_each_position(tmp_path):
     ]
     records = [read_json(run.eval / name) for name in files]
     assert all({"stage", "samples", "evaluations"} <= set(record) for record in records), "one form"
-    assert [(point.job, len(point.scores)) for point in read_points(run, at=AT)] == [
+    assert [(point.job, len(point.scores)) for point in read_scores(run, at=AT)] == [
         ("", 1),
         ("first", 2),
         ("second", 1),
     ]
-    assert len(read_points(run)) == 4
-    assert names(read_points(run, at=AT)) == [("a", 0.5), ("b", 0.3), ("c", 0.2)], "of two jobs the newest"
+    assert len(read_scores(run)) == 4
+    assert names(read_scores(run, at=AT)) == [("a", 0.5), ("b", 0.3), ("c", 0.2)], "of two jobs the newest"
 
 
 def test_job_replaces_only_its_own_score_of_a_name(tmp_path):
     run = RunDir(tmp_path / "run")
     for top1 in (0.1, 0.2):
         write_result(run, score("b", top1), COMMIT, "job")
-    (point,) = read_points(run)
+    (point,) = read_scores(run)
     assert [item["top1"] for item in point.scores] == [0.2]
     (item,) = point.scores
     assert (item["job"], item["commit"], item["stage"], item["samples"]) == ("job", COMMIT, *AT)
@@ -71,14 +71,14 @@ def test_scores_of_earlier_releases_are_read(tmp_path):
     old = score("b", 0.3) | {"stage": "pretrain", "samples": 64, "job": "run-1", "time": 1.0}
     write_json(run.eval / "pretrain-64" / "b.json", old)
     write_json(run.eval / "pretrain-64" / "c.json", {k: v for k, v in old.items() if k != "job"} | {"name": "c"})
-    assert [(point.job, point.seconds) for point in read_points(run)] == [
+    assert [(point.job, point.seconds) for point in read_scores(run)] == [
         ("", None),
         ("run-1", None),
         ("unknown", None),
     ]
-    assert names(read_points(run)) == [("a", 0.5), ("b", 0.3), ("c", 0.3)]
+    assert names(read_scores(run)) == [("a", 0.5), ("b", 0.3), ("c", 0.3)]
     write_result(run, score("b", 0.4), COMMIT, "run-2")
-    assert names(read_points(run)) == [("a", 0.5), ("b", 0.4), ("c", 0.3)]
+    assert names(read_scores(run)) == [("a", 0.5), ("b", 0.4), ("c", 0.3)]
 
 
 def test_run_without_file_of_its_last_scores_shows_those_of_its_result(tmp_path):
@@ -95,7 +95,7 @@ def test_damaged_file_is_named(tmp_path):
     write_result(run, score("b"), COMMIT, "job")
     write_json(run.eval / "pretrain-64" / "job.json", {"samples": 64, "evaluations": [{"name": "b"}]})
     with pytest.raises(DataError, match="job.json.*evaluations.0.top1"):
-        read_points(run)
+        read_scores(run)
     (run.eval / "pretrain-64" / "job.json").write_text("{}")
     assert "job.json: lacks `samples`" in " ".join(read_run(run.path).damage)
 
@@ -111,7 +111,7 @@ def test_damaged_file_is_named(tmp_path):
     ],
 )
 def test_own_score_is_shown_unless_only_the_job_has_fp32(own, other, expected):
-    points = [Point(*AT, [score("a", 0.3, **other)], "job"), Point(*AT, [score("a", 0.4, **own)])]
+    points = [ScoreRecord(*AT, [score("a", 0.3, **other)], "job"), ScoreRecord(*AT, [score("a", 0.4, **own)])]
     assert names(points) == names(points[::-1]) == [("a", expected)]
 
 
@@ -134,5 +134,5 @@ def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, expecte
     rows = []
     if own:
         rows = [{**common, "predictions": "own", **own}]
-    write_point(run, Point(*AT, [{**common, "name": "b"}, *rows]))
+    write_scores(run, ScoreRecord(*AT, [{**common, "name": "b"}, *rows]))
     assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, COMMIT) == expected
