@@ -112,16 +112,16 @@ def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
         interval = ""
         if line.low is not None:
             interval = f" ({line.low:.1f}-{line.high:.1f})"
-        ours = "-"
+        result = "-"
         if line.result is not None:
-            ours = f"{line.result:.1f}{interval}"
+            result = f"{line.result:.1f}{interval}"
         table.append(
             {
                 "row of the paper": line.row.row or "-",
                 "run": line.run or "-",
                 "test": line.set,
                 "paper": f"{line.paper:.1f}",
-                "ours": ours,
+                "ours": result,
                 "gap": formatted(line.gap, "+.1f") or "-",
                 "verdict": line.verdict,
                 "why": shortened(line.obstacles, SHOWN, "; "),

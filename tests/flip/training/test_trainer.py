@@ -376,7 +376,7 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
     for rank, reason in ((0, "another rank requested the stop"), (1, "signal SIGTERM")):
         expected_ends = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
         assert ends[rank][0] == expected_ends, ends[rank][1]
-    saved = [commit.commits(RunDir(path))[-1].samples for path, *_ in cases]
+    saved = [commit.commits(RunDir(path))[-1].samples_seen for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
     traces = [[trace.name for trace in RunDir(path).traces.iterdir()] for path, *_ in cases]
     assert traces == [["1-1.json.gz"]] * len(cases), "rank 0 traced until it stopped"
