@@ -193,8 +193,11 @@ LIMITS: Dict[str, Tuple[int, str]] = {
     "export.json": (8 << 20, "a configuration, as identity.json"),
     "job.json": (4 << 20, "the environment of the job, and for a canary the names of the runs that wait for it"),
     "sweep.json": (4 << 20, "the names of up to 10,000 runs, and the published rows"),
+    "result.json": (8 << 20, "of an evaluation job 1 KB for each data set, view and commit"),
     "task.json": (4 << 20, "the checkpoints and data sets of an evaluation"),
 }  # fmt: skip
+#: The largest file of scores that is read, bytes: 1 KB for each data set and view.
+SCORE_FILE_LIMIT = 8 << 20
 #: Commas and brackets of a record. Parsed values take up to 50 times the bytes of their text.
 MAX_PARTS = 500_000
 

@@ -101,22 +101,23 @@ def read_json(path: PathLike) -> Optional[Any]:
         return None
 
 
-def _parsed(path: PathLike) -> Any:
-    data = read_regular(path, records.limit_of(Path(path).name))
+def _parsed(path: PathLike, limit: Optional[int] = None) -> Any:
+    data = read_regular(path, limit or records.limit_of(Path(path).name))
     try:
         return records.parse(data)
     except ValueError as error:
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
 
 
-def read_record(path: PathLike, fields: Any = None) -> Optional[Any]:
+def read_record(path: PathLike, fields: Any = None, limit: Optional[int] = None) -> Optional[Any]:
     """Return a record with values of the types in ``flip.runs.records``, or None if the file does not exist.
 
-    ``fields``: its declaration; by default that of the file's name, or any mapping. Raises ValueError with the path and
-    the field, as ``records.checked`` and ``read_json`` do.
+    ``fields``: its declaration; by default that of the file's name, or any mapping. ``limit``: its most bytes, by
+    default those of the file's name. Raises ValueError with the path and the field, as ``records.checked`` and
+    ``read_json`` do.
     """
     try:
-        value = _parsed(path)
+        value = _parsed(path, limit)
     except FileNotFoundError:
         return None
     try:

@@ -115,7 +115,7 @@ def read_scores(
 
 def read_score_file(path: Path) -> ScoreRecord:
     """One file of scores, also of earlier releases. Raises OSError, or ValueError with the path if it is damaged."""
-    record = read_record(path, {})
+    record = read_record(path, {}, records.SCORE_FILE_LIMIT)
     if record is None:
         raise FileNotFoundError(path)
     try:

@@ -90,6 +90,13 @@ def test_run_without_file_of_its_last_scores_shows_those_of_its_result(tmp_path)
     assert [item["name"] for item in read_run(run.path).evaluations] == [*(item["name"] for item in before), "new"]
 
 
+def test_scores_of_all_data_sets_in_many_views_are_read(tmp_path):
+    run = RunDir(tmp_path / "run")
+    scores = [score(f"set{number}", note="n" * 1000) for number in range(2000)]
+    path = write_scores(run, ScoreRecord(*AT, scores, "job"))
+    assert path.stat().st_size > 2 << 20 and len(read_scores(run)[0].scores) == 2000
+
+
 def test_damaged_file_is_named(tmp_path):
     run = RunDir(tmp_path / "run")
     write_result(run, score("b"), COMMIT, "job")
