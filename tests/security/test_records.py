@@ -82,7 +82,8 @@ RECORDS = {
     "checkpoints/pretrain/3200-1/commit.json": COMMIT,
     "checkpoints/url.json": {"url": "file:///nowhere"},
     "pins/one.json": {"by": "/nowhere", "stage": "pretrain", "samples": 3200, "time": 1.0},
-    "eval/pretrain-3200/imagenet.json": SCORE,
+    "eval/pretrain-3200/imagenet.json": SCORE,  # as a job of an earlier release wrote it
+    "eval/pretrain-3200/demo-1.json": {"stage": "pretrain", "samples": 3200, "job": "demo-1", "evaluations": [SCORE]},
     "../sweep.json": ABOUT,
 }  # fmt: skip
 """Records of the damaged run, in addition to the records that ``make`` writes."""

@@ -93,7 +93,7 @@ def test_run_without_file_of_its_last_scores_shows_those_of_its_result(tmp_path)
 def test_scores_of_all_data_sets_in_many_views_are_read(tmp_path):
     run = RunDir(tmp_path / "run")
     scores = [score(f"set{number}", note="n" * 1000) for number in range(2000)]
-    path = write_scores(run, ScoreRecord(*AT, scores, "job"))
+    path = write_scores(run, ScoreRecord(*AT, scores, "run-1"))
     assert path.stat().st_size > 2 << 20 and len(read_scores(run)[0].scores) == 2000
 
 
