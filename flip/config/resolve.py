@@ -85,6 +85,23 @@ def resolve_path(path: str) -> str:
         ) from error
 
 
+def depends_on_folder(config: Config) -> bool:
+    """Whether a merged configuration, before ``resolve``, names a file by a path from the working directory."""
+    values = [value for _, _, field, value in walk_fields(config) if "path" in field.metadata]
+    values.append(config.init.export)
+    return any(map(is_relative, values)) or is_relative_profile(config.resources.cluster)
+
+
+def is_relative_profile(cluster: str) -> bool:
+    """Whether a cluster is given by the path of its profile from the working directory, not by its name."""
+    return cluster.endswith((".yaml", ".yml")) and is_relative(cluster)
+
+
+def is_relative(path: str) -> bool:
+    """Whether ``resolve_path`` starts at the working directory."""
+    return bool(path) and "://" not in path and not path.startswith(("/", "~", "cache:"))
+
+
 def manifest_record(folder: str) -> dict[str, Any] | None:
     """manifest.json of a manifest's folder, or None. Raises DataError if it is damaged, PermissionDenied."""
     path = Path(resolve_path(folder)) / "manifest.json"
@@ -180,7 +197,7 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy += f" head or docs/reproduce.md lists them. {plan}"
     else:
         remedy = f"Index the shards first: flip shards index. {plan}"
-        if not data.manifest.startswith(("/", "~")):
+        if is_relative(data.manifest):
             remedy = f"{key}.manifest {data.manifest} is relative to the current folder. {remedy}"
     raise DataError("no manifest in this folder", resolve_path(data.manifest), remedy=remedy)
 

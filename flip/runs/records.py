@@ -152,7 +152,8 @@ FIELDS: Dict[str, Any] = {
         "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
         "exposed": [EXACT],
-        "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
+        "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "command_folder": PATH,
+        "after": COUNT, "time": TIME,
     },
     "start.json": {
         "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "restarts": DIGITS_OR_COUNT,

@@ -98,7 +98,7 @@ def new(args: argparse.Namespace) -> int:
 
     Raises ConfigError if a value is unknown, the file exists, or its folder does not.
     """
-    from flip.config.resolve import manifest_record, resolve_path
+    from flip.config.resolve import is_relative_profile, manifest_record, resolve_path
     from flip.config.schema import MODEL_PRESETS
     from flip.runs.errors import ConfigError, suggestion
     from flip.runs.rundir import write_text
@@ -115,6 +115,9 @@ def new(args: argparse.Namespace) -> int:
     if not target.parent.is_dir():
         raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
     gpus = load_profile(args.cluster).gpus_per_node
+    cluster = args.cluster
+    if is_relative_profile(cluster):
+        cluster = json.dumps(resolve_path(cluster), ensure_ascii=False)
     size = args.size or ("B/16" if gpus else "emoji")
     if size not in MODEL_PRESETS:
         remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
@@ -156,7 +159,7 @@ def new(args: argparse.Namespace) -> int:
         "about": RECIPES[args.recipe],
         "text": text,
         "schema": schema,
-        "cluster": args.cluster,
+        "cluster": cluster,
         "data": json.dumps(data, ensure_ascii=False),
         "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,

@@ -61,6 +61,8 @@ class Job:
     """Whether to delete its cancel.json, which the submitter knows. A newer one cancels this job."""
     command: Sequence[str] = ()
     """The command that submits it again, relative to the repository."""
+    command_folder: str = ""
+    """The folder from which relative paths of the command's sweep file start; empty: it has none."""
     waits_for: str = ""
     """Name of the canary, in the same call, that must pass before this run starts."""
     trackers: Sequence[str] = ()
@@ -111,6 +113,7 @@ class Job:
             "waits_for": self.waits_for,
             "trackers": list(self.trackers),
             "command": list(self.command),
+            "command_folder": self.command_folder,
             "exposed": list(self.exposed),
             "after": self.run.newest_attempt(),
             "time": time.time(),

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flip.runs.job_kind import is_evaluation
 from flip.runs.ownership import untrusted
@@ -15,8 +15,31 @@ from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
 
 
-def submit_argv(args: Any, file: Path) -> list[str]:
-    """The arguments of ``jobs/submit.py`` for the same runs from any folder. ``file``: the sweep file."""
+class SubmitCommand(NamedTuple):
+    """A command that submits a sweep, as job.json has it."""
+
+    argv: Sequence[str] = ()
+    """``jobs/submit.py`` and its arguments."""
+    folder: str = ""
+    """The folder from which relative paths of the sweep file start; empty: it has none."""
+
+    def line(self, root: Path, *options: object) -> str:
+        """The command line for users to copy, which works in any folder. ``root``: where the runs are now."""
+        words = list(self.argv[1:])
+        if "--root" in words:
+            at = words.index("--root")
+            del words[at : at + 2]
+        line = cli.command("submit", *_absolute_sweep(words), "--root", root, *options)
+        if self.folder:
+            return f"cd {shlex.quote(self.folder)} && {line}"
+        return line
+
+
+NO_COMMAND = SubmitCommand()
+
+
+def submit_command(args: Any, file: Path, folder: str) -> SubmitCommand:
+    """The command for the same runs. ``args``: the options of the submission; ``file``: the sweep file."""
     argv = ["jobs/submit.py", "--sweep", recorded_path(file), *args.overrides]
     if args.cluster:
         argv += [
@@ -27,7 +50,7 @@ def submit_argv(args: Any, file: Path) -> list[str]:
         argv += ["--root", str(Path(args.root).absolute())]
     if args.seeds is not None:
         argv += ["--seeds", *map(str, args.seeds)]
-    return argv
+    return SubmitCommand(argv, folder)
 
 
 def recorded_path(path: Path) -> str:
@@ -47,7 +70,8 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     if is_evaluation(run, record):
         return "request it again: `flip evaluate` does not resume an existing job", None
     name = name_in_sweep(run, record)
-    argv = _stored_argv(record)
+    stored = _stored_command(record)
+    argv = list(stored.argv)
     options = ["--retry"] * retry
     if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
@@ -63,7 +87,7 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
             argv += ["--cluster", cluster]
         argv += ["--only", name]
     if argv:
-        return f"to resume from its newest commit{back}", _typed(run, argv, options)
+        return f"to resume from its newest commit{back}", _line(run, argv, stored.folder, options)
     to = ""
     if not known:
         to = f", with --cluster and the file of the profile {cluster}"
@@ -72,21 +96,18 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
 
 def with_seeds(run: RunDir, seeds: Sequence[int]) -> str | None:
     """The command that submits the sweep of a run with these seeds; None if its sweep file is unknown."""
-    argv = _stored_argv(record_of(run))
+    stored = _stored_command(record_of(run))
+    argv = stored.argv
     if not argv or untrusted(run.path / "job.json"):
         return None
     selecting = [argv.index(option) for option in ("--root", "--seeds", "--only", "--changed") if option in argv]
-    return _typed(run, argv[: min(selecting, default=len(argv))], ["--seeds", *map(str, seeds)])
+    argv = argv[: min(selecting, default=len(argv))]
+    return _line(run, argv, stored.folder, ["--seeds", *map(str, seeds)])
 
 
-def _typed(run: RunDir, argv: Sequence[str], options: Sequence[str]) -> str:
-    """The command line ``argv`` (of job.json) for the folder in which the run is now, which may have been moved."""
-    words = list(argv[1:])
-    if "--root" in words:
-        at = words.index("--root")
-        del words[at : at + 2]
-    root = run.path.absolute().parent.parent
-    return cli.command("submit", *_absolute_sweep(words), "--root", root, *options)
+def _line(run: RunDir, argv: Sequence[str], folder: str, options: Sequence[str]) -> str:
+    """The command line for the folder in which the run is now, which may have been moved."""
+    return SubmitCommand(argv, folder).line(run.path.absolute().parent.parent, *options)
 
 
 def _absolute_sweep(words: Sequence[str]) -> list[str]:
@@ -100,7 +121,7 @@ def _absolute_sweep(words: Sequence[str]) -> list[str]:
 
 def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
     """Name of the run in the sweep file. A fork NAME-v2 of the run NAME is called NAME there."""
-    argv = _stored_argv(record)
+    argv = _stored_command(record).argv
     if "--only" in argv[:-1]:
         return argv[argv.index("--only") + 1]
     fork = re.fullmatch(r"(.+)-v[0-9]+", run.name)
@@ -109,13 +130,15 @@ def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
     return run.name
 
 
-def _stored_argv(record: Mapping[str, Any]) -> list[str]:
-    """The command in job.json if every word has the form that a submission writes, else empty."""
+def _stored_command(record: Mapping[str, Any]) -> SubmitCommand:
+    """The command in job.json if every word has the form that a submission writes, else an empty one."""
     argv = record.get("command", [])
+    folder = record.get("command_folder", "")  # records of older releases lack it
     text = "\n".join(argv)
-    if all(word.isprintable() for word in argv) and _COMMAND.fullmatch(text):
-        return argv
-    return []
+    printable = all(word.isprintable() for word in (*argv, folder))
+    if printable and _COMMAND.fullmatch(text) and folder[:1] in ("", "/"):
+        return SubmitCommand(argv, folder)
+    return NO_COMMAND
 
 
 _COMMAND = re.compile(

@@ -33,6 +33,7 @@ from jobs.common.job import Backend, Job
 from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
+from jobs.runs.resubmit import NO_COMMAND, SubmitCommand
 from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
 from jobs.tracking import tracker
 
@@ -83,7 +84,7 @@ def apply(
     cluster: Backend | MultiBackend,
     about: Mapping[str, Any],
     steps: int = 0,
-    typed: Sequence[str] = (),
+    typed: SubmitCommand = NO_COMMAND,
     on_trash: Callable[[Path, Path], None] = lambda path, target: None,
     exposed: Sequence[str] = (),
 ) -> list[Job]:
@@ -95,7 +96,7 @@ def apply(
     Args:
         about: the contents of sweep.json, for reports: name, title, notes, order of runs, expected numbers.
         steps: steps of a canary before the others with its resources start; 0: all start at once.
-        typed: command that submits the sweep again (``jobs.runs.resubmit``), for job.json.
+        typed: the command that submits the sweep again, for job.json.
         on_trash: called with a moved run directory and its place in the trash.
         exposed: ``Job.exposed``.
     """
@@ -262,21 +263,21 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
     return code
 
 
-def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequence[str]) -> Job:
+def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: SubmitCommand) -> Job:
     run = RunDir(plan.folder / action.name)
     if code == snapshot.path:
         write_json(run.identity, _recorded(read_record(run.identity) or {}, snapshot, action))
     uncancels = action.name in plan.cancelled and not action.moves
     command = []
-    if typed:
-        command = [*typed, "--only", action.wanted.name]
-    if typed and action.wanted.ignored_changes:
+    if typed.argv:
+        command = [*typed.argv, "--only", action.wanted.name]
+    if typed.argv and action.wanted.ignored_changes:
         command += ["--changed", "keep"]
     resources = resources_of(action.wanted.config)
     cluster = action.wanted.cluster
     return Job(
-        run, code, resources, cluster=cluster, uncancels=uncancels, command=command, host_snapshot=snapshot.path,
-        trackers=tracker.used(action.wanted.config),
+        run, code, resources, cluster=cluster, uncancels=uncancels, command=command, command_folder=typed.folder,
+        host_snapshot=snapshot.path, trackers=tracker.used(action.wanted.config),
     )  # fmt: skip
 
 

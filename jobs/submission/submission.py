@@ -26,7 +26,7 @@ from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record
 from jobs.common import trust
-from jobs.common.cli import can_ask, command, confirm, note
+from jobs.common.cli import can_ask, confirm, note
 from jobs.common.cluster_profile import (
     ClusterProfile,
     executed_files,
@@ -100,6 +100,7 @@ class Submission:
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
         self._refuse_equal_runs()
+        self._again = resubmit.submit_command(options, self.file, self.sweep.folder)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
         self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
@@ -246,7 +247,7 @@ class Submission:
                 notes.append(from_timm)
             if config.init.commit == NOT_YET:
                 init = config.init
-                later = command("submit", *resubmit.submit_argv(self.options, self.file)[1:], "--only", run.name)
+                later = self._again.line(self.folder.parent, "--only", run.name)
                 notes.append(
                     f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
                     f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
@@ -443,12 +444,11 @@ class Submission:
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
             cluster = MultiBackend(self._profiles())
-            again = resubmit.submit_argv(self.options, self.file)
             replaced = partial(self._trashed, replaced=True)
             exposed = list(dict.fromkeys(place.place for place in self.exposed))
             without_callbacks = _without_callbacks(plan)
             jobs = apply(
-                plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, again, replaced, exposed
+                plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, self._again, replaced, exposed
             )
             note(render.canaries(jobs))
             note("\n".join(without_callbacks))

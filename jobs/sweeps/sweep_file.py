@@ -24,6 +24,7 @@ from typing import Any
 
 from flip.config.identity import ConfigChange, compare, flatten
 from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_dict
+from flip.config.resolve import depends_on_folder, is_relative_profile
 from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.typed import read_fields
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
@@ -88,6 +89,8 @@ class Sweep:
     """Arm -> published numbers with the settings they need (jobs/sweeps/published.py)."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """All rows of the ``table`` of the paper to compare with."""
+    folder: str = ""
+    """The working directory, if paths of the file or of ``overrides`` start there."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +331,10 @@ def load(
         raise file.error("name", "not a name for a sweep", name, NAME_RULE)
     runs = _expand(file, overrides, seeds)
     names = [run.name for run in runs]
+    cluster = table.get("cluster", "local")
+    folder = ""
+    if is_relative_profile(cluster) or any(depends_on_folder(run.config) for run in runs):
+        folder = str(Path.cwd())
     published = _paper(file, {run.arm for run in runs})
     rows = []
     if "table" in table:
@@ -339,7 +346,7 @@ def load(
             raise no_match(path, " ".join(unmatched) or only, names)
     title = table.get("title", "")
     notes = table.get("notes", "")
-    return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)
+    return Sweep(name, title, notes, cluster, runs, names, published, rows, folder)
 
 
 def find(typed: str) -> Path:

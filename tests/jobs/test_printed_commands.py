@@ -25,7 +25,7 @@ SWEEP = """
 name: printed
 set:
   model: {{size: tiny}}
-  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
+  data: {{manifest: {manifest}, tokenizer: {tokenizer}, workers: 0, block: 1}}
   stages: [{{name: pretrain, samples: 48, batch: 16, mask: 0.5}}]
   compute: {{threads: 1}}
 runs:
@@ -38,14 +38,23 @@ TYPED = re.compile(r"(?<![\w./-])(?<!from )(?<!import )(?<!horizontal )flip ([a-
 SCRIPTS = re.compile(r"python3? (?:\S*/)?(?:jobs|tools)/\S+\.py")
 
 
-@pytest.fixture
-def printed(tmp_path, data, monkeypatch, capsys):
-    """All commands that a session with two sweeps prints, relative paths being typed in its folder."""
+@pytest.fixture(params=["absolute", "relative"])
+def printed(request, tmp_path, data, monkeypatch, capsys):
+    """All commands that a session with two sweeps prints, relative paths being typed in its folder.
+
+    The paths of the sweep file are absolute, or relative to that folder.
+    """
     monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", "some runs")
-    monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text(SWEEP.format(data=data))
+    session = tmp_path / "the folder's name"
+    session.mkdir()
+    monkeypatch.chdir(session)
+    manifest = data
+    if request.param == "relative":
+        manifest = Path("small")
+        manifest.symlink_to(data)
+    Path("mine.yaml").write_text(SWEEP.format(manifest=manifest, tokenizer=manifest / "tokenizer.json"))
     texts = []
 
     def typed(command, *words, code=0):
@@ -53,10 +62,12 @@ def printed(tmp_path, data, monkeypatch, capsys):
         shown = capsys.readouterr()
         texts.append(shown.out + shown.err)
 
-    typed(new, "fresh", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"))
+    Path("profile.yaml").write_text("kind: local\n")
+    words = ["--data", str(manifest), "--tokenizer", str(manifest / "tokenizer.json"), "--cluster", "profile.yaml"]
+    typed(new, "fresh", *words)
     typed(submit, "mine.yaml", "--dry-run")
     typed(submit, "mine.yaml", "--only", "trunk")
-    run = RunDir(tmp_path / "some runs" / "printed" / "trunk")
+    run = RunDir(session / "some runs" / "printed" / "trunk")
     run.start_attempt({"host": "here"})
     (run.logs / "1").mkdir(parents=True)
     (run.logs / "1" / "node0.out").write_text("a line\n")
@@ -67,22 +78,26 @@ def printed(tmp_path, data, monkeypatch, capsys):
     typed(explain, "printed/trunk")
     typed(status, "printed")
     typed(report, "printed")
-    blocks = findings(read_outcomes(tmp_path / "some runs" / "printed"))
+    blocks = findings(read_outcomes(session / "some runs" / "printed"))
     texts.extend(block.text for block in blocks if isinstance(block, Text))
-    finished = make(tmp_path / "some runs" / "printed", "finished")
-    typed(explain, str(finished.path.relative_to(tmp_path)))
-    start = re.escape(f"{shlex.quote(sys.executable)} ")
-    return sorted({found[0].rstrip(" .") for text in texts for found in re.finditer(rf"{start}[^\n`)]*", text)})
+    finished = make(session / "some runs" / "printed", "finished")
+    typed(explain, str(finished.path.relative_to(session)))
+    start = rf"(cd [^&\n]* && )?{re.escape(shlex.quote(sys.executable))} "
+    lines = {found[0].rstrip(" .") for text in texts for found in re.finditer(rf"{start}[^\n`)]*", text)}
+    changes_folder = any(line.startswith("cd ") for line in lines)
+    assert changes_folder == (request.param == "relative"), lines
+    return sorted(lines)
 
 
 @pytest.mark.long
 def test_printed_commands_work_in_empty_folder(printed, tmp_path):
-    names = {shlex.split(line)[2] for line in printed}
+    names = {shlex.split(line.rpartition("&& ")[2])[2] for line in printed}
     assert names >= {"submit", "status", "logs", "report", "tensorboard", "explain"}, printed
     (tmp_path / "empty").mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "FLIP_RUNS"}
     for line in printed:
-        words = shlex.split(line.partition(". ")[0])
+        folder, and_then, typed = line.partition(". ")[0].rpartition("&& ")
+        words = shlex.split(typed)
         name = words[2]
         if name == "tensorboard":  # a server
             assert Path(words[3]).is_dir()
@@ -90,7 +105,9 @@ def test_printed_commands_work_in_empty_folder(printed, tmp_path):
         words = [word for word in words if word not in ("-f", "--watch")]
         if name == "submit" and "--dry-run" not in words:
             words += ["--dry-run"]
-        done = subprocess.run(words, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+        pasted = folder + and_then + shlex.join(words)
+        where = {"cwd": tmp_path / "empty", "env": environment}
+        done = subprocess.run(["bash", "-c", pasted], **where, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         assert name in ("submit", "explain", "report") or "trunk" in done.stdout or "a line" in done.stdout, line
     assert not list((tmp_path / "empty").iterdir())

@@ -293,6 +293,20 @@ def test_explain_hides_recorded_command_of_unexpected_form(scenes, monkeypatch, 
             assert "--only victim" in facts["next"]["what"] and facts["next"]["command"] is None
 
 
+@pytest.mark.parametrize("folder", ["relative", "/a\nreboot", "/a\x1b[2J", "-P"])
+def test_explain_hides_command_with_recorded_folder_of_unexpected_form(scenes, folder):
+    run = scenes["failed"]
+    with replaced(run.path / "job.json", json.dumps({**JOB, "command_folder": folder}).encode()):
+        assert run_details.explain(run)["next"]["command"] is None
+
+
+def test_explain_quotes_folder_of_command(scenes):
+    run = scenes["failed"]
+    with replaced(run.path / "job.json", json.dumps({**JOB, "command_folder": "/a b/$(reboot) && x"}).encode()):
+        command = run_details.explain(run)["next"]["command"]
+    assert shlex.split(command)[:3] == ["cd", "/a b/$(reboot) && x", "&&"]
+
+
 def test_explain_quotes_command_and_hides_it_if_record_is_world_writable(scenes):
     run = scenes["failed"]
     argv = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
