@@ -170,8 +170,10 @@ def restart_later(
     fields: Dict[str, str] = {}
     # a requeue waits for Slurm as long: the comment must not be lost before
     known = failed_starts.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS, seen=fields)
-    if own_job.state_of(fields, restarts) == "CANCELLED":
+    state = own_job.state_of(fields, restarts)
+    if state == "CANCELLED":
         return code
+    ended = ended or (fields.get("JobState") == "COMPLETING" and state != "PENDING")
     before = known or failed_starts.FailedStarts()
     if before.starts >= failed_starts.MAX_FAILED_STARTS:
         return code

@@ -18,7 +18,7 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host import failed_starts, slurm_cli
+from jobs.host import failed_starts, own_job, slurm_cli
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
@@ -33,6 +33,7 @@ END_OF_CHECK = "END_OF_OWNERSHIP"
 #: Words of batch_functions.sh and their values.
 CONSTANTS = {
     "MAX_FAILED_STARTS": str(failed_starts.MAX_FAILED_STARTS),
+    "SAME_EVENT": str(int(own_job.SAME_EVENT_SECONDS)),
     "UNUSABLE": slurm_cli.UNUSABLE.pattern,
     "QUEUE_FORMAT": slurm_cli.QUEUE_FORMAT,
 }

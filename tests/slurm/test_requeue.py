@@ -28,13 +28,15 @@ COUNT = "away:1:0:0:127:NODE"
 @dataclass(frozen=True)
 class Situation:
     """``options``: of sbatch. ``changes``: the calls that change something. ``successor``: whether a new job follows.
-    ``requeued``: whether Slurm requeues the job while its script runs."""
+    ``requeued``: whether Slurm requeues the job while its script runs. ``limited``: whether the start fails when the job
+    has reached its limit."""
 
     changes: list[str]
     options: tuple[str, ...] = ()
     array: bool = False
     successor: bool = False
     requeued: bool = False
+    limited: bool = False
 
 
 def requeue(*updates, comment=COUNT):
@@ -60,6 +62,15 @@ SITUATIONS = {
     ),
     "limit": Situation([], ("comment=away:100:-1:0:127:n1",)),
     "requeued_by_slurm": Situation([f"scontrol update JobId=JOB Comment={COUNT}"], requeued=True),
+    "at_its_limit": Situation(
+        [
+            "scontrol requeue JOB",
+            "scontrol update JobId=JOB ExcNodeList=NODE",
+            f"scontrol update JobId=JOB Comment={COUNT}",
+        ],
+        ("time=1",),
+        limited=True,
+    ),
     "element": Situation(requeue("scontrol update JobId=JOB ExcNodeList=NODE"), array=True),
     "element_successor": Situation(
         requeue("sbatch --parsable --dependency=afterany:JOB --array=1 --exclude=NODE --comment=away:1:-1:0:127:NODE"),
@@ -101,6 +112,8 @@ class FailedStart:
         ]
         if self.situation.requeued:
             before.append(f"until [ -e {folder}/go ]; do sleep 0.1; done")
+        if self.situation.limited:
+            before.append("until scontrol show job $SLURM_JOB_ID | grep -q JobState=COMPLETING; do sleep 0.2; done")
         options = [f"--{option}" for option in self.situation.options]
         options += ["--requeue"] * ("no-requeue" not in self.situation.options)
         options += ["--array=0-1"] * self.situation.array

@@ -38,6 +38,9 @@ PLAIN = [
     "scontrol requeue 58",
     "scontrol update JobId=58 ExcNodeList=n7",
 ]
+LATE = [*PLAIN[1:], PLAIN[0]]
+"""Slurm changes a job that ends only after the requeue."""
+ENDING = "JobState=COMPLETING Reason=None"
 SITUATIONS = {
     "requeue": Situation(PLAIN),
     "exclusion": Situation(
@@ -72,6 +75,18 @@ SITUATIONS = {
         ["scontrol update JobId=58 Comment=away:1:0:0:127:n7"], fields="JobState=COMPLETING Reason=None Restarts=1"
     ),
     "cancelled": Situation([], fields="JobState=COMPLETING Reason=None", attempt=4),
+    "cancelled in the grace period of a preemption": Situation(
+        [], fields=f"{ENDING} PreemptTime=2026-11-25T09:24:02 EndTime=2026-11-25T09:24:13"
+    ),
+    "cancelled without a limit": Situation([], fields=f"{ENDING} RunTime=1-00:00:28 TimeLimit=UNLIMITED"),
+    "cancelled before its limit": Situation([], fields=f"{ENDING} RunTime=08:09:59 TimeLimit=08:10:00"),
+    "at its limit": Situation(LATE, fields=f"{ENDING} RunTime=1-08:09:00 TimeLimit=1-08:09:00"),
+    "at the end of a reservation": Situation(LATE, fields="JobState=COMPLETING Reason=TimeLimit RunTime=00:00:05"),
+    "preempted": Situation(
+        LATE, fields=f"{ENDING} PreemptTime=2026-11-25T09:24:13 EndTime=2026-11-25T09:24:15"
+    ),
+    "without its node": Situation(LATE, fields="JobState=COMPLETING Reason=NodeDown"),
+    "killed": Situation(LATE, fields="JobState=COMPLETING Reason=RaisedSignal:9(Killed)"),
     "cancelled before an attempt": Situation([], fields="JobState=CANCELLED"),
     "cancelled meanwhile": Situation(
         ["scontrol update JobId=58 Comment=away:1:0:0:127:n7"],

@@ -35,9 +35,26 @@ sweep_deleted() {  # and not only out of reach: the folder above is the one of t
 # the same names; tests/slurm/test_requeue.py compares both.
 field() { grep -Eo "\b$1=[^ ]*" <<< "$shown" | head -n 1 | cut -d= -f2-; }  # of `scontrol show job`
 restarted() { count=$(field Restarts); [ "${count:-0}" -gt "$restarts" ]; }  # by Slurm
-cancelled() {  # or at its limit: see `watch`
-  case $(field JobState) in COMPLETING|CANCELLED) ! restarted;; *) false;; esac
+cancelled() {  # by a person, as own_job.state_of decides: a job at its limit, preempted or without its node is not
+  ! restarted || return
+  case $(field JobState) in
+    CANCELLED) ;;
+    COMPLETING) [ "$(field Reason)" = None ] && ! limit_passed && ! preempted_at_end;;
+    *) false;;
+  esac
 }
+ending() { [ "$(field JobState)" = COMPLETING ] && ! restarted; }  # Slurm refuses changes until it is requeued
+limit_passed() { ran=$(seconds "$(field RunTime)") && limit=$(seconds "$(field TimeLimit)") && [ "$ran" -ge "$limit" ]; }
+seconds() {  # of [days-]hours:minutes:seconds
+  [[ $1 =~ ^(([0-9]+)-)?([0-9]+):([0-9]+):([0-9]+)$ ]] || return
+  echo $(((10#0${BASH_REMATCH[2]} * 24 + 10#${BASH_REMATCH[3]}) * 3600 + 10#${BASH_REMATCH[4]} * 60 + 10#${BASH_REMATCH[5]}))
+}
+preempted_at_end() {
+  preempted=$(moment "$(field PreemptTime)") && ended=$(moment "$(field EndTime)") || return
+  gap=$((ended - preempted))
+  [ "${gap#-}" -le 3 ]
+}
+moment() { [[ $1 = *T*:* ]] && date -d "$1" +%s; }
 read_failed_starts() {  # in a row, the attempt whose end could not be written, the last one's node: failed_starts.py
   starts=0 attempt=0 previous=''
   [[ $(field Comment) =~ ^away:([0-9]+):(-1|[0-9]+):([0-9]+)(:[0-9]+:([^:]*))?$ ]] || return
@@ -107,7 +124,8 @@ requeue_elsewhere() {
   echo "start $((starts + 1)) failed on ${SLURMD_NODENAME:=unknown} with exit code $status" >&2
   [ "$starts" -lt 100 ] || exit "$code"
   failure=${FLIP_ATTEMPT:-$attempt}:$status:$SLURMD_NODENAME
-  retry scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$failure"
+  comment=Comment=away:$((starts + 1)):$restarts:$failure late=''
+  if ending; then late=$comment; else retry scontrol update JobId="$id" "$comment"; fi
   delay=$((60 * starts))
   { exclude_failed_node && affordable "$excluded"; } || excluded=''
   requeue
@@ -115,6 +133,7 @@ requeue_elsewhere() {
   [ "$delay" -eq 0 ] || updates+=(StartTime="now+$delay")
   [ -z "$excluded" ] || updates+=(ExcNodeList="$excluded")
   [ "${#updates[@]}" -eq 0 ] || scontrol update JobId="$id" "${updates[@]}"
+  [ -z "$late" ] || retry scontrol update JobId="$id" "$late"
   exit "$code"
 }
 log=/runs/demo/.slurm/0123abcd/$id
