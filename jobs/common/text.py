@@ -106,6 +106,11 @@ def shortened(names: Sequence[str], most: int, separator: str = ", ") -> str:
     return f"{text} and {len(names) - most} more"
 
 
+def level_percent(share: float) -> str:
+    """A level such as that of chance, which may be tiny: 12.5 %, 0.0853 %."""
+    return f"{100 * share:.3g} %"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     if share is None:
         return "-"

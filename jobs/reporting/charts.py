@@ -266,10 +266,20 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
     grey = item.style is None
     thick: dict[str, Any] = {"color": colour, "lw": 1 if grey else 1.6, "alpha": 0.5 if grey else 0.9}
     thick["zorder"] = 2 if grey else 3
+    thick["clip_on"] = False  # markers at the ends of an axis are whole
     for line in item.faint:
         axes.plot(*zip(*line, strict=True), color=colour, lw=0.8, alpha=0.45, zorder=1.5)
     if item.dots:
-        axes.plot(*zip(*item.dots, strict=True), color=colour, marker=SHAPES[shape], ms=5, ls="", mew=0, alpha=0.45)
+        axes.plot(
+            *zip(*item.dots, strict=True),
+            color=colour,
+            marker=SHAPES[shape],
+            ms=5,
+            ls="",
+            mew=0,
+            alpha=0.45,
+            clip_on=False,
+        )
     for line in item.lines:
         every: int | tuple[int, int] = 1
         if len(line) > 40:  # about eight marks, at other places for each style

@@ -12,7 +12,7 @@ from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_bytes, write_text
-from jobs.common.text import percent
+from jobs.common.text import level_percent, percent
 from jobs.reporting import charts, scaling_laws, seed_groups
 from jobs.reporting.charts import Level, Mark, Plot, Point, Series, smooth, thin
 from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
@@ -99,7 +99,7 @@ def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot
     chance = next((score.chance for score in scores.values() if score.chance), None)
     levels = []
     if chance is not None:
-        levels = [Level(100 * chance, f"chance, {100 * chance:.2g} %")]
+        levels = [Level(100 * chance, f"chance, {level_percent(chance)}")]
     for i, score in scores.items():
         if grouped[i].is_foreign and score.label == label:
             levels.append(Level(100 * score.mean, f"{grouped[i].name} {percent(score.mean)}", must_show=True))

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from flip.evaluation.metrics.score import TOP_1
 from flip.monitoring.results import Outcome
-from jobs.common.text import percent
+from jobs.common.text import level_percent, percent
 from jobs.reporting import paired, seed_groups
 from jobs.reporting.paired import Difference
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
@@ -134,7 +134,7 @@ def _about(ranked: Sequence[Standing]) -> str:
         facts.append(f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds")
     chance = next((standing.score.chance for standing in ranked if standing.score.chance), None)
     if chance is not None:
-        facts.append(f"chance {100 * chance:.3g} %")
+        facts.append(f"chance {level_percent(chance)}")
     if facts:
         return f" ({', '.join(facts)})"
     return ""

@@ -284,14 +284,16 @@ def seeds_caution(groups: Sequence[SeedGroup]) -> str:
     single = [label for label, runs in own.items() if runs == 1]
     if not single:
         return ""
-    who = "One seed of each"
-    if len(single) < len(own):
-        who = f"One seed of {', '.join(single)}"
+    if len(groups) == 1:
+        what = "This is one seed: its"
+    elif len(single) == len(own) > 1:
+        what = "One seed of each cannot rank runs: an"
+    else:
+        what = f"One seed of {', '.join(single)} cannot rank runs: an"
     first = next(group for group in groups if not group.is_foreign and group.complete)
     how = resubmit.with_seeds(first.outcomes[0].run, (0, 1, 2)) or "submit the sweep again with --seeds 0 1 2"
     return (
-        f"{who} cannot rank runs: an interval covers the luck of the test pictures, not that of the"
-        f" training run. For several seeds: {how}"
+        f"{what} interval covers the luck of the test pictures, not that of the training run. For several seeds: {how}"
     )
 
 

@@ -366,6 +366,14 @@ def test_svg_draws_empty_and_single_point_plots():
     assert lines_of(svg(Plot("x", "y", [Series("a", [[(3.0, 2.0)]])], log_x=True, log_y=True))) == [("a", 1)]
 
 
+def test_markers_at_the_end_of_an_axis_are_whole():
+    marks = [Mark(9, 2, 1, 3)]
+    drawn = ElementTree.fromstring(svg(Plot("x", "y", [Series("a", [[(0, 1), (9, 2)]], marks, dots=[(9, 2)])])))
+    clipped = [element for element in drawn.iter() if element.get("clip-path")]
+    assert not any(part.tag.endswith("use") for element in clipped for part in element.iter())
+    assert sum(element.tag.endswith("use") for element in drawn.iter()) >= 5
+
+
 def test_charts_are_deterministic_and_escape_names():
     harm = "$x^2$ <script>&\x1b"
     plot = Plot(

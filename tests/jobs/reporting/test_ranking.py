@@ -83,6 +83,21 @@ def test_single_seeds_are_compared_by_intervals(tmp_path):
     assert sentence.startswith("No clear winner") and explanation.endswith("overlap: far and close.")
 
 
+def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
+    folder = tmp_path / "demo"
+    run = make(folder, "only")
+    result = read_json(run.result)
+    for evaluation in result["evaluations"]:
+        evaluation["chance"] = 0.125
+    write_json(run.result, result)
+    groups, outcomes = grouped(folder)
+    assert ranking.headlines(groups, outcomes)[0][0].endswith("chance 12.5 %)")
+    assert {level.name for plot in charts_of(findings(outcomes), "twemoji") for level in plot.levels} == {
+        "chance, 12.5 %"
+    }
+    assert seed_groups.seeds_caution(groups).startswith("This is one seed: its interval covers")
+
+
 def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
     folder = tmp_path / "demo"
     seeds(folder, "mask0", "0", LUCKY)
@@ -95,7 +110,7 @@ def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
     assert all("twemoji" not in block.best for block in blocks if isinstance(block, Table))
     plots = charts_of(blocks, "twemoji")
     assert plots and all(
-        [level.name for level in plot.levels] == ["chance, 0.085 %", "published 60.0"] for plot in plots
+        [level.name for level in plot.levels] == ["chance, 0.0853 %", "published 60.0"] for plot in plots
     )
     assert all([series.name for series in plot.series] == ["mask0"] for plot in plots)
     make(folder, "single", "0.75", top1=0.1)

@@ -82,9 +82,7 @@ SITUATIONS = {
     "cancelled before its limit": Situation([], fields=f"{ENDING} RunTime=08:09:59 TimeLimit=08:10:00"),
     "at its limit": Situation(LATE, fields=f"{ENDING} RunTime=1-08:09:00 TimeLimit=1-08:09:00"),
     "at the end of a reservation": Situation(LATE, fields="JobState=COMPLETING Reason=TimeLimit RunTime=00:00:05"),
-    "preempted": Situation(
-        LATE, fields=f"{ENDING} PreemptTime=2026-11-25T09:24:13 EndTime=2026-11-25T09:24:15"
-    ),
+    "preempted": Situation(LATE, fields=f"{ENDING} PreemptTime=2026-11-25T09:24:13 EndTime=2026-11-25T09:24:15"),
     "without its node": Situation(LATE, fields="JobState=COMPLETING Reason=NodeDown"),
     "killed": Situation(LATE, fields="JobState=COMPLETING Reason=RaisedSignal:9(Killed)"),
     "cancelled before an attempt": Situation([], fields="JobState=CANCELLED"),
