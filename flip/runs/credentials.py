@@ -32,8 +32,11 @@ HARMLESS_PARAMETERS = frozenset([
 #: Schemes whose addresses have a container before the @: ``abfs://container@account/path``.
 _CONTAINER_SCHEMES = ("abfs", "abfss", "wasb", "wasbs")
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}"
-#: All up to the last @ before the path; with a colon also beyond a slash, which a password may contain.
-_USERINFO = re.compile(r"(%s)://([^\s/?#]{0,512}@|[^\s/?#@:]{0,128}:\S{0,512}@)" % _SCHEME)
+#: All up to the last @ before the path; with a colon also beyond a slash, which a password may contain. A user and a
+#: password are removed also if a slash of :// is missing: the address is none, but the password may be one.
+_USERINFO = re.compile(
+    r"(%s:)(?://([^\s/?#]{0,512}@|[^\s/?#@:]{0,128}:\S{0,512}@)|/([^\s/?#@:]{1,128}:\S{1,512}@))" % _SCHEME
+)
 _WORD = re.compile(r"[^\s\"'<>]+")
 _BEFORE_QUERY = re.compile(r".*?://[^?#]*")
 _PAIR = re.compile(r"([?&;#]+)([^=&;#]*)(=?)([^&;#]*)")
@@ -81,10 +84,12 @@ def _scrub_patterns(text: str) -> str:
 
 
 def _without_userinfo(match: "Match[str]") -> str:
-    scheme, userinfo = match.groups()
-    if scheme.lower() in _CONTAINER_SCHEMES and ":" not in userinfo:
+    scheme, userinfo, of_single_slash = match.groups()
+    if of_single_slash:
+        return scheme + "/...@"
+    if scheme[:-1].lower() in _CONTAINER_SCHEMES and ":" not in userinfo:
         return match.group()
-    return scheme + "://...@"
+    return scheme + "//...@"
 
 
 def _without_parameters(match: "Match[str]") -> str:

@@ -119,6 +119,9 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     check_compatible(*compared, str(run.path), init.extend)
     tokenizer = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
     digested = isinstance(tokenizer, str) and tokenizer.startswith("sha256:")
+    if digested and not Path(resolve_path(config.data.tokenizer)).is_file():
+        remedy = "Give the tokenizer of the run that init names. A relative path starts at the current folder."
+        raise ConfigError("data.tokenizer: no such file", resolve_path(config.data.tokenizer), remedy=remedy)
     if digested and file_digest(config.data.tokenizer) != tokenizer:
         what = "data.tokenizer: not the tokenizer of the run that init names"
         raise ConfigError(what, str(run.path), config.data.tokenizer)

@@ -57,18 +57,11 @@ def page(facts: Mapping[str, Any]) -> Page:
     """The details; control characters from files are escaped."""
     from jobs.common.terminal import Page, TextTable
 
-    about = facts["about"]
     code = facts["code"]
     next_ = facts["next"]
-    differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
-    stages = "; ".join(
-        f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
-    )
     heads = [
         ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
-        ("what", f"{about['size'] or '?'}, {count(about['samples'])} samples ({stages or 'no stages could be read'})"),
-        *_origin(about["init"]),
-        ("differs", f"{differs} (from the other runs of its sweep)"),
+        *_subject(facts),
         ("code", f"{code['digest'] or 'unknown'}, {code['folder']}" + ("" if code["present"] else " (absent)")),
         ("state", _state(facts["state"])),
         *_decision(facts["evidence"]),
@@ -90,6 +83,25 @@ def page(facts: Mapping[str, Any]) -> Page:
     if facts["incidents"]:
         lines += ["", "incidents", TextTable(_counts(facts["incidents"]), indent="  ")]
     return Page(*lines, "", *_spent(facts["goodput"]))
+
+
+def _subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is trained or evaluated."""
+    job = facts["evaluation"]
+    if job:
+        commits = f", {', '.join(job['commits'])}" if job["commits"] else ""
+        return [("what", f"evaluation of {job['model']}{commits}"), ("sets", ", ".join(job["sets"]))]
+    about = facts["about"]
+    stages = "; ".join(
+        f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
+    )
+    size = about["size"] or "unknown size"
+    differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
+    return [
+        ("what", f"{size}, {count(about['samples'])} samples ({stages or 'no stages could be read'})"),
+        *_origin(about["init"]),
+        ("differs", f"{differs} (from the other runs of its sweep)"),
+    ]
 
 
 def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:

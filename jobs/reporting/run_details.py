@@ -9,9 +9,11 @@ from typing import Any
 
 from flip.config.derived import model_label
 from flip.environment import changes_in
+from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
-from flip.runs.job_kind import job_kind, sweep_folder
-from flip.runs.lifecycle import RunState
+from flip.runs.errors import FlipError
+from flip.runs.job_kind import EVALUATE, job_kind, sweep_folder
+from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
@@ -38,7 +40,7 @@ TAIL = 1 << 16
 def explain(run: RunDir) -> dict[str, Any]:
     """Everything that the page shows.
 
-    Keys: sweep, run, folder, about, code, state, evidence, start (of a batch script that failed since), attempts, next,
+    Keys: sweep, run, folder, about, evaluation (of an evaluation job, else None), code, state, evidence, start (of a batch script that failed since), attempts, next,
     incidents, goodput, verdict (of the newest metric line), anomalies (files, in the order of their steps), damaged (a
     sentence per file). Slurm is asked once.
     """
@@ -51,6 +53,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "run": run.name,
         "folder": str(run.path),
         "about": _about(outcome),
+        "evaluation": _evaluation(run),
         "code": _code(run),
         "state": row(run, state),
         "evidence": _evidence(outcome, state),
@@ -92,6 +95,22 @@ def _about(outcome: Outcome) -> dict[str, Any]:
         if settings.get("init.run") or settings.get("init.export")
         else None,
     }  # fmt: skip
+
+
+def _evaluation(run: RunDir) -> dict[str, Any] | None:
+    """What an evaluation job scores, and on which sets; None for a training, and if its request is unreadable."""
+    if job_kind(run) != EVALUATE:
+        return None
+    try:
+        request = EvaluationRequest.read(run)
+    except (FlipError, *UNREADABLE):  # the state of the run reports that
+        return None
+    return {
+        "model": request.model or request.subject,
+        "commits": list(request.commits),
+        "sets": [str(row.get("name", "")) for row in request.sets],
+        "masks": [mask for mask, _ in request.views],
+    }
 
 
 def _code(run: RunDir) -> dict[str, Any]:

@@ -236,14 +236,20 @@ def label_defect(request: DatasetRequest, below: str) -> str:
     """Why the labels of a zero-shot set do not fit its class names, by the counts of its manifest.
 
     Empty if they fit, and if this machine cannot tell: it has no manifest with counts. No sample is read. Raises
-    ConfigError if the data set has no class names.
+    ConfigError if the data set has no class names, or if they are not those of its folders of images.
     """
     entry = entries().get(request.name, {})
     task = request.task or entry.get("task")
     if task not in (None, "zeroshot") or missing(request, below):
         return ""
-    for path in _existing_paths(request, entry, below):
+    paths = _existing_paths(request, entry, below)
+    for path in paths:
         folder = _local_manifest(path)
+        if folder is None and path == paths[0] and (location := _class_folders(path)):
+            source = _prompt_source(request, entry, path)
+            if not isinstance(source, int):  # the names of ImageNet come with open_clip, and so with torch
+                label_by_name(location, source.names, request.templates or path)
+            return ""
         if folder is None:
             continue
         manifest = Manifest.load(folder)
@@ -265,6 +271,20 @@ def _local_manifest(path: str) -> Path | None:
     root = Path(path).expanduser().absolute()
     folders = [*(root / name for name in SPLITS["test"]), root]
     return next((folder for folder in folders if (folder / MARK).is_file()), None)
+
+
+def _class_folders(path: str) -> DatasetLocation | None:
+    """The folders of classes of the test split at ``path``, without the images; None if it has another form."""
+    root = Path(path).expanduser().absolute()
+    if is_remote(path) or not root.is_dir() or any(any(root.glob(pattern)) for pattern in LIST_PATTERNS):
+        return None
+    for folder in [*(root / name for name in SPLITS["test"]), root]:
+        if any(folder.glob("*.tar")):
+            return None
+        classes = _classes(folder)
+        if any(_is_image(file) for of_class in classes for file in of_class.rglob("*")):
+            return DatasetLocation(str(folder), classes=tuple(path.name for path in classes))
+    return None
 
 
 def probe_defect(test: str, train: str) -> str:
@@ -424,19 +444,28 @@ def _index(shards: dict[str, ObjectStat]) -> Path:
 
 def _locate_images(folder: Path) -> DatasetLocation | None:
     """A folder with a folder of images per class."""
-    if not folder.is_dir():
-        return None
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if classes and all(path.name.isascii() and path.name.isdigit() for path in classes):
-        classes.sort(key=lambda path: int(path.name))  # 0, 1, ..., 10: class numbers
+    classes = _classes(folder)
     files: list[File] = []
     for label, of_class in enumerate(classes):
-        images = sorted(p for p in of_class.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and p.is_file())
-        files += [File(str(path), label) for path in images]
+        files += [File(str(path), label) for path in sorted(filter(_is_image, of_class.rglob("*")))]
     names = tuple(path.name for path in classes)
     if files:
         return DatasetLocation(str(folder), files=tuple(files), classes=names)
     return None
+
+
+def _classes(folder: Path) -> list[Path]:
+    """The folders of classes in a folder, which may not exist, in the order of their numbers or names."""
+    if not folder.is_dir():
+        return []
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if all(path.name.isascii() and path.name.isdigit() for path in classes):
+        classes.sort(key=lambda path: int(path.name))  # 0, 1, ..., 10: class numbers
+    return classes
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix[1:].lower() in EXTENSIONS and path.is_file()
 
 
 def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) -> tuple[DatasetLocation, str]:

@@ -89,6 +89,12 @@ def test_assigned_credentials_are_removed(text):
     assert scrub("failed: " + text).startswith("failed: ")
 
 
+def test_password_is_removed_from_address_that_lacks_a_slash():
+    assert scrub(f"no manifest in s3:/key:a/{SECRET}@bucket/x") == "no manifest in s3:/...@bucket/x"
+    assert exposes("s3:/key:secret@bucket")
+    assert not exposes("file:/data/a@b:c") and not exposes("C:/data/me@host")
+
+
 def test_header_is_removed_from_its_first_character_on():
     assert scrub("Authorization: Basic abc") == "Authorization: ..." == scrub("Authorization: bob")
     assert scrub("{'Authorization': b'abc'}") == "{'Authorization': b'...'}"

@@ -250,7 +250,9 @@ def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_pat
     assert not RunDir(job).config.exists() and read_json(job / "job.json")["job_kind"] == "evaluate"
     for command, known in ((status, "failed"), (explain, "request it again")):
         assert command.main([str(job)]) in (0, 65)
-        assert known in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert known in shown
+    assert f"what      evaluation of open_clip:{model}\nsets      mnist\n" in shown and "differs" not in shown
     assert flip.read_runs(place / "runs" / "damaged") == []
 
 
@@ -439,6 +441,24 @@ def test_evaluate_refuses_labels_without_class_names_before_a_job_exists(place, 
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
     argv = ["two/a", "--root", str(tmp_path), "--sets", f"zeroshot:own={tmp_path / 'old'}", "--classes", str(names)]
     assert evaluate.main([*argv, "--detach"]) == 0 and len(submitted) == 1
+
+
+def test_evaluate_refuses_folders_without_class_names_before_a_job_exists(place, tmp_path, capsys):
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    for name in ("cat", "dog", "horse"):
+        image = tmp_path / "animals" / "test" / name / "1.png"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"never opened")
+    names = tmp_path / "names.json"
+    write_text(names, '{"names": ["cat", "dog"], "templates": ["{}"]}')
+    argv = ["two/a", "--root", str(tmp_path), "--sets", f"animals={tmp_path / 'animals'}"]
+    assert evaluate.main([*argv, "--classes", str(names)]) == 78
+    error = capsys.readouterr().err
+    assert "1 of 3 folders match no class name (of 2): horse" in error and str(names) in error
+    assert evaluate.main(argv) == 78
+    assert "has no names of its classes" in capsys.readouterr().err
+    assert not (tmp_path / "two" / ".evaluate").exists()
 
 
 @pytest.mark.timeout(600)

@@ -63,6 +63,18 @@ def test_plan_names_newest_commit_if_run_cannot_start_yet(desk, capsys):
     assert [run["starts"] for run in json.loads(capsys.readouterr().out)["runs"]] == [True, False]
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_missing_relative_tokenizer_is_named_as_such(desk, capsys, dry):
+    assert desk("mine.yaml") == ["half"]
+    save(RunDir(desk.folder / "runs" / "other" / "half"), 32)
+    text = (desk.folder / "mine.yaml").read_text().replace("runs: {half: }", "runs:\n  half:")
+    (desk.folder / "mine.yaml").write_text(text + COOLDOWN.format(samples=32))
+    assert submit.main(["mine.yaml", "--only", "cooldown", "data.tokenizer=my/tokenizer.json", *dry]) == 78
+    error = capsys.readouterr().err
+    assert f"{desk.folder}/my/tokenizer.json: data.tokenizer: no such file" in error
+    assert "relative path" in error and "not the tokenizer of the run" not in error
+
+
 def test_plan_refuses_commit_that_will_never_exist(desk, capsys):
     assert desk("mine.yaml") == ["half"]
     save(RunDir(desk.folder / "runs" / "other" / "half"), 48)
