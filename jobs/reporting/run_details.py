@@ -40,9 +40,9 @@ TAIL = 1 << 16
 def explain(run: RunDir) -> dict[str, Any]:
     """Everything that the page shows.
 
-    Keys: sweep, run, folder, about, evaluation (of an evaluation job, else None), code, state, evidence, start (of a batch script that failed since), attempts, next,
-    incidents, goodput, verdict (of the newest metric line), anomalies (files, in the order of their steps), damaged (a
-    sentence per file). Slurm is asked once.
+    Keys: sweep, run, folder, about, evaluation (of an evaluation job, else None), code, state, evidence, start (of a
+    batch script that failed since), attempts, next, incidents, goodput, verdict (of the newest metric line), anomalies
+    (files, in the order of their steps), damaged (a sentence per file). Slurm is asked once.
     """
     state = states([run])[run.path]
     outcome = read_run(run.path, state)
@@ -106,9 +106,9 @@ def _evaluation(run: RunDir) -> dict[str, Any] | None:
     except (FlipError, *UNREADABLE):  # the state of the run reports that
         return None
     return {
-        "model": request.model or request.subject,
-        "commits": list(request.commits),
-        "sets": [str(row.get("name", "")) for row in request.sets],
+        "model": str(request.model or request.subject),
+        "commits": list(map(str, request.commits)),
+        "sets": [str(row.get("name", "")) for row in request.sets if isinstance(row, Mapping)],
         "masks": [mask for mask, _ in request.views],
     }
 

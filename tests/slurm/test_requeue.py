@@ -28,8 +28,8 @@ COUNT = "away:1:0:0:127:NODE"
 @dataclass(frozen=True)
 class Situation:
     """``options``: of sbatch. ``changes``: the calls that change something. ``successor``: whether a new job follows.
-    ``requeued``: whether Slurm requeues the job while its script runs. ``limited``: whether the start fails when the job
-    has reached its limit."""
+    ``requeued``: whether Slurm requeues the job while its script runs. ``limited``: whether the start fails when the
+    job has reached its limit."""
 
     changes: list[str]
     options: tuple[str, ...] = ()
