@@ -16,70 +16,6 @@ from flip.optimizers import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once, unless ``compute.loss_tile`` says another number."""
-
-
-def parameters(model: Model) -> dict[str, int]:
-    """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale and those of the loss."""
-    image = model.image
-    text = model.text
-    # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
-    learned = 0
-    if image.positions == "learned":
-        learned = 1 + patches(image)
-    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1 + learned
-    counts = {
-        "image": vectors * image.width + _blocks(image) + image.width * model.embed,
-        "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
-    }
-    return counts | {"total": sum(counts.values()) + 1 + len(LOSSES[model.objective].parameters)}
-
-
-def _blocks(tower: ImageTower | TextTower) -> int:
-    """Parameters of the blocks and of the LayerNorm after them."""
-    return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
-
-
-def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
-    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``, without the loss.
-
-    ``positions``: mean number of computed caption positions, if text masking or masked padding leaves fewer than all.
-    """
-    image = model.image
-    text = model.text
-    visible = visible_patch_count(image, mask)
-    counts = {
-        "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
-        "text": _forward(text, text.length if positions is None else positions),
-    }
-    counts = {name: count + 2 * getattr(model, name).width * model.embed for name, count in counts.items()}
-    return counts | {"total": sum(counts.values())}
-
-
-def _forward(tower: ImageTower | TextTower, length: float) -> int:
-    return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
-
-
-def training_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
-    """FLOPs of one pair in training: three forward passes, as backward counts two. The basis of MFU."""
-    return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
-
-
-def forward_passes(compute: Compute) -> int:
-    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
-    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
-
-
-def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, objective: str = Model.objective) -> int:
-    """Peak bytes of the loss of ``local`` pairs on each rank, fp32.
-
-    Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
-    what the loss itself stores.
-    """
-    batch = local * world_size
-    values = LOSSES[objective].values(local, batch)
-    return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + values)
-
-
 SAVED = 16
 SELECTED = 9
 TEMPORARY = 12
@@ -108,6 +44,61 @@ IN_HAND = 2
 BATCHES_ON_CUDA = 3
 """Batches on a GPU: the one in use, the next one, and one whose memory is not known to be free yet
 (``flip.training.grad_cache``)."""
+_SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+"""Precision -> tensor-core rate relative to bf16, the same for every entry of the table."""
+
+
+def parameters(model: Model) -> dict[str, int]:
+    """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale and those of the loss."""
+    image = model.image
+    text = model.text
+    # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
+    learned = 0
+    if image.positions == "learned":
+        learned = 1 + patches(image)
+    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1 + learned
+    counts = {
+        "image": vectors * image.width + _blocks(image) + image.width * model.embed,
+        "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
+    }
+    return counts | {"total": sum(counts.values()) + 1 + len(LOSSES[model.objective].parameters)}
+
+
+def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
+    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``, without the loss.
+
+    ``positions``: mean number of computed caption positions, if text masking or masked padding leaves fewer than all.
+    """
+    image = model.image
+    text = model.text
+    visible = visible_patch_count(image, mask)
+    counts = {
+        "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
+        "text": _forward(text, text.length if positions is None else positions),
+    }
+    counts = {name: count + 2 * getattr(model, name).width * model.embed for name, count in counts.items()}
+    return counts | {"total": sum(counts.values())}
+
+
+def training_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
+    """FLOPs of one pair in training: three forward passes, as backward counts two. The basis of MFU."""
+    return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
+
+
+def forward_passes(compute: Compute) -> int:
+    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
+    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
+
+
+def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, objective: str = Model.objective) -> int:
+    """Peak bytes of the loss of ``local`` pairs on each rank, fp32.
+
+    Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
+    what the loss itself stores.
+    """
+    batch = local * world_size
+    values = LOSSES[objective].values(local, batch)
+    return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + values)
 
 
 def device_memory(
@@ -175,32 +166,6 @@ def value_bytes(compute: Compute) -> int:
     return 4
 
 
-def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int, int]:
-    """Bytes of unsharded weights, and of gradients before their reduction, at the four moments of ``device_memory``.
-
-    Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``). Fp32
-    projections are counted as if they stayed gathered from the forward pass to the end.
-    """
-    image = model.image
-    text = model.text
-    count = parameters(model)
-    block = 12 * max(image.width, text.width) ** 2
-    vocabulary = text.vocabulary * text.width
-    projections = 4 * model.embed * (image.width + text.width)
-    # The rest of a tower, the current and the prefetched block; gradients of the current one, as it computes them.
-    units = projections + size * (vocabulary + 3 * block)
-    # Gradients of the embedding or a block, and the fp32 copy that is being reduced.
-    end = projections + (2 * size + 4) * max(block, vocabulary)
-    unsharded = size * count["total"] + projections * (4 - size) // 4
-    if compute.reshard == "no":
-        units = unsharded + size * block
-    if compute.accumulate > 1:  # all weights, and the gradients of the embedding and of a block
-        end = unsharded + size * (vocabulary + block)
-    if compute.accumulate == 1 or compute.reshard == "no":
-        return units, units, end, units
-    return units, units + size * count["image"], end, units
-
-
 def activations(
     model: Model, compute: Compute, micro: int, mask: str, ranks: int = 1, captions: int = 0
 ) -> dict[str, int]:
@@ -219,28 +184,6 @@ def activations(
         "image_activations": micro * size * (images + stem),
         "text_activations": micro * size * text,
     }
-
-
-def _saved(
-    model: Model, tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int, pooled_only: bool
-) -> int:
-    """Values that the blocks save for the backward pass of one sequence, with the block that is being recomputed.
-
-    ``pooled_only``: the last block computes only the pooled token.
-    """
-    tokens = length * tower.width
-    fp32 = ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
-    squares = 0
-    if compute.attention == "explicit":
-        squares = (SQUARES if fp32 else 1) * tower.heads * length**2
-    values = SAVED + (QUICK_GELU if model.activation == "quick_gelu" else 0) + (NORMS if fp32 else 0)
-    block = values * tokens + squares
-    if compute.recompute == "no":
-        return tower.layers * block - ((block - (LAST + fp32) * tokens) if pooled_only else 0)
-    if compute.recompute == "block":
-        return tower.layers * tokens + block
-    selected = SELECTED + (compute.attention == "sdpa")
-    return tower.layers * selected * tokens - ((selected - LAST_SELECTED) * tokens if pooled_only else 0) + block
 
 
 def loader_memory(config: Config, stage: Stage) -> int:
@@ -332,10 +275,6 @@ def find_accelerator(name: str) -> Accelerator | None:
     return next((entry for entry in ACCELERATORS if re.search(entry.pattern, words)), None)
 
 
-_SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
-"""Precision -> tensor-core rate relative to bf16, the same for every entry of the table."""
-
-
 def peak_flops(name: str, precision: str) -> float | None:
     """Dense datasheet peak of a device in FLOP/s, or None if it is unknown.
 
@@ -346,3 +285,60 @@ def peak_flops(name: str, precision: str) -> float | None:
     if entry is None or precision not in _SPEED:
         return None
     return 1e12 * entry.tflops * _SPEED[precision]
+
+
+def _blocks(tower: ImageTower | TextTower) -> int:
+    """Parameters of the blocks and of the LayerNorm after them."""
+    return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
+
+
+def _forward(tower: ImageTower | TextTower, length: float) -> int:
+    return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
+
+
+def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int, int]:
+    """Bytes of unsharded weights, and of gradients before their reduction, at the four moments of ``device_memory``.
+
+    Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``). Fp32
+    projections are counted as if they stayed gathered from the forward pass to the end.
+    """
+    image = model.image
+    text = model.text
+    count = parameters(model)
+    block = 12 * max(image.width, text.width) ** 2
+    vocabulary = text.vocabulary * text.width
+    projections = 4 * model.embed * (image.width + text.width)
+    # The rest of a tower, the current and the prefetched block; gradients of the current one, as it computes them.
+    units = projections + size * (vocabulary + 3 * block)
+    # Gradients of the embedding or a block, and the fp32 copy that is being reduced.
+    end = projections + (2 * size + 4) * max(block, vocabulary)
+    unsharded = size * count["total"] + projections * (4 - size) // 4
+    if compute.reshard == "no":
+        units = unsharded + size * block
+    if compute.accumulate > 1:  # all weights, and the gradients of the embedding and of a block
+        end = unsharded + size * (vocabulary + block)
+    if compute.accumulate == 1 or compute.reshard == "no":
+        return units, units, end, units
+    return units, units + size * count["image"], end, units
+
+
+def _saved(
+    model: Model, tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int, pooled_only: bool
+) -> int:
+    """Values that the blocks save for the backward pass of one sequence, with the block that is being recomputed.
+
+    ``pooled_only``: the last block computes only the pooled token.
+    """
+    tokens = length * tower.width
+    fp32 = ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
+    squares = 0
+    if compute.attention == "explicit":
+        squares = (SQUARES if fp32 else 1) * tower.heads * length**2
+    values = SAVED + (QUICK_GELU if model.activation == "quick_gelu" else 0) + (NORMS if fp32 else 0)
+    block = values * tokens + squares
+    if compute.recompute == "no":
+        return tower.layers * block - ((block - (LAST + fp32) * tokens) if pooled_only else 0)
+    if compute.recompute == "block":
+        return tower.layers * tokens + block
+    selected = SELECTED + (compute.attention == "sdpa")
+    return tower.layers * selected * tokens - ((selected - LAST_SELECTED) * tokens if pooled_only else 0) + block

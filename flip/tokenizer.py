@@ -59,6 +59,7 @@ TEXT_LIMIT = 1 << 16
 """Characters read of a text, before and after cleaning: encoding needs 280 bytes per character."""
 MAX_CACHED_WORDS = 100_000
 """Words whose ids are cached; a caption of ten cached words takes an eighth of the time."""
+_NEITHER = "neither byte pairs nor lower-case WordPiece"
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 """The words of BertPreTokenizer in printable lower-case ASCII: each punctuation mark is a word."""
 _BYTE_PAIR_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
@@ -303,9 +304,6 @@ class Tokenizer:
         if id is None:
             raise ConfigError(f"has no {token}", self.path, remedy=_remedy(self.path))
         return id
-
-
-_NEITHER = "neither byte pairs nor lower-case WordPiece"
 
 
 def _read(path: Path) -> tuple[TokenizerKind, tokenizers.Tokenizer]:

@@ -46,16 +46,110 @@ class ConfigChange(NamedTuple):
         return f"{self.key}: {self.was!r} -> {self.now!r}"
 
 
-def _is_content(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("digest:", "sha256:"))
+def identity(config: Config, code: str, version: int = VERSION) -> dict[str, Any]:
+    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed),
+    and since version 2 classes (digests of class names, which are not hashed).
+
+    The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests,
+    class names and the tokenizer if they exist.
+    """
+    canonical = _canonical(config, version)
+    stored = {"hash": digest(canonical), "schema": version, "code": code, "config": canonical}
+    if version == 1:
+        return stored
+    return stored | {"classes": _class_names(config)}
 
 
-def _manifest(path: str) -> str:
-    """The digest of a data set, which does not change when it moves; its path if it has no manifest."""
-    record = manifest_record(path)
-    if record:
-        return f"digest:{record['digest']}"
-    return path
+def version_of(stored: Mapping[str, Any]) -> int:
+    """The version of a stored identity.json."""
+    if stored.get("schema") == 1:
+        return 1
+    return VERSION
+
+
+def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
+    """Whether a stored identity.json, of any version, is that of a resolved configuration, whatever its class names."""
+    if version_of(stored) != 1:
+        return stored.get("hash") == digest(_canonical(config))
+    if stored.get("hash") == digest(_canonical(config, 1)):
+        return True
+    hashed = stored.get("config")
+    if not isinstance(hashed, dict) or stored.get("hash") != digest(hashed):
+        return False
+    return digest(_without_class_names(hashed)) == digest(_canonical(config))
+
+
+def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
+    """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
+    hashed = stored["config"]
+    if version_of(stored) == 1:
+        hashed = _without_class_names(hashed)
+    return compare(hashed, _canonical(config))
+
+
+def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
+    """As ``diff_identity``, but empty if there is no stored identity.json or it cannot be compared."""
+    if stored and isinstance(stored.get("config"), dict):
+        return diff_identity(stored, config)
+    return []
+
+
+def concern_only_data(changes: Sequence[ConfigChange]) -> bool:
+    """Whether there are changes, and all are about the data."""
+    return bool(changes) and all(change.is_other_data for change in changes)
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
+    """The differences between two configurations given as plain data, by key."""
+    was = flatten(before)
+    now = flatten(after)
+    changes = [
+        ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
+    ]
+    for key in ("stages", "data.sets"):  # flattened, they have no order
+        names = _names(before, key)
+        renamed = _names(after, key)
+        if names != renamed and sorted(names) == sorted(renamed):
+            changes.append(ConfigChange(key, names, renamed))
+    return changes
+
+
+def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """Evaluation sets whose class names are other ones than a stored identity.json records."""
+    before = _stored_class_names(stored, config)
+    return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
+
+
+def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """Files of class names that existed according to a stored identity.json, and do not exist now."""
+    before = _stored_class_names(stored, config)
+    now = _class_names(config)
+    return [path for name, path in now.items() if _is_content(before.get(name)) and not _is_content(path)]
+
+
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> leaf. Members of named lists go by name, other lists are leaves."""
+    if isinstance(value, Mapping):
+        items = [(str(name), item) for name, item in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        items = [(str(item["name"]), item) for item in value]
+    else:
+        return {key: value}
+    leaves: dict[str, Any] = {}
+    for name, item in items:
+        leaves.update(flatten(item, f"{key}.{name}" if key else name))
+    return leaves
+
+
+def generic_key(key: str) -> str:
+    """A dotted key with ``*`` in place of the name of a stage or of a data set, also of evaluation."""
+    return re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
+
+
+def digest(canonical: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON text of a mapping."""
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: str) -> str:
@@ -68,6 +162,18 @@ def file_digest(path: str) -> str:
         return path
     except PermissionError as error:
         raise PermissionDenied("may not be read", path, remedy="Ask its owner for read permission.") from error
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("digest:", "sha256:"))
+
+
+def _manifest(path: str) -> str:
+    """The digest of a data set, which does not change when it moves; its path if it has no manifest."""
+    record = manifest_record(path)
+    if record:
+        return f"digest:{record['digest']}"
+    return path
 
 
 _DIGESTS: dict[str, Callable[[str], str]] = {"manifest": _manifest, "file": file_digest, "folder": str}
@@ -112,11 +218,6 @@ UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_
 """``generic_key`` of each setting that is no part of a run's identity, since it does not change results."""
 
 
-def generic_key(key: str) -> str:
-    """A dotted key with ``*`` in place of the name of a stage or of a data set, also of evaluation."""
-    return re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
-
-
 def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
     """The values that the hash covers."""
     values = _hashed(config, version)
@@ -125,58 +226,6 @@ def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
         del values["init"]
     values["world"] = world_size(config)
     return values
-
-
-def digest(canonical: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON text of a mapping."""
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def identity(config: Config, code: str, version: int = VERSION) -> dict[str, Any]:
-    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed),
-    and since version 2 classes (digests of class names, which are not hashed).
-
-    The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests,
-    class names and the tokenizer if they exist.
-    """
-    canonical = _canonical(config, version)
-    stored = {"hash": digest(canonical), "schema": version, "code": code, "config": canonical}
-    if version == 1:
-        return stored
-    return stored | {"classes": _class_names(config)}
-
-
-def version_of(stored: Mapping[str, Any]) -> int:
-    """The version of a stored identity.json."""
-    if stored.get("schema") == 1:
-        return 1
-    return VERSION
-
-
-def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
-    """Whether a stored identity.json, of any version, is that of a resolved configuration, whatever its class names."""
-    if version_of(stored) != 1:
-        return stored.get("hash") == digest(_canonical(config))
-    if stored.get("hash") == digest(_canonical(config, 1)):
-        return True
-    hashed = stored.get("config")
-    if not isinstance(hashed, dict) or stored.get("hash") != digest(hashed):
-        return False
-    return digest(_without_class_names(hashed)) == digest(_canonical(config))
-
-
-def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """Evaluation sets whose class names are other ones than a stored identity.json records."""
-    before = _stored_class_names(stored, config)
-    return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
-
-
-def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """Files of class names that existed according to a stored identity.json, and do not exist now."""
-    before = _stored_class_names(stored, config)
-    now = _class_names(config)
-    return [path for name, path in now.items() if _is_content(before.get(name)) and not _is_content(path)]
 
 
 def _stored_class_names(stored: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
@@ -207,57 +256,8 @@ def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
     return {**hashed, "evaluate": {**evaluate, "sets": others}}
 
 
-def flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> leaf. Members of named lists go by name, other lists are leaves."""
-    if isinstance(value, Mapping):
-        items = [(str(name), item) for name, item in value.items()]
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
-        items = [(str(item["name"]), item) for item in value]
-    else:
-        return {key: value}
-    leaves: dict[str, Any] = {}
-    for name, item in items:
-        leaves.update(flatten(item, f"{key}.{name}" if key else name))
-    return leaves
-
-
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
-    """The differences between two configurations given as plain data, by key."""
-    was = flatten(before)
-    now = flatten(after)
-    changes = [
-        ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
-    ]
-    for key in ("stages", "data.sets"):  # flattened, they have no order
-        names = _names(before, key)
-        renamed = _names(after, key)
-        if names != renamed and sorted(names) == sorted(renamed):
-            changes.append(ConfigChange(key, names, renamed))
-    return changes
-
-
 def _names(config: Mapping[str, Any], key: str) -> list[str]:
     owner: Any = config
     for part in key.split("."):
         owner = owner.get(part, {})
     return [member["name"] for member in owner]
-
-
-def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
-    """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
-    hashed = stored["config"]
-    if version_of(stored) == 1:
-        hashed = _without_class_names(hashed)
-    return compare(hashed, _canonical(config))
-
-
-def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
-    """As ``diff_identity``, but empty if there is no stored identity.json or it cannot be compared."""
-    if stored and isinstance(stored.get("config"), dict):
-        return diff_identity(stored, config)
-    return []
-
-
-def concern_only_data(changes: Sequence[ConfigChange]) -> bool:
-    """Whether there are changes, and all are about the data."""
-    return bool(changes) and all(change.is_other_data for change in changes)

@@ -25,6 +25,72 @@ log = logging.getLogger(__name__)
 _CREDENTIALS_REMEDY = "Others can read configurations: use environment variables, or files such as ~/.aws/credentials."
 
 
+def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = (), stored: bool = False) -> Config:
+    """Merge defaults <- size preset <- ``layers`` in order <- ``dotlist``.
+
+    ``layers``: (name for errors, mapping with dotted or nested keys). Lists replace lists; a named list such as
+    ``stages`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
+    ``stored``: the layers are the configuration of an existing run, in which credentials are only a warning.
+    Raises ConfigError for unknown keys, wrong types and interpolation; ``validate`` checks the values.
+    """
+    nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
+    named: dict[str, Any] = {"model": _find_preset(nested)}
+    for where, layer in nested:
+        named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where, stored=stored)))
+    kinds = fields_of(Config)
+    return Config(**{name: _build(kinds[name], values) for name, values in named.items()})
+
+
+def read_config(path: str | os.PathLike[str]) -> Config:
+    """Read a run's config.yaml. Raises ConfigError if it is invalid or has another schema version."""
+    table = read_yaml(path)
+    version = table.get("schema", "nothing")
+    if version != SCHEMA:
+        remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
+        raise ConfigError("schema: unsupported version", str(path), version, remedy)
+    return merge([(str(path), table)], stored=True)
+
+
+def dump(config: Config) -> str:
+    """Canonical YAML of every field; ``read_config`` returns the same Config."""
+    return dump_yaml(to_dict(config))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested data, keys in the schema's order, without values that are None and sections of nothing else."""
+    return dataclasses.asdict(config, dict_factory=_given)
+
+
+def lookup(config: Any, key: str) -> Any:
+    """The value at a dotted key, with members of named lists by name or position; None if it does not exist."""
+    for part in key.split("."):
+        if isinstance(config, list):
+            named = [member for member in config if getattr(member, "name", None) == part]
+            at_position = [member for i, member in enumerate(config) if part == str(i)]
+            config = next(iter(named + at_position), None)
+        else:
+            config = getattr(config, part, None)
+    return config
+
+
+def assignment(text: str) -> tuple[str, LocatedDict]:
+    """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("an override has the form KEY=VALUE", "command line", text, "Example: model.size=L/16")
+    where = f"command line, {key.strip()}"
+    return "command line", LocatedDict({key.strip(): parse_yaml(value, where)})
+
+
+def expand_dotted_keys(table: Mapping[str, Any], where: str) -> LocatedDict:
+    """The same settings without dotted keys. Raises ConfigError if a key is set in different ways."""
+    nested = LocatedDict()
+    for key, value in table.items():
+        line = line_of(table, key)
+        _set(nested, key.split("."), value, SourceLocation(where, key, line))
+    return nested
+
+
 @functools.cache
 def fields_of(kind: type) -> dict[str, Any]:
     """Name -> type of a dataclass's fields."""
@@ -180,24 +246,6 @@ def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocat
         table[head] = value
 
 
-def expand_dotted_keys(table: Mapping[str, Any], where: str) -> LocatedDict:
-    """The same settings without dotted keys. Raises ConfigError if a key is set in different ways."""
-    nested = LocatedDict()
-    for key, value in table.items():
-        line = line_of(table, key)
-        _set(nested, key.split("."), value, SourceLocation(where, key, line))
-    return nested
-
-
-def assignment(text: str) -> tuple[str, LocatedDict]:
-    """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError("an override has the form KEY=VALUE", "command line", text, "Example: model.size=L/16")
-    where = f"command line, {key.strip()}"
-    return "command line", LocatedDict({key.strip(): parse_yaml(value, where)})
-
-
 def _find_preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
     """The model fields of the size given by the topmost layer."""
     size = Config().model.size
@@ -229,53 +277,5 @@ def _build_section(kind: Any, values: str) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), json.loads(values)))
 
 
-def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = (), stored: bool = False) -> Config:
-    """Merge defaults <- size preset <- ``layers`` in order <- ``dotlist``.
-
-    ``layers``: (name for errors, mapping with dotted or nested keys). Lists replace lists; a named list such as
-    ``stages`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
-    ``stored``: the layers are the configuration of an existing run, in which credentials are only a warning.
-    Raises ConfigError for unknown keys, wrong types and interpolation; ``validate`` checks the values.
-    """
-    nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
-    named: dict[str, Any] = {"model": _find_preset(nested)}
-    for where, layer in nested:
-        named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where, stored=stored)))
-    kinds = fields_of(Config)
-    return Config(**{name: _build(kinds[name], values) for name, values in named.items()})
-
-
-def lookup(config: Any, key: str) -> Any:
-    """The value at a dotted key, with members of named lists by name or position; None if it does not exist."""
-    for part in key.split("."):
-        if isinstance(config, list):
-            named = [member for member in config if getattr(member, "name", None) == part]
-            at_position = [member for i, member in enumerate(config) if part == str(i)]
-            config = next(iter(named + at_position), None)
-        else:
-            config = getattr(config, part, None)
-    return config
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested data, keys in the schema's order, without values that are None and sections of nothing else."""
-    return dataclasses.asdict(config, dict_factory=_given)
-
-
 def _given(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in items if value is not None and value != {}}
-
-
-def dump(config: Config) -> str:
-    """Canonical YAML of every field; ``read_config`` returns the same Config."""
-    return dump_yaml(to_dict(config))
-
-
-def read_config(path: str | os.PathLike[str]) -> Config:
-    """Read a run's config.yaml. Raises ConfigError if it is invalid or has another schema version."""
-    table = read_yaml(path)
-    version = table.get("schema", "nothing")
-    if version != SCHEMA:
-        remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
-        raise ConfigError("schema: unsupported version", str(path), version, remedy)
-    return merge([(str(path), table)], stored=True)

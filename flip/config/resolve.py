@@ -57,6 +57,119 @@ class DatasetFacts:
     nominal: bool
 
 
+def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
+    """Return a copy without ``auto``: paths, compute, R, L, workers, threads, and N and mean bytes of ``data``.
+
+    ``on``: a node that ranks run on. Raises ConfigError for a value out of its range, and if ``data.chunk`` is not that
+    of the manifest.
+    """
+    check_fields(config)
+    config = copy.deepcopy(config)
+    for _, owner, field, value in walk_fields(config):
+        if "path" in field.metadata:
+            setattr(owner, field.name, resolve_path(value))
+    section = config.data
+    members: Sequence[Data | DataSet] = section.sets or [section]
+    for member, facts in zip(members, data, strict=True):
+        if member.chunk not in (0, facts.chunk):
+            if isinstance(member, DataSet):
+                key = f"data.sets.{member.name}.chunk"
+            else:
+                key = "data.chunk"
+            what = f"{key}: the manifest's chunks hold {facts.chunk} samples"
+            remedy = f"Leave it out, or index the shards again with --chunk {member.chunk}."
+            raise ConfigError(what, value=member.chunk, remedy=remedy)
+        member.samples = facts.dataset_size
+        member.sample_bytes = round(facts.mean_bytes)
+        member.chunk = facts.chunk
+    config.resources.hours = config.resources.hours or on.hours
+    section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
+    if section.lanes == 0 and config.stages:
+        section.lanes = default_lanes(config, data, section.buffer)
+    if section.sets:
+        section.samples = sum(dataset.samples for dataset in section.sets)
+        if not any(dataset.lanes for dataset in section.sets):
+            lanes = allocate_lanes(section.lanes, [dataset.weight for dataset in section.sets])
+            for dataset, count in zip(section.sets, lanes, strict=True):
+                dataset.lanes = count
+    if section.decoder == "auto":
+        section.decoder = "simplejpeg"
+    if section.resize == "auto":
+        section.resize = "torchvision"
+    _resolve_compute(config, on)
+    return config
+
+
+def resolve_arithmetic(compute: Compute, fast_bf16: bool) -> None:
+    """Resolve ``auto`` values of precision, attention and determinism for ``compute.device``, cpu or cuda.
+
+    ``fast_bf16``: whether the processor is fast at bf16.
+    """
+    cuda = compute.device == "cuda"
+    if compute.precision == "auto":
+        compute.precision = "bf16" if cuda or fast_bf16 else "fp32"
+    if compute.attention == "auto":
+        if cuda or compute.precision == "fp32":
+            compute.attention = "sdpa"
+        else:
+            compute.attention = "explicit"
+    if compute.deterministic == "auto":
+        compute.deterministic = "no" if cuda else "yes"
+
+
+def inherit_machine_fields(config: Config, stored: Config) -> Config:
+    """Return a copy whose unresolved MACHINE_DEPENDENT fields have the values of ``stored``, a resolved one."""
+    config = copy.deepcopy(config)
+    for section, name in MACHINE_DEPENDENT:
+        owner = getattr(config, section)
+        if getattr(owner, name) in ("auto", 0):
+            setattr(owner, name, getattr(getattr(stored, section), name))
+    return config
+
+
+def dataset_facts(config: Config, nominal: bool = True) -> list[DatasetFacts]:
+    """The facts of each training data set, from its manifest, or if it has none from the configuration.
+
+    ``nominal``: accept facts from the configuration. Raises ConfigError if no data set is given, and DataError if a
+    manifest is missing and the configuration has no facts.
+    """
+    data = config.data
+    if not data.sets:
+        return [_read_facts(data, "data", nominal)]
+    if data.manifest or data.chunk:
+        remedy = "Set data.manifest to '' and data.chunk to 0, and give all data sets in data.sets."
+        raise ConfigError("data.sets: data.manifest or data.chunk is given too", value=data.manifest, remedy=remedy)
+    return [_read_facts(dataset, f"data.sets.{dataset.name}", nominal) for dataset in data.sets]
+
+
+def default_chunk(samples: int) -> int:
+    """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1."""
+    chunk = MAX_CHUNK
+    while chunk > 1 and samples // chunk < MIN_CHUNKS:
+        chunk //= 2
+    return chunk
+
+
+def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> int:
+    """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
+
+    Each of several data sets must get its lanes. If nothing fits it is W, and ``validate`` reports what to change.
+    """
+    ranks = world_size(config)
+    common = math.gcd(*(stage.batch for stage in config.stages))
+    block = config.data.block
+    weights = [dataset.weight for dataset in config.data.sets] or [1.0]
+    for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
+        if common % lanes:
+            continue
+        parts = list(zip(allocate_lanes(lanes, weights), data, strict=True))
+        fits = all(0 < 2 * count * block <= facts.dataset_size // facts.chunk for count, facts in parts)
+        size = sum(buffer_bytes(count, block, facts.chunk, facts.mean_bytes) for count, facts in parts)
+        if fits and size <= buffer and weight_error([count for count, _ in parts], weights) <= WEIGHT_TOLERANCE:
+            return lanes
+    return ranks
+
+
 def cache_root() -> Path:
     """FLIP_CACHE, by default ~/.cache/flip. Raises ConfigError if the user has no home folder."""
     try:
@@ -132,96 +245,6 @@ def source_remedy(path: str) -> str:
     return ""
 
 
-def _names_below(folder: str) -> Iterator[str]:
-    """Some names of files in a folder and its first subfolder, as of classes. Raises OSError."""
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in itertools.islice(entries, LOOKED_AT):
-            if entry.is_dir():
-                folders.append(entry.path)
-            else:
-                yield entry.name
-    for inner in folders[:1]:
-        with os.scandir(inner) as entries:
-            yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
-
-
-def _is_picture(name: str) -> bool:
-    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
-
-
-def default_chunk(samples: int) -> int:
-    """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1."""
-    chunk = MAX_CHUNK
-    while chunk > 1 and samples // chunk < MIN_CHUNKS:
-        chunk //= 2
-    return chunk
-
-
-def dataset_facts(config: Config, nominal: bool = True) -> list[DatasetFacts]:
-    """The facts of each training data set, from its manifest, or if it has none from the configuration.
-
-    ``nominal``: accept facts from the configuration. Raises ConfigError if no data set is given, and DataError if a
-    manifest is missing and the configuration has no facts.
-    """
-    data = config.data
-    if not data.sets:
-        return [_read_facts(data, "data", nominal)]
-    if data.manifest or data.chunk:
-        remedy = "Set data.manifest to '' and data.chunk to 0, and give all data sets in data.sets."
-        raise ConfigError("data.sets: data.manifest or data.chunk is given too", value=data.manifest, remedy=remedy)
-    return [_read_facts(dataset, f"data.sets.{dataset.name}", nominal) for dataset in data.sets]
-
-
-def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
-    record = manifest_record(data.manifest)
-    if record is not None:
-        mean = float(record["mean_bytes"])
-        return DatasetFacts(int(record["samples"]), int(record["chunk"]), mean, False)
-    if data.samples and nominal:
-        chunk = data.chunk or default_chunk(data.samples)
-        return DatasetFacts(data.samples, chunk, float(data.sample_bytes), True)
-    if not data.manifest:
-        remedy = f"Give the folder of a manifest (flip shards index), or {key}.samples to plan without data."
-        raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
-    if source := source_remedy(resolve_path(data.manifest)):
-        raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
-    if data.samples:
-        plan = "--dry-run plans without them."
-    else:
-        plan = f"To plan without them, set {key}.samples."
-    if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
-        remedy = f"Fetch the demonstration data: flip demo_data {demo_set}"
-    elif data.manifest.startswith("cache:"):
-        remedy = "Index the shards, with this folder as --out: flip shards index. Which shards: the sweep's"
-        remedy += f" head or docs/reproduce.md lists them. {plan}"
-    else:
-        remedy = f"Index the shards first: flip shards index. {plan}"
-        if is_relative(data.manifest):
-            remedy = f"{key}.manifest {data.manifest} is relative to the current folder. {remedy}"
-    raise DataError("no manifest in this folder", resolve_path(data.manifest), remedy=remedy)
-
-
-def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> int:
-    """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
-
-    Each of several data sets must get its lanes. If nothing fits it is W, and ``validate`` reports what to change.
-    """
-    ranks = world_size(config)
-    common = math.gcd(*(stage.batch for stage in config.stages))
-    block = config.data.block
-    weights = [dataset.weight for dataset in config.data.sets] or [1.0]
-    for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
-        if common % lanes:
-            continue
-        parts = list(zip(allocate_lanes(lanes, weights), data, strict=True))
-        fits = all(0 < 2 * count * block <= facts.dataset_size // facts.chunk for count, facts in parts)
-        size = sum(buffer_bytes(count, block, facts.chunk, facts.mean_bytes) for count, facts in parts)
-        if fits and size <= buffer and weight_error([count for count, _ in parts], weights) <= WEIGHT_TOLERANCE:
-            return lanes
-    return ranks
-
-
 def _resolve_compute(config: Config, on: Host) -> None:
     compute = config.compute
     data = config.data
@@ -254,77 +277,54 @@ def _resolve_compute(config: Config, on: Host) -> None:
             compute.threads = max(1, cores - data.workers)
 
 
-def resolve_arithmetic(compute: Compute, fast_bf16: bool) -> None:
-    """Resolve ``auto`` values of precision, attention and determinism for ``compute.device``, cpu or cuda.
-
-    ``fast_bf16``: whether the processor is fast at bf16.
-    """
-    cuda = compute.device == "cuda"
-    if compute.precision == "auto":
-        compute.precision = "bf16" if cuda or fast_bf16 else "fp32"
-    if compute.attention == "auto":
-        if cuda or compute.precision == "fp32":
-            compute.attention = "sdpa"
-        else:
-            compute.attention = "explicit"
-    if compute.deterministic == "auto":
-        compute.deterministic = "no" if cuda else "yes"
-
-
 def _loss_tile(config: Config) -> int:
     """A power of two of columns, so that TILE_VALUES logits of a rank fill a tile; at least as many as on a CPU."""
     local = max((stage.batch for stage in config.stages), default=1) // world_size(config)
     return max(CPU_TILE, 2 ** int(math.log2(TILE_VALUES / max(1, local))))
 
 
-def inherit_machine_fields(config: Config, stored: Config) -> Config:
-    """Return a copy whose unresolved MACHINE_DEPENDENT fields have the values of ``stored``, a resolved one."""
-    config = copy.deepcopy(config)
-    for section, name in MACHINE_DEPENDENT:
-        owner = getattr(config, section)
-        if getattr(owner, name) in ("auto", 0):
-            setattr(owner, name, getattr(getattr(stored, section), name))
-    return config
-
-
-def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
-    """Return a copy without ``auto``: paths, compute, R, L, workers, threads, and N and mean bytes of ``data``.
-
-    ``on``: a node that ranks run on. Raises ConfigError for a value out of its range, and if ``data.chunk`` is not that
-    of the manifest.
-    """
-    check_fields(config)
-    config = copy.deepcopy(config)
-    for _, owner, field, value in walk_fields(config):
-        if "path" in field.metadata:
-            setattr(owner, field.name, resolve_path(value))
-    section = config.data
-    members: Sequence[Data | DataSet] = section.sets or [section]
-    for member, facts in zip(members, data, strict=True):
-        if member.chunk not in (0, facts.chunk):
-            if isinstance(member, DataSet):
-                key = f"data.sets.{member.name}.chunk"
+def _names_below(folder: str) -> Iterator[str]:
+    """Some names of files in a folder and its first subfolder, as of classes. Raises OSError."""
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, LOOKED_AT):
+            if entry.is_dir():
+                folders.append(entry.path)
             else:
-                key = "data.chunk"
-            what = f"{key}: the manifest's chunks hold {facts.chunk} samples"
-            remedy = f"Leave it out, or index the shards again with --chunk {member.chunk}."
-            raise ConfigError(what, value=member.chunk, remedy=remedy)
-        member.samples = facts.dataset_size
-        member.sample_bytes = round(facts.mean_bytes)
-        member.chunk = facts.chunk
-    config.resources.hours = config.resources.hours or on.hours
-    section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
-    if section.lanes == 0 and config.stages:
-        section.lanes = default_lanes(config, data, section.buffer)
-    if section.sets:
-        section.samples = sum(dataset.samples for dataset in section.sets)
-        if not any(dataset.lanes for dataset in section.sets):
-            lanes = allocate_lanes(section.lanes, [dataset.weight for dataset in section.sets])
-            for dataset, count in zip(section.sets, lanes, strict=True):
-                dataset.lanes = count
-    if section.decoder == "auto":
-        section.decoder = "simplejpeg"
-    if section.resize == "auto":
-        section.resize = "torchvision"
-    _resolve_compute(config, on)
-    return config
+                yield entry.name
+    for inner in folders[:1]:
+        with os.scandir(inner) as entries:
+            yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
+
+
+def _is_picture(name: str) -> bool:
+    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
+
+
+def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
+    record = manifest_record(data.manifest)
+    if record is not None:
+        mean = float(record["mean_bytes"])
+        return DatasetFacts(int(record["samples"]), int(record["chunk"]), mean, False)
+    if data.samples and nominal:
+        chunk = data.chunk or default_chunk(data.samples)
+        return DatasetFacts(data.samples, chunk, float(data.sample_bytes), True)
+    if not data.manifest:
+        remedy = f"Give the folder of a manifest (flip shards index), or {key}.samples to plan without data."
+        raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
+    if source := source_remedy(resolve_path(data.manifest)):
+        raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
+    if data.samples:
+        plan = "--dry-run plans without them."
+    else:
+        plan = f"To plan without them, set {key}.samples."
+    if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
+        remedy = f"Fetch the demonstration data: flip demo_data {demo_set}"
+    elif data.manifest.startswith("cache:"):
+        remedy = "Index the shards, with this folder as --out: flip shards index. Which shards: the sweep's"
+        remedy += f" head or docs/reproduce.md lists them. {plan}"
+    else:
+        remedy = f"Index the shards first: flip shards index. {plan}"
+        if is_relative(data.manifest):
+            remedy = f"{key}.manifest {data.manifest} is relative to the current folder. {remedy}"
+    raise DataError("no manifest in this folder", resolve_path(data.manifest), remedy=remedy)

@@ -53,29 +53,6 @@ _BOUNDS = {
 """Rules of ``flip.config.schema.option`` -> test, words."""
 
 
-def _check_augment(key: str, augment: Augment) -> None:
-    """Check the lists of an ``augment`` section; those of a stage may be None."""
-    for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
-        pair = getattr(augment, name)
-        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
-            limit = "" if most == math.inf else f", at most {most:g}"
-            raise ConfigError(f"{key}.{name}: needs two numbers above 0{limit}, the smaller first", value=list(pair))
-    for name in ("mean", "std"):
-        values = getattr(augment, name)
-        if values is not None and len(values) != 3:
-            raise ConfigError(f"{key}.{name}: needs three numbers", value=list(values))
-
-
-def _suggestion(config: Config, key: str) -> str:
-    """A remedy if the field belongs to a stage whose name is similar to another: a typing error adds a stage."""
-    section, _, name = key.rpartition(".")[0].partition(".")
-    others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
-    near = nearest(name, others)
-    if near:
-        return f"Did you mean stages.{near[0]}? An unknown name adds a new stage."
-    return ""
-
-
 def check_fields(config: Config) -> None:
     """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
     for key, _, field, value in walk_fields(config):
@@ -101,6 +78,29 @@ def check_fields(config: Config) -> None:
         raise ConfigError("checkpoint.url: must be a URL or a folder's absolute path", value=url)
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
+
+
+def _check_augment(key: str, augment: Augment) -> None:
+    """Check the lists of an ``augment`` section; those of a stage may be None."""
+    for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+        pair = getattr(augment, name)
+        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
+            limit = "" if most == math.inf else f", at most {most:g}"
+            raise ConfigError(f"{key}.{name}: needs two numbers above 0{limit}, the smaller first", value=list(pair))
+    for name in ("mean", "std"):
+        values = getattr(augment, name)
+        if values is not None and len(values) != 3:
+            raise ConfigError(f"{key}.{name}: needs three numbers", value=list(values))
+
+
+def _suggestion(config: Config, key: str) -> str:
+    """A remedy if the field belongs to a stage whose name is similar to another: a typing error adds a stage."""
+    section, _, name = key.rpartition(".")[0].partition(".")
+    others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
+    near = nearest(name, others)
+    if near:
+        return f"Did you mean stages.{near[0]}? An unknown name adds a new stage."
+    return ""
 
 
 def _divisors(number: int) -> list[int]:

@@ -72,6 +72,78 @@ class SourceLocation:
         return ConfigError(f"{self.key}: {what}" if self.key else what, place, value, remedy)
 
 
+def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
+    """Read the mapping of a YAML file; an empty file is an empty mapping.
+
+    Raises ConfigError if the file is missing, too large, not UTF-8, not YAML or not a mapping, and PermissionDenied if
+    it may not be read.
+    """
+    where = str(path)
+    log.debug("reading %s", where)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"more than {MAX_BYTES:,} bytes, too large for a configuration", where)
+        text = data.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError("no such file", where) from error
+    except IsADirectoryError as error:
+        raise ConfigError("a folder, not a YAML file", where) from error
+    except PermissionError as error:
+        remedy = "Ask its owner for read permission, or choose another file."
+        raise PermissionDenied("may not be read", where, remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        what = f"not UTF-8 text: byte 0x{error.object[error.start]:02x}"
+        raise ConfigError(what, f"{where}:{line}", remedy="Save the file as UTF-8.") from error
+    except OSError as error:
+        raise read_error(error, "cannot be read", where) from error
+    value = parse_yaml(text, where)
+    if value is None:
+        return LocatedDict()
+    if not isinstance(value, LocatedDict):
+        what = f"a mapping is needed at the top, not a {type(value).__name__}"
+        raise ConfigError(what, where, remedy="Write `key: value` lines.")
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse a YAML text. Raises ConfigError with line and column if it is not valid YAML or repeats a key."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None or not _count(node, {}):
+                return None
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        if mark:
+            place = f"{where}:{mark.line + 1}:{mark.column + 1}"
+        else:
+            place = where
+        line = []
+        if mark:
+            line = text.split("\n")[mark.line : mark.line + 1]
+        tab = mark and line and line[0][mark.column : mark.column + 1] == "\t"
+        remedy = "It is a tab: indent with spaces." if tab else ""
+        raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"not valid YAML: {problem}", where) from error
+    except RecursionError as error:
+        raise ConfigError("not valid YAML: nested too deeply", where) from error
+
+
+def dump_yaml(value: Any) -> str:
+    """YAML text of plain values, keys in their order; equal values give equal texts."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 class _Loader(_LoaderBase):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
@@ -142,75 +214,3 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         problem = f"its aliases expand to more than {MAX_VALUES:,} values"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return known[id(node)]
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse a YAML text. Raises ConfigError with line and column if it is not valid YAML or repeats a key."""
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None or not _count(node, {}):
-                return None
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        if mark:
-            place = f"{where}:{mark.line + 1}:{mark.column + 1}"
-        else:
-            place = where
-        line = []
-        if mark:
-            line = text.split("\n")[mark.line : mark.line + 1]
-        tab = mark and line and line[0][mark.column : mark.column + 1] == "\t"
-        remedy = "It is a tab: indent with spaces." if tab else ""
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error
-    except (yaml.YAMLError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"not valid YAML: {problem}", where) from error
-    except RecursionError as error:
-        raise ConfigError("not valid YAML: nested too deeply", where) from error
-
-
-def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
-    """Read the mapping of a YAML file; an empty file is an empty mapping.
-
-    Raises ConfigError if the file is missing, too large, not UTF-8, not YAML or not a mapping, and PermissionDenied if
-    it may not be read.
-    """
-    where = str(path)
-    log.debug("reading %s", where)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ConfigError(f"more than {MAX_BYTES:,} bytes, too large for a configuration", where)
-        text = data.decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError("no such file", where) from error
-    except IsADirectoryError as error:
-        raise ConfigError("a folder, not a YAML file", where) from error
-    except PermissionError as error:
-        remedy = "Ask its owner for read permission, or choose another file."
-        raise PermissionDenied("may not be read", where, remedy=remedy) from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        what = f"not UTF-8 text: byte 0x{error.object[error.start]:02x}"
-        raise ConfigError(what, f"{where}:{line}", remedy="Save the file as UTF-8.") from error
-    except OSError as error:
-        raise read_error(error, "cannot be read", where) from error
-    value = parse_yaml(text, where)
-    if value is None:
-        return LocatedDict()
-    if not isinstance(value, LocatedDict):
-        what = f"a mapping is needed at the top, not a {type(value).__name__}"
-        raise ConfigError(what, where, remedy="Write `key: value` lines.")
-    return value
-
-
-def dump_yaml(value: Any) -> str:
-    """YAML text of plain values, keys in their order; equal values give equal texts."""
-    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    return text

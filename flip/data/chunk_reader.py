@@ -32,13 +32,13 @@ from flip.runs import deletion
 from flip.runs.errors import DataError
 from flip.runs.files import atomic_write, open_lock, private_folder, read_regular, run_folder
 
-DIGITS = 20
-"""Of the number in the file ``size``."""
 FREED_SHARE = 0.1
 """Share of the limit that an eviction frees at once: listing the oldest files takes a while."""
 
 log = logging.getLogger("flip.data")
 
+DIGITS = 20
+"""Of the number in the file ``size``."""
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
 ChunkRanges = Sequence[tuple[int, int, int, int]]

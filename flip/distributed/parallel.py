@@ -97,11 +97,6 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     return World(rank, size, device, control, checkpoint, timeout)
 
 
-def _is_single_host(size: int) -> bool:
-    """Whether the launcher says that all ranks are on this host."""
-    return os.environ.get("LOCAL_WORLD_SIZE") == str(size)
-
-
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:
     """Let the watchdog, whose message is better, end a process whose GPU hangs: NCCL's monitor aborts it earlier.
 
@@ -222,38 +217,6 @@ def in_fp32(model: _Model, build: Callable[[], _Model], world: World, compute: s
     return copy
 
 
-def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
-    """Shard in units that are gathered and freed together: each block, the rest of each tower, and the root.
-
-    Only the full weights of one block are in memory at a time. With bf16 the weights of blocks and towers are gathered
-    and multiplied in bf16; shards, sums of gradients over ranks and the optimiser stay fp32. Projections and the logit
-    scale (and bias) are always fp32: they decide the precision of the loss. On CUDA the root unit has them all. On a
-    CPU projections are units of their own: gloo adds a value in an order that depends on its place in the buffer, so
-    that another unit changes the last bits of existing runs from three ranks on (measured).
-    """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    policy = MixedPrecisionPolicy()
-    if compute.precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    free = compute.reshard != "no"
-    projections = nn.ModuleList()
-    for tower in (model.image, model.text):
-        for block in tower.blocks:  # type: ignore[union-attr]
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
-        projections.append(tower.projection)  # type: ignore[union-attr, arg-type]
-        if compute.device != "cuda":
-            fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
-        apart = set(tower.projection.parameters())  # type: ignore[union-attr]
-        fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free, ignored_params=apart)  # type: ignore[arg-type]
-    # A unit takes the parameters of submodules, but not those below another unit: projections are below towers.
-    model.projections = projections
-    fully_shard(model, mesh=mesh)
-    del model.projections
-    for method in ("encode_image", "encode_text"):
-        register_fsdp_forward_method(model, method)
-
-
 def is_fsdp_unit(module: nn.Module | None) -> TypeGuard[FSDPModule]:
     """Whether ``fully_shard`` was applied to a module.
 
@@ -277,25 +240,6 @@ def separate_reductions(model: nn.Module, world: World, like: nn.Module | None =
         new, old = (root._get_fsdp_state()._fsdp_param_groups[0].mesh_info for root in (model, like))
         new.reduce_scatter_process_group = old.reduce_scatter_process_group  # type: ignore[attr-defined, union-attr]
     enable()
-
-
-def _mesh(world: World, replicas: int) -> DeviceMesh:
-    """All ranks in a row, or a row of neighbouring ranks for each replica of the weights."""
-    if replicas == 1:
-        return init_device_mesh(world.device.type, (world.size,))
-    rows = torch.arange(world.size).view(replicas, -1)
-    # Groups that the mesh creates have torch's default timeout, which may be shorter than a slow read.
-    splits = "backend" in inspect.signature(distributed.split_group).parameters  # older torch would split gloo as NCCL
-    if world.device.type == "cuda" and splits:  # one split of the communicator per dimension, instead of one per group
-        groups: Any = [
-            distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout, backend="cuda:nccl")
-            for r in (rows.T, rows)
-        ]
-    else:
-        groups = [
-            distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)
-        ]
-    return DeviceMesh.from_group(groups, world.device.type, rows, mesh_dim_names=("copy", "shard"))
 
 
 def check_initialised(model: nn.Module) -> None:
@@ -368,3 +312,59 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def stop() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _is_single_host(size: int) -> bool:
+    """Whether the launcher says that all ranks are on this host."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+
+
+def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
+    """Shard in units that are gathered and freed together: each block, the rest of each tower, and the root.
+
+    Only the full weights of one block are in memory at a time. With bf16 the weights of blocks and towers are gathered
+    and multiplied in bf16; shards, sums of gradients over ranks and the optimiser stay fp32. Projections and the logit
+    scale (and bias) are always fp32: they decide the precision of the loss. On CUDA the root unit has them all. On a
+    CPU projections are units of their own: gloo adds a value in an order that depends on its place in the buffer, so
+    that another unit changes the last bits of existing runs from three ranks on (measured).
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    policy = MixedPrecisionPolicy()
+    if compute.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    free = compute.reshard != "no"
+    projections = nn.ModuleList()
+    for tower in (model.image, model.text):
+        for block in tower.blocks:  # type: ignore[union-attr]
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
+        projections.append(tower.projection)  # type: ignore[union-attr, arg-type]
+        if compute.device != "cuda":
+            fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
+        apart = set(tower.projection.parameters())  # type: ignore[union-attr]
+        fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free, ignored_params=apart)  # type: ignore[arg-type]
+    # A unit takes the parameters of submodules, but not those below another unit: projections are below towers.
+    model.projections = projections
+    fully_shard(model, mesh=mesh)
+    del model.projections
+    for method in ("encode_image", "encode_text"):
+        register_fsdp_forward_method(model, method)
+
+
+def _mesh(world: World, replicas: int) -> DeviceMesh:
+    """All ranks in a row, or a row of neighbouring ranks for each replica of the weights."""
+    if replicas == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    rows = torch.arange(world.size).view(replicas, -1)
+    # Groups that the mesh creates have torch's default timeout, which may be shorter than a slow read.
+    splits = "backend" in inspect.signature(distributed.split_group).parameters  # older torch would split gloo as NCCL
+    if world.device.type == "cuda" and splits:  # one split of the communicator per dimension, instead of one per group
+        groups: Any = [
+            distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout, backend="cuda:nccl")
+            for r in (rows.T, rows)
+        ]
+    else:
+        groups = [
+            distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)
+        ]
+    return DeviceMesh.from_group(groups, world.device.type, rows, mesh_dim_names=("copy", "shard"))

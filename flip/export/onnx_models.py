@@ -18,6 +18,24 @@ _SINGLE_FILE_BYTES = 1 << 30
 """Larger weights go to a second file NAME.onnx.data: a protobuf file holds at most 2 GiB."""
 
 
+def check_packages() -> None:
+    """Raises ConfigError if a package that torch's exporter needs is not installed."""
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            remedy = f"Install it: pip install {package}"
+            raise ConfigError("a package is missing", "--to onnx", package, remedy)
+
+
+def write(folder: Path, loaded: TrainedModel) -> None:
+    """Write the files IMAGE and TEXT to ``folder``."""
+    shape = loaded.config.model
+    model = copy.deepcopy(loaded.model).cpu().eval()
+    pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
+    _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
+    tokens = torch.ones(2, shape.text.length, dtype=torch.int64)
+    _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
+
+
 class _PixelEncoder(nn.Module):
     """Normalised pixels (n, 3, size, size) -> image features (n, E) of norm 1."""
 
@@ -45,24 +63,6 @@ class _TokenEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.model.encode_text(input_ids)
-
-
-def check_packages() -> None:
-    """Raises ConfigError if a package that torch's exporter needs is not installed."""
-    for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
-            remedy = f"Install it: pip install {package}"
-            raise ConfigError("a package is missing", "--to onnx", package, remedy)
-
-
-def write(folder: Path, loaded: TrainedModel) -> None:
-    """Write the files IMAGE and TEXT to ``folder``."""
-    shape = loaded.config.model
-    model = copy.deepcopy(loaded.model).cpu().eval()
-    pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
-    _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
-    tokens = torch.ones(2, shape.text.length, dtype=torch.int64)
-    _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
 
 
 def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:

@@ -24,6 +24,46 @@ _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 
 
+def contrastive_loss(
+    objective: str, image: Tensor, text: Tensor, scale: Tensor, *parameters: Tensor, group: Any = None,
+    tile: int = LOSS_TILE, tf32: bool = False, gather: TextGather | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Loss and accuracy over this rank's rows of the logits, both () fp32, or fp64 if the features are.
+
+    Their means over ranks are those of the global batch (``flip.distributed.collectives.mean_over_ranks``). The
+    gradient needs no such mean, since the trainer averages gradients over ranks.
+
+    Args:
+        objective: a row of ``LOSSES`` (flip/losses.py).
+        image, text: this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
+        scale: factor of the cosines.
+        parameters: the learned parameters of the loss, in its order.
+        tile: columns of logits computed at once (``flip.costs.loss_bytes``).
+        tf32: multiply in TF32 on CUDA, forward and backward.
+        gather: of ``text`` over ``group``, if it was started before.
+
+    Accuracy is the share of images whose own text has the largest logit.
+    """
+    if gather is None:
+        gather = TextGather(group)
+        gather.start(text)
+    world_size = gather.world_size
+    first = 0
+    if world_size > 1:
+        first = distributed.get_rank(group) * len(image)
+    with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32):
+        if image.dtype != torch.float64:
+            image = image.float()
+            scale = scale.float()
+        parameters = tuple(value.to(image.dtype) for value in parameters)
+        texts = gather.finish()
+        ranks = None
+        if world_size > 1:
+            ranks = group or distributed.group.WORLD
+        value, correct = _TiledLoss.apply(LOSSES[objective], first, tile, ranks, image, texts, scale, *parameters)
+    return value, correct.detach()
+
+
 class TextGather:
     """Gathers the texts of all ranks while the image tower computes, and sums their gradients while it back-propagates.
 
@@ -161,43 +201,3 @@ def _allow_tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def contrastive_loss(
-    objective: str, image: Tensor, text: Tensor, scale: Tensor, *parameters: Tensor, group: Any = None,
-    tile: int = LOSS_TILE, tf32: bool = False, gather: TextGather | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Loss and accuracy over this rank's rows of the logits, both () fp32, or fp64 if the features are.
-
-    Their means over ranks are those of the global batch (``flip.distributed.collectives.mean_over_ranks``). The
-    gradient needs no such mean, since the trainer averages gradients over ranks.
-
-    Args:
-        objective: a row of ``LOSSES`` (flip/losses.py).
-        image, text: this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
-        scale: factor of the cosines.
-        parameters: the learned parameters of the loss, in its order.
-        tile: columns of logits computed at once (``flip.costs.loss_bytes``).
-        tf32: multiply in TF32 on CUDA, forward and backward.
-        gather: of ``text`` over ``group``, if it was started before.
-
-    Accuracy is the share of images whose own text has the largest logit.
-    """
-    if gather is None:
-        gather = TextGather(group)
-        gather.start(text)
-    world_size = gather.world_size
-    first = 0
-    if world_size > 1:
-        first = distributed.get_rank(group) * len(image)
-    with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32):
-        if image.dtype != torch.float64:
-            image = image.float()
-            scale = scale.float()
-        parameters = tuple(value.to(image.dtype) for value in parameters)
-        texts = gather.finish()
-        ranks = None
-        if world_size > 1:
-            ranks = group or distributed.group.WORLD
-        value, correct = _TiledLoss.apply(LOSSES[objective], first, tile, ranks, image, texts, scale, *parameters)
-    return value, correct.detach()

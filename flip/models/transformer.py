@@ -19,20 +19,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from flip.config import schema
 
-
-@cache
-def _load_varlen() -> Callable[..., Any] | None:
-    """Attention of packed sequences, or None: before torch 2.10 there is none, and 2.10 has other arguments.
-
-    Imported late: the import sets torch's own folder for compiled code, if none is set.
-    """
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    if "window_size" in signature(varlen_attn).parameters:
-        return varlen_attn
-    return None
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""``model.activation`` -> the function."""
+_FUSED = "scaled_dot_product", "varlen_attn"
 
 
 def varlen_kernel(device: torch.device, dtype: torch.dtype, fused: bool, head_width: int) -> Callable[..., Any] | None:
@@ -52,6 +45,21 @@ def varlen_kernel(device: torch.device, dtype: torch.dtype, fused: bool, head_wi
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
     return _load_varlen() if usable else None
+
+
+@cache
+def _load_varlen() -> Callable[..., Any] | None:
+    """Attention of packed sequences, or None: before torch 2.10 there is none, and 2.10 has other arguments.
+
+    Imported late: the import sets torch's own folder for compiled code, if none is set.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    if "window_size" in signature(varlen_attn).parameters:
+        return varlen_attn
+    return None
 
 
 class PackedLayout(NamedTuple):
@@ -155,14 +163,6 @@ class Attention(nn.Module):
         return qkv.unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4).unbind()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "gelu": F.gelu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
-"""``model.activation`` -> the function."""
-
-
 class MLP(nn.Module):
     """Linear, activation, linear; the hidden layer has four times the width."""
 
@@ -175,9 +175,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(self.activation(self.fc1(x)))
         return out
-
-
-_FUSED = "scaled_dot_product", "varlen_attn"
 
 
 def _save_matmuls_policy(context: Any, op: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:

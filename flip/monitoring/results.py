@@ -26,6 +26,17 @@ from flip.runs.lifecycle import RunState, Seen
 from flip.runs.rundir import RunDir, read_record
 
 T = TypeVar("T")
+_SECTIONS: dict[str, Any] = {
+    "": Config(), "stages.*.": Stage(), "stages.*.image.": ImageTower(), "stages.*.text.": TextTower(),
+    "stages.*.augment.": Augment(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
+}  # fmt: skip
+_TYPES = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
+_KINDS = {
+    prefix + key: _TYPES[type(value)]
+    for prefix, section in _SECTIONS.items()
+    for key, value in flatten(asdict(section)).items()
+    if value is not None
+}
 
 
 @dataclass(frozen=True)
@@ -200,19 +211,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
     records.check_depth(table)
     settings = {key: value for key, value in flatten(records.checked(table or {}, {})).items() if value is not None}
     return {records.printable(key): records.checked(value, _kind(key), key) for key, value in settings.items()}
-
-
-_SECTIONS: dict[str, Any] = {
-    "": Config(), "stages.*.": Stage(), "stages.*.image.": ImageTower(), "stages.*.text.": TextTower(),
-    "stages.*.augment.": Augment(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
-}  # fmt: skip
-_TYPES = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
-_KINDS = {
-    prefix + key: _TYPES[type(value)]
-    for prefix, section in _SECTIONS.items()
-    for key, value in flatten(asdict(section)).items()
-    if value is not None
-}
 
 
 def _kind(key: str) -> Any:

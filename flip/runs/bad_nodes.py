@@ -17,6 +17,15 @@ from flip.runs.rundir import RunDir, read_record
 
 NODE_SUSPECT_CAUSES = ("crash", "hang")  # that a node may be to blame for
 RECENT = DAY  # seconds for which a failure counts: the node may be repaired by then
+#: Exit codes before the module runs: no such file, not executable, no such command; errors of rank_entry.py.
+UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
+#: A line of srun, one per node whose tasks ended alike.
+SRUN_EXIT_LINE = re.compile(
+    r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
+)
+#: The same, for ranks that the kernel killed at the memory limit of their cgroup.
+SRUN_MEMORY_LINE = re.compile(r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Out Of Memory$", re.MULTILINE)
+TAIL_BYTES = 1 << 16  # of the log's end that are read
 
 
 def find_suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
@@ -58,17 +67,6 @@ def failures(run: RunDir, now: float) -> Set[Optional[str]]:
     except (OSError, ValueError, KeyError, TypeError):  # just moved away, or damaged: no evidence
         nodes.add(None)
     return nodes
-
-
-#: Exit codes before the module runs: no such file, not executable, no such command; errors of rank_entry.py.
-UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
-#: A line of srun, one per node whose tasks ended alike.
-SRUN_EXIT_LINE = re.compile(
-    r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
-)
-#: The same, for ranks that the kernel killed at the memory limit of their cgroup.
-SRUN_MEMORY_LINE = re.compile(r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Out Of Memory$", re.MULTILINE)
-TAIL_BYTES = 1 << 16  # of the log's end that are read
 
 
 def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from flip.models.clip import CLIPModel
 
 log = logging.getLogger(__name__)
+_RESTORE = "Restore it, or name another one: that makes another run."
 
 
 class SourceMissing(ConfigError):
@@ -241,9 +242,6 @@ def open_export(init: Init) -> Path:
     if not exists or _digest_of(folder) != init.commit:
         raise DataError("the export that init names no longer exists", str(folder), init.commit, _RESTORE)
     return folder
-
-
-_RESTORE = "Restore it, or name another one: that makes another run."
 
 
 def extended_commit(init: Init, restorer: CheckpointRestorer) -> commit.Commit | None:

@@ -78,18 +78,6 @@ class Parser(argparse.ArgumentParser):
         return {name for action in actions_of(self) for name in action.option_strings if name.startswith("--")}
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows ``[options]`` in the usage in place of each option that can be left out."""
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        if prefix is None:  # else it forms the name of a subcommand
-            self._prog += " [options]"
-        groups = [group for group in groups if group.required]
-        needed = [action for group in groups for action in group._group_actions]
-        needed += [action for action in actions if action.required or not action.option_strings]
-        super().add_usage(usage, needed, groups, prefix)
-
-
 def version() -> str:
     """The version, the folder of the code, and the interpreter."""
     from flip import __version__
@@ -126,19 +114,6 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", metavar="SWEEP", help="the sweep as an option")
 
 
-class _SweepWords(argparse.Action):
-    """Separates the sweep from the settings. Options are parsed before, positional arguments in order."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any) -> None:
-        positionals = [*filter(None, [namespace.name]), *values]
-        del namespace.name
-        if namespace.sweep is None:
-            if not positionals or "=" in positionals[0]:
-                parser.error("the sweep is missing: give its file, or its name in sweeps/")
-            namespace.sweep, *positionals = positionals
-        namespace.overrides = positionals
-
-
 def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
     """Exit code of ``work(options)``; a FlipError is printed to standard error, with --json as JSON, and its code
     returned."""
@@ -166,28 +141,6 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
     finally:
         logging.disable(logging.NOTSET)
         _options = before
-
-
-def _json_error(error: Any) -> str:
-    """A FlipError as one line of JSON, for programs."""
-    import json
-
-    fields = {"what": error.what, "where": error.where, "value": error.value, "remedy": error.remedy}
-    document = {**_plain(fields), "code": error.code, "message": str(error)}
-    return json.dumps({"error": document}, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it, without credentials."""
-    from flip.runs.credentials import scrub
-
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return scrub(str(value))
 
 
 def note(text: str) -> None:
@@ -270,6 +223,61 @@ def command(name: str, *words: object) -> str:
     return shlex.join([*_program(), name, *map(str, words)])
 
 
+def shorter(path: Path) -> str:
+    """The path relative to the current folder if it is below it."""
+    relative = os.path.relpath(path)
+    if relative.startswith(".."):
+        return str(path)
+    return relative
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows ``[options]`` in the usage in place of each option that can be left out."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        if prefix is None:  # else it forms the name of a subcommand
+            self._prog += " [options]"
+        groups = [group for group in groups if group.required]
+        needed = [action for group in groups for action in group._group_actions]
+        needed += [action for action in actions if action.required or not action.option_strings]
+        super().add_usage(usage, needed, groups, prefix)
+
+
+class _SweepWords(argparse.Action):
+    """Separates the sweep from the settings. Options are parsed before, positional arguments in order."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any) -> None:
+        positionals = [*filter(None, [namespace.name]), *values]
+        del namespace.name
+        if namespace.sweep is None:
+            if not positionals or "=" in positionals[0]:
+                parser.error("the sweep is missing: give its file, or its name in sweeps/")
+            namespace.sweep, *positionals = positionals
+        namespace.overrides = positionals
+
+
+def _json_error(error: Any) -> str:
+    """A FlipError as one line of JSON, for programs."""
+    import json
+
+    fields = {"what": error.what, "where": error.where, "value": error.value, "remedy": error.remedy}
+    document = {**_plain(fields), "code": error.code, "message": str(error)}
+    return json.dumps({"error": document}, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, without credentials."""
+    from flip.runs.credentials import scrub
+
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return scrub(str(value))
+
+
 def _program() -> list[str]:
     """``flip`` if the shell finds the one that was started; else its path, or this interpreter and the folder jobs/."""
     started = Path(sys.argv[0])
@@ -280,11 +288,3 @@ def _program() -> list[str]:
     if shutil.which("flip") == str(started):
         return ["flip"]
     return [str(started.absolute())]
-
-
-def shorter(path: Path) -> str:
-    """The path relative to the current folder if it is below it."""
-    relative = os.path.relpath(path)
-    if relative.startswith(".."):
-        return str(path)
-    return relative

@@ -16,6 +16,18 @@ from jobs.common.trust import require_trusted_file
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
+SHELLS = (".", "source", "exec", "bash", "sh", "env")
+"""Commands of a shell line whose first argument is executed, too."""
+KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
+"""Words of the shell that a command follows."""
+RESERVED_OPTIONS = (
+    "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "requeue", "signal", "time", "wrap",
+    "clusters", "parsable", "quiet", "test-only", "wait",
+)  # fmt: skip
+"""Options of sbatch that the launcher sets, and those that change what it prints, where jobs are or when it returns."""
+BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
+"""Options that hide GPUs from ranks, which select theirs by its number on the node."""
 
 
 @dataclass
@@ -162,20 +174,6 @@ def ambiguous(kind: str, name: str, paths: Sequence[Path]) -> ConfigError:
     return ConfigError(what, value=name, remedy=f"Type the path: {' or '.join(typed)}.")
 
 
-def _is_profile(path: Path) -> bool:
-    """Whether a YAML file, which may be a sweep, has only keys of a profile."""
-    from flip.config.yaml_io import read_yaml
-
-    with contextlib.suppress(ConfigError, PermissionDenied):
-        keys = dict(read_yaml(path)).keys()
-        return bool(keys - {"name"}) and keys <= get_type_hints(ClusterProfile).keys()
-    return False
-
-
-SHELLS = (".", "source", "exec", "bash", "sh", "env")
-"""Commands of a shell line whose first argument is executed, too."""
-
-
 def require_trusted_programs(profile: ClusterProfile) -> None:
     """Raise PermissionDenied if another user can change a program or script that a profile names."""
     for key, path in executed_files(profile):
@@ -200,6 +198,48 @@ def executed_files(profile: ClusterProfile) -> list[tuple[str, Path]]:
     return [(key, path) for key, path in here if str(path) != sys.executable]
 
 
+def roots(given: str | None = None) -> list[Path]:
+    """Folders to search for runs: only ``given`` (the value of --root), else RUNS_ROOT and the runs_root of each
+    profile.
+
+    An unreadable profile is skipped: submit reports it.
+    """
+    from flip.config.yaml_io import read_yaml
+
+    if given:
+        return [Path(given).absolute()]
+    folders = [runs_root()]
+    for path in sorted(PROFILES.glob("*.yaml")):
+        with contextlib.suppress(ConfigError, PermissionDenied):
+            if isinstance(chosen := read_yaml(path).get("runs_root"), str) and chosen:
+                folders.append(Path(chosen).expanduser().absolute())
+    return list(dict.fromkeys(folders))
+
+
+def node(profile: ClusterProfile) -> Host:
+    """The share of a node that one run gets: from the profile, or this machine."""
+    here = this_host()
+    if profile.kind == "local":
+        cores = min(profile.cpus_per_node or here.cores, here.cores)
+        memory = int(profile.memory_gb * 1e9) or here.memory
+        together = profile.parallel or 1
+        return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
+    memory = int(profile.memory_gb * 1e9) or here.memory
+    cores = profile.cpus_per_node or here.cores
+    hours = min(Host.hours, profile.hours)
+    return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a YAML file, which may be a sweep, has only keys of a profile."""
+    from flip.config.yaml_io import read_yaml
+
+    with contextlib.suppress(ConfigError, PermissionDenied):
+        keys = dict(read_yaml(path)).keys()
+        return bool(keys - {"name"}) and keys <= get_type_hints(ClusterProfile).keys()
+    return False
+
+
 def _executed_words(line: str) -> Iterator[str]:
     """The words of a shell line that are commands, or files that a shell executes."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -216,20 +256,6 @@ def _executed_words(line: str) -> Iterator[str]:
                     before = ";"
                 else:
                     before = word
-
-
-KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
-"""Words of the shell that a command follows."""
-
-
-RESERVED_OPTIONS = (
-    "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
-    "output", "requeue", "signal", "time", "wrap",
-    "clusters", "parsable", "quiet", "test-only", "wait",
-)  # fmt: skip
-"""Options of sbatch that the launcher sets, and those that change what it prints, where jobs are or when it returns."""
-BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
-"""Options that hide GPUs from ranks, which select theirs by its number on the node."""
 
 
 def _check(profile: ClusterProfile, path: Path) -> None:
@@ -266,35 +292,3 @@ def _check(profile: ClusterProfile, path: Path) -> None:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
             remedy = "Give only the name; the value is taken from the environment of submit."
             raise ConfigError("not the name of an environment variable", f"{path}, env", name, remedy)
-
-
-def roots(given: str | None = None) -> list[Path]:
-    """Folders to search for runs: only ``given`` (the value of --root), else RUNS_ROOT and the runs_root of each
-    profile.
-
-    An unreadable profile is skipped: submit reports it.
-    """
-    from flip.config.yaml_io import read_yaml
-
-    if given:
-        return [Path(given).absolute()]
-    folders = [runs_root()]
-    for path in sorted(PROFILES.glob("*.yaml")):
-        with contextlib.suppress(ConfigError, PermissionDenied):
-            if isinstance(chosen := read_yaml(path).get("runs_root"), str) and chosen:
-                folders.append(Path(chosen).expanduser().absolute())
-    return list(dict.fromkeys(folders))
-
-
-def node(profile: ClusterProfile) -> Host:
-    """The share of a node that one run gets: from the profile, or this machine."""
-    here = this_host()
-    if profile.kind == "local":
-        cores = min(profile.cpus_per_node or here.cores, here.cores)
-        memory = int(profile.memory_gb * 1e9) or here.memory
-        together = profile.parallel or 1
-        return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
-    memory = int(profile.memory_gb * 1e9) or here.memory
-    cores = profile.cpus_per_node or here.cores
-    hours = min(Host.hours, profile.hours)
-    return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)

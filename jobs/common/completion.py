@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     except ModuleNotFoundError:
         sys.exit(1)
     for action in actions_of(parser):
-        completer = _COMPLETERS.get((action.dest, bool(action.option_strings)))
+        completer = completer_of(action.dest, bool(action.option_strings))
         if completer is not None:
             action.completer = completer  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
@@ -44,6 +44,22 @@ def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
                 yield from actions_of(below)
+
+
+def completer_of(argument: str, is_option: bool) -> Callable[..., list[str]] | None:
+    """The function that lists completions of an argument, as argcomplete calls it; None: argcomplete's own rules.
+
+    ``argument``: its ``dest`` in the parser.
+    """
+    completers: dict[tuple[str, bool], Callable[..., list[str]]] = {
+        ("sweep", True): _sweeps,
+        ("name", False): _sweeps,
+        ("cluster", True): _profiles,
+        ("run", False): _runs,
+        ("target", False): _runs,
+        ("runs", False): _runs,
+    }
+    return completers.get((argument, is_option))
 
 
 def _sweeps(prefix: str, **_: Any) -> list[str]:
@@ -67,14 +83,3 @@ def _runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
             if path.is_dir() and not path.name.startswith("."):
                 names.append(f"{sweep}{slash}{path.name}{'' if slash else '/'}")
     return names
-
-
-_COMPLETERS = {
-    ("sweep", True): _sweeps,
-    ("name", False): _sweeps,
-    ("cluster", True): _profiles,
-    ("run", False): _runs,
-    ("target", False): _runs,
-    ("runs", False): _runs,
-}
-"""(name of the argument, whether it is an option) -> what completes it."""

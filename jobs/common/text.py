@@ -43,10 +43,6 @@ def without_middle(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
-def _numeric(text: str) -> bool:
-    return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())
-
-
 def formatted(value: float | None, form: str) -> str | None:
     """A number by a format specification such as ``.3f``; None for None, which tables show as ``-``."""
     if value is None:
@@ -115,3 +111,7 @@ def percent(share: float | None, digits: int = 1) -> str:
     if share is None:
         return "-"
     return f"{100 * share:.{digits}f}"
+
+
+def _numeric(text: str) -> bool:
+    return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())

@@ -23,13 +23,17 @@ from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
 APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")  # unless the site has configured others; Pyxis binds nothing by itself
 MAX_NAMED = 4  # folders that a remedy names one by one
-
-
-def _refuse(name: str, error: ConfigError, plan: bool) -> list[tuple[str, str, bool]]:
-    """Raise ``error``; in a plan on a machine without the data, return it as a skipped check."""
-    if plan:
-        return [(name, str(error).rstrip("."), True)]
-    raise error
+#: Scheme of an address -> prefixes of the variables of its client, besides those of fsspec.
+OF_CLIENTS = {
+    "s3": "AWS_", "gs": "GOOGLE_|GCSFS_", "gcs": "GOOGLE_|GCSFS_",
+    "abfs": "AZURE_", "abfss": "AZURE_", "adl": "AZURE_", "az": "AZURE_",
+}  # fmt: skip
+PROXIES = "(HTTPS?|ALL)_PROXY$"
+#: Variables without effect here: of other programs, for retries (we have our own), and those that disable the metadata
+#: service, the last source of credentials.
+IRRELEVANT = re.compile(
+    "AWS_(CLI_.*|DEFAULT_OUTPUT|EC2_METADATA_DISABLED|EXECUTION_ENV|MAX_ATTEMPTS|PAGER|RETRY_MODE|SDK_LOAD_CONFIG|VAULT)"
+)
 
 
 def check_container(
@@ -116,19 +120,6 @@ def _folders(hidden: Iterable[str]) -> str:
     return ", ".join(folders)
 
 
-#: Scheme of an address -> prefixes of the variables of its client, besides those of fsspec.
-OF_CLIENTS = {
-    "s3": "AWS_", "gs": "GOOGLE_|GCSFS_", "gcs": "GOOGLE_|GCSFS_",
-    "abfs": "AZURE_", "abfss": "AZURE_", "adl": "AZURE_", "az": "AZURE_",
-}  # fmt: skip
-PROXIES = "(HTTPS?|ALL)_PROXY$"
-#: Variables without effect here: of other programs, for retries (we have our own), and those that disable the metadata
-#: service, the last source of credentials.
-IRRELEVANT = re.compile(
-    "AWS_(CLI_.*|DEFAULT_OUTPUT|EC2_METADATA_DISABLED|EXECUTION_ENV|MAX_ATTEMPTS|PAGER|RETRY_MODE|SDK_LOAD_CONFIG|VAULT)"
-)
-
-
 def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool = False) -> list[tuple[str, str, bool]]:
     """(name, detail, skipped), if jobs on Slurm use object storage. ConfigError if variables for it are not forwarded.
 
@@ -183,3 +174,10 @@ def _addresses(places: Iterable[str]) -> Iterator[str]:
 @lru_cache(maxsize=64)
 def _remote(manifest: str) -> str:
     return next((key for key in Manifest.load(manifest, check=False).keys if is_remote(key)), "")
+
+
+def _refuse(name: str, error: ConfigError, plan: bool) -> list[tuple[str, str, bool]]:
+    """Raise ``error``; in a plan on a machine without the data, return it as a skipped check."""
+    if plan:
+        return [(name, str(error).rstrip("."), True)]
+    raise error

@@ -14,6 +14,17 @@ from jobs.common.job import record_of
 from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
 
+_COMMAND = re.compile(
+    r"jobs/submit\.py\n--sweep\n[^-\n].*"
+    r"(\n[^-=\s][^=\s]*=.*)*"  # values of settings
+    r"(\n--cluster\n[^-\n].*)?"
+    r"(\n--root\n/.*)?"
+    r"(\n--seeds(\n[0-9]{1,20})+)?"
+    r"(\n--only\n\w[\w.-]*)?"
+    r"(\n--changed\nkeep)?"
+)
+"""The arguments that ``submit_argv`` and a submission write, a line each."""
+
 
 class SubmitCommand(NamedTuple):
     """A command that submits a sweep, as job.json has it."""
@@ -139,18 +150,6 @@ def _stored_command(record: Mapping[str, Any]) -> SubmitCommand:
     if printable and _COMMAND.fullmatch(text) and folder[:1] in ("", "/"):
         return SubmitCommand(argv, folder)
     return NO_COMMAND
-
-
-_COMMAND = re.compile(
-    r"jobs/submit\.py\n--sweep\n[^-\n].*"
-    r"(\n[^-=\s][^=\s]*=.*)*"  # values of settings
-    r"(\n--cluster\n[^-\n].*)?"
-    r"(\n--root\n/.*)?"
-    r"(\n--seeds(\n[0-9]{1,20})+)?"
-    r"(\n--only\n\w[\w.-]*)?"
-    r"(\n--changed\nkeep)?"
-)
-"""The arguments that ``submit_argv`` and a submission write, a line each."""
 
 
 def _newest(run: RunDir, name: str) -> str:

@@ -19,51 +19,6 @@ from jobs.common import cluster_profile
 from jobs.common.text import plain
 
 
-def is_run(path: Path) -> bool:
-    """Whether the folder is a run directory: of a run with its config.yaml, or of an evaluation job with its request.
-
-    One without read permission counts, with the state unknown. Submissions create no names with control characters.
-    """
-    if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
-        return False
-    return any(_is_file_of_run(path, name) for name in ("config.yaml", REQUEST))
-
-
-def _is_file_of_run(path: Path, name: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path / name).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone
-        return os.path.lexists(path)
-
-
-def runs_below(folder: Path) -> list[RunDir]:
-    """Runs in the folder of a sweep, by name; empty if it is unreadable."""
-    return [RunDir(path) for path in _entries(folder) if is_run(path)]
-
-
-def sweeps(root: Path) -> list[Path]:
-    """Folders below RUNS_ROOT with runs, by name; empty if it is unreadable."""
-    return [path for path in _entries(root) if not path.name.startswith(".") and runs_below(path)]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name. Empty if it is missing or unreadable: one root must not hide the runs of others."""
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
-    except OSError as error:
-        _warn(f"warning: {error}; its runs are not shown")
-        return []
-
-
-@lru_cache(maxsize=64)  # once per folder, not at every refresh
-def _warn(text: str) -> None:
-    print(plain(text), file=sys.stderr)
-
-
 def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
     """The runs of one argument, at least one. Raises ConfigError that lists existing runs.
 
@@ -105,6 +60,15 @@ def select_many(names: Sequence[str], roots: Sequence[Path]) -> list[RunDir]:
     return list(chosen.values())
 
 
+def select_single(word: str, roots: Sequence[Path]) -> RunDir:
+    """The only run of an argument. Raises ConfigError if it means several."""
+    runs = select(word, roots)
+    if len(runs) > 1:
+        names = ", ".join(plain(f"{run.sweep}/{run.name}") for run in runs)
+        raise ConfigError("ambiguous: matches several runs", str(runs[0].path.parent), word, f"Choose from: {names}.")
+    return runs[0]
+
+
 def chosen(args: argparse.Namespace) -> list[RunDir]:
     """The runs that a command line names, see ``jobs.common.cli.add_run_arguments``."""
     return select_many(args.target, cluster_profile.roots(args.root))
@@ -119,6 +83,26 @@ def models(names: Sequence[str], root: str | None) -> list[Path]:
     return folders
 
 
+def runs_below(folder: Path) -> list[RunDir]:
+    """Runs in the folder of a sweep, by name; empty if it is unreadable."""
+    return [RunDir(path) for path in _entries(folder) if is_run(path)]
+
+
+def sweeps(root: Path) -> list[Path]:
+    """Folders below RUNS_ROOT with runs, by name; empty if it is unreadable."""
+    return [path for path in _entries(root) if not path.name.startswith(".") and runs_below(path)]
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder is a run directory: of a run with its config.yaml, or of an evaluation job with its request.
+
+    One without read permission counts, with the state unknown. Submissions create no names with control characters.
+    """
+    if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
+        return False
+    return any(_is_file_of_run(path, name) for name in ("config.yaml", REQUEST))
+
+
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     if not set(word) & set("*?[") or any(os.path.exists(root / word) for root in roots):
         return select(word, roots)
@@ -130,23 +114,30 @@ def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     raise ConfigError("no run matches", _names(roots), word, _existing(None, roots))
 
 
-def select_single(word: str, roots: Sequence[Path]) -> RunDir:
-    """The only run of an argument. Raises ConfigError if it means several."""
-    runs = select(word, roots)
-    if len(runs) > 1:
-        names = ", ".join(plain(f"{run.sweep}/{run.name}") for run in runs)
-        raise ConfigError("ambiguous: matches several runs", str(runs[0].path.parent), word, f"Choose from: {names}.")
-    return runs[0]
-
-
-def _names(roots: Sequence[Path]) -> str:
-    return ", ".join(map(str, roots))
-
-
 def _at(place: Path) -> list[RunDir]:
     if is_run(place):
         return [RunDir(place)]
     return runs_below(place)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name. Empty if it is missing or unreadable: one root must not hide the runs of others."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    except OSError as error:
+        _warn(f"warning: {error}; its runs are not shown")
+        return []
+
+
+def _is_file_of_run(path: Path, name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path / name).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone
+        return os.path.lexists(path)
 
 
 def _existing(word: str | None, roots: Sequence[Path]) -> str:
@@ -159,3 +150,12 @@ def _existing(word: str | None, roots: Sequence[Path]) -> str:
     if not names:
         return "Nothing was submitted there. Runs elsewhere: FLIP_RUNS=FOLDER, or --root."
     return plain(f"{near} There are: {', '.join(names)}.".strip())
+
+
+def _names(roots: Sequence[Path]) -> str:
+    return ", ".join(map(str, roots))
+
+
+@lru_cache(maxsize=64)  # once per folder, not at every refresh
+def _warn(text: str) -> None:
+    print(plain(text), file=sys.stderr)

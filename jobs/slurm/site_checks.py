@@ -15,6 +15,7 @@ UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
+Verdict = tuple[str, str] | tuple[str, str, str]
 
 
 class CheckResult(NamedTuple):
@@ -29,9 +30,6 @@ class CheckResult(NamedTuple):
 def check_site(site: Site, profile: ClusterProfile) -> list[CheckResult]:
     """One result per guarantee, in the order of CHECKS."""
     return [CheckResult(name, *check(site, profile)) for name, check in CHECKS.items()]
-
-
-Verdict = tuple[str, str] | tuple[str, str, str]
 
 
 def _accepted(site: Site, profile: ClusterProfile) -> Verdict:

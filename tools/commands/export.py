@@ -24,6 +24,20 @@ variants of --to open_clip (default: native or extra-block, as the model needs; 
                 open_clip, nor float16
   timm-tower    open_clip builds the encoder by timm; any model, but the folder may not be moved
 """
+_USAGE = {
+    "open_clip": (
+        "open_clip.create_model_from_pretrained('local-dir:{folder}')",
+        "timm.create_model('local-dir:{folder}/timm', pretrained=True)",
+    ),
+    "transformers": (
+        "transformers.AutoModel.from_pretrained('{folder}')",
+        "transformers.AutoProcessor.from_pretrained('{folder}', backend='pil')",
+    ),
+    "onnx": (
+        "onnxruntime.InferenceSession('{folder}/image_encoder.onnx')",
+        "onnxruntime.InferenceSession('{folder}/text_encoder.onnx')",
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,19 +134,3 @@ def _text(report: dict[str, Any]) -> str:
         *(f"  {sentence}" for sentence in report["differences"]),
         "  its README.md describes the model and the limits of the export",
     ))  # fmt: skip
-
-
-_USAGE = {
-    "open_clip": (
-        "open_clip.create_model_from_pretrained('local-dir:{folder}')",
-        "timm.create_model('local-dir:{folder}/timm', pretrained=True)",
-    ),
-    "transformers": (
-        "transformers.AutoModel.from_pretrained('{folder}')",
-        "transformers.AutoProcessor.from_pretrained('{folder}', backend='pil')",
-    ),
-    "onnx": (
-        "onnxruntime.InferenceSession('{folder}/image_encoder.onnx')",
-        "onnxruntime.InferenceSession('{folder}/text_encoder.onnx')",
-    ),
-}

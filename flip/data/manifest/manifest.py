@@ -43,6 +43,20 @@ from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_erro
 from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.rundir import to_json, write_new
 
+VERSION = 2
+"""Version 1 has no ETags, so none are checked."""
+FILTERED = 3
+"""The version of filtered manifests."""
+TOOL = f"flip {__version__}"
+MARK = "manifest.json"
+LIMIT = 1 << 30
+"""Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
+_ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
+_FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
+_ETAGS = "etags.txt"
+_REMEDY = "Make one with: flip shards index SHARDS... --out FOLDER"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of link on file systems without hard links: FAT, some FUSE."""
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""
 _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
@@ -122,19 +136,6 @@ class SampleFilterBuilder:
         if self._excludes_none:
             return None
         return SampleFilter(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
-
-
-VERSION = 2
-"""Version 1 has no ETags, so none are checked."""
-FILTERED = 3
-"""The version of filtered manifests."""
-TOOL = f"flip {__version__}"
-MARK = "manifest.json"
-LIMIT = 1 << 30
-"""Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
-_ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
-_FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
-_ETAGS = "etags.txt"
 
 
 class ChunkTable:
@@ -363,9 +364,6 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
 
 
-_REMEDY = "Make one with: flip shards index SHARDS... --out FOLDER"
-
-
 def _digest(facts: Mapping[str, Any]) -> str:
     content = {name: facts["files"][name]["sha256"] for name in (*_arrays(facts), "exceptions.jsonl")}
     # 1 is the version of this recipe. It never changes: data sets keep their digests, and runs their identity.
@@ -451,7 +449,3 @@ def _create(path: Path, content: bytes) -> bool:
         deletion.delete_file(private, missing_ok=True)
     fsync_path(path.parent)
     return True
-
-
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-"""Errors of link on file systems without hard links: FAT, some FUSE."""

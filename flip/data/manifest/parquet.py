@@ -26,6 +26,23 @@ _ENCODINGS = {
 DELTA_LENGTH_BYTE_ARRAY, can expand a page without limit."""
 _REMEDY = "Use the file that img2dataset wrote next to the shard: it has a row per link, and numbers or short texts."
 
+# Types of fields in Thrift's compact protocol.
+_TRUE = 1
+_FALSE = 2
+_BYTE = 3
+_I16 = 4
+_I32 = 5
+_I64 = 6
+_DOUBLE = 7
+_BINARY = 8
+_LIST = 9
+_STRUCT = 12
+
+_DAMAGE = (IndexError, KeyError, TypeError, RecursionError)
+"""Errors of reading damaged structs."""
+_Fields = dict[tuple[int, int], Any]
+"""(number, type) -> value; a reader ignores a field that has the number but another type."""
+
 
 def read(data: bytes, where: str, choose: Callable[[Any], Sequence[str]]) -> list[Any]:
     """Return columns of a parquet file as pyarrow arrays; text is dictionary-encoded.
@@ -151,20 +168,6 @@ def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
 # -- headers: structs of Thrift's compact protocol ---------------------------------------------------------------------
 #
 # pyarrow does not show the headers of pages, and its objects for row groups end the process at some damaged footers.
-
-_TRUE = 1
-_FALSE = 2
-_BYTE = 3
-_I16 = 4
-_I32 = 5
-_I64 = 6
-_DOUBLE = 7
-_BINARY = 8
-_LIST = 9
-_STRUCT = 12
-_DAMAGE = (IndexError, KeyError, TypeError, RecursionError)
-_Fields = dict[tuple[int, int], Any]
-"""(number, type) -> value; a reader ignores a field that has the number but another type."""
 
 
 def _row_groups(data: bytes) -> list[tuple[int, list[tuple[int, int]]]]:

@@ -52,6 +52,8 @@ _FORMATS = (
     (b"PAR1", "a Parquet file", _TARS_ALONE),
 )
 """First bytes of other formats, their names, and the remedies."""
+_OWN_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
+"""The name of a file of a process."""
 
 SamplePredicate = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
 """Code of each sample in the bytes of a tar: 0 if it is kept, else the reason (``Filters.reasons``)."""
@@ -261,10 +263,6 @@ class _Line(NamedTuple):
     start: int
     bytes: int
     samples: int
-
-
-_OWN_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
-"""The name of a file of a process."""
 
 
 class ScanJournal:

@@ -23,6 +23,7 @@ _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
 _NUMBERS = struct.Struct("100x24s12x12s181x16s").unpack_from
 """Fields that are only checked: mode with owner and group, time of change, device numbers."""
+_NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 _EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
 _DATA_TYPES = b"0\x007"
 _BARE_TYPES = b"123456"
@@ -31,6 +32,10 @@ _RESERVED = frozenset(("__key__", "__url__"))
 """Names that webdataset puts into a sample itself; it raises an error if a member has one."""
 _BAD = "__bad__"
 """Name of a member with which webdataset drops the sample, unless it is empty."""
+Skipped = list[tuple[int, str]]
+"""Members without a sample: byte of the header, and reason."""
+Split = Callable[[str], tuple[str, str] | None]
+"""Key and extension of a name; None if it belongs to no sample."""
 
 
 class InvalidTar(Exception):
@@ -79,10 +84,6 @@ class _Extensions(NamedTuple):
     start: int
     name: str | None = None
     size: int | None = None
-
-
-Skipped = list[tuple[int, str]]
-"""Members without a sample: byte of the header, and reason."""
 
 
 def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = None) -> Iterator[Member]:
@@ -145,30 +146,6 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
         raise TruncatedTar(offset, "no end mark: the archive is cut off")
 
 
-def _extended(
-    buffer: memoryview, at: int, length: int, kind: bytes, extensions: _Extensions, strict: bool
-) -> tuple[_Extensions, int]:
-    """``extensions`` with those of the extension header at ``at``, and the offset behind it."""
-    total = at + length - extensions.start
-    if strict and total > EXTENSION_LIMIT:
-        what = f"extension headers of {total:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
-        raise TooLarge(extensions.start, what)
-    behind = _after(buffer, at, length)
-    data = bytes(buffer[at + BLOCK : at + BLOCK + length])
-    if strict:
-        _check_extension(kind, data, at, extensions.name is not None)
-    if kind == b"L":
-        extensions = extensions._replace(name=_text(data))
-    elif kind == b"x" and (strict or b"path=" in data or b"size=" in data):
-        name, size = _pax(data, behind, extensions.name, extensions.size)
-        extensions = extensions._replace(name=name, size=size)
-    return extensions, behind
-
-
-Split = Callable[[str], tuple[str, str] | None]
-"""Key and extension of a name; None if it belongs to no sample."""
-
-
 def split(name: str) -> tuple[str, str] | None:
     """Key and extension of a name, as in webdataset; None if it has none, or if its first part is ``__meta__``.
 
@@ -183,13 +160,6 @@ def split(name: str) -> tuple[str, str] | None:
     if dot < 1 or (dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]):
         return None
     return name[:dot], name[dot + 1 :]
-
-
-def _split_of_old_manifests(name: str) -> tuple[str, str] | None:
-    """The rule of older manifests, which skips names with ``__meta__`` in any part, not only the first."""
-    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
-        return None
-    return split(name)
 
 
 def samples(
@@ -250,20 +220,47 @@ def indexed(buffer: memoryview, count: int) -> list[Sample]:
     raise failure
 
 
-def _skip_reason(name: str) -> str:
-    if name.startswith("__"):
-        return "meta files of webdataset"
-    if name.startswith("._"):
-        return "AppleDouble files"
-    return "names without key and extension"
-
-
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
     """Check that only zeros follow the end mark. Raises InvalidTar."""
     for at in range(offset, len(buffer), 1 << 20):
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
             raise InvalidTar(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
+
+
+def _extended(
+    buffer: memoryview, at: int, length: int, kind: bytes, extensions: _Extensions, strict: bool
+) -> tuple[_Extensions, int]:
+    """``extensions`` with those of the extension header at ``at``, and the offset behind it."""
+    total = at + length - extensions.start
+    if strict and total > EXTENSION_LIMIT:
+        what = f"extension headers of {total:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
+        raise TooLarge(extensions.start, what)
+    behind = _after(buffer, at, length)
+    data = bytes(buffer[at + BLOCK : at + BLOCK + length])
+    if strict:
+        _check_extension(kind, data, at, extensions.name is not None)
+    if kind == b"L":
+        extensions = extensions._replace(name=_text(data))
+    elif kind == b"x" and (strict or b"path=" in data or b"size=" in data):
+        name, size = _pax(data, behind, extensions.name, extensions.size)
+        extensions = extensions._replace(name=name, size=size)
+    return extensions, behind
+
+
+def _split_of_old_manifests(name: str) -> tuple[str, str] | None:
+    """The rule of older manifests, which skips names with ``__meta__`` in any part, not only the first."""
+    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
+        return None
+    return split(name)
+
+
+def _skip_reason(name: str) -> str:
+    if name.startswith("__"):
+        return "meta files of webdataset"
+    if name.startswith("._"):
+        return "AppleDouble files"
+    return "names without key and extension"
 
 
 def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) -> None:
@@ -281,9 +278,6 @@ def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) 
 def _numbers(fields: bytes, width: int) -> bool:
     """Whether fields of ``width`` bytes each are numbers. Cached, because most headers of a shard have equal fields."""
     return all(_NUMBER.fullmatch(fields[at : at + width]) for at in range(0, len(fields), width))
-
-
-_NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 
 
 def _check_extension(kind: bytes, data: bytes, offset: int, named: bool) -> None:

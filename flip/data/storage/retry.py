@@ -66,6 +66,15 @@ ACTION_BY_KIND = {
 _MAX_LIMITED = 4
 FIRST_ACCESS = 5.0
 """Seconds for which a first access that is denied is tried again: the service that gives credentials may fail once."""
+SHARE = 0.05
+"""Largest share of second requests among all requests; the first second request is free."""
+LONG = 5
+"""Factor of the usual delay, for the first requests of a process, while the client is created, and before a late
+request gets a second one beyond ``SHARE``."""
+_RECENT = 200
+"""Durations that the delay is computed from."""
+AFTER = 10.0
+"""Seconds without a successful request before an outage is reported, and between reports."""
 
 
 class Patience(Protocol):
@@ -239,15 +248,6 @@ class ConcurrencyLimiter:
             self._changed.notify_all()
 
 
-SHARE = 0.05
-"""Largest share of second requests among all requests; the first second request is free."""
-LONG = 5
-"""Factor of the usual delay, for the first requests of a process, while the client is created, and before a late
-request gets a second one beyond ``SHARE``."""
-_RECENT = 200
-"""Durations that the delay is computed from."""
-
-
 class HedgePolicy:
     """Decides when a request is late, so that a second one is sent and the first good response counts.
 
@@ -294,10 +294,6 @@ def first_good(answers: Sequence[Future[_T]]) -> Future[_T]:
             if answer.exception() is None:
                 return answer
     return answers[0]
-
-
-AFTER = 10.0
-"""Seconds without a successful request before an outage is reported, and between reports."""
 
 
 class Outage(NamedTuple):

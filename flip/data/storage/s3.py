@@ -40,6 +40,21 @@ PARTS_AT_ONCE = 4
 """Bytes of a part of an upload; S3 allows 10,000 parts."""
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
+# Error codes of S3 and compatible servers, by kind (``retry.ACTION_BY_KIND``).
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
+_SLOW = {
+    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
+    "RequestLimitExceeded", "BandwidthLimitExceeded",
+}  # fmt: skip
+_SERVER = {"InternalError", "RequestTimeout"}
+_REDIRECT = {
+    "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}  # fmt: skip
+_REGION = re.compile(r"[a-z0-9-]{1,40}")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+
 
 class S3Storage:
     """Keys are ``s3://bucket/path``. The client is created at the first call, in the calling process."""
@@ -283,20 +298,6 @@ def range_ignored(text: str) -> RequestError:
 
 
 # -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------
-
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
-_SLOW = {
-    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
-    "RequestLimitExceeded", "BandwidthLimitExceeded",
-}  # fmt: skip
-_SERVER = {"InternalError", "RequestTimeout"}
-_REDIRECT = {
-    "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-}  # fmt: skip
-_REGION = re.compile(r"[a-z0-9-]{1,40}")
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
 @cache

@@ -11,7 +11,7 @@ import pytest
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands.clean import main
-from jobs.common.completion import _COMPLETERS
+from jobs.common.completion import completer_of
 from jobs.submission import cleanup
 from jobs.submission.apply import lock, move_to_trash
 from jobs.submission.snapshot import take
@@ -154,7 +154,7 @@ def test_names_of_sweeps_and_patterns_select(desk):
     assert sweeps("scale-*") == ["scale-a", "scale-b"] and sweeps("demo/") == ["demo"]
     output = desk("demi", code=78)
     assert "no such sweep" in output and "demo" in output
-    assert ("target", False) in _COMPLETERS
+    assert completer_of("target", is_option=False) is not None
 
 
 @pytest.mark.parametrize("words", [["--older", "-1"], ["--older", "nan"], ["--dry-run", "--yes"]])
