@@ -52,11 +52,12 @@ class Commit:
 
 
 def folder(run: RunDir, stage: str, samples_seen: int, attempt: int) -> Path:
+    """The folder of a checkpoint, whether it exists or not."""
     return run.checkpoints / stage / ("%d-%d" % (samples_seen, attempt))
 
 
 def sha256(path: PathLike, uncached: bool = False) -> str:
-    """SHA-256 of a file. ``uncached``: read it from the storage, not from this host's page cache, if possible."""
+    """SHA-256 of a file, hexadecimal. ``uncached``: read it from storage if possible, not from the page cache."""
     digest = hashlib.sha256()
     with open(str(path), "rb") as file:
         if uncached and hasattr(os, "posix_fadvise"):
@@ -128,32 +129,32 @@ def _check_folder(path: Path, record: Dict[str, Any]) -> None:
 
 
 def commits(run: RunDir, folders: str = "*") -> List[Commit]:
-    """All committed checkpoints of a run, newest last, without those with an invalid commit.json.
+    """All committed checkpoints of a run, newest last. Those with an invalid commit.json are left out.
 
-    S increases across stages; at the same S the later attempt counts.
-
-    ``folders``: a pattern of ``<S>-<n>``; only the commit.json of matching folders are read.
+    They are sorted by S, which increases across stages, and at the same S by attempt. ``folders``: a pattern of
+    ``<S>-<n>``; only the commit.json of matching folders are read.
     """
     result = []
     for path in _folders(run):
         if fnmatchcase(path.name, folders):
             try:
                 result.append(read_commit(path))
-            except (CorruptCheckpoint, NotADirectoryError):  # apply_retention deletes what was never committed
+            except (CorruptCheckpoint, NotADirectoryError):  # never committed, or damaged: apply_retention deletes it
                 continue
     return sorted(result, key=lambda c: (c.samples_seen, c.attempt))
 
 
 def _folders(run: RunDir) -> Iterator[Path]:
-    """Folders of checkpoints, committed or not. Raises OSError if one cannot be listed: they would seem to be gone."""
+    """Folders of checkpoints, committed or not. Raises OSError if one cannot be listed, instead of leaving it out."""
     for stage in list_names(run.checkpoints):
         for name in list_names(run.checkpoints / stage):
             yield run.checkpoints / stage / name
 
 
 def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = False) -> None:
-    """Raise CorruptCheckpoint unless the files match commit.json. Each of several readers may check its part of them.
+    """Raise CorruptCheckpoint unless the files have the sizes and checksums in commit.json.
 
+    ``part``, ``parts``: check only every ``parts``-th file from number ``part`` on, as one of several readers.
     ``uncached``: as in ``sha256``, for files that this host has just written.
     """
     for name in sorted(checkpoint.record["files"])[part::parts]:
@@ -176,15 +177,15 @@ def mark_corrupt(path: Path) -> None:
 
 
 def uncommit(path: Path) -> str:
-    """Delete commit.json alone; ``remove`` deletes the rest. Returns "", or why the checkpoint is left alone."""
+    """Delete commit.json alone; ``remove`` deletes the rest. Returns "" if it is deleted, else why it is left alone."""
     return deletion.delete_commit_file(path)
 
 
 def remove(path: Path, files: Optional[Collection[str]] = None) -> str:
     """Delete a checkpoint or the rest of one: commit.json first, so that it never exists in part.
 
-    ``files``: those of its record; by default its record is read, if it has one. Returns "", or why something is left
-    alone: a link, or files that the writer does not make.
+    ``files``: the names in its record; None: its record is read, if it has one. Returns "" if it is deleted, else why
+    something is left alone: a link, or files that belong to no checkpoint.
     """
     if files is None:
         files = listed_files(path)
@@ -208,18 +209,21 @@ def apply_retention(
     run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], str] = remove,
     keep_at: Sequence[int] = (),
 ) -> List[Path]:  # fmt: skip
-    """Delete all checkpoints except the newest ``keep``, the last of every stage, the ``named`` and the pinned ones,
-    and those at an S of ``keep_at``.
+    """Delete the checkpoints that no rule keeps, and uncommitted ones of this and older attempts.
 
-    Returns the deleted folders, among them uncommitted ones of this and older attempts. ``delete`` deletes one,
-    commit.json first, or returns why it leaves it alone, which is logged once. Does nothing unless ``attempt`` is the
-    current one. An error of one deletion is raised after the others.
+    The rules keep the newest ``keep``, the last of every stage, pinned ones, those at an S in ``keep_at``, and the
+    folders ``named``. Does nothing unless ``attempt`` is the current one.
+
+    ``delete``: deletes a checkpoint, commit.json first; returns "" or why it leaves it alone, which is logged once.
+    Returns the deleted folders. An error of one deletion is raised after the others.
     """
     if not run.is_current_attempt(attempt):
         return []
     present = commits(run)
     pins = pinned(run)
-    needed = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
+    last_of_stage = {c.stage: c.path for c in present}
+    needed = set(named) | set(last_of_stage.values())
+    needed |= {c.path for c in present[-keep:]}
     needed |= {c.path for c in present if (c.stage, c.samples_seen) in pins or c.samples_seen in keep_at}
     deleted = []
     failed: Optional[Exception] = None
@@ -248,7 +252,10 @@ def _log_once(text: str) -> None:
 
 
 def summary(checkpoint: Commit) -> Dict[str, Any]:
-    """The checkpoint as a result names it. ``digest``: of commit.json, which lists the checksum of every file."""
+    """The checkpoint in a result: {path, stage, samples, digest}.
+
+    ``digest``: SHA-256 of commit.json, which lists the checksum of every file.
+    """
     return {
         "path": "%s/%s" % (checkpoint.path.parent.name, checkpoint.path.name),
         "stage": checkpoint.stage,
@@ -292,8 +299,8 @@ def pin_holders(run: RunDir) -> Set[Path]:
 
 
 def _is_over(record: Dict[str, Any]) -> bool:
-    """Whether the holder of a pin needs the commit no more: it is complete, or it is an evaluation job that failed or
-    was cancelled. Such a job never continues; a run may."""
+    """Whether the holder of a pin no longer needs the commit: it is complete, or it is an evaluation job that failed or
+    was cancelled. Such a job never continues, but a failed or cancelled run may."""
     holder = RunDir(record["by"])
     if holder.result.exists():
         return True
@@ -301,7 +308,7 @@ def _is_over(record: Dict[str, Any]) -> bool:
         return False
     try:
         end = read_record(holder.attempt(holder.newest_attempt()) / "end.json") or {}
-    except ValueError:  # damaged: it may go on
+    except ValueError:  # damaged: the job may still continue
         end = {}
     return holder.cancel.exists() or end.get("action") == "stop"
 

@@ -26,9 +26,9 @@ _LINKED = "it, or a folder above it, is a symbolic link or no folder"
 
 
 def delete_file(path: PathLike, missing_ok: bool = False) -> bool:
-    """Delete a file and return whether it existed. Of a link, the link itself is deleted.
+    """Delete a file, or a link itself, and return whether it existed.
 
-    Raises OSError, FileNotFoundError only unless ``missing_ok``.
+    ``missing_ok``: return False if it does not exist, instead of raising FileNotFoundError. Raises OSError.
     """
     try:
         os.unlink(str(path))
@@ -67,7 +67,7 @@ def delete_own_folder(path: PathLike) -> None:
 
 
 def discard_own_folder(path: PathLike) -> None:
-    """Like ``delete_own_folder``, but what cannot be deleted stays, without an error."""
+    """Like ``delete_own_folder``, but raises nothing: what cannot be deleted stays."""
     try:
         info = os.lstat(str(path))
     except OSError:
@@ -79,9 +79,10 @@ def discard_own_folder(path: PathLike) -> None:
 def delete_folder_below(top: PathLike, names: Sequence[str], emptied: int = 0) -> None:
     """Delete the folder TOP/NAME/.../NAME of the current user and everything below it. It may be missing.
 
-    ``emptied``: how many of the folders above it are deleted too if they are then empty. Raises PermissionError if one
-    of ``names`` is a link or no folder, or if the folder, or the one that contains it, belongs to another user; OSError
-    if something cannot be deleted. For commands: Python >= 3.11.
+    ``emptied``: how many of the folders above it are deleted too if they are then empty. For commands: Python >= 3.11.
+
+    Raises PermissionError if one of ``names`` is a link or no folder, or if the folder, or the one that contains it,
+    belongs to another user; OSError if something cannot be deleted.
     """
     path = os.path.join(str(top), *names)
     try:
@@ -104,14 +105,15 @@ def delete_folder_below(top: PathLike, names: Sequence[str], emptied: int = 0) -
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is that of a temporary file of our writers, of this and earlier releases."""
+    """Whether writers of this or an earlier release give such a name to a temporary file."""
     return bool(_TEMPORARY.search(name))
 
 
 def checkpoint_files(names: Iterable[str], listed: Optional[Collection[str]] = None) -> List[str]:
-    """The ``names`` that the writer of checkpoints makes, commit.json first. Only these are ever deleted.
+    """Those of ``names`` that belong to a checkpoint, commit.json first. Only these files are ever deleted.
 
-    ``listed``: the files of the commit; other shards are left out. None: it was never committed, or is damaged.
+    ``listed``: the files of the commit, without which a shard does not belong to it. None: the checkpoint was never
+    committed, or its commit is damaged; then all shards belong to it.
     """
     own = [name for name in names if _is_checkpoint_file(name, listed)]
     return sorted(own, key=lambda name: (name != COMMIT_FILE, name))
@@ -120,7 +122,7 @@ def checkpoint_files(names: Iterable[str], listed: Optional[Collection[str]] = N
 def delete_commit_file(path: Path) -> str:
     """Delete commit.json of a checkpoint and sync the folder, so that the checkpoint no longer exists.
 
-    Returns "", or why it is left alone. ``path``: RUN/checkpoints/STAGE/S-n, which may be missing.
+    Returns "" if it is deleted, else why it is left alone. ``path``: RUN/checkpoints/STAGE/S-n, which may be missing.
     """
     return _in_checkpoint(path, _delete_commit_file)
 
@@ -128,7 +130,7 @@ def delete_commit_file(path: Path) -> str:
 def delete_checkpoint(path: Path, listed: Optional[Collection[str]] = None) -> str:
     """Delete the files of a checkpoint, commit.json first, then its folder, unless other files are in it.
 
-    Returns "", or why it is left alone. ``path`` and ``listed``: as in ``delete_commit_file`` and
+    Returns "" if it is deleted, else why it is left alone. ``path`` and ``listed``: as in ``delete_commit_file`` and
     ``checkpoint_files``. Raises OSError if a file cannot be deleted.
     """
 
@@ -176,7 +178,10 @@ def _delete_commit_file(above: int, folder: int) -> str:
 
 
 def _in_checkpoint(path: Path, function: Callable[[int, int], str]) -> str:
-    """Call ``function`` with open descriptors of the folders STAGE and S-n, of which no component is a link."""
+    """Call ``function`` with descriptors of the folders STAGE and S-n of a checkpoint, opened without following links.
+
+    Returns its result; "" if the checkpoint is missing; ``_LINKED`` if a component of the path is a link.
+    """
     try:
         with _opened(path) as (above, folder):
             return function(above, folder)

@@ -11,12 +11,12 @@ from typing import Any, Iterable, List
 from flip.runs.credentials import ScrubbedFormatter, scrub, scrub_stderr
 
 COMPLETE = 0
-DATA = 65
-STORAGE = 69
-CRASH = 70
-HANG = 71
-STOPPED = 75
-DIVERGED = 76
+DATA = 65  # a shard, a manifest or a record is missing or damaged
+STORAGE = 69  # a disk, a network or a storage service failed: may pass by itself
+CRASH = 70  # an unexpected error, or the echo of another process's end
+HANG = 71  # no progress for too long
+STOPPED = 75  # saved and ended because of a stop request: the next attempt continues
+DIVERGED = 76  # the loss or weights are not finite
 PERMISSION = 77
 CONFIG = 78
 
@@ -36,8 +36,8 @@ CAUSES = {
 }
 PRECEDENCE = tuple(CAUSES)
 
-#: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
-#: The second line: what mounts of FUSE, Lustre, CIFS and others return after they lost their server; macOS lacks two.
+#: File errors that pass by themselves or that an administrator fixes. The run is not at fault.
+#: The second line has the errors of mounts (FUSE, Lustre, CIFS and others) that lost their server; macOS lacks two.
 STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if name in (
     "ENOSPC", "EDQUOT", "EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EFBIG",
     "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ECOMM", "ENOLINK",
@@ -45,7 +45,7 @@ STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if nam
 
 
 def short(value: object) -> str:
-    """The value for a message: ``repr``, of huge whole numbers their size, such as 1e300."""
+    """The value as text for a message: its ``repr``; of a huge whole number its order of magnitude, such as 1e300."""
     text = repr(value)
     if not isinstance(value, int) or isinstance(value, bool) or len(text) <= 24:
         return text
@@ -55,7 +55,7 @@ def short(value: object) -> str:
 
 
 def suggestion(typed: str, known: Iterable[str]) -> str:
-    """A remedy with the known names nearest to a word; empty if none is near."""
+    """The remedy "Did you mean ...?" with the known names most similar to ``typed``; empty if none is similar."""
     near = nearest(typed, known)
     if near:
         return "Did you mean %s?" % " or ".join(near)
@@ -63,7 +63,7 @@ def suggestion(typed: str, known: Iterable[str]) -> str:
 
 
 def nearest(typed: str, known: Iterable[str]) -> List[str]:
-    """At most three known names that are similar to a word, the most similar first."""
+    """At most three known names that are similar to ``typed``, the most similar first."""
     import difflib  # only for errors: --help must be quick
 
     return difflib.get_close_matches(typed, sorted(known))
@@ -72,7 +72,7 @@ def nearest(typed: str, known: Iterable[str]) -> List[str]:
 def start_logging(stream: Any, prefix: str = "") -> None:
     """Log from level INFO to ``stream``, each line with the time, ``prefix`` and the level.
 
-    Credentials are removed from these lines and from all that Python writes to standard error.
+    Credentials are removed from these lines and from everything else that Python writes to standard error.
     """
     scrub_stderr()
     handler = logging.StreamHandler(stream)
@@ -83,8 +83,13 @@ def start_logging(stream: Any, prefix: str = "") -> None:
 class FlipError(Exception):
     """An expected failure, shown to the user as one message without a traceback.
 
-    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Credentials are
-    removed.
+    Subclasses set ``cause``, a key of CAUSES, and with it the exit code.
+
+    Args:
+        what: what went wrong.
+        where: the file, the key, or both.
+        value: the wrong value; None: not shown.
+        remedy: what the user can do, as sentences.
     """
 
     cause = "crash"
@@ -101,6 +106,7 @@ class FlipError(Exception):
         return CAUSES[self.cause]
 
     def paragraph(self) -> str:
+        """The message "WHERE: WHAT (found: VALUE). REMEDY", printable and without credentials."""
         if self.where:
             text = "%s: %s" % (self.where, self.what)
         else:
@@ -114,22 +120,32 @@ class FlipError(Exception):
 
 
 class ConfigError(FlipError):
+    """A configuration, a sweep file or a command line is invalid: the user must change it."""
+
     cause = "config"
 
 
 class DataError(FlipError):
+    """A shard, a manifest or a record is missing or damaged."""
+
     cause = "data"
 
 
 class StorageError(FlipError):
+    """A disk, a network or a storage service failed. The run is started again later."""
+
     cause = "storage"
 
 
 class PermissionDenied(FlipError):
+    """A file is not accessible, or another user could change it."""
+
     cause = "permission"
 
 
 class Diverged(FlipError):
+    """The loss or weights are not finite."""
+
     cause = "diverged"
 
 
@@ -146,7 +162,7 @@ class PeerLost(FlipError):
 
 
 def read_error(error: OSError, what: str, where: object, remedy: str = "") -> FlipError:
-    """The error for a file that cannot be read: StorageError if that passes by itself, else ConfigError."""
+    """The error for a file that cannot be read: StorageError for STORAGE_ERRNOS, else ConfigError."""
     text = "%s: %s" % (what, error.strerror)
     if error.errno in STORAGE_ERRNOS:
         return StorageError(text, where)

@@ -8,7 +8,8 @@ Only the owner may write to folders and files of runs and caches, whatever the u
 - ``atomic_write``, ``atomic_path``: write a new file under a random name and rename it.
 
 Outputs that a user names follow the umask and default ACLs: ``output_folder``, ``new_output_folder``, ``create_file``,
-and the atomic writers with ``mode=OUTPUT_MODE``. Modes are those of mkdir and open: no chmod opens what a umask closed.
+and the atomic writers with ``mode=OUTPUT_MODE``. Modes are passed to mkdir and open, so that no chmod
+grants what the umask withholds.
 
 Standard library, Python >= 3.6.
 """
@@ -108,8 +109,8 @@ def close_folder(path: PathLike) -> None:
 def close_folders(path: PathLike, depth: int) -> None:
     """``close_folder`` for a folder of this user and the folders in it, ``depth`` levels deep.
 
-    Links and folders of other users are left alone: whoever writes to them refuses them. So is what lies in a private
-    folder, which others cannot enter.
+    Links and folders of other users are left alone: the functions that write to them refuse them. Private folders are
+    left alone too, because others cannot enter them.
     """
     info = os.lstat(str(path))
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or not info.st_mode & 0o077:
@@ -173,17 +174,17 @@ def output_folder(path: PathLike, new: bool = False) -> Path:
 
 
 def new_output_folder(path: PathLike) -> Path:
-    """Create a folder that a user names, closed to writing by others until ``publish_folder``: a library that opens
-    files by name in it must not follow a link that another user creates meanwhile.
+    """Create a folder that a user names. Others cannot write to it until ``publish_folder``.
 
-    Raises FileExistsError if its name is taken, OSError.
+    A library that opens files by name in it must not follow a link that another user creates in the meantime. Raises
+    FileExistsError if its name is taken, OSError.
     """
     os.mkdir(str(path), FOLDER_MODE)
     return Path(path)
 
 
 def publish_folder(path: PathLike) -> None:
-    """Give a folder of ``new_output_folder`` the permissions that it would have got from umask and default ACL."""
+    """Give a folder of ``new_output_folder`` the write permissions that umask and default ACL grant to others."""
     probe, handle = create_sibling(Path(path) / "probe", OUTPUT_MODE)
     try:
         granted = os.fstat(handle).st_mode & OPEN_TO_OTHERS
@@ -195,7 +196,7 @@ def publish_folder(path: PathLike) -> None:
 
 
 def folder_like(path: PathLike, model: PathLike) -> None:
-    """Create a folder with the mode of another: all who may create there may create here.
+    """Create a folder with the mode of the folder ``model``, so that the same users may write to it.
 
     Raises FileExistsError if its name is taken, OSError.
     """
@@ -270,7 +271,7 @@ def create_sibling(path: PathLike, mode: int = FILE_MODE, name: str = "{name}.tm
 def atomic_write(
     path: PathLike, mode: int = FILE_MODE, encoding: Optional[str] = None, sync: bool = True
 ) -> Iterator[Any]:
-    """Open a new file for writing that replaces ``path`` at the end of the block, or vanishes if it raises.
+    """Open a new file for writing. It replaces ``path`` at the end of the block, or is deleted if the block raises.
 
     Readers see the old or the new file. A link at ``path`` is replaced. Bytes, or text if there is an ``encoding``.
     ``sync``: make the file durable first. Raises OSError.
@@ -286,9 +287,9 @@ def atomic_write(
 
 @contextlib.contextmanager
 def atomic_path(path: PathLike, mode: int = FILE_MODE) -> Iterator[Path]:
-    """Like ``atomic_write``, for a library that opens files by name: the value is the path of an empty file.
+    """Like ``atomic_write``, for a library that opens files by name: yields the path of an empty file.
 
-    The library may replace that file; its permissions are restored. Its name ends as that of ``path``.
+    The library may replace that file; its permissions are restored. Its name has the suffix of ``path``.
     """
     temporary, handle = create_sibling(path, mode, ".tmp.{random}.{name}")
     permissions = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -306,7 +307,7 @@ def atomic_path(path: PathLike, mode: int = FILE_MODE) -> Iterator[Path]:
 
 
 def replace_link(path: PathLike, target: str) -> None:
-    """Let the symbolic link ``path`` lead to ``target``, whatever has its name now, except a folder. Raises OSError."""
+    """Create the symbolic link ``path`` to ``target``, in place of a link or file of this name. Raises OSError."""
     path = Path(path)
     temporary = path.with_name("%s.new.%s" % (path.name, secrets.token_hex(8)))
     os.symlink(target, str(temporary))

@@ -124,7 +124,7 @@ def state_of(facts: Facts, seen: Seen = NOT_ASKED, first: Optional[RunState] = N
     Args:
         facts: what its files prove.
         seen: what its scheduler shows. It is ignored for a copy, whose job is that of the original.
-        first: the state of the canary for which it waits; None: unknown.
+        first: the state of the canary for which the run waits; None: unknown.
         ending: whether the job of that canary is still in the queue or on nodes.
     """
     n = facts.attempt
@@ -172,7 +172,7 @@ def damaged_state(n: int, error: Exception, path: Path, seen: Seen = NOT_ASKED) 
 
 
 def _activity(facts: Facts, seen: Seen) -> str:
-    """What an active job does; empty if it simply trains."""
+    """What an active job does, for ``RunState.detail``; empty if it simply trains."""
     if facts.cancelled:
         return "%s: it saves and stops" % facts.cancelled
     if seen.kind == ENDING:
@@ -201,6 +201,7 @@ def _idle(facts: Facts, seen: Seen) -> RunState:
 
 
 def _stopped(facts: Facts, seen: Seen) -> RunState:
+    """Stopped: no scheduler has a job of this run, and nothing starts it again."""
     evidence = ""
     if facts.open or not facts.started:
         evidence = seen.detail
@@ -216,7 +217,7 @@ def _last_reason(facts: Facts) -> str:
 
 
 def _job(seen: Seen) -> str:
-    """``canary.Wait.job``."""
+    """What ``canary.Wait.job`` calls the state of the job: queued, held or gone."""
     return {QUEUED: "queued", HELD: canary.JOB_HELD}.get(seen.kind, "gone")
 
 
@@ -295,8 +296,8 @@ def awaited_canaries(runs: Iterable[RunDir]) -> Dict[Path, RunDir]:
 def states(runs: Iterable[RunDir], seen: Mapping[Path, Seen]) -> Dict[Path, RunState]:
     """Path of a run -> its state.
 
-    ``seen``: what schedulers show, also of the canaries of runs that wait (``awaited_canaries``). Look there before
-    you call this: a job that ends in between has then recorded its end.
+    ``seen``: what schedulers show, also of the canaries of runs that wait (``awaited_canaries``). Ask them before this
+    call, which reads the files: if a job ends in between, its files already have the end.
     """
     canaries: Dict[Path, RunState] = {}
     return {run.path: _read_state(run, seen, canaries) for run in runs}
@@ -312,8 +313,9 @@ def _read_state(run: RunDir, seen: Mapping[Path, Seen], canaries: Optional[Dict[
         first = RunDir(run.path.parent / facts.waits_for)
         if first.path not in canaries:
             canaries[first.path] = _read_state(first, seen, None)
-        of_first = seen.get(first.path, NOT_ASKED)
-        return state_of(facts, shown, canaries[first.path], of_first.kind in (QUEUED, HELD, ACTIVE, ENDING))
+        shown_of_first = seen.get(first.path, NOT_ASKED)
+        has_job = shown_of_first.kind in (QUEUED, HELD, ACTIVE, ENDING)
+        return state_of(facts, shown, canaries[first.path], has_job)
     except UNREADABLE as error:
         return damaged_state(_newest(run), error, run.path, shown)
 

@@ -96,9 +96,10 @@ def exposures(path: PathLike, owners: Collection[int] = ()) -> List[Exposure]:
     """Return the folders and links on the way to a path through which another user can exchange it.
 
     Each folder must belong to the user, to root, to one of ``owners`` or to a member of a trusted group, because its
-    owner may rename what is in it. Others may write to it only if it is sticky, members of a trusted group in any case.
-    Checked are all folders from the root, including those of links; the file or folder at the end is not. Folders that
-    do not exist or cannot be read end the way.
+    owner may rename what is in it. Others may write to it only if it is sticky; members of a trusted group always may.
+
+    All folders from the root on are checked, including those to which links lead, but not the file or folder at the
+    end. The check stops at a folder that does not exist or cannot be read.
     """
     rule = _Rule(owners, members=True)
     distinct = []  # type: List[Exposure]
@@ -178,8 +179,8 @@ def group_number(name: str) -> Optional[int]:
 def main(argv: Sequence[str]) -> int:
     """Check folders of code before a batch script executes them; returns an exit code.
 
-    ``argv``: the folders, then ``--`` and the exposed places that the submission accepted. What is refused is printed
-    on standard error, accepted places on standard output.
+    ``argv``: the folders, then ``--`` and the exposed places that the submission accepted. Standard error gets the
+    reason of a refusal, standard output the warnings about accepted places.
     """
     end = argv.index("--")
     accepted = argv[end + 1 :]
@@ -236,7 +237,7 @@ class _Rule:
         return ""
 
     def exposures(self, place: str, info: os.stat_result) -> Iterator[Exposure]:
-        """Yield why a folder or link on the way to a path is no protection."""
+        """Yield the ways in which another user can exchange what lies behind a folder or link."""
         link = stat.S_ISLNK(info.st_mode)
         if not self._trusts_owner(info.st_uid) and (link or not _unmapped(info.st_uid)):
             if link:
@@ -339,8 +340,10 @@ def _is_member(uid: int, groups: FrozenSet[int]) -> bool:
 
 
 def _unmapped(uid: int) -> bool:
-    """Whether a number stands for all users that a user namespace (a rootless container) does not map, the host's root
-    among them, to whom the folders above a home folder then seem to belong."""
+    """Whether ``uid`` stands for all users that a user namespace (a rootless container) does not map.
+
+    The host's root is one of them, so the folders above a home folder seem to belong to this number.
+    """
     try:
         with open("/proc/sys/kernel/overflowuid") as file:
             if uid != int(file.read()):

@@ -60,11 +60,12 @@ def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
 
 
 def write_json(path: PathLike, value: Any) -> None:
+    """Write a record atomically, as the text of ``to_json``."""
     write_text(path, to_json(value))
 
 
 def to_json(value: Any) -> str:
-    """The text of a record, as ``write_json`` and ``create_json`` write it: without credentials in its messages."""
+    """The text of a record on disk: sorted keys, and no credentials in its messages."""
     if isinstance(value, dict):
         value = records.without_credentials(value)
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -128,7 +129,7 @@ def read_record(path: PathLike, fields: Any = None, limit: Optional[int] = None)
 
 
 def exists(path: PathLike) -> bool:
-    """Whether a file or folder exists. Raises OSError if that is unknown; Path.exists() of Python 3.14 says False."""
+    """Whether a file or folder exists. Raises OSError if that is unknown; Python 3.14's Path.exists() says no."""
     try:
         os.stat(str(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +148,7 @@ def load_record(path: PathLike, fields: Any = None) -> Any:
 def list_names(folder: Path) -> List[str]:
     """Sorted names in a folder; none if it does not exist.
 
-    Raises OSError if it cannot be read: Path.glob of Python 3.12 and newer then returns what it has seen so far.
+    Raises OSError if it cannot be read; Path.glob of Python 3.12 and newer returns the names read until then.
     """
     try:
         return sorted(os.listdir(str(folder)))
@@ -237,20 +238,22 @@ class RunDir:
         return n
 
     def _clear_temporaries(self) -> None:
-        """Delete temporary files of killed writers. A write in progress of an older attempt fails, nothing else does.
+        """Delete temporary files of killed writers.
 
-        Only the newest attempts are searched: each start has cleared the earlier ones.
+        If an older attempt is still writing, that write fails; no other write is affected. Only the newest four
+        attempts are searched, because each start has cleared the earlier ones.
         """
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
         for folder in [self.path, self.eval, self.anomalies] + newest:
             if not folder.is_dir() or (folder != self.path and folder.is_symlink()):
                 continue
             for name in os.listdir(str(folder)):
-                # except those of an attempt that starts now and of a command that cancels the run now
+                # start.* and cancel.* may be in use: an attempt starts, or a command cancels the run, at this moment
                 if deletion.is_temporary(name) and not name.startswith(("start.", "cancel.")):
-                    deletion.delete_file(folder / name, missing_ok=True)  # its writer may be alive and have renamed it
+                    deletion.delete_file(folder / name, missing_ok=True)  # a live writer may have renamed it
 
     def attempt(self, n: int) -> Path:
+        """The folder of attempt n."""
         return self.attempts / str(n)
 
     def is_current_attempt(self, n: int) -> bool:
@@ -290,19 +293,22 @@ class RunDir:
         return (self.attempt(n) / "limit.json").exists()
 
     def record_progress(self, n: int) -> None:
-        """Record that attempt n made progress other than a commit that the next attempt need not repeat."""
+        """Record progress of attempt n that is no commit: results that the next attempt need not compute again."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
     def has_progress(self, n: int) -> bool:
         return (self.attempt(n) / "progress.json").exists()
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
-        """Record why this process ends, unless its rank has a cause already: {cause, code, reason, rank, ...facts}."""
+        """Record why this process ends: {cause, code, reason, rank, time, ...facts}. The first cause of a rank counts.
+
+        Returns False, and writes nothing, if the rank has a cause already.
+        """
         record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
     def causes(self, n: int) -> List[Dict[str, Any]]:
-        """The recorded causes of the processes of attempt n, by rank; an unreadable one counts as a crash."""
+        """The recorded causes of the processes of attempt n, sorted by rank. An unreadable record counts as a crash."""
         causes = []
         for name in list_names(self.attempt(n)):
             match = re.match(r"cause\.([0-9]+)\.json\Z", name)
