@@ -1,6 +1,6 @@
 """Quantities derived from a configuration: stages, ranks, patches, lanes, the shuffle buffer, the name of a model.
 
-docs/contracts.md defines them. S, the samples seen, runs on from stage to stage.
+docs/contracts.md defines them. S, the number of samples seen, continues from stage to stage.
 """
 
 import math
@@ -16,7 +16,7 @@ WEIGHT_TOLERANCE = 0.01
 BUFFER_OVERHEAD = 1.5
 """Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
 MAX_LABEL_FIELDS = 3
-"""Fields that the label of a model lists at most."""
+"""Most fields that the label of a model lists."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StageSpan:
 
 
 def stage_spans(config: Config) -> list[StageSpan]:
-    """The stages in order. steps = ceil(samples / batch), end = start + steps * batch: a last step is never cut."""
+    """The stages in order. steps = ceil(samples / batch), end = start + steps * batch: every step is complete."""
     result: list[StageSpan] = []
     start = 0
     for stage in config.stages:
@@ -41,8 +41,8 @@ def stage_spans(config: Config) -> list[StageSpan]:
 
 
 def for_stage(config: Config, stage: Stage) -> Config:
-    """The configuration with what one of its stages overrides: image size, patch, text length, augmentation,
-    recompute."""
+    """The configuration with the overrides of one of its stages: image size, patch, text length, augmentation and
+    ``recompute``."""
     model = config.model
     model = replace(model, image=_override(model.image, stage.image), text=_override(model.text, stage.text))
     augment = _override(config.augment, stage.augment)
@@ -50,20 +50,21 @@ def for_stage(config: Config, stage: Stage) -> Config:
     return replace(config, model=model, augment=augment, compute=compute)
 
 
-def _override(section: Any, values: Any) -> Any:
-    given = {field.name: getattr(values, field.name) for field in fields(values)}
+def _override(section: Any, overrides: Any) -> Any:
+    """A copy of a section with the fields of ``overrides`` (``schema.overrides``) that are not None."""
+    given = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
     return replace(section, **{name: value for name, value in given.items() if value is not None})
 
 
 def weights_config(config: Config, stage: str) -> Config:
-    """The configuration of a run for the weights of its stage of this name."""
+    """``for_stage`` for the stage of this name, whose weights are used; ``config`` itself if there is no such stage."""
     return next((for_stage(config, own) for own in config.stages if own.name == stage), config)
 
 
 def stage_at(config: Config, samples_seen: int) -> Stage:
-    """The stage of the weights at S = ``samples_seen``: the one that ends there, or the first for S = 0.
+    """The stage that has trained the weights at S = ``samples_seen``: at a border the earlier one, for S = 0 the first.
 
-    After the end of the run it is the last one.
+    Beyond the end of the run it is the last stage.
     """
     return next((span.stage for span in stage_spans(config) if samples_seen <= span.end), config.stages[-1])
 
@@ -74,17 +75,17 @@ def world_size(config: Config) -> int:
 
 
 def patches(image: ImageTower) -> int:
-    """P, patches of an image."""
+    """P, the number of patches of an image."""
     return (image.size // image.patch) ** 2
 
 
 def visible_patch_count(image: ImageTower, mask: str) -> int:
-    """K = floor(P * (1 - mask)), in exact arithmetic."""
+    """K = floor(P * (1 - mask)), the number of patches that a mask ratio leaves visible, in exact arithmetic."""
     return int(patches(image) * (1 - Fraction(mask)))
 
 
 def visible_token_count(text: TextTower, mask: str) -> int:
-    """Positions of a caption that a text mask leaves, likewise."""
+    """floor(T * (1 - mask)), the number of caption positions that a text mask leaves visible, in exact arithmetic."""
     return int(text.length * (1 - Fraction(mask)))
 
 
@@ -92,7 +93,7 @@ class DatasetLanes(NamedTuple):
     """One data set of a resolved configuration."""
 
     name: str
-    """``""``: the only one."""
+    """``""`` for the only data set of a configuration without ``data.sets``."""
     manifest: str
     dataset_size: int
     """N of this set, samples."""
@@ -100,7 +101,7 @@ class DatasetLanes(NamedTuple):
     """R of this set."""
     sample_bytes: int
     lanes: range
-    """Of the L lanes of the run, those that take their samples from this set: neighbouring ones."""
+    """The lanes of this set: a contiguous part of the L lanes of the run."""
 
 
 def dataset_lanes(data: Data) -> list[DatasetLanes]:
@@ -119,7 +120,7 @@ def dataset_lanes(data: Data) -> list[DatasetLanes]:
 
 
 def allocate_lanes(lanes: int, weights: Sequence[float]) -> list[int]:
-    """How many of ``lanes`` each set gets: in proportion to the weights, the largest remainders rounded up."""
+    """Divide ``lanes`` among data sets in proportion to their weights (largest remainders are rounded up)."""
     exact = [lanes * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
@@ -135,12 +136,19 @@ def weight_error(lanes: Sequence[int], weights: Sequence[float]) -> float:
 
 
 def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
-    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5."""
+    """Bytes of raw samples that all ranks together hold for shuffling.
+
+    Args:
+        lanes: L, of the data set.
+        block: Q, chunks per block of a lane.
+        chunk: R, samples per chunk.
+        mean_bytes: mean bytes of a sample.
+    """
     return math.ceil(lanes * block * chunk * mean_bytes * BUFFER_OVERHEAD)
 
 
 def missing_in_transformers(model: Model) -> list[str]:
-    """What CLIPModel of transformers lacks for a model, with the field that asks for it; empty: nothing."""
+    """Features of a model that CLIPModel of transformers lacks, each with its field; empty if it can hold the model."""
     image = model.image
     text = model.text
     lacks = {
@@ -160,11 +168,11 @@ def model_label(settings: Mapping[str, Any]) -> str | None:
     size = settings.get("model.size")
     changed = []
     for section, value in MODEL_PRESETS.get(size or "", {}).items():
-        if section != "embed":
-            fields = {f"{section}.{name}": item for name, item in value.items()}
+        if section == "embed":
+            preset = {section: value}
         else:
-            fields = {section: value}
-        changed += [key for key, item in fields.items() if settings.get(f"model.{key}", item) != item]
+            preset = {f"{section}.{name}": item for name, item in value.items()}
+        changed += [key for key, item in preset.items() if settings.get(f"model.{key}", item) != item]
     if len(changed) > MAX_LABEL_FIELDS:
         return "custom size"
     if changed:

@@ -1,7 +1,8 @@
 """The identity of a run: one hash of everything that changes its results (docs/contracts.md).
 
 The hash covers the values themselves, not differences from defaults, so a later change of a default cannot make two
-runs look alike. The hashed values are stored with the hash, so that differences can be named.
+runs look alike. The hashed values are stored with the hash, so that differences can be named. ``identity`` makes the
+record, ``is_same_run`` and ``diff_identity`` compare a configuration with it.
 
 identity.json has a version (``schema``). Version 1 hashed the class names of evaluation sets too. Version 2 records
 them (``classes``) outside of the hash, so that they can be corrected. A run keeps the version that it started with.
@@ -26,7 +27,7 @@ _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
 
 class ConfigChange(NamedTuple):
-    """A key in which two configurations differ; None: the key is absent on that side."""
+    """A key in which two configurations differ. ``was``, ``now``: its values; None if it is absent there."""
 
     key: str
     was: Any
@@ -34,12 +35,12 @@ class ConfigChange(NamedTuple):
 
     @property
     def is_other_data(self) -> bool:
-        """Whether another data set is read in the same way."""
+        """Whether the key names the data set, and not how it is read."""
         return bool(_DATA.fullmatch(self.key))
 
     @property
     def is_missing_content(self) -> bool:
-        """Whether the file that was hashed does not exist now."""
+        """Whether the path was hashed by its content, which no longer exists."""
         return _is_content(self.was) and isinstance(self.now, str) and not _is_content(self.now)
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ def version_of(stored: Mapping[str, Any]) -> int:
 
 
 def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
-    """Whether a stored identity.json, of any version, is that of a resolved configuration, whatever its class names."""
+    """Whether a stored identity.json, of any version, belongs to a resolved configuration. Class names may differ."""
     if version_of(stored) != 1:
         return stored.get("hash") == digest(_canonical(config))
     if stored.get("hash") == digest(_canonical(config, 1)):
@@ -100,22 +101,22 @@ def concern_only_data(changes: Sequence[ConfigChange]) -> bool:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
-    """The differences between two configurations given as plain data, by key."""
+    """The differences between two configurations given as nested plain data, sorted by key."""
     was = flatten(before)
     now = flatten(after)
     changes = [
         ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
     ]
-    for key in ("stages", "data.sets"):  # flattened, they have no order
+    for key in ("stages", "data.sets"):  # flattened members have no order, so it is compared here
         names = _names(before, key)
-        renamed = _names(after, key)
-        if names != renamed and sorted(names) == sorted(renamed):
-            changes.append(ConfigChange(key, names, renamed))
+        reordered = _names(after, key)
+        if names != reordered and sorted(names) == sorted(reordered):
+            changes.append(ConfigChange(key, names, reordered))
     return changes
 
 
 def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
-    """Evaluation sets whose class names are other ones than a stored identity.json records."""
+    """Names of evaluation sets whose class names differ from those in a stored identity.json."""
     before = _stored_class_names(stored, config)
     return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
 
@@ -128,7 +129,10 @@ def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> leaf. Members of named lists go by name, other lists are leaves."""
+    """Nested plain data as dotted key -> value, with ``key`` as prefix.
+
+    Members of named lists have their names as keys; other lists are values.
+    """
     if isinstance(value, Mapping):
         items = [(str(name), item) for name, item in value.items()]
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
@@ -165,6 +169,7 @@ def file_digest(path: str) -> str:
 
 
 def _is_content(value: Any) -> bool:
+    """Whether a hashed value is the digest of a data set or a file, and not its path."""
     return isinstance(value, str) and value.startswith(("digest:", "sha256:"))
 
 
@@ -221,7 +226,9 @@ UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_
 def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
     """The values that the hash covers."""
     values = _hashed(config, version)
-    values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order changes no score
+    values["evaluate"]["sets"].sort(
+        key=lambda dataset: dataset["name"]
+    )  # the order of evaluation sets changes no score
     if not config.init.run and not config.init.export:
         del values["init"]
     values["world"] = world_size(config)
@@ -245,7 +252,7 @@ def _class_names(config: Config) -> dict[str, str]:
 
 
 def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that version 1 hashed as version 2 hashes them."""
+    """The hashed values of a version 1 without class names, as version 2 hashes them."""
     evaluate = hashed.get("evaluate")
     sets = None
     if isinstance(evaluate, Mapping):
@@ -257,6 +264,7 @@ def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(config: Mapping[str, Any], key: str) -> list[str]:
+    """Names of the members of a list, in order; empty if there is no such list."""
     owner: Any = config
     for part in key.split("."):
         owner = owner.get(part, {})

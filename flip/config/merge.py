@@ -57,7 +57,7 @@ def dump(config: Config) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested data, keys in the schema's order, without values that are None and sections of nothing else."""
+    """Nested plain data, keys in the schema's order, without values that are None and without empty sections."""
     return dataclasses.asdict(config, dict_factory=_given)
 
 
@@ -74,7 +74,10 @@ def lookup(config: Any, key: str) -> Any:
 
 
 def assignment(text: str) -> tuple[str, LocatedDict]:
-    """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
+    """The layer (name for errors, mapping) of an override such as ``a.b=1``, whose value is YAML.
+
+    Raises ConfigError.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError("an override has the form KEY=VALUE", "command line", text, "Example: model.size=L/16")
@@ -83,7 +86,10 @@ def assignment(text: str) -> tuple[str, LocatedDict]:
 
 
 def expand_dotted_keys(table: Mapping[str, Any], where: str) -> LocatedDict:
-    """The same settings without dotted keys. Raises ConfigError if a key is set in different ways."""
+    """The same settings with nested mappings in place of dotted keys.
+
+    ``where``: the layer's name for errors. Raises ConfigError if a key is set twice.
+    """
     nested = LocatedDict()
     for key, value in table.items():
         line = line_of(table, key)
@@ -107,7 +113,7 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
 
 
 def _unknown_key(kind: type, name: str, place: SourceLocation) -> ConfigError:
-    """Also names the keys of other sections with the same last word."""
+    """The error for an unknown key, which also names keys of other sections with the same last word."""
     last = name.rpartition(".")[2]
     elsewhere = [path for path in _paths() if f"_{path.rpartition('.')[2]}".endswith(f"_{last}")]
     return typed.unknown_key(name, fields_of(kind), place, elsewhere)
@@ -150,6 +156,7 @@ def _change_members(
 ) -> list[dict[str, Any]]:
     """Change members of a named list by name or position. A new name is appended, null removes a member."""
     new: list[dict[str, Any] | None] = [dict(member) for member in old]  # None: removed; positions are those of ``old``
+    # a mapping of fields, in place of a mapping of names, is a likely mistake
     own = [name for name, item in value.items() if name in fields_of(kind) and not isinstance(item, Mapping)]
     if own and not {member["name"] for member in old} & set(value):
         last = place.key.rpartition(".")[2]
@@ -187,7 +194,10 @@ def _deep_merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
-    """``value`` as plain data of the schema's type ``kind``. ``old``: the value of the layers below."""
+    """``value`` as plain data of the schema's type ``kind``.
+
+    ``old``: the value of the layers below. Raises ConfigError.
+    """
     if type(None) in typing.get_args(kind):
         if value is None:
             return None
@@ -224,7 +234,7 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
 
 
 def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:
-    """Set ``table[a][b][c] = value``. Raises ConfigError if it is set already."""
+    """Set ``table[a][b][c] = value`` for the path (a, b, c). Raises ConfigError if it is set already."""
     head, *rest = path
     if "" in path:
         raise place.error("a dotted key has an empty part")
@@ -234,12 +244,10 @@ def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocat
         if not isinstance(child, LocatedDict):
             raise place.error("is set twice in different ways")
         if rest:
-            items = [(".".join(rest), value)]
-        else:
-            items = list(value.items())
-        for key, item in items:
-            line = place.line if rest else line_of(value, key)
-            _set(child, key.split("."), item, place if rest else place.child(key, line))
+            _set(child, rest, value, place)
+            return
+        for key, item in value.items():
+            _set(child, key.split("."), item, place.child(key, line_of(value, key)))
     elif head in table:
         raise place.error("is set twice in different ways")
     else:

@@ -1,6 +1,7 @@
 """Replaces every ``auto`` of a configuration by a value, once, at submission (docs/contracts.md, Configuration).
 
-The resolved values are stored in config.yaml and are part of the run's identity. No torch: a login node has none.
+The resolved values are stored in config.yaml and are part of the run's identity. ``dataset_facts`` reads what
+``resolve`` needs from manifests. No torch: a login node has none.
 """
 
 import contextlib
@@ -24,14 +25,17 @@ from flip.runs.errors import ConfigError, DataError, PermissionDenied
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Names of tables that `shards make` reads."""
 LOOKED_AT = 200
-"""Files of a folder that are looked at to recognise pictures."""
+"""Most entries of a folder that are examined to recognise pictures."""
 MAX_LANES = 4096
+"""Most lanes that ``auto`` chooses."""
 MAX_CHUNK = 256
+"""Most samples of a chunk by default."""
 MIN_CHUNKS = 4096
+"""Fewest chunks of a data set by default, unless a chunk of one sample gives fewer."""
 CPU_TILE = 1024
+"""``compute.loss_tile`` on a CPU, where more columns are not faster (benchmarks/loss.py)."""
 TILE_VALUES = 2**23
-"""``compute.loss_tile`` on a CPU, where more columns are not faster (benchmarks/loss.py), and logits of a tile on CUDA,
-where fewer cost kernels: 2,610 per step at b = 128 and B = 65,536."""
+"""Logits of a tile on CUDA, where smaller tiles launch more kernels: 2,610 per step at b = 128 and B = 65,536."""
 MACHINE_DEPENDENT = (
     ("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"),
     ("compute", "compile"), ("compute", "replicate"), ("compute", "loss_tile"),
@@ -153,7 +157,8 @@ def default_chunk(samples: int) -> int:
 def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> int:
     """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
 
-    Each of several data sets must get its lanes. If nothing fits it is W, and ``validate`` reports what to change.
+    Each of several data sets must get at least one lane, and its weight within WEIGHT_TOLERANCE. If no number fits, L
+    is W, and ``validate`` reports what to change.
     """
     ranks = world_size(config)
     common = math.gcd(*(stage.batch for stage in config.stages))
@@ -235,7 +240,7 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
 
 
 def source_remedy(path: str) -> str:
-    """What to do if pictures, or a table of them, are named in place of a manifest; empty if they are not."""
+    """The remedy if ``path`` has pictures, or a table of them, in place of a manifest; empty if it has none."""
     is_source = _is_picture(path) or Path(path).suffix.lower() in TABLES
     if not is_source and "://" not in path:
         with contextlib.suppress(OSError):
@@ -246,6 +251,7 @@ def source_remedy(path: str) -> str:
 
 
 def _resolve_compute(config: Config, on: Host) -> None:
+    """Resolve ``auto`` values of ``compute`` and ``data.workers`` in place; lanes are resolved already."""
     compute = config.compute
     data = config.data
     resources = config.resources
@@ -256,7 +262,7 @@ def _resolve_compute(config: Config, on: Host) -> None:
         compute.compile = "yes" if cuda else "no"
     if compute.replicate == 0:
         compute.replicate = resources.nodes if cuda else 1
-    if compute.reshard == "auto":  # a plan that knows the memory of the GPUs may say otherwise
+    if compute.reshard == "auto":  # a plan that knows the memory of the GPUs may change it
         if cuda and world_size(config) > 1:
             compute.reshard = "no"
         else:
@@ -284,7 +290,10 @@ def _loss_tile(config: Config) -> int:
 
 
 def _names_below(folder: str) -> Iterator[str]:
-    """Some names of files in a folder and its first subfolder, as of classes. Raises OSError."""
+    """Some names of files in a folder and in its first subfolder: pictures often lie in a folder per class.
+
+    Raises OSError.
+    """
     folders = []
     with os.scandir(folder) as entries:
         for entry in itertools.islice(entries, LOOKED_AT):
@@ -302,6 +311,7 @@ def _is_picture(name: str) -> bool:
 
 
 def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
+    """``dataset_facts`` of one data set. ``key``: its section, for errors."""
     record = manifest_record(data.manifest)
     if record is not None:
         mean = float(record["mean_bytes"])

@@ -60,9 +60,9 @@ def option(
 
 
 def overrides(name: str, base: Any, *names: str) -> Any:
-    """A dataclass with fields of ``base`` (those of ``names``, or all) that are None by default: the value of ``base``.
+    """A dataclass of overrides: the fields of ``base`` in ``names`` (default: all), each None unless it is overridden.
 
-    The fields keep their rules. None is never part of the identity.
+    The fields keep the rules of ``base``. None is never part of the identity.
     """
     kinds = get_type_hints(base)
     rules = base.__dataclass_fields__

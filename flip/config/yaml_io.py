@@ -31,6 +31,7 @@ _SCALARS = (
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
     ("float", r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
 )
+"""Tag of plain scalars, their pattern, and the characters that they can start with (NUL: an empty scalar)."""
 
 
 class LocatedDict(dict[str, Any]):
@@ -61,10 +62,12 @@ class SourceLocation:
     stored: bool = False
 
     def child(self, name: str | int, line: int = 0) -> SourceLocation:
+        """The location of a key of this mapping, or of a member of this list."""
         key = f"{self.key}.{name}" if self.key else str(name)
         return SourceLocation(self.where, key, line or self.line, self.stored)
 
     def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
+        """The error for the value at this location."""
         if self.line:
             place = f"{self.where}:{self.line}"
         else:
@@ -145,6 +148,8 @@ def dump_yaml(value: Any) -> str:
 
 
 class _Loader(_LoaderBase):  # type: ignore[misc]
+    """Reads scalars by ``_SCALARS`` alone, and mappings as ``LocatedDict``."""
+
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
 
@@ -164,6 +169,7 @@ for _name, _pattern, _first in _SCALARS:
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> LocatedDict:
+    """A mapping with the lines of its keys. Raises ConstructorError for a duplicate key or one that is no scalar."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
