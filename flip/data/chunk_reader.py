@@ -38,25 +38,28 @@ FREED_SHARE = 0.1
 log = logging.getLogger("flip.data")
 
 DIGITS = 20
-"""Of the number in the file ``size``."""
+"""Digits of the number in the file ``size``."""
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
 ChunkRanges = Sequence[tuple[int, int, int, int]]
 """As returned by ``ChunkTable.chunk_ranges``."""
-
 
 _OWN_NAME = re.compile(r"[0-9]+(\.tmp\.[0-9a-f.]+)?")
 """The name of a chunk, or of a temporary file of its writer."""
 
 
 class ChunkCache:
-    """Chunks in a folder, at most ``limit`` bytes for all processes. Threads may share an instance. Raises nothing."""
+    """Chunks in a folder, at most ``limit`` bytes for all processes. Threads may share an instance.
+
+    No method raises an error of the file system: failures are counted, and the first one is logged.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self._folder = Path(folder) / f"flip-chunks-{os.geteuid()}"
         self._limit = limit
         self._lock = threading.Lock()
-        self.hits = self.misses = 0
+        self.hits = 0
+        self.misses = 0
         self.failures = 0
         """Files that were damaged, or could not be read or written."""
 
@@ -107,13 +110,16 @@ class ChunkCache:
 
     @contextlib.contextmanager
     def _locked_total(self) -> Iterator[list[int]]:
-        """The sum of all lengths, to be changed under a lock. If writing fails later, it is too large."""
+        """Yield [the bytes of all chunks], locked; the number that the block leaves there is stored.
+
+        It is too large if the chunk that is counted cannot be written afterwards.
+        """
         with os.fdopen(open_lock(self._folder / "size", 0o600), "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             text = file.read(DIGITS)
             total = [int(text) if text.isdigit() else self._evict(self._limit)]
             yield total
-            os.pwrite(file.fileno(), f"{total[0]:0{DIGITS}d}".encode(), 0)  # in place: also on a full disk
+            os.pwrite(file.fileno(), f"{total[0]:0{DIGITS}d}".encode(), 0)  # in place, which also works on a full disk
 
     def _evict(self, limit: float) -> int:
         """Delete the oldest chunks and files of killed processes until ``limit`` bytes are left; return their sum.
@@ -149,7 +155,7 @@ class ChunkCache:
 
 @dataclass
 class Chunk:
-    """Chunk j of a manifest: its bytes, with the right CRC, a piece for each of ``manifest.chunk_ranges(j)``."""
+    """Chunk j of a manifest, checked by its CRC. ``pieces``: its bytes, one piece per ``manifest.chunk_ranges(j)``."""
 
     manifest: Manifest
     j: int
@@ -157,7 +163,9 @@ class Chunk:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """The samples, found at the first access by the thread that needs them: readers would only take its CPU time.
+        """The samples of the chunk, which are parsed at the first access.
+
+        Thus the thread that needs them parses them; in reader threads that would only take CPU time from it.
 
         Raises DataError if the bytes are not the tar that was indexed.
         """
@@ -214,7 +222,7 @@ class ChunkReader(StorageClient):
         return stats
 
     def samples(self, manifest: Manifest) -> Iterator[tuple[int, Sample]]:
-        """Ids and samples from the first on, without excluded ones. A chunk without others is not read."""
+        """Yield (id, sample) in order, without excluded samples. Chunks with excluded samples only are not read."""
         for j in range(manifest.chunks):
             ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
             chunk = self.read_chunk(manifest, j) if ids else []

@@ -17,6 +17,8 @@ that is not full. A chunk reads from the start of its first sample to the start 
 each shard in between: a chunk that crosses a shard border is two reads, and both are exact. Reads include samples that
 were filtered out, except those before the first kept sample of a shard. The digest excludes keys and ETags: a data set
 that was moved or uploaded again is the same.
+
+``Manifest.load`` opens a manifest and ``write`` writes one. ``ChunkTable`` computes where samples and chunks are.
 """
 
 from __future__ import annotations
@@ -44,22 +46,26 @@ from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.rundir import to_json, write_new
 
 VERSION = 2
-"""Version 1 has no ETags, so none are checked."""
+"""Version of new manifests that keep all samples. Version 1 has no ETags, so none are checked."""
 FILTERED = 3
-"""The version of filtered manifests."""
+"""Version of manifests with a ``SampleFilter``."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
+"""The file that is written last: without it a folder holds no manifest."""
 LIMIT = 1 << 30
 """Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
+"""File -> data type of its numbers."""
 _FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
+"""The same for the files of a ``SampleFilter``."""
 _ETAGS = "etags.txt"
 _REMEDY = "Make one with: flip shards index SHARDS... --out FOLDER"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """Errors of link on file systems without hard links: FAT, some FUSE."""
 PIECE = 1 << 24
-"""Bytes whose bits are counted at once."""
+"""Bytes of kept.bits whose set bits are counted at once."""
 _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
+"""Number of set bits of each byte."""
 
 
 class SampleFilter:
@@ -82,17 +88,17 @@ class SampleFilter:
         return int(self.tars[:, 0].sum(dtype=np.int64))
 
     def fits(self, samples: NDArray[np.int64]) -> bool:
-        """Whether as many bits are set for each shard as it has kept samples."""
+        """Whether each shard has as many set bits as kept samples (``samples``, by shard)."""
         if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
             return False
-        some = np.flatnonzero(self.tars[:, 0])  # the others have no byte
-        first = self._first[some]
+        filled = np.flatnonzero(self.tars[:, 0])  # shards without samples have no byte
+        first = self._first[filled]
         counts = np.zeros(len(samples), dtype=np.int64)
         for start in range(0, len(self.bits), PIECE):
             ones = _ONES[self.bits[start : start + PIECE]]
             low = np.searchsorted(first, start, side="right") - 1
             high = np.searchsorted(first, start + PIECE)
-            counts[some[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
+            counts[filled[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
         return bool((counts == samples).all())
 
     def start(self, shard: int) -> int:
@@ -105,9 +111,10 @@ class SampleFilter:
         return np.flatnonzero(np.unpackbits(bits, count=int(self.tars[shard, 0]), bitorder="little"))
 
     def select(self, shard: int, k: int, count: int) -> tuple[int, list[int]]:
-        """For a read of ``count`` kept samples from kept sample k: its number of samples, and which of them are kept.
+        """The samples in a read of ``count`` kept samples that starts at kept sample k.
 
-        The read ends at the start of kept sample k + count, or at the end of the shard.
+        Returns how many samples of the tar it contains, and the positions of the kept ones among them. The read ends at
+        the start of kept sample k + count, or at the end of the shard.
         """
         ordinals = self.ordinals(shard)
         if k + count < len(ordinals):
@@ -177,11 +184,11 @@ class ChunkTable:
     @property
     def read_bytes(self) -> int:
         """Bytes that reading all chunks takes."""
-        some = np.flatnonzero(self.shards[:, 0])
+        filled = np.flatnonzero(self.shards[:, 0])
         starts = 0
         if self.sample_filter:
-            starts = self.sample_filter.tars[some, 1].sum(dtype=np.int64) * BLOCK
-        return int(self.shards[some, 2].sum() - starts)
+            starts = self.sample_filter.tars[filled, 1].sum(dtype=np.int64) * BLOCK
+        return int(self.shards[filled, 2].sum() - starts)
 
     def locate(self, id: int) -> tuple[str, int]:
         """Shard and ordinal (position in its tar) of a sample."""
@@ -221,14 +228,14 @@ class ChunkTable:
         return reads
 
     def select(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
-        """For the read of ``count`` samples from ``id``: its number of samples, and which of them are kept."""
+        """``SampleFilter.select`` for a read from sample ``id`` of a shard; without a filter all samples are kept."""
         if self.sample_filter is None:
             return count, range(count)
         return self.sample_filter.select(shard, int(id - self.first[shard]), count)
 
 
 class Manifest(ChunkTable):
-    """A loaded manifest: a table with checksums, exceptions and a digest."""
+    """A loaded manifest: a table with checksums, exceptions and a digest. ``facts``: the content of manifest.json."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
         if check:
@@ -365,6 +372,7 @@ def refuse_existing(folder: Path) -> None:
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
+    """The digest of a manifest, from the counts and checksums in manifest.json."""
     content = {name: facts["files"][name]["sha256"] for name in (*_arrays(facts), "exceptions.jsonl")}
     # 1 is the version of this recipe. It never changes: data sets keep their digests, and runs their identity.
     text = json.dumps([1, facts["samples"], facts["chunk"], content], sort_keys=True)
@@ -379,6 +387,7 @@ def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raise DataError unless every file has its checksum, and the manifest its digest."""
     names = ["keys.txt", *_arrays(facts), "exceptions.jsonl"]
     if facts["version"] > 1:
         names.append(_ETAGS)
@@ -418,6 +427,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
+    """Map an array into memory, read-only. Raises DataError if the file has another size than in ``facts``."""
     size = facts["files"][path.name]["bytes"]
     with _open(path) as file:
         actual = os.fstat(file.fileno()).st_size
@@ -444,7 +454,7 @@ def _create(path: Path, content: bytes) -> bool:
             raise
         if path.exists():
             return False
-        os.replace(private, path)  # such file systems have nothing exclusive
+        os.replace(private, path)  # without links, no operation creates a complete file exclusively
     finally:
         deletion.delete_file(private, missing_ok=True)
     fsync_path(path.parent)

@@ -21,12 +21,16 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
-_NUMBERS = struct.Struct("100x24s12x12s181x16s").unpack_from
+_CHECKED_FIELDS = struct.Struct("100x24s12x12s181x16s").unpack_from
 """Fields that are only checked: mode with owner and group, time of change, device numbers."""
-_NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
-_EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
+_NUMERIC_FIELD = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
+"""A number in base 256, or octal digits with spaces around them, or nothing."""
+_EXTENSION_TYPES = frozenset((b"x", b"g", b"L", b"K"))
+"""Types of headers that extend the next one."""
 _DATA_TYPES = b"0\x007"
+"""Types of regular files."""
 _BARE_TYPES = b"123456"
+"""Types of members without data: links, devices, folders, FIFOs."""
 _FOLDER = b"5"
 _RESERVED = frozenset(("__key__", "__url__"))
 """Names that webdataset puts into a sample itself; it raises an error if a member has one."""
@@ -52,7 +56,7 @@ class TruncatedTar(InvalidTar):
 
 
 class TooLarge(InvalidTar):
-    """A header states more bytes than the limits above."""
+    """A header states more bytes than SAMPLE_LIMIT or EXTENSION_LIMIT."""
 
 
 class Member(NamedTuple):
@@ -79,7 +83,10 @@ class Sample(NamedTuple):
 
 
 class _Extensions(NamedTuple):
-    """What the extension headers before a member say of it. ``start``: byte of the first one, or of the member."""
+    """Name and size of a member from the extension headers before it; None: not given there.
+
+    ``start``: the byte of the first extension header, or of the member if there is none.
+    """
 
     start: int
     name: str | None = None
@@ -112,7 +119,7 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
             _check_header(buffer, offset, magic, prefix)
         length = _number(size_field, offset)
         at = offset
-        if kind in _EXTENSIONS:
+        if kind in _EXTENSION_TYPES:
             extensions, offset = _extended(buffer, at, length, kind, extensions or _Extensions(at), strict)
             continue
         start, name, size = extensions or _Extensions(at)
@@ -121,7 +128,7 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
         else:
             path = name
         if kind == b"\0" and _text(path_field).endswith("/"):
-            kind = _FOLDER  # as archives older than type 5 have them
+            kind = _FOLDER  # old archives, from before type 5, mark a folder by a slash
         if kind in _DATA_TYPES:
             length = length if size is None else size
         elif kind in _BARE_TYPES:
@@ -136,7 +143,7 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
             raise InvalidTar(at, f"member {path} is {what}; its header is")
         if strict and length > SAMPLE_LIMIT:
             raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
-        offset = _after(buffer, at, length)
+        offset = _end_of_member(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
             yield Member(path, start, at + BLOCK, length)
         extensions = None
@@ -231,12 +238,15 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
 def _extended(
     buffer: memoryview, at: int, length: int, kind: bytes, extensions: _Extensions, strict: bool
 ) -> tuple[_Extensions, int]:
-    """``extensions`` with those of the extension header at ``at``, and the offset behind it."""
+    """Parse the extension header at ``at``.
+
+    Returns ``extensions`` updated by it, and the offset of the next header.
+    """
     total = at + length - extensions.start
     if strict and total > EXTENSION_LIMIT:
         what = f"extension headers of {total:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
         raise TooLarge(extensions.start, what)
-    behind = _after(buffer, at, length)
+    behind = _end_of_member(buffer, at, length)
     data = bytes(buffer[at + BLOCK : at + BLOCK + length])
     if strict:
         _check_extension(kind, data, at, extensions.name is not None)
@@ -256,6 +266,7 @@ def _split_of_old_manifests(name: str) -> tuple[str, str] | None:
 
 
 def _skip_reason(name: str) -> str:
+    """Why a member with this name belongs to no sample."""
     if name.startswith("__"):
         return "meta files of webdataset"
     if name.startswith("._"):
@@ -264,24 +275,24 @@ def _skip_reason(name: str) -> str:
 
 
 def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) -> None:
-    """Raises InvalidTar if tarfile, and with it webdataset, would end the archive here or read another name."""
+    """Raise InvalidTar if tarfile, and with it webdataset, would end the archive here or read another name."""
     if not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
         raise InvalidTar(offset, "not a tar header")
     if prefix[0] and magic != b"ustar\0":
         raise InvalidTar(offset, "a header of an incremental archive of GNU tar")
-    owner, time, device = _NUMBERS(buffer, offset)
-    if not (_numbers(owner, 8) and _numbers(time, 12) and _numbers(device, 8)):
+    owner, time, device = _CHECKED_FIELDS(buffer, offset)
+    if not (_are_numbers(owner, 8) and _are_numbers(time, 12) and _are_numbers(device, 8)):
         raise InvalidTar(offset, "a header field that is not a number")
 
 
 @lru_cache(4096)
-def _numbers(fields: bytes, width: int) -> bool:
+def _are_numbers(fields: bytes, width: int) -> bool:
     """Whether fields of ``width`` bytes each are numbers. Cached, because most headers of a shard have equal fields."""
-    return all(_NUMBER.fullmatch(fields[at : at + width]) for at in range(0, len(fields), width))
+    return all(_NUMERIC_FIELD.fullmatch(fields[at : at + width]) for at in range(0, len(fields), width))
 
 
 def _check_extension(kind: bytes, data: bytes, offset: int, named: bool) -> None:
-    """Raises InvalidTar for extension headers that readers parse differently."""
+    """Raise InvalidTar for extension headers that readers parse differently."""
     if kind in b"xg" and b"GNU.sparse." in data:
         raise InvalidTar(offset, "a member is a sparse file (GNU.sparse); its header is")
     if kind == b"g" and _pax(data, offset, None, None) != (None, None):
@@ -299,6 +310,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(field: bytes, offset: int) -> int:
+    """The size in a header at ``offset``. Raises InvalidTar."""
     if field[0] in (0x80, 0xFF):  # GNU base-256: sizes that eleven octal digits do not hold
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     digits = field.strip(b" \0") or b"0"
@@ -321,7 +333,8 @@ def _padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _after(buffer: memoryview, offset: int, size: int) -> int:
+def _end_of_member(buffer: memoryview, offset: int, size: int) -> int:
+    """The offset after the header at ``offset`` and its ``size`` bytes of data, padded to blocks."""
     stop = offset + BLOCK + _padded(size)
     if stop > len(buffer):
         raise TruncatedTar(offset, f"member of {size} bytes runs past the end; its header is")
@@ -329,7 +342,7 @@ def _after(buffer: memoryview, offset: int, size: int) -> int:
 
 
 def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    """Name and size of the next member from an extended header, by default those given."""
+    """Name and size of the next member from the records of a pax header; ``name`` and ``size`` if it has none."""
     at = 0
     stop = len(data.rstrip(b"\0"))
     while at < stop:
@@ -352,6 +365,7 @@ def _text(field: bytes) -> str:
 
 
 def _name(field: bytes, magic: bytes, prefix: bytes) -> str:
+    """The name of a member; ustar headers store the beginning of a long name in ``prefix``."""
     name = _text(field)
     if prefix[0] and magic == b"ustar\0":
         return f"{_text(prefix)}/{name}"

@@ -16,10 +16,11 @@ from flip.runs.errors import DataError
 _T = TypeVar("_T")
 
 RequestRunner = Callable[[Callable[[], Any]], Any]
-"""Makes one of several requests; it may repeat it."""
+"""Calls a function that makes one request, perhaps several times, and returns its result."""
 
 
 def run_once(request: Callable[[], Any]) -> Any:
+    """The ``RequestRunner`` without retries."""
     return request()
 
 
@@ -35,16 +36,20 @@ class ObjectStat(NamedTuple):
 
     size: int
     etag: str
-    """Of an object."""
+    """ETag of an object; empty for a file."""
     changed: int = 0
-    """Of a file: time of its last change in ns."""
+    """Time of the last change of a file, in ns; 0 for an object."""
 
 
 class RequestError(Exception):
-    """A failed attempt. ``kind``: a key of ``retry.ACTION_BY_KIND``.
+    """A failed attempt of a request.
 
-    ``data``: the bytes received before the failure, in order; ``etag``: of their object. ``remedy``: what to change if
-    no request has succeeded before.
+    Args:
+        kind: a key of ``retry.ACTION_BY_KIND``.
+        text: the error as text.
+        data: the bytes received before the failure, from the start of the range.
+        etag: ETag of the object of ``data``.
+        remedy: what to change if no request has succeeded before.
     """
 
     def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "", remedy: str = "") -> None:
@@ -56,7 +61,10 @@ class RequestError(Exception):
 
 
 class Storage(Protocol):
-    """Raises RequestError if a request failed, FlipError if no retry can help."""
+    """What storage clients need of a storage. Keys are ``s3://bucket/path`` or paths of files.
+
+    Methods and futures raise RequestError if a request failed, and FlipError if no retry can help.
+    """
 
     def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         """All bytes of [start, stop), stop > start, in one request, which can be cancelled."""
@@ -65,7 +73,7 @@ class Storage(Protocol):
         """Size and ETag, in one request."""
 
     def parts(self, key: str, stat: ObjectStat) -> list[int]:
-        """Sizes of the parts of an object's upload, in a request per part; empty if unknown."""
+        """Sizes in bytes of the parts in which an object was uploaded, by one request per part; empty if unknown."""
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         """Keys with this prefix and their ``stat``, in any order. ``each`` makes the request of a page."""
@@ -75,7 +83,10 @@ class Storage(Protocol):
 
 
 def plain_etag(text: str) -> str:
-    """An ETag without quotes and without ``W/``, which proxies add: bytes are compared by their CRC32 in any case."""
+    """An ETag without quotes and without ``W/``, which proxies add to mark it as weak.
+
+    That mark does not matter: bytes are also compared by their CRC32.
+    """
     return text.strip().removeprefix("W/").strip('"')
 
 
@@ -90,6 +101,7 @@ def completed_future(function: Callable[..., _T], *arguments: object) -> Future[
 
 
 def is_remote(key: str) -> bool:
+    """Whether a key is in object storage, and not a path."""
     return key.startswith("s3://")
 
 
@@ -108,7 +120,7 @@ class LocalStorage:
         except OSError as error:
             raise self._open_error(error, key) from None
         try:
-            if (size := os.fstat(handle).st_size) < stop:  # before memory is allocated for what a manifest states
+            if (size := os.fstat(handle).st_size) < stop:  # before memory is allocated: the manifest may be wrong
                 raise ends_early(key, size, stop)
             pieces = []
             at = start
@@ -151,10 +163,10 @@ def drop_cached_pages(key: str, start: int, stop: int) -> None:
     """Let the next read of a local file come from its disk or server, not from this machine's memory."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
-    with contextlib.suppress(OSError):  # that read reports it
+    with contextlib.suppress(OSError):  # the next read reports the error
         handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # whole pages alone are dropped
+            # the kernel drops only whole pages
             first = start // PAGESIZE * PAGESIZE
             last = -(-stop // PAGESIZE) * PAGESIZE
             os.posix_fadvise(handle, first, last - first, os.POSIX_FADV_DONTNEED)
@@ -163,5 +175,6 @@ def drop_cached_pages(key: str, start: int, stop: int) -> None:
 
 
 def ends_early(key: str, size: int, stop: int) -> DataError:
+    """The error for a shard of ``size`` bytes that is read up to byte ``stop``."""
     remedy = "It is not the file that was indexed: restore it, or index the shards again."
     return DataError(f"the shard ends at byte {size}, needed were {stop}", key, remedy=remedy)

@@ -36,6 +36,8 @@ class ErrorWording(NamedTuple):
 
 
 class RetryAction(enum.Enum):
+    """What follows a failed request."""
+
     AGAIN = "wait, then try again"
     SLOWER = "the same, with fewer concurrent requests"
     RECONNECT = "the same, with new connections and new credentials"
@@ -64,17 +66,18 @@ ACTION_BY_KIND = {
 """Kind of a ``RequestError`` -> action."""
 
 _MAX_LIMITED = 4
+"""Failures of the action LIMITED after which an operation gives up."""
 FIRST_ACCESS = 5.0
 """Seconds for which a first access that is denied is tried again: the service that gives credentials may fail once."""
 SHARE = 0.05
-"""Largest share of second requests among all requests; the first second request is free."""
+"""Hedging (``HedgePolicy``): largest share of second requests among all requests. The first one is always allowed."""
 LONG = 5
-"""Factor of the usual delay, for the first requests of a process, while the client is created, and before a late
-request gets a second one beyond ``SHARE``."""
+"""Hedging: factor of the usual delay. The first requests of a process wait this long, because the client is created in
+the meantime. After this time a late request gets a second one even beyond ``SHARE``."""
 _RECENT = 200
-"""Durations that the delay is computed from."""
+"""Hedging: number of recent durations from which the delay is computed."""
 AFTER = 10.0
-"""Seconds without a successful request before an outage is reported, and between reports."""
+"""Outages (``OutageDetector``): seconds without a successful request before a report, and between reports."""
 
 
 class Patience(Protocol):
@@ -89,22 +92,22 @@ class Patience(Protocol):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Deadlines, pauses and limits of requests."""
+    """Deadlines, pauses and limits of requests. Times are in seconds."""
 
     deadline: float = 600.0
     """Seconds of outage after which a read fails."""
     timeout: float = 15.0
     """Seconds without a byte after which a request has failed."""
     first: float = 0.1
-    """Upper bound of the first pause in seconds; doubled after each failure."""
+    """Upper bound of the pause after the first failure; doubled after each further one."""
     longest: float = 30.0
-    """Upper bound of every pause."""
+    """Upper bound of all pauses."""
     hedge: float = 0.0
     """Seconds without a response after which a second request is sent (``HedgePolicy``); 0: never."""
     requests: int = 16
     """Most concurrent requests per client."""
     absent_is_outage: bool = False
-    """A local file whose folder is missing, too, is on a file system that is not mounted yet: retry."""
+    """Whether to retry if a local file and its folder are missing: their file system may not be mounted yet."""
 
     @classmethod
     def of(cls, settings: Patience, **more: Any) -> RetryPolicy:
@@ -125,7 +128,12 @@ class Clock:
 class RetryState:
     """The attempts of one operation.
 
-    ``has_ever_succeeded``: whether storage has served this process before; ``outages``: notified of each failure.
+    Args:
+        retry_policy: deadline and pauses.
+        has_ever_succeeded: whether storage has served this process before: then its settings and credentials are right.
+        clock: time and randomness.
+        wording: words for errors.
+        outages: notified of each failure.
     """
 
     retry_policy: RetryPolicy
@@ -137,7 +145,8 @@ class RetryState:
     def __post_init__(self) -> None:
         self._start = self.clock.now()
         self._wait = self.retry_policy.first
-        self._denied = self._limited = 0
+        self._denied = 0
+        self._limited = 0
 
     def until_success(self, key: str, request: Callable[[], _T], reconnect: Callable[[], None]) -> _T:
         """Repeat ``request`` while it raises RequestError, and return its result. Raises FlipError as ``failed`` does.
@@ -167,7 +176,9 @@ class RetryState:
         if action is RetryAction.LIMITED:
             self._limited += 1
             if self._limited == _MAX_LIMITED:
-                raise (_permanent if self.has_ever_succeeded() else _denied)(key, error, self.wording) from error
+                if self.has_ever_succeeded():
+                    raise _permanent(key, error, self.wording) from error
+                raise _denied(key, error, self.wording) from error
         if action is RetryAction.SETTINGS:
             if not self.has_ever_succeeded():
                 what = f"{self.wording.doing} is not possible with these settings: {error}"
@@ -179,12 +190,16 @@ class RetryState:
                 raise _denied(key, error, self.wording) from error
             what = f"{self.wording.doing} failed for {self.retry_policy.deadline:g} s, at last with: {error}"
             raise StorageError(what, key, remedy="The run may be started again later.") from error
-        (self.outages or self.clock).sleep(pause)
+        if self.outages:
+            self.outages.sleep(pause)
+        else:
+            self.clock.sleep(pause)
         self._wait = min(2 * self._wait, self.retry_policy.longest)
         return action
 
 
 def _permanent(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
+    """The error for an object that is missing or differs from the one that was indexed."""
     if error.kind == "missing":
         return DataError(f"{wording.thing} is missing ({error})", key, remedy=wording.remedy)
     if wording != ErrorWording():
@@ -194,6 +209,7 @@ def _permanent(key: str, error: RequestError, wording: ErrorWording) -> FlipErro
 
 
 def _denied(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
+    """The error for missing permissions."""
     if not is_remote(key):
         return PermissionDenied(f"{wording.thing} may not be read: {error}", key, remedy="Grant read access to it.")
     remedy = (
@@ -204,15 +220,18 @@ def _denied(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
 
 
 class ConcurrencyLimiter:
-    """Limits concurrent requests to ``cap``: halved when storage asks for less, plus one per window of successes.
+    """Limits concurrent requests to ``cap``, which adapts between 1 and ``most``.
 
-    Responses to requests that were sent before the last halving do not halve the cap again.
+    If storage asks for fewer requests, ``cap`` is halved; it grows by one after ``cap`` successful requests. Responses
+    to requests that were sent before the last halving do not halve it again.
     """
 
     def __init__(self, most: int) -> None:
         self.cap = most
         self._most = most
-        self._busy = self._successes = self._halvings = 0
+        self._busy = 0
+        self._successes = 0
+        self._halvings = 0
         self._changed = threading.Condition()
 
     def enter(self) -> int:
@@ -267,10 +286,10 @@ class HedgePolicy:
 
     @property
     def delay(self) -> float:
-        """Seconds after which a request is late: ``after``, or the quantile 1 - ``SHARE`` of recent durations if
-        larger.
+        """Seconds after which a request is late: the larger of ``after`` and the quantile 1 - ``SHARE`` of recent
+        durations.
 
-        Recent requests are about equal in size: one chunk.
+        Durations can be compared, because requests are about equal in size: one chunk.
         """
         with self._lock:
             recent = sorted(self._recent)
@@ -316,7 +335,7 @@ class Outage(NamedTuple):
 
 
 class OutageDetector:
-    """Detects that no request of this process succeeds. Threads may share an instance.
+    """Detects that no request of this process succeeds any more. Threads may share an instance.
 
     ``report`` is called after ``AFTER`` seconds, again while the outage lasts, and once when it is over. The default
     logs a warning when an outage is noticed and one when it is over.
@@ -327,7 +346,8 @@ class OutageDetector:
         self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._last_success = self._clock.now()
-        self._since = self._reported = 0.0
+        self._since = 0.0
+        self._reported = 0.0
         self._retries = 0
         self._error = ""
 
@@ -350,17 +370,17 @@ class OutageDetector:
             self._error = str(error)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep before a retry, and report in time what becomes due meanwhile."""
+        """Sleep before a retry. A report that becomes due in the meantime is made in time."""
         with self._lock:
             due = max(0.0, (self._reported or self._since) + AFTER - self._clock.now())
         if due < seconds:
             self._clock.sleep(due)
-            self._look()
+            self._report_if_due()
             seconds -= due
         self._clock.sleep(seconds)
 
-    def _look(self) -> None:
-        """Report an outage that has lasted, unless another thread has done so."""
+    def _report_if_due(self) -> None:
+        """Report an outage that has lasted long enough, unless another thread has just done so."""
         with self._lock:
             now = self._clock.now()
             if not self._retries or now < (self._reported or self._since) + AFTER:
