@@ -1,7 +1,8 @@
 """What a run costs by arithmetic, before it starts: parameters, FLOPs, memory of devices and hosts, peaks of GPUs.
 
-No torch, so that planning is instant. FLOPs of a step are those of its matrix products, forward and backward. Memory is
-held against real steps by benchmarks/memory.py, on CPUs; on CUDA nothing was measured yet. Peaks are the datasheets'.
+No torch, so that planning is instant. FLOPs count the matrix products of a step, forward and backward. On CPUs
+benchmarks/memory.py compares the memory with that of real steps; on CUDA it has not been measured. Peaks are those of
+data sheets.
 """
 
 from __future__ import annotations
@@ -15,32 +16,35 @@ from flip.losses import LOSSES
 from flip.optimizers import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
-"""Columns of logits that the loss computes at once, unless ``compute.loss_tile`` says another number."""
+"""Columns of logits that the loss computes at once by default."""
+
+# Memory of a transformer block, in values per token and unit of width.
 SAVED = 16
-SELECTED = 9
-TEMPORARY = 12
+"""Saved for the backward pass: two inputs, two norms, q, k, v, the heads' output, and the hidden layer before and after
+its activation."""
 QUICK_GELU = 4
-"""Memory of a block in values per token and unit of width. SAVED for backward: its two inputs, two norms, q, k, v, the
-heads' output, and the hidden layer before and after its activation (QUICK_GELU also saves the sigmoid of it). SELECTED,
-with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer (SDPA's output is extra).
-TEMPORARY: the rest of the peak in the backward pass of a block."""
-
-NORMS = 2
-SQUARES = 3
-"""Under autocast on CUDA (bf16 on a single rank) LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
-_SET_OPT_DTYPE in torch's ATen/autocast_mode.h); on a CPU, where SAVED was measured, they do not. In addition to SAVED:
-both norms' inputs have twice the bytes. Explicit attention saves its weights in fp32 and a copy in bf16: three for
-one."""
-
+"""Saved in addition with activation quick_gelu: a sigmoid of the hidden layer."""
+SELECTED = 9
+"""Saved with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer; SDPA's output is
+extra."""
 LAST = 5
+"""SAVED of a last block that computes only the pooled token: input, norm, q, k, v."""
 LAST_SELECTED = 4
-"""SAVED and SELECTED of a last block that computes the pooled token only: input, norm, q, k, v."""
+"""SELECTED of such a block."""
+TEMPORARY = 12
+"""The rest of the peak in the backward pass of a block."""
+
+# Under autocast on CUDA (bf16 on a single rank) LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
+# _SET_OPT_DTYPE in torch's ATen/autocast_mode.h). On a CPU, where SAVED was measured, they do not.
+NORMS = 2
+"""Saved in addition to SAVED there: the inputs of both norms have twice the bytes."""
+SQUARES = 3
+"""Factor of the saved attention weights of explicit attention there: values in fp32, and a copy in bf16."""
 
 SLOTS = 4
 """Batches that a loader process prepares in advance (``flip.data.worker_pool``)."""
 IN_HAND = 2
 """Batches of the rank itself: the one in use, and the next one while it is assembled."""
-
 BATCHES_ON_CUDA = 3
 """Batches on a GPU: the one in use, the next one, and one whose memory is not known to be free yet
 (``flip.training.grad_cache``)."""
@@ -81,20 +85,20 @@ def forward_flops(model: Model, mask: str, positions: float | None = None) -> di
 
 
 def training_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
-    """FLOPs of one pair in training: three forward passes, as backward counts two. The basis of MFU."""
+    """FLOPs of one pair in training, the basis of MFU: three times forward, because backward takes twice as many."""
     return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
 
 
 def forward_passes(compute: Compute) -> int:
-    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
+    """Cost of a step in forward passes: 3, because the backward pass counts as two, plus those that are repeated."""
     return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
 def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, objective: str = Model.objective) -> int:
-    """Peak bytes of the loss of ``local`` pairs on each rank, fp32.
+    """Peak bytes of the loss on a rank with ``local`` pairs of W * ``local``, in fp32.
 
-    Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
-    what the loss itself stores.
+    Counts three tiles of logits (backward), the texts of all ranks with their gradient, the rank's own features with
+    theirs, and the values that the loss itself stores.
     """
     batch = local * world_size
     values = LOSSES[objective].values(local, batch)
@@ -104,9 +108,16 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, o
 def device_memory(
     model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0, optimizer: str = "adamw"
 ) -> dict[str, int]:
-    """Bytes of one rank at the peak of a step of ``local`` pairs: each part and their ``total``.
+    """Bytes of one rank at the peak of a step: each part and their ``total``.
 
-    ``left``: positions of a caption, if a text mask leaves fewer than all. Weights, gradients and moments are fp32 and
+    Args:
+        local: pairs of the rank per step.
+        mask: share of patches dropped.
+        ranks: W.
+        left: positions of a caption, if a text mask leaves fewer than all; 0: all.
+        optimizer: a row of ``OPTIMIZERS``.
+
+    Weights, gradients and moments are fp32 and
     sharded over the ranks of a replica, except gradients between micro-batches. The peak is at the end of the forward
     pass, after the image tower's activations are freed (text is encoded first), at the end of the backward pass or the
     optimiser's step, or in the loss of all micro-batches, which are encoded again after it. Interpreter, libraries, and
@@ -122,13 +133,13 @@ def device_memory(
         batches = BATCHES_ON_CUDA
     else:
         batches = 1
-    always = {
+    constant = {
         "weights": 4 * count["total"] // shard,
         "moments": OPTIMIZERS[optimizer].moment_bytes * count["total"] // shard,
         "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     if ranks == 1 and size == 2:  # autocast's copies
-        always["bf16_weights"] = 2 * (count["total"] - model.text.vocabulary * model.text.width)
+        constant["bf16_weights"] = 2 * (count["total"] - model.text.vocabulary * model.text.width)
     gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
     work = {
         "image": micro * size * TEMPORARY * (visible + 1) * model.image.width,
@@ -155,12 +166,12 @@ def device_memory(
     if ranks > 1:
         for parts, gathered in zip(moments, _gathered(model, compute, size), strict=True):
             parts["gathered"] = gathered
-    parts = always | max(moments, key=lambda parts: sum(parts.values()))
+    parts = constant | max(moments, key=lambda parts: sum(parts.values()))
     return parts | {"total": sum(parts.values())}
 
 
 def value_bytes(compute: Compute) -> int:
-    """Bytes of an activation, or of a weight of the blocks while it is used."""
+    """Bytes of one value of an activation, or of a weight of the blocks while it is used."""
     if compute.precision == "bf16":
         return 2
     return 4
@@ -236,6 +247,8 @@ def stage_flops(config: Config, stage: Stage) -> int:
 
 
 class Accelerator(NamedTuple):
+    """A GPU and its figures."""
+
     name: str
     pattern: str
     """Matches its names in lower case, with spaces for _ and -: marketing names, driver names, and Slurm's gres."""
@@ -267,7 +280,7 @@ ACCELERATORS = (
 def find_accelerator(name: str) -> Accelerator | None:
     """The accelerator of a name such as ``NVIDIA A100-SXM4-80GB`` or gres ``nvidia_a40``; None if unknown.
 
-    None for a MIG slice, too, which has part of its GPU's rate and memory.
+    Also None for a MIG slice, which has only a part of its GPU's rate and memory.
     """
     words = re.sub(r"[_-]+", " ", name.lower())
     if re.search(r"\b\dg[. ]\d+gb|\bmig\b", words):
@@ -288,11 +301,12 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 
 def _blocks(tower: ImageTower | TextTower) -> int:
-    """Parameters of the blocks and of the LayerNorm after them."""
+    """Parameters of the blocks of a tower and of the LayerNorm after them."""
     return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
 
 
 def _forward(tower: ImageTower | TextTower, length: float) -> int:
+    """Forward FLOPs of the blocks of a tower for one sequence of ``length`` tokens."""
     return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
 
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _Model = TypeVar("_Model", bound=nn.Module)
 TIMEOUT_MARGIN_MINUTES = 5.0
-"""A collective waits this much longer than the watchdog, whose message is better."""
+"""Minutes that a collective waits longer than the watchdog, so that the watchdog, whose message is better, ends it."""
 NEVER_MINUTES = 1440.0
-"""Stands for a ``hang_minutes`` of 0: as long as a read may wait at most (``data.deadline``)."""
+"""Replaces ``hang_minutes: 0``. It is the longest time that a read may wait (``data.deadline``)."""
 LOOPBACK = "127.0.0.1"
 RECOMPILE_LIMIT = 64
 """Shapes for which a block may be compiled: stages x towers x micro-batches, and lengths of packed texts."""
@@ -50,7 +50,7 @@ class World:
     checkpoint_group: Any
     """A gloo group for the thread that saves: sharing a group with training aborts the process (measured)."""
     timeout: datetime.timedelta = datetime.timedelta(minutes=20 + TIMEOUT_MARGIN_MINUTES)
-    """Of a collective of training."""
+    """Timeout of a collective of training."""
 
     @property
     def is_rank0(self) -> bool:
@@ -58,10 +58,11 @@ class World:
 
 
 def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | None = None) -> World:
-    """Join the other ranks (RANK, WORLD_SIZE, ``open_store``) and set threads, numeric modes and the folder for
-    compiled code (``set_compile_caches``).
+    """Join the other ranks and set threads, numeric modes and the folder for compiled code.
 
-    If LOCAL_WORLD_SIZE equals WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and the variables of ``open_store``. If LOCAL_WORLD_SIZE equals
+    WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them. ``compiled``: the folder for
+    ``set_compile_caches``.
     """
     timeout = datetime.timedelta(minutes=(hang_minutes or NEVER_MINUTES) + TIMEOUT_MARGIN_MINUTES)
     rank = int(os.environ.get("RANK", 0))
@@ -98,7 +99,8 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
 
 
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:
-    """Let the watchdog, whose message is better, end a process whose GPU hangs: NCCL's monitor aborts it earlier.
+    """Delay NCCL's monitor, which would abort a process whose GPU hangs before the watchdog ends it with a better
+    message.
 
     A value that the user chose stays.
     """
@@ -230,8 +232,8 @@ def separate_reductions(model: nn.Module, world: World, like: nn.Module | None =
     """Sum gradients in a process group of their own: NCCL runs the collectives of a group in turn, so that gathers of
     weights would wait for sums. For a model that is trained; has no effect before torch 2.13. Collective.
 
-    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass. It is that of
-    ``like``, if given: torch would create another one, which takes about 1 GB of each GPU to the end of the process.
+    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass. ``like``: a
+    model whose group is used too, because another one would take about 1 GB of each GPU until the process ends.
     """
     enable = getattr(model, "set_separate_reduce_scatter_group", None)
     if enable is None or world.device.type != "cuda":
@@ -250,9 +252,9 @@ def check_initialised(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the full weights that a forward pass without gradient leaves: of the root unit, or of all units.
+    """Free the full weights that a forward pass without gradient leaves in memory: of the root unit, or of all units.
 
-    Until then ``named_parameters`` returns those instead of the shards that optimiser and checkpoint need.
+    Until then ``named_parameters`` returns full weights instead of the shards that optimiser and checkpoint need.
     """
     for unit in model.modules():
         if is_fsdp_unit(unit):
@@ -260,10 +262,10 @@ def reshard(model: nn.Module) -> None:
 
 
 def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContextManager[Any]:
-    """bf16 arithmetic over fp32 weights, if the configuration says bf16 and the model is not sharded.
+    """A context with bf16 arithmetic over fp32 weights for an unsharded model in bf16; else a context without effect.
 
-    A sharded model has bf16 weights while it computes, which differs in the rounding of gains, positions and
-    embeddings. A single process avoids the copies of all weights that sharding makes in every step.
+    A sharded model has bf16 weights while it computes, so gains, positions and embeddings are rounded differently. A
+    single process avoids the copies of all weights that sharding makes in every step.
     """
     if compute.precision == "bf16" and world.size == 1:
         return torch.autocast(world.device.type, torch.bfloat16)
@@ -310,6 +312,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def stop() -> None:
+    """Leave the process group, if ``start`` has joined one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -352,7 +355,7 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
 
 
 def _mesh(world: World, replicas: int) -> DeviceMesh:
-    """All ranks in a row, or a row of neighbouring ranks for each replica of the weights."""
+    """The mesh to shard over: all ranks, or ("copy", "shard") with neighbouring ranks for each copy of the weights."""
     if replicas == 1:
         return init_device_mesh(world.device.type, (world.size,))
     rows = torch.arange(world.size).view(replicas, -1)

@@ -26,6 +26,7 @@ from flip.runs.lifecycle import RunState, Seen
 from flip.runs.rundir import RunDir, read_record
 
 T = TypeVar("T")
+#: Prefix of keys (as in ``generic_key``) -> section of the schema with its defaults.
 _SECTIONS: dict[str, Any] = {
     "": Config(), "stages.*.": Stage(), "stages.*.image.": ImageTower(), "stages.*.text.": TextTower(),
     "stages.*.augment.": Augment(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
@@ -37,6 +38,7 @@ _KINDS = {
     for key, value in flatten(asdict(section)).items()
     if value is not None
 }
+"""``generic_key`` of a setting -> type of its values, by its default."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Outcome:
     status: Mapping[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     unreadable: tuple[str, ...] = ()
-    """A sentence for each damaged file of these."""
+    """A sentence for each damaged file among those of the fields above."""
 
     @property
     def damage(self) -> list[str]:
@@ -78,7 +80,7 @@ class Outcome:
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """samples, steps, seconds and samples_per_second of useful training steps; None if unknown yet."""
+        """samples, steps, seconds and samples_per_second of the steps that count; None for values not known yet."""
         if self.result:
             return {key: self.result.get(key) for key in ("samples", "seconds", "samples_per_second", "steps")}
         samples_seen, step = (self.metrics.last(key) for key in ("samples", "step"))
@@ -156,7 +158,7 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     """
     run = RunDir(path)
     files = RunFileReader()
-    # of an evaluation job; os.path answers False in a folder that this user may not read
+    # an evaluation job has a request in place of a configuration; os.path returns False in an unreadable folder
     is_request = os.path.exists(run.path / REQUEST) and not os.path.exists(run.config)
     settings = {}
     if not is_request:
@@ -169,9 +171,10 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
             Attempt(n, start, end, files.read(run.attempt(n), lambda path: run.causes(int(path.name))) or [])
         )
     important = "; ".join(files.damaged)
-    for path in (run.cancel, run.path / "job.json"):
+    for path in (run.cancel, run.path / "job.json"):  # only for ``files.damaged``
         files.read(path, read_record)
-    status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
+    status = files.read(run.status, read_record)
+    files.read(run.identity, read_record)
     if state is None:
         state = lifecycle.states([run], {})[run.path]
     damaged = tuple(files.damaged)
@@ -214,7 +217,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _kind(key: str) -> Any:
-    """The type of a setting, by its default; for settings of other versions any text, number or list."""
+    """The type of a setting; keys of other versions may have any text, number or list."""
     return _KINDS.get(generic_key(key), records.ANY_SETTING)
 
 
