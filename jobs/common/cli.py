@@ -14,14 +14,14 @@ from typing import Any
 from jobs.common.paths import JOBS
 
 CUT_OFF = 141
-"""Exit code of a closed pipe, as shells report SIGPIPE."""
+"""Exit code if the reader of a pipe has closed it, as shells report SIGPIPE."""
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, as in shells."""
 DEFAULTS = {"quiet": False, "verbose": False, "json": False}
-"""Values of the common options that are not given."""
+"""Values of the common options if they are not given."""
 
 _options = argparse.Namespace(**DEFAULTS)
-"""The common options of the command that runs."""
+"""Options of the command that runs, set by ``run_command``."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +93,10 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) -> None:
-    """Add the runs that a command is about and --root, for ``jobs.runs.select.chosen``. ``all_runs``: the default."""
+    """Add the arguments that name runs, and --root, for ``jobs.runs.select.chosen``.
+
+    ``all_runs``: whether no argument means all runs; else one is required.
+    """
     about = "sweeps, SWEEP/RUN, patterns of it, or folders; with a leading ! they exclude runs"
     if all_runs:
         number = "*"
@@ -106,7 +109,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) ->
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``. The sweep can also be given by --sweep."""
+    """Add the arguments ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``, and --sweep for the first."""
     about = "the sweep file, or its name in this folder or in sweeps/"
     parser.add_argument("name", nargs="?", metavar="SWEEP", help=about)
     about = "settings that override those of the sweep"
@@ -115,8 +118,10 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
-    """Exit code of ``work(options)``; a FlipError is printed to standard error, with --json as JSON, and its code
-    returned."""
+    """Call ``work(options)`` and return its exit code.
+
+    A FlipError is printed to standard error, with --json as JSON, and its exit code is returned.
+    """
     import logging  # after parsing: --help must be fast
 
     from flip.runs.credentials import ScrubbedFormatter
@@ -144,13 +149,13 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
 
 
 def note(text: str) -> None:
-    """Print progress or a hint: on standard error with --json, nothing with --quiet. The result is not a note."""
+    """Print progress or a hint, not the result: on standard error with --json; nothing is printed with --quiet."""
     if text and not _options.quiet:
         print(text, file=sys.stderr if _options.json else sys.stdout, flush=True)
 
 
 def confirm(question: str) -> bool:
-    """Ask on the terminal; no answer means no. Raises ConfigError without a terminal, or with --json."""
+    """Ask a yes-or-no question on the terminal; only yes returns True. Raises ConfigError if ``can_ask`` is False."""
     from flip.runs.errors import ConfigError
 
     if not can_ask():
@@ -176,8 +181,10 @@ def quiet() -> bool:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()`` with flushed output; 141 if the pipe is closed, 130 after Ctrl-C, 78 if a package is missing or the
-    current folder was deleted.
+    """Call ``main()``, flush its output, and return its exit code.
+
+    The exit code is CUT_OFF if the pipe is closed, INTERRUPTED after Ctrl-C, and 78 if a package is missing or the
+    current folder was deleted. (This has nothing to do with --quiet.)
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """
@@ -224,7 +231,7 @@ def command(name: str, *words: object) -> str:
 
 
 def shorter(path: Path) -> str:
-    """The path relative to the current folder if it is below it."""
+    """The path as text, relative to the current folder if it is below it."""
     relative = os.path.relpath(path)
     if relative.startswith(".."):
         return str(path)
@@ -235,7 +242,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows ``[options]`` in the usage in place of each option that can be left out."""
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        if prefix is None:  # else it forms the name of a subcommand
+        if prefix is None:  # argparse passes a prefix to form the name of a subcommand
             self._prog += " [options]"
         groups = [group for group in groups if group.required]
         needed = [action for group in groups for action in group._group_actions]
@@ -266,7 +273,7 @@ def _json_error(error: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it, without credentials."""
+    """The value as plain JSON data, without credentials."""
     from flip.runs.credentials import scrub
 
     if isinstance(value, dict):

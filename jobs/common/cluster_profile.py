@@ -17,17 +17,18 @@ from jobs.common.trust import require_trusted_file
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
 SHELLS = (".", "source", "exec", "bash", "sh", "env")
-"""Commands of a shell line whose first argument is executed, too."""
+"""Commands of a shell that also execute their first argument."""
 KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
-"""Words of the shell that a command follows."""
+"""Words of a shell line after which a command follows."""
 RESERVED_OPTIONS = (
     "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
     "output", "requeue", "signal", "time", "wrap",
     "clusters", "parsable", "quiet", "test-only", "wait",
 )  # fmt: skip
-"""Options of sbatch that the launcher sets, and those that change what it prints, where jobs are or when it returns."""
+"""Options of sbatch that a profile may not set. The launcher sets the first two lines; the others change the output of
+sbatch, the cluster that gets the job, or the time at which sbatch returns."""
 BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
-"""Options that hide GPUs from ranks, which select theirs by its number on the node."""
+"""Options of sbatch that hide GPUs from ranks: a rank selects its GPU by the number on the node."""
 
 
 @dataclass
@@ -122,12 +123,14 @@ class ClusterProfile:
 
     @property
     def jobs_python(self) -> str:
+        """Interpreter of the ranks: ``python`` or its default."""
         import sys
 
         return self.python or ("python3" if self.container else sys.executable)
 
     @property
     def hosts_python(self) -> str:
+        """Interpreter of the batch script: ``host_python`` or its default."""
         return self.host_python or ("python3" if self.container else self.jobs_python)
 
 
@@ -168,7 +171,7 @@ def profile_path(name: str) -> Path:
 
 
 def ambiguous(kind: str, name: str, paths: Sequence[Path]) -> ConfigError:
-    """The error for a bare name that means several files, with a way to type each."""
+    """The error for a bare name that means several files; the remedy has a path to type for each."""
     typed = [str(path) if path.is_absolute() else f"./{path}" for path in paths]
     what = f"ambiguous: {kind}s of this name are {' and '.join(str(path.absolute()) for path in paths)}"
     return ConfigError(what, value=name, remedy=f"Type the path: {' or '.join(typed)}.")
@@ -184,7 +187,8 @@ def require_trusted_programs(profile: ClusterProfile) -> None:
 def executed_files(profile: ClusterProfile) -> list[tuple[str, Path]]:
     """(key, path) of the programs and scripts on this machine that a profile names by absolute paths.
 
-    Not the interpreter of this command, which runs already. What ``modules`` load is the site's.
+    The interpreter of this command is left out, because it runs already, and so are environment modules (``modules``),
+    because they belong to the site.
     """
     import sys
 
@@ -199,8 +203,7 @@ def executed_files(profile: ClusterProfile) -> list[tuple[str, Path]]:
 
 
 def roots(given: str | None = None) -> list[Path]:
-    """Folders to search for runs: only ``given`` (the value of --root), else RUNS_ROOT and the runs_root of each
-    profile.
+    """Folders to search for runs: only ``given`` (the value of --root), else RUNS_ROOT and those of all profiles.
 
     An unreadable profile is skipped: submit reports it.
     """
@@ -259,6 +262,7 @@ def _executed_words(line: str) -> Iterator[str]:
 
 
 def _check(profile: ClusterProfile, path: Path) -> None:
+    """Raise ConfigError for the first field with an invalid value. ``path``: the file, for the error."""
     for name in profile.options:
         if name in RESERVED_OPTIONS:
             what = "the launcher sets or forbids this option of sbatch"

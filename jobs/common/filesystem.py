@@ -12,6 +12,7 @@ from flip.runs import deletion, ownership
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.files import RefusedPath, create_file
 
+#: Remedy if runs cannot be stored in a folder.
 OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of flock on file systems without locks: Lustre without -o flock, some NFS."""
@@ -20,7 +21,15 @@ NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
-    """Try to lock an open file without waiting. Raises ConfigError if the file system has no locks."""
+    """Try to lock an open file without waiting; False if another process holds a lock that excludes this one.
+
+    Args:
+        handle: descriptor of the file.
+        how: ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``.
+        where: its path, for the error.
+
+    Raises ConfigError if the file system has no locks.
+    """
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,7 +82,7 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
 
 
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> FlipError:
-    """PermissionDenied (77) for missing permissions, else StorageError (69): a full disk, a lost mount."""
+    """The error for a file that cannot be written: PermissionDenied for missing permissions, else StorageError."""
     place = str(error.filename or where)
     if isinstance(error, RefusedPath):
         return PermissionDenied(error.strerror or str(error), place)
@@ -86,7 +95,7 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHE
 
 @contextmanager
 def writing(where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> Iterator[None]:
-    """Turn OSError into PermissionDenied or StorageError that names the path."""
+    """Turn an OSError of the block into the error of ``unwritable``."""
     try:
         yield
     except OSError as error:

@@ -48,19 +48,19 @@ class Job:
     """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks in all attempts."""
     resources: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to the environment of ranks. Stored in files: no secrets."""
+    """Added to the environment of ranks. It is stored in files, so it must not contain secrets."""
     kind: str = TRAIN
-    """What it does (``flip.runs.job_kind``)."""
+    """TRAIN or EVALUATE (``flip.runs.job_kind``)."""
     module: str = ""
-    """Module that every rank runs in place of that of the kind; for tests."""
+    """Module that every rank runs in place of ``MODULES[kind]``; for tests."""
     canary: int = 0
     """Steps to pass before the runs that wait for it start (``flip.runs.canary``); 0: no canary."""
     cluster: str = ""
-    """Name of its profile; empty if there is only one."""
+    """Name of its cluster profile; empty if the call has only one."""
     uncancels: bool = False
-    """Whether to delete its cancel.json, which the submitter knows. A newer one cancels this job."""
+    """Whether to delete an existing cancel.json. One that is written later cancels this job."""
     command: Sequence[str] = ()
-    """The command that submits it again, relative to the repository."""
+    """Arguments of the command that submits it again; paths are relative to the repository."""
     command_folder: str = ""
     """The folder from which relative paths of the command's sweep file start; empty: it has none."""
     waits_for: str = ""
@@ -138,10 +138,10 @@ class Backend(Protocol):
     """Submits jobs, looks at them and ends them. The jobs of one ``submit`` call belong to one sweep folder."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Start them in this order as resources allow. Failed and cancelled runs get a new limit of restarts."""
+        """Start jobs in this order as resources allow. Restarts of failed and cancelled runs are counted anew."""
 
     def seen(self, runs: Sequence[RunDir]) -> dict[Path, Seen]:
-        """Path of a run -> what the scheduler shows of its job. Never raises: what is unreadable is UNKNOWN."""
+        """Path of a run -> what the scheduler shows of its job. Never raises: if it cannot be read, it is UNKNOWN."""
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """End runs with a cancel.json for good. Returns at once.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jobs.common.cluster_profile import ClusterProfile
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+"""The folder that contains flip/, jobs/ and sweeps/."""
 JOBS = REPOSITORY / "jobs"
 SWEEPS = REPOSITORY / "sweeps"
 PROFILES = SWEEPS / "clusters"

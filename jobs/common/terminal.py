@@ -42,7 +42,7 @@ class Verbatim(str):
 
 
 class Share(float):
-    """A share in 0..1, shown as a bar."""
+    """A share in 0 .. 1, shown as a bar."""
 
     def __str__(self) -> str:
         return self.bar(20, "#.")
@@ -56,9 +56,8 @@ class Share(float):
 class TextTable:
     """Rows of a table, by column. The first column names the row; the column ``state`` has colours.
 
-    If a terminal is too narrow, the columns ``cut`` shrink to these numbers of characters. Then columns in ``drop``
-    disappear, in this order, first those without any value. At last names are cut in their middle to ``NAME``
-    characters.
+    If a terminal is too narrow, the columns in ``cut`` shrink to their numbers of characters. Then columns in ``drop``
+    disappear in this order, those without any value first. Finally names are cut in the middle to ``NAME`` characters.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -68,6 +67,7 @@ class TextTable:
     header: bool = True
 
     NAME = 8
+    """Fewest characters of the first column."""
 
     def __str__(self) -> str:
         return table(self.rows, indent=self.indent)
@@ -205,14 +205,14 @@ def _console(file: TextIO) -> Console:
     from rich.console import Console
 
     if "utf" not in (getattr(file, "encoding", None) or "utf").lower() and hasattr(file, "reconfigure"):
-        file.reconfigure(errors="replace")  # bars and ellipses
+        file.reconfigure(errors="replace")  # it cannot encode bars and ellipses
     width, height = _size(file)
     options = {"markup": False, "highlight": False, "emoji": False, "legacy_windows": False}
     return Console(file=file, force_terminal=True, width=width, height=height, **options)  # type: ignore[arg-type]
 
 
 def _size(file: TextIO) -> tuple[int, int]:
-    """(columns, lines)."""
+    """(columns, lines) of a terminal; COLUMNS and LINES override them."""
     try:
         sizes = tuple(os.get_terminal_size(file.fileno()))
     except (OSError, ValueError):
@@ -270,17 +270,17 @@ class Display:
         if width < before:
             self._console.clear()  # the terminal has wrapped the lines
         self._console.size = width, height  # type: ignore[assignment]
-        rows = [
-            part.rendered(width)
-            if isinstance(part, TextTable)
-            else Text(_shortened(plain(part), width), no_wrap=True, overflow="ellipsis")
-            for part in page(width, height).parts
-        ]
+        rows: list[RenderableType] = []
+        for part in page(width, height).parts:
+            if isinstance(part, TextTable):
+                rows.append(part.rendered(width))
+            else:
+                rows.append(Text(_shortened(plain(part), width), no_wrap=True, overflow="ellipsis"))
         self._live.update(Group(*rows), refresh=True)
 
 
 def _shortened(line: str, width: int) -> str:
-    """The line, or with an ellipsis its first parts, which commas separate, or words if it is wider."""
+    """The line in at most ``width`` characters: if it is longer, it ends in an ellipsis after a comma, else a word."""
     if len(line) <= width:
         return line
     head = line[: width - 1]
@@ -319,7 +319,7 @@ class ProgressBar:
     """
 
     REDRAW = 0.1
-    """Least seconds between two redraws."""
+    """Fewest seconds between two redraws."""
 
     def __init__(self, what: str, unit: str = "", every: float = 60.0) -> None:
         self.what = what

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(rows: Sequence[Mapping[str, Any]], indent: str = "") -> str:
-    """Aligned text: numbers to the right, other cells to the left, None as a dash."""
+    """Rows (column -> value) as aligned text: numbers to the right, other cells to the left, None as a dash."""
     _, lines, right = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
@@ -16,7 +16,10 @@ def table(rows: Sequence[Mapping[str, Any]], indent: str = "") -> str:
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]], list[bool]]:
-    """(columns, lines of escaped cells, the first with the names of the columns, whether a column holds numbers)."""
+    """The cells of a table as escaped text.
+
+    Returns the names of the columns, the lines (the first has the names), and for each column whether it holds numbers.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
     right = [any(_numeric(line[i]) for line in lines) for i in range(len(columns))]
@@ -36,7 +39,10 @@ def plain_lines(text: str) -> str:
 
 
 def without_middle(text: str, width: int) -> str:
-    """The text, or its beginning and end: names of runs often differ in their last characters."""
+    """The text in at most ``width`` characters: beginning and end if it is longer.
+
+    Names of runs often differ in their last characters.
+    """
     end = (width - 1) // 2
     if len(text) <= width or not end:
         return text
@@ -63,14 +69,14 @@ def count(number: float | None) -> str:
 
 
 def size(number: float | None) -> str:
-    """Bytes in powers of 1000: 1.5 GB."""
+    """Bytes in powers of 1000: 1.5 GB; - for None."""
     if number is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(number) < 999.5 or unit == "TB":  # .3g would round more to 1e+03
+        if abs(number) < 999.5 or unit == "TB":
             break
         number /= 1000
-    return f"{hours_text(number)} {unit}"
+    return f"{_three_digits(number)} {unit}"
 
 
 def duration(seconds: float | None) -> str:
@@ -89,13 +95,11 @@ def hours_text(number: float | None) -> str:
     """Hours: 0.012, 1.25, 12.3, 1,790; - for None."""
     if number is None:
         return "-"
-    if abs(number) < 999.5:
-        return f"{number:,.3g}"
-    return f"{number:,.0f}"
+    return _three_digits(number)
 
 
 def shortened(names: Sequence[str], most: int, separator: str = ", ") -> str:
-    """The first names, and how many more there are: "a, b and 3 more"."""
+    """The first ``most`` names, and the number of the others: "a, b and 3 more"."""
     text = separator.join(names[:most])
     if len(names) <= most:
         return text
@@ -108,10 +112,19 @@ def level_percent(share: float) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
+    """A share in per cent, without the sign: 0.123 -> 12.3; - for None."""
     if share is None:
         return "-"
     return f"{100 * share:.{digits}f}"
 
 
+def _three_digits(number: float) -> str:
+    """Three significant digits; whole numbers from 1,000 on."""
+    if abs(number) < 999.5:  # .3g would round more to 1e+03
+        return f"{number:,.3g}"
+    return f"{number:,.0f}"
+
+
 def _numeric(text: str) -> bool:
+    """Whether a cell starts like a number."""
     return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())

@@ -15,11 +15,12 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 log = logging.getLogger(__name__)
 DEADLINE = 30.0  # seconds for one command; clients wait if the controller is down
 SHORT_DEADLINE = 5.0  # the same if the job is about to be killed: KillWait is 30 seconds by default
-RETRY_SECONDS = 600.0  # for which a refused requeue is retried, and a state is asked for
-OUTAGE_SECONDS = 12 * 3600.0  # for which a requeue is retried while Slurm does not answer, as during an upgrade
+RETRY_SECONDS = 600.0  # how long a refused requeue is retried, and a state is asked for
+OUTAGE_SECONDS = 12 * 3600.0  # how long a requeue is retried while Slurm does not answer, as during an upgrade
 UNKNOWN_JOB_SECONDS = 60.0  # after which an unknown or unlisted job counts as gone: one answer may be wrong
 
-#: Slurm's job states: waiting in the queue; in between, when signals are refused or delayed; on nodes; over.
+#: Slurm's states of jobs that wait in the queue. The next tuples: between queue and nodes, where signals are refused
+#: or delayed; on nodes; ended.
 WAITING = (
     "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "RECONFIG_FAIL",
 )  # fmt: skip
@@ -111,7 +112,10 @@ def call_with_retry(*argv: str, **options: float) -> str:
 
 
 def failure_text(command: str, text: str) -> str:
-    """Why a command failed: of its standard error its own lines (the site's come first), and the last of all."""
+    """Why a command failed, from its standard error: the command's own lines, and the last line of all.
+
+    Messages of the site, which come first, are left out.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     own = [line for line in lines if line.startswith(command + ": ")]
     return "; ".join(own + [line for line in lines[-1:] if line not in own])

@@ -41,11 +41,11 @@ def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
 
 
 def select_many(names: Sequence[str], roots: Sequence[Path]) -> list[RunDir]:
-    """The runs of several arguments, at least one run: as for ``select``, or patterns (``*``, ``?``, ``[..]``) of
-    SWEEP/RUN.
+    """The runs of several arguments, at least one run.
 
-    Without words: every sweep. A word with a leading ``!`` excludes runs (of all, if it is the only kind). Raises
-    ConfigError if a word matches nothing. A pattern applies to the first root in which it matches a run.
+    An argument has one of the forms of ``select``, or is a pattern (``*``, ``?``, ``[..]``) of SWEEP/RUN, which applies
+    to the first root in which it matches a run. An argument with a leading ``!`` excludes runs. Without arguments, or
+    with exclusions only, all runs are meant. Raises ConfigError if an argument matches nothing.
     """
     if not names:
         return select(None, roots)
@@ -104,6 +104,7 @@ def is_run(path: Path) -> bool:
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
+    """The runs of an argument without a leading ``!``. Raises ConfigError if there are none."""
     if not set(word) & set("*?[") or any(os.path.exists(root / word) for root in roots):
         return select(word, roots)
     pattern = word if "/" in word else f"{word}/*"
@@ -115,13 +116,14 @@ def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
 
 
 def _at(place: Path) -> list[RunDir]:
+    """The run at a path, or the runs of the sweep at this path."""
     if is_run(place):
         return [RunDir(place)]
     return runs_below(place)
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, by name. Empty if it is missing or unreadable: one root must not hide the runs of others."""
+    """Paths in a folder, by name. Empty if it is missing or unreadable: the runs of other roots must still be shown."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -141,6 +143,7 @@ def _is_file_of_run(path: Path, name: str) -> bool:
 
 
 def _existing(word: str | None, roots: Sequence[Path]) -> str:
+    """The remedy for an argument without runs: similar and existing names."""
     folders = [root / word.split("/")[0] if word else root for root in roots]
     names = [f"{run.sweep}/{run.name}" for folder in folders for run in runs_below(folder)]
     near = suggestion(word or "", names)
@@ -153,6 +156,7 @@ def _existing(word: str | None, roots: Sequence[Path]) -> str:
 
 
 def _names(roots: Sequence[Path]) -> str:
+    """The roots as text for an error."""
     return ", ".join(map(str, roots))
 
 
