@@ -113,10 +113,13 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -
             os.killpg(process.pid, signal.SIGKILL)  # what the script started, and on an interruption the script
         process.wait()
     lines = [line for line in errors.strip().splitlines() if MEMORY_ERRORS.search(line)] or errors.strip().splitlines()
+    detail = ""
+    if lines:
+        detail = lines[-1][:300]
     return {
         "row": row.name, "what": row.what, "command": f"python benchmarks/{' '.join(argv)}",
-        "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": lines[-1][:300] if lines else
-        "", "quick": quick, "result": result,
+        "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": detail, "quick": quick,
+        "result": result,
     }  # fmt: skip
 
 

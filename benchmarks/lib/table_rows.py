@@ -76,8 +76,14 @@ def step(result: Found) -> list[Row]:
         if form == "open_clip" or peer is None:
             continue
         speed = row["speed_to_open_clip"]
-        least = 1.5 if gpu else 1.35 if "padding" in form else 1.2
-        name = f"{result['size']}, b = {result['b']}, mask {mask}" + form.removeprefix("ours") + " on a GPU" * gpu
+        name = f"{result['size']}, b = {result['b']}, mask {mask}" + form.removeprefix("ours")
+        if gpu:
+            least = 1.5
+            name += " on a GPU"
+        elif "padding" in form:
+            least = 1.35
+        else:
+            least = 1.2
         rows.append(Row(
             f"step of {name}, pairs/s",
             number(row["pairs_per_second"]), f"open_clip {number(peer['pairs_per_second'])}",

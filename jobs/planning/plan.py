@@ -163,7 +163,8 @@ class Plan:
             if action.kind == "changed" and not action.starts:
                 ways = "keep (the run stays as it is), fork (a new run starts next to it)"
                 ways += " or restart (the old run goes to the trash)"
-                ways += ", or data (it continues with the new data)" * concern_only_data(action.changes)
+                if concern_only_data(action.changes):
+                    ways += ", or data (it continues with the new data)"
                 remedy = f"Restore the old values, or use --changed {ways}."
                 if entry := self.extending_entry(action):
                     remedy += f" To continue it with the new values, replace {action.wanted.name} under `runs` of the"

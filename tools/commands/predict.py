@@ -110,7 +110,10 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         f" {top1:.1f} % are nearest to the right caption (chance {chance:.2g} %), {top5:.1f} % have it among five."
     )
     for picture in pictures:
-        lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == picture.label)}" for name, score in picture.captions]
+        lines = []
+        for name, score in picture.captions:
+            mark = "  <- right" if name == picture.label else ""
+            lines.append(f"  {score:6.3f}  {name}{mark}")
         show_picture(picture.jpeg, "\n".join([f"\n{picture.label} ({picture.name} of {predicted.where})", *lines]))
     if problem:
         show(f"not drawn: {problem}")

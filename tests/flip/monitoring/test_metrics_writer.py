@@ -195,8 +195,9 @@ def test_time_left_counts_the_work_of_later_stages(run):
 def test_status_reports_unsteady_speed(run):
     writer = attempt(run, 0, (), loss=1.0)
     verdicts = []
-    for step in range(1, 31):  # the first step is warm-up
-        writer.step(record(step, 1.0) | {"samples_per_second": 0.1 if step == 1 else 100.0 if step < 16 else 60.0})
+    speeds = [0.1] + [100.0] * 14 + [60.0] * 15  # the first step is warm-up
+    for step, speed in enumerate(speeds, start=1):
+        writer.step(record(step, 1.0) | {"samples_per_second": speed})
         verdicts.append(read_json(run.status)["unsteady"])
     assert verdicts[:12] == [None] * 12 and set(verdicts[12:16]) == {False} and verdicts[-1] is True
     writer.close("complete")

@@ -130,9 +130,15 @@ def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, opti
     first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SWEEPS / 'schemas' / 'sweep.json'}"
     assert table["set"]["data"]["manifest"] == str(tmp_path / (options[-1] if "--data" in options else "data/manifest"))
-    gpus = 8 if "h100" in options else 0
+    gpus = 0
+    size = "emoji"
+    if "h100" in options:
+        gpus = 8
+        size = "B/16"
+    elif "L/14" in options:
+        size = "L/14"
     assert (table["set"]["resources"]["gpus"], table["set"]["resources"]["processes"]) == (gpus, gpus or 1)
-    assert table["set"]["model.size"] == ("L/14" if "L/14" in options else "B/16" if gpus else "emoji")
+    assert table["set"]["model.size"] == size
     assert table["recipe"] == ("clip" if "clip" in options else "portable2")
     assert ("model.text" in table["set"]) == ("clip" in options)
 

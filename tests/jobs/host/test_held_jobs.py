@@ -128,7 +128,11 @@ def submitted(tmp_path, commands):
         rows = []
         if first:
             rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"]
-        for i, row in enumerate([waiting] * 2 if isinstance(waiting, str) else waiting) if waiting else ():
+        if not waiting:
+            waiting = ()
+        elif isinstance(waiting, str):
+            waiting = (waiting, waiting)
+        for i, row in enumerate(waiting):
             rows.append(f"{names[1]}|{i}|52_{i}|{row.split('|')[0]}||{row.split('|')[1]}|N/A")
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
 
