@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
             return 78
         sys.path.insert(0, str(ROOT))  # an installed package of the same name must not hide tools/
-    code = cli.quietly(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(argv[1:]))
+    code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(argv[1:]))
     if name == "debug":
         from jobs.runtime.rank_process import exit_process
 

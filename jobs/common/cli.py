@@ -180,11 +180,11 @@ def quiet() -> bool:
     return bool(_options.quiet)
 
 
-def quietly(main: Callable[[], int]) -> int:
+def run_main(main: Callable[[], int]) -> int:
     """Call ``main()``, flush its output, and return its exit code.
 
     The exit code is CUT_OFF if the pipe is closed, INTERRUPTED after Ctrl-C, and 78 if a package is missing or the
-    current folder was deleted. (This has nothing to do with --quiet.)
+    current folder was deleted.
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """

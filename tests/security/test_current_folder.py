@@ -97,7 +97,7 @@ def test_processes_of_shards_import_nothing_from_current_folder(hostile, data):
 
 POOLS = """
 from flip import concurrency
-from jobs.common.cli import quietly
+from jobs.common.cli import run_main
 
 def task(arguments=None):
     return len
@@ -113,7 +113,7 @@ def spawned():
 
 if __name__ == "__main__":
     fork_server()
-    quietly(spawned)
+    run_main(spawned)
 """
 
 

@@ -231,8 +231,8 @@ def test_logs_warnings_and_tracebacks_of_a_process_hold_no_credentials(tmp_path)
 def test_traceback_of_a_command_holds_no_credentials(tmp_path):
     script = tmp_path / "command.py"
     script.write_text(
-        "import os, sys\nfrom jobs.common.cli import quietly\n"
-        "def main(): raise RuntimeError(os.environ['SOME_TOKEN'])\nsys.exit(quietly(main))\n"
+        "import os, sys\nfrom jobs.common.cli import run_main\n"
+        "def main(): raise RuntimeError(os.environ['SOME_TOKEN'])\nsys.exit(run_main(main))\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "SOME_TOKEN": SECRET}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)

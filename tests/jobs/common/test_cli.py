@@ -160,16 +160,16 @@ def test_verbose_adds_traceback_to_error():
         assert ("Traceback" in done.stderr and " DEBUG jobs." in done.stderr) == has_traceback
 
 
-def test_quietly_reports_missing_package_with_install_command():
+def test_run_main_reports_missing_package_with_install_command():
     main = "def main():\n    import no_such_package\n"
-    code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
+    code = f"import sys\nfrom jobs.common.cli import run_main\n{main}sys.exit(run_main(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and "no_such_package is not installed" in done.stderr and "make install" in done.stderr
 
 
-def test_quietly_ends_without_traceback_on_keyboard_interrupt():
+def test_run_main_ends_without_traceback_on_keyboard_interrupt():
     main = "def main():\n    raise KeyboardInterrupt\n"
-    code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
+    code = f"import sys\nfrom jobs.common.cli import run_main\n{main}sys.exit(run_main(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
