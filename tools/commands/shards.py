@@ -27,7 +27,6 @@ EXAMPLES = """examples:
   flip shards verify data/manifest --workers 16 --out data/manifest-2
   flip shards inspect data/manifest --id 1234567 --save picture.jpg
   flip shards inspect --run runs/my/run --samples 81920000
-  flip shards diff data/manifest data/manifest-2
   flip shards bench data/manifest --want 2000
 """
 CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
@@ -225,10 +224,3 @@ def _checking(commands: _Commands) -> None:
     step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
     about = "read the samples to show captions and replacements; --no-read shows ids only, at once"
     command.add_argument("--read", **both, help=about)
-
-    about = (
-        "Compare two manifests, and say whether the sample order of a run changes. Exit code 0: equal, 1: different."
-    )
-    command = commands.add("diff", "diff:diff", about)
-    command.add_argument("old", help="folder of a manifest")
-    command.add_argument("new", help="folder of the other manifest")

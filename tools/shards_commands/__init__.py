@@ -7,7 +7,7 @@ for ``--json``, an exit code, and the text for the terminal.
 - `index`: scan shards and write their manifest; `make`: write the shards, too, from a folder or table of pictures.
 - `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.
-- `verify`: read and decode chunks again; `diff`: compare two manifests.
+- `verify`: read and decode chunks again.
 - `inspect_samples`: one sample, or the samples of a training step; `bench`: cost of a sample on one core.
 - `output`: what the commands share: results, progress, errors of writing.
 

@@ -166,9 +166,8 @@ def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
     assert code == 0 and (report["shards"], report["samples"], report["chunk"]) == (7, 70, 3)
     assert (report["shards_scanned"], report["shards_scanned_before"]) == (2, 1)
     assert call(capsys, "verify", new)[0] == 0
-    code, text = call(capsys, "diff", old, new)
-    assert code == 1 and "shards added: 3\n" in text and "removed" not in text and "changed" not in text
-    assert "Sample ids do not change: new samples come after the old ones.\nThe sample order of a run changes" in text
+    keys = [Manifest.load(folder).keys for folder in (old, new)]
+    assert keys[1][: len(keys[0])] == keys[0] and len(keys[1]) == len(keys[0]) + 3, "ids of old samples stay"
     code, text = call(capsys, "index", data / "0000[1-3].tar", "--add", old, "--out", tmp_path / "x")
     assert code == 78 and f"{data}/00003.tar" in text and "in the old manifest already" in text
     with pytest.raises(SystemExit):
