@@ -228,7 +228,9 @@ def read_outcomes(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None
     return [read_run(run.path, states[run.path]) for run in runs]
 
 
-def read_runs(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None) -> list[dict[str, Any]]:
+def read_runs(
+    root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None, settings: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """The results of all runs below ``root``: a flat dict per run, all with the same keys, ready for a data frame.
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
@@ -239,7 +241,7 @@ def read_runs(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = N
     also for open_clip models.
 
     ``seen``: path of a run directory -> what its scheduler shows of its job (``flip.runs.lifecycle``). No scheduler is
-    asked: without it a run that has not ended is ``unknown``.
+    asked: without it a run that has not ended is ``unknown``. ``settings``: further dotted configuration keys to show.
 
     Raises ConfigError if there is no folder ``root``.
     """
@@ -250,9 +252,10 @@ def read_runs(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = N
     sweeps: dict[Path, list[Outcome]] = {}
     for outcome in outcomes:
         sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
-    settings = dict.fromkeys(key for members in sweeps.values() for key in differing(m.settings for m in members))
+    shown = dict.fromkeys(key for members in sweeps.values() for key in differing(m.settings for m in members))
+    shown |= dict.fromkeys(settings)
     roles = set_roles(outcomes)
-    rows = [row(outcome, settings, roles) for outcome in outcomes]
+    rows = [row(outcome, shown, roles) for outcome in outcomes]
     keys = list(dict.fromkeys(key for each in rows for key in each))
     return [{key: each.get(key) for key in keys} for each in rows]
 

@@ -34,6 +34,8 @@ def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     )
     assert (rows[0]["samples"], rows[0]["steps"], rows[0]["seconds"]) == (3840, 30, 9.6)
     assert flip.read_runs(tmp_path) == rows
+    shown = flip.read_runs(tmp_path, settings=["seed", "no.such"])
+    assert [(row["seed"], row["no.such"]) for row in shown] == [(0, None), (0, None), (7, None)]
 
 
 def test_read_runs_says_only_what_files_prove_without_a_scheduler(tmp_path):
