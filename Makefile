@@ -115,9 +115,9 @@ endif
 	@$(BIN)/flip report $(QUICKSTART) | tail -n 1
 	@echo "curves: $(BIN)/flip tensorboard $(QUICKSTART)"
 
-study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (less than 100 minutes), STUDY=cheapest: docs/cheapest.md
+study: install  ## write docs/study.md from its results; STUDY=cheapest: docs/cheapest.md; AGAIN=mine: train it again into mine/ (less than 100 minutes)
 	@$(BIN)/flip demo_data
-	@$(BIN)/flip study $(if $(STUDY),--study $(STUDY))
+	@$(BIN)/flip study $(if $(STUDY),--study $(STUDY)) $(if $(AGAIN),--again $(AGAIN))
 
 scaling-study: install  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
 	@$(BIN)/flip demo_data icons

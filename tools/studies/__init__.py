@@ -2,11 +2,13 @@
 
 What is compared, what does it cost, and what is the result?
 
-- `runner`: measures core-seconds per sample, submits sweeps and reads the complete runs.
-- `design`, `definitions`, `arm_scores`, `masking_page`: trainings at equal measured cost, with paired seeds: arms,
-  rounds and sweeps; the two studies; differences with 95 % intervals; the pages, their figures and tables of runs.
-- `scaling_design`, `scaling_runner`, `scaling_stats`, `scaling_page`: scaling of model, data and length: runs in order
-  of importance and their sweep; what is missing beside the committed results; pure statistics; the page.
+- `study`: what the engine asks of a study.
+- `engine`: measures core-seconds per sample, submits what is missing, writes a file per complete run.
+- `results`: these files, the learning rates that were chosen, the runs that are missing.
+- `page`: writes the page of a study, and its figures.
+- `arms_design`, `arms`: studies of arms at equal measured cost with paired seeds, and their page.
+- `masking`, `cheapest`: such studies. `scaling_stats`, `scaling_design`, `scaling`: scaling of model, data and length.
 
-The command is ``flip study``. Imports flip (runs, config, monitoring) and jobs (reporting, submission), no torch.
+The command is ``flip study``: every file with an object ``STUDY`` is a study. Training and its results come from
+the public interface (``flip``) and the files of run directories; jobs (reporting) draws pages. No torch.
 """

@@ -1,4 +1,4 @@
-"""The scaling study: its runs in order of importance, their lengths by the calibration, and the sweep that trains them.
+"""The design of the scaling study: its runs in order of importance, their lengths by the calibration, the prediction.
 
 A group is a model, a data set, a mask and a seed. At several lengths it trains one trunk at a constant rate and a
 cooldown per length; a single length is a run of its own, with the same steps (docs/sweeps.md).
@@ -6,16 +6,37 @@ cooldown per length; a single length is a run of its own, with the same steps (d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from flip.config.identity import flatten
-from tools.studies.design import base_lr
+from flip.runs.errors import ConfigError
+from tools.studies import scaling_stats
+from tools.studies.results import Record, Results, score
+from tools.studies.scaling_stats import JointLaw, Spread
+from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, Times, base_lr
+
+if TYPE_CHECKING:
+    from tools.studies.study import StudyRun
 
 NAME = "scaling_study"
 """Of the page, of the folder beside it, and of the sweep."""
-MODELS = ("0.5M/8", "2M/8", "8M/8")
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "0.5M/8": {
+        "model.embed": 64,
+        "model.image": {"width": 64, "layers": 4},
+        "model.text": {"width": 64},
+    },
+    "2M/8": {},
+    "8M/8": {
+        "model.embed": 256,
+        "model.image": {"width": 256, "layers": 8, "heads": 4},
+        "model.text": {"width": 256, "heads": 4},
+    },
+}
+"""Name, by parameters and patch -> what differs from the model of the recipe icons."""
 DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all": "cache:icons/train"}
 MASKS = ("0", "0.5", "0.75")
 LENGTHS = (1, 2, 4)
@@ -25,8 +46,6 @@ PEAKS = (2.5e-4, 5e-4, 1e-3)
 TRIAL = 0.5
 """Length of a trial."""
 SEEDS = (0, 1)
-TRIAL_SEED = 9
-"""Seed of trials, not used by other runs."""
 BATCH = 128
 WARMUP = 0.1
 COOLDOWN = 0.2
@@ -40,11 +59,29 @@ BUDGET = 10.7 * 3600
 
 It was 11.25 hours, with the same unit, until the repeat of 8M was shortened.
 """
-PROBE = 2560
-"""Samples of a calibration run."""
+ICONS = {
+    "name": VALIDATION,
+    "manifest": "cache:icons/bi",
+    "classes": "cache:icons/bi/classes.json",
+    "role": "validation",
+}
+"""The only evaluation set of trials and trunks; other runs use those of the recipe icons."""
 
-Times = Mapping[str, float]
-"""Kind of work (``Group.work``) -> core-seconds per sample."""
+HEAD = """\
+# A scaling study: model, data and length on 300,000 icons
+
+`make scaling-study` trains the runs that have no committed result and writes this page (`flip study --study
+scaling`). It asks the questions of the paper's scaling section at a size that two idle CPU cores train in less than 12
+hours, by the calibration; the runs below shared theirs with other work and took longer ("Time"). Model, data and length
+are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
+
+    flip demo_data icons
+    flip study --study scaling --plan           # what is missing, and its hours
+    make scaling-study MINUTES=80                          # a part; the next call continues
+    flip study --study scaling --predict        # before the joint corner is trained
+
+Every complete run leaves a file in scaling_study/results with the digests of its configuration and of its data. Runs
+with such a file are not trained again, so that another machine goes on with what is missing."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +128,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class StudyRun:
+class ScalingRun:
     """One run. ``length``: in units; 0: the trunk of the group."""
 
     group: Group
@@ -104,6 +141,22 @@ class StudyRun:
         return f"{self.group.name}-trunk"
 
     @property
+    def sweep(self) -> str:
+        return NAME
+
+    @property
+    def seed(self) -> int:
+        return self.group.seed
+
+    @property
+    def rates(self) -> str:
+        return self.group.work
+
+    @property
+    def peak(self) -> float:
+        return self.group.peak
+
+    @property
     def kind(self) -> str:
         if self.group.peak:
             return "trial"
@@ -114,10 +167,10 @@ class StudyRun:
         return "run"
 
     @property
-    def trunk(self) -> StudyRun | None:
+    def trunk(self) -> ScalingRun | None:
         """The run that this one extends."""
         if self.length and len(self.group.lengths) > 1:
-            return StudyRun(self.group, 0)
+            return ScalingRun(self.group, 0)
         return None
 
     @property
@@ -126,10 +179,6 @@ class StudyRun:
         if not self.length:
             return (1 - COOLDOWN) * max(self.group.lengths)
         return self.length * (COOLDOWN if self.trunk else 1.0)
-
-    def cost(self, times: Times, size: int) -> float:
-        """Core-seconds of training by the calibration, with units of ``size`` samples."""
-        return self.units * size * times[self.group.work]
 
 
 REFERENCE = StudyPoint()
@@ -141,6 +190,8 @@ JOINT = (Group("8M/8", "all"), Group("8M/8", "all", lengths=(4,)))
 """Model and data together, then length, too. They share no trunk, which would leave no result for three hours."""
 ARMS = tuple(dict.fromkeys((each.model, each.mask) for each in (*MASKED, *AXES)))
 """(model, mask) that get learning rates of their own; other data sets and lengths use those."""
+WORKS = {Group(model, mask=mask).work: (model, mask) for model, mask in ARMS}
+"""Kind of work, by which learning rates are named as well -> (model, mask)."""
 REPEATS = (
     Group("0.5M/8", repeat=True),
     Group("2M/8", repeat=True),
@@ -165,100 +216,27 @@ ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
 """In order of importance: if the study is stopped early, the last are missing."""
 
 
-def jobs_of(group: Group) -> list[StudyRun]:
+def jobs_of(group: Group) -> list[ScalingRun]:
     """The trunk of a group, if it has several lengths, and its runs."""
     trunk = []
     if len(group.lengths) > 1:
-        trunk = [StudyRun(group, 0)]
-    return trunk + [StudyRun(group, length) for length in group.lengths]
+        trunk = [ScalingRun(group, 0)]
+    return trunk + [ScalingRun(group, length) for length in group.lengths]
 
 
-def all_jobs() -> list[StudyRun]:
+def all_jobs() -> list[ScalingRun]:
     return [job for _, groups in ROUNDS for group in groups for job in jobs_of(group)]
 
 
 def unit(times: Times) -> int:
     """Samples of a unit, so that all runs fit BUDGET; a multiple of GRAIN."""
-    costs = [job.cost(times, 1) for job in all_jobs()]
+    costs = [job.units * times[job.group.work] for job in all_jobs()]
     return max(1, int(CORES * BUDGET / sum(costs) // GRAIN)) * GRAIN
 
 
-def startable(missing: Sequence[StudyRun], complete: Collection[str]) -> list[StudyRun]:
-    """The jobs whose trunk is ``complete`` (names of runs); trials come before all others, which need their result."""
-    trials = [job for job in missing if job.kind == "trial" and job.name not in complete]
-    return [
-        job for job in trials or missing if job.name not in complete and (not job.trunk or job.trunk.name in complete)
-    ]
-
-
-# -- sweeps ------------------------------------------------------------------------------------------------------------
-
-
-def calibration() -> dict[str, Any]:
-    """The calibration sweep: two short runs per kind of work, two at a time, as in the study."""
-    runs = {}
-    for model, mask in ARMS:
-        stage = {"samples": PROBE, "batch": BATCH, "mask": mask, "base_lr": base_lr(PEAKS[0], BATCH), "warmup": BATCH}
-        fields = {"stages.pretrain": stage, "model.size": model, "monitor.log_every": 2, "evaluate.sets": []}
-        runs[_work_name(Group(model, mask=mask).work)] = fields
-    return _sweep(f"{NAME}_calibration", "Step times", runs) | {"seeds": [0, 1]}
-
-
-def calibrated() -> dict[str, str]:
-    """Run of the calibration sweep -> its kind of work."""
-    works = (Group(model, mask=mask).work for model, mask in ARMS)
-    return {_work_name(work): work for work in works}
-
-
-def _work_name(work: str) -> str:
-    return work.replace("/8, mask ", "-mask").lower()
-
-
-def sweep(jobs: Iterable[StudyRun], size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-    """A sweep with these runs. ``size``: samples of a unit. ``peaks``: (model, mask) -> chosen peak."""
-    return _sweep(NAME, "Scaling study", {job.name: entry(job, size, peaks) for job in jobs})
-
-
-def entry(job: StudyRun, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
-    """The settings of a run, as in the sweep file. Equal entries train equal runs."""
-    group = job.group
-    peak = job.group.peak or peaks[job.group.model, job.group.mask]
-    stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": base_lr(peak, BATCH)}
-    stage["warmup"] = warmup(size)
-    fields: dict[str, Any] = {"seed": group.seed, "model.size": group.model, "data.manifest": DATA[group.data]}
-    fields["evaluate.every"] = size // 2 // BATCH * BATCH
-    if job.length:
-        stage |= {"samples": int(job.length * size), "schedule": "wsd", "cooldown": _cooldown(job.length, size)}
-    else:
-        ends = [int(length * size) - _cooldown(length, size) for length in group.lengths]
-        stage |= {"samples": max(ends), "schedule": "constant"}
-        fields["checkpoint.keep_at"] = ends
-    if group.seed == TRIAL_SEED or not job.length:
-        fields["evaluate.sets"] = [VALIDATION]
-    if job.trunk:
-        start = stage["samples"] - stage["cooldown"]
-        fields["init"] = {"run": f"{NAME}/{job.trunk.name}", "samples": start, "extend": True}
-    return fields | {"stages.pretrain": stage}
-
-
-DATA_KEY = "data.manifest"
-SETTINGS = tuple(f"stages.pretrain.{key}" for key in ("samples", "batch", "mask", "base_lr", "warmup", "schedule"))
-SETTINGS += ("stages.pretrain.cooldown", "seed", "model.size", "init.samples")
-
-
-def settings(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree between a run and its design, of an ``entry`` or of the resolved configuration by dotted keys."""
-    flat = flatten(table)
-    return {key: flat.get(key) or 0 for key in SETTINGS} | {DATA_KEY: str(flat[DATA_KEY]).rpartition("/")[2]}
-
-
-VALIDATION = {
-    "name": "validation",
-    "manifest": "cache:icons/bi",
-    "classes": "cache:icons/bi/classes.json",
-    "role": "validation",
-}
-"""The only evaluation set of trials and trunks; other runs use those of the recipe icons."""
+def points() -> list[StudyPoint]:
+    """The compared points, in order."""
+    return list(dict.fromkeys(job.group.point(job.length) for job in all_jobs() if job.kind == "run"))
 
 
 def warmup(size: int) -> int:
@@ -270,10 +248,179 @@ def _cooldown(length: float, size: int) -> int:
     return int(length * size * COOLDOWN) // BATCH * BATCH
 
 
-def _sweep(name: str, title: str, runs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, "title": title, "cluster": "pair", "recipe": "icons", "runs": dict(runs)}
+def is_predicted(run: ScalingRun) -> bool:
+    """Whether a run belongs to the joint corner, whose accuracy is predicted before it is trained."""
+    return run.group in JOINT
 
 
-def points() -> list[StudyPoint]:
-    """The compared points, in order."""
-    return list(dict.fromkeys(job.group.point(job.length) for job in all_jobs() if job.kind == "run"))
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ScalingResults(Results):
+    """The results so far, by points."""
+
+    @cached_property
+    def unit(self) -> int:
+        return unit(self.times)
+
+    def points(self, point: StudyPoint) -> dict[int, Record]:
+        """Seed -> record of the runs of a point."""
+        jobs = [job for job in all_jobs() if job.kind == "run" and job.group.point(job.length) == point]
+        return {job.group.seed: self.records[job.name] for job in jobs if job.name in self.records}
+
+    def first(self, repeat: ScalingRun) -> Record | None:
+        """Record of the run that ``repeat`` trains again. Of the trials it is the one with the chosen peak."""
+        group = repeat.group
+        same = group.point(repeat.length), group.seed
+        peaks = 0.0, self.peaks.get(group.work)
+        firsts = (job for job in all_jobs() if not job.group.repeat and job.group.peak in peaks)
+        names = [job.name for job in firsts if (job.group.point(job.length), job.group.seed) == same]
+        return next((self.records[name] for name in names if name in self.records), None)
+
+    def scores(self, point: StudyPoint) -> list[float]:
+        """Accuracy of each run of a point: the mean over the test families."""
+        return [score(each) for each in self.points(point).values()]
+
+    def complete(self, point: StudyPoint) -> bool:
+        """Whether all runs of a point that the study asks for have a result."""
+        jobs = [job for job in all_jobs() if job.kind == "run" and job.group.point(job.length) == point]
+        return all(job.name in self.records for job in jobs if self.asked(job) is not False)
+
+    @cached_property
+    def unsettled(self) -> bool:
+        """Whether runs of the reference, which determine the spread between seeds, have no result."""
+        jobs = (job for job in all_jobs() if job.trunk and not is_predicted(job))
+        return not all(job.name in self.records for job in jobs)
+
+    @cached_property
+    def spread(self) -> Spread | None:
+        """Between seeds, pooled over the points with several."""
+        return scaling_stats.spread({point: self.scores(point) for point in points()})
+
+    def asked(self, run: StudyRun) -> bool | None:
+        """Whether a run belongs to the study: no further seed if the difference from the reference is clear. None: not
+        known yet, because the first seed or runs that determine the spread have no result, or because the joint corner
+        waits for its prediction."""
+        job = as_scaling_run(run)
+        group = job.group
+        if is_predicted(job) and not self.prediction:
+            return None
+        if group.seed not in SEEDS[1:] or len(group.lengths) > 1:
+            return True
+        first = [self.points(point).get(0) for point in (group.point(job.length), REFERENCE)]
+        if not all(first) or self.unsettled:
+            return None
+        terms = [(sign, [score(each)]) for sign, each in zip((1.0, -1.0), first, strict=True) if each]
+        difference = self.spread and scaling_stats.contrast(terms, self.spread)
+        return not difference or not scaling_stats.is_clear(difference)
+
+
+def as_scaling_run(run: StudyRun) -> ScalingRun:
+    assert isinstance(run, ScalingRun)
+    return run
+
+
+def law(study: ScalingResults) -> tuple[JointLaw, list[Record]]:
+    """The law over parameters, data and samples of the runs at mask 0.5 outside the joint corner, and their records.
+
+    Raises ValueError if they do not determine it.
+    """
+    jobs = [job for job in all_jobs() if job.kind == "run" and not is_predicted(job)]
+    records = [study.records[j.name] for j in jobs if j.group.mask == REFERENCE.mask and j.name in study.records]
+    axes = ("parameters", "data_samples", "samples")
+    xs = [[each[axis] for axis in axes] for each in records]
+    errors = [1 - score(each) for each in records]
+    return scaling_stats.joint_law(xs, errors), records
+
+
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+class ScalingDesign(Study):
+    """The design of the scaling study."""
+
+    name = NAME
+    head = HEAD
+    results_class = ScalingResults
+
+    def runs(self) -> Sequence[StudyRun]:
+        return all_jobs()
+
+    def peaks(self) -> Mapping[str, Sequence[float]]:
+        return dict.fromkeys(WORKS, PEAKS)
+
+    def calibration(self) -> Mapping[str, Entry]:
+        entries = {}
+        stage = {"samples": PROBE, "batch": BATCH, "base_lr": base_lr(PEAKS[0], BATCH), "warmup": BATCH}
+        for work, (model, mask) in WORKS.items():
+            entries[work] = {**MODELS[model], "stages.pretrain": stage | {"mask": mask}, "monitor.log_every": 2}
+        return entries
+
+    def samples(self, run: StudyRun, times: Times) -> int:
+        return round(as_scaling_run(run).units * unit(times))
+
+    def cost(self, run: StudyRun, times: Times) -> float:
+        job = as_scaling_run(run)
+        return job.units * unit(times) * times[job.group.work]
+
+    def source(self, run: StudyRun, peaks: Peaks) -> StudyRun | None:
+        return as_scaling_run(run).trunk
+
+    def entry(self, run: StudyRun, times: Times, peaks: Peaks) -> Entry:
+        job = as_scaling_run(run)
+        size = unit(times)
+        group = job.group
+        stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask}
+        stage["base_lr"] = base_lr(group.peak or peaks[group.work], BATCH)
+        stage["warmup"] = warmup(size)
+        fields: Entry = {"seed": group.seed, **MODELS[group.model], "data.manifest": DATA[group.data]}
+        fields["evaluate.every"] = size // 2 // BATCH * BATCH
+        if job.length:
+            stage |= {"samples": int(job.length * size), "schedule": "wsd", "cooldown": _cooldown(job.length, size)}
+        else:
+            ends = [int(length * size) - _cooldown(length, size) for length in group.lengths]
+            stage |= {"samples": max(ends), "schedule": "constant"}
+            fields["checkpoint.keep_at"] = ends
+        if group.seed == TRIAL_SEED or not job.length:
+            fields["evaluate.sets"] = [dict(ICONS)]
+        if job.trunk:
+            start = stage["samples"] - stage["cooldown"]
+            fields["init"] = {"run": f"{NAME}/{job.trunk.name}", "samples": start, "extend": True}
+        return fields | {"stages.pretrain": stage}
+
+    def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+        return {"name": name, "title": "Scaling study", "cluster": "pair", "recipe": "icons", "runs": dict(entries)}
+
+    def predict(self, results: Results) -> dict[str, Any]:
+        """Predict the error of each run of the joint corner, by the law of the others.
+
+        Raises ConfigError if runs of the law are missing, or if one of the joint corner is complete.
+        """
+        assert isinstance(results, ScalingResults)
+        path = results.folder / "prediction.json"
+        late = [job.name for job in all_jobs() if is_predicted(job) and job.name in results.records]
+        missing = [as_scaling_run(run) for run in results.missing() if run.kind in ("trial", "run")]
+        early = [job.name for job in missing if not is_predicted(job)]
+        if late or early or results.prediction:
+            if late:
+                reason = "is complete"
+            elif early:
+                reason = "is missing"
+            else:
+                reason = "exists"
+            what = f"a prediction is made once, before the joint corner and after all other runs: {reason}"
+            remedy = "Keep the file, or complete the other runs."
+            raise ConfigError(what, (late or early or [str(path)])[0], remedy=remedy)
+        fitted, records = law(results)
+        parameters = max(each["parameters"] for each in records)
+        data = max(each["data_samples"] for each in records)
+        lengths = [length for group in JOINT for length in group.lengths]
+        errors = {str(each): vars(fitted.predict((parameters, data, each * results.unit), runs=1)) for each in lengths}
+        return {
+            "what": "zero-shot error of a run of the joint corner by its length in units, from the runs below",
+            "errors": errors,
+            "exponents": [vars(each) for each in fitted.exponents()],
+            "runs": {each["run"]: each["configuration"] for each in records},
+            "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        }

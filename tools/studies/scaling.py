@@ -1,27 +1,38 @@
-"""Writes docs/scaling_study.md: the paper's table and figures beside those of the study, and a verdict per claim."""
+"""How models, data and lengths scale on 300,000 icons, and what masks gain: docs/scaling_study.md.
+
+This file is the page: the paper's table and figures beside those of the study, a verdict per claim.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flip.runs.rundir import read_json, write_text
-from jobs.common.text import percent, table
-from jobs.reporting import charts, scaling_laws
+from flip.runs.rundir import read_json
+from jobs.common.text import percent
+from jobs.reporting import scaling_laws
 from jobs.reporting.charts import Mark, Plot, Series
-from jobs.reporting.document import Block, Figure, Table, Text, heading
-from jobs.reporting.figures import files
-from jobs.reporting.markdown import markdown
+from jobs.reporting.document import Block, Figure, Text, heading
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_stats
-from tools.studies.masking_page import paragraphs
-from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, REFERENCE, Group, StudyPoint, StudyRun
-from tools.studies.scaling_runner import ScalingStudy, is_family, score
+from tools.studies.page import interval, paragraphs, section
+from tools.studies.results import Results, is_zero_shot_test, score
+from tools.studies.scaling_design import (
+    JOINT,
+    LENGTHS,
+    MASKS,
+    REFERENCE,
+    Group,
+    ScalingDesign,
+    ScalingResults,
+    ScalingRun,
+    StudyPoint,
+)  # fmt: skip
 from tools.studies.scaling_stats import Interval, SpeedUp
+from tools.studies.study import TRIAL_SEED
 
 MODEL = StudyPoint("8M/8")
 DATA = StudyPoint(data="all")
@@ -44,22 +55,6 @@ CLAIMS: tuple[tuple[str, Terms], ...] = (
     ("Mask 75 % is less accurate than 50 % at equal samples.", ((1, REFERENCE), (-1, StudyPoint(mask="0.75")))),
 )
 """Claim of the paper -> our difference that is above 0 if it holds."""
-
-HEAD = """\
-# A scaling study: model, data and length on 300,000 icons
-
-`make scaling-study` trains the runs that have no committed result and writes this page (`flip study --study
-scaling`). It asks the questions of the paper's scaling section at a size that two idle CPU cores train in less than 12
-hours, by the calibration; the runs below shared theirs with other work and took longer ("Time"). Model, data and length
-are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
-
-    flip demo_data icons
-    flip study --study scaling --plan           # what is missing, and its hours
-    make scaling-study MINUTES=80                          # a part; the next call continues
-    flip study --study scaling --predict        # before the joint corner is trained
-
-Every complete run leaves a file in scaling_study/results with the digests of its configuration and of its data. Runs
-with such a file are not trained again, so that another machine goes on with what is missing."""
 
 RULES = """\
 Accuracy is zero-shot top-1, the mean over the test families, which neither training nor selection sees. The validation
@@ -111,54 +106,32 @@ icons are drawings: photographs have more redundant patches. Batches of {batch} 
 gains from the larger batch that a mask allows, which is not tested here."""
 
 
-def plan(study: ScalingStudy) -> str:
-    """The missing runs with parameters, samples and core-hours, as text. It counts every seed that the rule may ask
-    for."""
-    jobs = study.missing()
-    hours = [job.cost(study.times, study.unit) / 3600 for job in jobs]
-    columns = ("run", "parameters", "samples", "core-hours")
-    lines = [
-        (job.name, job.group.model.partition("/")[0], f"{round(job.units * study.unit):,}", f"{each:.2f}")
-        for job, each in zip(jobs, hours, strict=True)
-    ]
-    text = table([dict(zip(columns, line, strict=True)) for line in lines])
-    cores = scaling_design.CORES
-    return f"{text}\nunit: {study.unit:,} samples\ntotal: {sum(hours) / cores:.1f} hours of {cores} cores"
+class ScalingStudy(ScalingDesign):
+    """The scaling study, with its page."""
+
+    def sections(self, results: Results) -> list[Block]:
+        assert isinstance(results, ScalingResults)
+        return sections(results)
 
 
-def write(docs: Path, study: ScalingStudy) -> list[Path]:
-    """Write the page and its figures; returns the paths. Raises OSError."""
-    name = scaling_design.NAME
-    calibration = read_json(study.folder / "calibration.json") or {}
-    drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
+def sections(study: ScalingResults) -> list[Block]:
+    """The page below its head."""
     rules = RULES.format(
-        **calibration["machine"], time=calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
-        peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS), trial_seed=scaling_design.TRIAL_SEED,
-        trial=scaling_design.TRIAL,
+        **study.calibration["machine"], time=study.calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
+        peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS),
+        trial_seed=TRIAL_SEED, trial=scaling_design.TRIAL,
         budget=scaling_design.CORES * scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit),
         draws=scaling_stats.DRAWS, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
+    drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
     blocks += [*claims(study), *table_8(study), *masks(study), *drawn, *laws(study), *measures(study)]
     blocks += [*learning_rates(study), *repeats(study), *data_sets(study), *leakage(study), *machine_time(study)]
-    blocks += [heading("What depends on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
-    content = {f"{file}.svg": charts.svg(plot) for figure in drawn for file, plot in files(figure)}
-    for file, text in content.items():
-        write_text(study.folder / file, text)
-    write_text(docs / f"{name}.md", f"{HEAD}\n\n{markdown(blocks, name)}")
-    return [docs / f"{name}.md", *(study.folder / file for file in content)]
+    return [*blocks, heading("What depends on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
 
 
-def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str = "", text: str = "") -> list[Block]:
-    """A heading, a table and a note; nothing without lines. ``columns``, and those with text, are separated by |."""
-    cells = [dict(zip(columns.split("|"), line, strict=True)) for line in lines]
-    if cells:
-        return [heading(title, 3), Table(cells, text=text.split("|")), *([Text(note)] if note else [])]
-    return []
-
-
-def missing(study: ScalingStudy) -> list[Block]:
-    jobs = [job.name for job in study.missing() if job.length]
+def missing(study: ScalingResults) -> list[Block]:
+    jobs = [run.name for run in study.missing() if run.kind != "trunk"]
     names = ", ".join(jobs[:3]) + (" and others (--plan shows them)" if len(jobs) > 3 else "")
     if len(jobs) == 1:
         counted = "One run is"
@@ -173,10 +146,10 @@ def missing(study: ScalingStudy) -> list[Block]:
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def claims(study: ScalingStudy) -> list[Block]:
+def claims(study: ScalingResults) -> list[Block]:
     """A verdict per claim of the paper. Without all runs of a point that the rule asks for: none."""
     estimates = [(claim, difference(study, terms)) for claim, terms in CLAIMS]
-    lines = [(claim, interval(estimate), estimate.verdict() if estimate else "-") for claim, estimate in estimates]
+    lines = [(claim, shown(estimate), estimate.verdict() if estimate else "-") for claim, estimate in estimates]
     for mask in MASKS[1:]:
         speed = None
         if has_all_seeds(study, mask):
@@ -188,17 +161,17 @@ def claims(study: ScalingStudy) -> list[Block]:
     return section("Claims", "claim|difference|verdict", lines, note, "verdict")
 
 
-def difference(study: ScalingStudy, terms: Terms) -> Interval | None:
+def difference(study: ScalingResults, terms: Terms) -> Interval | None:
     """In points; None if runs are missing."""
     if study.spread is None or not all(study.complete(point) for _, point in terms):
         return None
     return scaling_stats.contrast([(100.0 * sign, study.scores(point)) for sign, point in terms], study.spread)
 
 
-def interval(estimate: Interval | None) -> str:
+def shown(estimate: Interval | None) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
+    return interval(estimate.value, estimate.low, estimate.high)
 
 
 def mean(scores: Sequence[float]) -> str:
@@ -207,7 +180,7 @@ def mean(scores: Sequence[float]) -> str:
     return "-"
 
 
-def table_8(study: ScalingStudy) -> list[Block]:
+def table_8(study: ScalingResults) -> list[Block]:
     """The paper's Table 8 beside ours."""
     paper = {name.partition(", ")[2]: row["imagenet"] for name, row in rows("8").items()}
     lines = []
@@ -217,7 +190,7 @@ def table_8(study: ScalingStudy) -> list[Block]:
             gain = difference(study, ((1, point), (-1, REFERENCE)))
         scores = study.scores(point)
         published = f"{paper[name]:.1f}", f"{paper[name] - paper['baseline']:+.1f}"
-        measured = (mean(scores), interval(gain), str(len(scores)))
+        measured = (mean(scores), shown(gain), str(len(scores)))
         lines.append((name, *published, *measured, point.model, point.data, str(point.length)))
     note = (
         "Paper: ImageNet-1K, ViT-L to H, LAION-400M to 2B, 12.8 to 25.6 billion samples. Ours: mean over test families."
@@ -229,18 +202,18 @@ def table_8(study: ScalingStudy) -> list[Block]:
 # -- masks -------------------------------------------------------------------------------------------------------------
 
 
-def lengths(study: ScalingStudy, mask: str) -> list[tuple[float, list[float]]]:
+def lengths(study: ScalingResults, mask: str) -> list[tuple[float, list[float]]]:
     """Per length: calibrated core-seconds of a run of the reference with a mask, and the scores."""
     seconds = study.times[f"{REFERENCE.model}, mask {mask}"] * study.unit
     return [(length * seconds, study.scores(StudyPoint(mask=mask, length=length))) for length in LENGTHS]
 
 
-def speed_up(study: ScalingStudy, mask: str, shared: bool = False) -> SpeedUp | None:
+def speed_up(study: ScalingResults, mask: str, shared: bool = False) -> SpeedUp | None:
     """Over the reference without a mask, from the runs that are complete; None if a length has none."""
     return scaling_stats.speed_up(lengths(study, "0"), lengths(study, mask), shared=shared)
 
 
-def has_all_seeds(study: ScalingStudy, mask: str) -> bool:
+def has_all_seeds(study: ScalingResults, mask: str) -> bool:
     """Whether all runs of ``speed_up`` have a result."""
     return all(study.complete(StudyPoint(mask=each, length=length)) for each in ("0", mask) for length in LENGTHS)
 
@@ -257,7 +230,7 @@ def factor(speed: SpeedUp | None) -> str:
     return f"{speed.bound} {speed.estimate.value:.2f} ({between})".strip()
 
 
-def masks(study: ScalingStudy) -> list[Block]:
+def masks(study: ScalingResults) -> list[Block]:
     """The speed-up at equal accuracy, and at equal samples (the ratio of calibrated costs); the paper's Table 1a."""
     lines = []
     unmasked = study.times[f"{REFERENCE.model}, mask 0"]
@@ -303,24 +276,24 @@ def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: in
     return []
 
 
-def axes(study: ScalingStudy) -> Figure:
+def axes(study: ScalingResults) -> Figure:
     """Accuracy along each axis with the others fixed."""
     plots = []
     for label, field, points in AXES:
-        placed = [(next(iter(r.values()))[field], study.scores(p)) for p in points if (r := study.records(p))]
+        placed = [(next(iter(r.values()))[field], study.scores(p)) for p in points if (r := study.points(p))]
         if placed:
             plots.append(Plot(label, "test families, top-1, %", marked("ours", placed), log_x=True))
     return Figure("axes", plots, "One axis at a time; the others as in the reference. Bars: lowest and highest seed.")
 
 
-def cost(study: ScalingStudy) -> Figure:
+def cost(study: ScalingResults) -> Figure:
     """Accuracy against calibrated cost for each mask: complete runs of three lengths, and the course of the trunks."""
     final = list[Series]()
     course = list[Series]()
     for style, mask in enumerate(MASKS):
         final += marked(f"mask {mask}", [(x / 3600, scores) for x, scores in lengths(study, mask)], style)
         group = Group(mask=mask, lengths=LENGTHS)
-        curve = study.results.get(StudyRun(group, 0).name, {}).get("curve", ())
+        curve = study.records.get(ScalingRun(group, 0).name, {}).get("curve", ())
         line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
         if line:
             course += [Series(f"mask {mask}", [line], (), style)]
@@ -335,20 +308,20 @@ def cost(study: ScalingStudy) -> Figure:
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-def laws(study: ScalingStudy) -> list[Block]:
+def laws(study: ScalingResults) -> list[Block]:
     """Power laws of the error along each axis, and the prediction of the joint corner beside its result."""
     lines = []
     for label, field, points in AXES:
-        runs = [record for point in points for record in study.records(point).values()]
+        runs = [record for point in points for record in study.points(point).values()]
         known = all(map(study.complete, points))
         law = None
         if known:
             law = scaling_laws.fit([run[field] for run in runs], [1 - score(run) for run in runs])
         if law:
-            shown = f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)
+            exponent = f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)
         else:
-            shown = "-", "-"
-        lines.append((label, *shown))
+            exponent = "-", "-"
+        lines.append((label, *exponent))
     note = "Error = a * x^-b, by least squares in the logarithms; intervals: bootstrap over runs."
     blocks = section("Power laws", "along|exponent b|runs", lines, note)
     if not study.prediction:
@@ -375,9 +348,9 @@ def laws(study: ScalingStudy) -> list[Block]:
 # -- other measures ----------------------------------------------------------------------------------------------------
 
 
-def measures(study: ScalingStudy) -> list[Block]:
+def measures(study: ScalingResults) -> list[Block]:
     """Every score of every point: the mean over its seeds. The last line is chance."""
-    points = {p: list(study.records(p).values()) for p in scaling_design.points() if study.records(p)}
+    points = {p: list(study.points(p).values()) for p in scaling_design.points() if study.points(p)}
     items = []
     if points:
         items = next(iter(points.values()))[0]["evaluations"]
@@ -387,18 +360,19 @@ def measures(study: ScalingStudy) -> list[Block]:
         for point, runs in points.items()
     ]
     chance = ("chance", "-", *(percent(item["chance"], 2) if item.get("chance") else "-" for item in items))
-    families = ", ".join(item["name"] for item in items if is_family(item))
+    families = ", ".join(item["name"] for item in items if is_zero_shot_test(item))
     note = f"top-1 in per cent. Zero-shot on the test families ({families}) and on validation; retrieval in both"
     note += " directions (-text, -image); linear probe on frozen features (-probe)."
     return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
 
 
-def learning_rates(study: ScalingStudy) -> list[Block]:
+def learning_rates(study: ScalingResults) -> list[Block]:
     """Validation scores of the trials; a choice at the edge of the tried range is marked."""
     lines = []
     edges = scaling_design.PEAKS[0], scaling_design.PEAKS[-1]
-    for (model, mask), scores in study.trials().items():
-        chosen = study.peaks.get((model, mask))
+    for work, (model, mask) in scaling_design.WORKS.items():
+        scores = study.trials[work]
+        chosen = study.peaks.get(work)
         edge = ""
         if chosen in edges:
             edge = " (at the edge of the range)"
@@ -408,25 +382,25 @@ def learning_rates(study: ScalingStudy) -> list[Block]:
     return section("Learning rates", columns, lines, text="validation top-1, %, by peak|chosen")
 
 
-def repeats(study: ScalingStudy) -> list[Block]:
+def repeats(study: ScalingResults) -> list[Block]:
     """Runs that were trained again, beside the first ones."""
     lines = []
     for job in scaling_design.all_jobs():
-        again = study.results.get(job.name)
+        again = study.records.get(job.name)
         first = study.first(job)
         if job.kind == "repeat" and again and first:
             scores = [score(run, "validation") for run in (first, again)]
-            shown = [f"{percent(top1)} ({run['time']})" for top1, run in zip(scores, (first, again), strict=True)]
-            lines.append((job.name, *shown, f"{100 * (scores[1] - scores[0]):+.2f}"))
+            twice = [f"{percent(top1)} ({run['time']})" for top1, run in zip(scores, (first, again), strict=True)]
+            lines.append((job.name, *twice, f"{100 * (scores[1] - scores[0]):+.2f}"))
     note = "Validation top-1. Of 8M/8 the chosen trial was trained again, which takes a quarter of the time of a run of"
     note += " length 2. This was decided when 48 runs were complete."
     return section("Repeated runs", "run|first|again|difference", lines, note, "first|again")
 
 
-def data_sets(study: ScalingStudy) -> list[Block]:
+def data_sets(study: ScalingResults) -> list[Block]:
     """The digests of the training sets, and how many runs used each."""
-    jobs = (job for job in scaling_design.all_jobs() if job.name in study.results)
-    used = Counter((job.group.data, study.results[job.name]["data"]) for job in jobs)
+    jobs = (job for job in scaling_design.all_jobs() if job.name in study.records)
+    used = Counter((job.group.data, study.records[job.name]["data"]) for job in jobs)
     lines = [(name, digest.removeprefix("digest:")[:12], str(runs)) for (name, digest), runs in sorted(used.items())]
     note = ""
     if len(lines) > len({name for name, _ in used}):
@@ -434,7 +408,7 @@ def data_sets(study: ScalingStudy) -> list[Block]:
     return section("Training sets", "share of the data|digest|runs", lines, note, "digest")
 
 
-def leakage(study: ScalingStudy) -> list[Block]:
+def leakage(study: ScalingResults) -> list[Block]:
     """Shares of test pictures with a near-duplicate in training, from the report of the data."""
     facts: Mapping[str, Any] = (read_json(study.folder / "data.json") or {}).get("leakage", {})
     shares = ("near_before", "near_after", "near_before_2x", "near_after_2x")
@@ -447,9 +421,9 @@ def leakage(study: ScalingStudy) -> list[Block]:
     return section("Leakage", columns, lines, f"{note} the last two columns at twice the limit of the check.")
 
 
-def machine_time(study: ScalingStudy) -> list[Block]:
+def machine_time(study: ScalingResults) -> list[Block]:
     """Where the core-hours of all complete runs went (``flip status --goodput``)."""
-    runs = list(study.results.values())
+    runs = list(study.records.values())
     if not runs:
         return []
     parts = {part: f"{sum(run['hours'][part] for run in runs):.2f}" for part in runs[0]["hours"]}
@@ -462,3 +436,6 @@ def machine_time(study: ScalingStudy) -> list[Block]:
     line = (str(len(runs)), str(sum(run["attempts"] for run in runs)), *parts.values())
     columns = "|".join(["runs", "attempts", *parts])
     return section("Time", columns, [line], note)
+
+
+STUDY = ScalingStudy()

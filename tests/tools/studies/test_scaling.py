@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,36 +12,38 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from flip.config.identity import flatten
-from flip.config.merge import to_dict
-from flip.config.yaml_io import dump_yaml
+from flip.config.identity import identity
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.sweeps.sweep_file import load
 from tests.synthetic import make_dataset, make_tokenizer
 from tools.commands import study as command
-from tools.studies import scaling_design, scaling_page, scaling_runner
-from tools.studies.scaling_design import Group, StudyPoint, StudyRun
+from tools.studies import engine, scaling_design
+from tools.studies import page as pages
+from tools.studies.results import checked, read, score
+from tools.studies.scaling import STUDY
+from tools.studies.scaling_design import Group, ScalingResults, ScalingRun, StudyPoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
+WIDTHS = {"0.5M/8": 64, "2M/8": 128, "8M/8": 256}
 SECONDS = {"0.5M/8": 2e-3, "2M/8": 5e-3, "8M/8": 15e-3}
 TIMES = {
-    f"{model}, mask {mask}": SECONDS[model] * {"0": 2, "0.5": 1, "0.75": 0.6}[mask]
-    for model, mask in scaling_design.ARMS
+    work: SECONDS[model] * {"0": 2, "0.5": 1, "0.75": 0.6}[mask]
+    for work, (model, mask) in scaling_design.WORKS.items()
 }
 CALIBRATION = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
     "time": "2026-01-01 00:00",
     "work": {work: {"seconds": seconds} for work, seconds in TIMES.items()},
 }
-PEAKS = dict.fromkeys(scaling_design.ARMS, 5e-4)
+PEAKS = dict.fromkeys(scaling_design.WORKS, 5e-4)
 SIZE = scaling_design.unit(TIMES)
 PARAMETERS = {"0.5M/8": 527_809, "2M/8": 1_960_065, "8M/8": 8_317_697}
 PICTURES = {"1/64": 5_000, "1/8": 40_000, "all": 320_000}
 
 
-def top1(job: StudyRun) -> float:
+def top1(job: ScalingRun) -> float:
     """Return a synthetic score with 0.2 points of noise.
 
     The middle trial is the best. A mask of 50 % costs no accuracy; a mask of 75 % costs two points.
@@ -53,7 +56,7 @@ def top1(job: StudyRun) -> float:
     return 1 - 1.3 * x - 0.02 * (group.mask == "0.75") + 0.002 * noise
 
 
-def record(job: StudyRun) -> dict[str, Any]:
+def record(job: ScalingRun) -> dict[str, Any]:
     score = top1(job)
     samples = job.length * SIZE or 3 * SIZE
     items = [("validation", "validation", "zeroshot"), ("tabler", "test", "zeroshot"), ("carbon", "test", "zeroshot")]
@@ -61,7 +64,7 @@ def record(job: StudyRun) -> dict[str, Any]:
     return {
         "run": job.name,
         "kind": job.kind,
-        "settings": scaling_design.settings(scaling_design.entry(job, SIZE, PEAKS)),
+        "settings": checked(STUDY.entry(job, TIMES, PEAKS)),
         "configuration": f"digest of {job.name}",
         "data": "digest",
         "data_samples": PICTURES[job.group.data],
@@ -78,19 +81,31 @@ def record(job: StudyRun) -> dict[str, Any]:
     }
 
 
-def complete(docs: Path, jobs: list[StudyRun]) -> scaling_runner.ScalingStudy:
+def complete(docs: Path, jobs: list[ScalingRun]) -> ScalingResults:
     """Return a study with results of these runs."""
     folder = docs / scaling_design.NAME
     (folder / "results").mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", CALIBRATION)
     for job in jobs:
         write_json(folder / "results" / f"{job.name}.json", record(job))
-    return scaling_runner.read(folder)
+    return scaling_results(docs)
 
 
-def single() -> list[StudyRun]:
+def scaling_results(docs: Path) -> ScalingResults:
+    results = read(STUDY, docs)
+    assert isinstance(results, ScalingResults)
+    return results
+
+
+def predict(study: ScalingResults) -> dict[str, Any]:
+    prediction = STUDY.predict(study)
+    write_json(study.folder / "prediction.json", prediction)
+    return prediction
+
+
+def single() -> list[ScalingRun]:
     """Return all runs outside the joint corner."""
-    return [job for job in scaling_design.all_jobs() if not scaling_runner.is_predicted(job)]
+    return [job for job in scaling_design.all_jobs() if not scaling_design.is_predicted(job)]
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -99,7 +114,7 @@ def single() -> list[StudyRun]:
 def test_all_jobs_fit_budget_and_follow_their_trunks() -> None:
     jobs = scaling_design.all_jobs()
     assert len({job.name for job in jobs}) == len(jobs)
-    assert 9 * 3600 < sum(job.cost(TIMES, SIZE) for job in jobs) / scaling_design.CORES < 12 * 3600
+    assert 9 * 3600 < sum(STUDY.cost(job, TIMES) for job in jobs) / scaling_design.CORES < 12 * 3600
     places = {job: i for i, job in enumerate(jobs)}
     assert all(places[job.trunk] < places[job] for job in jobs if job.trunk)
     assert all(job.kind == "trial" for job in jobs[:15])
@@ -110,7 +125,8 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "sweep.yaml"
     jobs = {job.name: job for job in scaling_design.all_jobs()}
-    path.write_text(dump_yaml(scaling_design.sweep(jobs.values(), SIZE, PEAKS)), encoding="utf-8")
+    entries = {name: STUDY.entry(job, TIMES, PEAKS) for name, job in jobs.items()}
+    path.write_text(json.dumps(STUDY.sweep(scaling_design.NAME, entries)), encoding="utf-8")
     runs = {run.name: run.config for run in load(path, [], None, None).runs}
     assert runs.keys() == jobs.keys()
     for name, config in runs.items():
@@ -119,14 +135,14 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
         roles = {evaluation_set.role for evaluation_set in config.evaluate.sets}
         is_trial = job.kind == "trial" or name == "8m-data8-mask0.5-s9-repeat-x0.5"
         assert roles == ({"validation"} if is_trial or job.kind == "trunk" else {"validation", "test"})
-        assert (config.seed == 9) == is_trial and config.model.size == job.group.model
+        assert (config.seed == 9) == is_trial and config.model.embed == WIDTHS[job.group.model]
         if job.trunk:
             trunk = runs[job.trunk.name]
             assert config.init.run == f"scaling_study/{job.trunk.name}" and config.init.extend
             assert config.init.samples == stage.samples - stage.cooldown and stage.schedule == "wsd"
             assert config.init.samples in trunk.checkpoint.keep_at and trunk.stages[0].samples >= config.init.samples
             assert (trunk.stages[0].warmup, trunk.stages[0].base_lr) == (stage.warmup, stage.base_lr)
-    assert len(scaling_design.calibration()["runs"]) == len(scaling_design.calibrated()) == 5
+    assert STUDY.calibration().keys() == TIMES.keys()
 
 
 # -- missing runs -----------------------------------------------------------------------------------------------------
@@ -140,7 +156,7 @@ def test_trials_run_first_and_determine_peak_learning_rates(tmp_path: Path) -> N
     assert study.peaks == PEAKS
     ready = study.ready({})
     assert ready[0].name == "2m-data8-mask0.5-s0-trunk" and not any(job.trunk for job in ready)
-    assert not any(scaling_runner.is_predicted(job) for job in ready), "the joint corner waits for its prediction"
+    assert not any(scaling_design.is_predicted(job) for job in ready), "the joint corner waits for its prediction"
 
 
 def test_trunk_is_trained_again_only_if_cooldown_is_missing(tmp_path: Path) -> None:
@@ -156,15 +172,15 @@ def test_further_seeds_are_skipped_if_difference_is_clear(tmp_path: Path) -> Non
     """1/64 of the data costs two points, 8M gains three points, and the noise between seeds is 0.2 points."""
     first = [job for job in single() if job.group.seed in (0, 9) or len(job.group.lengths) > 1]
     study = complete(tmp_path, first)
-    assert study.missing() and all(scaling_runner.is_predicted(job) for job in study.missing())
+    assert study.missing() and all(scaling_design.is_predicted(job) for job in study.missing())
     near = Group(data="all")
     undecided = complete(tmp_path / "early", [job for job in first if job.name != "2m-data8-mask0-s1-x4"])
     assert not [job for job in undecided.ready({}) if job.kind == "run"], "further seeds wait for the spread"
-    assert StudyRun(Group(data="all", seed=1), 2) in undecided.missing(), "but they may be needed"
+    assert ScalingRun(Group(data="all", seed=1), 2) in undecided.missing(), "but they may be needed"
     path = tmp_path / scaling_design.NAME / "results" / f"{near.name}-x2.json"
-    close = record(StudyRun(near, 2)) | {"evaluations": record(StudyRun(Group(), 2))["evaluations"]}
+    close = record(ScalingRun(near, 2)) | {"evaluations": record(ScalingRun(Group(), 2))["evaluations"]}
     write_json(path, close)
-    missing = {job.group for job in scaling_runner.read(path.parents[1]).missing()}
+    missing = {job.group for job in scaling_results(path.parents[2]).missing()}
     assert Group(data="all", seed=1) in missing
 
 
@@ -172,10 +188,10 @@ def test_read_rejects_results_of_other_settings_and_damaged_files(tmp_path: Path
     study = complete(tmp_path, single())
     write_json(study.folder / "calibration.json", CALIBRATION | {"work": {w: {"seconds": 0.1} for w in TIMES}})
     with pytest.raises(ConfigError, match="run with other settings"):
-        scaling_runner.read(study.folder)
+        scaling_results(study.folder.parent)
     (study.folder / "results" / "damaged.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be read"):
-        scaling_runner.read(study.folder)
+        scaling_results(study.folder.parent)
 
 
 # -- the prediction ----------------------------------------------------------------------------------------------------
@@ -183,28 +199,28 @@ def test_read_rejects_results_of_other_settings_and_damaged_files(tmp_path: Path
 
 def test_joint_corner_is_predicted_once_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is missing"):
-        scaling_runner.predict(complete(tmp_path, single()[:20]))
+        predict(complete(tmp_path, single()[:20]))
     study = complete(tmp_path, single())
-    prediction = scaling_runner.predict(study)
-    corner = [job for job in scaling_design.all_jobs() if scaling_runner.is_predicted(job) and job.length]
+    prediction = predict(study)
+    corner = [job for job in scaling_design.all_jobs() if scaling_design.is_predicted(job) and job.length]
     for job in corner:
         errors = prediction["errors"][str(job.length)]
         assert errors["low"] < 1 - top1(job) < errors["high"] and errors["high"] - errors["low"] < 0.03
-    study = scaling_runner.read(study.folder)
+    study = scaling_results(study.folder.parent)
     assert {job.name for job in study.ready({})} == {"8m-data1-mask0.5-s0-x2", "8m-data1-mask0.5-s0-x4"}
     with pytest.raises(ConfigError, match="exists"):
-        scaling_runner.predict(study)
+        predict(study)
     os.unlink(study.folder / "prediction.json")
     with pytest.raises(ConfigError, match="is complete"):
-        scaling_runner.predict(complete(tmp_path, corner))
+        predict(complete(tmp_path, corner))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def page(study: scaling_runner.ScalingStudy) -> str:
+def page(study: ScalingResults) -> str:
     docs = study.folder.parent
-    for path in scaling_page.write(docs, study):
+    for path in pages.write(docs, study):
         if path.suffix == ".svg":
             ElementTree.parse(path)
     return (docs / "scaling_study.md").read_text(encoding="utf-8")
@@ -216,9 +232,9 @@ def row(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_small_sweep_has_settings_of_study() -> None:
+def test_small_sweep_has_settings_of_study(tmp_path: Path) -> None:
     """Runs of several lengths share a trunk in the study; the sweep trains each on its own, with the same steps."""
-    study = scaling_runner.read(ROOT / "docs" / "scaling_study")
+    study = read(STUDY, ROOT / "docs")
     large = {"model": "8M/8"}
     everything = {"data": "all"}
     alone = (
@@ -235,17 +251,18 @@ def test_small_sweep_has_settings_of_study() -> None:
     points = {StudyPoint(**fields) for fields in (*alone, *joint)}
     assert points <= set(scaling_design.points())
     groups = [Group(point.model, point.data, point.mask, (point.length,)) for point in points]
-    entries = [scaling_design.entry(StudyRun(group, group.lengths[0]), study.unit, study.peaks) for group in groups]
+    entries = [STUDY.entry(ScalingRun(group, group.lengths[0]), study.times, study.peaks) for group in groups]
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(STUDY.sweep("study", {str(i): entry for i, entry in enumerate(entries)})))
+    ours = {identity(run.config, "")["hash"] for run in load(path, [], None, None).runs}
     runs = load(ROOT / "sweeps" / "scaling_small.yaml", [], None, None).runs
-    settings = [scaling_design.settings(flatten(to_dict(run.config))) for run in runs]
-    for entry in map(scaling_design.settings, entries):
-        assert entry in settings
-    assert len(settings) == len(points)
+    small = [identity(run.config, "")["hash"] for run in runs]
+    assert ours == set(small) and len(small) == len(points)
 
 
 def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     study = complete(tmp_path, single())
-    scaling_runner.predict(study)
+    predict(study)
     leakage = {"pictures": 5000, "near_before": 0.12, "near_after": 0.0, "near_before_2x": 0.2, "near_after_2x": 0.1}
     write_json(study.folder / "data.json", {"leakage": {"tabler": leakage}})
     text = page(complete(tmp_path, scaling_design.all_jobs()))
@@ -284,15 +301,13 @@ def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
 def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = ["--study", "scaling", "--docs", str(tmp_path)]
     assert command.main([*study, "--plan"]) == 78
-    assert "--study scaling --calibrate" in capsys.readouterr().err
+    assert "--calibrate" in capsys.readouterr().err
     complete(tmp_path, single())
     assert command.main([*study, "--predict"]) == 0 and (tmp_path / "scaling_study" / "prediction.json").exists()
     capsys.readouterr()
     assert command.main([*study, "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "8m-data1-mask0.5-s0-x4" in shown and "2m-data8" not in shown, "the plan lists only missing runs"
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["--minutes", "80"])
 
 
 @pytest.mark.slow
@@ -311,22 +326,29 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     arm = "0.5M/8", "0.5"
     trial = Group("0.5M/8", lengths=(1,), seed=9, peak=1e-3)
     rounds = (("trials", (trial,)), ("runs", (group,)), ("repeats", (Group("0.5M/8", repeat=True),)))
-    for name, value in (("ROUNDS", rounds), ("ARMS", (arm,)), ("PEAKS", (1e-3,)), ("GRAIN", 1280), ("BUDGET", 1.0)):
+    for name, value in (
+        ("ROUNDS", rounds),
+        ("WORKS", {"0.5M/8, mask 0.5": arm}),
+        ("PEAKS", (1e-3,)),
+        ("GRAIN", 1280),
+        ("BUDGET", 1.0),
+    ):
         monkeypatch.setattr(scaling_design, name, value)
     docs = tmp_path / "docs"
     study = complete(docs, [])
     assert study.unit == 1280
-    scaling_runner.train(study.folder, "pair", 6.0)
-    assert scaling_runner.read(study.folder).missing(), "six seconds are too short for all runs"
-    study = scaling_runner.train(study.folder, "pair", float("inf"))
-    assert not study.missing() and len(study.results) == 5
-    first, again = (study.results[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
-    assert scaling_runner.score(first) == scaling_runner.score(again), "a trunk and its cooldown are a run"
+    engine.train(STUDY, docs, "pair", 6.0)
+    assert scaling_results(study.folder.parent).missing(), "six seconds are too short for all runs"
+    engine.train(STUDY, docs, "pair", float("inf"))
+    study = scaling_results(docs)
+    assert not study.missing() and len(study.records) == 5
+    first, again = (study.records[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
+    assert score(first) == score(again), "a trunk and its cooldown are a run"
     assert (first["data_samples"], first["threads"]) == (640, 1)
     assert first["data"].startswith("digest:") and len(first["configuration"]) == 64
     assert {item["task"] for item in first["evaluations"]} == {"zeroshot", "retrieval", "probe"}
-    assert study.results[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
+    assert study.records[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
     shutil.rmtree(tmp_path / "runs")
-    assert scaling_runner.train(study.folder, "pair", float("inf")).results == study.results
+    assert engine.train(STUDY, docs, "pair", float("inf")).records == study.records
     assert not (tmp_path / "runs" / "scaling_study").exists(), "no run trains again"
     assert "0.5M/8" in page(study)

@@ -1,0 +1,227 @@
+"""Results of a study: a file per complete run, the learning rates that were chosen, and the runs that are missing.
+
+The files are committed in docs/NAME/results, so that another machine continues with what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import read_json, sorted_glob
+from tools.studies.study import VALIDATION, Entry, Peaks, Study, StudyRun
+
+Record = Mapping[str, Any]
+"""The file of a complete run (``engine.record``)."""
+
+
+@dataclass
+class Results:
+    """The results so far. ``records``: name of a run -> its file. ``choices``: learning rates chosen before, which take
+    precedence over trials: if two trials are almost equal, another machine would choose differently."""
+
+    study: Study
+    folder: Path
+    calibration: Mapping[str, Any]
+    records: dict[str, Record]
+    choices: Peaks
+    prediction: Record | None
+
+    @cached_property
+    def times(self) -> dict[str, float]:
+        """Kind of work -> core-seconds per sample."""
+        return {work: float(facts["seconds"]) for work, facts in self.calibration["work"].items()}
+
+    @cached_property
+    def runs(self) -> list[StudyRun]:
+        """All runs of the study, in order of importance."""
+        return list(self.study.runs())
+
+    @cached_property
+    def trials(self) -> dict[str, dict[float, float]]:
+        """``rates`` -> peak -> accuracy of its trial on the validation set."""
+        scores: dict[str, dict[float, float]] = {rates: {} for rates in self.study.peaks()}
+        for run in self.runs:
+            if run.kind == "trial" and run.name in self.records:
+                scores[run.rates][run.peak] = score(self.records[run.name], VALIDATION)
+        return scores
+
+    def best(self, rates: str) -> float | None:
+        """The peak of the best trial, the smallest of equals; None until all trials are complete."""
+        tried = self.study.peaks()[rates]
+        if len(tried) == 1:
+            return tried[0]
+        scores = self.trials[rates]
+        if len(scores) < len(tried):
+            return None
+        return max(scores, key=lambda peak: (scores[peak], -peak))
+
+    @cached_property
+    def peaks(self) -> dict[str, float]:
+        """``rates`` -> its peak learning rate, as far as it is known."""
+        known = {}
+        for rates in self.study.peaks():
+            peak = self.choices.get(rates) or self.best(rates)
+            if peak is not None:
+                known[rates] = peak
+        return known
+
+    def asked(self, run: StudyRun) -> bool | None:
+        """Whether a run belongs to the study; None: not known yet."""
+        return True
+
+    def missing(self) -> list[StudyRun]:
+        """Runs without a result, in order, and those from whose checkpoints they start."""
+        asked = [run for run in self.runs if self.asked(run) is not False]
+        left = [run for run in asked if run.name not in self.records and run.kind != "trunk"]
+        needed = set[str]()
+        while left:
+            run = left.pop()
+            needed.add(run.name)
+            source = self._source(run)
+            if source and source.name not in needed:
+                left.append(source)
+        return [run for run in asked if run.name in needed]
+
+    def ready(self, local: Collection[str]) -> list[StudyRun]:
+        """The missing runs that can start. ``local``: names of complete runs whose directories are here.
+
+        A run whose result was committed is trained again if its checkpoint is needed and its directory is elsewhere.
+        """
+        return [run for run in self.missing() if run.name not in local and self._can_start(run, local)]
+
+    def check(self) -> None:
+        """Raise ConfigError if a result is of another design."""
+        for run in self.runs:
+            if run.name in self.records and self._is_known(run):
+                entry = self.study.entry(run, self.times, self.peaks)
+                if not agree(self.records[run.name]["settings"], entry):
+                    remedy = "Restore calibration.json and the trials, or move the results away to start another study."
+                    path = str(results_folder(self.folder) / f"{run.name}.json")
+                    raise ConfigError("the result is of a run with other settings", path, remedy=remedy)
+
+    def _can_start(self, run: StudyRun, local: Collection[str]) -> bool:
+        if not (self.asked(run) and self._is_known(run)):
+            return False
+        source = self._source(run)
+        return source is None or source.name in local
+
+    def _is_known(self, run: StudyRun) -> bool:
+        """Whether the learning rates on which the settings of a run depend are chosen."""
+        return all(rates in self.peaks for rates in self.study.needs(run))
+
+    def _source(self, run: StudyRun) -> StudyRun | None:
+        if not self._is_known(run):
+            return None
+        return self.study.source(run, self.peaks)
+
+
+def results_folder(folder: Path) -> Path:
+    return folder / "results"
+
+
+def read(study: Study, docs: Path) -> Results:
+    """The study in docs/NAME. Raises ConfigError if a file is missing, damaged or of another design."""
+    folder = docs / study.name
+    calibration = read_calibration(study, folder / "calibration.json")
+    choices = read_choices(study, folder / "choices.json")
+    try:
+        records = {path.stem: read_json(path) or {} for path in sorted_glob(results_folder(folder), "*.json")}
+        kind = study.results_class or Results
+        results = kind(study, folder, calibration, records, choices, read_json(folder / "prediction.json"))
+        results.check()
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "Restore the file from the repository."
+        raise ConfigError("a result cannot be read", str(results_folder(folder)), str(error), remedy) from error
+    return results
+
+
+def read_calibration(study: Study, path: Path) -> dict[str, Any]:
+    """Read the measured step times. Raises ConfigError if they are missing, damaged or lack a kind of work."""
+    remedy = "Measure on a quiet machine, with --calibrate."
+    try:
+        calibration = read_json(path)
+    except ValueError as error:
+        raise ConfigError("the calibration cannot be read", str(path), str(error), remedy) from error
+    if calibration is None:
+        raise ConfigError("there is no calibration", str(path), remedy=remedy)
+    for work in study.calibration():
+        if work not in calibration.get("work", {}):
+            raise ConfigError("the calibration lacks a kind of work", str(path), work, remedy)
+    return dict(calibration)
+
+
+def read_choices(study: Study, path: Path) -> dict[str, float]:
+    """The learning rates that were chosen when the study was made; empty if the file does not exist.
+
+    Raises ConfigError if it is damaged or does not match the study.
+    """
+    try:
+        chosen = read_json(path) or {}
+        if chosen and not all(chosen[rates] in tried for rates, tried in study.peaks().items()):
+            raise ValueError("a learning rate that was not tried")
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "Restore it, or delete it to choose learning rates anew."
+        raise ConfigError("the chosen learning rates cannot be read", str(path), str(error), remedy) from error
+    return dict(chosen)
+
+
+def score(record: Record, name: str = "") -> float:
+    """Top-1 of a run on a set, 0..1; without a name the mean over the test sets that are scored zero-shot."""
+    items = [item for item in record["evaluations"] if (item["name"] == name if name else is_zero_shot_test(item))]
+    return fmean(float(item["top1"]) for item in items)
+
+
+def scores(records: Mapping[int, Record], name: str) -> dict[int, float]:
+    """Seed -> score on a set, of the records that have it."""
+    return {seed: score(each, name) for seed, each in records.items() if has(each, name)}
+
+
+def has(record: Record, name: str) -> bool:
+    return any(item["name"] == name for item in record["evaluations"])
+
+
+def is_zero_shot_test(item: Mapping[str, Any]) -> bool:
+    return item["role"] == "test" and item["task"] == "zeroshot"
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.")
+"""Settings, or beginnings of settings, that must agree between a run and its design."""
+
+
+def checked(entry: Entry) -> dict[str, Any]:
+    """The settings of an entry that must agree, by their dotted keys. Of a manifest it is the last part of the path."""
+    settings = {}
+    for key, value in _flat(entry):
+        if key.startswith(FIXED) and value is not None:
+            settings[key] = value
+    if "data.manifest" in settings:
+        settings["data.manifest"] = manifest_name(settings["data.manifest"])
+    return settings
+
+
+def manifest_name(path: str) -> str:
+    """The last part of the path: a run has the absolute one of its machine."""
+    return str(path).rpartition("/")[2]
+
+
+def agree(settings: Mapping[str, Any], entry: Entry) -> bool:
+    """Whether a record's settings are those of the entry. A record has what the study of its time compared."""
+    wanted = checked(entry)
+    return all(settings[key] == value for key, value in wanted.items() if key in settings)
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(key, value)]
+    items = []
+    for name, inner in value.items():
+        items += _flat(inner, f"{key}.{name}" if key else name)
+    return items

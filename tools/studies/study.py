@@ -1,0 +1,130 @@
+"""What a study is: runs in order of importance, their cost and settings, and the sections of its page.
+
+`Study` is what the engine asks. A study is one file of this folder with an object ``STUDY``, usually an `ArmStudy`
+(`arms.py`), which needs arms, budgets, seeds and questions only.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flip.runs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jobs.reporting.document import Block
+    from tools.studies.results import Results
+
+TRIAL_SEED = 9
+"""Seed of trials, not used by compared runs."""
+PROBE = 2560
+"""Samples of a calibration run."""
+VALIDATION = "validation"
+"""Name of the set that selects learning rates."""
+
+Times = Mapping[str, float]
+"""Kind of work (``Study.calibration``) -> core-seconds per sample."""
+Peaks = Mapping[str, float]
+"""Runs that share their learning rate (``StudyRun.rates``) -> peak learning rate."""
+Entry = dict[str, Any]
+"""The settings of a run, as in a sweep file."""
+
+
+class StudyRun(Protocol):
+    """One run of a study."""
+
+    @property
+    def name(self) -> str:
+        """Of the run and of its file of results."""
+
+    @property
+    def sweep(self) -> str:
+        """The sweep that trains it."""
+
+    @property
+    def kind(self) -> str:
+        """``trial`` of a learning rate, ``run``, ``repeat`` of a run, or ``trunk``: only others start from it."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def rates(self) -> str:
+        """Name of the runs that share their learning rate."""
+
+    @property
+    def peak(self) -> float:
+        """Peak learning rate of a trial; 0: the chosen one."""
+
+
+class Study(ABC):
+    """A study. Equal entries train equal runs, so entries of trained runs must not change."""
+
+    name: str
+    """Of its page, docs/NAME.md, of the folder beside it, and the beginning of the names of its sweeps."""
+    head: str
+    """The beginning of the page, Markdown."""
+    results_class: type[Results] | None = None
+    """A class of results of its own."""
+
+    @abstractmethod
+    def runs(self) -> Sequence[StudyRun]:
+        """In order of importance: if the study is stopped early, the last are missing."""
+
+    @abstractmethod
+    def peaks(self) -> Mapping[str, Sequence[float]]:
+        """``StudyRun.rates`` -> peak learning rates that are tried. A single one needs no trial."""
+
+    @abstractmethod
+    def calibration(self) -> Mapping[str, Entry]:
+        """Kind of work, which determines the time per sample -> the entry of the run that measures it."""
+
+    @abstractmethod
+    def samples(self, run: StudyRun, times: Times) -> int:
+        """Samples that a run trains itself."""
+
+    @abstractmethod
+    def cost(self, run: StudyRun, times: Times) -> float:
+        """Core-seconds of these samples by the calibration."""
+
+    @abstractmethod
+    def entry(self, run: StudyRun, times: Times, peaks: Peaks) -> Entry:
+        """The settings of a run. ``peaks`` has those that it needs (``needs``)."""
+
+    @abstractmethod
+    def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+        """The sweep file with these runs."""
+
+    @abstractmethod
+    def sections(self, results: Results) -> list[Block]:
+        """The page below its head."""
+
+    def needs(self, run: StudyRun) -> Sequence[str]:
+        """``rates`` whose learning rate must be known before the run starts."""
+        if run.kind == "trial":
+            return ()
+        return (run.rates,)
+
+    def source(self, run: StudyRun, peaks: Peaks) -> StudyRun | None:
+        """The run from whose checkpoint this one starts."""
+        return None
+
+    def files(self, results: Results) -> dict[str, str]:
+        """Name -> content of further files beside the figures of the page."""
+        return {}
+
+    def predict(self, results: Results) -> dict[str, Any]:
+        """The content of prediction.json. Raises ConfigError if nothing can be predicted now."""
+        raise ConfigError("this study predicts nothing", value=self.name, remedy="Leave out --predict.")
+
+
+def base_lr(peak: float, batch: int) -> float:
+    """The learning rate per 256 samples, as a sweep gives it, whose peak at this batch is ``peak``."""
+    return float(f"{peak * 256 / batch:.6g}")
+
+
+def work_name(work: str) -> str:
+    """The name of the calibration run of a kind of work."""
+    return re.sub(r"[^a-z0-9.]+", "-", work.lower())
