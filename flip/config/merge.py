@@ -34,7 +34,7 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
     Raises ConfigError for unknown keys, wrong types and interpolation; ``validate`` checks the values.
     """
     nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
-    named: dict[str, Any] = {"model": _find_preset(nested)}
+    named: dict[str, Any] = {"model": _find_preset(nested, stored)}
     for where, layer in nested:
         named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where, stored=stored)))
     kinds = fields_of(Config)
@@ -254,8 +254,11 @@ def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocat
         table[head] = value
 
 
-def _find_preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
-    """The model fields of the size given by the topmost layer."""
+def _find_preset(layers: Sequence[tuple[str, LocatedDict]], stored: bool) -> dict[str, Any]:
+    """The model fields of the size given by the topmost layer.
+
+    A stored configuration has all fields, so that its size may be one of another release.
+    """
     size = Config().model.size
     place = SourceLocation("defaults", "model.size")
     for where, layer in layers:
@@ -263,9 +266,9 @@ def _find_preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
             size = model["size"]
             place = SourceLocation(where, "model.size", line_of(model, "size"))
-    if size not in MODEL_PRESETS:
+    if size not in MODEL_PRESETS and not stored:
         raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
-    return MODEL_PRESETS[size]
+    return MODEL_PRESETS.get(size, {})
 
 
 def _build(kind: Any, values: Any) -> Any:

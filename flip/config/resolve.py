@@ -42,12 +42,8 @@ MACHINE_DEPENDENT = (
 )  # fmt: skip
 """Fields of the identity that an existing run keeps if the configuration leaves them to ``auto``: those that depend on
 the machine, and those whose ``auto`` is newer than some runs."""
-_DEMONSTRATION = {
-    "emoji": "train noto-v1 twemoji openmoji unseen",
-    "icons": "train train-1of8 train-1of64 bi tabler carbon game-icons retrieval probe/train probe/test",
-}
-DEMONSTRATION = {f"cache:{data}/{name}": data for data, names in _DEMONSTRATION.items() for name in names.split()}
-"""The manifests that flip demo_data creates -> its argument."""
+DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
+"""The manifests of the quickstart, which flip demo_data creates."""
 
 
 @dataclass(frozen=True)
@@ -328,8 +324,8 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         plan = "--dry-run plans without them."
     else:
         plan = f"To plan without them, set {key}.samples."
-    if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
-        remedy = f"Fetch the demonstration data: flip demo_data {demo_set}"
+    if os.path.normpath(data.manifest) in DEMONSTRATION:
+        remedy = "Fetch the demonstration data: flip demo_data"
     elif data.manifest.startswith("cache:"):
         remedy = "Index the shards, with this folder as --out: flip shards index. Which shards: the sweep's"
         remedy += f" head or docs/reproduce.md lists them. {plan}"

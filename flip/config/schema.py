@@ -185,10 +185,6 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": _preset(48, (64, 8, 64, 3, 2), (64, 2, 2), vocabulary=1000),
     # for the quickstart: 48 px images, two CPU cores
     "emoji": _preset(128, (48, 8, 128, 4, 2), (128, 1, 2), vocabulary=4000),
-    # for docs/scaling_study.md: 64 px images, two CPU cores
-    "0.5M/8": _preset(64, (64, 8, 64, 4, 2), (64, 1, 2), vocabulary=4000),
-    "2M/8": _preset(128, (64, 8, 128, 6, 2), (128, 1, 2), vocabulary=4000),
-    "8M/8": _preset(256, (64, 8, 256, 8, 4), (256, 1, 4), vocabulary=4000),
 }
 
 

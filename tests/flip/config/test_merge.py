@@ -190,6 +190,8 @@ def test_read_config_round_trips_dump_and_rejects_unknown_schema(tmp_path):
     path.write_text(dump(config), encoding="utf-8")
     assert read_config(path) == config
     assert dump(read_config(path)) == dump(config)
+    path.write_text(dump(config).replace("size: tiny", "size: 2M/8"), encoding="utf-8")
+    assert read_config(path).model.embed == config.model.embed, "a size of another release is a label"
     path.write_text(dump(config).replace("schema: 1", "schema: 99"))
     assert "99" in mistake(read_config, path) and str(path) in mistake(read_config, path)
 

@@ -129,8 +129,7 @@ def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path)
     "manifest, made_by",
     [
         ("cache:emoji/train", "flip demo_data"),
-        ("cache:emoji/train/", "flip demo_data emoji"),
-        ("cache:icons/train-1of8", "flip demo_data icons"),
+        ("cache:emoji/train/", "flip demo_data"),
         ("cache:emoji/half", "flip shards index"),  # used by sweeps/grid_small.yaml
         ("cache:laion400m", "flip shards index"),
         ("cache:imagenet/validation", "flip shards index"),

@@ -179,7 +179,7 @@ def test_new_refuses_wrong_arguments_and_preserves_existing_file(tmp_path, monke
     assert (tmp_path / "mine.yaml").read_text() == "own"
 
 
-@pytest.mark.parametrize("size, batch", [("tiny", 128), ("2M/8", 128), ("8M/8", 128), ("B/32", 4096)])
+@pytest.mark.parametrize("size, batch", [("tiny", 128), ("emoji", 128), ("B/32", 4096)])
 def test_new_sweep_settings_fit_model_size(tmp_path, monkeypatch, capsys, size, batch):
     monkeypatch.chdir(tmp_path)
     written(capsys, "mine", "--size", size)
