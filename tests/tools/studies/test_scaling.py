@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 WIDTHS = {"0.5M/8": 64, "2M/8": 128, "8M/8": 256}
 SECONDS = {"0.5M/8": 2e-3, "2M/8": 5e-3, "8M/8": 15e-3}
 TIMES = {
-    work: SECONDS[model] * {"0": 2, "0.5": 1, "0.75": 0.6}[mask]
-    for work, (model, mask) in scaling_design.WORKS.items()
+    work: SECONDS[model] * {"0": 2, "0.5": 1, "0.75": 0.6}[mask] for work, (model, mask) in scaling_design.WORKS.items()
 }
 CALIBRATION = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
