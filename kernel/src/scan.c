@@ -1,0 +1,216 @@
+#include "scan.h"
+
+#include "bits.h"
+#include "idct.h"
+
+const uint8_t vj_zigzag[64 + 256] = {
+  0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+  41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+  30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+#define FOUR 64, 64, 64, 64
+#define SIXTEEN FOUR, FOUR, FOUR, FOUR
+#define SIXTY_FOUR SIXTEEN, SIXTEEN, SIXTEEN, SIXTEEN
+  SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR
+};
+
+#if VJ_X86
+
+enum { LAST = 63, INVALID = -1 };
+
+/* Bits that an entry of `ac` or its first symbol takes. */
+#define FIRST_BITS(entry) ((int)((entry) >> 16 & 255))
+#define BOTH_BITS(entry) ((int)((entry) >> 24 & 255))
+#define FIRST_ADVANCE(entry) ((int)((entry) & 255))
+#define BOTH_ADVANCE(entry) ((int)((entry) >> 8 & 255))
+#define FIRST_VALUE(entry) ((int16_t)((entry) >> 32))
+#define LAST_VALUE(entry) ((int16_t)((entry) >> 48))
+
+/* The state after the end of a block: an end-of-block code after coefficient 0 .. 62, or coefficient 63. */
+static inline int is_end(int k) { return k == LAST || k >= VJ_END_OF_BLOCK; }
+
+/* AC coefficients of one block (T.81, F.2.2.2), which `coefficients` has zeros for. Returns 1, or 0 if there are none,
+ * or INVALID. */
+VJ_AVX2 VJ_INLINE int read_ac(vj_bits *b, const vj_huffman *table, int16_t *coefficients) {
+  int k = 0; /* index of the last coefficient */
+  for (;;) {
+    vj_refill(b);
+    for (int i = 0; i < 56 / VJ_LOOK; i++) {
+      uint64_t entry = table->ac[b->bits >> (64 - VJ_LOOK)];
+      int first = k + FIRST_ADVANCE(entry);
+      if (VJ_UNLIKELY(entry == 0)) goto is_long;
+      vj_bits before = *b;
+      coefficients[vj_zigzag[first]] = FIRST_VALUE(entry);
+      int both = k + BOTH_ADVANCE(entry);
+      coefficients[vj_zigzag[both]] = LAST_VALUE(entry);
+      vj_drop(b, BOTH_BITS(entry));
+      if (both >= LAST) {
+        if (first >= LAST) { /* the second symbol, if there is one, belongs to the next block */
+          *b = before;
+          vj_drop(b, FIRST_BITS(entry));
+          if (first == VJ_END_OF_BLOCK) return 0;
+          return is_end(first) ? 1 : INVALID;
+        }
+        return is_end(both) ? 1 : INVALID;
+      }
+      k = both;
+    }
+    continue;
+  is_long : {
+    int value = 0;
+    int advance = vj_long_ac(b, table, &value);
+    if (advance == 0) return INVALID;
+    if (k == 0 && advance == VJ_END_OF_BLOCK) return 0;
+    k += advance;
+    coefficients[vj_zigzag[k]] = (int16_t)value;
+    if (k >= LAST) return is_end(k) ? 1 : INVALID;
+  }
+  }
+}
+
+/* The same without the coefficients. Returns 1 or INVALID. */
+VJ_AVX2 VJ_INLINE int skip_ac(vj_bits *b, const vj_huffman *table) {
+  int k = 0;
+  for (;;) {
+    vj_refill(b);
+    for (int i = 0; i < 56 / VJ_SKIP_LOOK; i++) {
+      int entry = table->skip[b->bits >> (64 - VJ_SKIP_LOOK)];
+      if (VJ_UNLIKELY(entry == 0)) goto is_slow;
+      int end = k + (entry >> 4);
+      if (end >= LAST) {
+        /* Fine if an end-of-block code follows coefficient 0 .. 62; else look at each symbol. */
+        if ((unsigned)(end - VJ_END_OF_BLOCK) >= (unsigned)LAST) goto is_slow;
+        vj_drop(b, entry & 15);
+        return 1;
+      }
+      vj_drop(b, entry & 15);
+      k = end;
+    }
+    continue;
+  is_slow : {
+    int value;
+    int advance = vj_long_ac(b, table, &value);
+    if (advance == 0) return INVALID;
+    k += advance;
+    if (k >= LAST) return is_end(k) ? 1 : INVALID;
+  }
+  }
+}
+
+/* Decodes the blocks of an MCU. Returns VJ_OK, VJ_CODE or VJ_RANGE. */
+VJ_AVX2 VJ_INLINE vj_reason read_mcu(const vj_picture *picture, int x, int y, int is_needed, vj_bits *b, int dc[3]) {
+  int16_t coefficients[72] __attribute__((aligned(32)));
+  int bad_dc = 0;
+  int bad_range = 0;
+  for (int i = 0; i < picture->header->components; i++) {
+    const vj_plane *plane = picture->plane + i;
+    for (int v = 0; v < plane->vertical; v++)
+      for (int h = 0; h < plane->horizontal; h++) {
+        int block_x = x * plane->horizontal + h;
+        int block_y = y * plane->vertical + v;
+        vj_refill(b);
+        if (!vj_read_dc(b, plane->dc, dc + i)) return VJ_CODE;
+        bad_dc |= dc[i] + 2048; /* quantised, 8 bits: -1024 .. 1023, and the encoder's rounding */
+        if (!is_needed || !plane->is_needed[block_y * plane->blocks_x + block_x]) {
+          if (skip_ac(b, plane->ac) == INVALID) return VJ_CODE;
+          continue;
+        }
+        memset(coefficients, 0, 64 * sizeof *coefficients);
+        int has_ac = read_ac(b, plane->ac, coefficients);
+        if (has_ac == INVALID) return VJ_CODE;
+        uint8_t *out = plane->pixels + (size_t)block_x * 8 * plane->stride + (size_t)block_y * 8;
+        coefficients[0] = (int16_t)dc[i];
+        if (has_ac)
+          bad_range |= vj_idct(coefficients, plane->quantisation, out, plane->stride);
+        else
+          bad_range |= vj_idct_flat(dc[i], plane->quantisation[0], out, plane->stride);
+      }
+  }
+  if (bad_dc & ~4095 || bad_range) return VJ_RANGE;
+  return VJ_OK;
+}
+
+/* Decodes MCUs `first` .. `stop` - 1, whose code is the `length` bytes of `segment`. Less than a byte may be left. */
+VJ_AVX2 static vj_reason read_interval(const vj_picture *picture, int first, int stop, const uint8_t *segment, size_t length) {
+  vj_bits b = {0, 0, segment};
+  int dc[3] = {0, 0, 0};
+  int mcus_x = picture->header->mcus_x;
+  int x = first % mcus_x;
+  int y = first / mcus_x;
+  for (int mcu = first; mcu < stop; mcu++) {
+    vj_reason reason = read_mcu(picture, x, y, picture->is_needed[mcu], &b, dc);
+    if (reason != VJ_OK) return reason;
+    if (b.next > segment + length + 8) return VJ_LENGTH; /* before the margin of the segment ends */
+    x++;
+    if (x == mcus_x) {
+      x = 0;
+      y++;
+    }
+  }
+  int64_t bits = 8 * (b.next - segment) - b.count;
+  int64_t left = 8 * (int64_t)length - bits;
+  return left >= 0 && left < 8 ? VJ_OK : VJ_LENGTH;
+}
+
+/* Copies the bytes up to the next marker without stuffed zeros (T.81, F.1.2.3) and returns their number; `*at` is then
+ * the marker. SIZE_MAX: the file ends before. */
+static size_t unstuff(const uint8_t **at, const uint8_t *end, uint8_t *out) {
+  uint8_t *begin = out;
+  for (;;) {
+    const uint8_t *ff = memchr(*at, 0xff, (size_t)(end - *at));
+    if (ff == NULL || end - ff < 2) return SIZE_MAX;
+    size_t length = (size_t)(ff - *at);
+    memcpy(out, *at, length);
+    out += length;
+    if (ff[1] != 0) {
+      *at = ff;
+      return (size_t)(out - begin);
+    }
+    *out++ = 0xff;
+    *at = ff + 2;
+  }
+}
+
+/* Moves `*at` to the next marker. Returns 0 if the file ends before. */
+static int pass_over(const uint8_t **at, const uint8_t *end) {
+  for (;;) {
+    const uint8_t *ff = memchr(*at, 0xff, (size_t)(end - *at));
+    if (ff == NULL || end - ff < 2) return 0;
+    *at = ff;
+    if (ff[1] != 0) return 1;
+    *at += 2;
+  }
+}
+
+static int needs_any(const vj_picture *picture, int first, int stop) {
+  return memchr(picture->is_needed + first, 1, (size_t)(stop - first)) != NULL;
+}
+
+vj_reason vj_read_scan(const vj_picture *picture, uint8_t *segment, int is_verified) {
+  enum { RST0 = 0xd0, EOI = 0xd9 };
+  const vj_header *header = picture->header;
+  const uint8_t *at = header->scan;
+  int mcus = header->mcus_x * header->mcus_y;
+  int interval = header->restart_interval != 0 ? header->restart_interval : mcus;
+  int restarts = 0;
+  for (int first = 0; first < mcus; first += interval) {
+    int stop = mcus - first < interval ? mcus : first + interval;
+    if (is_verified && !needs_any(picture, first, stop)) {
+      if (!pass_over(&at, header->end)) return VJ_TRUNCATED;
+    } else {
+      size_t length = unstuff(&at, header->end, segment);
+      if (length == SIZE_MAX) return VJ_TRUNCATED;
+      vj_reason reason = read_interval(picture, first, stop, segment, length);
+      if (reason != VJ_OK) return reason;
+    }
+    if (stop < mcus) {
+      if (at[1] != RST0 + (restarts & 7)) return VJ_RESTART;
+      restarts++;
+    } else if (at[1] != EOI) {
+      return VJ_END;
+    }
+    at += 2;
+  }
+  return VJ_OK;
+}
+
+#endif
