@@ -142,14 +142,8 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
     ``resize``: "pillow" or "torchvision", both bicubic with antialiasing. A view with an affine map uses Pillow's
     bicubic transform after a reduction by an integer factor.
     """
-    described = View(image.shape[1], image.shape[0], size)
-    for name, step in AUGMENTATIONS.items():
-        if not any(getattr(augment, key) for key in step.fields):
-            continue
-        drawn = draws[name][row]
-        if not step.probability or drawn[0] < getattr(augment, step.probability):
-            step.apply(described, augment, drawn)
-    picture = _geometry(image, described, resize)
+    described = describe(image.shape[1], image.shape[0], size, augment, draws, row)
+    picture = geometry(image, described, resize)
     if described.colour is not None:
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
@@ -160,7 +154,19 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
     return pixels
 
 
-def _geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:
+def describe(width: int, height: int, size: int, augment: schema.Augment, draws: Draws, row: int) -> View:
+    """The training view of an image of ``width`` x ``height`` pixels for row ``row`` of the draws, before it is computed."""
+    described = View(width, height, size)
+    for name, step in AUGMENTATIONS.items():
+        if not any(getattr(augment, key) for key in step.fields):
+            continue
+        drawn = draws[name][row]
+        if not step.probability or drawn[0] < getattr(augment, step.probability):
+            step.apply(described, augment, drawn)
+    return described
+
+
+def geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:
     """Crop, mirror, resize or affine map."""
     if view.affine is not None:
         return _transform(image, view.affine, view.size)

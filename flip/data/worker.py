@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from flip.config import derived, schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.chunk_reader import ChunkCache, ChunkReader
+from flip.data.chunk_reader import ChunkCache, ChunkReader, Sample
 from flip.data.decode import Pixels
+from flip.data.kernel import VisiblePatches
 from flip.data.masking import MaskSpec
 from flip.data.order import DatasetSource
 from flip.data.prefetch import HANG_SECONDS, Prefetch, chunk_bytes
@@ -155,6 +156,7 @@ class DatasetStream:
         self.count = count
         self.reader = reader
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
+        self.kernel = VisiblePatches.of(config.data, config.augment, config.image)
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
         self._prefetcher: Prefetch | None = None
@@ -179,7 +181,8 @@ class DatasetStream:
                 block_ids, block_epochs = (field[lane] for field in self.order.cached_block(self.lanes, k))
                 for n in places:
                     i = row = len(captions)
-                    m, (image, texts) = self._next_decodable(lane, k, block_ids, n, notes)
+                    write_visible = partial(self._write_visible, draws, row, out.patches[i])
+                    m, (image, texts) = self._next_decodable(lane, k, block_ids, n, notes, write_visible)
                     drawn = draws
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
@@ -188,7 +191,8 @@ class DatasetStream:
                         out.ids[i] = drawn.ids[0]
                         out.keep_indices[i] = drawn.keep_indices[0]
                         epochs_used[i] = drawn.epochs[0]
-                    self._write_patches(image, drawn, row, out.patches[i])
+                    if image is not None:
+                        self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
@@ -199,23 +203,36 @@ class DatasetStream:
         prefetcher.update_rate(self.count)
         return replaced
 
+    def _write_visible(self, draws: _Draws, row: int, out: NDArray[np.uint8], sample: Sample) -> bool:
+        """Write the visible patches of a sample without decoding all of it. False: decode it."""
+        if self.kernel is None:
+            return False
+        return self.kernel.write(decode.encoded_image(sample), draws.view, row, draws.keep_indices[row], out)
+
     def _write_patches(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
         config = self.config
         view = augmenting.view(image, config.image.size, config.augment, drawn.view, row, config.data.resize)
         decode.patches(view, config.image.patch, drawn.keep_indices[row], out)
 
     def _next_decodable(
-        self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample]
-    ) -> tuple[int, tuple[Pixels, list[str]]]:
-        """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic."""
+        self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
+        write_visible: Callable[[Sample], bool],
+    ) -> tuple[int, tuple[Pixels | None, list[str]]]:  # fmt: skip
+        """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic.
+
+        ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches.
+        """
         data = self.config.data
         chunk = self.manifest.chunk
+        first = int(ids[n])
         prefetcher = self._prefetcher
         assert prefetcher is not None
 
-        def load(id: int) -> tuple[Pixels, list[str]]:
+        def load(id: int) -> tuple[Pixels | None, list[str]]:
             sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
-            image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif)
+            image = None
+            if id != first or not write_visible(sample):
+                image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif)
             return image, decode.captions_of(sample, data.captions)
 
         decodable = decode.next_decodable(ids, n, self.bad, load)

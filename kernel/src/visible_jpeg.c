@@ -73,13 +73,15 @@ vj_decoder *vj_new(void) {
     free(decoder);
     return NULL;
   }
-  decoder->arena.memory = memory;
-  decoder->arena.size = MEMORY;
+  vj_arena_init(&decoder->arena, memory, MEMORY);
   return decoder;
 }
 
 void vj_free(vj_decoder *decoder) {
   if (decoder == NULL) return;
+#if VJ_ASAN
+  ASAN_UNPOISON_MEMORY_REGION(decoder->arena.memory, decoder->arena.size);
+#endif
   free(decoder->arena.memory);
   free(decoder);
 }

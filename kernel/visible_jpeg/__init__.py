@@ -22,7 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["library_path", "patches", "size", "unavailable", "version", "why"]
+__all__ = ["MAX_PATCH", "MAX_SIZE", "library_path", "patches", "size", "unavailable", "version", "why"]
+
+MAX_SIZE = 1024
+MAX_PATCH = 64
+"""The largest sides of a view and of a patch, src/visible_jpeg.h. A view has at most 64 x 64 patches."""
 
 _Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 

@@ -1,0 +1,135 @@
+"""The visible-patch kernel: patches of JPEG files, without decoding what the mask hides.
+
+The package ``visible-jpeg`` (kernel/README.md) reproduces the bits of simplejpeg and of torch's antialiased resize, and
+refuses files and views that it does not reproduce. These are decoded as a whole. So it is no option: whether a machine
+has it changes no batch. ``FLIP_KERNEL=0`` switches it off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flip.config import schema
+from flip.data import augment as augmenting
+from flip.data import decode
+
+try:
+    import visible_jpeg
+except ImportError:
+    visible_jpeg = None
+
+VARIABLE = "FLIP_KERNEL"
+"""Environment variable; 0: images are decoded as a whole."""
+
+# Of the images and views that ``difference`` compares.
+_SIDES = (75, 96)
+_SIZE = 48
+_PATCH = 16
+_VISIBLE = np.array([0, 2, 3, 4, 8], np.int16)
+
+
+class VisiblePatches:
+    """Writes the visible patches of training views with the kernel."""
+
+    def __init__(self, data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> None:
+        self._augment = augment
+        self._size = image.size
+        self._patch = image.patch
+        self._ignores_exif = data.exif == "ignore"
+
+    @classmethod
+    def of(cls, data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> VisiblePatches | None:
+        """None if ``obstacle`` or ``difference`` names a reason."""
+        if obstacle(data, augment, image) or difference():
+            return None
+        return cls(data, augment, image)
+
+    def write(
+        self, content: memoryview, draws: augmenting.Draws, row: int, keep: NDArray[np.int16], out: NDArray[np.uint8],
+        verified: bool = False,
+    ) -> bool:  # fmt: skip
+        """Write the patches ``keep`` of the view for row ``row`` of the draws. False: this file or view is not for the
+        kernel, and ``out`` is undefined.
+
+        ``verified``: the file is known to be flawless, so that the kernel may skip from one restart marker to another.
+        """
+        sides = visible_jpeg.size(content, ignore_exif=self._ignores_exif)
+        if sides is None:
+            return False
+        view = augmenting.describe(*sides, self._size, self._augment, draws, row)
+        if view.affine is not None or view.changes:
+            return False
+        patches = visible_jpeg.patches(
+            content, view.box, self._size, self._patch, keep,
+            mirrored=view.is_mirrored, ignore_exif=self._ignores_exif, verified=verified, out=out,
+        )  # fmt: skip
+        if patches is None:
+            return False
+        if view.colour is not None:  # pixel by pixel, so that it may follow the cut into patches
+            picture = Image.fromarray(out.reshape(-1, self._patch, 3))
+            out[:] = np.asarray(picture.convert("RGB", view.colour)).reshape(out.shape)
+        return True
+
+
+def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> str:
+    """Why the kernel is not used here for a resolved configuration; empty: it is. Imports no torch."""
+    if os.environ.get(VARIABLE) == "0":
+        return f"{VARIABLE}=0"
+    if data.decoder != "simplejpeg":
+        return f"data.decoder is {data.decoder}"
+    if data.resize != "torchvision":
+        return f"data.resize is {data.resize}"
+    if augment.rotate or augment.translate or augment.zoom:
+        return "views are rotated, shifted or zoomed"
+    if visible_jpeg is None:
+        return "the package visible-jpeg is not installed (make install)"
+    if image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH:
+        return f"it makes no views of {image.size} px with patches of {image.patch} px"
+    return visible_jpeg.unavailable()
+
+
+@cache
+def difference() -> str:
+    """Why the kernel cannot stand in for the decoder and the resize of this process; empty: its patches are equal.
+
+    Compares a few images, in some 20 ms: another release of simplejpeg, libjpeg-turbo or torch could round otherwise.
+    Imports torch.
+    """
+    versions = f"simplejpeg {metadata.version('simplejpeg')} and torch {metadata.version('torch')}"
+    for content in _examples():
+        width, height = visible_jpeg.size(content) or (0, 0)
+        for mirrored in (False, True):
+            box = (2 + mirrored, 5, width - 3, height - 7 * mirrored)
+            view = augmenting.View(width, height, _SIZE, box, mirrored)
+            patches = visible_jpeg.patches(content, box, _SIZE, _PATCH, _VISIBLE, mirrored=mirrored)
+            pixels = augmenting.geometry(decode.decode(content, "simplejpeg"), view, "torchvision")
+            if patches is None or not np.array_equal(patches, decode.patches(pixels, _PATCH, _VISIBLE)):
+                return f"its patches differ from those of {versions}"
+    return ""
+
+
+def record() -> str:
+    """What an attempt records of the kernel: version and digest of its library; empty without one."""
+    if visible_jpeg is None or visible_jpeg.library_path() is None:
+        return ""
+    digest = hashlib.sha256(visible_jpeg.library_path().read_bytes()).hexdigest()
+    return f"visible-jpeg {visible_jpeg.version()}, sha256 {digest}"
+
+
+def _examples() -> Iterator[bytes]:
+    """JPEG files of each sampling that the kernel decodes, smooth and not."""
+    import simplejpeg
+
+    for sampling, side, quality in product(("444", "422", "420", "Gray"), _SIDES, (60, 95)):
+        random = np.random.default_rng(side).integers(0, 256, (side, side + 9, 3), np.uint8)
+        random[side // 2 :] = np.linspace(0, 255, side + 9, dtype=np.uint8)[:, None]
+        yield simplejpeg.encode_jpeg(random, quality, "RGB", sampling)
