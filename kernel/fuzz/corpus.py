@@ -1,6 +1,6 @@
 """Writes the first corpus of the fuzzer: files of real encoders, small, each with a request (fuzz/target.c).
 
-    python fuzz/corpus.py FOLDER [COUNT]
+python fuzz/corpus.py FOLDER [COUNT]
 """
 
 import struct

@@ -148,6 +148,18 @@ static int is_ycc(const reading *state) {
   return state->id[0] == 1 && state->id[1] == 2 && state->id[2] == 3;
 }
 
+/* Whether a marker can be expected in the header of a file that is accepted. */
+static vj_reason check_marker(int marker) {
+  switch (marker) {
+    case SOF0: case DHT: case SOS: case DQT: case DRI: case COM: return VJ_OK;
+    case DAC: return VJ_PROCESS;
+    case JPG: return VJ_MARKER;
+  }
+  if (marker >= APP0 && marker <= APP15) return VJ_OK;
+  if (marker > SOF0 && marker <= SOF15) return VJ_PROCESS;
+  return VJ_MARKER;
+}
+
 static vj_reason read_segment(reading *state, segment s) {
   switch (s.marker) {
     case APP0: return read_app0(state, s);
@@ -158,13 +170,8 @@ static vj_reason read_segment(reading *state, segment s) {
     case DRI: return read_restart_interval(state, s);
     case SOF0: return read_frame(state, s);
     case SOS: return read_scan(state, s);
-    case COM: return VJ_OK;
-    case JPG: return VJ_MARKER;
-    case DAC: return VJ_PROCESS;
   }
-  if (s.marker > APP0 && s.marker <= APP15) return VJ_OK;
-  if (s.marker > SOF0 && s.marker <= SOF15) return VJ_PROCESS;
-  return VJ_MARKER;
+  return VJ_OK; /* comments and other applications' data */
 }
 
 static int divide_up(int number, int divisor) { return (number + divisor - 1) / divisor; }
@@ -193,12 +200,14 @@ vj_reason vj_read_header(const uint8_t *data, size_t length, int flags, vj_heade
     if (length - at < 4) return VJ_TRUNCATED;
     if (data[at] != 0xff) return VJ_MARKER;
     s.marker = data[at + 1];
+    vj_reason reason = check_marker(s.marker);
+    if (reason != VJ_OK) return reason;
     int size = read16(data + at + 2); /* counts its own two bytes */
     if (size < 2) return VJ_SEGMENT;
     if (length - at - 2 < (size_t)size) return VJ_TRUNCATED;
     s.data = data + at + 4;
     s.length = size - 2;
-    vj_reason reason = read_segment(&state, s);
+    reason = read_segment(&state, s);
     if (reason != VJ_OK) return reason;
     at += 2 + size;
   } while (s.marker != SOS);

@@ -1,14 +1,15 @@
 """Patches of a masked view, straight from the bytes of a JPEG file.
 
-``patches`` decodes the entropy code of a file, but computes inverse DCT, upsampling, colour and resize only where visible
-patches need them. Its result has the bits of decoding the whole file with libjpeg-turbo (its default settings), cutting
-the box out, and resizing it with ``torch.nn.functional.interpolate(mode="bicubic", antialias=True)`` on uint8.
+``patches`` decodes the entropy code of a file, but computes inverse DCT, upsampling, colour and resize only where
+visible patches need them. Its result has the bits of decoding the whole file with libjpeg-turbo (its default settings),
+cutting the box out, and resizing it with ``torch.nn.functional.interpolate(mode="bicubic", antialias=True)`` on uint8.
 
-It is not a complete decoder: files and requests that it does not reproduce bit by bit are refused, and so are files that
-are not flawless. The caller then decodes them in its own way; ``why`` says the reason of the last refusal.
+It is not a complete decoder: files and requests that it does not reproduce bit by bit are refused, and so are files
+that are not flawless. The caller then decodes them in its own way; ``why`` says the reason of the last refusal.
 
-The work is done by a library in C, which is built with the package if there is a compiler, and needs an x86 processor with
-AVX2. ``unavailable`` says why it cannot be used. Calls release the interpreter's lock; each thread has memory of its own.
+The work is done by a library in C, which is built with the package if there is a compiler, and needs an x86 processor
+with AVX2. ``unavailable`` says why it cannot be used. Calls release the interpreter's lock; each thread has memory of
+its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ MAX_PATCH = 64
 
 _Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
+_LIMIT = 1 << 31
+_REQUEST = 2  # vj_reason
 # Flags of a request, src/visible_jpeg.h.
 _MIRRORED = 1
 _REFUSE_EXIF = 2
@@ -59,8 +62,8 @@ def patches(
         visible: indices of patches in the view, row by row; no index twice.
         mirrored: mirror the view, left to right, after the resize.
         ignore_exif: False: refuse files with an APP1 segment, whose orientation would turn the image.
-        verified: the file is known to be flawless. Intervals between restart markers that no visible patch needs are then
-            not decoded.
+        verified: the file is known to be flawless. Intervals between restart markers that no visible patch needs are
+            then not decoded.
         out: (len(visible), patch * patch * 3) uint8, contiguous, for the result. Undefined after a refusal.
 
     Returns:
@@ -77,9 +80,12 @@ def patches(
     indices = np.ascontiguousarray(visible, np.int16)
     if indices is not visible and not np.array_equal(indices, visible):
         raise ValueError("visible: an index does not fit into 16 bits")
+    left, top, right, bottom = box
+    if not (0 <= left < right < _LIMIT and 0 <= top < bottom < _LIMIT and 0 < size < _LIMIT):  # else C would see others
+        _state.reason = _text(_REQUEST)
+        return None
     pixels = np.frombuffer(data, np.uint8)
     flags = _MIRRORED * mirrored | _REFUSE_EXIF * (not ignore_exif) | _VERIFIED * verified
-    left, top, right, bottom = box
     request = _Request(
         _address(pixels), pixels.size, (left, top, right, bottom), size, patch, _address(indices), len(indices), flags
     )
