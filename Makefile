@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 python3.11 2>/dev/null); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
-CHECKED := flip jobs tools tests benchmarks
+CHECKED := flip jobs tools tests benchmarks kernel
 
 # The quick and the steady ones first; each says in the end what it took.
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
@@ -53,9 +53,17 @@ $(BIN)/flip: $(BIN)/.ready pyproject.toml
 	@$(INSTALL) 'setuptools>=77' && $(INSTALL) --no-deps --no-build-isolation \
 		--config-settings editable_mode=compat -e . && touch $@
 
-install: $(BIN)/flip  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
+# The kernel in C. Without a compiler the package is installed without its library, and images are decoded as a whole.
+KERNEL := $(wildcard kernel/*.py kernel/*.toml kernel/src/* kernel/visible_jpeg/*.py)
 
-dev: $(BIN)/.dev  ## add the packages for tests and checks
+$(BIN)/.kernel: $(BIN)/.ready $(KERNEL)
+	@$(INSTALL) 'setuptools>=77' && rm -rf kernel/build && \
+		$(INSTALL) --no-deps --no-build-isolation --force-reinstall ./kernel && rm -rf kernel/build kernel/*.egg-info && touch $@
+
+install: $(BIN)/flip $(BIN)/.kernel  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
+	@$(BIN)/python -P -m visible_jpeg $(if $(filter 1,$(FLIP_REQUIRE_KERNEL)),--require)
+
+dev: $(BIN)/.dev install  ## add the packages for tests and checks
 
 lock: dev  ## update the requirements*.lock: the newest releases and their hashes
 	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \

@@ -27,9 +27,13 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
 
 
-def of_attempt(gpu: str = "") -> dict[str, Any]:
-    """``environment`` with the processor's and the GPU's model. ``gpu``: its name; empty: no GPU is used."""
-    return {**environment(), "processor": _processor(), "gpu": gpu}
+def of_attempt(gpu: str = "", kernel: str = "") -> dict[str, Any]:
+    """``environment`` with the processor's and the GPU's model. ``gpu``: its name; empty: no GPU is used.
+
+    ``kernel``: whether the visible-patch kernel is used, and which. It changes no batch, so that ``changes`` leaves it
+    out.
+    """
+    return {**environment(), "processor": _processor(), "gpu": gpu, "kernel": kernel}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def test_make_install_installs_flip_command(tmp_path):
     """
     copy = tmp_path / "flip"
     site = sysconfig.get_paths()["purelib"]
-    for name in ("flip", "jobs", "tools", "sweeps"):
+    for name in ("flip", "jobs", "tools", "sweeps", "kernel"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements.lock"):
         shutil.copy(ROOT / name, copy)
@@ -78,7 +78,8 @@ def test_make_install_installs_flip_command(tmp_path):
     for _ in range(2):
         done = subprocess.run(line, cwd=copy, capture_output=True, text=True, timeout=120, env=environment)
         assert done.returncode == 0, done.stderr
-    assert "Nothing to be done" in done.stdout
+        assert done.stdout.startswith(("kernel: yes\n", "kernel: no, because "))
+    assert done.stdout.count("\n") == 1, "the second time there is nothing to be done"
     flip = str(copy / ".venv" / "bin" / "flip")
     for arguments, answer in (
         (["--version"], f"({copy}, "),

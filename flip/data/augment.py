@@ -155,7 +155,7 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
 
 
 def describe(width: int, height: int, size: int, augment: schema.Augment, draws: Draws, row: int) -> View:
-    """The training view, not yet computed, of an image of ``width`` x ``height`` pixels, for row ``row`` of the draws."""
+    """The training view of an image of ``width`` x ``height`` pixels for row ``row`` of the draws, not yet computed."""
     described = View(width, height, size)
     for name, step in AUGMENTATIONS.items():
         if not any(getattr(augment, key) for key in step.fields):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flip.config import schema
+from flip.config.derived import for_stage
 from flip.data import augment as augmenting
 from flip.data import decode
 
@@ -65,7 +67,8 @@ class VisiblePatches:
         sides = visible_jpeg.size(content, ignore_exif=self._ignores_exif)
         if sides is None:
             return False
-        view = augmenting.describe(*sides, self._size, self._augment, draws, row)
+        width, height = sides
+        view = augmenting.describe(width, height, self._size, self._augment, draws, row)
         if view.affine is not None or view.changes:
             return False
         patches = visible_jpeg.patches(
@@ -112,9 +115,25 @@ def difference() -> str:
             view = augmenting.View(width, height, _SIZE, box, mirrored)
             patches = visible_jpeg.patches(content, box, _SIZE, _PATCH, _VISIBLE, mirrored=mirrored)
             pixels = augmenting.geometry(decode.decode(content, "simplejpeg"), view, "torchvision")
-            if patches is None or not np.array_equal(patches, decode.patches(pixels, _PATCH, _VISIBLE)):
+            expected = decode.patches(np.asarray(pixels), _PATCH, _VISIBLE)
+            if patches is None or not np.array_equal(patches, expected):
                 return f"its patches differ from those of {versions}"
     return ""
+
+
+def use(config: schema.Config) -> str:
+    """Whether a resolved run uses the kernel on this machine: "yes", or "no, because ...". Imports no torch."""
+    stages = defaultdict[str, list[str]](list)
+    for stage in config.stages:
+        own = for_stage(config, stage)
+        stages[obstacle(own.data, own.augment, own.model.image)].append(stage.name)
+    answers = []
+    for reason, names in stages.items():
+        answer = f"no, because {reason}" if reason else "yes"
+        if len(stages) > 1:
+            answer = f"stage {', '.join(names)}: {answer}"
+        answers.append(answer)
+    return "; ".join(answers)
 
 
 def record() -> str:

@@ -19,6 +19,7 @@ from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
+from flip.data import kernel
 from flip.losses import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
@@ -115,7 +116,7 @@ class MetricsWriter:
 
         ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none.
         """
-        self._record_environment(samples_seen, gpu)
+        self._record_environment(samples_seen, gpu, config)
         spans = stage_spans(config)
         self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
@@ -125,9 +126,15 @@ class MetricsWriter:
             self._events.file_writer.add_summary(summary, samples_seen)  # type: ignore[attr-defined]
         self.status(samples=samples_seen, step=step, phase="training", **self._logged_before(samples_seen))
 
-    def _record_environment(self, samples_seen: int, gpu: str) -> None:
+    def _record_environment(self, samples_seen: int, gpu: str, config: Config) -> None:
         """Record that training starts, and in which environment; warn if the attempt before had another one."""
-        now = environment.of_attempt(gpu)
+        used = kernel.use(config)
+        if "yes" in used and kernel.difference():
+            used = f"no, because {kernel.difference()}"
+        elif "yes" in used:
+            used += f" ({kernel.record()})"
+        log.info("visible-patch kernel: %s", used)
+        now = environment.of_attempt(gpu, used)
         changed = environment.changes_in(self._run, self._attempt, now)
         if changed:
             log.warning(

@@ -162,7 +162,10 @@ FIELDS: Dict[str, Any] = {
     },
     "ready.json": {
         "samples": COUNT, "time": TIME,
-        "environment": {"python": TEXT, "platform": TEXT, "processor": TEXT, "gpu": TEXT, "packages": {"*": TEXT}},
+        "environment": {
+            "python": TEXT, "platform": TEXT, "processor": TEXT, "gpu": TEXT, "kernel": TEXT,
+            "packages": {"*": TEXT},
+        },
     },
     "wall.json": {"limit": COUNT},
     "end.json": {

@@ -27,7 +27,7 @@ from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
-from flip.data import order
+from flip.data import kernel, order
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.manifest import labels
@@ -80,6 +80,7 @@ def check(
     return [
         *(Check(*row) for row in environment_checks.check_variables(places, profile, plan=plan)),
         *(_data_set(config, share, facts) for share, facts in zip(dataset_lanes(config.data), data, strict=True)),
+        _kernel(config, profile),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
         *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
@@ -312,6 +313,14 @@ def _libraries(config: Config, profile: ClusterProfile) -> None:
         if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
             remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
             raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
+
+
+def _kernel(config: Config, profile: ClusterProfile) -> Check:
+    """Whether loaders compute visible patches alone. Machines of a cluster may differ, which changes no batch."""
+    name = "visible-patch kernel"
+    if profile.container or profile.python not in ("", sys.executable):
+        return Check(name, "jobs run another Python", skipped=True)
+    return Check(name, kernel.use(config))
 
 
 def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:

@@ -22,7 +22,7 @@ from jobs.host import failed_starts, own_job, slurm_cli
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
-FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF", "FLIP_KERNEL")
 #: Line that sets ``id``: the job, or the array element, as ``own_job.own_job`` names it.
 OWN_JOB = "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 #: Line after ``end``, which has requeued the job if it restarts. What is not sent then, the next attempt sends.

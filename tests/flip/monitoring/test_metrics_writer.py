@@ -57,10 +57,11 @@ def test_attempt_records_its_environment_and_warns_of_another_one(run, monkeypat
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     recorded = read_record(run.attempt(1) / "ready.json")["environment"]
     assert recorded["packages"]["torch"] == importlib.metadata.version("torch") and recorded["processor"]
+    assert recorded["kernel"].startswith(("yes (visible-jpeg ", "no, because "))
     attempt(run, 8, (2,), loss=1.0).close("stopped")
     assert not caplog.records and environment.changes_in(run, 2) == []
     upgraded = {**recorded, "packages": {**recorded["packages"], "numpy": "9.9"}}
-    monkeypatch.setattr(environment, "of_attempt", lambda gpu: upgraded)
+    monkeypatch.setattr(environment, "of_attempt", lambda gpu, kernel: upgraded)
     attempt(run, 16, (3,), loss=1.0).close("stopped")
     change = f"numpy {recorded['packages']['numpy']} -> 9.9"
     assert change in caplog.text and environment.changes_in(run, 3) == [change]

@@ -1,0 +1,170 @@
+"""Tests that batches have the same bits with and without the visible-patch kernel, and when it is used."""
+
+import hashlib
+import io
+import os
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import visible_jpeg
+from PIL import Image
+
+from flip.config import schema
+from flip.data import kernel
+from flip.data.manifest.build import index
+from tests.flip.data.loading import BATCH, CHUNK, PLAIN, SAMPLES, loader
+from tests.synthetic import encode, make_dataset, make_tokenizer, picture, smooth
+
+COLOUR = schema.Augment(brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
+FAST = {"decoder": "simplejpeg", "resize": "torchvision"}
+TOWER = schema.ImageTower(size=48, patch=16)
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jpegs")
+    make_tokenizer(root / "tokenizer.json")
+    return make_dataset(root / "shards", SAMPLES, 3, size=64, fmt="jpg", chunk=CHUNK)
+
+
+@pytest.fixture
+def accepted(monkeypatch):
+    """Results of the kernel: whether it accepted each file."""
+    reason = visible_jpeg.unavailable()
+    if reason:
+        assert os.environ.get("FLIP_REQUIRE_KERNEL") != "1", reason
+        pytest.skip(f"no kernel: {reason}")
+    monkeypatch.delenv(kernel.VARIABLE, raising=False)
+    results = []
+    decode = visible_jpeg.patches
+
+    def patches(*args, **options):
+        result = decode(*args, **options)
+        results.append(result is not None)
+        return result
+
+    monkeypatch.setattr(visible_jpeg, "patches", patches)
+    assert kernel.difference() == ""
+    results.clear()
+    return results
+
+
+def digests(folder, count=6, mask="0.5", **fields):
+    """SHA-256 of all arrays of each global batch."""
+    world = fields.pop("world", 1)
+    hashes = [hashlib.sha256() for _ in range(count)]
+    for rank in range(world):
+        batches = loader(folder, rank, world, **fields).batches(0, BATCH, mask)
+        for hash, batch in zip(hashes, batches, strict=False):
+            for array in (batch.patches, batch.keep_indices, batch.tokens, batch.ids):
+                hash.update(array.numpy().tobytes())
+        batches.close()
+    return [hash.hexdigest() for hash in hashes]
+
+
+@pytest.mark.parametrize("mask", ["0", "0.5", "0.75"])
+@pytest.mark.parametrize("augment", [PLAIN, COLOUR], ids=["plain", "colour"])
+def test_batches_are_equal_with_and_without_kernel(jpegs, accepted, monkeypatch, augment, mask):
+    used = digests(jpegs, mask=mask, augment=augment, **FAST)
+    assert accepted == [True] * (6 * BATCH)
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert digests(jpegs, mask=mask, augment=augment, **FAST) == used
+    assert len(accepted) == 6 * BATCH
+
+
+def test_batches_of_other_ranks_and_worker_processes_are_equal(jpegs, accepted, monkeypatch):
+    used = digests(jpegs, **FAST)
+    assert digests(jpegs, world=2, **FAST) == digests(jpegs, world=2, workers=2, **FAST)
+    assert digests(jpegs, workers=2, **FAST) == used
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert digests(jpegs, workers=2, **FAST) == used
+
+
+def odd_files():
+    """Name -> (file, whether the kernel decodes it)."""
+    pixels = Image.fromarray(smooth(70, 90))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {"PNG": (encode(picture(1), "png"), False), "JPEG": (encode(picture(2), "jpg"), True)}
+    forms = {
+        "progressive": (pixels, {"progressive": True}, False), "CMYK": (pixels.convert("CMYK"), {}, False),
+        "grey": (pixels.convert("L"), {}, True), "4:4:4": (pixels, {"subsampling": 0}, True),
+        "restarts": (pixels, {"restart_marker_blocks": 1}, True), "turned": (pixels, {"exif": exif}, True),
+        "a line": (pixels.resize((90, 4)), {}, False),
+    }  # fmt: skip
+    for name, (image, options, is_decoded) in forms.items():
+        file = io.BytesIO()
+        image.save(file, "JPEG", **options)
+        files[name] = (file.getvalue(), is_decoded)
+    files["cut"] = (files["JPEG"][0][:-40], False)
+    return files
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A data set of files that the kernel decodes, refuses, and that nothing decodes."""
+    root = tmp_path_factory.mktemp("mixed")
+    make_tokenizer(root / "tokenizer.json")
+    folder = root / "shards"
+    folder.mkdir()
+    files = list(odd_files().values())
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i in range(96):
+            for name, content in (("jpg", files[i % len(files)][0]), ("txt", b"a picture")):
+                member = tarfile.TarInfo(f"{i:04d}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    index([str(folder / "0.tar")], folder, chunk=CHUNK)
+    return folder
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_files_that_kernel_refuses_are_decoded_as_before(mixed, accepted, monkeypatch, exif):
+    used = digests(mixed, exif=exif, max_replaced=1, **FAST)
+    assert sum(accepted) > 0
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert digests(mixed, exif=exif, max_replaced=1, **FAST) == used
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_kernel_decodes_what_it_reproduces(accepted, exif):
+    data = schema.Data(decoder="simplejpeg", resize="torchvision", exif=exif)
+    writer = kernel.VisiblePatches.of(data, PLAIN, TOWER)
+    draws = kernel.augmenting.draw(1, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    out = np.empty((9, 768), np.uint8)
+    for name, (content, is_decoded) in odd_files().items():
+        is_written = writer.write(memoryview(content), draws, 0, np.arange(9, dtype=np.int16), out)
+        assert is_written == (is_decoded and (name, exif) != ("turned", "apply")), name
+
+
+def test_kernel_is_not_used_where_its_bits_would_differ(accepted, monkeypatch):
+    data = schema.Data(decoder="simplejpeg", resize="torchvision")
+    assert kernel.obstacle(data, PLAIN, TOWER) == ""
+    assert kernel.obstacle(replace(data, decoder="pillow"), PLAIN, TOWER) == "data.decoder is pillow"
+    assert kernel.obstacle(replace(data, resize="pillow"), PLAIN, TOWER) == "data.resize is pillow"
+    assert "zoomed" in kernel.obstacle(data, schema.Augment(zoom=0.1), TOWER)
+    assert "2048 px" in kernel.obstacle(data, PLAIN, schema.ImageTower(size=2048, patch=16))
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert kernel.obstacle(data, PLAIN, TOWER) == "FLIP_KERNEL=0"
+    monkeypatch.delenv(kernel.VARIABLE)
+    monkeypatch.setattr(kernel, "visible_jpeg", None)
+    assert "not installed" in kernel.obstacle(data, PLAIN, TOWER)
+    assert kernel.VisiblePatches.of(data, PLAIN, TOWER) is None and kernel.record() == ""
+
+
+def test_kernel_is_not_used_if_decoder_or_resize_have_other_bits(accepted, monkeypatch):
+    monkeypatch.setattr(kernel.decode, "decode", lambda data, decoder: np.zeros((75, 84, 3), np.uint8))
+    assert kernel.difference.__wrapped__().startswith("its patches differ from those of simplejpeg ")
+
+
+def test_use_names_stages_that_differ(accepted):
+    config = schema.Config()
+    config.data.decoder = "simplejpeg"
+    config.data.resize = "torchvision"
+    config.stages = [schema.Stage(name="a"), schema.Stage(name="b")]
+    assert kernel.use(config) == "yes"
+    config.data.decoder = "pillow"
+    assert kernel.use(config) == "no, because data.decoder is pillow"
+    assert kernel.record().startswith(f"visible-jpeg {visible_jpeg.version()}, sha256 ")
