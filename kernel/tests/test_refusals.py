@@ -102,6 +102,7 @@ REFUSED = {
     "no Huffman table": (scan(2, 0x33), "Huffman"),
     "too many codes": (table(b"\0" + b"\3" + bytes(15) + b"\0\1\2"), "Huffman"),
     "too many symbols": (table(b"\0" + b"\xff" * 16 + bytes(300)), "Huffman"),
+    "a Huffman table beyond its segment": (table(b"\0" + b"\0\5" + bytes(14) + b"\0\1"), "Huffman"),
     "an empty Huffman table": (table(bytes(17)), "Huffman"),
     "a DC symbol of 12 bits": (table(b"\0" + b"\0\1" + bytes(14) + b"\x0c"), "Huffman"),
     "an AC symbol of 11 bits": (table(b"\x10" + b"\0\1" + bytes(14) + b"\x0b"), "Huffman"),
