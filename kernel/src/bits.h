@@ -38,10 +38,15 @@ VJ_INLINE int vj_value(vj_bits *b, int size) {
   return value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
 }
 
-/* The next symbol, or -1 for an invalid code. For codes that are too long for the tables with an index. */
-static __attribute__((noinline)) int vj_symbol(vj_bits *b, const vj_huffman *table) {
+/* The next symbol, or -1 for an invalid code. */
+static int vj_symbol(vj_bits *b, const vj_huffman *table) {
+  int code = table->code[b->bits >> (64 - VJ_LOOK)];
+  if (code != 0) {
+    vj_drop(b, code >> 8);
+    return code & 255;
+  }
   int next = (int)(b->bits >> 48);
-  int length = 1;
+  int length = VJ_LOOK + 1;
   while (length <= 16 && next >= table->first_too_large[length]) length++;
   if (length > 16) return -1;
   vj_drop(b, length);

@@ -125,6 +125,10 @@ static int build(vj_huffman *table, const uint8_t *definition, int is_ac) {
   token tokens[1 << VJ_LOOK];
   memset(lengths, 0, sizeof lengths);
   if (!build_codes(table, definition, is_ac, lengths)) return 0;
+  for (int index = 0; index < 1 << VJ_LOOK; index++) {
+    int code = lengths[index << (VJ_SKIP_LOOK - VJ_LOOK)];
+    table->code[index] = (uint16_t)(code >> 8 <= VJ_LOOK ? code : 0);
+  }
   if (!is_ac) {
     build_dc(table, lengths);
     return 1;
