@@ -157,6 +157,8 @@ class DatasetStream:
         self.reader = reader
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         self.kernel = VisiblePatches.of(config.data, config.augment, config.image)
+        # Of shards that `flip shards recode` has written: all images were decoded, so that the kernel may skip.
+        self._verified = getattr(self.manifest, "restart_markers_verified", False)
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
         self._prefetcher: Prefetch | None = None
@@ -207,7 +209,8 @@ class DatasetStream:
         """Write the visible patches of a sample without decoding all of it. False: decode it."""
         if self.kernel is None:
             return False
-        return self.kernel.write(decode.encoded_image(sample), draws.view, row, draws.keep_indices[row], out)
+        content = decode.encoded_image(sample)
+        return self.kernel.write(content, draws.view, row, draws.keep_indices[row], out, self._verified)
 
     def _write_patches(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
         config = self.config

@@ -1,11 +1,11 @@
 /* Fuzz target: a file and a request, of which the last TRAILER bytes are the request.
  *
- * Built by clang with -fsanitize=fuzzer,address,undefined it is a libFuzzer program. With -DREPLAY it reads files that the
- * command line names instead, so that any compiler with AddressSanitizer can run a corpus.
+ * Built by clang with -fsanitize=fuzzer,address,undefined it is a libFuzzer program. With -DREPLAY it reads files that
+ * the command line names instead, so that any compiler with AddressSanitizer can run a corpus.
  *
- * Beside memory errors it reports results that contradict each other: an accepted file must also be accepted as verified,
- * and a patch must not depend on which others are visible. With AddressSanitizer memory that was taken holds other bytes
- * each time, so that a result which depends on them is found, too. */
+ * Beside memory errors it reports results that contradict each other: an accepted file must also be accepted as
+ * verified, and a patch must not depend on which others are visible. With AddressSanitizer memory that was taken holds
+ * other bytes each time, so that a result which depends on them is found, too. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +45,8 @@ static void compare_subset(vj_decoder *decoder, vj_request request, const uint8_
   uint8_t *out = malloc(bytes * (size_t)(row * row));
   if (vj_patches(decoder, &request, out) != VJ_OK) fail("a file is refused if all patches are visible");
   for (int i = 0; i < count; i++)
-    if (memcmp(some + bytes * (size_t)i, out + bytes * (size_t)visible[i], bytes) != 0) fail("a patch depends on others");
+    if (memcmp(some + bytes * (size_t)i, out + bytes * (size_t)visible[i], bytes) != 0)
+      fail("a patch depends on others");
   free(out);
 }
 

@@ -8,9 +8,9 @@
 
 #if VJ_X86
 
-/* Pixels of columns `left` .. `right` - 1 and `rows` rows from `top` on, by channel (RGB), column and row. `top` is even if
- * chroma has half of the rows; `rows` is a multiple of 16. For grey images there is one channel. `channel_size`: bytes from
- * a channel to the next; after the columns each has room for 32 more bytes. */
+/* Pixels of columns `left` .. `right` - 1 and `rows` rows from `top` on, by channel (RGB), column and row. `top` is
+ * even if chroma has half of the rows; `rows` is a multiple of 16. For grey images there is one channel.
+ * `channel_size`: bytes from a channel to the next; after the columns each has room for 32 more bytes. */
 static inline size_t vj_rectangle_bytes(int columns, int rows) { return (size_t)(columns + 1) * (size_t)rows + 32; }
 
 /* Chroma samples above and below the image are the first and the last ones of it: upsampling needs these. */
@@ -25,8 +25,8 @@ static inline void vj_extend_chroma(const vj_picture *picture) {
   }
 }
 
-/* Thirty-two chroma values, minus 128, as 16-bit numbers: `low` has rows 0 to 7 and 16 to 23, `high` the others, the order of
- * _mm256_unpacklo_epi8 and _mm256_unpackhi_epi8. */
+/* Thirty-two chroma values, minus 128, as 16-bit numbers: `low` has rows 0 to 7 and 16 to 23, `high` the others, the
+ * order of _mm256_unpacklo_epi8 and _mm256_unpackhi_epi8. */
 typedef struct {
   __m256i low, high;
 } vj_chroma;
@@ -71,8 +71,8 @@ VJ_AVX2 VJ_INLINE vj_chroma vj_chroma_of_square(const uint8_t *near, const uint8
 
 /* Products of 16-bit numbers with fractions, by jdcolor.c's constants times 2^16:
  * R = Y + 1.40200 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.77200 Cb, each product rounded (green: the sum).
- * 1.402 Cr = Cr + 0.402 Cr and 1.772 Cb = 2 Cb - 0.228 Cb, so that constants fit into 16 bits. The high half of a product
- * with twice the number has one bit more, with which it is rounded. */
+ * 1.402 Cr = Cr + 0.402 Cr and 1.772 Cb = 2 Cb - 0.228 Cb, so that constants fit into 16 bits. The high half of a
+ * product with twice the number has one bit more, with which it is rounded. */
 enum { FIX_0_40200 = 26345, FIX_0_22800 = 14942, FIX_0_34414 = 22554, FIX_0_28586 = 18734 };
 
 VJ_AVX2 VJ_INLINE __m256i vj_rounded_product(__m256i v, int constant) {
@@ -134,7 +134,8 @@ VJ_INLINE vj_columns vj_chroma_columns(int x, const vj_plane *plane, int is_halv
   return c;
 }
 
-VJ_AVX2 static void vj_rectangle(const vj_picture *picture, int left, int right, int top, int rows, uint8_t *out, size_t channel_size) {
+VJ_AVX2 static void vj_rectangle(const vj_picture *picture, int left, int right, int top, int rows, uint8_t *out,
+                                 size_t channel_size) {
   const vj_plane *luma = picture->plane;
   const vj_plane *blue = picture->plane + 1;
   const vj_plane *red = picture->plane + 2;

@@ -20,7 +20,7 @@ enum { VJ_FILTER_BYTES = 8 << 20 };
 
 /* Filters by number of inputs. Crops have a few hundred sizes, so that most are here after some thousand images. */
 typedef struct {
-  int outputs;             /* of all filters in the cache */
+  int outputs; /* of all filters in the cache */
   size_t used;
   int32_t place[VJ_MAX_SIDE + 1]; /* by inputs: index into `filters` plus 1, or 0 */
   int count;

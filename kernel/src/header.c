@@ -4,8 +4,20 @@
 
 /* Markers (T.81, table B.1). */
 enum {
-  SOF0 = 0xc0, DHT = 0xc4, JPG = 0xc8, DAC = 0xcc, SOF15 = 0xcf, SOI = 0xd8, SOS = 0xda, DQT = 0xdb, DRI = 0xdd,
-  APP0 = 0xe0, APP1 = 0xe1, APP14 = 0xee, APP15 = 0xef, COM = 0xfe
+  SOF0 = 0xc0,
+  DHT = 0xc4,
+  JPG = 0xc8,
+  DAC = 0xcc,
+  SOF15 = 0xcf,
+  SOI = 0xd8,
+  SOS = 0xda,
+  DQT = 0xdb,
+  DRI = 0xdd,
+  APP0 = 0xe0,
+  APP1 = 0xe1,
+  APP14 = 0xee,
+  APP15 = 0xef,
+  COM = 0xfe
 };
 
 /* What the segments before the scan say. */
@@ -15,7 +27,7 @@ typedef struct {
   int quantisation_number[3]; /* of each component */
   int id[3];                  /* of each component */
   int has_jfif;
-  int adobe_transform;        /* -1: no Adobe segment */
+  int adobe_transform; /* -1: no Adobe segment */
   int flags;
 } reading;
 
@@ -151,9 +163,17 @@ static int is_ycc(const reading *state) {
 /* Whether a marker can be expected in the header of a file that is accepted. */
 static vj_reason check_marker(int marker) {
   switch (marker) {
-    case SOF0: case DHT: case SOS: case DQT: case DRI: case COM: return VJ_OK;
-    case DAC: return VJ_PROCESS;
-    case JPG: return VJ_MARKER;
+    case SOF0:
+    case DHT:
+    case SOS:
+    case DQT:
+    case DRI:
+    case COM:
+      return VJ_OK;
+    case DAC:
+      return VJ_PROCESS;
+    case JPG:
+      return VJ_MARKER;
   }
   if (marker >= APP0 && marker <= APP15) return VJ_OK;
   if (marker > SOF0 && marker <= SOF15) return VJ_PROCESS;
@@ -162,14 +182,22 @@ static vj_reason check_marker(int marker) {
 
 static vj_reason read_segment(reading *state, segment s) {
   switch (s.marker) {
-    case APP0: return read_app0(state, s);
-    case APP1: return state->flags & VJ_REFUSE_EXIF ? VJ_EXIF : VJ_OK;
-    case APP14: return read_app14(state, s);
-    case DQT: return read_quantisation(state, s);
-    case DHT: return read_huffman(state, s);
-    case DRI: return read_restart_interval(state, s);
-    case SOF0: return read_frame(state, s);
-    case SOS: return read_scan(state, s);
+    case APP0:
+      return read_app0(state, s);
+    case APP1:
+      return state->flags & VJ_REFUSE_EXIF ? VJ_EXIF : VJ_OK;
+    case APP14:
+      return read_app14(state, s);
+    case DQT:
+      return read_quantisation(state, s);
+    case DHT:
+      return read_huffman(state, s);
+    case DRI:
+      return read_restart_interval(state, s);
+    case SOF0:
+      return read_frame(state, s);
+    case SOS:
+      return read_scan(state, s);
   }
   return VJ_OK; /* comments and other applications' data */
 }

@@ -11,24 +11,24 @@ typedef struct {
 } vj_huffman_source;
 
 typedef struct {
-  int horizontal, vertical;   /* sampling factors H and V */
-  int dc_table, ac_table;     /* numbers of the Huffman tables */
+  int horizontal, vertical;    /* sampling factors H and V */
+  int dc_table, ac_table;      /* numbers of the Huffman tables */
   const uint8_t *quantisation; /* 64 values in zigzag order */
-  int blocks_x, blocks_y;     /* blocks of 8 x 8 that the scan holds, with the padding of the last MCUs */
-  int width, height;          /* samples that belong to the image */
+  int blocks_x, blocks_y;      /* blocks of 8 x 8 that the scan holds, with the padding of the last MCUs */
+  int width, height;           /* samples that belong to the image */
 } vj_component;
 
 typedef struct {
   int width, height;
-  int components;             /* 1 or 3 */
-  int horizontal, vertical;   /* largest sampling factors: 1 or 2 */
+  int components;           /* 1 or 3 */
+  int horizontal, vertical; /* largest sampling factors: 1 or 2 */
   int mcus_x, mcus_y;
-  int restart_interval;       /* MCUs between restart markers; 0: none */
+  int restart_interval; /* MCUs between restart markers; 0: none */
   vj_component component[3];
   vj_huffman_source dc[4];
   vj_huffman_source ac[4];
-  const uint8_t *scan;        /* first byte of entropy-coded data */
-  const uint8_t *end;         /* of the file */
+  const uint8_t *scan; /* first byte of entropy-coded data */
+  const uint8_t *end;  /* of the file */
 } vj_header;
 
 /* Reads the header, and refuses all that later steps do not expect. Also refuses what libjpeg would read with a

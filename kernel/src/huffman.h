@@ -5,9 +5,9 @@
 #include "header.h"
 
 enum {
-  VJ_LOOK = 10,          /* bits of the index of `dc`, `ac` and `code`; measured, as the next */
-  VJ_SKIP_LOOK = 13,     /* bits of the index of `skip` */
-  VJ_END_OF_BLOCK = 128  /* added to an advance by the symbol EOB: more than any index of a coefficient */
+  VJ_LOOK = 10,         /* bits of the index of `dc`, `ac` and `code`; measured, as the next */
+  VJ_SKIP_LOOK = 13,    /* bits of the index of `skip` */
+  VJ_END_OF_BLOCK = 128 /* added to an advance by the symbol EOB: more than any index of a coefficient */
 };
 
 /* Entries of `ac`. Up to two symbols, of which "both" counts the first alone if there is only one.
@@ -30,7 +30,7 @@ typedef struct {
   int32_t first_too_large[18]; /* by length: the first 16-bit value that is no code of at most this length */
   int32_t offset[17];          /* by length: index of a symbol minus its code */
   uint8_t symbol[256];
-  uint16_t code[1 << VJ_LOOK];           /* bits of a code in bits 8-15, and its symbol; 0: more than VJ_LOOK bits */
+  uint16_t code[1 << VJ_LOOK]; /* bits of a code in bits 8-15, and its symbol; 0: more than VJ_LOOK bits */
   union {
     vj_ac_entry ac[1 << VJ_LOOK];
     vj_dc_entry dc[1 << VJ_LOOK];

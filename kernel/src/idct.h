@@ -6,15 +6,24 @@
 
 #if VJ_X86
 
-/* libjpeg-turbo's code for AVX2 (jidctint-avx2.asm) computes with these steps: products and their sums in 32 bits, other
- * sums in 16 bits that wrap around, results of a pass saturated to 16 bits. The same steps give the same bits also where
- * coefficients of no real image overflow. One case differs: see vj_idct. */
+/* libjpeg-turbo's code for AVX2 (jidctint-avx2.asm) computes with these steps: products and their sums in 32 bits,
+ * other sums in 16 bits that wrap around, results of a pass saturated to 16 bits. The same steps give the same bits
+ * also where coefficients of no real image overflow. One case differs: see vj_idct. */
 
 /* Constants of jidctint.c times 2^13. */
 enum {
-  FIX_0_298631336 = 2446, FIX_0_390180644 = 3196, FIX_0_541196100 = 4433, FIX_0_765366865 = 6270,
-  FIX_0_899976223 = 7373, FIX_1_175875602 = 9633, FIX_1_501321110 = 12299, FIX_1_847759065 = 15137,
-  FIX_1_961570560 = 16069, FIX_2_053119869 = 16819, FIX_2_562915447 = 20995, FIX_3_072711026 = 25172,
+  FIX_0_298631336 = 2446,
+  FIX_0_390180644 = 3196,
+  FIX_0_541196100 = 4433,
+  FIX_0_765366865 = 6270,
+  FIX_0_899976223 = 7373,
+  FIX_1_175875602 = 9633,
+  FIX_1_501321110 = 12299,
+  FIX_1_847759065 = 15137,
+  FIX_1_961570560 = 16069,
+  FIX_2_053119869 = 16819,
+  FIX_2_562915447 = 20995,
+  FIX_3_072711026 = 25172,
   FIX_BITS = 13
 };
 
@@ -104,9 +113,9 @@ VJ_AVX2 VJ_INLINE void vj_store_columns(const __m256i columns[4], uint8_t *out, 
   _mm_storel_epi64((__m128i *)(out + 3 * stride), _mm_unpackhi_epi64(high, high));
 }
 
-/* Dequantises and transforms a block of 64 coefficients in natural order. Pixels of a column follow each other in `out`,
- * columns are `stride` apart. Returns a number other than 0 if a value of the first row is out of range: libjpeg-turbo
- * skips the first pass of a block without other rows, and does not saturate then. */
+/* Dequantises and transforms a block of 64 coefficients in natural order. Pixels of a column follow each other in
+ * `out`, columns are `stride` apart. Returns a number other than 0 if a value of the first row is out of range:
+ * libjpeg-turbo skips the first pass of a block without other rows, and does not saturate then. */
 VJ_AVX2 VJ_INLINE int vj_idct(const int16_t *coefficients, const int16_t *quantisation, uint8_t *out, size_t stride) {
   __m128i rows[8];
   __m256i wide[8];

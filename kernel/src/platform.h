@@ -6,7 +6,7 @@
 #define VJ_X86 1
 #include <immintrin.h>
 /* Functions with this mark run only if vj_supported() is true. */
-#define VJ_AVX2 __attribute__((target("avx2,bmi,bmi2,lzcnt")))
+#define VJ_AVX2 __attribute__((target("avx2,bmi,bmi2")))
 #else
 #define VJ_X86 0
 #endif

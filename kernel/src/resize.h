@@ -33,7 +33,8 @@ VJ_AVX2 VJ_INLINE __m128i vj_to_pixels(const __m256i sums[2], __m128i precision)
 }
 
 /* 32 rows of one column of the view. */
-VJ_AVX2 VJ_INLINE void vj_horizontal32(const uint8_t *in, int rows, const int16_t *weights, int n, int precision, uint8_t *out) {
+VJ_AVX2 VJ_INLINE void vj_horizontal32(const uint8_t *in, int rows, const int16_t *weights, int n, int precision,
+                                       uint8_t *out) {
   const __m256i zero = _mm256_setzero_si256();
   const __m128i shift = _mm_cvtsi32_si128(precision);
   __m256i sums[4];
@@ -56,7 +57,8 @@ VJ_AVX2 VJ_INLINE void vj_horizontal32(const uint8_t *in, int rows, const int16_
 }
 
 /* 16 rows of one column of the view. */
-VJ_AVX2 VJ_INLINE void vj_horizontal16(const uint8_t *in, int rows, const int16_t *weights, int n, int precision, uint8_t *out) {
+VJ_AVX2 VJ_INLINE void vj_horizontal16(const uint8_t *in, int rows, const int16_t *weights, int n, int precision,
+                                       uint8_t *out) {
   __m256i sums[2];
   for (int i = 0; i < 2; i++) sums[i] = _mm256_set1_epi32(1 << (precision - 1));
   for (int k = 0; k < n; k += 2) {
@@ -67,11 +69,11 @@ VJ_AVX2 VJ_INLINE void vj_horizontal16(const uint8_t *in, int rows, const int16_
   _mm_storeu_si128((__m128i *)out, vj_to_pixels(sums, _mm_cvtsi32_si128(precision)));
 }
 
-/* Columns `first` .. `first` + `count` - 1 of the view. `in`: pixels of one channel, column by column from `left` on, of `rows`
- * rows each, and one column more, whose weight is 0. `out`: the same order. A mirrored view takes its columns from the
- * other side. */
-VJ_AVX2 static void vj_horizontal(
-    const uint8_t *in, int rows, int left, const vj_filter *filter, int first, int count, int is_mirrored, uint8_t *out) {
+/* Columns `first` .. `first` + `count` - 1 of the view. `in`: pixels of one channel, column by column from `left` on,
+ * of `rows` rows each, and one column more, whose weight is 0. `out`: the same order. A mirrored view takes its columns
+ * from the other side. */
+VJ_AVX2 static void vj_horizontal(const uint8_t *in, int rows, int left, const vj_filter *filter, int first, int count,
+                                  int is_mirrored, uint8_t *out) {
   for (int i = 0; i < count; i++, out += rows) {
     int column = first + i;
     if (is_mirrored) column = filter->outputs - 1 - column;
@@ -84,9 +86,10 @@ VJ_AVX2 static void vj_horizontal(
   }
 }
 
-/* Rows `first` .. `first` + `count` - 1 of the view. `in`: rows of VJ_STRIP pixels of one channel from `top` on, and one row
- * more, whose weight is 0. */
-VJ_AVX2 static void vj_vertical(const uint8_t *in, int top, const vj_filter *filter, int first, int count, uint8_t *out) {
+/* Rows `first` .. `first` + `count` - 1 of the view. `in`: rows of VJ_STRIP pixels of one channel from `top` on, and
+ * one row more, whose weight is 0. */
+VJ_AVX2 static void vj_vertical(const uint8_t *in, int top, const vj_filter *filter, int first, int count,
+                                uint8_t *out) {
   for (int i = 0; i < count; i++, out += VJ_STRIP) {
     int row = first + i;
     const uint8_t *source = in + VJ_STRIP * (filter->first[row] - top);
@@ -118,18 +121,17 @@ VJ_AVX2 VJ_INLINE void vj_transpose16(const uint8_t *in, int stride, uint8_t *ou
 }
 
 /* Byte 3 * i + channel of 48 interleaved bytes, from byte `part` * 16 on, is byte i of a channel: its place, or -1. */
-#define VJ_SPREAD(channel, part, byte) \
-  (char)(((byte) + 16 * (part)) % 3 == (channel) ? ((byte) + 16 * (part)) / 3 : -1)
+#define VJ_SPREAD(channel, part, byte) (char)(((byte) + 16 * (part)) % 3 == (channel) ? ((byte) + 16 * (part)) / 3 : -1)
 #define VJ_SPREAD4(c, p, b) VJ_SPREAD(c, p, b), VJ_SPREAD(c, p, b + 1), VJ_SPREAD(c, p, b + 2), VJ_SPREAD(c, p, b + 3)
 #define VJ_SPREAD16(c, p) \
   _mm_setr_epi8(VJ_SPREAD4(c, p, 0), VJ_SPREAD4(c, p, 4), VJ_SPREAD4(c, p, 8), VJ_SPREAD4(c, p, 12))
-#define VJ_PART(p)                                                                                     \
-  _mm_or_si128(_mm_shuffle_epi8(r, VJ_SPREAD16(0, p)),                                                 \
+#define VJ_PART(p)                                     \
+  _mm_or_si128(_mm_shuffle_epi8(r, VJ_SPREAD16(0, p)), \
                _mm_or_si128(_mm_shuffle_epi8(g, VJ_SPREAD16(1, p)), _mm_shuffle_epi8(b, VJ_SPREAD16(2, p))))
 
 /* Rows of `columns` pixels from three channels of VJ_STRIP wide rows; `out_stride` bytes from a row to the next. */
-VJ_AVX2 static void vj_interleave_rgb(
-    const uint8_t *red, const uint8_t *green, const uint8_t *blue, int rows, int columns, uint8_t *out, size_t out_stride) {
+VJ_AVX2 static void vj_interleave_rgb(const uint8_t *red, const uint8_t *green, const uint8_t *blue, int rows,
+                                      int columns, uint8_t *out, size_t out_stride) {
   uint8_t row[3 * VJ_STRIP];
   for (int i = 0; i < rows; i++, out += out_stride) {
     __m128i r = _mm_load_si128((const __m128i *)(red + VJ_STRIP * i));

@@ -3,15 +3,15 @@
 #include "bits.h"
 #include "idct.h"
 
+/* clang-format off */
 const uint8_t vj_zigzag[64 + 256] = {
-  0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
-  41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
-  30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
-#define FOUR 64, 64, 64, 64
-#define SIXTEEN FOUR, FOUR, FOUR, FOUR
-#define SIXTY_FOUR SIXTEEN, SIXTEEN, SIXTEEN, SIXTEEN
-  SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR, SIXTY_FOUR
+  0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5,
+  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28,
+  35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+  58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+  [64 ... 64 + 255] = 64
 };
+/* clang-format on */
 
 #if VJ_X86
 
@@ -20,7 +20,7 @@ enum { LAST = 63, INVALID = -1 };
 /* Bits that an entry of `ac` or its first symbol takes. */
 #define FIRST_BITS(entry) ((int)((entry) >> 16 & 255))
 #define BOTH_BITS(entry) ((int)((entry) >> 24 & 255))
-#define FIRST_ADVANCE(entry) ((int)((entry) & 255))
+#define FIRST_ADVANCE(entry) ((int)((entry)&255))
 #define BOTH_ADVANCE(entry) ((int)((entry) >> 8 & 255))
 #define FIRST_VALUE(entry) ((int16_t)((entry) >> 32))
 #define LAST_VALUE(entry) ((int16_t)((entry) >> 48))
@@ -130,7 +130,8 @@ VJ_AVX2 VJ_INLINE vj_reason read_mcu(const vj_picture *picture, int x, int y, in
 }
 
 /* Decodes MCUs `first` .. `stop` - 1, whose code is the `length` bytes of `segment`. Less than a byte may be left. */
-VJ_AVX2 static vj_reason read_interval(const vj_picture *picture, int first, int stop, const uint8_t *segment, size_t length) {
+VJ_AVX2 static vj_reason read_interval(const vj_picture *picture, int first, int stop, const uint8_t *segment,
+                                       size_t length) {
   vj_bits b = {0, 0, segment};
   int dc[3] = {0, 0, 0};
   int mcus_x = picture->header->mcus_x;

@@ -27,7 +27,7 @@ typedef struct {
 
 enum {
   VJ_BLOCK_BYTES = 64 * 27 / 8 + 16, /* the code of a block is shorter, see bits.h */
-  VJ_PLANE_MARGIN = 64, /* bytes before the first column, and after each: later steps read whole vectors */
+  VJ_PLANE_MARGIN = 64,              /* bytes before the first column, and after each: later steps read whole vectors */
   VJ_SEGMENT_MARGIN = 10 * VJ_BLOCK_BYTES /* bytes after a segment: an MCU has at most six blocks */
 };
 

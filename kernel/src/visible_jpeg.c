@@ -16,7 +16,7 @@ const char *vj_version(void) { return VJ_VERSION; }
 const char *vj_text(int reason) {
   static const char *const texts[] = {
 #define VJ_TEXT(name, text) text,
-    VJ_REASONS(VJ_TEXT)
+      VJ_REASONS(VJ_TEXT)
 #undef VJ_TEXT
   };
   if (reason < 0 || (size_t)reason >= sizeof texts / sizeof *texts) return "unknown";
@@ -34,8 +34,8 @@ int vj_size(const uint8_t *data, size_t length, int32_t flags, int32_t side[2]) 
 
 #if VJ_X86
 
-/* Memory for the largest image: planes with their margins, one segment, a strip of pixels. Planes: three times the pixels,
- * rounded up to MCUs, and a margin per column. A strip's rectangle that does not fit is refused. */
+/* Memory for the largest image: planes with their margins, one segment, a strip of pixels. Planes: three times the
+ * pixels, rounded up to MCUs, and a margin per column. A strip's rectangle that does not fit is refused. */
 enum { MEMORY = 3 * (VJ_MAX_PIXELS + (VJ_MAX_SIDE + 16) * (2 * VJ_PLANE_MARGIN + 32)) + VJ_MAX_BYTES + (24 << 20) };
 
 struct vj_decoder {
@@ -161,7 +161,8 @@ static range rows_of(const job *j, int first, int count) {
   return (range){r.first + j->request->box[1], r.stop + j->request->box[1]};
 }
 
-/* Blocks of a component with the samples that pixels `r` of the image use. Upsampling uses one sample more on each side. */
+/* Blocks of a component with the samples that pixels `r` of the image use. Upsampling uses one sample more on each
+ * side. */
 static range blocks_of(range r, int is_halved, int samples) {
   int first = r.first;
   int last = r.stop - 1;
@@ -206,12 +207,12 @@ static void mark_visible(job *j) {
 /* Buffers of a strip: columns of the view that are computed together, one patch or less wide. */
 typedef struct {
   int channels;
-  uint8_t *pixels;      /* of the image, by channel, column and row */
+  uint8_t *pixels; /* of the image, by channel, column and row */
   size_t channel_size;
-  uint8_t *columns;     /* of one channel, resized across: VJ_STRIP columns */
-  uint8_t *rows;        /* the same as rows, by channel */
-  size_t rows_size;     /* bytes of a channel */
-  uint8_t *patch;       /* of each channel, resized down: rows of VJ_STRIP pixels */
+  uint8_t *columns; /* of one channel, resized across: VJ_STRIP columns */
+  uint8_t *rows;    /* the same as rows, by channel */
+  size_t rows_size; /* bytes of a channel */
+  uint8_t *patch;   /* of each channel, resized down: rows of VJ_STRIP pixels */
 } strip;
 
 static int round_up(int number, int step) { return (number + step - 1) / step * step; }
@@ -239,7 +240,8 @@ static vj_reason take_strip(strip *s, const job *j, vj_arena *arena) {
 }
 
 /* Patches `first` .. `stop` - 1 of a column of patches, of which columns `part` .. `part` + `count` - 1. */
-VJ_AVX2 static void compute_run(const job *j, strip *s, int column, int first, int stop, int part, int count, uint8_t *out) {
+VJ_AVX2 static void compute_run(const job *j, strip *s, int column, int first, int stop, int part, int count,
+                                uint8_t *out) {
   int patch = j->request->patch;
   range across = columns_of(j, column * patch + part, count);
   range down = rows_of(j, first * patch, (stop - first) * patch);
@@ -296,7 +298,8 @@ int vj_patches(vj_decoder *decoder, const vj_request *request, uint8_t *out) {
   reason = prepare(&j, decoder);
   if (reason != VJ_OK) return reason;
   const vj_filter *filters[2];
-  vj_get_filters(&decoder->filters, request->box[2] - request->box[0], request->box[3] - request->box[1], request->size, filters);
+  vj_get_filters(&decoder->filters, request->box[2] - request->box[0], request->box[3] - request->box[1], request->size,
+                 filters);
   j.across = filters[0];
   j.down = filters[1];
   reason = take_strip(&s, &j, &decoder->arena);
