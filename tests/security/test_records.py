@@ -26,7 +26,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
-from jobs.reporting import goodput, html, markdown, run_details  # fmt: skip
+from jobs.reporting import charts, goodput, html, markdown, run_details  # fmt: skip
 from jobs.reporting import outcomes as run_outcomes
 from jobs.reporting import report as findings
 from jobs.reporting import status as run_status
@@ -117,6 +117,25 @@ def scenes(tmp_path_factory):
 def silent_slurm(monkeypatch):
     monkeypatch.setattr(job_states.slurm_cli, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
     monkeypatch.setattr(job_states.slurm_cli, "config", lambda: {})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chart_cache():
+    """Draws each chart once: few damaged values change a chart, and drawing takes most of the time of a report."""
+    drawn = {}
+    draw = charts.svg
+
+    def svg(plot, small=False):
+        key = (repr(plot), small)
+        if key not in drawn:
+            if len(drawn) > 200:
+                drawn.clear()
+            drawn[key] = draw(plot, small)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "svg", svg)
+        yield
 
 
 QUEUE = [(("demo.77aa", 0), job_states.QueueRow("7_0", "PENDING", "JobHeldUser", ""))]
