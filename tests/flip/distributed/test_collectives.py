@@ -2,9 +2,7 @@
 
 import errno
 import math
-import multiprocessing
 import struct
-import traceback
 
 import pytest
 from torch import distributed
@@ -14,6 +12,7 @@ from flip.distributed.collectives import DAMAGED, ERRORS, all_gather_json, broad
 from flip.runs import errors
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import ConfigError, FlipError, PeerLost, StorageError
+from tests.harness.ranks import run_ranks
 
 EXACT = [
     None,
@@ -108,35 +107,19 @@ def work(rank, group):
     return seen
 
 
-def rank_main(rank, folder, results):
-    try:
-        distributed_c10d._unpickler = None  # any unpickling fails
-        store = distributed.FileStore(f"{folder}/store", 2)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        group = distributed.new_group(backend="gloo")
-        results.put((rank, work(rank, group)))
-        distributed.barrier(group)
-    except BaseException:
-        results.put((rank, traceback.format_exc()))
-        raise
+def rank_main(rank, folder):
+    distributed_c10d._unpickler = None  # any unpickling fails
+    store = distributed.FileStore(f"{folder}/store", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    group = distributed.new_group(backend="gloo")
+    seen = work(rank, group)
+    distributed.barrier(group)
+    return seen
 
 
 @pytest.mark.long
 def test_collectives_agree_across_two_ranks_without_pickle(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    try:
-        reports = dict(results.get(timeout=120) for _ in ranks)
-    finally:
-        for process in ranks:
-            process.join(30)
-            process.kill()
-    for rank in range(2):
-        seen = reports[rank]
-        assert isinstance(seen, dict), seen
+    for rank, seen in enumerate(run_ranks(rank_main, 2, tmp_path)):
         assert seen["first"] == {"rank": 0, "text": "x" * 70000}
         assert seen["all"] == [["", 0.0], ["y" * 1000, 1 / 3]]
         assert (seen["run"], seen["called"]) == (7, [0] if rank == 0 else [])

@@ -2,11 +2,8 @@
 
 import dataclasses
 import datetime
-import multiprocessing
 import os
-import queue
 import tempfile
-import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,6 +32,7 @@ from flip.training import optimizer as optim
 from flip.training.conversion import copy_weights, load_weights
 from flip.training.trainer import Trainer
 from tests.flip.models.test_clip import inputs, sized, visible
+from tests.harness.ranks import run_ranks
 
 pytestmark = pytest.mark.long
 
@@ -215,20 +213,17 @@ def clipped(config, world, folder=None):
     return result
 
 
-def rank_main(rank, size, store, cases, folder, results, work):
+def rank_main(rank, size, store, cases, folder, work):
     """Runs ``work`` for each case on this rank. Any unpickling of data from other ranks fails, in torch's code too."""
-    try:
-        distributed_c10d._unpickler = None
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
-        world = parallel.start(cases[0])
-        outputs = [work(config, world, folder) for config in cases]
-        if rank == 0:
-            results.put([{name: value.numpy() for name, value in output.items()} for output in outputs])
-        distributed.barrier()
-        parallel.stop()
-    except BaseException:
-        results.put(traceback.format_exc())
-        raise
+    distributed_c10d._unpickler = None
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
+    world = parallel.start(cases[0])
+    outputs = [work(config, world, folder) for config in cases]
+    distributed.barrier()
+    parallel.stop()
+    if rank == 0:
+        return [{name: value.numpy() for name, value in output.items()} for output in outputs]
+    return None
 
 
 def launch(size, cases, folder=None, work=trained):
@@ -241,21 +236,8 @@ def launch(size, cases, folder=None, work=trained):
             parallel.stop()
     if folder:
         RunDir(folder).start_attempt({})
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
     with tempfile.TemporaryDirectory() as place:
-        shared_args = size, f"{place}/store", cases, folder, results, work
-        ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(size)]
-        for process in ranks:
-            process.start()
-        try:
-            outputs = results.get(timeout=240)
-        except queue.Empty:
-            outputs = "no rank answered"
-        for process in ranks:
-            process.join(60)
-            process.kill()
-    assert not isinstance(outputs, str), outputs
+        outputs, *_ = run_ranks(rank_main, size, size, f"{place}/store", cases, folder, work)
     return [{name: torch.from_numpy(value) for name, value in output.items()} for output in outputs]
 
 

@@ -1,7 +1,6 @@
 """Tests that labels are compared with class names on the node, before the first step."""
 
 import json
-import multiprocessing
 
 import pytest
 from torch import distributed
@@ -21,6 +20,7 @@ from flip.evaluation.label_check import check_labels, check_resolved_labels
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
 from flip.training.trainer import train
+from tests.harness.ranks import run_ranks
 from tests.harness.training_run import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -62,7 +62,7 @@ def test_sets_without_counts_are_read(data):
         check_labels([item(data, "without", 3)])  # no such file
 
 
-def _rank(rank, folder, store, results):
+def _rank(rank, folder, store):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     read = []
     ranks = RankGroup(rank, 2, distributed.group.WORLD)
@@ -70,21 +70,14 @@ def _rank(rank, folder, store, results):
         label_check.BATCH = 32
         check_labels([item(folder, "without", 2)], ranks, progress=lambda: read.append(1))
     except DataError as error:
-        results.put((rank, len(read), str(error)))
+        return len(read), str(error)
 
 
 @pytest.mark.long
 def test_each_rank_reads_a_share_and_all_raise_the_error(data, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_rank, args=(n, data, tmp_path / "store", results)) for n in range(2)]
-    for process in processes:
-        process.start()
-    ended = sorted(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
-    assert [entry[:2] for entry in ended] == [(0, 2), (1, 2)], "four batches of 120 samples"
-    assert ended[0][2] == ended[1][2] and "90 of 120 labels have no class name" in ended[0][2]
+    ends = run_ranks(_rank, 2, data, tmp_path / "store")
+    assert [read for read, _ in ends] == [2, 2], "four batches of 120 samples"
+    assert ends[0][1] == ends[1][1] and "90 of 120 labels have no class name" in ends[0][1]
 
 
 def test_run_stops_before_its_first_step(data, tmp_path):

@@ -1,10 +1,7 @@
 """Tests that 1, 2 and 4 sharded ranks get the same predictions for every image, task and view."""
 
-import contextlib
 import gc
-import multiprocessing
 import os
-import queue
 import weakref
 
 import pytest
@@ -20,6 +17,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluation.conftest import CONFIG, built, encoder_of
+from tests.harness.ranks import run_ranks
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
 pytestmark = pytest.mark.long
@@ -30,7 +28,7 @@ def empty():
         return clip.CLIPModel(CONFIG, Augment(), "sdpa")
 
 
-def rank_main(rank, world, folder, results):
+def rank_main(rank, world, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), FLIP_STORE=str(folder / f"store-{world}"))
     # a world of two ranks trains in bf16 but scores in fp32
     precision = "bf16" if world == 2 else "fp32"
@@ -70,8 +68,8 @@ def rank_main(rank, world, folder, results):
         evaluator.score(ResolvedDataset.from_config(sets[0]))
     except Diverged as error:
         errors.append(str(error))
-    results.put((rank, scores, errors))
     parallel.stop()
+    return rank, scores, errors
 
 
 @pytest.fixture(scope="module")
@@ -83,29 +81,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(world, folder):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(r, world, folder, results)) for r in range(world)]
-    for process in ranks:
-        process.start()
-    reports = []
-    try:
-        while len(reports) < world:
-            assert not any(process.exitcode for process in ranks)  # otherwise the other ranks wait for it forever
-            with contextlib.suppress(queue.Empty):
-                reports.append(results.get(timeout=1))
-        for process in ranks:
-            process.join(60)
-        assert [process.exitcode for process in ranks] == [0] * world
-    finally:
-        for process in ranks:
-            process.kill()
-    return sorted(reports)
-
-
 def test_evaluator_results_are_equal_for_1_2_and_4_ranks(folder):
-    reports = [report for world in (1, 2, 4) for report in run(world, folder)]
+    reports = [report for world in (1, 2, 4) for report in run_ranks(rank_main, world, world, folder)]
     _, expected, errors = reports[0]
     for score in expected:
         assert score["seconds"] > 0

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import multiprocessing
 import os
 import pickle
 import re
@@ -31,6 +30,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
+from tests.harness.ranks import run_ranks
 from tests.synthetic import make_dataset, make_tokenizer, picture
 from tools.commands import predict
 
@@ -54,16 +54,17 @@ def score(pair, config, world=None):
     return result
 
 
-def rank_main(rank, path, results):
+def rank_main(rank, path):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=f"{path}.store")
     run = RunDir(path)
     config = configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
     pair = parallel.apply_parallelism(built(config), world, config.compute)
-    results.put((rank, score(pair, config, world)))
+    result = score(pair, config, world)
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(checkpoint.model_state(pair), "pretrain", 64, step=1)
     parallel.stop()
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +81,7 @@ def run(tmp_path_factory):
     ]  # fmt: skip
     write_text(run.config, configuration.dump(configuration.merge([], settings)))
     run.start_attempt({})
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, run.path, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    scores = dict(results.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    return run, scores
+    return run, run_ranks(rank_main, 2, run.path)
 
 
 @pytest.mark.long

@@ -1,7 +1,6 @@
 """Tests the tiled contrastive loss against a dense float64 reference, in one process and over two ranks."""
 
 import itertools
-import multiprocessing
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from flip.config.schema import Model
 from flip.losses import LOSSES, first_values
 from flip.models.loss import contrastive_loss
+from tests.harness.ranks import run_ranks
 
 
 def features(b, seed=0, dtype=torch.float64):
@@ -154,7 +154,7 @@ def step(image, text, objective):
     return outputs | {str(number): value.grad for number, value in enumerate(learned)}
 
 
-def rank_main(rank, world, store, objective, results):
+def rank_main(rank, world, store, objective):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", store=distributed.FileStore(store, world), rank=rank, world_size=world)
     image, text = features(24, seed=7)
@@ -164,23 +164,15 @@ def rank_main(rank, world, store, objective, results):
     for name in sorted(outputs):  # as FSDP does with gradients, and the trainer with loss and accuracy
         distributed.all_reduce(outputs[name])
         averaged[name] = (outputs[name] / world).tolist()
-    results.put((rank, averaged))
     distributed.barrier()
     distributed.destroy_process_group()
+    return averaged
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("objective", LOSSES)
 def test_contrastive_loss_on_two_ranks_matches_single_process(objective, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    shared_args = 2, str(tmp_path / "store"), objective, results
-    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    outputs = dict(results.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
+    outputs = run_ranks(rank_main, 2, 2, str(tmp_path / "store"), objective)
     single = step(*features(24, seed=7), objective)
     for rank in range(2):
         for name, value in single.items():

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import multiprocessing
 import os
 import time
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from torch import distributed
 from flip.config import schema
 from flip.distributed import parallel
 from flip.monitoring.profiler import Profiler, exposed_communication_time
+from tests.harness.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,7 @@ def test_profiler_writes_no_trace_if_disabled_or_start_has_passed(tmp_path, firs
     assert not (tmp_path / "traces").exists() and profiler.communication == 0
 
 
-def rank_main(rank, folder, results):
+def rank_main(rank, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=str(folder / "store"))
     parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
     profiler = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0)
@@ -83,20 +83,13 @@ def rank_main(rank, folder, results):
             time.sleep(5.0)
         distributed.all_reduce(torch.ones(1000))
         profiler.step(position(i + 1))
-    results.put((rank, shares))
     distributed.barrier()
     parallel.stop()
+    return shares
 
 
 @pytest.mark.long
 def test_profiler_counts_wait_for_other_rank_as_communication(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    shares = dict(results.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
+    shares = run_ranks(rank_main, 2, tmp_path)
     assert shares[1] == [None, None, None] and shares[0][:2] == [None, None]
     assert 0.75 < shares[0][2] <= 1  # about 0.5 if no rank waits

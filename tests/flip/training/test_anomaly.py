@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
 
 import pytest
@@ -18,6 +17,7 @@ from flip.training import grad_cache, optimizer
 from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, Step
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
+from tests.harness.ranks import run_ranks
 
 NAN = float("nan")
 INF = float("inf")
@@ -114,7 +114,7 @@ def test_guard_raises_diverged_even_if_record_cannot_be_written(tmp_path):
         training.guard.flush()
 
 
-def rank_main(rank, size, folder, results):
+def rank_main(rank, size, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=str(folder / "store"))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     world = parallel.start(compute)
@@ -132,21 +132,14 @@ def rank_main(rank, size, folder, results):
     except Diverged as error:
         report["error"] = str(error)
     report["after"] = changed(before, training.state())
-    results.put((rank, report))
     distributed.barrier()
     parallel.stop()
+    return report
 
 
 @pytest.mark.long
 def test_guard_stops_both_ranks_if_gradient_of_rank_1_is_nan(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(r, 2, tmp_path, results)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    reports = dict(results.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
+    reports = run_ranks(rank_main, 2, 2, tmp_path)
     for rank in range(2):
         assert reports[rank]["changed"] == reports[rank]["after"] == []
         assert "gradient norm nan" in reports[rank]["error"]

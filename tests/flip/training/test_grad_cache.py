@@ -1,7 +1,6 @@
 """Tests that grad_cache gives the gradients of the full batch, with masks, in one process and under sharding."""
 
 import contextlib
-import multiprocessing
 import os
 
 import pytest
@@ -16,6 +15,7 @@ from flip.models import loss
 from flip.models.loss import contrastive_loss
 from flip.training import grad_cache
 from tests.flip.models.test_clip import captions, inputs, tiny
+from tests.harness.ranks import run_ranks
 
 B = 12
 KINDS = {
@@ -125,7 +125,7 @@ def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeyp
     ]  # fmt: skip
 
 
-def rank_main(rank, size, store, kind, micro, results):
+def rank_main(rank, size, store, kind, micro):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     compute.reshard = "no" if micro > 1 else "yes"
@@ -140,23 +140,15 @@ def rank_main(rank, size, store, kind, micro, results):
     share = B // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     twice = [compute_gradients(pair, fields, micro, size) for _ in range(2)]  # the second call follows a used state
-    results.put((rank, [{name: value.tolist() for name, value in result.items()} for result in twice]))
     distributed.barrier()
     parallel.stop()
+    return [{name: value.tolist() for name, value in result.items()} for result in twice]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("micro", [1, 3])
 def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch, kind, micro, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    shared_args = 2, str(tmp_path / "store"), kind, micro, results
-    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    reports = dict(results.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
+    reports = run_ranks(rank_main, 2, 2, str(tmp_path / "store"), kind, micro)
     for rank in range(2):
         for report in reports[rank]:
             values = {name: torch.tensor(value) for name, value in report.items()}

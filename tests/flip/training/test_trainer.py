@@ -2,9 +2,7 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +32,7 @@ from flip.training.callbacks import TrainingStopped
 from flip.training.metric_lines import MetricLines
 from flip.training.scoring import Scoring
 from flip.training.trainer import Trainer, train
+from tests.harness.ranks import run_ranks
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -313,25 +312,23 @@ class SignalledTrainer(Trainer):
         return super().train_step(*args)
 
 
-def signalled_rank(rank, store, cases, results):
-    """Trains as rank ``rank`` of two. Reports the stop reason and step of each (run, configuration, signal_step)."""
+def signalled_rank(rank, store, cases):
+    """Trains as rank ``rank`` of two. Returns the stop reason and step of each (run, configuration, signal_step)."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store)
     ends = []
-    try:
-        world = parallel.start(cases[0][1].compute)
-        for path, config, signal_step in cases:
-            watchdog = Watchdog(0, lambda *_: None)
-            trainer = SignalledTrainer(RunDir(path), 1, StopFlag(), config, world, watchdog, signal_step=signal_step)
-            reason = "complete"
-            try:
-                trainer.run_stages()
-            except TrainingStopped as error:
-                reason = str(error)
-            trainer.close("interrupted", reason)
-            ends.append((reason, trainer.step))
-        parallel.stop()
-    finally:
-        results.put((rank, ends, traceback.format_exc()))
+    world = parallel.start(cases[0][1].compute)
+    for path, config, signal_step in cases:
+        watchdog = Watchdog(0, lambda *_: None)
+        trainer = SignalledTrainer(RunDir(path), 1, StopFlag(), config, world, watchdog, signal_step=signal_step)
+        reason = "complete"
+        try:
+            trainer.run_stages()
+        except TrainingStopped as error:
+            reason = str(error)
+        trainer.close("interrupted", reason)
+        ends.append((reason, trainer.step))
+    parallel.stop()
+    return ends
 
 
 @pytest.mark.long
@@ -360,22 +357,10 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
         run.config.write_text(dump(config))
         run.start_attempt({})
         cases.append((run.path, config, signal_step))
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [
-        context.Process(target=signalled_rank, args=(rank, str(tmp_path / "store"), cases, results))
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            process.start()
-        ends = {rank: (rank_ends, error) for rank, rank_ends, error in (results.get(timeout=240) for _ in ranks)}
-    finally:
-        for process in ranks:
-            process.kill()
+    ends = run_ranks(signalled_rank, 2, str(tmp_path / "store"), cases)
     for rank, reason in ((0, "another rank requested the stop"), (1, "signal SIGTERM")):
         expected_ends = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
-        assert ends[rank][0] == expected_ends, ends[rank][1]
+        assert ends[rank] == expected_ends
     saved = [commit.commits(RunDir(path))[-1].samples_seen for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
     traces = [[trace.name for trace in RunDir(path).traces.iterdir()] for path, *_ in cases]

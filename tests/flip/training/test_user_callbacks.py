@@ -1,10 +1,8 @@
 """Tests of the classes of monitor.callbacks: they see and log, and change no bit of the training."""
 
 import logging
-import multiprocessing
 import os
 import re
-import traceback
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from flip.training import trainer as training
 from flip.training.callbacks import TrainingStopped
 from flip.training.trainer import Trainer
 from tests.harness.common import metric_lines
+from tests.harness.ranks import run_ranks
 from tests.harness.training_run import BATCH, TrainingRun, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -334,23 +333,21 @@ def test_values_of_calls_between_metric_lines_are_averaged(data, files, tmp_path
     assert calls == BATCH
 
 
-def rank_main(rank, store, cases, files, results):
+def rank_main(rank, store, cases, files):
     """Trains as rank ``rank`` of two. Reports the disabled classes of each run."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store)
     ends = []
-    try:
-        world = parallel.start(cases[0][1].compute)
-        for path, config in cases:
-            from flip.distributed.shutdown import Watchdog
+    world = parallel.start(cases[0][1].compute)
+    for path, config in cases:
+        from flip.distributed.shutdown import Watchdog
 
-            trainer = Trainer(RunDir(path), 1, StopFlag(), config, world, Watchdog(0, lambda *_: None), files)
-            trainer.run_stages()
-            trainer.close("complete", "")
-            (users,) = [each for each in trainer.callbacks.members if hasattr(each, "disabled")]
-            ends.append(users.disabled)
-        parallel.stop()
-    finally:
-        results.put((rank, ends, traceback.format_exc()))
+        trainer = Trainer(RunDir(path), 1, StopFlag(), config, world, Watchdog(0, lambda *_: None), files)
+        trainer.run_stages()
+        trainer.close("complete", "")
+        (users,) = [each for each in trainer.callbacks.members if hasattr(each, "disabled")]
+        ends.append(users.disabled)
+    parallel.stop()
+    return ends
 
 
 @pytest.mark.long
@@ -363,21 +360,9 @@ def test_two_ranks_average_values_and_agree_on_failure_of_one(data, files, tmp_p
         run = created(tmp_path, name, config)
         run.start_attempt({})
         cases.append((run.path, config))
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [
-        context.Process(target=rank_main, args=(rank, str(tmp_path / "store"), cases, files, results))
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            process.start()
-        ends = {rank: (disabled, error) for rank, disabled, error in (results.get(timeout=240) for _ in ranks)}
-    finally:
-        for process in ranks:
-            process.kill()
+    ends = run_ranks(rank_main, 2, str(tmp_path / "store"), cases, files)
     text = "Fails is disabled: step() at step 2: ZeroDivisionError: by design (rank 1)"
-    assert ends[0][0] == ends[1][0] == [[], [text]], ends
+    assert ends[0] == ends[1] == [[], [text]]
     calm, called = (RunDir(path) for path, _ in cases)
     assert_same(called, calm)
     assert read_json(called.status)["callbacks"] == text
