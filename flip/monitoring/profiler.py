@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from flip.runs.files import atomic_path, run_folder
+from flip.runs.files import atomic_write, run_folder
 
 if TYPE_CHECKING:
     from flip.training.callbacks import Training
@@ -92,8 +94,10 @@ class Profiler:
         """Write the trace in the format of the viewers of Chrome and Perfetto."""
         self._wait()
         self._trace.stop()
-        with atomic_path(run_folder(self._folder) / self._name) as temporary:
-            self._trace.export_chrome_trace(str(temporary))
+        with tempfile.NamedTemporaryFile(suffix=".json") as plain:
+            self._trace.export_chrome_trace(plain.name)
+            with atomic_write(run_folder(self._folder) / self._name) as file:
+                _compress(plain.name, file)
         self._trace = None
 
 
@@ -101,6 +105,13 @@ def _start(activities: Sequence[ProfilerActivity], **options: Any) -> Any:
     profiler = profile(activities=activities, **options)
     profiler.start()
     return profiler
+
+
+def _compress(path: str, file: IO[bytes]) -> None:
+    """Write the content of ``path`` to ``file`` with gzip. torch does it line by line, which takes seconds."""
+    with open(path, "rb") as content, gzip.GzipFile("", "wb", 6, file) as compressed:
+        while chunk := content.read(1 << 20):
+            compressed.write(chunk)
 
 
 def _intervals(events: Iterable[Any], cuda: bool) -> tuple[list[Interval], list[Interval]]:
