@@ -1,5 +1,6 @@
 """Tests the adapter that feeds samples in training order to pipelines of webdataset."""
 
+import gc
 import itertools
 
 import pytest
@@ -67,14 +68,17 @@ def test_adapter_stops_at_block_without_usable_sample(original, tmp_path):
         take(excepted.folder, 1)
 
 
-def test_adapter_rejects_several_data_loader_workers(original):
+def test_adapter_rejects_several_data_loader_workers(original, monkeypatch):
     """Every worker would yield the same samples."""
     samples = Samples(original, BATCH, LANES, seed=11, block=BLOCK)
     batches = DataLoader(
         webdataset.DataPipeline(samples), batch_size=None, num_workers=2, multiprocessing_context="fork"
     )
+    # torch waits this long for each process when the iterator is collected
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     with pytest.raises(ConfigError, match=r"each worker .*found: 2.*num_workers=0 or 1"):
         next(iter(batches))
+    gc.collect()
 
 
 def test_adapter_rejects_start_and_ranks_incompatible_with_lanes(original):
