@@ -12,6 +12,7 @@ from tests.s3.proxy import FAULTS
 from tests.s3.servers import BUCKET
 from tests.s3.test_loader import COUNTED_AS, same, take
 from tests.s3.test_reader import (  # noqa: F401
+    brief_first_access,
     impatient,
     test_hedge_replaces_silent_or_stalled_request,
     test_read_fails_soon_if_first_request_is_denied,

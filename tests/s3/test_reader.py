@@ -72,6 +72,13 @@ def test_list_returns_all_pages(server, proxied):
 # -- permanent errors --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def brief_first_access(monkeypatch):
+    """A first access that is denied is given up after half a second; test_retry.py checks the time without waiting."""
+    monkeypatch.setattr("flip.data.storage.retry.FIRST_ACCESS", 0.5)
+
+
+@pytest.mark.usefixtures("brief_first_access")
 def test_read_fails_soon_if_first_request_is_denied(server, proxied, monkeypatch):
     proxy = proxied(server)
     reader = impatient(deadline=60)
@@ -89,6 +96,7 @@ def test_bad_request_without_body_is_a_denial(code, kind):
 
 
 @on_nanio
+@pytest.mark.usefixtures("brief_first_access")
 def test_read_without_credentials_raises_permission_denied(server, proxied, monkeypatch, tmp_path):
     proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
