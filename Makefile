@@ -9,7 +9,8 @@ CHECKED := flip jobs tools tests benchmarks kernel
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
 PEERS := .venv-bench/bin
 
-# Tiers of tests. Tests that kill processes or use a real Slurm run one after another; the others on all cores, four at most.
+# Tiers of tests. Tests that use a real Slurm or, in test-all, kill processes run one after another; the others on all
+# cores, four at most.
 ALONE := kill or slurm
 LONG := $(ALONE) or s3 or browser or long
 # Without bytecode each pytest process rewrites all tests (11 s), and each command that a test starts compiles FLIP (0.2 s).
@@ -91,12 +92,13 @@ bsdtar: install  ## install bsdtar and zsh for the tests of foreign tars and com
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
 		echo "no bsdtar or no zsh: tests that need them are skipped"
 
-check: lint types  ## lint, types and unit tests (five minutes on two cores): no Slurm, no S3 server, no long training
+check: lint types  ## lint, types and unit tests (3 to 5 minutes on two cores): no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
-test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (25 to 40 minutes on two cores)
-	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
-	$(PYTEST) -m "not slow and not gpu and ($(ALONE))"
+# The few tests that kill run beside others here, which use the time in which they wait.
+test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 to 35 minutes on two cores)
+	$(TOGETHER) -m "not slow and not gpu and not slurm"
+	$(PYTEST) -m "not slow and not gpu and slurm"
 
 test-all: lint types slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
 	$(TOGETHER) --hypothesis-profile all -m "not gpu and not ($(ALONE))"

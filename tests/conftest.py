@@ -1,4 +1,4 @@
-"""Stub commands, and profiles of hypothesis: how many examples of a property are tried.
+"""Stub commands, the order of tests, and profiles of hypothesis: how many examples of a property are tried.
 
 - ``ci``: 25, the same each time; the default, and that of ``make check`` and ``make test``.
 - ``all``: 100, the same each time; ``make test-all``.
@@ -21,6 +21,11 @@ for name, examples in (("ci", 25), ("all", 100)):
     )
 settings.register_profile("search", max_examples=5000, deadline=None, suppress_health_check=SHARED)
 settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items):
+    """Run tests that kill first: they take minutes, and at the end no other test would run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("kill") is None)
 
 
 @pytest.fixture
