@@ -136,8 +136,18 @@ def use(config: schema.Config) -> str:
     return "; ".join(answers)
 
 
+def use_in_attempt(config: schema.Config) -> str:
+    """``use`` as an attempt records it: after a comparison in this process, and with the library. Imports torch."""
+    planned = use(config)
+    if "yes" not in planned:
+        return planned
+    if reason := difference():
+        return f"no, because {reason}"
+    return f"{planned} ({record()})"
+
+
 def record() -> str:
-    """What an attempt records of the kernel: version and digest of its library; empty without one."""
+    """Version and digest of the kernel's library; empty without one."""
     if visible_jpeg is None or visible_jpeg.library_path() is None:
         return ""
     digest = hashlib.sha256(visible_jpeg.library_path().read_bytes()).hexdigest()

@@ -128,13 +128,9 @@ class MetricsWriter:
 
     def _record_environment(self, samples_seen: int, gpu: str, config: Config) -> None:
         """Record that training starts, and in which environment; warn if the attempt before had another one."""
-        used = kernel.use(config)
-        if "yes" in used and kernel.difference():
-            used = f"no, because {kernel.difference()}"
-        elif "yes" in used:
-            used += f" ({kernel.record()})"
-        log.info("visible-patch kernel: %s", used)
-        now = environment.of_attempt(gpu, used)
+        use = kernel.use_in_attempt(config)
+        log.info("visible-patch kernel: %s", use)
+        now = environment.of_attempt(gpu, use)
         changed = environment.changes_in(self._run, self._attempt, now)
         if changed:
             log.warning(
