@@ -169,19 +169,29 @@ class Chunk:
 
         Raises DataError if the bytes are not the tar that was indexed.
         """
-        manifest = self.manifest
-        j = self.j
         samples: list[Sample] = []
-        for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_ranges(j), strict=True):
-            in_tar, selected = manifest.select(shard, manifest.chunk_ids(j).start + len(samples), count)
+        for view, sample in self._parsed():
+            samples.append({name: view[at : at + size] for name, (at, size) in sample.members.items()})
+        return samples
+
+    def keys(self) -> list[str]:
+        """The keys of the samples. Raises as ``samples``."""
+        return [sample.key for _, sample in self._parsed()]
+
+    def _parsed(self) -> Iterator[tuple[memoryview, tar.Sample]]:
+        """Each sample, with the bytes in which its members are."""
+        manifest = self.manifest
+        id = manifest.chunk_ids(self.j).start
+        for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_ranges(self.j), strict=True):
+            in_tar, selected = manifest.select(shard, id, count)
             view = memoryview(piece)
             try:
                 parsed = tar.indexed(view, in_tar)
             except tar.InvalidTar as error:
-                raise corrupt_chunk(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
+                raise corrupt_chunk(manifest, self.j, f"{error} after {start} of {manifest.keys[shard]}") from error
             for i in selected:
-                samples.append({name: view[at : at + size] for name, (at, size) in parsed[i].members.items()})
-        return samples
+                yield view, parsed[i]
+            id += count
 
 
 def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:

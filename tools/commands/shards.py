@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   flip shards make captions.csv --image photo --caption words --out data/mine
   flip shards make captions.csv --split 0.2 --out data/mine    (a fifth goes to data/mine/test)
   flip shards move data/manifest --to s3://bucket/laion --out manifests/laion
+  flip shards recode data/manifest --short 256 --quality 85 --out data/small
   flip shards exclude data/manifest --ids 512-767 --out data/manifest-2
   flip shards drop data/manifest-2 --out data/manifest-3
   flip shards verify data/manifest --sample 0.01
@@ -157,6 +158,7 @@ def _deriving(commands: _Commands) -> None:
     command.add_argument("--from", dest="prefix", metavar="OLD", help=about)
     command.add_argument("--sizes-only", action="store_true", help="do not compare ETags")
     command.add_argument("--out", required=True, help="folder of the new manifest")
+    _recoding(commands)
     about = "Write a new manifest of the same shards that excludes further samples."
     command = commands.add("exclude", "manifest:exclude", about, "except")
     command.add_argument("manifest", help="its folder; it stays as it is")
@@ -173,6 +175,27 @@ def _deriving(commands: _Commands) -> None:
     command.add_argument("manifest", help="its folder; it stays as it is")
     command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
     command.add_argument("--out", required=True, help="folder of the new manifest")
+
+
+def _recoding(commands: _Commands) -> None:
+    about = (
+        "Write the shards again with smaller JPEGs, which decode faster, and their manifest. Samples, ids, order and "
+        "exceptions stay, and so do captions and all other members. Images that cannot be recoded stay as they are. If "
+        "the command is interrupted, run it again to continue."
+    )
+    command = commands.add("recode", "recode:recode", about)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    about = "shorter side of larger images, pixels (default: %(default)s)"
+    command.add_argument("--short", type=int, default=256, metavar="PIXELS", help=about)
+    about = "JPEG quality, 1 to 100 (default: %(default)s)"
+    command.add_argument("--quality", type=int, default=85, metavar="Q", help=about)
+    both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
+    about = "write a restart marker after each 16 x 16 pixels, by which decoders skip hidden patches (default)"
+    command.add_argument("--restart-markers", **both, help=about)
+    about = "batch size for which the source's data.lanes is shown (default: %(default)s)"
+    command.add_argument("--batch", type=int, default=4096, help=about)
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--out", required=True, help="folder of the new shards and their manifest")
 
 
 def _checking(commands: _Commands) -> None:

@@ -28,26 +28,31 @@ def info(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("must be at least 1", "--batch", options.batch)
     manifest = Manifest.load(options.manifest)
     counts = manifest.shards[:, 0]
-    here = this_host()
-    config = Config(stages=[Stage(batch=options.batch)])
-    known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, nominal=False)
-    lanes = default_lanes(config, [known], here.memory // 4)
-    block = config.data.block
     report = facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
-        "shuffling_on_one_node_like_this": {
-            "B": options.batch,
-            "L": lanes,
-            "Q": block,
-            "R": manifest.chunk,
-            "buffer_bytes": buffer_bytes(lanes, block, manifest.chunk, manifest.mean_bytes),
-            "of_memory_bytes": here.memory,
-        },
+        "shuffling_on_one_node_like_this": shuffling(manifest, options.batch),
         "exceptions_by_reason": dict(Counter(map(kind, manifest.exceptions.values())).most_common()),
     }
     if not manifest.exceptions:
         del report["exceptions_by_reason"]
     return CommandResult(report)
+
+
+def shuffling(manifest: Manifest, batch: int) -> dict[str, int]:
+    """Lanes and buffer of a run with this batch size on one node like this machine, by default."""
+    here = this_host()
+    config = Config(stages=[Stage(batch=batch)])
+    known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, nominal=False)
+    lanes = default_lanes(config, [known], here.memory // 4)
+    block = config.data.block
+    return {
+        "B": batch,
+        "L": lanes,
+        "Q": block,
+        "R": manifest.chunk,
+        "buffer_bytes": buffer_bytes(lanes, block, manifest.chunk, manifest.mean_bytes),
+        "of_memory_bytes": here.memory,
+    }
 
 
 def exclude(options: argparse.Namespace) -> CommandResult:

@@ -250,6 +250,7 @@ def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
 def merge(
     results: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
     filters: Filters | None = None, complete: Completeness | None = None, more: Mapping[str, Any] | None = None,
+    exceptions: Mapping[int, str] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the manifest of scanned shards, and remove the scans.
 
@@ -258,6 +259,7 @@ def merge(
         progress: called with numbers of shards.
         complete: counts complete samples; if there are too few, it raises Incomplete and the scans are kept.
         more: settings to store in addition.
+        exceptions: samples to exclude, without ``old``.
 
     Raises DataError without samples; ConfigError for an invalid chunk size, an existing manifest, or if no sample
     passes the filters.
@@ -305,11 +307,14 @@ def merge(
     offsets, checksums = chunks.tables()
     table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else selection.build())
     settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
-    settings.pop("labels", None)
+    for name in ("labels", manifests.RECODED):
+        settings.pop(name, None)
     if labels.known and (labels.counts or labels.unusable):
         settings["labels"] = labels.json()
+    if old:
+        exceptions = old.exceptions
     settings |= more or {}
-    manifest = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
+    manifest = manifests.write(out, table, checksums, exceptions, settings)
     results.scans.remove()
     return manifest
 

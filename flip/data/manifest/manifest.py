@@ -1,7 +1,8 @@
 """The manifest: the immutable description of a data set, a folder of JSON and raw little-endian arrays.
 
     manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
-                       (settings.left_out: shards that could not be indexed, and why)
+                       (settings.left_out: shards that could not be indexed, and why; settings.recoded: how `shards
+                       recode` made these shards, and whether their restart markers are verified)
     keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
     etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
@@ -51,6 +52,8 @@ FILTERED = 3
 """Version of manifests with a ``SampleFilter``."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
+RECODED = "recoded"
+"""Setting of a manifest whose shards `shards recode` has written. Manifests with further shards do not inherit it."""
 """The file that is written last: without it a folder holds no manifest."""
 LIMIT = 1 << 30
 """Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
@@ -264,6 +267,15 @@ class Manifest(ChunkTable):
         self.exceptions: dict[int, str] = {record["id"]: record["reason"] for record in records}
         """Sample id -> reason why it is bad."""
         self._validate(facts, check)
+
+    @property
+    def restart_markers_verified(self) -> bool:
+        """Whether a reader may skip from one restart marker of a JPEG to the next, in every image that training reads.
+
+        `shards recode` decodes all images and records it.
+        """
+        recoded = self.settings.get(RECODED)
+        return isinstance(recoded, dict) and recoded.get("restart_markers_verified") is True
 
     def _validate(self, facts: Mapping[str, Any], check: bool) -> None:
         """Check that the files describe a data set, beyond their checksums. Raises ValueError."""
