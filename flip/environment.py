@@ -33,7 +33,7 @@ def of_attempt(gpu: str = "", kernel: str = "") -> dict[str, Any]:
     ``kernel``: whether the visible-patch kernel is used, and which. It changes no batch, so that ``changes`` leaves it
     out.
     """
-    return {**environment(), "processor": _processor(), "gpu": gpu, "kernel": kernel}
+    return {**environment(), "processor": processor(), "gpu": gpu, "kernel": kernel}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -64,15 +64,7 @@ def changes_in(run: RunDir, attempt: int, now: Mapping[str, Any] | None = None) 
     return []
 
 
-def _recorded(run: RunDir, attempt: int) -> Mapping[str, Any]:
-    try:
-        record = read_record(run.attempt(attempt) / "ready.json") or {}
-    except (OSError, ValueError):
-        return {}
-    return record.get("environment") or {}
-
-
-def _processor() -> str:
+def processor() -> str:
     """The model of the processor, as Linux names it; elsewhere its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -80,3 +72,11 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def _recorded(run: RunDir, attempt: int) -> Mapping[str, Any]:
+    try:
+        record = read_record(run.attempt(attempt) / "ready.json") or {}
+    except (OSError, ValueError):
+        return {}
+    return record.get("environment") or {}

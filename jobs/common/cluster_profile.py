@@ -69,9 +69,11 @@ class ClusterProfile:
     ``mfu``. 0: calculated from 40 % of the peak for the arithmetic, and from the speeds of the links."""
     core_gflops: float = 100.0
     """Speed that plans assume for a CPU core in training, GFLOP/s. Ours reach 100 to 160 with AVX-512, others less."""
-    core_samples: float = 389.0
-    """Samples per second that plans assume a core to read, decode and crop for GPUs; `flip shards bench` measures it.
-    On a core at 2.5 GHz 389 were measured with images of 384 px, 933 with 256 px (benchmarks/stream.py)."""
+    core_samples: float = 0.0
+    """Samples per second that plans assume a core to read, decode and crop for GPUs; 0: by ``core_speeds``."""
+    core_speeds: str = ""
+    """A file that `flip shards bench --write` has measured, absolute or beside the profile; empty: assumed speeds
+    (jobs/common/core_speeds.py)."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
 
@@ -148,6 +150,8 @@ def load_profile(name: str) -> ClusterProfile:
     values = typed.read_fields(read_yaml(path), types, SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
+    if profile.core_speeds:
+        profile.core_speeds = str(path.parent / Path(profile.core_speeds).expanduser())
     return profile
 
 
@@ -289,7 +293,7 @@ def _check(profile: ClusterProfile, path: Path) -> None:
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
-    for key in ("array_size", "core_gflops", "core_samples", "hours", "peer_seconds"):  # srun --wait=0 means no limit
+    for key in ("array_size", "core_gflops", "hours", "peer_seconds"):  # srun --wait=0 means no limit
         if not getattr(profile, key):
             raise ConfigError("must be above 0", f"{path}, {key}", 0)
     for name in profile.env:

@@ -7,6 +7,7 @@
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
+- ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
 - ``extension.py``: the entry of a sweep file that continues a changed run.
 - ``cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 

@@ -12,6 +12,7 @@ from flip.config.schema import Config
 from flip.config.validate import plan_numbers
 from flip.costs import forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.planning import throughput
 from jobs.planning.step_time import ARITHMETIC, StepTime, step_time
 
 
@@ -166,5 +167,5 @@ def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
         links += f"; set {unknown} in the profile to count that of runs with such links"
     return (
         f"GPU-hours of runs in bf16 from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
-        f" {profile.core_samples:g} samples/s a core; none of it was measured on GPUs; {rest}"
+        f" {throughput.origin(profile)}; none of it was measured on GPUs; {rest}"
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flip.config.derived import for_stage, world_size
+from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Stage
 from flip.costs import forward_passes, stage_flops
 from flip.traffic import Links, exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.core_speeds import Images
+from jobs.planning import throughput
 from jobs.planning.memory_fit import fit_reshard, fits_gpu
 
 ARITHMETIC = 0.4
@@ -31,7 +34,8 @@ USUAL_WORKERS = 8
 class StepTime:
     """Seconds of a step: arithmetic, communication that it does not hide, and the wait for input after both.
 
-    ``input_cores``: of a node, for loader processes so that its GPUs never wait. ``utilisation``: FLOPs without
+    ``core_samples``: samples per second that a core is assumed to prepare. ``input_cores``: of a node, for loader
+    processes so that its GPUs never wait. ``utilisation``: FLOPs without
     repetition, as a share of the peak, as ``mfu`` of metrics.
     """
 
@@ -40,16 +44,18 @@ class StepTime:
     data_seconds: float
     input_cores: float
     utilisation: float
+    core_samples: float
 
     @property
     def total(self) -> float:
         return self.compute_seconds + self.communication_seconds + self.data_seconds
 
 
-def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime | None:
+def step_time(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> StepTime | None:
     """Seconds of a step of a resolved configuration; None without GPUs, or if their peak is unknown, as in fp32.
 
     Input = the batch of a node / (cores of its loaders * ``core_samples``), all of it hidden behind the step before.
+    ``images``: of the training data, by default as their manifests say.
     With ``utilisation`` in the profile, arithmetic and communication take FLOPs / (peak * utilisation).
     """
     peak_known = profile.tflops and (config.compute.precision != "fp32" or profile.utilisation)
@@ -60,10 +66,11 @@ def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime
     exposed = 0.0
     if not profile.utilisation:
         exposed = _exposed(config, stage, profile, compute)
-    loading = stage.batch / config.resources.nodes / profile.core_samples  # seconds of one core
+    speed = throughput.core_samples(config, stage, profile, images)
+    loading = stage.batch / config.resources.nodes / speed  # seconds of one core
     busy = compute + exposed
     total = max(busy, loading / _loader_cores(config, profile))
-    return StepTime(compute, exposed, total - busy, loading / busy, work / total)
+    return StepTime(compute, exposed, total - busy, loading / busy, work / total, speed)
 
 
 def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: float) -> float:
@@ -125,13 +132,47 @@ def input_warning(config: Config, profile: ClusterProfile) -> str:
     stage, step = max(steps, key=lambda row: row[1].data_seconds)
     if not step.data_seconds:
         return ""
+    saving = recoding_advice(config, profile)
+    if not saving:
+        saving = "Use nodes with more cores or fewer GPUs"
     return (
         f"stage {stage.name}: GPUs wait for input for {100 * step.data_seconds / step.total:.0f} % of the time, which"
         f" the plan counts: a node needs {step.input_cores:.0f} cores for loader processes at"
-        f" {profile.core_samples:g} samples/s a core, and has {_loader_cores(config, profile):.0f}. Store smaller"
-        " images, use nodes with more cores or fewer GPUs, or set core_samples of the profile to what"
-        f" `{command('shards', 'bench')}` measures"
+        f" {throughput.described(config, stage, profile)}, and has {_loader_cores(config, profile):.0f}. {saving}"
     )
+
+
+def recoding_advice(config: Config, profile: ClusterProfile) -> str:
+    """The command that stores smaller images, and what it would save; empty if that is nothing, or unknown."""
+    before = throughput.images_of(config)
+    after = [throughput.recoded(each) for each in before]
+    if profile.core_samples or after == before:
+        return ""
+    hours = _gpu_hours(config, profile, before)
+    saved = hours - _gpu_hours(config, profile, after)
+    if saved < WORTH * hours:
+        return ""
+    manifests = [each.manifest for each in config.data.sets] or [config.data.manifest]
+    size = 0.0
+    less = 0.0
+    for facts, old, new in zip(dataset_facts(config), before, after, strict=True):
+        size += facts.dataset_size * facts.mean_bytes
+        less += facts.dataset_size * facts.mean_bytes * (1 - throughput.byte_share(old, new))
+    manifest = next(name for name, old, new in zip(manifests, before, after, strict=True) if old != new)
+    recode = command("shards", "recode", manifest or "MANIFEST", "--short", str(throughput.RECODED_SHORT))
+    return (
+        f"Smaller images with restart markers would save about {saved:,.0f} of {hours:,.0f} GPU-hours and"
+        f" {less / 1e12:.2g} of {size / 1e12:.2g} TB: {recode} --out NEW_FOLDER"
+    )
+
+
+def _gpu_hours(config: Config, profile: ClusterProfile, images: Sequence[Images]) -> float:
+    seconds = 0.0
+    for stage in config.stages:
+        step = step_time(config, stage, profile, images)
+        if step is not None:
+            seconds += step.total * stage.samples / stage.batch
+    return seconds * world_size(config) / 3600
 
 
 def advice(config: Config, profile: ClusterProfile) -> str:

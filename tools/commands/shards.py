@@ -234,6 +234,9 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
 
+    about = "then measure masks 0, 0.5 and 0.75 for as long, and add the rows to this file, core_speeds of a profile"
+    command.add_argument("--write", metavar="FILE", help=about)
+
     about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
     command = commands.add("inspect", "inspect_samples:inspect", about)
     command.add_argument("manifest", nargs="?", help="its folder (not with --run)")

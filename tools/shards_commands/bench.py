@@ -2,6 +2,7 @@
 
 Each stage runs alone in this process for an equal share of the time, over chunks in random order, as in training.
 `measure_stages` measures, `find_bottleneck` names the limiting stage and the number of workers, `bench` is the command.
+With ``--write`` it measures the whole work for the usual masks too, as rows of the table that plans use.
 """
 
 import argparse
@@ -11,13 +12,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from flip.config import derived, schema
+from flip.config.yaml_io import dump_yaml
 from flip.data import augment, decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of
@@ -25,13 +29,21 @@ from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.worker import WorkerConfig
+from flip.environment import processor
 from flip.runs.errors import COMPLETE, ConfigError, DataError
+from flip.runs.files import OUTPUT_MODE, atomic_write
+from jobs.common import core_speeds
+from jobs.common.core_speeds import SpeedRow
+from jobs.common.filesystem import writing
 from jobs.common.text import table
 from tools.shards_commands.output import CommandResult, captions
 
 STAGES = ("read", "walk", "decode", "whole")
 BUFFER_BYTES = 64 << 20
 """Bytes of chunks in memory for the stages that do not read."""
+MASKS = ("0", "0.5", "0.75")
+"""Masks of the rows of ``--write``."""
+VERIFY = "Check the shards: flip shards verify"
 _T = TypeVar("_T")
 Work = tuple[int, int, int]
 """Samples done, their bytes, samples skipped."""
@@ -72,9 +84,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         valid = False
     if not valid:
         raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
-    visible_patch_count = derived.visible_patch_count(spec.image, mask)
-    if visible_patch_count < 1:
-        raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
+    visible_patch_count = _visible_patch_count(spec, mask)
     reader = ChunkReader()
     share = seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
@@ -85,6 +95,31 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
         _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, j), chunks),
     ]
+
+
+def measure_rows(manifest: Manifest, spec: WorkerConfig, seconds: float) -> list[SpeedRow]:
+    """Measure the processor time of the whole work at each of MASKS, in ``seconds`` together."""
+    reader = ChunkReader()
+    chunks = _chunks(manifest, spec.seed)
+    short = _median_short_side(reader.read_chunk(manifest, next(chunks)))
+    rows = []
+    for mask in MASKS:
+        work = partial(_all_stages, manifest, reader, spec, _visible_patch_count(spec, mask))
+        stage = _measure(f"mask {mask}", seconds / len(MASKS), work, chunks)
+        cost = round(1e6 * stage.cpu / stage.samples, 1)
+        markers = manifest.restart_markers_verified
+        rows.append(SpeedRow(short, markers, spec.image.size, float(mask), False, cost))
+    return rows
+
+
+def write_rows(path: str, rows: list[SpeedRow]) -> None:
+    """Write rows to a file of speeds, which keeps its other rows. Raises ConfigError if it holds something else."""
+    earlier: list[SpeedRow] = []
+    if os.path.lexists(path):
+        earlier = list(core_speeds.read_table(path).rows)
+    content = core_speeds.file_content(rows, earlier, processor())
+    with writing(path, "Choose another --write."), atomic_write(path, OUTPUT_MODE) as file:
+        file.write(dump_yaml(content).encode())
 
 
 def find_bottleneck(stages: list[PipelineStage], mean_bytes: float, want: float = 0.0) -> dict[str, Any]:
@@ -118,6 +153,26 @@ def spec_of(
     return WorkerConfig(data, schema.Augment(), schema.ImageTower(size=size, patch=patch), schema.TextTower(), seed)
 
 
+def _visible_patch_count(spec: WorkerConfig, mask: str) -> int:
+    """Patches that a mask leaves. Raises ConfigError if that is none."""
+    count = derived.visible_patch_count(spec.image, mask)
+    if count < 1:
+        raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
+    return count
+
+
+def _median_short_side(samples: list[Sample]) -> int:
+    """The median of the shorter sides of images, pixels. Raises DataError if no image has a header."""
+    sides = []
+    for sample in samples:
+        with suppress(DecodeError):
+            header = decode.header(decode.encoded_image(sample))
+            sides.append(min(header["width"], header["height"]))
+    if not sides:
+        raise DataError("no image of a chunk has a readable header", "bench", remedy=VERIFY)
+    return sorted(sides)[len(sides) // 2]
+
+
 def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> PipelineStage:
     work(next(items))  # warm up: imports, connections
     stage = PipelineStage(name)
@@ -131,7 +186,7 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
         stage.seconds = time.perf_counter() - start_time
         stage.cpu = time.process_time() - cpu
         if not stage.samples and stage.seconds > 10 * share:
-            raise DataError("no sample can be decoded", "bench", remedy="Check the shards: flip shards verify")
+            raise DataError("no sample can be decoded", "bench", remedy=VERIFY)
     return stage
 
 
@@ -238,6 +293,10 @@ def bench(options: argparse.Namespace) -> CommandResult:
         "reads_may_be_cached": cached(manifest),
     }
     report |= find_bottleneck(stages, manifest.mean_bytes, options.want)
+    if options.write:
+        rows = measure_rows(manifest, spec, options.seconds)
+        write_rows(options.write, rows)
+        report |= {"written": options.write, "rows": [asdict(row) for row in rows]}
     return CommandResult(report, COMPLETE, _text(report))
 
 
@@ -267,4 +326,8 @@ def _text(report: dict[str, Any]) -> str:
             f"{report['want']:,.0f} images/s need {report['workers']:,} workers, one core each, "
             f"and {report['megabytes_per_second_needed']:,.0f} MB/s from storage"
         )
+    if "written" in report:
+        costs = ", ".join(f"mask {row['mask']:g} {row['microseconds']:,.0f} us" for row in report["rows"])
+        short = report["rows"][0]["short"]
+        lines.append(f"{report['written']}: for plans (core_speeds of a profile), images of {short} px: {costs}")
     return "\n".join(lines)

@@ -52,9 +52,9 @@ FILTERED = 3
 """Version of manifests with a ``SampleFilter``."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
+"""The file that is written last: without it a folder holds no manifest."""
 RECODED = "recoded"
 """Setting of a manifest whose shards `shards recode` has written. Manifests with further shards do not inherit it."""
-"""The file that is written last: without it a folder holds no manifest."""
 LIMIT = 1 << 30
 """Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}

@@ -10,7 +10,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import cost, step_time
 from tests.jobs.planning.test_memory_fit import planned
 
-H100 = load_profile("h100")
+H100 = replace(load_profile("h100"), core_samples=389.0)
 MASKED = ("model.size=B/16", "stages.pretrain.mask=0.75", "resources.nodes=1", "compute.accumulate=2")
 
 

@@ -53,6 +53,7 @@ def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
     for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FLIP_KERNEL", "0")  # on machines with and without the kernel
     profile = load_profile(cluster)
     plan, sweep = planned(name, profile)
     shape = resources_of(plan.actions[0].wanted.config)

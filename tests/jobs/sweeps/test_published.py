@@ -18,7 +18,9 @@ from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from jobs.commands.submit import main
+from jobs.common.core_speeds import Images
 from jobs.common.paths import SWEEPS
+from jobs.planning import throughput
 from jobs.reporting.paper_comparison import Line, compare, differences, obstacles
 from jobs.sweeps import published as paper
 from jobs.sweeps.published import Published, published
@@ -27,6 +29,7 @@ from tests.jobs.outcomes import make
 
 FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")
 OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get("table")]
+SINGLE = ["data_scaling", "joint_scaling", "model_scaling", "schedule_scaling"]
 OF_OTHERS = ["clipa", "clipa_v2", "cheapest"]
 SMALL = [name for name in FILES if name.endswith("_small")]
 TABLES = list(read_yaml(paper.RESULTS)["tables"])
@@ -69,20 +72,27 @@ def arithmetic_hours(run):
     return sum(stage["compute_seconds"] * stage["steps"] for stage in run["stages"]) * run["world"] / 3600
 
 
+@pytest.fixture
+def kernel(monkeypatch):
+    """Heads are for nodes with the visible-patch kernel, whatever this machine has."""
+    monkeypatch.setattr(throughput, "uses_kernel", lambda config: True)
+
+
 @pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_paper_sweep_head_states_published_top1_and_cost(name, capsys):
+def test_paper_sweep_head_states_published_top1_and_cost(name, capsys, kernel):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
     sweep = load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} (?!submit )", line)]
         row = published(sweep.paper[run["name"]])
+        assert line.endswith(f", planned {run['cost']['gpu_hours']:,.0f}")
         assert f" {arithmetic_hours(run):,.0f}" in line and f" {row.top1['imagenet']:.1f} %" in line
         assert f"+- {row.within:g}" in line or row.not_yet
 
 
 @pytest.mark.parametrize("name", OF_OTHERS)
-def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
+def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys, kernel):
     """The head gives the cost that our plans calculate for the training length of the source, within 2 %."""
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
@@ -92,8 +102,30 @@ def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
         parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)
         samples = sum(float(number) * {"B": 1e9, "M": 1e6}[unit] for number, unit in parts)
         assert run["cost"]["samples"] == pytest.approx(samples, rel=0.02)
-        assert arithmetic_hours(run) == pytest.approx(float(line.split()[-1].replace(",", "")), rel=0.02)
+        by_flops, as_planned = re.search(r" ([0-9,]+), planned ([0-9,]+)$", line).groups()
+        assert arithmetic_hours(run) == pytest.approx(float(by_flops.replace(",", "")), rel=0.02)
+        assert f"{run['cost']['gpu_hours']:,.0f}" == as_planned
         assert f" {sweep.paper[run['name']]['imagenet']} %" in line
+
+
+@pytest.mark.parametrize("name", [*OF_THE_PAPER, *OF_OTHERS])
+def test_head_of_sweep_states_planned_hours_of_all_runs(name, capsys, kernel):
+    assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
+    hours = json.loads(capsys.readouterr().out)["cost"]["gpu_hours"]
+    lines = [line for line in head(name) if line.startswith("#   all ")]
+    assert all(line.endswith(f", planned {hours:,.0f}") for line in lines) and (lines or name in SINGLE)
+
+
+def test_head_of_clipa_states_what_kernel_and_recoded_shards_save(monkeypatch, capsys):
+    monkeypatch.setattr(throughput, "uses_kernel", lambda config: False)
+    hours = []
+    for images in (None, [Images(256, markers=True, stated=True)]):
+        if images:
+            monkeypatch.setattr(throughput, "images_of", lambda config, images=images: images)
+        assert main(["--sweep", "clipa", "--dry-run", "--json"]) == 0
+        hours.append(json.loads(capsys.readouterr().out)["cost"]["gpu_hours"])
+    assert f"planned {hours[0]:,.0f} in all, and on the shards" in "\n".join(head("clipa"))
+    assert f"`flip shards recode --short 256` writes {hours[1]:,.0f}." in "\n".join(head("clipa")) and hours[1] < 350
 
 
 @pytest.mark.parametrize("name", FILES)

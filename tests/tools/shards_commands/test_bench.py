@@ -4,7 +4,9 @@ import pytest
 
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
+from jobs.common import core_speeds
 from tests.flip.data.loading import SAMPLES
+from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import bench
 from tools.shards_commands.bench import PipelineStage, find_bottleneck
 from tools.shards_commands.manifest import excepting
@@ -60,3 +62,19 @@ def test_chunks_without_usable_samples_are_skipped(original, tmp_path):
     none = excepting(manifest, dict.fromkeys(range(manifest.samples), "damaged"), str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="no complete chunk"):
         next(bench._chunks(none, 3))
+
+
+def test_bench_writes_rows_that_plans_read(original, tmp_path, capsys):
+    path = tmp_path / "speeds.yaml"
+    command = ["bench", original, "--resize", "pillow", "--size", 24, "--patch", 8, "--seconds", 0.05, "--write", path]
+    assert call(capsys, *command)[0] == 0
+    rows = core_speeds.read_table(str(path)).rows
+    assert [(row.short, row.markers, row.size, row.mask, row.kernel) for row in rows] == [
+        (32, False, 24, mask, False) for mask in (0, 0.5, 0.75)
+    ]
+    assert all(0 < row.microseconds < 1e6 for row in rows)
+    assert call(capsys, *command, "--size", 48)[0] == 0
+    assert len(core_speeds.read_table(str(path)).rows) == 6
+    path.write_text("text")
+    code, text = call(capsys, *command)
+    assert code == 78 and str(path) in text and path.read_text() == "text"

@@ -21,9 +21,9 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.flip.data.manifest.test_manifest import write_tar
+from tests.harness.common import ROOT
 from tests.synthetic import make_dataset, make_tokenizer, odd_pictures, oriented, smooth
-from tests.tools.test_shards import TOOL
-from tests.tools.test_shards_cli import call, rot
+from tests.tools.commands.test_shards_cli import call, rot
 from tools.shards_commands import recode_picture
 from tools.shards_commands.recode_picture import Recoding, Unsuitable
 
@@ -190,7 +190,7 @@ def test_images_that_cannot_be_read_stay_and_markers_are_not_trusted(tmp_path, c
 def test_damaged_chunk_stops_unless_all_of_it_is_excluded(source, tmp_path, capsys):
     rot(Manifest.load(source), 2)
     code, text = call(capsys, "recode", source, "--short", SHORT, "--out", tmp_path / "out")
-    assert code == 65 and "chunk 2 (samples 4 to 5) is damaged" in text and "shards.py exclude" in text
+    assert code == 65 and "chunk 2 (samples 4 to 5) is damaged" in text and "shards exclude" in text
     assert call(capsys, "verify", source, "--workers", 1, "--out", tmp_path / "good")[0] == 0
     out = tmp_path / "out2"
     code, report = call(capsys, "recode", tmp_path / "good", "--short", SHORT, "--out", out, "--json")
@@ -264,7 +264,7 @@ def test_killed_command_continues_with_equal_bytes(tmp_path, capsys):
     source = write_set(tmp_path / "source", pictures, chunk=4, shards=6)
     out = tmp_path / "out"
     command = ["recode", source, "--short", 384, "--out", out]
-    child = subprocess.Popen([sys.executable, str(TOOL), *map(str, command), "--workers", "1"])
+    child = subprocess.Popen([sys.executable, ROOT / "jobs", "shards", *map(str, command), "--workers", "1"])
     deadline = time.monotonic() + 60
     while not (tmp_path / "out.part" / "0.json").exists():
         assert time.monotonic() < deadline and child.poll() is None
@@ -307,7 +307,9 @@ def test_file_that_cannot_be_written_ends_with_69_and_the_command_continues(sour
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk: writes fail from there on
 
     command = ["recode", str(source), "--short", "96", "--out", str(tmp_path / "out"), "--workers", "1"]
-    failed = subprocess.run([sys.executable, str(TOOL), *command], preexec_fn=limit, capture_output=True, text=True)
+    failed = subprocess.run(
+        [sys.executable, ROOT / "jobs", "shards", *command], preexec_fn=limit, capture_output=True, text=True
+    )
     assert failed.returncode == 69 and "cannot be written" in failed.stderr and "Traceback" not in failed.stderr
     assert "give the same command again" in failed.stderr and not list((tmp_path / "out").iterdir())
     assert call(capsys, *command)[0] == 0

@@ -1,0 +1,138 @@
+"""The speed at which a core prepares samples for GPUs: a table by images, view, mask and kernel, assumed or measured.
+
+`flip shards bench --write` measures rows and writes them to a file; plans read it (``core_speeds`` of the profile).
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flip.config.yaml_io import read_yaml
+from flip.runs.errors import ConfigError
+
+BESIDE = 51.0
+"""Microseconds per sample that do not depend on its pixels: tar headers, draws, masks, tokens, prefetch."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a data set. ``markers``: with verified restart markers. ``stated``: by its manifest."""
+
+    short: int
+    markers: bool
+    stated: bool
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Microseconds of a core for a sample: images with a shorter side of ``short`` pixels, views of ``size``."""
+
+    short: int
+    markers: bool
+    size: int
+    mask: float
+    kernel: bool
+    microseconds: float
+
+
+def _rows(short: int, mask: float, whole: float, kernel: float, markers: float) -> list[SpeedRow]:
+    values = [(False, False, whole), (False, True, kernel), (True, True, markers)]
+    return [SpeedRow(short, marked, 224, mask, used, cost) for marked, used, cost in values]
+
+
+ASSUMED_ROWS = [
+    *_rows(256, 0.0, 553, 347, 325),
+    *_rows(256, 0.5, 592, 331, 283),
+    *_rows(256, 0.75, 565, 278, 223),
+    *_rows(384, 0.0, 999, 605, 579),
+    *_rows(384, 0.5, 1068, 577, 504),
+    *_rows(384, 0.75, 1049, 507, 368),
+]
+"""Processor time on one core of a cloud machine with AVX-512, JPEGs of quality 95 in local files, views of 224 px with
+patches of 16 px and crops of half to all of the area; columns: images decoded as a whole, kernel, kernel with restart
+markers. Measured in this loader with a prototype of the kernel (issue 39). 384 px at mask 0 was not measured: its row
+has the proportions of 256 px. From object storage a sample takes 36 to 65 us more."""
+
+
+class SpeedTable:
+    """Rows of measurements and where they come from."""
+
+    def __init__(self, rows: Sequence[SpeedRow], origin: str) -> None:
+        self.rows = rows
+        self.origin = origin
+
+    def microseconds(self, images: Images, size: int, mask: float, kernel: bool) -> float:
+        """The cost of a sample: of the nearest view size, linear in the mask and in the pixels between rows.
+
+        Beyond the rows it is in proportion to the pixels, but for ``BESIDE``.
+        """
+        rows = self._like(kernel, images.markers)
+        nearest = min({row.size for row in rows}, key=lambda known: abs(known - size))
+        rows = [row for row in rows if row.size == nearest]
+        sides = sorted({row.short for row in rows})
+        pixels = [0, *(side**2 for side in sides)]
+        costs = [BESIDE, *(_at_mask(mask, [row for row in rows if row.short == side]) for side in sides)]
+        wanted = images.short**2
+        if wanted > pixels[-1]:
+            return BESIDE + (costs[-1] - BESIDE) * wanted / pixels[-1]
+        return float(np.interp(wanted, pixels, costs))
+
+    def _like(self, kernel: bool, markers: bool) -> list[SpeedRow]:
+        """The rows with this kernel and markers; if there are none, those that come nearest and are not faster."""
+        for choice in ((kernel, kernel and markers), (kernel, False), (False, False)):
+            rows = [row for row in self.rows if (row.kernel, row.markers) == choice]
+            if rows:
+                return rows
+        return list(self.rows)
+
+
+def read_table(path: str) -> SpeedTable:
+    """A file of `shards bench --write`. Raises ConfigError if it is missing or damaged."""
+    remedy = "Write it with: flip shards bench MANIFEST --write FILE"
+    try:
+        content = read_yaml(Path(path))
+        rows = [_row(row) for row in content["rows"]]
+        origin = f"speeds of a core in {path}, measured {content['date']} on {content['processor']}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("no table of speeds", path, repr(error), remedy) from error
+    if not rows or not all(row.short > 0 and row.microseconds > 0 for row in rows):
+        raise ConfigError("no table of speeds", path, "rows", remedy)
+    return SpeedTable(rows, origin)
+
+
+def file_content(rows: Sequence[SpeedRow], earlier: Sequence[SpeedRow], processor: str) -> dict[str, Any]:
+    """The content of a file of speeds: new rows replace those of the same images, view, mask and kernel."""
+    merged = {_key(row): row for row in (*earlier, *rows)}
+    today = datetime.date.today().isoformat()
+    return {"date": today, "processor": processor, "rows": [asdict(merged[key]) for key in sorted(merged)]}
+
+
+def _key(row: SpeedRow) -> tuple[Any, ...]:
+    return row.short, row.markers, row.size, row.mask, row.kernel
+
+
+ASSUMED = SpeedTable(ASSUMED_ROWS, "assumed speeds of a core, which `flip shards bench --write` replaces")
+
+
+def _at_mask(mask: float, rows: Sequence[SpeedRow]) -> float:
+    """Linear in the mask between rows, constant outside."""
+    points = sorted((row.mask, row.microseconds) for row in rows)
+    return float(np.interp(mask, [point[0] for point in points], [point[1] for point in points]))
+
+
+def _row(record: dict[str, Any]) -> SpeedRow:
+    return SpeedRow(
+        int(record["short"]),
+        bool(record["markers"]),
+        int(record["size"]),
+        float(record["mask"]),
+        bool(record["kernel"]),
+        float(record["microseconds"]),
+    )

@@ -1,0 +1,98 @@
+"""The speed at which a core prepares samples in a stage of a run, and what it was taken from.
+
+It is ``core_samples`` of the cluster profile, else of the table in its file ``core_speeds``, else of the assumed table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache
+
+from flip.config.derived import for_stage
+from flip.config.resolve import manifest_record
+from flip.config.schema import Config, Data, DataSet, Stage
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.core_speeds import ASSUMED, Images, SpeedTable, read_table
+
+USUAL_SHORT = 384
+"""Shorter side of images, pixels, that plans assume: img2dataset's size for LAION in docs/laion.md."""
+RECODED_SHORT = 256
+"""Shorter side of images that plans propose to store."""
+QUALITY_SHARE = 0.67
+"""Bytes of a JPEG of quality 85 with restart markers, as a share of those of quality 95 with the same pixels."""
+
+
+def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> float:
+    """Samples per second of a core in a stage of a resolved configuration. ``images``: by default those of its data."""
+    if profile.core_samples:
+        return profile.core_samples
+    table = table_of(profile)
+    images = images or images_of(config)
+    size = for_stage(config, stage).model.image.size
+    kernel = uses_kernel(config)
+    total = sum(each.weight for each in images)
+    costs = (each.weight * table.microseconds(each, size, float(Fraction(stage.mask)), kernel) for each in images)
+    return 1e6 * total / sum(costs)
+
+
+def images_of(config: Config) -> list[Images]:
+    """What is known of the images of each training data set."""
+    sets: Iterable[Data | DataSet] = config.data.sets or [config.data]
+    return [_images(each.manifest, getattr(each, "weight", 1.0)) for each in sets]
+
+
+def _images(manifest: str, weight: float) -> Images:
+    record = manifest_record(manifest) or {}
+    recoded = record.get("settings", {}).get("recoded")
+    if isinstance(recoded, dict) and isinstance(recoded.get("short"), int):
+        return Images(recoded["short"], recoded.get("restart_markers_verified") is True, True, weight)
+    return Images(USUAL_SHORT, False, False, weight)
+
+
+def recoded(images: Images) -> Images:
+    """What `shards recode` would make of images."""
+    return replace(images, short=min(images.short, RECODED_SHORT), markers=True)
+
+
+def byte_share(before: Images, after: Images) -> float:
+    """Bytes of recoded images as a share of those before."""
+    return QUALITY_SHARE * (after.short / before.short) ** 2
+
+
+def uses_kernel(config: Config) -> bool:
+    """Whether loaders compute visible patches only, if the nodes have the packages of this interpreter."""
+    data = config.data
+    whole = data.decoder != "simplejpeg" or data.resize != "torchvision" or os.environ.get("FLIP_KERNEL") == "0"
+    return not whole and importlib.util.find_spec("visible_jpeg") is not None
+
+
+def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
+    """The speed of a core in a stage, what it depends on, and its source, in words."""
+    speed = f"{core_samples(config, stage, profile):,.0f} samples/s a core"
+    if profile.core_samples:
+        return f"{speed}, core_samples of the profile"
+    sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in images_of(config)]
+    kernel = "with" if uses_kernel(config) else "without"
+    images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {kernel} the visible-patch kernel: "
+    return f"{speed} ({images}{table_of(profile).origin})"
+
+
+def origin(profile: ClusterProfile) -> str:
+    """Where the speed of a core comes from, in words."""
+    if profile.core_samples:
+        return f"{profile.core_samples:g} samples/s a core, by the profile"
+    return table_of(profile).origin
+
+
+def table_of(profile: ClusterProfile) -> SpeedTable:
+    """The rows that plans for a cluster use. Raises ConfigError for a damaged file."""
+    if profile.core_speeds:
+        return _table_in(profile.core_speeds)
+    return ASSUMED
+
+
+_table_in = cache(read_table)  # a plan asks for it at each step

@@ -1,0 +1,60 @@
+"""Tests of the table of speeds of a core: which rows answer a question, and the file that holds measured rows."""
+
+import pytest
+
+from flip.config.yaml_io import dump_yaml
+from flip.runs.errors import ConfigError
+from jobs.common import core_speeds
+from jobs.common.core_speeds import ASSUMED, BESIDE, Images, SpeedRow, SpeedTable
+
+LARGE = Images(384, markers=False, stated=True)
+SMALL = Images(256, markers=True, stated=True)
+
+
+@pytest.mark.parametrize(
+    "images, mask, kernel, microseconds",
+    [
+        (LARGE, 0.5, False, 1068),
+        (LARGE, 0.75, True, 507),
+        (SMALL, 0.0, True, 325),
+        (SMALL, 0.75, False, 565),  # markers help the kernel alone
+        (SMALL, 0.25, True, (325 + 283) / 2),
+        (SMALL, 0.9, True, 223),
+    ],
+)
+def test_assumed_table_has_the_measured_rows(images, mask, kernel, microseconds):
+    assert ASSUMED.microseconds(images, 224, mask, kernel) == pytest.approx(microseconds)
+    assert ASSUMED.microseconds(images, 112, mask, kernel) == pytest.approx(microseconds), "the nearest view size"
+
+
+def test_cost_is_linear_in_pixels():
+    def cost(short):
+        return ASSUMED.microseconds(Images(short, False, True), 224, 0.5, False)
+
+    assert cost(256) < cost(320) < cost(384) and cost(768) == pytest.approx(BESIDE + 4 * (1068 - BESIDE))
+    assert cost(128) == pytest.approx(BESIDE + (592 - BESIDE) / 4) and cost(1) == pytest.approx(BESIDE, abs=0.1)
+
+
+def test_missing_rows_are_replaced_by_slower_ones():
+    plain = SpeedTable([SpeedRow(256, False, 224, 0.5, False, 600.0)], "here")
+    assert plain.microseconds(SMALL, 224, 0.5, True) == 600
+    with_kernel = SpeedTable([*plain.rows, SpeedRow(256, False, 224, 0.5, True, 300.0)], "here")
+    assert with_kernel.microseconds(SMALL, 224, 0.5, True) == 300
+    assert with_kernel.microseconds(SMALL, 224, 0.5, False) == 600
+
+
+def test_file_of_speeds_is_read_and_names_its_origin(tmp_path):
+    old = [SpeedRow(256, False, 224, 0.5, False, 700.0), SpeedRow(256, False, 224, 0.75, False, 650.0)]
+    content = core_speeds.file_content([SpeedRow(256, False, 224, 0.5, False, 600.0)], old, "a processor")
+    path = tmp_path / "speeds.yaml"
+    path.write_text(dump_yaml(content))
+    table = core_speeds.read_table(str(path))
+    assert [row.microseconds for row in table.rows] == [600, 650]
+    assert table.origin == f"speeds of a core in {path}, measured {content['date']} on a processor"
+
+
+@pytest.mark.parametrize("text", ["rows: []", "rows: [{short: 256}]", "date: x", "rows: 3", "rows: [x]"])
+def test_damaged_file_of_speeds_is_refused(tmp_path, text):
+    (tmp_path / "speeds.yaml").write_text(f"processor: p\n{text}\n")
+    with pytest.raises(ConfigError, match="no table of speeds"):
+        core_speeds.read_table(str(tmp_path / "speeds.yaml"))

@@ -1,0 +1,92 @@
+"""Tests of the speed of a core in plans: by images, mask and kernel, and of what smaller images would save."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from flip.config.yaml_io import dump_yaml
+from jobs.common import core_speeds
+from jobs.common.cluster_profile import load_profile
+from jobs.common.core_speeds import SpeedRow
+from jobs.planning import cost, step_time, throughput
+from tests.jobs.planning.test_memory_fit import planned
+from tests.synthetic import make_dataset
+from tests.tools.commands.test_shards_cli import call
+
+H100 = load_profile("h100")
+OVERRIDES = ("model.size=B/16", "resources.nodes=1", "data.decoder=simplejpeg", "data.resize=torchvision")
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "kernel"])
+def kernel(request, monkeypatch):
+    monkeypatch.setattr(throughput, "uses_kernel", lambda config: request.param)
+    return request.param
+
+
+def speed(config, profile=H100):
+    return throughput.core_samples(config, config.stages[0], profile)
+
+
+def test_speed_follows_mask_and_kernel(kernel):
+    config = planned(*OVERRIDES, "stages.pretrain.mask=0.5")
+    assert speed(config) == pytest.approx(1e6 / (577 if kernel else 1068))
+    text = throughput.described(config, config.stages[0], H100)
+    assert "images of 384 px as assumed, mask 0.5" in text and "assumed speeds" in text
+    assert ("with the visible" in text) == kernel
+    assert step_time.step_time(config, config.stages[0], H100).core_samples == pytest.approx(speed(config))
+
+
+def test_profile_overrides_the_table(tmp_path):
+    config = planned(*OVERRIDES)
+    assert speed(config, replace(H100, core_samples=123.0)) == 123
+    assert "core_samples of the profile" in throughput.described(
+        config, config.stages[0], replace(H100, core_samples=123.0)
+    )
+    rows = [SpeedRow(384, False, 224, 0.5, False, 2000.0)]
+    (tmp_path / "speeds.yaml").write_text(dump_yaml(core_speeds.file_content(rows, [], "slow cores")))
+    (tmp_path / "mine.yaml").write_text("kind: slurm\ncore_speeds: speeds.yaml\n")
+    profile = load_profile(str(tmp_path / "mine.yaml"))
+    assert speed(config, profile) == pytest.approx(500)
+    for text in (throughput.described(config, config.stages[0], profile), throughput.origin(profile)):
+        assert f"{tmp_path / 'speeds.yaml'}, measured " in text and "on slow cores" in text
+    assert "input at 123 samples/s a core, by the profile" in cost.assumption(replace(H100, core_samples=123.0))
+
+
+def test_speed_is_that_of_recoded_shards(tmp_path, capsys, kernel):
+    source = make_dataset(tmp_path / "source", 20, 1, size=40, chunk=4, fmt="jpg")
+    assert call(capsys, "recode", source, "--short", 32, "--out", tmp_path / "small")[0] == 0
+    config = planned(*OVERRIDES, "stages.pretrain.mask=0.75")
+    config.data.manifest = str(tmp_path / "small")
+    (images,) = throughput.images_of(config)
+    assert images == core_speeds.Images(32, True, True)
+    assert "images of 32 px, mask" in throughput.described(config, config.stages[0], H100)
+    record = json.loads((tmp_path / "small" / "manifest.json").read_text())
+    record["settings"]["recoded"]["short"] = 256
+    (tmp_path / "small" / "manifest.json").write_text(json.dumps(record))
+    assert speed(config) == pytest.approx(1e6 / (223 if kernel else 565))
+    config.data.manifest = str(source)
+    assert throughput.images_of(config) == [core_speeds.Images(384, False, False)]
+
+
+def test_warning_names_the_command_and_what_it_saves(kernel):
+    config = planned(*OVERRIDES, "stages.pretrain.mask=0.75", "compute.accumulate=2")
+    slow = replace(H100, cpus_per_node=48)
+    hours = []
+    for images in ([], [core_speeds.Images(256, True, True)]):
+        seconds = 0.0
+        for stage in config.stages:
+            step = step_time.step_time(config, stage, slow, images)
+            seconds += step.total * stage.samples / stage.batch
+        hours.append(seconds * 8 / 3600)
+    warning = step_time.input_warning(config, slow)
+    assert hours[1] < 0.7 * hours[0]
+    assert f"would save about {hours[0] - hours[1]:,.0f} of {hours[0]:,.0f} GPU-hours and 11 of 16 TB" in warning
+    assert "shards recode /no/cache/laion400m --short 256 --out NEW_FOLDER" in warning
+    assert "recode" not in step_time.input_warning(config, replace(slow, core_samples=100.0))
+    assert not step_time.input_warning(config, replace(slow, core_samples=10.0**5))
