@@ -54,6 +54,23 @@ def header(name, size, kind, magic=b"ustar\x0000", prefix=b""):
 
 
 @st.composite
+def plain_archives(draw):
+    """Archives as usual writers make them, with a byte or two changed in some."""
+    blocks = b""
+    for _ in range(draw(st.integers(0, 4))):
+        name = draw(
+            st.sampled_from([b"a.jpg", b"a.txt", b"b.jpg", b"a.JPG", b"/a.b", b"d/a.jpg", b"d/.x"]) | st.binary()
+        )
+        for kind in draw(st.sampled_from([b"0", b"x0"])):
+            kind = bytes([kind])
+            data = draw(RECORDS | st.binary(max_size=20) | st.just(b"20 mtime=1700000000\n"))
+            blocks += header(name, b"%011o\0" % len(data), kind) + data.ljust(-len(data) % 512 + len(data), b"\0")
+    if blocks and draw(st.booleans()):
+        return draw(spoiled(blocks))
+    return blocks
+
+
+@st.composite
 def archives(draw):
     blocks = b""
     for _ in range(draw(st.integers(0, 5))):
@@ -85,6 +102,39 @@ def checked_members(data, strict):
 @example(header(b"a.jpg", b"00000000014", b"x") + b"12 size=-512".ljust(512, b"\0"), True)
 def test_members_and_samples_stay_in_bounds_for_any_headers(data, strict):
     checked_members(data, strict)
+
+
+@given(plain_archives() | archives())
+@example(header(b"/a.jpg", b"%011o\0" % 0, b"0"))
+@example(header(b"a.jpg", b"00000000008\0", b"0") + bytes(1024))
+@example(header(b"a.jpg", b"%011o\0" % 0, b"0") * 2)
+@example(header(b"a.jpg", b"%011o\0" % 0, b"x"))
+@example(header(b"a.jpg", b"%011o\0" % 5, b"0"))
+@example(header(b"a.jpg", b"%011o\0" % 0, b"0", prefix=b"d"))
+@example(
+    header(b"a", b"%011o\0" % 14, b"x") + b"14 path=b.jpg\n".ljust(512, b"\0") + header(b"a.b", b"%011o\0" % 0, b"0")
+)
+@example(header(b"a.jpg", b"%011o\0" % 0, b"0") + header(b"a.b/c.jpg", b"%011o\0" % 0, b"0"))
+@example(header(b"a.jpg", b"%011o\0" % 0, b"0") + header(b"a.__b__", b"%011o\0" % 0, b"0"))
+def test_plain_samples_are_those_of_samples(data):
+    plain = tar._plain_samples(memoryview(data))
+    if plain is not None:
+        assert plain == list(tar.samples(memoryview(data)))
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_usual_shards_are_plain(form):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as file:
+        for i in range(6):
+            info = tarfile.TarInfo(f"d/{i // 3}.{'abc'[i % 3]}")
+            info.size = 700 * i
+            info.mtime = 1.5 if form == tarfile.PAX_FORMAT else 1
+            file.addfile(info, io.BytesIO(bytes(700 * i)))
+        end = file.offset
+    buffer = memoryview(out.getvalue())[:end]
+    samples = tar._plain_samples(buffer)
+    assert samples == list(tar.samples(buffer)) and [sample.key for sample in samples] == ["d/0", "d/1"]
 
 
 def webdataset_samples(data):

@@ -27,6 +27,8 @@ _NUMERIC_FIELD = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 """A number in base 256, or octal digits with spaces around them, or nothing."""
 _EXTENSION_TYPES = frozenset((b"x", b"g", b"L", b"K"))
 """Types of headers that extend the next one."""
+_PLAIN_FIELDS = struct.Struct("100s24x11sc20xc188xc").unpack_from
+"""Name, octal digits of the size, the byte after them, type, first byte of the prefix."""
 _DATA_TYPES = b"0\x007"
 """Types of regular files."""
 _BARE_TYPES = b"123456"
@@ -214,6 +216,9 @@ def indexed(buffer: memoryview, count: int) -> list[Sample]:
     Manifests do not record the rule, but their CRC fixes the bytes: if the rules find different samples, they find
     different numbers of them. Raises InvalidTar.
     """
+    plain = _plain_samples(buffer)
+    if plain is not None and len(plain) == count:
+        return plain
     failure: InvalidTar | None = None
     for rule in (split, _split_of_old_manifests):
         try:
@@ -233,6 +238,67 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
             raise InvalidTar(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
+
+
+def _plain_samples(buffer: memoryview) -> list[Sample] | None:
+    """What ``samples`` finds, in about half of its time; None for headers that usual writers do not make.
+
+    Plain are files with octal sizes and names of up to 100 bytes, and pax headers without name and size.
+    """
+    plain = list[Sample]()
+    members: dict[str, tuple[int, int]] = {}
+    key = ""
+    stem = "\0"  # no name begins with it
+    start = offset = 0
+    extended = False
+    end = len(buffer)
+    while offset + BLOCK <= end:
+        field, digits, terminator, kind, prefix = _PLAIN_FIELDS(buffer, offset)
+        if terminator != b"\0" or not digits.isdigit():
+            return None
+        try:
+            size = int(digits, 8)
+        except ValueError:  # the digits 8 and 9
+            return None
+        data = offset + BLOCK
+        offset = data + size + -size % BLOCK
+        if kind == b"x" and offset <= end:
+            content = bytes(buffer[data : data + size])
+            if b"path=" in content or b"size=" in content:
+                return None
+            extended = True
+            continue
+        name = field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        if kind != b"0" or prefix != b"\0" or offset > end or name[-1:] in ("", "/"):
+            return None
+        extension = name[len(stem) :]
+        if not name.startswith(stem) or "/" in extension or "__" in extension:
+            parts = split(name)
+            if parts is None:
+                return None
+            if parts[0] != key:
+                key = parts[0]
+                stem = key + "."
+                members = {}
+                plain.append(Sample(key, start, members))
+            extension = parts[1]
+        extension = extension.lower()
+        if extension in members:
+            return None
+        members[extension] = (data, size)
+        extended = False
+        start = offset
+    if extended or offset != end:
+        return None
+    return plain
+
+
+def _skip_reason(name: str) -> str:
+    if name.startswith("__"):
+        return "meta files of webdataset"
+    if name.startswith("._"):
+        return "AppleDouble files"
+    return "names without key and extension"
 
 
 def _extended(
