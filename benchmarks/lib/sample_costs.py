@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import captions_of, image_of
-from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
 from flip.data.storage.checksums import crc32
@@ -32,11 +32,11 @@ def measure(work: Work) -> list[dict[str, Any]]:
     manifest = Manifest.load(work.manifest)
     reader = ChunkReader()
     tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
-    reads = [
-        read[:3] for j in range(min(manifest.chunks, max(1, HELD // work.chunk))) for read in manifest.chunk_reads(j)
-    ]
-    pieces = [memoryview(reader.read(*read)) for read in reads]
-    samples = [sample for piece in pieces for sample in _walked(piece)]
+    numbers = range(min(manifest.chunks, max(1, HELD // work.chunk)))
+    reads = [read[:3] for j in numbers for read in manifest.chunk_reads(j)]
+    chunks = [reader.fetch(manifest, j) for j in numbers]
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
+    samples = [sample for chunk in chunks for sample in chunk.samples]
     images = [image_of(sample, "simplejpeg") for sample in samples]
     captions = [captions_of(sample, ["txt"])[0] for sample in samples]
     batches = [slice(start, start + work.batch) for start in range(0, len(samples), work.batch)]
@@ -48,7 +48,7 @@ def measure(work: Work) -> list[dict[str, Any]]:
     stages: dict[str, Callable[[], Iterable[Any]]] = {
         "read": lambda: (reader.read(*read) for read in reads),
         "CRC32": lambda: map(crc32, pieces),
-        "tar headers": lambda: map(_walked, pieces),
+        "tar headers": lambda: (replace(chunk).samples for chunk in chunks),
         "order": lambda: _ordered(work, len(batches)),
         "draws and masks": lambda: (_drawn(work, epochs[batch], ids[batch]) for batch in batches),
         "decode": lambda: (image_of(sample, "simplejpeg") for sample in samples),
@@ -69,10 +69,6 @@ def _cpu(stage: Callable[[], Iterable[Any]]) -> float:
         deque(stage(), maxlen=0)
         times.append(time.process_time() - start_time)
     return statistics.median(times)
-
-
-def _walked(piece: memoryview) -> list[dict[str, memoryview]]:
-    return [{name: piece[at : at + size] for name, (at, size) in s.members.items()} for s in tar.samples(piece)]
 
 
 def _drawn(work: Work, epochs: Any, ids: Any) -> tuple[augmenting.Draws, Any]:

@@ -23,9 +23,8 @@ import numpy as np
 from flip.config import derived, schema
 from flip.config.yaml_io import dump_yaml
 from flip.data import augment, decode, masking
-from flip.data.chunk_reader import ChunkReader, Sample
+from flip.data.chunk_reader import Chunk, ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of
-from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.worker import WorkerConfig
@@ -88,10 +87,10 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     reader = ChunkReader()
     share = seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
-    pieces, samples = _load(manifest, reader, chunks)
+    loaded, samples = _load(manifest, reader, chunks)
     return [
         _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
-        _measure("walk", share, lambda chunk: _walk(chunk, manifest.chunk), itertools.cycle(pieces)),
+        _measure("walk", share, _walk, itertools.cycle(loaded)),
         _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
         _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, j), chunks),
     ]
@@ -206,20 +205,19 @@ def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
             yield from (j for j in order if j not in skipped)
 
 
-def _load(
-    manifest: Manifest, reader: ChunkReader, chunks: Iterator[int]
-) -> tuple[list[list[bytes]], list[list[Sample]]]:
-    """The bytes and the samples of chunks, up to BUFFER_BYTES."""
-    pieces = list[list[bytes]]()
+def _load(manifest: Manifest, reader: ChunkReader, numbers: Iterator[int]) -> tuple[list[Chunk], list[list[Sample]]]:
+    """Chunks and their samples, up to BUFFER_BYTES."""
+    chunks = list[Chunk]()
     samples = list[list[Sample]]()
     size = 0
-    for j in itertools.islice(chunks, manifest.samples // manifest.chunk):
-        samples.append(reader.read_chunk(manifest, j))
-        pieces.append([reader.read(key, start, stop) for key, start, stop, _ in manifest.chunk_reads(j)])
-        size += 2 * sum(map(len, pieces[-1]))
+    for j in itertools.islice(numbers, manifest.samples // manifest.chunk):
+        chunk = reader.fetch(manifest, j)
+        chunks.append(chunk)
+        samples.append(chunk.samples)
+        size += sum(map(len, chunk.pieces))
         if size > BUFFER_BYTES:
             break
-    return pieces, samples
+    return chunks, samples
 
 
 def _read(manifest: Manifest, reader: ChunkReader, j: int) -> Work:
@@ -227,10 +225,8 @@ def _read(manifest: Manifest, reader: ChunkReader, j: int) -> Work:
     return len(manifest.chunk_ids(j)), sum(sizes), 0
 
 
-def _walk(pieces: list[bytes], samples: int) -> Work:
-    for piece in pieces:
-        list(tar.samples(memoryview(piece)))  # includes samples that filters left out
-    return samples, sum(map(len, pieces)), 0
+def _walk(chunk: Chunk) -> Work:
+    return len(chunk.keys()), sum(map(len, chunk.pieces)), 0  # walks over samples that filters left out, too
 
 
 def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
