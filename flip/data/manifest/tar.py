@@ -293,14 +293,6 @@ def _plain_samples(buffer: memoryview) -> list[Sample] | None:
     return plain
 
 
-def _skip_reason(name: str) -> str:
-    if name.startswith("__"):
-        return "meta files of webdataset"
-    if name.startswith("._"):
-        return "AppleDouble files"
-    return "names without key and extension"
-
-
 def _extended(
     buffer: memoryview, at: int, length: int, kind: bytes, extensions: _Extensions, strict: bool
 ) -> tuple[_Extensions, int]:
