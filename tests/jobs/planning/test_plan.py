@@ -178,7 +178,7 @@ def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
     write_json(child.result, {})
     alone.refuse_pinned()
     commit.pin(base, score, "pretrain", 64)
-    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1.*To end an evaluation: .*cancel.py /.*/c-1"):
+    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1.*To end an evaluation: .* cancel /.*/c-1"):
         both.refuse_pinned()
     score.attempt(score.start_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
     both.refuse_pinned()
