@@ -152,8 +152,11 @@ class Runs:
         self.ends = ends
         self.kill = kill
         self.why = ""
+        self.waits = 0
 
     def wait(self, timeout: float | None = None) -> dict[str, RunState]:
+        self.waits += 1
+        assert self.waits < 10, "no one stops these runs"
         if self.kill and not self.why:
             os.kill(os.getpid(), self.kill)
         if self.ends:
