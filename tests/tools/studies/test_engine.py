@@ -69,7 +69,8 @@ def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -
     written = page.write(tmp_path, read(study, tmp_path))
     assert len(written) >= 4
     for path in written:
-        assert path.read_bytes() == (DOCS / path.relative_to(tmp_path)).read_bytes(), path.name
+        is_same = path.read_bytes() == (DOCS / path.relative_to(tmp_path)).read_bytes()
+        assert is_same, f"{path.name}: after a change of its drawing or text: flip study --page --study {name}"
 
 
 def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
