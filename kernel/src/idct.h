@@ -6,9 +6,10 @@
 
 #if VJ_X86
 
-/* libjpeg-turbo's code for AVX2 (jidctint-avx2.asm) computes with these steps: products and their sums in 32 bits,
- * other sums in 16 bits that wrap around, results of a pass saturated to 16 bits. The same steps give the same bits
- * also where coefficients of no real image overflow. One case differs: see vj_idct. */
+/* libjpeg-turbo has this transform in C (jidctint.c) and for several vector units (as jidctint-avx2.asm). They give the
+ * same bits as long as nothing overflows: C computes with 32 bits and cuts off the highest bits of a pixel, the others
+ * have sums of 16 bits and saturate. These functions report blocks in which a number leaves the range where all agree.
+ * No 8-bit image has such blocks, unless its coefficients were quantised very coarsely or are damaged. */
 
 /* Constants of jidctint.c times 2^13. */
 enum {
@@ -75,12 +76,15 @@ VJ_AVX2 VJ_INLINE void vj_idct_pass(const __m128i in[8], __m256i out[8], int shi
   out[4] = _mm256_srai_epi32(_mm256_sub_epi32(e3, o0), shift);
 }
 
-/* Eight rows of 32-bit numbers, saturated to 16 bits and transposed. */
-VJ_AVX2 VJ_INLINE void vj_transpose(const __m256i rows[8], __m128i columns[8]) {
+/* Eight rows of 32-bit numbers, saturated to 16 bits and transposed. Sets bits 15 of `*overflow` if one of them is not
+ * in -16384 .. 16383, so that a sum of two could have more than 16 bits. */
+VJ_AVX2 VJ_INLINE void vj_transpose(const __m256i rows[8], __m128i columns[8], __m256i *overflow) {
   __m128i a[8];
   __m128i b[8];
   for (int i = 0; i < 8; i += 2) {
-    __m256i two = _mm256_permute4x64_epi64(_mm256_packs_epi32(rows[i], rows[i + 1]), 0xd8);
+    __m256i two = _mm256_packs_epi32(rows[i], rows[i + 1]);
+    *overflow = _mm256_or_si256(*overflow, _mm256_xor_si256(two, _mm256_slli_epi16(two, 1)));
+    two = _mm256_permute4x64_epi64(two, 0xd8);
     a[i] = _mm256_castsi256_si128(two);
     a[i + 1] = _mm256_extracti128_si256(two, 1);
   }
@@ -98,10 +102,14 @@ VJ_AVX2 VJ_INLINE void vj_transpose(const __m256i rows[8], __m128i columns[8]) {
   }
 }
 
-/* Four columns as pixels, saturated, with 128 added. */
-VJ_AVX2 VJ_INLINE void vj_store_columns(const __m256i columns[4], uint8_t *out, size_t stride) {
+/* Four columns as pixels, saturated, with 128 added. Sets bits 10 to 15 of `*overflow` if a pixel before that is not in
+ * -512 .. 511. */
+VJ_AVX2 VJ_INLINE void vj_store_columns(const __m256i columns[4], uint8_t *out, size_t stride, __m256i *overflow) {
   __m256i words01 = _mm256_packs_epi32(columns[0], columns[1]);
   __m256i words23 = _mm256_packs_epi32(columns[2], columns[3]);
+  __m256i bias = _mm256_set1_epi16(512);
+  *overflow = _mm256_or_si256(*overflow, _mm256_add_epi16(words01, bias));
+  *overflow = _mm256_or_si256(*overflow, _mm256_add_epi16(words23, bias));
   __m256i bytes = _mm256_packs_epi16(words01, words23);
   bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
@@ -113,35 +121,51 @@ VJ_AVX2 VJ_INLINE void vj_store_columns(const __m256i columns[4], uint8_t *out, 
   _mm_storel_epi64((__m128i *)(out + 3 * stride), _mm_unpackhi_epi64(high, high));
 }
 
+/* Coefficients times their quantisation. Sets bits 1 to 15 of `*overflow` if a product is not in -4096 .. 4095; bit 0
+ * has no meaning. Coefficients have at most 12 bits. */
+VJ_AVX2 VJ_INLINE void vj_dequantise(const int16_t *coefficients, const int16_t *quantisation, __m128i rows[8],
+                                     __m256i *overflow) {
+  for (int i = 0; i < 8; i += 2) {
+    __m256i c = _mm256_load_si256((const __m256i *)(coefficients + 8 * i));
+    __m256i q = _mm256_load_si256((const __m256i *)(quantisation + 8 * i));
+    __m256i product = _mm256_mullo_epi16(c, q);
+    __m256i high = _mm256_mulhi_epi16(_mm256_slli_epi16(c, 4), q); /* the product divided by 4096: -1 or 0 */
+    *overflow = _mm256_or_si256(*overflow, _mm256_add_epi16(high, _mm256_set1_epi16(1)));
+    rows[i] = _mm256_castsi256_si128(product);
+    rows[i + 1] = _mm256_extracti128_si256(product, 1);
+  }
+}
+
 /* Dequantises and transforms a block of 64 coefficients in natural order. Pixels of a column follow each other in
- * `out`, columns are `stride` apart. Returns a number other than 0 if a value of the first row is out of range:
- * libjpeg-turbo skips the first pass of a block without other rows, and does not saturate then. */
+ * `out`, columns are `stride` apart. Returns 0 if a number leaves the range. */
 VJ_AVX2 VJ_INLINE int vj_idct(const int16_t *coefficients, const int16_t *quantisation, uint8_t *out, size_t stride) {
   __m128i rows[8];
   __m256i wide[8];
-  for (int i = 0; i < 8; i++) {
-    __m128i c = _mm_load_si128((const __m128i *)(coefficients + 8 * i));
-    rows[i] = _mm_mullo_epi16(c, _mm_load_si128((const __m128i *)(quantisation + 8 * i)));
-  }
-  /* In range are -8192 .. 8191, in which the highest three bits are equal. */
-  __m128i range = _mm_xor_si128(_mm_srai_epi16(rows[0], 13), _mm_srai_epi16(rows[0], 15));
+  __m256i product = _mm256_setzero_si256();
+  __m256i sum = product;
+  __m256i pixel = product;
+  vj_dequantise(coefficients, quantisation, rows, &product);
   vj_idct_pass(rows, wide, FIX_BITS - 2);
-  vj_transpose(wide, rows);
+  vj_transpose(wide, rows, &sum);
   vj_idct_pass(rows, wide, FIX_BITS + 2 + 3);
-  vj_store_columns(wide, out, stride);
-  vj_store_columns(wide + 4, out + 4 * stride, stride);
-  return !_mm_testz_si128(range, range);
+  vj_store_columns(wide, out, stride, &pixel);
+  vj_store_columns(wide + 4, out + 4 * stride, stride, &pixel);
+  __m256i overflow = _mm256_and_si256(product, _mm256_set1_epi16((short)0xfffe));
+  overflow = _mm256_or_si256(overflow, _mm256_and_si256(sum, _mm256_set1_epi16((short)0x8000)));
+  overflow = _mm256_or_si256(overflow, _mm256_and_si256(pixel, _mm256_set1_epi16((short)0xfc00)));
+  return _mm256_testz_si256(overflow, overflow);
 }
 
 /* The same for a block with a DC coefficient alone. */
 VJ_AVX2 VJ_INLINE int vj_idct_flat(int dc, int quantisation, uint8_t *out, size_t stride) {
-  int value = (int16_t)(dc * quantisation);
+  int value = dc * quantisation;
+  if (value < -4096 || value > 4091) return 0;
   int pixel = ((value + 4) >> 3) + 128;
   if (pixel < 0) pixel = 0;
   if (pixel > 255) pixel = 255;
   __m128i column = _mm_set1_epi8((char)pixel);
   for (int i = 0; i < 8; i++) _mm_storel_epi64((__m128i *)(out + (size_t)i * stride), column);
-  return value < -8192 || value > 8191;
+  return 1;
 }
 
 #endif

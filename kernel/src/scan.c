@@ -100,7 +100,7 @@ VJ_AVX2 VJ_INLINE int skip_ac(vj_bits *b, const vj_huffman *table) {
 VJ_AVX2 VJ_INLINE vj_reason read_mcu(const vj_picture *picture, int x, int y, int is_needed, vj_bits *b, int dc[3]) {
   int16_t coefficients[72] __attribute__((aligned(32)));
   int bad_dc = 0;
-  int bad_range = 0;
+  int is_in_range = 1;
   for (int i = 0; i < picture->header->components; i++) {
     const vj_plane *plane = picture->plane + i;
     for (int v = 0; v < plane->vertical; v++)
@@ -120,12 +120,12 @@ VJ_AVX2 VJ_INLINE vj_reason read_mcu(const vj_picture *picture, int x, int y, in
         uint8_t *out = plane->pixels + (size_t)block_x * 8 * plane->stride + (size_t)block_y * 8;
         coefficients[0] = (int16_t)dc[i];
         if (has_ac)
-          bad_range |= vj_idct(coefficients, plane->quantisation, out, plane->stride);
+          is_in_range &= vj_idct(coefficients, plane->quantisation, out, plane->stride);
         else
-          bad_range |= vj_idct_flat(dc[i], plane->quantisation[0], out, plane->stride);
+          is_in_range &= vj_idct_flat(dc[i], plane->quantisation[0], out, plane->stride);
       }
   }
-  if (bad_dc & ~4095 || bad_range) return VJ_RANGE;
+  if (bad_dc & ~4095 || !is_in_range) return VJ_RANGE;
   return VJ_OK;
 }
 

@@ -1,6 +1,10 @@
 """Tests that the kernel refuses what it does not reproduce, and accepts no file that simplejpeg refuses."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,3 +212,24 @@ def test_2500_damaged_files_are_decided_as_by_simplejpeg_or_refused(kernel):
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_damaged_files_of_other_seeds(kernel, seed):
     compare_damaged(kernel, seed, 10_000)
+
+
+OTHER_UNIT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import visible_jpeg
+from test_refusals import compare_damaged
+print(compare_damaged(visible_jpeg, 1, 5000)["both accept"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["NONE", "SSE2"])
+def test_damaged_files_have_the_bits_of_each_form_of_libjpeg_turbo(kernel, unit):
+    """Its forms in C and for vector units differ where coefficients overflow: such blocks are refused."""
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_UNIT, str(Path(__file__).parent)],
+        env={**os.environ, f"JSIMD_FORCE{unit}": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500
