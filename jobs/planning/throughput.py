@@ -5,8 +5,6 @@ It is ``core_samples`` of the cluster profile, else of the table in its file ``c
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,6 +13,7 @@ from functools import cache
 from flip.config.derived import for_stage
 from flip.config.resolve import manifest_record
 from flip.config.schema import Config, Data, DataSet, Stage
+from flip.data import kernel
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import ASSUMED, Images, SpeedTable, read_table
 
@@ -33,9 +32,9 @@ def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: 
     table = table_of(profile)
     images = images or images_of(config)
     size = for_stage(config, stage).model.image.size
-    kernel = uses_kernel(config)
+    used = uses_kernel(config, stage)
     total = sum(each.weight for each in images)
-    costs = (each.weight * table.microseconds(each, size, float(Fraction(stage.mask)), kernel) for each in images)
+    costs = (each.weight * table.microseconds(each, size, float(Fraction(stage.mask)), used) for each in images)
     return 1e6 * total / sum(costs)
 
 
@@ -63,11 +62,10 @@ def byte_share(before: Images, after: Images) -> float:
     return QUALITY_SHARE * (after.short / before.short) ** 2
 
 
-def uses_kernel(config: Config) -> bool:
-    """Whether loaders compute visible patches only, if the nodes have the packages of this interpreter."""
-    data = config.data
-    whole = data.decoder != "simplejpeg" or data.resize != "torchvision" or os.environ.get("FLIP_KERNEL") == "0"
-    return not whole and importlib.util.find_spec("visible_jpeg") is not None
+def uses_kernel(config: Config, stage: Stage) -> bool:
+    """Whether loaders compute visible patches only, if the nodes are like this machine."""
+    own = for_stage(config, stage)
+    return not kernel.obstacle(own.data, own.augment, own.model.image)
 
 
 def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
@@ -76,8 +74,8 @@ def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
     if profile.core_samples:
         return f"{speed}, core_samples of the profile"
     sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in images_of(config)]
-    kernel = "with" if uses_kernel(config) else "without"
-    images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {kernel} the visible-patch kernel: "
+    used = "with" if uses_kernel(config, stage) else "without"
+    images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {used} the visible-patch kernel: "
     return f"{speed} ({images}{table_of(profile).origin})"
 
 

@@ -25,6 +25,7 @@ from flip.config.yaml_io import dump_yaml
 from flip.data import augment, decode, masking
 from flip.data.chunk_reader import Chunk, ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of
+from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.worker import WorkerConfig
@@ -87,12 +88,13 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     reader = ChunkReader()
     share = seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
+    kernel = VisiblePatches.of(spec.data, spec.augment, spec.image)
     loaded, samples = _load(manifest, reader, chunks)
     return [
         _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
         _measure("walk", share, _walk, itertools.cycle(loaded)),
         _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
-        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, j), chunks),
+        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, kernel, j), chunks),
     ]
 
 
@@ -101,13 +103,17 @@ def measure_rows(manifest: Manifest, spec: WorkerConfig, seconds: float) -> list
     reader = ChunkReader()
     chunks = _chunks(manifest, spec.seed)
     short = _median_short_side(reader.read_chunk(manifest, next(chunks)))
+    kernels: list[VisiblePatches | None] = [None]
+    if kernel := VisiblePatches.of(spec.data, spec.augment, spec.image):
+        kernels.append(kernel)
+    cases = list(itertools.product(kernels, MASKS))
     rows = []
-    for mask in MASKS:
-        work = partial(_all_stages, manifest, reader, spec, _visible_patch_count(spec, mask))
-        stage = _measure(f"mask {mask}", seconds / len(MASKS), work, chunks)
+    for kernel, mask in cases:
+        work = partial(_all_stages, manifest, reader, spec, _visible_patch_count(spec, mask), kernel)
+        stage = _measure(f"mask {mask}", seconds / len(cases), work, chunks)
         cost = round(1e6 * stage.cpu / stage.samples, 1)
         markers = manifest.restart_markers_verified
-        rows.append(SpeedRow(short, markers, spec.image.size, float(mask), False, cost))
+        rows.append(SpeedRow(short, markers, spec.image.size, float(mask), kernel is not None, cost))
     return rows
 
 
@@ -241,21 +247,28 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     return done, size, len(chunk) - done
 
 
-def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, visible_patch_count: int, j: int) -> Work:
+def _all_stages(
+    manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, visible_patch_count: int,
+    kernel: VisiblePatches | None, j: int,
+) -> Work:  # fmt: skip
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)
     draws = augment.draw(spec.seed, epochs, ids)
     keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, visible_patch_count)
+    out = np.empty((visible_patch_count, 3 * spec.image.patch**2), np.uint8)
+    verified = manifest.restart_markers_verified
     done = size = 0
     for row, sample in enumerate(reader.read_chunk(manifest, j)):
         try:
-            image = image_of(sample, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
             captions_of(sample, spec.data.captions)
+            content = decode.encoded_image(sample)
+            if kernel is None or not kernel.write(content, draws, row, keep[row], out, verified):
+                image = decode.decode(content, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
+                view = augment.view(image, spec.image.size, spec.augment, draws, row, spec.data.resize)
+                decode.patches(view, spec.image.patch, keep[row], out)
         except DecodeError:
             continue
-        view = augment.view(image, spec.image.size, spec.augment, draws, row, spec.data.resize)
-        decode.patches(view, spec.image.patch, keep[row])
         done += 1
         size += sum(map(len, sample.values()))
     return done, size, len(ids) - done
@@ -323,7 +336,10 @@ def _text(report: dict[str, Any]) -> str:
             f"and {report['megabytes_per_second_needed']:,.0f} MB/s from storage"
         )
     if "written" in report:
-        costs = ", ".join(f"mask {row['mask']:g} {row['microseconds']:,.0f} us" for row in report["rows"])
+        costs = ", ".join(
+            f"mask {row['mask']:g}{' with the kernel' if row['kernel'] else ''} {row['microseconds']:,.0f} us"
+            for row in report["rows"]
+        )
         short = report["rows"][0]["short"]
         lines.append(f"{report['written']}: for plans (core_speeds of a profile), images of {short} px: {costs}")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ def no_data(monkeypatch):
 
 @pytest.fixture(params=[False, True], ids=["whole", "kernel"])
 def kernel(request, monkeypatch):
-    monkeypatch.setattr(throughput, "uses_kernel", lambda config: request.param)
+    monkeypatch.setattr(throughput, "uses_kernel", lambda *_: request.param)
     return request.param
 
 

@@ -75,7 +75,7 @@ def arithmetic_hours(run):
 @pytest.fixture
 def kernel(monkeypatch):
     """Heads are for nodes with the visible-patch kernel, whatever this machine has."""
-    monkeypatch.setattr(throughput, "uses_kernel", lambda config: True)
+    monkeypatch.setattr(throughput, "uses_kernel", lambda *_: True)
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
@@ -117,7 +117,7 @@ def test_head_of_sweep_states_planned_hours_of_all_runs(name, capsys, kernel):
 
 
 def test_head_of_clipa_states_what_kernel_and_recoded_shards_save(monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "uses_kernel", lambda config: False)
+    monkeypatch.setattr(throughput, "uses_kernel", lambda *_: False)
     hours = []
     for images in (None, [Images(256, markers=True, stated=True)]):
         if images:

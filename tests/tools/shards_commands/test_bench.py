@@ -2,10 +2,12 @@
 
 import pytest
 
+from flip.data import kernel
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
 from jobs.common import core_speeds
 from tests.flip.data.loading import SAMPLES
+from tests.synthetic import make_dataset
 from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import bench
 from tools.shards_commands.bench import PipelineStage, find_bottleneck
@@ -78,3 +80,13 @@ def test_bench_writes_rows_that_plans_read(original, tmp_path, capsys):
     path.write_text("text")
     code, text = call(capsys, *command)
     assert code == 78 and str(path) in text and path.read_text() == "text"
+
+
+def test_rows_with_the_kernel_are_measured_if_it_is_used(tmp_path, monkeypatch):
+    manifest = Manifest.load(make_dataset(tmp_path / "data", 8, 1, size=40, chunk=4, fmt="jpg"))
+    spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "torchvision", 32, 8, 0)
+    used = not kernel.obstacle(spec.data, spec.augment, spec.image)
+    rows = bench.measure_rows(manifest, spec, 0.05)
+    assert [row.kernel for row in rows] == [False] * 3 + [True] * 3 * used
+    monkeypatch.setenv("FLIP_KERNEL", "0")
+    assert not any(row.kernel for row in bench.measure_rows(manifest, spec, 0.05))
