@@ -158,7 +158,7 @@ class DatasetStream:
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         self.kernel = VisiblePatches.of(config.data, config.augment, config.image)
         # Of shards that `flip shards recode` has written: all images were decoded, so that the kernel may skip.
-        self._verified = getattr(self.manifest, "restart_markers_verified", False)
+        self._verified = self.manifest.restart_markers_verified
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
         self._prefetcher: Prefetch | None = None
