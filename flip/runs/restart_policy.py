@@ -216,7 +216,7 @@ def _ended_by_term(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
 def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Limits, committed: bool) -> Decision:
     if cause in FINAL:
         return Decision("stop", cause, reason)
-    since = _since_commit(history, committed)
+    since = since_commit(history, committed)
     if cause == "stopped":
         return Decision("requeue", cause, reason, _unstarted_delay(history, limits, committed))
     if cause == "storage":
@@ -239,7 +239,7 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
     return Decision("requeue", cause, reason)
 
 
-def _since_commit(history: List[Dict[str, Any]], committed: bool) -> List[Dict[str, Any]]:
+def since_commit(history: List[Dict[str, Any]], committed: bool) -> List[Dict[str, Any]]:
     """The earlier attempts after the last one that made progress."""
     since: List[Dict[str, Any]] = []
     for row in history:
