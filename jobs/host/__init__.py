@@ -8,6 +8,8 @@
 - ``held_jobs.py``: releases and cancels the jobs that wait until the first of their kind has passed.
 - ``processes.py``: processes in /proc; kills those of earlier attempts.
 - ``notify.py``: the profile's notification command.
+- ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
+- ``agent_channel.py``: signed lines of JSON between them; ``agent_server.py``: the sockets of a coordinator.
 - ``rank_entry.py``: the start of a rank, before any package is imported.
 
 Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.

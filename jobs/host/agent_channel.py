@@ -1,0 +1,221 @@
+"""Connections between the coordinator of a run and its node agents: lines of JSON that both sides sign.
+
+A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message
+(docs/contracts.md, Node agents). Both sides have the key of the run (``KEY_VARIABLE``); it is never sent. The key of a
+connection derives from it and from a random number of each side, and every line is signed with the sender's role and
+its position. So a line can neither be forged nor repeated, in this connection or in another one. Nothing is encrypted,
+and nothing that was received is executed.
+
+Coordinator and agents share this file: standard library, Python >= 3.6.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import socket
+from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
+
+PROTOCOL = 1
+"""Version of the messages. Both sides say it first."""
+
+KEY_VARIABLE = "FLIP_AGENT_KEY"
+"""Environment variable with the key in hexadecimal digits. An agent removes it before it starts ranks."""
+
+KEY_BYTES = 32
+LONGEST_LINE = 1 << 20
+"""Bytes. A longer line, or more than this that the other side has not read, ends the connection."""
+
+RECEIVE_BYTES = 1 << 16
+COORDINATOR = "coordinator"
+AGENT = "agent"
+
+Message = Dict[str, Any]
+
+
+class ChannelError(Exception):
+    """A connection that can no longer be used, and why: closed, silent, or a line that was not signed with its key."""
+
+
+class PortTaken(OSError):
+    """No port of a range is free."""
+
+
+def new_key() -> bytes:
+    """A random key for one run."""
+    return os.urandom(KEY_BYTES)
+
+
+def take_key(environ: MutableMapping[str, str]) -> bytes:
+    """Remove the key from the environment and return it. Raises ChannelError if there is none."""
+    try:
+        key = bytes.fromhex(environ.pop(KEY_VARIABLE, ""))
+    except ValueError as error:
+        raise ChannelError("%s is damaged: %s" % (KEY_VARIABLE, error)) from error
+    if len(key) != KEY_BYTES:
+        raise ChannelError("%s has %d bytes instead of %d" % (KEY_VARIABLE, len(key), KEY_BYTES))
+    return key
+
+
+class Signer:
+    """Signs the lines of one side of a connection, and checks those of the other side."""
+
+    def __init__(self, key: bytes, own: str, other: str) -> None:
+        self._secret = key
+        self._own = own
+        self._other = other
+        self._sent = 0
+        self._received = 0
+
+    def bind(self, number: str) -> None:
+        """Derive the key of all further lines from ``number``, which one of the sides has drawn."""
+        self._secret = hmac.new(self._secret, number.encode("ascii", "replace"), hashlib.sha256).digest()
+
+    def sign(self, message: Mapping[str, Any]) -> bytes:
+        body = json.dumps(message, sort_keys=True).encode("ascii")
+        mac = self._mac(self._own, self._sent, body)
+        self._sent += 1
+        return mac + b" " + body + b"\n"
+
+    def check(self, line: bytes) -> Message:
+        """The message of a line without its end. Raises ChannelError."""
+        mac, _, body = line.partition(b" ")
+        if not hmac.compare_digest(mac, self._mac(self._other, self._received, body)):
+            raise ChannelError("a line that was not signed with the key of this run")
+        self._received += 1
+        try:
+            message = json.loads(body.decode("ascii"))
+        except ValueError as error:
+            raise ChannelError("a line that is not JSON: %s" % error) from error
+        if not isinstance(message, dict) or not isinstance(message.get("is"), str):
+            raise ChannelError("a message without its kind")
+        return message
+
+    def _mac(self, sender: str, position: int, body: bytes) -> bytes:
+        head = ("%s %d " % (sender, position)).encode("ascii")
+        return hmac.new(self._secret, head + body, hashlib.sha256).hexdigest().encode("ascii")
+
+
+class Channel:
+    """One side of a connection. It never blocks; ``flush`` sends what the other side was not ready for.
+
+    The coordinator says ``welcome`` with its random number, the agent answers ``hello`` with its own. Until a correct
+    hello has come, ``accepted`` is false for the coordinator.
+    """
+
+    def __init__(self, sock: socket.socket, key: bytes, role: str) -> None:
+        self.socket = sock
+        self.accepted = False
+        self._role = role
+        self._signer = Signer(key, role, AGENT if role == COORDINATOR else COORDINATOR)
+        self._unread = b""
+        self._unsent = b""
+        sock.setblocking(False)
+        if role == COORDINATOR:
+            number = os.urandom(16).hex()
+            self.send({"is": "welcome", "protocol": PROTOCOL, "number": number})
+            self._signer.bind(number)
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def hello(self, welcome: Message, facts: Mapping[str, Any]) -> None:
+        """Answer the coordinator's ``welcome``, as an agent, with ``facts`` about this node."""
+        _check_protocol(welcome)
+        self._signer.bind(str(welcome.get("number")))
+        number = os.urandom(16).hex()
+        self.send(dict(facts, **{"is": "hello", "protocol": PROTOCOL, "number": number}))
+        self._signer.bind(number)
+        self.accepted = True
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Raises ChannelError."""
+        self._unsent += self._signer.sign(message)
+        if len(self._unsent) > LONGEST_LINE:
+            raise ChannelError("it reads nothing")
+        self.flush()
+
+    def flush(self) -> None:
+        """Send as much as the other side is ready for. Raises ChannelError."""
+        while self._unsent:
+            try:
+                sent = self.socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise ChannelError("connection lost: %s" % error) from error
+            self._unsent = self._unsent[sent:]
+
+    def receive(self) -> Tuple[List[Message], Optional[ChannelError]]:
+        """(the messages that have come, why the connection has ended or None)."""
+        messages: List[Message] = []
+        try:
+            ended = self._read()
+            while b"\n" in self._unread:
+                line, _, self._unread = self._unread.partition(b"\n")
+                messages.append(self._check(line))
+            if len(self._unread) > LONGEST_LINE:
+                raise ChannelError("a line without end")
+        except ChannelError as error:
+            return messages, error
+        return messages, ended
+
+    def _read(self) -> Optional[ChannelError]:
+        """Read what has come; returns why the connection has ended."""
+        while len(self._unread) <= LONGEST_LINE:
+            try:
+                data = self.socket.recv(RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError as error:
+                return ChannelError("connection lost: %s" % error)
+            if not data:
+                return ChannelError("connection closed")
+            self._unread += data
+        return None
+
+    def _check(self, line: bytes) -> Message:
+        message = self._signer.check(line)
+        if self._role == COORDINATOR and not self.accepted:
+            if message["is"] != "hello":
+                raise ChannelError("it says %s before hello" % message["is"])
+            _check_protocol(message)
+            self._signer.bind(str(message.get("number")))
+            self.accepted = True
+        return message
+
+
+def _check_protocol(message: Message) -> None:
+    if message.get("protocol") != PROTOCOL:
+        raise ChannelError("it has version %r of the messages, and this side %d" % (message.get("protocol"), PROTOCOL))
+
+
+def listen(host: str, first: int, last: int) -> socket.socket:
+    """A listening socket on the first free port of a range. Raises PortTaken if none is free."""
+    for port in range(first, last + 1):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            server.bind((host, port))
+            server.listen(128)
+        except OSError:
+            server.close()
+            continue
+        server.setblocking(False)
+        return server
+    raise PortTaken("no free port on %s from %d to %d" % (host, first, last))
+
+
+def connect(host: str, port: int, seconds: float) -> socket.socket:
+    """Connect to a coordinator. Raises OSError."""
+    sock = socket.create_connection((host, port), seconds)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock

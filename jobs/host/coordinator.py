@@ -1,0 +1,316 @@
+"""Starts and ends the attempts of a run on its node agents, without a scheduler: a state machine.
+
+| state | what happens | ends |
+|---|---|---|
+| GATHER | agents connect and say hello | the owner calls ``start`` with the agents that it has |
+| RUN | ranks run; agents report their ends | all ranks have ended: DECIDE; the deadline: KILL |
+| KILL | agents kill their ranks | all ranks have ended, or their agents are lost: DECIDE |
+| DECIDE | the owner reads ``outcome``, records the end and decides | ``gather``: GATHER; ``leave``: LEFT |
+| LEFT | agents were asked to end | - |
+
+The owner decides which attempt starts, and what follows from its end (``flip.runs.attempts``). On one machine this is
+the supervisor, with one agent. The coordinator measures time by the clock that it is given, and reads neither files nor
+the scheduler. Standard library, Python >= 3.6.
+"""
+
+import time
+from enum import Enum
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from jobs.host.agent_channel import ChannelError, Message
+
+COMPLETE = 0
+STOPPED = 75
+SUCCESS = (COMPLETE, STOPPED)
+SIGNAL_CODES = range(129, 160)
+"""Exit codes of ranks that a signal has ended, as a shell writes them."""
+
+MOST_STRANGERS = 64
+"""Connections that have not said hello yet; further ones are refused."""
+
+
+class State(Enum):
+    GATHER = "gather"
+    RUN = "run"
+    KILL = "kill"
+    DECIDE = "decide"
+    LEFT = "left"
+
+
+class Timing(NamedTuple):
+    """Seconds."""
+
+    first_patience: float = 60.0
+    """For agents at the first start of an allocation: images, cold file systems."""
+    patience: float = 5.0
+    """For agents at later starts."""
+    silence: float = 10.0
+    """An agent without any message for so long is lost. It sends a beat each second."""
+    hello: float = 10.0
+    """From a connection to its hello."""
+    peer_grace: float = 20.0
+    """For the peers of a rank that has failed: they may have to save the cause of their own end."""
+    killed_grace: float = 2.0
+    """For the peers of a rank that a signal has killed: they can only wait for it."""
+    stragglers: float = 600.0
+    """For the peers of a rank that ended well: they agreed on the end, and only a hang takes longer."""
+    kill: float = 15.0
+    """For an agent to report the ends of ranks that it was asked to kill; then it is lost."""
+    repeat: float = 3.0
+    """Between two signals: one that comes while a rank starts may be lost."""
+
+
+TIMING = Timing()
+
+
+class AttemptOutcome(NamedTuple):
+    """How an attempt ended."""
+
+    code: Optional[int]
+    """The first bad exit code of a rank, else 75 if there is one, else 0; None if ranks were lost and none is known."""
+    lost: Sequence[str]
+    """Nodes whose agents were lost while they had ranks."""
+    stop_requested: bool
+    """Whether ranks were asked to save and stop."""
+    reason: str
+    """The first event that ended it, as a sentence; empty if all ranks ended well."""
+
+
+class Agent:
+    """A node agent, as the coordinator knows it."""
+
+    def __init__(self, channel: Any, now: float) -> None:
+        self.channel = channel
+        self.node = ""
+        """Name of its node; empty before its hello."""
+        self.facts: Message = {}
+        self.order = 0
+        """Its position among the agents that have said hello."""
+        self.heard = now
+        self.kill_by = float("inf")
+        """When it is lost if it has not reported the ends of its ranks."""
+
+
+class Coordinator:
+    """The state machine. All times are of ``clock``. Methods of this class never block."""
+
+    def __init__(
+        self,
+        timing: Timing = TIMING,
+        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.timing = timing
+        self.state = State.GATHER
+        self.attempt = 0
+        self.agents: List[Agent] = []
+        self.outcome: Optional[AttemptOutcome] = None
+        self._clock = clock
+        self._log = log
+        self._hellos = 0
+        self._patient_until = clock() + timing.first_patience
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the ranks of the last attempt."""
+        self.running: Dict[int, Agent] = {}
+        self._codes: List[Optional[int]] = []  # in the order of the ends; None: of a lost agent
+        self._lost: List[str] = []
+        self._reason = ""
+        self._deadline = float("inf")
+        self._stop_requested = False
+        self._next_signal = float("-inf")
+
+    # -- for the owner -------------------------------------------------------------------------------------------------
+
+    def ready(self) -> List[Agent]:
+        """Agents that can start ranks, in the order of their hellos."""
+        return sorted((agent for agent in self.agents if agent.node), key=lambda agent: agent.order)
+
+    def has_gathered(self, least: int, most: int) -> bool:
+        """Whether to start now: ``most`` agents are ready or, when patience is over, at least ``least``."""
+        count = len(self.ready())
+        return count >= most or (count >= least and not self.is_patient())
+
+    def is_patient(self) -> bool:
+        """Whether agents may still come."""
+        return self._clock() < self._patient_until
+
+    def start(self, attempt: int, ranks: Sequence[Sequence[int]], facts: Message) -> None:
+        """Start an attempt. ``ranks``: those of each of the first ready agents. ``facts``: for each ``start`` message,
+        as the address of rank 0."""
+        if self.state is not State.GATHER or attempt <= self.attempt:
+            raise ValueError("attempt %d cannot start after %d, in state %s" % (attempt, self.attempt, self.state))
+        agents = self.ready()[: len(ranks)]
+        if len(agents) < len(ranks):
+            raise ValueError("%d agents are ready, and %d are needed" % (len(agents), len(ranks)))
+        self._clear()
+        self.state = State.RUN
+        self.attempt = attempt
+        world = sum(len(own) for own in ranks)
+        for node, agent in enumerate(agents):
+            self.running.update((rank, agent) for rank in ranks[node])
+        for node, agent in enumerate(agents):
+            message = {"is": "start", "attempt": attempt, "world": world, "node": node, "ranks": list(ranks[node])}
+            self._send(agent, dict(facts, **message))
+
+    def stop(self, signal_name: str, seconds: float) -> None:
+        """Ask all ranks to save and stop; they are killed after ``seconds``. Repeated until they have ended."""
+        if self.state is not State.RUN or self._clock() < self._next_signal:
+            return
+        self._stop_requested = True
+        self._next_signal = self._clock() + self.timing.repeat
+        self.shorten_deadline(seconds)
+        for agent in self._agents_with_ranks():
+            self._send(agent, {"is": "signal", "attempt": self.attempt, "signal": signal_name})
+
+    def shorten_deadline(self, seconds: float) -> None:
+        """Kill ranks that live longer than this from now on."""
+        self._deadline = min(self._deadline, self._clock() + seconds)
+
+    def gather(self) -> None:
+        """Get ready for the next attempt."""
+        if self.state is not State.DECIDE:
+            raise ValueError("no attempt has ended: %s" % self.state)
+        self.state = State.GATHER
+        self._patient_until = self._clock() + self.timing.patience
+
+    def leave(self) -> None:
+        """Ask all agents to end, with the ranks that they have."""
+        self.state = State.LEFT
+        for agent in list(self.agents):
+            self._send(agent, {"is": "leave"})
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def connected(self, channel: Any) -> Agent:
+        """An agent, or a stranger, has connected. ``channel``: has ``send`` and ``close``."""
+        agent = Agent(channel, self._clock())
+        self.agents.append(agent)
+        strangers = [each for each in self.agents if not each.node]
+        if len(strangers) > MOST_STRANGERS:
+            self.lost(strangers[0], "too many connections without a hello")
+        return agent
+
+    def received(self, agent: Agent, message: Message) -> None:
+        """A message whose signature is correct."""
+        if agent not in self.agents:  # lost by an earlier message
+            return
+        agent.heard = self._clock()
+        kind = message["is"]
+        if kind == "hello":
+            self._on_hello(agent, message)
+        elif kind == "exit":
+            self._on_exit(agent, message)
+        elif kind == "leave":
+            self.lost(agent, str(message.get("reason") or "it leaves"))
+        elif kind != "beat":
+            self.lost(agent, "it says %s, which is not known here" % kind)
+
+    def lost(self, agent: Agent, why: str) -> None:
+        """The connection to an agent has ended, or is ended now."""
+        if agent not in self.agents:
+            return
+        self.agents.remove(agent)
+        agent.channel.close()
+        self._log("lost %s: %s" % (agent.node or "a connection", why))
+        ranks = [rank for rank, owner in self.running.items() if owner is agent]
+        if ranks:
+            self._lost.append(agent.node)
+            for rank in ranks:
+                self._ended(rank, None, "the agent of %s was lost: %s" % (agent.node, why))
+
+    def tick(self) -> None:
+        """Do what is due. Call it a few times per second."""
+        now = self._clock()
+        for agent in list(self.agents):
+            if agent.node and now - agent.heard > self.timing.silence:
+                self.lost(agent, "silent for %g s" % self.timing.silence)
+            elif not agent.node and now - agent.heard > self.timing.hello:
+                self.lost(agent, "no hello for %g s" % self.timing.hello)
+            elif now >= agent.kill_by:
+                self.lost(agent, "it did not end its ranks within %g s" % self.timing.kill)
+        if self.state is State.RUN and now >= self._deadline:
+            self._kill()
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def _on_hello(self, agent: Agent, message: Message) -> None:
+        node = str(message.get("node") or "")
+        if not node or agent.node:
+            self.lost(agent, "a wrong hello")
+            return
+        if any(other.node == node for other in self.agents):  # the first one may have ranks
+            self._send(agent, {"is": "leave", "reason": "%s has an agent" % node})
+            self.lost(agent, "%s has an agent" % node)
+            return
+        self._hellos += 1
+        agent.order = self._hellos
+        agent.node = node
+        agent.facts = message
+        self._log("agent of %s" % node)
+        if self.state is State.LEFT:
+            self._send(agent, {"is": "leave"})
+
+    def _on_exit(self, agent: Agent, message: Message) -> None:
+        rank = message.get("rank")
+        code = message.get("code")
+        if not isinstance(rank, int) or not isinstance(code, int):
+            self.lost(agent, "a wrong exit")
+            return
+        if message.get("attempt") != self.attempt or self.running.get(rank) is not agent:
+            return  # of an earlier attempt
+        self._ended(rank, code, "rank %d ended with %d" % (rank, code))
+
+    def _ended(self, rank: int, code: Optional[int], reason: str) -> None:
+        agent = self.running.pop(rank)
+        self._codes.append(code)
+        if agent not in self.running.values():
+            agent.kill_by = float("inf")
+        if code in SUCCESS:
+            self.shorten_deadline(self.timing.stragglers)
+        else:
+            self._on_bad_end(code, reason)
+        if not self.running:
+            self.state = State.DECIDE
+            code = code_of_attempt(self._codes)
+            self.outcome = AttemptOutcome(code, tuple(self._lost), self._stop_requested, self._reason)
+
+    def _on_bad_end(self, code: Optional[int], reason: str) -> None:
+        if not self._reason:
+            self._reason = reason
+            self._log(reason)
+        was_killed = code is None or code in SIGNAL_CODES
+        if was_killed and not self._stop_requested:
+            self.shorten_deadline(self.timing.killed_grace)
+        else:
+            self.shorten_deadline(self.timing.peer_grace)
+
+    def _agents_with_ranks(self) -> List[Agent]:
+        having = set(self.running.values())
+        return [agent for agent in self.agents if agent in having]
+
+    def _kill(self) -> None:
+        self.state = State.KILL
+        self._log("attempt %d: its remaining ranks are killed" % self.attempt)
+        for agent in self._agents_with_ranks():
+            agent.kill_by = self._clock() + self.timing.kill
+            self._send(agent, {"is": "kill", "attempt": self.attempt})
+
+    def _send(self, agent: Agent, message: Message) -> None:
+        try:
+            agent.channel.send(message)
+        except ChannelError as error:
+            self.lost(agent, str(error))
+
+
+def code_of_attempt(codes: Sequence[Optional[int]]) -> Optional[int]:
+    """The exit code of an attempt by those of its ranks, see ``AttemptOutcome``."""
+    for code in codes:
+        if code is not None and code not in SUCCESS:
+            return code
+    if None in codes:
+        return None
+    if STOPPED in codes:
+        return STOPPED
+    return COMPLETE

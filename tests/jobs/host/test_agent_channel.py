@@ -1,0 +1,222 @@
+"""Tests of the signed lines between coordinator and agents, over real sockets."""
+
+import json
+import socket
+import time
+
+import pytest
+
+from jobs.host.agent_channel import (
+    AGENT,
+    COORDINATOR,
+    KEY_VARIABLE,
+    LONGEST_LINE,
+    Channel,
+    ChannelError,
+    PortTaken,
+    Signer,
+    connect,
+    listen,
+    new_key,
+    take_key,
+)
+from jobs.host.agent_server import AgentServer
+from jobs.host.coordinator import Coordinator, State
+
+
+class Ends:
+    """Both ends of a connection after their handshake, with what crosses it."""
+
+    def __init__(self, key=None, other_key=None):
+        self.key = key or new_key()
+        self.sockets = socket.socketpair()
+        self.coordinator = Channel(self.sockets[0], self.key, COORDINATOR)
+        self.agent = Channel(self.sockets[1], other_key or self.key, AGENT)
+
+    def shake_hands(self):
+        (welcome,), ended = self.agent.receive()
+        assert ended is None
+        self.agent.hello(welcome, {"node": "n0"})
+        (hello,), ended = self.coordinator.receive()
+        assert ended is None and hello["node"] == "n0"
+        return self
+
+    def close(self):
+        for end in self.sockets:
+            end.close()
+
+
+@pytest.fixture
+def make_ends():
+    made = []
+
+    def make(*keys):
+        made.append(Ends(*keys))
+        return made[-1]
+
+    yield make
+    for ends in made:
+        ends.close()
+
+
+def wait_for(condition, server, seconds=10.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        server.poll(0.02)
+
+
+def raw_line(sock, line):
+    sock.setblocking(True)
+    sock.sendall(line)
+    sock.setblocking(False)
+
+
+def test_messages_pass_in_both_directions(make_ends):
+    ends = make_ends().shake_hands()
+    for i in range(3):
+        ends.coordinator.send({"is": "start", "attempt": i})
+        ends.agent.send({"is": "exit", "rank": i})
+    assert ends.agent.receive() == ([{"is": "start", "attempt": i} for i in range(3)], None)
+    assert ends.coordinator.receive() == ([{"is": "exit", "rank": i} for i in range(3)], None)
+
+
+def test_wrong_key_is_refused_by_both_sides(make_ends):
+    ends = make_ends(new_key(), new_key())
+    messages, error = ends.agent.receive()
+    assert messages == [] and "not signed with the key" in str(error)
+    stranger = Signer(new_key(), AGENT, COORDINATOR)
+    raw_line(ends.sockets[1], stranger.sign({"is": "hello", "protocol": 1, "number": "0"}))
+    messages, error = ends.coordinator.receive()
+    assert messages == [] and "not signed with the key" in str(error) and not ends.coordinator.accepted
+
+
+@pytest.mark.parametrize("kind", ["repeated", "reflected", "changed", "of an earlier connection", "not an object"])
+def test_line_that_was_not_signed_for_this_place_is_refused(make_ends, kind):
+    ends = make_ends().shake_hands()
+    earlier = make_ends(ends.key).shake_hands()
+    sign = ends.agent._signer.sign
+    if kind == "repeated":
+        line = sign({"is": "exit", "rank": 1})
+        raw_line(ends.sockets[1], line + line)
+    elif kind == "reflected":
+        raw_line(ends.sockets[1], ends.coordinator._signer.sign({"is": "kill"}))
+    elif kind == "changed":
+        raw_line(ends.sockets[1], sign({"is": "exit", "rank": 1}).replace(b"1}", b"2}"))
+    elif kind == "of an earlier connection":
+        raw_line(ends.sockets[1], earlier.agent._signer.sign({"is": "beat"}))
+    else:
+        raw_line(ends.sockets[1], sign([1]))
+    messages, error = ends.coordinator.receive()
+    assert len(messages) == (kind == "repeated") and error is not None
+
+
+@pytest.mark.parametrize("message", [{"is": "exit", "rank": 0}, {"is": "hello", "protocol": 2, "number": "1"}])
+def test_first_message_must_be_a_hello_of_this_protocol(make_ends, message):
+    ends = make_ends()
+    (welcome,), _ = ends.agent.receive()
+    ends.agent._signer.bind(welcome["number"])
+    ends.agent.send(message)
+    messages, error = ends.coordinator.receive()
+    assert messages == [] and ("before hello" in str(error) or "version 2" in str(error))
+
+
+def test_agent_refuses_coordinator_of_another_protocol(make_ends):
+    ends = make_ends()
+    with pytest.raises(ChannelError, match="version None"):
+        ends.agent.hello({"is": "welcome"}, {})
+
+
+def test_end_of_connection_is_reported_after_its_last_messages(make_ends):
+    ends = make_ends().shake_hands()
+    ends.agent.send({"is": "beat"})
+    ends.agent.close()
+    messages, error = ends.coordinator.receive()
+    assert messages == [{"is": "beat"}] and str(error) == "connection closed"
+
+
+def test_line_without_end_is_refused(make_ends):
+    ends = make_ends().shake_hands()
+    error = None
+    for _ in range(LONGEST_LINE // 1000):
+        ends.sockets[1].send(b"x" * 2000)
+        _, error = ends.coordinator.receive()
+        if error is not None:
+            break
+    assert str(error) == "a line without end"
+
+
+def test_peer_that_reads_nothing_is_given_up_without_blocking(make_ends):
+    ends = make_ends().shake_hands()
+    with pytest.raises(ChannelError, match="it reads nothing"):
+        for _ in range(10_000):
+            ends.coordinator.send({"is": "start", "text": "x" * 1000})
+
+
+def test_key_is_removed_from_environment():
+    key = new_key()
+    environ = {KEY_VARIABLE: key.hex(), "HOME": "/"}
+    assert take_key(environ) == key and environ == {"HOME": "/"}
+    for text in ("", "zz", "00ff"):
+        with pytest.raises(ChannelError, match=KEY_VARIABLE):
+            take_key({KEY_VARIABLE: text})
+
+
+def test_listener_takes_next_free_port_of_range():
+    with listen("127.0.0.1", 20000, 29999) as first:
+        port = first.getsockname()[1]
+        with listen("127.0.0.1", port, port + 50) as second:
+            assert port < second.getsockname()[1] <= port + 50
+        with pytest.raises(PortTaken, match=f"from {port} to {port}"):
+            listen("127.0.0.1", port, port)
+
+
+def test_server_admits_agents_with_the_key_alone():
+    """A stranger that sends noise, or another run's agent, is dropped; the others are not affected."""
+    key = new_key()
+    coordinator = Coordinator()
+    listener = listen("127.0.0.1", 20000, 29999)
+    port = listener.getsockname()[1]
+    server = AgentServer(coordinator, key, listener)
+    try:
+        noise = connect("127.0.0.1", port, 5.0)
+        noise.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        good = Channel(connect("127.0.0.1", port, 5.0), key, AGENT)
+        welcome = []
+        wait_for(lambda: welcome.extend(good.receive()[0]) or welcome, server)
+        good.hello(welcome[0], {"node": "n0"})
+        wait_for(lambda: coordinator.ready() and len(coordinator.agents) == 1, server)
+        assert coordinator.ready()[0].node == "n0"
+        coordinator.start(1, [[0]], {"address": "n0"})
+        started = []
+        wait_for(lambda: started.extend(good.receive()[0]) or started, server)
+        assert started[0]["is"] == "start" and started[0]["ranks"] == [0]
+        good.close()
+        wait_for(lambda: coordinator.state is State.DECIDE, server)
+        assert coordinator.outcome.lost == ("n0",)
+        noise.close()
+    finally:
+        server.close()
+    assert coordinator.agents == []
+
+
+def test_second_coordinator_cannot_command_agents_of_the_first():
+    """It has another key: a run's key is drawn for each start of its job."""
+    first, second = socket.socketpair()
+    agent = Channel(second, new_key(), AGENT)
+    server = AgentServer(Coordinator(), new_key())
+    server.add(first)
+    messages, error = agent.receive()
+    assert messages == [] and isinstance(error, ChannelError)
+    agent.close()
+    server.poll()
+    assert server._coordinator.agents == []
+
+
+def test_key_and_lines_are_not_the_same_twice():
+    assert new_key() != new_key()
+    left = Signer(b"0" * 32, AGENT, COORDINATOR)
+    lines = {left.sign({"is": "beat"}) for _ in range(3)}
+    assert len(lines) == 3
+    mac, _, body = lines.pop().partition(b" ")
+    assert len(mac) == 64 and json.loads(body) == {"is": "beat"}
