@@ -6,7 +6,7 @@
 - ``requeue.py``: how a job restarts: requeue, or a successor if Slurm does not requeue it; which nodes it then avoids.
 - ``failed_starts.py``: starts of a job that could not write to its run, counted in its comment.
 - ``held_jobs.py``: releases and cancels the jobs that wait until the first of their kind has passed.
-- ``processes.py``: processes in /proc; kills those of earlier attempts.
+- ``processes.py``: processes in /proc; kills those of earlier attempts. ``sessions.py``: ranks as processes.
 - ``notify.py``: the profile's notification command.
 - ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
 - ``agent_channel.py``: signed lines of JSON between them; ``agent_server.py``: the sockets of a coordinator.

@@ -10,6 +10,10 @@ from typing import Dict, Iterator, List, Tuple
 
 from jobs.host import own_job, slurm_cli
 
+#: Environment variable of a node agent and, as /proc shows it, of the ranks that it forks: /proc keeps the environment
+#: that the agent was started with.
+AGENT_VARIABLE = "FLIP_NODE_AGENT"
+
 WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run for a whole attempt, next to the ranks
 
 
@@ -54,14 +58,27 @@ def is_of_attempt(pid: int, path: str, n: int) -> bool:
     """Whether a process of this user belongs to attempt ``n`` of the run at ``path``.
 
     Every process of an attempt inherits FLIP_RUN and FLIP_ATTEMPT. Ranks of older releases lack FLIP_RUN: they have the
-    run directory as an argument. A record of the run is no evidence, since it may come with a copy, or be prepared.
+    run directory as an argument. A rank that an agent has forked shows the environment of the agent; its log shows the
+    attempt. A record of the run is no evidence, since it may come with a copy, or be prepared.
     """
     environ = environment(pid)
-    if not is_mine(pid) or environ.get("FLIP_ATTEMPT") != str(n):
+    if not is_mine(pid):
+        return False
+    if AGENT_VARIABLE in environ:
+        return _same_place(environ.get("FLIP_RUN", ""), path) and _logs_to(pid, os.path.join(path, "logs", str(n)))
+    if environ.get("FLIP_ATTEMPT") != str(n):
         return False
     if "FLIP_RUN" in environ:
         return _same_place(environ["FLIP_RUN"], path)
     return any(_same_place(word, path) for word in arguments(pid) if os.path.isabs(word))
+
+
+def _logs_to(pid: int, folder: str) -> bool:
+    """Whether the standard output of a process is a file in a folder."""
+    try:
+        return _same_place(os.path.dirname(os.readlink("/proc/%d/fd/1" % pid)), folder)
+    except OSError:
+        return False
 
 
 def _same_place(first: str, second: str) -> bool:

@@ -17,7 +17,8 @@ from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, record_of
-from jobs.local import rank_processes, supervisor
+from jobs.host import sessions
+from jobs.local import supervisor
 
 
 def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
@@ -113,7 +114,7 @@ def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run on this host, as this user."""
     n = run.newest_attempt()
     rows = read_record(run.attempt(n) / "pids.json") or []
-    return [row for row in rows if rank_processes.is_rank(row["pid"], row["start"], run, n)]
+    return [row for row in rows if sessions.is_rank(row["pid"], row["start"], run, n)]
 
 
 def start_supervisor(sweep: Path, code: Path) -> None:

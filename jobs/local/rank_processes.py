@@ -1,9 +1,4 @@
-"""The ranks of one attempt on this machine: starts, watches and ends them.
-
-A process is identified by its pid and its start time, because the pid may belong to a later process. A rank that this
-process has not started itself is recognised by ``is_rank`` before it gets a signal: pids.json may come with a copy of a
-run, or be prepared.
-"""
+"""The ranks of one attempt on this machine: starts, watches and ends them (``jobs.host.sessions``)."""
 
 import contextlib
 import os
@@ -12,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +18,7 @@ from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
 from jobs.host import processes
 from jobs.host.rank_entry import allocator
-
-HAS_PROC = Path("/proc/self/stat").exists()
-
-
-def start_time(pid: int) -> str:
-    """When the process started, in the system's own format; empty if it does not exist."""
-    if HAS_PROC:
-        return processes.start_time(pid)
-    return _ps("lstart", pid)
-
-
-def _ps(field: str, pid: int) -> str:
-    """A field of a process as ps shows it; empty if the process does not exist."""
-    command = ["ps", "-ww", "-o", f"{field}=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def alive(pid: int, start: str) -> bool:
-    """Whether this process still runs (a zombie does not)."""
-    return (
-        bool(start) and start_time(pid) == start and not (HAS_PROC and processes.has_ended(processes.read_stat(pid)[1]))
-    )
-
-
-def session_pids(leader: int) -> list[int]:
-    """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
-    fields = {int(entry.name): processes.read_stat(int(entry.name))[1] for entry in Path("/proc").glob("[0-9]*")}
-    return [pid for pid, row in fields.items() if not processes.has_ended(row) and row[3] == str(leader)]
-
-
-def is_rank(pid: int, start: str, run: RunDir, n: int) -> bool:
-    """Whether a process is a living rank of attempt ``n`` of a run, and belongs to this user."""
-    if not alive(pid, start):
-        return False
-    if HAS_PROC:
-        return processes.is_of_attempt(pid, str(run.path), n)
-    # ps of macOS does not show environments. The run directory is the last argument of a rank.
-    return _ps("uid", pid) == str(os.geteuid()) and _ps("command", pid).endswith(f" {run.path}")
-
-
-def kill_session(leader: int, start: str, belongs: Callable[[int], bool] = lambda pid: True) -> None:
-    """SIGKILL the remaining processes of a rank: its process group, and processes of its session outside the group.
-
-    Does nothing if the leader's pid belongs to another process by now. ``belongs``: whether a process may be killed.
-    """
-    if start_time(leader) not in ("", start):
-        return
-    if belongs(leader):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(leader, signal.SIGKILL)
-    for pid in session_pids(leader):
-        if belongs(pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
+from jobs.host.sessions import HAS_PROC, alive, is_rank, kill_session, start_time
 
 STRAGGLER_SECONDS = 600.0  # for peers of a rank that ended well: they agreed on the end, only a hang takes longer
 TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts may be lost

@@ -30,7 +30,7 @@ from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
-from jobs.host import notify
+from jobs.host import notify, sessions
 from jobs.host.rank_entry import raise_limits
 from jobs.local import rank_processes
 from jobs.tracking.tracker import start_follower
@@ -287,7 +287,7 @@ def main(folder: str) -> int:
         return 0
     child = os.fork()
     if child:
-        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": rank_processes.start_time(child)})
+        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": sessions.start_time(child)})
         return 0
     os.setsid()
     raise_limits()  # ranks inherit them

@@ -3,6 +3,7 @@
 - ``rank_process.py``: ``main`` prepares the process (signals, logs, checks of snapshot and identity), then trains, or
   runs ``evaluate``; in any case it writes the rank's cause and returns the exit code. ``in_process`` trains in the
   calling process, for ``flip debug``.
+- ``node_agent.py``: one process per node that forks the ranks of each attempt and reports their ends to a coordinator.
 
 ``jobs/worker.py`` and ``jobs/evaluator.py`` start it as ``python -m jobs.worker RUN_DIR``.
 

@@ -8,7 +8,8 @@ from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.local import backend, rank_processes
+from jobs.host import sessions
+from jobs.local import backend
 from jobs.runs import clusters
 from tests.harness.common import ROOT, make_run, wait_until
 
@@ -77,6 +78,6 @@ class LocalSweep:
             except OSError:
                 continue
             pid = int(entry.name)
-            if str(self.sweep).encode() in command_line and rank_processes.alive(pid, rank_processes.start_time(pid)):
+            if str(self.sweep).encode() in command_line and sessions.alive(pid, sessions.start_time(pid)):
                 pids.append(pid)
         return pids

@@ -23,7 +23,7 @@ from flip.runs.rundir import read_json
 from flip.training.sample_log import patch_hashes
 from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
-from jobs.local import rank_processes
+from jobs.host import sessions
 from jobs.local.backend import LocalBackend, live_ranks
 from jobs.runs import clusters
 from jobs.tracking import tracker
@@ -144,7 +144,7 @@ class TrainingRun:
         pid = self.supervisor()
         os.kill(pid, signal.SIGKILL)
         self.faults += 1
-        self.wait(lambda: not rank_processes.alive(pid, rank_processes.start_time(pid)), "the supervisor's end")
+        self.wait(lambda: not sessions.alive(pid, sessions.start_time(pid)), "the supervisor's end")
         self.wait(lambda: not self.ranks(), "the ranks' end by their lifeline")
 
     def damage_newest(self):

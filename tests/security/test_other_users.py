@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.local import rank_processes
+from jobs.host import sessions
 from tests.harness.common import wait_until
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree
@@ -326,7 +326,7 @@ def test_chunk_cache_neither_uses_nor_deletes_prepared_folder(users, precious, p
 def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_run):
     started = users.alice.run("sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!")
     pid = int(started.stdout)
-    start_time = rank_processes.start_time(pid)
+    start_time = sessions.start_time(pid)
     with users.mallory.acts(umask=0):
         mallory_run.result.unlink()
         (mallory_run.attempt(1) / "end.json").unlink()
@@ -337,7 +337,7 @@ def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_ru
     assert json.loads(listed.stdout)[0]["state"] == "stopped", "the process is no rank of the run"
     done = users.alice.python("jobs", "cancel", mallory_run.path, "--yes")
     assert done.returncode == 0 and mallory_run.cancel.exists(), done.stderr
-    assert rank_processes.alive(pid, start_time)
+    assert sessions.alive(pid, start_time)
 
 
 def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, mallory_run):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flip.runs.rundir import write_json
-from jobs.local import rank_processes
+from jobs.host import sessions
 from tests.jobs.commands.test_clean import age
 from tests.jobs.outcomes import make
 from tests.security.test_other_users import submitted, supervise
@@ -25,10 +25,10 @@ def test_supervisor_stops_no_process_that_other_user_recorded(users):
     sleeps = {"other": "setsid sleep 600", "same attempt of another run": "FLIP_RUN=/else setsid sleep 600"}
     for name, command in sleeps.items():
         done = alice.run("sh", "-c", f"{command} > /dev/null 2>&1 & echo $!", FLIP_ATTEMPT=1)
-        processes[name] = (int(done.stdout), rank_processes.start_time(int(done.stdout)))
+        processes[name] = (int(done.stdout), sessions.start_time(int(done.stdout)))
     orphan = alice.run("setsid", "sh", "-c", "sleep 600 > /dev/null 2>&1 & echo $$ $!")  # its leader has ended
     leader, child = map(int, orphan.stdout.split())
-    processes["in the session of a dead leader"] = (child, rank_processes.start_time(child))
+    processes["in the session of a dead leader"] = (child, sessions.start_time(child))
     sweep = users.shared / "demo"
     with alice.acts():
         sweep.mkdir()
@@ -41,7 +41,7 @@ def test_supervisor_stops_no_process_that_other_user_recorded(users):
     log = supervise(alice, sweep)
     assert "adopting attempt 1" in log and (alice.home / "ran").exists(), log
     for name, (pid, start) in processes.items():
-        assert rank_processes.alive(pid, start), name
+        assert sessions.alive(pid, start), name
 
 
 def test_clean_deletes_nothing_of_other_user_and_follows_no_link(users):

@@ -11,8 +11,7 @@ from flip.config.derived import world_size
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
-from jobs.host import slurm_cli
-from jobs.local import rank_processes
+from jobs.host import sessions, slurm_cli
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.slurm_scene import pids
 from tests.harness.training_run import TrainingRun
@@ -208,7 +207,7 @@ class StormRun(Calm):
 
     @staticmethod
     def alive(pid):
-        return rank_processes.alive(pid, rank_processes.start_time(pid))
+        return sessions.alive(pid, sessions.start_time(pid))
 
     @staticmethod
     def pending(pid, number):

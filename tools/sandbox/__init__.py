@@ -7,5 +7,5 @@ How is a Slurm cluster configured, started, damaged and stopped without root and
 - `daemons`: munged, slurmctld, slurmd: start, shutdown, node failures, missing packages; slurmdbd and MariaDB.
 - `processes`: finds the processes of the cluster in /proc; no pid is stored.
 
-The command is ``flip slurm_sandbox``. Imports flip.runs and jobs.local.rank_processes; no third-party package.
+The command is ``flip slurm_sandbox``. Imports flip.runs and jobs.host.sessions; no third-party package.
 """

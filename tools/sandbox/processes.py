@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.host import sessions
 from jobs.host.processes import has_ended, read_stat
-from jobs.local import rank_processes
 
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd")
 
@@ -71,7 +71,7 @@ def alive(process: Process) -> bool:
     """Whether this process still runs."""
     with contextlib.suppress(ChildProcessError):  # reap a child of this process, which would stay a zombie
         os.waitpid(process.pid, os.WNOHANG)
-    return rank_processes.alive(process.pid, process.start)
+    return sessions.alive(process.pid, process.start)
 
 
 def state(pid: int) -> str:

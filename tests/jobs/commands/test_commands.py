@@ -19,7 +19,7 @@ from jobs.commands import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import runs_root
-from jobs.local import rank_processes
+from jobs.host import sessions
 from jobs.reporting import run_details
 from jobs.reporting import status as run_status
 from jobs.runs import clusters, select
@@ -315,8 +315,8 @@ def test_cancel_requires_confirmation_or_yes_option(root):
 def test_cancel_continues_if_processes_belong_to_another_user(root, monkeypatch, capsys):
     bad = RunDir(root / "one" / "b")
     pid = os.getpid()
-    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": rank_processes.start_time(pid)}])
-    monkeypatch.setattr(rank_processes, "is_rank", lambda *_: True)  # this process is no rank
+    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": sessions.start_time(pid)}])
+    monkeypatch.setattr(sessions, "is_rank", lambda *_: True)  # this process is no rank
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
     assert "not signalled (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from flip.runs.errors import FlipError
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
+from jobs.host import sessions
 from jobs.host.rank_entry import MALLOC
 from jobs.local import backend, rank_processes, supervisor
 from jobs.runs import clusters
@@ -269,7 +270,7 @@ def start_process():
 def record_rank(run, pid):
     """Prepare attempt 1 of a run whose pids.json names a process with its true start time."""
     run.start_attempt({"host": socket.gethostname(), "world": 1})
-    write_json(run.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": rank_processes.start_time(pid)}])
+    write_json(run.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": sessions.start_time(pid)}])
 
 
 def ended(process):
@@ -309,10 +310,10 @@ def test_session_of_dead_leader_in_record_is_not_killed(field, start_process):
     left = int(shell.stdout.readline())
     record_rank(run, shell.pid)
     shell.communicate()
-    start = rank_processes.start_time(left)
+    start = sessions.start_time(left)
     try:
         attempt = rank_processes.adopt(run, 1, grace=0.0, patience=0.0)
-        assert attempt.poll() and rank_processes.alive(left, start)
+        assert attempt.poll() and sessions.alive(left, start)
     finally:
         os.kill(left, signal.SIGKILL)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import OWNER, RunDir, read_json
+from jobs.host import sessions
 from jobs.local import rank_processes
 from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
@@ -141,24 +142,24 @@ def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, mo
 def test_process_is_alive_until_last_thread_ends():
     """Another thread of a killed rank may still write while the first thread is a zombie."""
     with only_first_thread_ended() as pid:
-        start = rank_processes.start_time(pid)
-        assert rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == [pid]
-        rank_processes.kill_session(pid, start)
-    assert not rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == []
+        start = sessions.start_time(pid)
+        assert sessions.alive(pid, start) and sessions.session_pids(pid) == [pid]
+        sessions.kill_session(pid, start)
+    assert not sessions.alive(pid, start) and sessions.session_pids(pid) == []
 
 
 def test_ranks_are_recognised_by_ps_without_proc(run, monkeypatch):
     """macOS has no /proc, and its ps shows no environments."""
-    monkeypatch.setattr(rank_processes, "HAS_PROC", False)
+    monkeypatch.setattr(sessions, "HAS_PROC", False)
     rank, other = (
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", path], stdout=subprocess.DEVNULL)
         for path in (run.path, run.path.parent)
     )
     try:
-        start = {process: rank_processes.start_time(process.pid) for process in (rank, other)}
-        assert rank_processes.is_rank(rank.pid, start[rank], run, 1)
-        assert not rank_processes.is_rank(other.pid, start[other], run, 1)
-        assert not rank_processes.is_rank(rank.pid, "earlier", run, 1)
+        start = {process: sessions.start_time(process.pid) for process in (rank, other)}
+        assert sessions.is_rank(rank.pid, start[rank], run, 1)
+        assert not sessions.is_rank(other.pid, start[other], run, 1)
+        assert not sessions.is_rank(rank.pid, "earlier", run, 1)
     finally:
         for process in (rank, other):
             process.kill()

@@ -1,0 +1,420 @@
+"""The agent of a node: one process that starts the ranks of its node, attempt by attempt, and reports their ends.
+
+    python -m jobs.runtime.node_agent RUN_DIR MODULE --socket FD
+
+It imports torch and the trainer once, and forks each rank: a restart then costs about a second of processor time per
+rank in place of three or four. The coordinator (``jobs/host/coordinator.py``) decides which attempt starts.
+docs/contracts.md, Node agents, has the messages. MODULE is what each rank executes; its ``PRELOAD`` names the modules
+that it imports anyway.
+
+- A fork is safe only while this process has one thread and has not touched a GPU. If either does not hold, ranks are
+  started in a new interpreter instead (``--exec`` requests that), and the log says so.
+- A rank leads a session of its own. When it ends, all of its processes are killed before its end is reported.
+- A rank that was stopped (SIGSTOP) blocks its peers without end: after ``STOPPED_SECONDS`` it counts as hung.
+- Signals of the cluster (SIGTERM, SIGUSR1, SIGUSR2) are passed on to the ranks.
+- If the connection to the coordinator ends, the lifeline of the ranks ends with it: they save and stop, as after the
+  death of a supervisor, and what is left after that is killed. If this process dies, the lifeline ends too.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:  # started by its path, for code of a run that is older than agents
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
+from flip.runs.errors import CAUSES
+from flip.runs.files import RefusedPath, open_append
+from flip.runs.restart_policy import UNSTARTED
+from flip.runs.rundir import RunDir, write_json
+from jobs.host import sessions
+from jobs.host.agent_channel import AGENT, Channel, ChannelError, Message, take_key
+from jobs.host.processes import AGENT_VARIABLE
+
+BEAT_SECONDS = 1.0
+LOOK_SECONDS = 0.5  # between two looks at the states of ranks
+STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
+SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
+UNKNOWN_MESSAGE = "a message that is not known here: %s"
+
+
+class RankProcess:
+    """A rank that this process has started."""
+
+    def __init__(self, rank: int, pid: int) -> None:
+        self.rank = rank
+        self.pid = pid
+        self.start = sessions.start_time(pid)
+        self.stopped_at: float | None = None
+        """When it was first seen stopped, by the monotonic clock."""
+        self.code: int | None = None
+        """The code to report in place of its exit code, if this process ended it for a reason."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    key = take_key(os.environ)
+    agent = NodeAgent(RunDir(args.run), args.module)
+    agent.catch_signals()
+    if not args.exec:
+        agent.preload()
+    return agent.serve(Channel(socket.socket(fileno=args.socket), key, AGENT))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Start the ranks of a run on this node.")
+    parser.add_argument("run", metavar="RUN_DIR")
+    parser.add_argument("module", metavar="MODULE", help="what each rank executes")
+    parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection to the coordinator")
+    parser.add_argument("--exec", action="store_true", help="start each rank in a new interpreter")
+    return parser
+
+
+class NodeAgent:
+    """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``."""
+
+    def __init__(self, run: RunDir, module: str) -> None:
+        self.run = run
+        self.module = module
+        self.attempt = 0
+        self.ranks: list[RankProcess] = []
+        self.may_fork = False
+        self._channel: Channel
+        self._lifeline, self._own_lifeline = os.pipe()
+        self._woken, self._wake = os.pipe()
+        self._beat_at = 0.0
+        self._look_at = 0.0
+        self._end_by = float("inf")
+        """When this process ends, with its ranks; set when the coordinator is gone."""
+
+    # -- before the first message --------------------------------------------------------------------------------------
+
+    def catch_signals(self) -> None:
+        """Let signals interrupt the wait for messages. Handlers run in this process alone: ranks get their own."""
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._woken, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in (*SIGNALS, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+
+    def preload(self) -> None:
+        """Import what the ranks need. Without it, or if it cannot be imported, ranks start in new interpreters."""
+        limit = "OPENBLAS_NUM_THREADS"
+        is_own = limit not in os.environ
+        if is_own:  # OpenBLAS starts its threads when it is loaded. Training does not use it.
+            os.environ[limit] = "1"
+        try:
+            for name in preloads(self.module):
+                importlib.import_module(name)
+        except ImportError as error:  # a rank reports it as the cause of its end
+            note(f"ranks start in new interpreters: {error}")
+            return
+        finally:
+            if is_own:
+                del os.environ[limit]
+        gc.collect()
+        gc.freeze()  # these objects stay shared with the ranks
+        self.may_fork = True
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def serve(self, channel: Channel) -> int:
+        """Do what the coordinator asks, until it asks to leave, or is gone; returns the exit code."""
+        self._channel = channel
+        while True:
+            self._wait()
+            if time.monotonic() < self._end_by:
+                self._handle_messages()
+            self._forward_signals()
+            self._reap()
+            self._look_for_stopped()
+            self._beat()
+            if self._end_by < float("inf") and (not self.ranks or time.monotonic() >= self._end_by):
+                self._kill_ranks()
+                return 0
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if self._end_by == float("inf"):
+            events = select.POLLIN
+            if self._channel.has_unsent:
+                events |= select.POLLOUT
+            poll.register(self._channel, events)
+        poll.poll(int(1000 * LOOK_SECONDS))
+
+    def _handle_messages(self) -> None:
+        if self._end_by < float("inf"):
+            return
+        try:
+            self._channel.flush()
+            messages, ended = self._channel.receive()
+            for message in messages:
+                if self._end_by == float("inf"):
+                    self._obey(message)
+        except ChannelError as error:
+            ended = error
+        if ended is not None and self._end_by == float("inf"):
+            self._prepare_end(f"the coordinator is gone: {ended}")
+
+    def _obey(self, message: Message) -> None:
+        """Raises ChannelError for a message that no coordinator of this run sends."""
+        kind = message["is"]
+        if kind == "welcome":
+            self._channel.hello(message, {"node": socket.gethostname(), "pid": os.getpid()})
+        elif kind == "start":
+            self._start(message)
+        elif kind == "signal":
+            if message.get("signal") not in SIGNAL_NAMES:
+                raise ChannelError(UNKNOWN_MESSAGE % message)
+            self._signal(SIGNAL_NAMES[message["signal"]])
+        elif kind == "kill":
+            for rank in self.ranks:
+                sessions.kill_group(rank.pid)
+        elif kind == "leave":
+            self._prepare_end(str(message.get("reason") or ""))
+        else:
+            raise ChannelError(UNKNOWN_MESSAGE % kind)
+
+    def _prepare_end(self, reason: str) -> None:
+        """Let the ranks save and stop, then end."""
+        if reason:
+            note(reason)
+        self._channel.close()
+        os.close(self._own_lifeline)
+        self._end_by = time.monotonic() + ORPHAN_GRACE_SECONDS + 5.0
+
+    def _send(self, **message: Any) -> None:
+        if self._end_by < float("inf"):
+            return
+        try:
+            self._channel.send(message)
+        except ChannelError as error:
+            self._prepare_end(f"the coordinator is gone: {error}")
+
+    def _beat(self) -> None:
+        if self._channel.accepted and time.monotonic() >= self._beat_at:
+            self._beat_at = time.monotonic() + BEAT_SECONDS
+            self._send(**{"is": "beat"})
+
+    # -- ranks ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, message: Message) -> None:
+        """Start the ranks of an attempt. Those that cannot be started are reported as ended."""
+        attempt = int(message["attempt"])
+        if attempt <= self.attempt or self.ranks:
+            raise ChannelError(f"attempt {attempt} after {self.attempt}: another coordinator started that")
+        self.attempt = attempt
+        if self.may_fork:
+            self.may_fork = self._is_safe_to_fork()
+        numbers = [int(rank) for rank in message["ranks"]]
+        logs: list[int] = []
+        try:
+            self._open_logs(int(message["node"]), logs)
+            for local_rank, rank in enumerate(numbers):
+                environ = self._environment(message, rank, local_rank)
+                self.ranks.append(RankProcess(rank, self._fork(environ, logs)))
+                self._record_pids()  # after each, so that whoever adopts them knows as many as possible
+        except OSError as error:
+            self._report_unstarted(numbers[len(self.ranks) :], error)
+        finally:
+            for handle in logs:
+                os.close(handle)
+
+    def _is_safe_to_fork(self) -> bool:
+        reason = unsafe_to_fork()
+        if reason:
+            note(f"ranks start in new interpreters: {reason}")
+        return not reason
+
+    def _open_logs(self, node: int, handles: list[int]) -> None:
+        """Append descriptors of the files of standard output and error of this node's ranks."""
+        folder = self.run.logs / str(self.attempt)
+        for name in (f"node{node}.out", f"node{node}.err"):
+            with open_append(folder / name) as file:
+                handles.append(os.dup(file.fileno()))
+
+    def _environment(self, message: Message, rank: int, local_rank: int) -> dict[str, str]:
+        environ = {key: value for key, value in os.environ.items() if key != AGENT_VARIABLE}
+        own = {
+            "FLIP_RUN": str(self.run.path),
+            "FLIP_ATTEMPT": str(self.attempt),
+            LIFELINE_VARIABLE: str(self._lifeline),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local_rank),
+            "NODE_RANK": str(message["node"]),
+            "WORLD_SIZE": str(message["world"]),
+            "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
+        }
+        return {**environ, **{str(k): str(v) for k, v in message.get("environment", {}).items()}, **own}
+
+    def _fork(self, environ: Mapping[str, str], logs: Sequence[int]) -> int:
+        """Start a rank; returns its pid. It starts with the signals that stop a run blocked: they stay pending until
+        the rank handles them."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_rank(environ, logs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return pid
+
+    def _become_rank(self, environ: Mapping[str, str], logs: Sequence[int]) -> NoReturn:
+        """In the child: leave all that belongs to the agent, and execute the module."""
+        code = 1
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in (*SIGNALS, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            for handle in (self._own_lifeline, self._woken, self._wake, self._channel.fileno()):
+                os.close(handle)
+            for target, handle in enumerate(logs, 1):
+                os.dup2(handle, target)
+                os.close(handle)
+            if not self.may_fork:
+                os.set_inheritable(self._lifeline, True)
+                command = [sys.executable, "-m", self.module, str(self.run.path)]
+                os.execve(sys.executable, command, dict(environ))
+            os.environ.clear()
+            os.environ.update(environ)
+            code = execute(self.module, str(self.run.path))
+        except BaseException:  # whatever happens here must not continue as a second agent
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _record_pids(self) -> None:
+        rows = [{"rank": rank.rank, "pid": rank.pid, "start": rank.start} for rank in self.ranks]
+        write_json(self.run.attempt(self.attempt) / "pids.json", rows)
+
+    def _report_unstarted(self, numbers: Sequence[int], error: OSError) -> None:
+        """A full disk, no more processes: storage, which is tried again. A prepared path: permission."""
+        cause = "storage"
+        code = UNSTARTED
+        if isinstance(error, RefusedPath):
+            cause = "permission"
+            code = CAUSES[cause]
+        note(f"ranks {list(numbers)} cannot start: {error}")
+        for rank in numbers:
+            with contextlib.suppress(OSError):  # the code says enough
+                self.run.write_cause(self.attempt, rank, cause, CAUSES[cause], f"it cannot start: {error}")
+            self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank, code=code)
+
+    def _forward_signals(self) -> None:
+        try:
+            numbers = os.read(self._woken, 4096)
+        except BlockingIOError:
+            return
+        for number in dict.fromkeys(numbers):
+            if number in SIGNALS:
+                self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        for rank in self.ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.pid, number)
+
+    def _reap(self) -> None:
+        for rank in list(self.ranks):
+            if os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            sessions.kill_group(rank.pid)  # while it is a zombie, no other process can have the number of its group
+            _, status = os.waitpid(rank.pid, 0)
+            sessions.kill_session(rank.pid, rank.start)
+            self.ranks.remove(rank)
+            code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                code = 128 - code
+            if rank.code is not None:
+                code = rank.code
+            self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank.rank, code=code)
+
+    def _look_for_stopped(self) -> None:
+        """Kill ranks that have been stopped by a signal for a while."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        for rank in self.ranks:
+            if not sessions.is_stopped(rank.pid):
+                rank.stopped_at = None
+            elif rank.stopped_at is None:
+                rank.stopped_at = now
+            elif now - rank.stopped_at >= STOPPED_SECONDS and rank.code is None:
+                self._end_stopped(rank)
+
+    def _end_stopped(self, rank: RankProcess) -> None:
+        rank.code = CAUSES["hang"]
+        reason = f"its process was stopped by a signal (SIGSTOP) for {STOPPED_SECONDS:g} s"
+        with contextlib.suppress(OSError):  # the code says it too
+            self.run.write_cause(self.attempt, rank.rank, "hang", rank.code, reason)
+        sessions.kill_group(rank.pid)
+
+    def _kill_ranks(self) -> None:
+        for rank in self.ranks:
+            sessions.kill_session(rank.pid, rank.start)
+
+
+def unsafe_to_fork(process: Path = Path("/proc/self")) -> str:
+    """Why this process must not be forked; empty if it may. ``process``: its folder in /proc."""
+    if not (process / "task").exists():
+        return "this system has no /proc"
+    threads = len(os.listdir(process / "task"))
+    if threads > 1:
+        return f"the agent has {threads} threads"
+    for name in os.listdir(process / "fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+            if os.readlink(process / "fd" / name).startswith("/dev/nvidia"):
+                return "the agent has opened a GPU"
+    return ""
+
+
+def preloads(module: str) -> Sequence[str]:
+    """The modules that ranks import, as the one that they execute names them."""
+    names: Sequence[str] = getattr(importlib.import_module(module), "PRELOAD", ())
+    sys.modules.pop(module)  # it is executed as the main program, not imported
+    return names
+
+
+def execute(module: str, path: str) -> int:
+    """Run a module as the main program of this process; returns its exit code.
+
+    ``__main__`` is an empty module: multiprocessing imports the main module in loader processes, and that of this
+    process is the agent.
+    """
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.argv = [module, path]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+def note(text: str) -> None:
+    """Print, if possible: the disk may be full."""
+    with contextlib.suppress(OSError):
+        print(f"node agent: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
