@@ -1,7 +1,13 @@
 """Starts a rank process of a run: ``python -m jobs.worker RUN_DIR``. Records of jobs name this module."""
 
 #: What a node agent imports before it forks ranks (``jobs.runtime.node_agent``). None of these starts a thread.
-PRELOAD = ("jobs.runtime.rank_process", "flip.training.trainer", "torch._dynamo", "torch.distributed.tensor")
+PRELOAD = (
+    "jobs.runtime.rank_process",
+    "flip.training.trainer",
+    "omegaconf",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+)
 
 if __name__ == "__main__":
     import sys

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from jobs.runtime import rank_process
+from jobs.worker import PRELOAD  # noqa: F401
 
 
 def arm() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 from flip.runs import commit, wall_limit
 from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
 from flip.runs.errors import STORAGE
+from flip.runs.restart_place import Allocation, Place, where
 from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 from flip.runs.rundir import RunDir, create_json, exists, read_record, write_json
 
@@ -96,6 +97,14 @@ def end_attempt(
     create_json(run.attempt(n) / "end.json", record)
     row = read_record(run.attempt(n) / "end.json") or record
     return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
+
+
+def place_of_restart(run: RunDir, n: int, decision: Decision, allocation: Allocation) -> Place:
+    """Where the attempt after n starts, as ``where`` says. ``decision``: what ``end_attempt`` returned for n."""
+    start = read_record(run.attempt(n) / "start.json") or {}
+    end = read_record(run.attempt(n) / "end.json") or {}
+    earlier = earlier_ends(run, start.get("after", submitted_after(run)), n)
+    return where(decision, bool(end.get("committed")), earlier, allocation)
 
 
 def record_failed_restart(run: RunDir, n: int, reason: str) -> None:

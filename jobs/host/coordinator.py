@@ -109,6 +109,7 @@ class Coordinator:
         self._log = log
         self._hellos = 0
         self._patient_until = clock() + timing.first_patience
+        self._ticked = clock()
         self._clear()
 
     def _clear(self) -> None:
@@ -213,7 +214,8 @@ class Coordinator:
             return
         self.agents.remove(agent)
         agent.channel.close()
-        self._log("lost %s: %s" % (agent.node or "a connection", why))
+        if self.state is not State.LEFT:
+            self._log("lost %s: %s" % (agent.node or "a connection", why))
         ranks = [rank for rank, owner in self.running.items() if owner is agent]
         if ranks:
             self._lost.append(agent.node)
@@ -223,6 +225,10 @@ class Coordinator:
     def tick(self) -> None:
         """Do what is due. Call it a few times per second."""
         now = self._clock()
+        if now - self._ticked > self.timing.silence / 2:  # this process was stopped, and perhaps the agents, too
+            for agent in self.agents:
+                agent.heard = max(agent.heard, now - self.timing.silence / 2)
+        self._ticked = now
         for agent in list(self.agents):
             if agent.node and now - agent.heard > self.timing.silence:
                 self.lost(agent, "silent for %g s" % self.timing.silence)
@@ -248,7 +254,7 @@ class Coordinator:
         agent.order = self._hellos
         agent.node = node
         agent.facts = message
-        self._log("agent of %s" % node)
+        self._log("the agent of %s is ready" % node)
         if self.state is State.LEFT:
             self._send(agent, {"is": "leave"})
 

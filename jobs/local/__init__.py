@@ -4,8 +4,8 @@
   starts a supervisor.
 - ``supervisor.py``: ``Supervisor``, one detached process per sweep folder: it starts and restarts runs by the same
   policy as on Slurm, and ends if nothing is left to do.
-- ``rank_processes.py``: ``LocalAttempt``, the ranks of one attempt, with the lifeline pipe that ends them if their
-  supervisor dies; ``Rank``, also of an earlier supervisor; processes by pid and start time.
+- ``agents.py``: ``LocalAgent``, the node agent of a run with its coordinator, and ``AgentAttempt``, one attempt on it.
+- ``adopted.py``: ``AdoptedAttempt``, the ranks of an agent or supervisor that has died.
 
 The state is in files: a supervisor that was killed is replaced by the next submission. Loads no torch. May import
 ``jobs.common``, ``jobs.host`` and ``jobs.tracking``.

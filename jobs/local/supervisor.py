@@ -20,25 +20,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import attempts, lifecycle, ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.files import close_umask, open_lock, run_folder
 from flip.runs.lifecycle import Seen
 from flip.runs.origin import is_copy
-from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
+from flip.runs.restart_place import HERE, Allocation
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Decision
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
 from jobs.host import notify, sessions
 from jobs.host.rank_entry import raise_limits
-from jobs.local import rank_processes
+from jobs.local import adopted, agents
 from jobs.tracking.tracker import start_follower
 
 POLL = 0.2
 SCAN = 1.0
 RETRY = 30.0  # seconds until a retry after an error of the machine (a full disk, no more processes)
-ADOPTION = ORPHAN_GRACE_SECONDS + 10.0  # for ranks of a dead supervisor, whose lifeline lets them save
+WARM_SECONDS = 30.0  # for which an agent waits for the next attempt of its run, after the time when that may start
 
 ABSENT_REASON = "no supervisor is running"  # what status shows of a run then
 
@@ -69,7 +69,9 @@ class Supervisor:
         self.sweep = sweep
         self.settings = Settings(sweep)
         self.submission = submission_stamp(sweep)  # the newest at the time of the request to stop
-        self.active: dict[Path, rank_processes.LocalAttempt] = {}
+        self.active: dict[Path, agents.Attempt] = {}
+        self.warm: dict[Path, tuple[agents.LocalAgent, float]] = {}  # agents for the next attempt, until when
+        self.leaving: list[agents.LocalAgent] = []  # agents that were asked to end
         self.not_before: dict[tuple[Path, int], float] = {}  # (run, last attempt) -> monotonic time of the next start
         self.retry_at: dict[Path, float] = {}  # runs with file errors -> monotonic time of the next try
         self.warned: set[str] = set()  # folders above the sweep in which others can rename
@@ -94,15 +96,18 @@ class Supervisor:
                 logged = True
                 for attempt in self.active.values():
                     attempt.terminate(self.settings.stop_grace)
+                self.release_agents(everything=True)
             elif time.monotonic() - scanned >= SCAN:
                 with contextlib.suppress(OSError, ValueError):  # else unchanged
                     self.settings = Settings(self.sweep)
                 with self.isolate_errors(self.sweep):
                     waiting = self.start_eligible()
+                self.release_agents()
                 scanned = time.monotonic()
             if self.poll_attempts():
                 scanned = -SCAN  # another run may start
             elif not self.active and (self.stopping or not waiting):
+                self.release_agents(everything=True)
                 return
             else:
                 time.sleep(POLL)
@@ -169,7 +174,7 @@ class Supervisor:
 
         Empty if it needs none or chose its own; or more than this machine has, which its ranks report.
         """
-        gpus = rank_processes.visible_gpus(os.environ)
+        gpus = agents.visible_gpus(os.environ)
         count = 0
         if job.get("shape", {}).get("gpus"):
             count = job["world"]
@@ -214,29 +219,54 @@ class Supervisor:
         if unended := attempts.unended(run):
             n = unended[-1]
             log.info("%s: adopting attempt %d", run.name, n)
-            patience = max(ADOPTION, self.settings.stop_grace)
-            self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
+            self.active[run.path] = adopted.adopt(run, n, max(agents.ADOPTION, self.settings.stop_grace))
             return
         trackers = job.get("trackers", [])
         gpus = self.free_gpus(job) or []
         self.refuse_untrusted_program(job)
-        job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged record raises before an attempt starts
+        job = {key: job[key] for key in agents.JOB_KEYS}  # a damaged record raises before an attempt starts
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
         n = attempts.start_attempt(run, facts)
+        agent = self.take_agent(run, job)
+        attempt: agents.AgentAttempt | agents.FailedAttempt
         try:
-            attempt = rank_processes.start(run, n, job, self.settings.peer_grace, gpus)
+            attempt = agents.start(run, n, job, self.settings.peer_grace, gpus, agent)
         except OSError as error:  # its end is recorded as any other, so that delays and limits apply
-            attempt = rank_processes.failed_start(run, n, job, error)
+            attempt = agents.FailedAttempt(run, n, job, error)
         self.active[run.path] = attempt
-        log.info("%s: attempt %d, %d ranks", run.name, n, len(attempt.ranks))
+        log.info("%s: attempt %d, %d ranks", run.name, n, attempt.world)
         self.followers = [each for each in self.followers if each.poll() is None]
-        if not attempt.ranks:
+        if not attempt.world:
             return
         for tracker in trackers:
             try:
                 self.followers.append(start_follower(run, n, tracker))
             except OSError as error:  # the run does not depend on it
                 log.error("%s: no follower for %s: %s", run.name, tracker, error)
+
+    def take_agent(self, run: RunDir, job: Mapping[str, Any]) -> agents.LocalAgent | None:
+        """The agent of the last attempt of a run, if it can start another one of the same job."""
+        agent, _ = self.warm.pop(run.path, (None, 0.0))
+        if agent is None:
+            return None
+        agent.poll()
+        if agent.is_usable() and agent.job == job:
+            return agent
+        self.dismiss(agent)
+        return None
+
+    def dismiss(self, agent: agents.LocalAgent) -> None:
+        agent.leave()
+        self.leaving.append(agent)
+
+    def release_agents(self, everything: bool = False) -> None:
+        """Let agents end whose run did not start again in time; ``everything``: all that wait for an attempt."""
+        for path, (agent, until) in list(self.warm.items()):
+            agent.poll()
+            if everything or not agent.is_usable() or time.monotonic() > until:
+                del self.warm[path]
+                self.dismiss(agent)
+        self.leaving = [agent for agent in self.leaving if agent.code is None]
 
     def poll_attempts(self) -> bool:
         """Poll every active attempt once; returns whether one ended."""
@@ -254,10 +284,12 @@ class Supervisor:
                     ended = True
             if over and (path in self.damaged or not os.path.exists(attempt.run.attempt(attempt.n))):
                 self.active.pop(path, None)  # the end of an attempt whose files were deleted cannot be recorded
+                if attempt.agent is not None:
+                    self.dismiss(attempt.agent)
         return ended
 
-    def finish(self, attempt: rank_processes.LocalAttempt) -> None:
-        """Record the end and send notifications."""
+    def finish(self, attempt: agents.Attempt) -> None:
+        """Record the end, keep or dismiss the agent, and send notifications."""
         attempt.close()
         run = attempt.run
         n = attempt.n
@@ -270,7 +302,17 @@ class Supervisor:
         )
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
+        if attempt.agent is not None:
+            self.keep_or_dismiss(attempt.agent, run, n, decision)
         threading.Thread(target=self.notify, args=(run, decision.action)).start()  # it may take a while
+
+    def keep_or_dismiss(self, agent: agents.LocalAgent, run: RunDir, n: int, decision: Decision) -> None:
+        """Keep the agent of an attempt that has ended if the next one starts here: from its processes."""
+        place = attempts.place_of_restart(run, n, decision, Allocation(int(agent.is_usable()), usable=(1,)))
+        if place.place == HERE and not self.stopping:
+            self.warm[run.path] = agent, time.monotonic() + decision.delay + WARM_SECONDS
+        else:
+            self.dismiss(agent)
 
     @staticmethod
     def notify(run: RunDir, action: str) -> None:

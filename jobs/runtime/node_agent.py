@@ -98,6 +98,7 @@ class NodeAgent:
         self._woken, self._wake = os.pipe()
         self._beat_at = 0.0
         self._look_at = 0.0
+        self._code = CAUSES["crash"]
         self._end_by = float("inf")
         """When this process ends, with its ranks; set when the coordinator is gone."""
 
@@ -145,7 +146,7 @@ class NodeAgent:
             self._beat()
             if self._end_by < float("inf") and (not self.ranks or time.monotonic() >= self._end_by):
                 self._kill_ranks()
-                return 0
+                return self._code
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -186,6 +187,7 @@ class NodeAgent:
             for rank in self.ranks:
                 sessions.kill_group(rank.pid)
         elif kind == "leave":
+            self._code = 0
             self._prepare_end(str(message.get("reason") or ""))
         else:
             raise ChannelError(UNKNOWN_MESSAGE % kind)
@@ -417,4 +419,6 @@ def note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # the interpreter would take long to unload torch

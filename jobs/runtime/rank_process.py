@@ -75,7 +75,7 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
     """Delete temporary folders that earlier attempts of the run left on this node: multiprocessing's of killed ranks,
     and stores of attempts whose supervisor was killed. A folder that cannot be deleted stays.
 
-    They are identified by the record that ``flip.data.worker_pool`` and ``jobs.local.rank_processes`` write into each.
+    They are identified by the record that ``flip.data.worker_pool`` and ``jobs.local.agents`` write into each.
     """
     temporary = Path(tempfile.gettempdir())
     for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):

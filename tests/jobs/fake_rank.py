@@ -87,6 +87,7 @@ def misbehave(fault: str) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])  # its launcher blocks them until here
     run = RunDir(Path(sys.argv[1]))
     if run.result.exists():
         os._exit(0)

@@ -1,4 +1,4 @@
-"""The ranks of tests/jobs/local/test_rank_processes.py: they form a process group, record this in a file, and wait for
+"""The ranks of tests/jobs/local/test_agents.py: they form a process group, record this in a file, and wait for
 another file."""
 
 import os

@@ -23,7 +23,7 @@ from flip.runs import commit
 from flip.runs.rundir import RunDir
 from flip.training.sample_log import SampleLog
 from jobs.host import notify
-from jobs.local import rank_processes, supervisor
+from jobs.local import agents, supervisor
 from jobs.runtime import rank_process
 from jobs.tracking import follower
 
@@ -62,7 +62,7 @@ def main(path: str, code: str) -> None:
 def start_rank(run, n):
     """``echo`` in place of Python prints its arguments to the log."""
     job = {"python": "/bin/echo", "module": "a log line", "snapshot": "/", "world": 1, "env": {}}
-    attempt = rank_processes.start(run, n, job, grace=10.0)
+    attempt = agents.start(run, n, job, grace=10.0)
     while not attempt.poll():
         pass
     attempt.close()

@@ -252,6 +252,19 @@ def test_stop_is_repeated_until_deadline():
     assert group.outcome.stop_requested and group.outcome.code == 137
 
 
+def test_agents_are_not_lost_because_the_coordinator_was_stopped():
+    """A container may be frozen, with coordinator and agents; time passes."""
+    group = Group()
+    group.start()
+    group.clock.now += 100
+    group.coordinator.tick()
+    group.wait(TIMING.silence)
+    assert group.state is State.RUN
+    group.agents[0].is_silent = True
+    group.wait(TIMING.silence + 1)
+    assert group.agents[0].closed
+
+
 def test_second_agent_of_a_node_is_refused():
     group = Group()
     group.start()

@@ -17,9 +17,10 @@ from flip.runs.errors import FlipError
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
-from jobs.host import sessions
+from jobs.host import processes, sessions
+from jobs.host.coordinator import TIMING
 from jobs.host.rank_entry import MALLOC
-from jobs.local import backend, rank_processes, supervisor
+from jobs.local import adopted, agents, backend, supervisor
 from jobs.runs import clusters
 
 pytestmark = pytest.mark.long
@@ -43,7 +44,7 @@ def start_attempt(field, run):
     world = field.worlds[run.name]
     n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
     job = {"python": sys.executable, "module": "fake_rank", "snapshot": str(field.snapshot), "env": {}}
-    return rank_processes.start(run, n, {**job, "world": world}, grace=0.5)
+    return agents.start(run, n, {**job, "world": world}, grace=0.5)
 
 
 def test_runs_complete_in_order_and_leave_no_processes(field):
@@ -99,7 +100,7 @@ def test_concurrent_runs_get_disjoint_gpus(field, monkeypatch):
     assert log(second).count("GPUs GPU-a,6,") == 2 and log(third).count("GPUs GPU-a,") == 1
     assert "malloc None" in log(first), "the settings for CPUs were not measured beside GPUs"
     assert read_json(first.attempt(1) / "start.json")["gpus"] == ["4"]
-    assert list(rank_processes.adopt(first, 1, 1.0, 60.0).gpus) == ["4"]
+    assert list(adopted.adopt(first, 1, 60.0).gpus) == ["4"]
     field.cluster.cancel([first])
     first.cancel.touch()
     field.until(lambda: not field.left())
@@ -135,6 +136,60 @@ def test_killed_rank_ends_peers_and_run_resumes_from_commit(field):
     assert peer not in field.left()
     assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
     assert attempts.last_end(run)["commits"] == 60
+
+
+def parent(pid):
+    return int(processes.read_stat(pid)[1][1])
+
+
+def test_first_failure_restarts_from_same_agent_and_second_from_new_one(field):
+    run = field.run(world=2, total=30, every=1000)
+    field.submit(run)
+    parents = []
+    for n in (1, 2, 3):
+        field.until_moving(run, n, step=3)
+        field.until(lambda: len(field.pids(run)) == 2)
+        pids = field.pids(run)
+        assert len({parent(pid) for pid in pids}) == 1
+        parents.append(parent(pids[0]))
+        if n < 3:
+            os.kill(pids[n % 2], signal.SIGKILL)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("done", "complete")]
+    assert parents[0] == parents[1] != parents[2]
+    field.until(lambda: not field.left())
+
+
+def test_agent_that_waits_for_next_attempt_ends_with_its_supervisor(field):
+    run = field.run(total=10_000, attempts={"1": {"0": "exit:69"}}, at=2)  # storage: again after 30 s
+    field.submit(run)
+    field.until(lambda: ends(run) == [("requeue", "storage")])
+    assert len(field.left()) == 2  # the supervisor, and the agent without ranks
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+
+
+def test_stopped_rank_is_noticed_and_run_continues(field):
+    run = field.run(world=2, total=40)
+    field.submit(run)
+    field.until_moving(run, 1, step=4)
+    os.kill(field.pids(run)[0], signal.SIGSTOP)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "hang"), ("done", "complete")]
+    assert "SIGSTOP" in run.causes(1)[0]["reason"]
+    field.until(lambda: not field.left())
+
+
+def test_ranks_of_killed_agent_save_and_run_continues(field):
+    run = field.run(world=2, total=60, every=1000)
+    field.submit(run)
+    field.until_moving(run, 1, step=4)
+    (agent,) = {parent(pid) for pid in field.pids(run)}
+    os.kill(agent, signal.SIGKILL)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
+    assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
+    field.until(lambda: not field.left())
 
 
 def test_hung_peer_is_killed_and_root_cause_is_recorded(field):
@@ -241,7 +296,7 @@ def test_adopted_rank_that_ignores_stop_is_killed(field):
     field.until(lambda: "starts at" in log(run))
     os.kill(field.supervisor(), signal.SIGKILL)
     field.until(lambda: not supervisor.is_served(field.sweep))
-    attempt = rank_processes.adopt(run, 1, grace=1.0, patience=0.0)
+    attempt = adopted.adopt(run, 1, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
     assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node"
@@ -296,7 +351,7 @@ def test_unrelated_process_in_record_is_neither_killed_nor_signalled(field, star
     record_rank(run, process.pid)
     field.cluster.signal_ranks(run)
     assert backend.live_ranks(run) == []
-    attempt = rank_processes.adopt(run, 1, grace=0.0, patience=0.0)
+    attempt = adopted.adopt(run, 1, patience=0.0)
     attempt.terminate(0.0)
     assert attempt.poll() and attempt.code is None
     assert not ended(process)
@@ -312,7 +367,7 @@ def test_session_of_dead_leader_in_record_is_not_killed(field, start_process):
     shell.communicate()
     start = sessions.start_time(left)
     try:
-        attempt = rank_processes.adopt(run, 1, grace=0.0, patience=0.0)
+        attempt = adopted.adopt(run, 1, patience=0.0)
         assert attempt.poll() and sessions.alive(left, start)
     finally:
         os.kill(left, signal.SIGKILL)
@@ -326,7 +381,7 @@ def test_adopted_rank_and_its_session_are_killed(field, start_process, release):
     process = start_process("sleep 600 & sleep 600; :", run.path, **variables)
     record_rank(run, process.pid)
     assert [row["pid"] for row in backend.live_ranks(run)] == [process.pid]
-    attempt = rank_processes.adopt(run, 1, grace=0.0, patience=0.0)
+    attempt = adopted.adopt(run, 1, patience=0.0)
     field.until(attempt.poll)
     assert ended(process) and process.returncode == -signal.SIGKILL
 
@@ -373,7 +428,7 @@ def test_second_supervisor_of_same_sweep_exits(field):
     first = field.supervisor()
     command = [sys.executable, "-m", "jobs.local.supervisor", str(field.sweep)]
     assert subprocess.run(command, cwd=field.snapshot, check=False).returncode == 0
-    assert field.supervisor() == first and len(field.left()) == 2
+    assert field.supervisor() == first and len(field.left()) == 3  # with an agent and its rank
     os.kill(first, signal.SIGTERM)
     field.until(lambda: not field.left())
 
@@ -435,52 +490,45 @@ def test_submission_during_supervisor_shutdown_is_served(field):
     field.until(lambda: not field.left())
 
 
-def test_terminate_repeats_lost_signal(field, monkeypatch):
-    monkeypatch.setattr(rank_processes, "TERM_INTERVAL", 0.1)
+def wait_for_end(field, attempt):
+    """Wait for the end of an attempt that ``start_attempt`` has started, and of its agent."""
+    field.until(attempt.poll)
+    attempt.close()
+    attempt.agent.leave()
+    attempt.agent.process.wait(20)
+    assert not field.left()
+
+
+def test_terminate_repeats_lost_signal(field):
     run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
     attempt = start_attempt(field, run)
-    field.until_moving(run, 1)
+    attempt.agent.coordinator.timing = TIMING._replace(repeat=0.1)
+    field.until(lambda: attempt.poll() or (read_json(run.status) or {}).get("step", 0) >= 1)
     field.until(lambda: attempt.terminate(30.0) or attempt.poll())
-    attempt.close()
+    wait_for_end(field, attempt)
     assert attempt.code == 75
 
 
-def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field, monkeypatch):
-    monkeypatch.setattr(rank_processes, "STRAGGLER_SECONDS", 0.5)
+def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field):
     attempt = start_attempt(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
-    field.until(attempt.poll)
-    attempt.close()
-    assert attempt.codes == {0: 0, 1: 137} and not field.left()
+    attempt.agent.coordinator.timing = TIMING._replace(stragglers=0.5)
+    wait_for_end(field, attempt)
+    assert attempt.code == 137
 
 
 @pytest.mark.parametrize("recorded", [0, 1])
 def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, recorded):
     run = field.run(world=2, total=10_000)
     attempt = start_attempt(field, run)
-    field.until_moving(run, 1)
+    field.until(lambda: attempt.poll() or (read_json(run.status) or {}).get("step", 0) >= 1)
     write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
-    adopted = rank_processes.adopt(run, 1, grace=0.5, patience=float("inf"))
-    attempt.close()  # closes the lifeline, so the ranks stop
-    field.until(attempt.poll)
-    assert not adopted.poll()
-    adopted.shorten_deadline(0.0)
-    assert adopted.poll()
-
-
-def test_each_rank_is_recorded_before_next_rank_starts(field, monkeypatch):
-    run = field.run(world=3)
-    recorded_counts = []
-    rank = rank_processes.Rank
-
-    def count(*args):
-        recorded_counts.append(len(read_json(run.attempt(1) / "pids.json") or []))
-        return rank(*args)
-
-    monkeypatch.setattr(rank_processes, "Rank", count)
-    attempt = start_attempt(field, run)
-    field.until(attempt.poll)
+    left = adopted.adopt(run, 1, patience=float("inf"))
+    attempt.agent.leave()  # the ranks stop
+    field.until(lambda: not field.left() or attempt.agent.code)
+    assert not left.poll()
+    left.shorten_deadline(0.0)
+    assert left.poll()
     attempt.close()
-    assert recorded_counts == [0, 1, 2]
 
 
 def test_failed_start_leaks_no_file_descriptors(field):

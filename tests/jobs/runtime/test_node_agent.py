@@ -250,7 +250,7 @@ def test_ranks_save_and_nothing_is_left(node, how):
 
 def test_agent_with_another_key_ends(node):
     node.start_agent(agent_key=new_key())
-    assert node.agent.wait(30) == 0
+    assert node.agent.wait(30) == CAUSES["crash"]
     assert "not signed with the key of this run" in node.agent.stderr.read()
     node.server.poll(0.1)
     assert node.coordinator.agents == []
@@ -264,7 +264,7 @@ def test_agent_refuses_attempt_that_is_not_newer(node):
     node.coordinator.attempt = 0  # as a second coordinator
     node.coordinator.start(1, [[0]], {})
     node.until_decision()
-    assert node.coordinator.outcome.lost and node.agent.wait(10) == 0
+    assert node.coordinator.outcome.lost and node.agent.wait(10) == CAUSES["crash"]
     assert "another coordinator" in node.agent.stderr.read()
 
 
@@ -282,6 +282,22 @@ def test_rank_whose_log_cannot_be_opened_ends_as_storage_or_permission(node):
     assert node.until_decision().code == CAUSES["permission"]
     assert {cause["cause"] for cause in node.run.causes(n)} == {"permission"}
     assert not sessions.session_pids(node.agent.pid) or node.left() == [node.agent.pid]
+
+
+def test_each_rank_is_recorded_before_next_rank_starts(node, monkeypatch):
+    """Whoever adopts the ranks of an agent that is killed meanwhile knows as many as possible."""
+    n = node.run.start_attempt({})
+    node.run.open_logs(n)
+    agent = node_agent.NodeAgent(node.run, MODULE)
+    counts = []
+
+    def fork(*_):
+        counts.append(len(read_json(node.run.attempt(n) / "pids.json") or []))
+        return os.getpid()
+
+    monkeypatch.setattr(agent, "_fork", fork)
+    agent._start({"attempt": n, "node": 0, "world": 3, "ranks": [0, 1, 2]})
+    assert counts == [0, 1, 2]
 
 
 def test_module_that_fails_ends_with_its_code_and_traceback(node):

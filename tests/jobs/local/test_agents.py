@@ -1,4 +1,4 @@
-"""Tests of the processes of ranks on one host: listening addresses, rendezvous store, start and end."""
+"""Tests of attempts on one host: listening addresses, rendezvous store, start and end of ranks."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import pytest
 
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.host import sessions
-from jobs.local import rank_processes
+from jobs.local import agents
 from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
 
@@ -60,13 +60,13 @@ def no_interface(monkeypatch):
 def start_attempt(run):
     n = run.start_attempt({"host": socket.gethostname(), "world": 2})
     job = {"python": sys.executable, "module": "tests.jobs.meeting", "snapshot": str(ROOT), "env": {}, "world": 2}
-    return rank_processes.start(run, n, job, grace=0.5)
+    return agents.start(run, n, job, grace=0.5)
 
 
-def connected_pids(run):
+def connected_pids(run, poll=lambda: False):
     """Wait until both ranks have connected; returns their process ids."""
     files = [run.path / f"met.{rank}" for rank in range(2)]
-    until(lambda: all(file.exists() for file in files))
+    until(lambda: poll() or all(file.exists() for file in files))
     records = [read_json(file) for file in files]
     assert [record["interfaces"] for record in records] == [["lo", "=lo"]] * 2
     return [record["pid"] for record in records]
@@ -77,15 +77,16 @@ def test_local_ranks_listen_only_on_loopback_and_share_private_store(run):
     attempt = start_attempt(run)
     try:
         assert stat.S_IMODE(attempt.store.stat().st_mode) == 0o700
-        pids = connected_pids(run)
+        pids = connected_pids(run, attempt.poll)
         addresses = [address for pid in pids for address in listening(pid)]
         assert addresses and set(addresses) <= LOOPBACK
         assert (attempt.store / "store").stat().st_size
     finally:
         (run.path / "leave").touch()
-        attempt.shorten_deadline(20.0)
         until(attempt.poll)
         attempt.close()
+        attempt.agent.leave()
+        attempt.agent.process.wait(20)
     assert attempt.code == 0, (run.logs / "1" / "node0.err").read_text()
     assert not attempt.store.exists()
 
@@ -118,8 +119,8 @@ def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
 
 def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = rank_processes._make_store(run, 1)
-    other = rank_processes._make_store(RunDir(tmp_path / "sweep" / "other"), 1)
+    store = agents.make_store(run, 1)
+    other = agents.make_store(RunDir(tmp_path / "sweep" / "other"), 1)
     assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
     rank_process.clear_temporaries(run, 1)
     assert store.exists()
@@ -134,9 +135,9 @@ def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, mo
     with pytest.raises(FileNotFoundError) as error:
         start_attempt(run)
     job = {"python": "python", "snapshot": str(ROOT)}
-    assert rank_processes.failed_start(run, 1, job, error.value).failure[0] == "storage"
+    assert agents.FailedAttempt(run, 1, job, error.value).failure[0] == "storage"
     missing = FileNotFoundError(2, "No such file or directory", "python")
-    assert rank_processes.failed_start(run, 1, job, missing).failure[0] == "config"
+    assert agents.FailedAttempt(run, 1, job, missing).failure[0] == "config"
 
 
 def test_process_is_alive_until_last_thread_ends():
