@@ -14,6 +14,7 @@ from PIL import Image
 from flip.config import schema
 from flip.data import kernel
 from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, CHUNK, PLAIN, SAMPLES, loader
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture, smooth
 
@@ -80,6 +81,22 @@ def test_batches_of_other_ranks_and_worker_processes_are_equal(jpegs, accepted, 
     assert digests(jpegs, workers=2, **FAST) == used
     monkeypatch.setenv(kernel.VARIABLE, "0")
     assert digests(jpegs, workers=2, **FAST) == used
+
+
+def test_batches_of_recoded_shards_are_equal_and_decoded_as_verified(mixed, accepted, monkeypatch):
+    monkeypatch.setattr(Manifest, "restart_markers_verified", property(lambda manifest: True))
+    options = []
+    decode = visible_jpeg.patches
+
+    def patches(*args, **given):
+        options.append(given["verified"])
+        return decode(*args, **given)
+
+    monkeypatch.setattr(visible_jpeg, "patches", patches)
+    used = digests(mixed, max_replaced=1, **FAST)
+    assert options and all(options) and any(accepted)
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert digests(mixed, max_replaced=1, **FAST) == used
 
 
 def odd_files():
