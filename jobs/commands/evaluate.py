@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns of it, or folders")
-    parser.add_argument("--model", metavar="open_clip:FOLDER", help="a foreign model in place of a run")
+    parser.add_argument("--model", metavar="open_clip:FOLDER", help="an open_clip model in place of a run")
     parser.add_argument(
         "--save-as", "--into", metavar="SWEEP/NAME", dest="into",
         help="run that gets the results of a --model; default: others/ and the folder's name",

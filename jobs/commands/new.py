@@ -81,9 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", metavar="NAME", help="name of the sweep and of its file, which must not exist")
     about = "folder of the manifest, see `shards index` (default: %(default)s)"
     parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
-    about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     about = "manifest of pictures that are scored at the end (default: MANIFEST/test if it exists)"
     parser.add_argument("--test", metavar="FOLDER", help=about)
+    about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
     about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"

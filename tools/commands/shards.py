@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from flip.runs.errors import ConfigError
 from jobs.common.cli import Parser, add_root_option, run_command
 
 EXAMPLES = """examples:
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    for argument, name in (("out", "--out"), ("manifest", "manifest")):
+        _refuse_address(getattr(options, argument, None), name)
     module, function = options.run_by.split(":")
     outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
     if options.json:
@@ -52,6 +55,13 @@ def run(options: argparse.Namespace) -> int:
     encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return int(outcome.code)
+
+
+def _refuse_address(folder: str | None, argument: str) -> None:
+    """Raise ConfigError if a folder is an address: as a path, it would be below a folder named ``s3:``."""
+    if folder and "://" in folder:
+        remedy = "A manifest is a local folder; its shards may be in a bucket: flip shards move, flip shards index."
+        raise ConfigError("must be a local folder, not an address", argument, folder, remedy)
 
 
 class _Commands:

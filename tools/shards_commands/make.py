@@ -39,7 +39,7 @@ from flip.runs.files import create_file, fsync_path, output_folder
 from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind
-from tools.shards_commands.output import CommandResult, writing
+from tools.shards_commands.output import CLASSES, CommandResult, writing
 from tools.shards_commands.source_files import NOT_UTF8, SourceFiles, is_unicode
 from tools.shards_commands.source_rows import Row, Source
 
@@ -222,7 +222,7 @@ class SetWriter:
         pictures = written.facts()
         report: dict[str, Any] = {"rows": written.rows, "refused": len(written.refused)}
         if self._labels:
-            write_json(folder / "classes.json", {"names": self._labels, "templates": self._templates})
+            write_json(folder / CLASSES, {"names": self._labels, "templates": self._templates})
             report["classes"] = len(self._labels)
         report |= {f"{name}_pictures": count for name, count in pictures.items() if count}
         if advice := _advice(pictures):

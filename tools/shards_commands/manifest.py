@@ -16,10 +16,10 @@ from flip.config.schema import Config, Stage
 from flip.data.manifest.build import DamagedShards, merge, scan_shards
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.labels import LabelCounts
-from flip.data.manifest.manifest import Manifest, write
+from flip.data.manifest.manifest import Manifest, refuse_existing, write
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.output import CommandResult, claim, writing
+from tools.shards_commands.output import CommandResult, claim, copy_classes, writing
 
 
 def info(options: argparse.Namespace) -> CommandResult:
@@ -94,6 +94,7 @@ def drop(options: argparse.Namespace) -> CommandResult:
                 what = f"the ETag of the shard is {shard.stat.etag}, indexed was {etag}"
             if what:
                 raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
+        copy_classes(old, out)
         return CommandResult(facts(merge(scanned, out, chunk, filters=chosen)))
 
 
@@ -102,6 +103,8 @@ def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifes
     # counts of labels include samples that are excluded now
     settings = {name: value for name, value in old.settings.items() if name != "labels"}
     with writing(out):
+        refuse_existing(Path(out))
+        copy_classes(old, Path(out))
         return write(out, old, old.checksums, {**old.exceptions, **exceptions}, settings)
 
 

@@ -16,7 +16,7 @@ from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import CommandResult, claim, print_details, writing
+from tools.shards_commands.output import CommandResult, claim, copy_classes, print_details, writing
 
 LISTINGS = 16
 """Folders of a bucket that are listed at once."""
@@ -52,6 +52,7 @@ def move(options: argparse.Namespace) -> CommandResult:
         raise _refusal(wrong, len(keys))
     table = ChunkTable(keys, old.shards, old.chunk, old.offsets, [stats[key].etag for key in keys], old.sample_filter)
     with writing(out):
+        copy_classes(old, out)
         manifest = write(out, table, old.checksums, old.exceptions, old.settings)
     return CommandResult(facts(manifest) | {"compared_by_etag": by_etag, "compared_by_size": len(keys) - by_etag})
 

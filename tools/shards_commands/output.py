@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.data.decode import refuse_json_members
-from flip.data.manifest.manifest import refuse_existing
+from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.runs import deletion
 from flip.runs.errors import ConfigError, PermissionDenied
-from flip.runs.files import output_folder
+from flip.runs.files import OUTPUT_MODE, atomic_write, output_folder
 from jobs.common.filesystem import unwritable
 from jobs.common.text import plain
+
+CLASSES = "classes.json"
+"""Names and templates of the classes of an evaluation set, next to its manifest."""
 
 
 class CommandResult(NamedTuple):
@@ -86,6 +89,19 @@ def writing(out: str | Path) -> Iterator[None]:
         raise ConfigError("a file is where a folder must be, or the other way round", error.filename or out) from error
     except OSError as error:
         raise unwritable(error, out, "Choose another --out.") from error
+
+
+def copy_classes(source: Manifest, out: Path) -> None:
+    """Copy the names of classes of an evaluation set next to a manifest that is made of it. Raises OSError.
+
+    A file that is in ``out`` already stays.
+    """
+    path = source.folder / CLASSES
+    if not path.is_file() or (out / CLASSES).exists():
+        return
+    output_folder(out)
+    with atomic_write(out / CLASSES, OUTPUT_MODE) as file:
+        file.write(path.read_bytes())
 
 
 def claim(out: Path) -> None:

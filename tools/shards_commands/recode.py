@@ -44,7 +44,7 @@ from flip.runs.rundir import to_json
 from jobs.common import filesystem
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind, shuffling
-from tools.shards_commands.output import CommandResult
+from tools.shards_commands.output import CommandResult, copy_classes
 from tools.shards_commands.recode_picture import (
     SUBSAMPLING,
     Recoding,
@@ -114,6 +114,7 @@ def recode(options: argparse.Namespace) -> CommandResult:
         workers = cores()
     with filesystem.writing(out, AGAIN), work.locked():
         outcome = _write_shards(work, workers)
+        copy_classes(old, out)
         new = _index(work, outcome, workers)
         work.remove()
     return CommandResult(_report(old, new, outcome, shuffle))

@@ -36,6 +36,14 @@ def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     assert submit.main(["mine", "--dry-run"]) == 0, "a name also refers to a file in the current folder"
 
 
+def test_help_describes_each_option(capsys):
+    """The text of --tokenizer was that of --test."""
+    with pytest.raises(SystemExit):
+        new.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--test FOLDER manifest of pictures" in text and "--tokenizer FILE its file, see `tokenizer train`" in text
+
+
 def made(tmp_path, count, **pictures):
     """Make data of ``count`` pictures, a fifth apart as a test set, and a tokenizer."""
     folder = tmp_path / "pictures"

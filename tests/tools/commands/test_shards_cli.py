@@ -354,6 +354,36 @@ def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
     assert left_out["shard"] == str(damaged)
 
 
+def test_new_manifests_of_evaluation_set_keep_names_of_classes(data, tmp_path, capsys):
+    """Without them `flip evaluate --sets NAME=FOLDER` refuses the new set."""
+    names = b'{"names": ["a", "b"], "templates": ["{}"]}'
+    (data / "classes.json").write_bytes(names)
+    few = tmp_path / "few"
+    commands = [
+        ["exclude", data, "--ids", "3", "--out", few],
+        ["drop", few, "--out", tmp_path / "dropped"],
+        ["recode", data, "--short", "16", "--out", tmp_path / "small"],
+        ["move", data, "--to", data, "--out", tmp_path / "moved"],
+    ]
+    for command in commands:
+        assert call(capsys, *command)[0] == 0
+        assert (command[-1] / "classes.json").read_bytes() == names, command[0]
+    (data / "classes.json").write_bytes(b"other")
+    assert call(capsys, "exclude", data, "--ids", "4", "--out", few)[0] == 78
+    assert (few / "classes.json").read_bytes() == names, "a manifest's folder never changes"
+
+
+@pytest.mark.parametrize("option", ["--out", "manifest"])
+def test_address_in_place_of_folder_is_refused(data, tmp_path, capsys, monkeypatch, option):
+    """A folder named ``s3:`` was made in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    places = {"manifest": data, "--out": tmp_path / "out", option: "s3://bucket/set"}
+    assert main(["recode", str(places["manifest"]), "--out", str(places["--out"])]) == 78
+    assert f"{option}: must be a local folder, not an address (found: 's3://bucket/set')" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
     code, report = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")
