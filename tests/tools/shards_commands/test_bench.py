@@ -47,6 +47,9 @@ def test_find_bottleneck_names_slowest_stage_and_worker_count():
     slow = [stage if stage.name != "read" else PipelineStage("read", 1000, 1, 0.9, 0.1) for stage in stages]
     other_bottleneck = find_bottleneck(slow, 40_000)
     assert other_bottleneck["limit"] == "read" and "workers" not in other_bottleneck
+    with_kernel = find_bottleneck(stages, 40_000, kernel=True)
+    assert with_kernel["shares"] == pytest.approx({"read": 0.1, "walk": 0.02, "decode and view": 0.88})
+    assert with_kernel["limit"] == "decode and view", "the kernel decodes no whole images"
 
 
 def test_chunks_are_drawn_in_endless_shuffled_passes(original):
