@@ -86,15 +86,16 @@ def _about(outcome: Outcome) -> dict[str, Any]:
     chosen = {}
     if settings:
         chosen = {key: settings.get(key) for key in differing(family)}
+    init = None
+    if settings.get("init.run") or settings.get("init.export"):
+        init = {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend", "export")}
     return {
         "size": model_label(settings),
         "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
         "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
         "differs": chosen,
-        "init": {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend", "export")}
-        if settings.get("init.run") or settings.get("init.export")
-        else None,
-    }  # fmt: skip
+        "init": init,
+    }
 
 
 def _evaluation(run: RunDir) -> dict[str, Any] | None:

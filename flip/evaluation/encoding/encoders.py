@@ -59,7 +59,11 @@ class ModelEncoder:
         self.width = model.image.projection.out_features
         self.precision = precision
         self._view = view or EvaluationView(tower.size)
-        self.view_id = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
+        self.view_id = self._view.label
+        if self.masked and ensemble:
+            self.view_id += f"-ensemble{mask}"
+        elif self.masked:
+            self.view_id += f"-mask{mask}"
 
     @property
     def masked(self) -> bool:
