@@ -70,7 +70,7 @@ SWEEPS = [
     ("runs: {a: }", ["--cluster", "h1000"], 78, ["no such cluster profile", "'h1000'", "mean h100? There are:"]),
     ("runs: {a: }", ["--cluster", "bad.yaml"], 78, ["bad.yaml:2", "hourss: unknown key", "Did you mean hours?"]),
     ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "flip shards index"]),
-    ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "flip demo_data emoji"]),
+    ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "flip demo_data"]),
     ("runs: {a: {init.run: other/run}}", [], 78, ["init.run", "no such run", "'other/run'", "SWEEP/RUN"]),
     ("runs: {a: }", ["resources.nodes=2"], 78, ["resources.nodes", "one node", "2", "Set it to 1"]),
 ]  # fmt: skip

@@ -58,7 +58,7 @@ def test_make_install_with_unlock_updates_an_existing_environment(tmp_path):
     for name in names:
         shutil.copy2(ROOT / name, tmp_path)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name in (".ready", ".dev", "flip"):
+    for name in (".ready", ".dev", ".kernel", "flip"):
         (tmp_path / ".venv" / "bin" / name).touch()
 
     def make(*arguments):

@@ -5,6 +5,7 @@ import subprocess
 
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
+from jobs.local.supervisor import is_served
 from tests.harness.common import run_script, wait_until
 
 STEPS = 60
@@ -61,7 +62,10 @@ set:
 
     def type(self, command, *arguments, runs="runs:\n  base: {}\n", code=0):
         (self.folder / "demo.yaml").write_text(self.head + runs)
-        return self.call(command, "--sweep", self.folder / "demo.yaml", *arguments, code=code)
+        output = self.call(command, "--sweep", self.folder / "demo.yaml", *arguments, code=code)
+        if "--watch" in arguments:  # runs are complete before their supervisor has recorded that
+            wait_until(lambda: not is_served(self.runs / "demo"), "the end of the supervisor")
+        return output
 
     def call(self, command, *arguments, code=0):
         env = {"TMPDIR": str(self.folder)}

@@ -20,7 +20,15 @@ class UserCommandLine:
         self.sweep = self.place / "demo.yaml"
         self.site = self.place / "site.yaml"
         self.stub.write_text(
+            # the agent starts each rank in a new interpreter, which is this script again
             f"""#!/bin/sh
+if [ "$2" = jobs.runtime.node_agent ]; then
+    shift 2
+    exec {sys.executable} -c 'import sys
+from jobs.runtime import node_agent
+sys.executable = "{self.stub}"
+sys.exit(node_agent.main(sys.argv[1:]))' "$@" --exec
+fi
 if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi
 pwd > "$HOME/ran"
 echo '{{"samples": 32}}' > "$3/result.json"

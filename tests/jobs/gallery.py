@@ -16,7 +16,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.paths import SWEEPS
 from jobs.planning.cost import estimate
 from jobs.sweeps.sweep_file import load
-from tests.jobs.outcomes import score
+from tests.jobs.outcomes import score, write_result
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
 START_TIME = 1_790_000_000.0
@@ -144,7 +144,7 @@ class RunWriter:
             write_json(self.run.eval / f"pretrain-{samples}.json", record | {"evaluations": scores})
 
     def result(self, attempts):
-        write_json(self.run.result, {
+        write_result(self.run, {
             "run": self.run.name, "stage": self.config.stages[-1].name, "samples": self.total,
             "steps": stage_spans(self.config)[-1].steps, "seconds": self.seconds,
             "samples_per_second": self.total / self.seconds, "world": 1, "parameters": parameters(self.config.model),

@@ -59,6 +59,13 @@ def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, compl
     return run
 
 
+def write_result(run, result):
+    """Replace result.json, and the scores of its position in eval/, as training writes both."""
+    write_json(run.result, result)
+    point = {key: result[key] for key in ("stage", "samples", "seconds", "evaluations")}
+    write_json(run.eval / f"{result['stage']}-{result['samples']}.json", point)
+
+
 def score(name, role, top1, n=1172):
     half = 1.96 * math.sqrt(top1 * (1 - top1) / n)
     interval = [top1 - half, top1 + half]

@@ -76,7 +76,7 @@ def test_deleted_current_folder(tmp_path, name):
 
     folder = tmp_path / "gone"
     folder.mkdir()
-    start = 'cd "$1"; rmdir "$1"; exec "$2" "$3" x'
+    start = 'cd "$1"; rmdir "$1"; exec "$2" "$3" "$4" x'
     words = ["sh", "-c", start, "sh", str(folder), sys.executable, str(ROOT / "jobs"), name]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (78, "")

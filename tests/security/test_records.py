@@ -366,6 +366,7 @@ def test_csv_text_escapes_formulas_in_cells_and_headings(tmp_path):
     run = make(tmp_path / "demo", "=1+1", steps=100, complete=False, end={**END, "reason": "@SUM(A1)"})
     result = {"stage": "pretrain", "samples": 3200, "evaluations": [{**SCORE, "role": "=cmd()"}]}
     write_json(run.result, result)
+    write_json(run.eval / "pretrain-3200.json", result)
     rows = run_outcomes.rows(run_outcomes.outcomes([run]))
     cells = [cell for line in csv.reader(io.StringIO(run_outcomes.csv_text(rows))) for cell in line]
     assert "'=cmd().imagenet.top1" in cells and "'=1+1" in cells

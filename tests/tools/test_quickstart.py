@@ -25,7 +25,7 @@ def lines(*make_arguments):
 
 @pytest.fixture
 def environment(tmp_path):
-    """Create a cache with small demonstration sets that ``flip demo-data`` accepts as complete."""
+    """Create a cache with small demonstration sets that ``flip demo_data`` accepts as complete."""
     folder = tmp_path / "cache" / "emoji"
     for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16)):
         dataset = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
@@ -51,8 +51,8 @@ def test_quickstart_commands_run_from_data_to_report(environment, tmp_path):
         )
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         shown.setdefault(argv[0], []).append(done.stdout)
-    assert list(shown) == ["demo-data", "submit", "predict", "report"]
-    assert shown["demo-data"][0].startswith("ready: ") and "1 run on local" in shown["submit"][0]
+    assert list(shown) == ["demo_data", "submit", "predict", "report"]
+    assert shown["demo_data"][0].startswith("ready: ") and "1 run on local" in shown["submit"][0]
     (predicted,) = shown["predict"]
     pictures = predicted.split("\n\n")[1:]
     assert len(pictures) == 3 and all(len(text.strip().splitlines()) == 1 + 5 for text in pictures)

@@ -7,7 +7,6 @@ import os
 import sys
 from typing import Any
 
-from flip.runs.errors import ConfigError
 from jobs.common.cli import Parser, add_root_option, run_command
 
 EXAMPLES = """examples:
@@ -60,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
 def _refuse_address(folder: str | None, argument: str) -> None:
     """Raise ConfigError if a folder is an address: as a path, it would be below a folder named ``s3:``."""
     if folder and "://" in folder:
+        from flip.runs.errors import ConfigError
+
         remedy = "A manifest is a local folder; its shards may be in a bucket: flip shards move, flip shards index."
         raise ConfigError("must be a local folder, not an address", argument, folder, remedy)
 

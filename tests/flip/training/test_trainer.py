@@ -123,7 +123,7 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
 
     lines._collector = Collector()
     at = SimpleNamespace(
-        span=stage_spans(config)[0], samples=0, step=0, seconds=100.0, waited=0.25, model=None, gradient_norm=0,
+        span=stage_spans(config)[0], samples_seen=0, step=0, seconds=100.0, waited=0.25, model=None, gradient_norm=0,
         optimizer=object(), batch=SimpleNamespace(tokens=None), loss=0, accuracy=0,
         counters=SimpleNamespace(totals=lambda _: (0, {}, [])),
     )  # fmt: skip

@@ -342,7 +342,7 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     shown = capsys.readouterr()
     (row,) = json.loads(shown.out)
     assert (row["run"], row["top1"]) == ("two/a", 0.5) and len(submitted) == 2
-    assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "logs.py" in shown.err
+    assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "jobs logs " in shown.err
     assert evaluate.main([*argv, "--json", "--detach", "--quiet"]) == 0
     shown = capsys.readouterr()
     expected = [{"run": f"two/{run.name[0]}", "job": str(run.path)} for run in submitted[2:]]

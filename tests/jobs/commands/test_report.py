@@ -48,6 +48,7 @@ from jobs.reporting.markdown import markdown
 from jobs.reporting.report import findings, result_cells, title
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
+from tests.jobs.outcomes import write_result as store_result
 
 ROOT = Path(__file__).resolve().parents[3]
 CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a commit"}
@@ -163,7 +164,7 @@ def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp
         result = read_json(run.result)
         item = next(item for item in result["evaluations"] if item["name"] == "twemoji")
         item |= {"metric": "mean per class", "score": 0.81 if name == "a" else 0.809}
-        write_json(run.result, result)
+        store_result(run, result)
     run_outcomes = outcomes(tmp_path / "demo")
     grouped = seed_groups.group_by_seed(run_outcomes)
     assert result_cells(grouped, run_outcomes)[0]["twemoji (mean per class)"] == "81.0"
@@ -186,7 +187,7 @@ def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path
         if precision:
             for item in result["evaluations"]:
                 item["precision"] = precision
-        write_json(run.result, result)
+        store_result(run, result)
     by_name = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
     mixed = [*by_name["old"], *by_name["new"], *by_name["fast"]]
     scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group_by_seed(mixed), mixed)}

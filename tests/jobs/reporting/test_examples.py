@@ -9,10 +9,11 @@ from PIL import Image
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.monitoring.results import read_run
-from flip.runs.rundir import read_json, write_json
+from flip.runs.rundir import read_json
 from jobs.reporting import examples, html, markdown, seed_groups
 from jobs.reporting.document import Pictures, Table, Text
 from tests.jobs.outcomes import make
+from tests.jobs.outcomes import write_result as store_result
 from tests.synthetic import encode, make_dataset, picture
 from tools.commands.shards import main as shards_main
 
@@ -38,7 +39,7 @@ def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **fields):
     for item in result["evaluations"]:
         if item["name"] == "twemoji":
             item |= {"predictions": predicted.digest, "data": digest}
-    write_json(run.result, result)
+    store_result(run, result)
     return run
 
 

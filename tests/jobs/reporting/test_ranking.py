@@ -7,12 +7,13 @@ import pytest
 from flip.evaluation.encoding.open_clip_folder import register
 from flip.evaluation.metrics.result_files import write_result
 from flip.monitoring.results import read_outcomes, read_runs
-from flip.runs.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json
 from jobs.reporting import outcomes as short
 from jobs.reporting import ranking, seed_groups
 from jobs.reporting.document import Figure, Fold, Table
 from jobs.reporting.report import findings
 from tests.jobs.outcomes import make, score
+from tests.jobs.outcomes import write_result as store_result
 
 LUCKY = (0.41, 0.25, 0.36)
 """Scores of three seeds whose mean is the highest by luck."""
@@ -89,7 +90,7 @@ def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
     result = read_json(run.result)
     for evaluation in result["evaluations"]:
         evaluation["chance"] = 0.125
-    write_json(run.result, result)
+    store_result(run, result)
     groups, outcomes = grouped(folder)
     assert ranking.headlines(groups, outcomes)[0][0].endswith("chance 12.5 %)")
     assert {level.name for plot in charts_of(findings(outcomes), "twemoji") for level in plot.levels} == {
@@ -148,7 +149,7 @@ def test_metric_is_named_in_table_chart_and_headline(tmp_path):
     result = read_json(run.result)
     item = next(item for item in result["evaluations"] if item["name"] == "twemoji")
     item |= {"metric": "worst_group_top5", "score": 0.326}
-    write_json(run.result, result)
+    store_result(run, result)
     groups, outcomes = grouped(tmp_path / "demo")
     (sentence, _), *_ = ranking.headlines(groups, outcomes)
     assert sentence == "own 32.6 % on twemoji, worst-group top-5 (one seed)"

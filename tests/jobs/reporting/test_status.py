@@ -205,7 +205,7 @@ def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
         assert screen.start(*command, "--watch", cwd=ROOT).wait(30) == 75
         assert "1 stopped" in screen.close().text() and screen.cursor
     script = (
-        "import sys; sys.argv[1:] = sys.argv[2:]; from jobs.commands.status import main; main()\n"
+        "import sys; from jobs.commands.status import main; main(sys.argv[3:])\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'rich']"
     )
     done = subprocess.run([sys.executable, "-c", script, *command[1:]], cwd=ROOT, capture_output=True, text=True)

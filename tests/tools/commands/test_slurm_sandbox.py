@@ -284,7 +284,7 @@ def test_command_starts_controls_and_stops_sandbox(folder):
         return subprocess.run(arguments, capture_output=True, text=True, cwd="/", timeout=120)
 
     stopped = tool("status")
-    assert stopped.returncode == 78 and "slurm_sandbox.py start" in stopped.stderr
+    assert stopped.returncode == 78 and "slurm_sandbox start" in stopped.stderr
     started = tool("start", "--nodes", "2", "--port", "0")
     assert f"export SLURM_CONF={folder}/slurm.conf" in started.stdout and started.returncode == 0, started.stderr
     assert "runs already" in tool("start").stdout
