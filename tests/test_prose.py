@@ -1,0 +1,119 @@
+"""Tests that README, CONTRIBUTING and docs/ keep simple rules of plain English, and their limits of length.
+
+Each rule has a budget, the number of places that are left; it may only fall. ``python tests/test_prose.py`` lists every
+place and the words of each page.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATED = ("study", "cheapest", "scaling_study", "choices")
+"""Pages that ``flip study`` and ``flip schema --write`` write."""
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem not in GENERATED]
+
+LONGEST_SENTENCE = 35
+RULES = {
+    "long sentence": None,
+    "semicolons": re.compile(r";.*;"),
+    "that of": re.compile(r"\b(?:that|those) of\b"),
+    "what as a noun": re.compile(
+        r"(?<!\bsay )(?<!says )(?<!show )(?<!shows )(?<!see )(?<!explain )(?<!explains )(?<!describes )(?<!decide )"
+        r"(?<!decides )(?<!defines )(?<!lists )(?<!list )(?<!know )(?<!and )(?<!^\| )(?<! \| )(?<!# )\bwhat\b(?! happens)(?!.*\?)",
+        re.IGNORECASE,
+    ),
+    "predicate before its verb": re.compile(
+        r"^(?:Also |Not )?(?:[A-Z]?[a-z]+(?:ed|own|ept)|Made|Left out),? (?:is|are|was|were)\b|^So (?:is|are|has|have|does|do)\b"
+    ),
+    "private word": re.compile(
+        r"\b(?:told(?!\.json)|beside|theirs|ours|mend|those that|the (?:found|said|made)|leash|foreign)\b", re.IGNORECASE
+    ),
+    "picture": re.compile(r"^(?!.*(?:\breports?\b|\bpages?\b|Test pictures)).*\bpictures?\b", re.IGNORECASE),
+}
+WHOLE_SENTENCES = ("long sentence", "semicolons")
+"""Rules that tables and headings need not keep."""
+BUDGET = {name: 0 for name in RULES}
+WORDS = {}
+"""Words of pages that are above ``LONGEST_PAGE``."""
+LONGEST_PAGE = 2500
+ALL_WORDS = 99_999
+
+
+def sentences(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Return (line, sentence, whether it is prose) without code. Table rows and headings are not prose."""
+    text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text)
+    paragraph = []
+    for number, line in enumerate([*text.splitlines(), ""], 1):
+        is_table = line.lstrip().startswith(("|", "#"))
+        starts = re.match(r"\s*(?:[-*]|\d+\.)\s", line)
+        if paragraph and (not line.strip() or is_table or starts):
+            yield from split(paragraph)
+            paragraph = []
+        if not line.strip():
+            continue
+        if is_table:
+            yield number, plain(line), False
+        elif starts or paragraph or not line.startswith("    "):
+            paragraph.append((number, re.sub(r"^\s*(?:[-*]|\d+\.)\s+", "", line).strip()))
+
+
+def split(paragraph: list[tuple[int, str]]) -> Iterator[tuple[int, str, bool]]:
+    text = " ".join(line for _, line in paragraph)
+    starts = [0]
+    for _, line in paragraph:
+        starts.append(starts[-1] + len(line) + 1)
+    position = 0
+    for sentence in re.split(r"(?<=[.!?])[*_)\"]* (?=[\"`(\[*]*[A-Z0-9`])", text):
+        position = text.index(sentence, position)
+        line = max(i for i, start in enumerate(starts[:-1]) if start <= position)
+        if sentence:
+            yield paragraph[line][0], plain(sentence), True
+
+
+def plain(text: str) -> str:
+    """Return the text with code as one word, and links as their titles."""
+    text = re.sub(r"`[^`]*`", "CODE", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return text.replace("*", "").strip()
+
+
+def violations(rule: str) -> list[str]:
+    pattern = RULES[rule]
+    places = []
+    for page in PAGES:
+        for line, sentence, is_prose in sentences(page.read_text(encoding="utf-8")):
+            if rule in WHOLE_SENTENCES and not is_prose:
+                continue
+            broken = pattern.search(sentence) if pattern else len(sentence.split()) > LONGEST_SENTENCE
+            if broken:
+                places.append(f"{page.relative_to(ROOT)}:{line}: {sentence}")
+    return places
+
+
+def words() -> dict[str, int]:
+    return {page.stem: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_prose_rule_is_within_its_budget(rule):
+    places = violations(rule)
+    assert len(places) == BUDGET[rule], "\n".join([f"{rule}: lower the budget, or rewrite", *places])
+
+
+def test_pages_are_within_their_length():
+    counted = words()
+    longer = {name: count for name, count in counted.items() if count > WORDS.get(name, LONGEST_PAGE)}
+    assert not longer, f"{longer}: shorten the page"
+    assert sum(counted.values()) <= ALL_WORDS
+
+
+if __name__ == "__main__":
+    for name in RULES:
+        found = violations(name)
+        print(f"== {name}: {len(found)}", *found, sep="\n")
+    print(words(), sum(words().values()))
