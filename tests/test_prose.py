@@ -1,7 +1,7 @@
 """Tests that README, CONTRIBUTING and docs/ keep simple rules of plain English, and their limits of length.
 
-Each rule has a budget, the number of places that are left; it may only fall. ``python tests/test_prose.py`` lists every
-place and the words of each page.
+Each rule has a budget, the number of places that are left, which may only fall. ``python tests/test_prose.py`` lists
+every place, and the words of each page.
 """
 
 import re
@@ -21,26 +21,29 @@ RULES = {
     "long sentence": None,
     "semicolons": re.compile(r";.*;"),
     "that of": re.compile(r"\b(?:that|those) of\b"),
+    # Questions are allowed ("What is a stage?"), also after verbs such as "describes", in headings and in cells of tables.
     "what as a noun": re.compile(
         r"(?<!\bsay )(?<!says )(?<!show )(?<!shows )(?<!see )(?<!explain )(?<!explains )(?<!describes )(?<!decide )"
-        r"(?<!decides )(?<!defines )(?<!lists )(?<!list )(?<!know )(?<!and )(?<!^\| )(?<! \| )(?<!# )\bwhat\b(?! happens)(?!.*\?)",
+        r"(?<!decides )(?<!defines )(?<!lists )(?<!list )(?<!know )(?<!and )(?<!^\| )(?<! \| )(?<!# )"
+        r"\bwhat\b(?! happens)(?!.*\?)",
         re.IGNORECASE,
     ),
     "predicate before its verb": re.compile(
-        r"^(?:Also |Not )?(?:[A-Z]?[a-z]+(?:ed|own|ept)|Made|Left out),? (?:is|are|was|were)\b|^So (?:is|are|has|have|does|do)\b"
+        r"^(?:Also |Not )?(?:[A-Z]?[a-z]+(?:ed|own|ept)|Made|Left out),? (?:is|are|was|were)\b"
+        r"|^So (?:is|are|has|have|does|do)\b"
     ),
     "private word": re.compile(
-        r"\b(?:told(?!\.json)|beside|theirs|ours|mend|those that|the (?:found|said|made)|leash|foreign)\b", re.IGNORECASE
+        r"\b(?:told(?!\.json)|beside|theirs|ours|mend|those that|the (?:found|said|made)|leash|foreign)\b",
+        re.IGNORECASE,
     ),
     "picture": re.compile(r"^(?!.*(?:\breports?\b|\bpages?\b|Test pictures)).*\bpictures?\b", re.IGNORECASE),
 }
 WHOLE_SENTENCES = ("long sentence", "semicolons")
 """Rules that tables and headings need not keep."""
 BUDGET = {name: 0 for name in RULES}
-WORDS = {}
-"""Words of pages that are above ``LONGEST_PAGE``."""
 LONGEST_PAGE = 2500
-ALL_WORDS = 99_999
+ALL_WORDS = 56_000
+"""Words of all pages. The goal is 40,000: lower this limit with every page that becomes shorter."""
 
 
 def sentences(text: str) -> Iterator[tuple[int, str, bool]]:
@@ -102,14 +105,14 @@ def words() -> dict[str, int]:
 @pytest.mark.parametrize("rule", RULES)
 def test_prose_rule_is_within_its_budget(rule):
     places = violations(rule)
-    assert len(places) == BUDGET[rule], "\n".join([f"{rule}: lower the budget, or rewrite", *places])
+    assert len(places) <= BUDGET[rule], "\n".join([f"{rule}: rewrite these sentences", *places])
 
 
 def test_pages_are_within_their_length():
     counted = words()
-    longer = {name: count for name, count in counted.items() if count > WORDS.get(name, LONGEST_PAGE)}
-    assert not longer, f"{longer}: shorten the page"
-    assert sum(counted.values()) <= ALL_WORDS
+    longer = {name: count for name, count in counted.items() if count > LONGEST_PAGE}
+    assert not longer, f"{longer}: shorten these pages to {LONGEST_PAGE} words, or split them by task"
+    assert sum(counted.values()) <= ALL_WORDS, f"{counted}: all pages together have at most {ALL_WORDS} words"
 
 
 if __name__ == "__main__":
