@@ -20,8 +20,8 @@ LONGEST_SENTENCE = 35
 RULES = {
     "long sentence": None,
     "semicolons": re.compile(r";.*;"),
-    "that of": re.compile(r"\b(?:that|those) of\b"),
-    # Questions are allowed ("What is a stage?"), also after verbs such as "describes", in headings and in cells of tables.
+    "that of": re.compile(r"\b(?:that|those) of\b", re.IGNORECASE),
+    # Questions are allowed ("What is a stage?"), also after some verbs, in headings and in cells of tables.
     "what as a noun": re.compile(
         r"(?<!\bsay )(?<!says )(?<!show )(?<!shows )(?<!see )(?<!explain )(?<!explains )(?<!describes )(?<!decide )"
         r"(?<!decides )(?<!defines )(?<!lists )(?<!list )(?<!know )(?<!and )(?<!^\| )(?<! \| )(?<!# )"
