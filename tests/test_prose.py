@@ -50,7 +50,7 @@ def sentences(text: str) -> Iterator[tuple[int, str, bool]]:
     """Return (line, sentence, whether it is prose) without code. Table rows and headings are not prose."""
     text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text)
-    paragraph = []
+    paragraph: list[tuple[int, str]] = []
     for number, line in enumerate([*text.splitlines(), ""], 1):
         is_table = line.lstrip().startswith(("|", "#"))
         starts = re.match(r"\s*(?:[-*]|\d+\.)\s", line)
@@ -73,9 +73,9 @@ def split(paragraph: list[tuple[int, str]]) -> Iterator[tuple[int, str, bool]]:
     position = 0
     for sentence in re.split(r"(?<=[.!?])[*_)\"]* (?=[\"`(\[*]*[A-Z0-9`])", text):
         position = text.index(sentence, position)
-        line = max(i for i, start in enumerate(starts[:-1]) if start <= position)
+        index = max(i for i, start in enumerate(starts[:-1]) if start <= position)
         if sentence:
-            yield paragraph[line][0], plain(sentence), True
+            yield paragraph[index][0], plain(sentence), True
 
 
 def plain(text: str) -> str:
