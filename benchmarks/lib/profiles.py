@@ -7,6 +7,10 @@ from typing import Any
 
 from benchmarks.lib.table_rows import number
 
+STAGES_HEAD = """\
+stream, ours: microseconds of computing of a sample, each stage alone in warm caches. "all else" is the whole less the
+sum of the stages; where it is below 0, the stages take longer alone than within the whole.
+"""
 REST = "all else"
 """All operations that a profile does not name."""
 
@@ -33,7 +37,7 @@ def profiles(results: Mapping[str, Any]) -> Iterator[str]:
 def _stream(results: Mapping[str, Any]) -> Iterator[str]:
     """Stages of our pipeline, and the time of decoding alone."""
     sets = results["sets"]
-    yield "stream, ours: microseconds of computing of a sample, each stage alone in warm caches.\n"
+    yield STAGES_HEAD
     stages = [row["stage"] for row in next(iter(sets.values()))["costs"]]
     lines = [["stage", *sets], ["---"] * (1 + len(sets))]
     costs = {kind: {row["stage"]: row["us"] for row in entry["costs"]} for kind, entry in sets.items()}

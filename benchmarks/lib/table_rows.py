@@ -246,7 +246,7 @@ def launcher(result: Found) -> list[Row]:
         limited(f"plan of {result['plan']['runs']} runs", result["plan"]),
         limited(f"status of {result['status']['runs']} runs", result["status"]),
         Row("status: calls of squeue", str(squeue), **goal(squeue, "=", 1)),
-        limited(f"--help, the slowest of {len(result['help'])} ({slowest['command']})", slowest),
+        limited(f"--help, the slowest of {len(result['help'])} commands", slowest),
     ]
     for row in others:
         if row["way"] == HYDRA:  # it composes the configurations, which is a part of our plan, and starts a Python
