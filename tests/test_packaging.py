@@ -15,6 +15,9 @@ from urllib.parse import unquote
 
 import pytest
 
+import flip
+from flip.config.yaml_io import read_yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Runs a script of jobs/ as Python does, with its folder first in sys.path. Prints the file of each named module.
@@ -55,6 +58,14 @@ def test_readme_badges_match_project_metadata():
     ]
     for label, path in badges:
         assert label.split()[1] in unquote(path).replace("--", "-")
+
+
+def test_citation_names_version_and_licence_of_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert citation["version"] == flip.__version__ and citation["license"] == project["license"]
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == re.search(r"arXiv [\d.]+", project["description"])[0].replace(" ", ":")
 
 
 @pytest.mark.long
