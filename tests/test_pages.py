@@ -28,7 +28,7 @@ from tests.synthetic import make_dataset
 from tools.shards_commands.manifest import excepting
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = ("jobs/commands", "tools/commands", "benchmarks")
 COMMAND_SOURCES = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
 COMMAND_SOURCES += [path for folder in CODE for path in sorted((ROOT / folder).glob("*.py"))]

@@ -1,0 +1,67 @@
+"""Tests that the script and the keys of docs/automation.md are those of real runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
+NO_KEYS = {"new", "changed", "null"}
+"""Words in code style in the paragraphs about documents that are values."""
+
+
+def named_keys(start: str, end: str) -> set[str]:
+    """The words in code style of the page from ``start`` to ``end``."""
+    text = PAGE[PAGE.index(start) :]
+    return set(re.findall(r"`([a-z_]+)`", text[: text.index(end)])) - NO_KEYS
+
+
+def keys_of(document: object) -> set[str]:
+    """All keys in a document."""
+    if isinstance(document, dict):
+        return set(document) | keys_of(list(document.values()))
+    if isinstance(document, list):
+        return set().union(*map(keys_of, document))
+    return set()
+
+
+@pytest.mark.long
+def test_script_of_automation_page_trains_sweep_and_page_names_real_keys(desk, tmp_path):
+    program = tmp_path / "bin" / "flip"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "jobs"}" "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "FLIP_RUNS": str(desk.runs), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+    def call(*words):
+        return subprocess.run(words, cwd=desk.folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (desk.folder / "drive.py").write_text(script.replace("time.sleep(30)", "time.sleep(1)"))
+    refused = call(sys.executable, "drive.py", "demo.yaml", "-1")
+    assert refused.returncode == 1 and "above the budget" in refused.stderr and not desk.runs.exists()
+    done = call(sys.executable, "drive.py", "demo.yaml", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^half \{'test\.small\.top1': [\d.]+\}\nwhole \{", done.stdout, re.MULTILINE)
+
+    documents = {
+        "**Plan.**": ["submit", "demo.yaml", "--yes"],
+        "**Status.**": ["status", "demo"],
+        "**Explain.**": ["explain", "demo/half"],
+    }
+    for paragraph, words in documents.items():
+        document = json.loads(call("flip", *words, "--json").stdout)
+        assert named_keys(paragraph, "\n\n") <= keys_of(document), paragraph
+        if paragraph == "**Plan.**":
+            assert named_keys("| the plan: ", "| `flip") | named_keys("| the plan, ", "| `flip") <= keys_of(document)
+            assert not document["outcome"]["started"], "all runs are complete"
+    (*_, row) = json.loads(call("flip", "report", "demo", "--json").stdout)
+    assert {f"test.small.{key}" for key in ("top1", "low", "high", "n", "precision")} <= row.keys()
+    assert json.loads(call("flip", "cancel", "demo", "--yes", "--json").stdout) == []
+    freed = json.loads(call("flip", "clean", "--all", "--dry-run", "--json").stdout)
+    assert freed.keys() == named_keys("| `folders`", "| `flip")
