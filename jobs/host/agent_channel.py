@@ -1,7 +1,7 @@
 """Connections between the coordinator of a run and its node agents: lines of JSON that both sides sign.
 
 A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message
-(docs/contracts.md, Node agents). Both sides have the key of the run (``KEY_VARIABLE``); it is never sent. The key of a
+(docs/restarts.md, Node agents). Both sides have the key of the run (``KEY_VARIABLE``); it is never sent. The key of a
 connection derives from it and from a random number of each side, and every line is signed with the sender's role and
 its position. So a line can neither be forged nor repeated, in this connection or in another one. Nothing is encrypted,
 and nothing that was received is executed.
