@@ -27,7 +27,7 @@ from flip.data import decode
 try:
     import visible_jpeg
 except ImportError:
-    visible_jpeg = None
+    visible_jpeg = None  # type: ignore[assignment]  # mypy has no form for a module that may be missing
 
 VARIABLE = "FLIP_KERNEL"
 """Environment variable; 0: images are decoded as a whole."""
@@ -148,9 +148,10 @@ def use_in_attempt(config: schema.Config) -> str:
 
 def record() -> str:
     """Version and digest of the kernel's library; empty without one."""
-    if visible_jpeg is None or visible_jpeg.library_path() is None:
+    library = visible_jpeg.library_path() if visible_jpeg else None
+    if library is None:
         return ""
-    digest = hashlib.sha256(visible_jpeg.library_path().read_bytes()).hexdigest()
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
     return f"visible-jpeg {visible_jpeg.version()}, sha256 {digest}"
 
 
