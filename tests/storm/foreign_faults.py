@@ -86,17 +86,24 @@ def held(run):
     return "scontrol requeuehold"
 
 
-@kind(24, sites=SITE, shows=("cancelled", "queued"))
+@kind(24, sites=SITE, shows=("cancelled", "stopped", "queued"))
 def scancelled(run):
-    """A person cancels the job, and later submits the run again."""
+    """A person cancels the job, and later submits the run again.
+
+    If KillWait (5 s here) ends before the batch shell has recorded the end, `status` shows what Slurm says of the job.
+    """
     number = run.job_number()
     run.cancelled.add(run.attempt)
     run.slurm("scancel", number)
-    state = run.wait_shown(lambda state: state.state == "cancelled", "a cancelled run")
+    state = run.wait_shown(_is_cancelled, "a cancelled run")
     run.wait(lambda: not run.shells(number), "the end of the job")
     run.scene.resubmit(run.run.name, "--retry")
     run.intervene(f"submitted again with --retry; status: {state.state}, {state.detail}")
     return "scancel"
+
+
+def _is_cancelled(state):
+    return state.state == "cancelled" or (state.state == "stopped" and "cancelled in Slurm" in state.detail)
 
 
 @kind(14, sites=SITE)
