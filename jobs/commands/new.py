@@ -69,6 +69,8 @@ class Schedule(NamedTuple):
 
 
 SMALLEST_BATCH = 16
+SMALL_WIDTH = 512
+"""Models with a narrower image tower train on CPUs."""
 SMALL = Schedule(samples=1_000_000, passes=100, batch=128, base_lr=2e-3)
 """For the sizes that train on CPUs."""
 LARGE = Schedule(samples=100_000_000, passes=100, batch=4096, base_lr=3e-5)
@@ -98,13 +100,9 @@ def new(args: argparse.Namespace) -> int:
 
     Raises ConfigError if a value is unknown, the file exists, or its folder does not.
     """
-    from flip.config.resolve import is_relative_profile, manifest_record, resolve_path
-    from flip.config.schema import MODEL_PRESETS
-    from flip.runs.errors import ConfigError, suggestion
+    from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_text
-    from jobs.common.cluster_profile import load_profile
     from jobs.common.filesystem import writing
-    from jobs.common.paths import REPOSITORY, SWEEPS
     from jobs.sweeps.expansion import NAME, NAME_RULE
 
     target = Path(args.file.removesuffix(".yaml") + ".yaml").expanduser()
@@ -114,62 +112,9 @@ def new(args: argparse.Namespace) -> int:
         raise ConfigError("already exists", str(target), remedy="Choose another name.")
     if not target.parent.is_dir():
         raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
-    gpus = load_profile(args.cluster).gpus_per_node
-    cluster = args.cluster
-    if is_relative_profile(cluster):
-        cluster = json.dumps(resolve_path(cluster), ensure_ascii=False)
-    size = args.size or ("B/16" if gpus else "emoji")
-    if size not in MODEL_PRESETS:
-        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
-        raise ConfigError("no such size", "--size", size, remedy)
-    schema = SWEEPS / "schemas" / "sweep.json"
-    data = _place(args.data)
-    record = manifest_record(data) or {}
-    test = ""
-    if args.test:
-        test = _place(args.test)
-    if not test and manifest_record(f"{data}/test"):
-        test = f"{data}/test"
-    if args.test and manifest_record(test) is None:
-        remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
-        raise ConfigError("no manifest in this folder", "--test", args.test, remedy)
-    cache = ""
-    if data.startswith(CACHE):
-        cache = CACHE
-    with_data = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
-    tokenizer = args.tokenizer or with_data
-    if not tokenizer.startswith(CACHE):
-        tokenizer = resolve_path(tokenizer)
-    small = MODEL_PRESETS[size]["image"]["width"] < 512
-    samples = int(record.get("samples", 0))
-    if small:
-        lengths = SMALL.fields(samples)
-    else:
-        lengths = LARGE.fields(samples)
-    text = ""
-    if small and args.recipe == "clip":
-        text = SMALL_TEXT
-    if REPOSITORY in target.absolute().parents:
-        schema = Path(os.path.relpath(schema, target.parent))
-    sets = NO_SETS
-    if test:
-        sets = _test_set(target.stem, test)
-    values = {
-        "recipe": args.recipe,
-        "about": RECIPES[args.recipe],
-        "text": text,
-        "schema": schema,
-        "cluster": cluster,
-        "data": json.dumps(data, ensure_ascii=False),
-        "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
-        "size": size,
-        "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
-        "pictures": _of_pictures(record),
-        "sets": sets,
-        **lengths,
-    }
+    text = TEMPLATE.format(**_fields(args, target))
     with writing(target):
-        write_text(target, TEMPLATE.format(**values))
+        write_text(target, text)
     submit = partial(command, "submit", target.absolute())
     report = {"file": str(target), "next": [submit("--dry-run"), submit("--watch")]}
     if args.json:
@@ -177,6 +122,90 @@ def new(args: argparse.Namespace) -> int:
     else:
         print(f"written: {target}; next:", *report["next"], sep="\n  ")
     return 0
+
+
+def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
+    """The fields of the template for the file ``target``. Raises ConfigError if a value of ``args`` is unknown."""
+    from flip.config.resolve import manifest_record
+    from flip.config.schema import MODEL_PRESETS
+    from flip.runs.errors import ConfigError, suggestion
+    from jobs.common.cluster_profile import load_profile
+
+    gpus = load_profile(args.cluster).gpus_per_node
+    size = args.size or ("B/16" if gpus else "emoji")
+    if size not in MODEL_PRESETS:
+        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
+        raise ConfigError("no such size", "--size", size, remedy)
+    small = MODEL_PRESETS[size]["image"]["width"] < SMALL_WIDTH
+    data = _place(args.data)
+    record = manifest_record(data) or {}
+    test = _test_manifest(args.test, data)
+    sets = NO_SETS
+    if test:
+        sets = _test_set(target.stem, test)
+    text = ""
+    if small and args.recipe == "clip":
+        text = SMALL_TEXT
+    lengths = SMALL if small else LARGE
+    return {
+        "recipe": args.recipe,
+        "about": RECIPES[args.recipe],
+        "text": text,
+        "schema": _schema(target),
+        "cluster": _cluster(args.cluster),
+        "data": json.dumps(data, ensure_ascii=False),
+        "tokenizer": json.dumps(_tokenizer(args.tokenizer, data), ensure_ascii=False),
+        "size": size,
+        "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
+        "pictures": _of_pictures(record),
+        "sets": sets,
+        **lengths.fields(int(record.get("samples", 0))),
+    }
+
+
+def _schema(target: Path) -> Path:
+    """Where the sweep file ``target`` finds the schema for editors."""
+    from jobs.common.paths import REPOSITORY, SWEEPS
+
+    schema = SWEEPS / "schemas" / "sweep.json"
+    if REPOSITORY in target.absolute().parents:
+        return Path(os.path.relpath(schema, target.parent))
+    return schema
+
+
+def _cluster(name: str) -> str:
+    """The profile as the sweep file names it: a name, or an absolute path."""
+    from flip.config.resolve import is_relative_profile, resolve_path
+
+    if is_relative_profile(name):
+        return json.dumps(resolve_path(name), ensure_ascii=False)
+    return name
+
+
+def _tokenizer(path: str, data: str) -> str:
+    """The tokenizer's file; by default the one beside the manifest ``data``."""
+    from flip.config.resolve import resolve_path
+
+    if path:
+        return path if path.startswith(CACHE) else resolve_path(path)
+    cache = CACHE if data.startswith(CACHE) else ""
+    beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
+    return beside if cache else resolve_path(beside)
+
+
+def _test_manifest(path: str, data: str) -> str:
+    """The manifest of the test set: ``path``, or the one below ``data``; empty: none. Raises ConfigError."""
+    from flip.config.resolve import manifest_record
+    from flip.runs.errors import ConfigError
+
+    if path:
+        test = _place(path)
+        if manifest_record(test) is None:
+            remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
+            raise ConfigError("no manifest in this folder", "--test", path, remedy)
+        return test
+    beside = f"{data}/test"
+    return beside if manifest_record(beside) else ""
 
 
 def _place(path: str) -> str:
