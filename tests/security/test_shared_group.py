@@ -11,7 +11,7 @@ import pytest
 from flip.config import merge
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, write_json
-from tests.jobs.commands.test_evaluate import committed
+from tests.harness.evaluation_place import committed
 from tests.jobs.outcomes import make
 from tests.security.users import TEAM, tree
 

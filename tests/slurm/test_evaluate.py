@@ -8,7 +8,7 @@ import pytest
 from flip.runs.rundir import RunDir
 from jobs.commands import evaluate
 from jobs.host import slurm_cli
-from tests.jobs.commands.test_evaluate import make_place
+from tests.harness.evaluation_place import make_place
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
