@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,9 @@ def modules():
 FILES = dict(modules())
 
 
+@cache
 def imports(path, everywhere=True):
-    """Yield the names that a file imports, only at top level if everywhere=False. Ignore imports for types."""
+    """Return the names that a file imports, only at top level if everywhere=False. Ignore imports for types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         inner
@@ -83,14 +85,15 @@ def imports(path, everywhere=True):
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "False")
         for inner in ast.walk(node)
     }
+    names = []
     for node in ast.walk(tree) if everywhere else tree.body:
         if node in typing:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def package(name):

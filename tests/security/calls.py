@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 
 PICKLE = "unpickles: executes what a file or a peer says"
 SHELL = "runs a line of shell"
@@ -169,6 +170,7 @@ def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
     return bound
 
 
+@cache
 def _refusals(name: str) -> list[str]:
     """Reasons against a full name: itself, or a module that contains it, matches a pattern of the table."""
     parts = name.split(".")

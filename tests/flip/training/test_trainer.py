@@ -241,6 +241,7 @@ def test_status_records_phase_and_reason_of_attempt_end(data, tmp_path, monkeypa
     assert status["phase"] == phase and reason in status["reason"] and bool(reason) == bool(status["reason"])
 
 
+@pytest.mark.long
 def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, caplog):
     """Result file, log, TensorBoard and its hyperparameter table show the same scores: those of the fp32 weights,
     although training is in bf16."""

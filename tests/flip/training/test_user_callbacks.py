@@ -246,6 +246,7 @@ def module():
     return sys.modules["flip_callbacks.callbacks.classes"]
 
 
+@pytest.mark.long
 def test_hooks_are_called_in_order_at_agreed_steps(data, files, tmp_path, calm):
     run = created(tmp_path, "recorded", configured(data, 1, "classes.py:Recorder"))
     trained(run, files)
@@ -265,6 +266,7 @@ def test_hooks_are_called_in_order_at_agreed_steps(data, files, tmp_path, calm):
     assert_same(run, calm)
 
 
+@pytest.mark.long
 def test_callbacks_change_no_bit_and_forbidden_ones_are_disabled(data, files, tmp_path, calm, caplog):
     names = ("Draws", "Reads", "NoNumber", *REFUSED)
     run = created(tmp_path, "guarded", configured(data, 1, *(f"classes.py:{name}" for name in names)))
@@ -291,6 +293,7 @@ def test_callbacks_change_no_bit_and_forbidden_ones_are_disabled(data, files, tm
     assert [point.step for point in events.Scalars("callback/Draws/rank")] == [n * BATCH for n in range(1, STEPS + 3)]
 
 
+@pytest.mark.long
 def test_example_logs_noise_of_moments_and_resumed_run_equals_calm_one(data, files, tmp_path, calm, monkeypatch):
     """Also with metric lines at every fourth step: a line has the mean of the calls since the last one."""
     config = configured(data, 1, "my_metric.py:GradNoise", "classes.py:Draws", "classes.py:Exits", log_every=1)
@@ -324,6 +327,7 @@ def noise(tensors):
     return variance / square
 
 
+@pytest.mark.long
 def test_values_of_calls_between_metric_lines_are_averaged(data, files, tmp_path):
     config = configured(data, 1, "classes.py:Fails", "classes.py:Reads", log_every=4)
     lines = metric_lines(trained(created(tmp_path, "rare", config), files))
