@@ -68,6 +68,31 @@ def parameters(model: Model) -> dict[str, int]:
     return counts | {"total": sum(counts.values()) + 1 + len(LOSSES[model.objective].parameters)}
 
 
+def block_matrices(model: Model) -> list[tuple[int, int]]:
+    """(rows, columns) of every matrix of the blocks: q, k and v in one, the heads' projection, and both of the MLP."""
+    shapes = []
+    for tower in (model.image, model.text):
+        width = tower.width
+        block = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+        shapes += tower.layers * block
+    return shapes
+
+
+def moment_bytes(model: Model, optimizer: str) -> int:
+    """Bytes of the moments of all parameters. ``optimizer``: a row of ``OPTIMIZERS``."""
+    kind = OPTIMIZERS[optimizer]
+    total = parameters(model)["total"]
+    if not kind.others:
+        return kind.moment_bytes * total
+    matrices = sum(rows * columns for rows, columns in block_matrices(model))
+    return kind.moment_bytes * matrices + OPTIMIZERS[kind.others].moment_bytes * (total - matrices)
+
+
+def optimizer_flops(model: Model, optimizer: str) -> int:
+    """FLOPs of the matrix products of a step of the optimiser, over all ranks of a copy of the weights."""
+    return sum(OPTIMIZERS[optimizer].matrix_flops(*shape) for shape in block_matrices(model))
+
+
 def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
     """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``, without the loss.
 
@@ -135,7 +160,7 @@ def device_memory(
         batches = 1
     constant = {
         "weights": 4 * count["total"] // shard,
-        "moments": OPTIMIZERS[optimizer].moment_bytes * count["total"] // shard,
+        "moments": moment_bytes(model, optimizer) // shard,
         "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     if ranks == 1 and size == 2:  # autocast's copies
@@ -214,7 +239,7 @@ def loader_memory(config: Config, stage: Stage) -> int:
 
 def state_bytes(config: Config) -> int:
     """Bytes of a checkpoint: weights in fp32, and the optimiser's moments."""
-    return (4 + OPTIMIZERS[config.optim.name].moment_bytes) * parameters(config.model)["total"]
+    return 4 * parameters(config.model)["total"] + moment_bytes(config.model, config.optim.name)
 
 
 def checkpoint_memory(config: Config) -> int:
@@ -241,9 +266,11 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
 
 
 def stage_flops(config: Config, stage: Stage) -> int:
-    """FLOPs of one pair in a stage, text masked to the positions that its mask leaves."""
+    """FLOPs of one pair in a stage, text masked to the positions that its mask leaves, with its share of what the
+    optimiser multiplies in a step, once for each copy of the weights."""
     model = for_stage(config, stage).model
-    return training_flops(model, stage.mask, visible_token_count(model.text, stage.text_mask))["total"]
+    update = config.compute.replicate * optimizer_flops(model, config.optim.name) // stage.batch
+    return training_flops(model, stage.mask, visible_token_count(model.text, stage.text_mask))["total"] + update
 
 
 class Accelerator(NamedTuple):

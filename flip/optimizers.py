@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flip.config import schema
+from flip.runs.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,9 @@ class OptimizerKind(ABC):
     moment_bytes: int
     """Bytes of its moments for one parameter, without what it stores once per tensor."""
 
+    others: str = ""
+    """The row of ``OPTIMIZERS`` for all parameters but the matrices of blocks. Empty: this one updates all."""
+
     @abstractmethod
     def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
         """The torch optimiser of parameter groups, which have their weight decay. The learning rate is set later."""
@@ -48,6 +52,19 @@ class OptimizerKind(ABC):
         self, after: list[Tensor], moments: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]
     ) -> list[Tensor]:
         """w - w' of the last step, from the weights w' after it: few kernels for all parameters of one group."""
+
+    def change_norms(
+        self, parameters: Sequence[Tensor], after: list[Tensor], moments: Sequence[Mapping[str, Tensor]],
+        group: Mapping[str, Any],
+    ) -> Sequence[Tensor]:  # fmt: skip
+        """2-norms () in fp64 of this rank's parts of the last change, of parameters whose parts are ``after``."""
+        import torch
+
+        return torch._foreach_norm(self.last_change(after, moments, group), 2, torch.float64)
+
+    def matrix_flops(self, rows: int, columns: int) -> int:
+        """FLOPs of the update of a matrix of a block that are worth counting: those of matrix products."""
+        return 0
 
 
 class AdamW(OptimizerKind):
@@ -91,15 +108,64 @@ class AdamW(OptimizerKind):
         return list(change)
 
 
+class Muon(OptimizerKind):
+    """Muon for the matrices of blocks, with updates of AdamW's size, so that its learning rate and decay fit; AdamW for
+    the rest (Jordan et al. 2024; Liu et al., arXiv 2502.16982).
+    """
+
+    moment_bytes = 4
+    others = "adamw"
+
+    def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
+        from flip.muon import MuonAdamW
+
+        matrices = [group for group in groups if OPTIMIZERS[group[KIND]] is self]
+        if not any(group["params"] for group in matrices):
+            remedy = "Use optim.name: adamw."
+            raise ConfigError("the model has no matrices in blocks, which muon updates", "optim.name", "muon", remedy)
+        rest = [group for group in groups if OPTIMIZERS[group[KIND]] is not self]
+        adamw = OPTIMIZERS[self.others].build(rest, optim, fused)
+        return MuonAdamW(matrices, adamw, optim.momentum, self.first_moments)  # type: ignore[arg-type]
+
+    def first_moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        import torch
+
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def last_change(
+        self, after: list[Tensor], moments: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """Not known from the moments alone: ``change_norms`` returns what the step has stored."""
+        raise NotImplementedError
+
+    def change_norms(
+        self, parameters: Sequence[Tensor], after: list[Tensor], moments: Sequence[Mapping[str, Tensor]],
+        group: Mapping[str, Any],
+    ) -> Sequence[Tensor]:  # fmt: skip
+        from flip.muon import CHANGES
+
+        return [group[CHANGES][parameter] for parameter in parameters]
+
+    def matrix_flops(self, rows: int, columns: int) -> int:
+        """Of five Newton-Schulz iterations: A = X X^T, A A, and a product with X; s x l is the shape with s <= l."""
+        short, long = sorted((rows, columns))
+        return 5 * (4 * short**2 * long + 2 * short**3)
+
+
 #: ``optim.name`` -> optimiser.
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": AdamW(),
+    "muon": Muon(),
 }
 
 
-def kind_of(optimizer: torch.optim.Optimizer) -> OptimizerKind:
-    """The kind of an optimiser that ``flip.training.optimizer.build`` has built."""
-    return OPTIMIZERS[optimizer.param_groups[0][KIND]]
+def is_block_matrix(name: str, dimensions: int) -> bool:
+    """Whether a parameter is a matrix of a block, which an optimiser with ``others`` updates itself."""
+    return ".blocks." in name and dimensions == 2
+
+
+def _group_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
+    return next(group for group in optimizer.param_groups if any(each is parameter for each in group["params"]))
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
@@ -109,13 +175,13 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     """
     import torch
 
-    kind = kind_of(optimizer)
+    name = _group_of(optimizer, parameter)[KIND]
+    kind = OPTIMIZERS[name]
     state = optimizer.state[parameter]
     if not state:
         state.update(kind.first_moments(parameter))
     declared = kind.first_moments(torch.empty(parameter.shape, device="meta"))  # only names and shapes
     shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
     if shapes != {name: value.shape for name, value in declared.items()}:
-        name = optimizer.param_groups[0][KIND]
         raise RuntimeError(f"{name} stores {', '.join(state)}, but flip/optimizers.py declares {', '.join(declared)}")
     return dict(state)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flip.config.schema import Compute, Model
-from flip.costs import forward_passes, parameters, value_bytes
+from flip.costs import block_matrices, forward_passes, optimizer_flops, parameters, value_bytes
 from flip.losses import LOSSES
 
 CALL = 14e-6
@@ -31,7 +31,8 @@ class Links(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """Calls of one kind: ``gather`` (all-gather), ``scatter`` (reduce-scatter), ``reduction`` (all-reduce).
+    """Calls of one kind: ``gather`` (all-gather), ``scatter`` (reduce-scatter), ``reduction`` (all-reduce),
+    ``exchange`` (all-to-all).
 
     ``ranks``: of the group, neighbours ``stride`` ranks apart. ``bytes``: of the full tensors of all calls on a rank.
     """
@@ -82,13 +83,13 @@ class Phase(NamedTuple):
     ends: Sequence[Collective] = ()
 
 
-def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[Phase]:
+def step_phases(model: Model, compute: Compute, local: int, ranks: int, optimizer: str = "adamw") -> list[Phase]:
     """The phases of a step of ``local`` pairs on each of ``ranks`` ranks.
 
     Full weights are gathered for the first forward pass, and with ``reshard`` those of all units but the root again for
     each further pass, except that a micro-batch uses those of the backward pass before it. The last micro-batch sums
     gradients over the shards of a copy, then over the copies. The features of all texts are exchanged in fp32, without
-    micro-batches behind a tower.
+    micro-batches behind a tower. An optimiser that needs full matrices exchanges them with their owners, and back.
     """
     passes = forward_passes(compute)
     micro = compute.accumulate
@@ -122,11 +123,21 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     if micro > 1:  # features of all micro-batches first, without a graph
         phases += [Phase(micro - 1, forward, again), Phase(1, forward, again), Phase(micro - 1, forward, [])]
     phases += [Phase(micro - 1, backward, again), Phase(1, backward, last, [_mean_call(each) for each in sums])]
+    if optimizer_flops(model, optimizer):
+        phases.append(Phase(1, 0.0, [_exchange(model, compute, shards)]))
     return [
         phase._replace(collectives=[each for each in phase.collectives if each.ranks > 1])
         for phase in phases
         if phase.times
     ]
+
+
+def _exchange(model: Model, compute: Compute, shards: int) -> Collective:
+    """All-to-alls that bring a matrix to each rank of a copy at a time, and its update back (``flip.muon``)."""
+    shapes = block_matrices(model)
+    size = 2 if compute.device == "cuda" else 4
+    count = sum(rows * columns for rows, columns in shapes)
+    return Collective("exchange", shards, 1, 2 * -(-len(shapes) // shards), 2 * size * count // shards)
 
 
 def _mean_call(collective: Collective) -> Collective:

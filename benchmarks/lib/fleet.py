@@ -113,7 +113,7 @@ def step(config: Config, profile: ClusterProfile) -> dict[str, float]:
     stage = config.stages[0]
     ranks = world_size(config)
     local = stage.batch // ranks
-    phases = step_phases(for_stage(config, stage).model, config.compute, local, ranks)
+    phases = step_phases(for_stage(config, stage).model, config.compute, local, ranks, config.optim.name)
     links = Links(config.resources.processes, profile.nvlink_gbps, profile.network_gbps)
     calls = [(phase.times, each) for phase in phases for each in phase.collectives]
     parts = step_time(config, stage, profile)

@@ -408,11 +408,13 @@ class Stage:
 class Optim:
     """The optimiser. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
-    name: str = option("adamw", choices=("adamw",), omit_if="adamw")
+    name: str = option("adamw", choices=("adamw", "muon"), omit_if="adamw")
     """A row of ``OPTIMIZERS`` in flip/optimizers.py."""
     beta1: float = option(0.9, ge=0, lt=1)
     beta2: float = option(0.95, ge=0, lt=1)
     eps: float = option(1e-8, gt=0)
+    momentum: float = option(0.95, ge=0, lt=1, omit_if=0.95)
+    """Of the matrices that optimiser muon updates; betas and eps are those of AdamW."""
     weight_decay: float = option(0.2, ge=0)
     decay_logit_scale: bool = False
     """True in recipe: paper. Class token and token embedding are decayed in both; biases, gains, positions never."""

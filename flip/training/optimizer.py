@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -11,7 +12,7 @@ from torch import Tensor, distributed, nn
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
 from flip.losses import all_parameters
-from flip.optimizers import KIND, OPTIMIZERS, kind_of
+from flip.optimizers import KIND, OPTIMIZERS, is_block_matrix
 
 PART = 2**27
 """Elements whose norms are computed together; their copies take twice 4 bytes each."""
@@ -26,17 +27,29 @@ def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.Optimizer:
-    """The optimiser of all parameters, those with weight decay in the first group.
+    """The optimiser of all parameters, those with weight decay in the first group, those without in the last.
 
-    ``set_learning_rate`` sets the rate before each step. One fused kernel updates a group, also of DTensors.
+    An optimiser with ``others`` gets the matrices of blocks in a group before these. ``set_learning_rate`` sets the
+    rate before each step. AdamW updates a group by one fused kernel, also of DTensors. Raises ConfigError.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    kind = OPTIMIZERS[optim.name]
+    rest = kind.others or optim.name
+    matrices = {"params": list[nn.Parameter](), "weight_decay": optim.weight_decay, KIND: optim.name}
+    decayed = {"params": list[nn.Parameter](), "weight_decay": optim.weight_decay, KIND: rest}
+    undecayed = {"params": list[nn.Parameter](), "weight_decay": 0.0, KIND: rest}
+    groups: list[dict[str, Any]] = [decayed, undecayed]
+    if kind.others:
+        groups.insert(0, matrices)
     for name, parameter in named_parameters:
-        groups[uses_weight_decay(name, optim.decay_logit_scale)].append(parameter)
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-    decayed = {"params": groups[True], "weight_decay": optim.weight_decay, KIND: optim.name}
-    others = {"params": groups[False], "weight_decay": 0.0, KIND: optim.name}
-    optimizer = OPTIMIZERS[optim.name].build([decayed, others], optim, fused)
+        if kind.others and is_block_matrix(name, parameter.ndim):
+            group: dict[str, Any] = matrices
+        elif uses_weight_decay(name, optim.decay_logit_scale):
+            group = decayed
+        else:
+            group = undecayed
+        group["params"].append(parameter)
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    optimizer = kind.build(groups, optim, fused)
     if fused and not getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's own ones set it if fused
         what = f"{optim.name}: its torch optimiser does not obey found_inf"
         raise RuntimeError(f"{what}: see OptimizerKind in flip/optimizers.py, and set _step_supports_amp_scaling")
@@ -84,20 +97,19 @@ def weight_norms(optimizer: torch.optim.Optimizer, world_size: int) -> tuple[Ten
 
     The change is computed from the optimiser's moments, so that no copy of the weights is needed.
     """
-    kind = kind_of(optimizer)
     weights = list[Tensor]()
     changes = list[Tensor]()
     scales = list[float]()
     for group in optimizer.param_groups:
+        kind = OPTIMIZERS[group[KIND]]
         parameters = [parameter for parameter in group["params"] if optimizer.state[parameter]]
         for part in _parts(parameters):
             after = [local(parameter) for parameter in part]
             states = (optimizer.state[parameter] for parameter in part)
             moments = [{name: local(value) for name, value in state.items()} for state in states]
-            change = kind.last_change(after, moments, group)
             # fp64, so that diverging weights show as large numbers, not as an overflow
             weights += torch._foreach_norm(after, 2, torch.float64)
-            changes += torch._foreach_norm(change, 2, torch.float64)
+            changes += kind.change_norms(part, after, moments, group)
             scales += [replica_of(parameter)[1] ** -0.5 for parameter in part]  # each replica counts
     norms = torch.stack([torch.stack(weights), torch.stack(changes)])
     squares = (norms * torch.tensor(scales, dtype=norms.dtype, device=norms.device)).square().sum(dim=1)

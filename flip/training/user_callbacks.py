@@ -74,7 +74,8 @@ class OptimizerView:
         return float(self._of_stage().param_groups[0]["lr"])
 
     def named_moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """(name of a parameter, its moments), for AdamW ``step``, ``exp_avg`` and ``exp_avg_sq``; this rank's parts.
+        """(name of a parameter, its moments), for AdamW ``step``, ``exp_avg`` and ``exp_avg_sq``, for matrices of
+        Muon ``momentum_buffer``; this rank's parts.
 
         No moments before the first step of a stage.
         """

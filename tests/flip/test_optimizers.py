@@ -17,7 +17,7 @@ from flip.optimizers import OPTIMIZERS, AdamW, OptimizerKind
 from flip.runs import commit
 from flip.runs.rundir import RunDir
 from flip.training import optimizer as training_optimizer
-from tests.flip.models.test_clip import tiny
+from tests.flip.models.test_clip import sized, tiny
 
 
 class Momentum(OptimizerKind):
@@ -108,14 +108,12 @@ def test_moments_take_the_declared_memory(optim):
     optimizer = training_optimizer.build(pair.named_parameters(), optim)
     train(pair, optimizer, [0])
     moments = [value for name, value in optimizer_state(pair, optimizer).items() if value.dim() or ".step." not in name]
-    count = sum(parameter.numel() for parameter in pair.parameters())
-    moment_bytes = OPTIMIZERS[optim.name].moment_bytes
-    assert sum(value.nbytes for value in moments) == moment_bytes * count
-    config = replace(Config(), optim=optim)
-    total = costs.parameters(config.model)["total"]
-    assert costs.state_bytes(config) == (4 + moment_bytes) * total
+    config = replace(Config(), model=sized("tiny"), optim=optim)
+    expected = sum(value.nbytes for value in moments)
+    assert costs.moment_bytes(config.model, optim.name) == expected
+    assert costs.state_bytes(config) == 4 * costs.parameters(config.model)["total"] + expected
     planned = costs.device_memory(config.model, config.compute, 8, "0.5", optimizer=optim.name)
-    assert planned["moments"] == moment_bytes * total
+    assert planned["moments"] == expected
 
 
 def test_last_change_is_the_difference_of_the_weights(optim):

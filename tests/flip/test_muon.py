@@ -1,0 +1,209 @@
+"""Tests of flip/muon.py: its update by the plain formula, on any number of ranks, and its cost in the plan."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from flip import costs
+from flip.checkpoint import saver
+from flip.config import identity, merge, schema
+from flip.config.schema import Compute, Optim
+from flip.distributed import parallel
+from flip.muon import orthogonalised
+from flip.optimizers import KIND, is_block_matrix
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir
+from flip.traffic import step_phases
+from flip.training import optimizer as training_optimizer
+from tests.flip.distributed.test_parallel import built, compute, launch
+from tests.flip.models.test_clip import sized, tiny
+
+RATE = 1e-2
+STEPS = 3
+OPTIM = Optim(name="muon", weight_decay=0.2, momentum=0.9)
+
+
+def gradients(pair, step):
+    """Full gradients by name, which depend on the number of the step alone."""
+    generator = torch.Generator().manual_seed(step)
+    return {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in pair.named_parameters()}
+
+
+def train(pair, optimizer, steps):
+    for step in steps:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+        full = gradients(pair, step)
+        for name, parameter in pair.named_parameters():
+            parameter.grad = parallel.shard_like(full[name].to(parameter.dtype), parameter)
+        optimizer.step()
+
+
+def plain_update(weight, momentum, gradient):
+    """Weight and momentum after a step, written from the formulas of the two papers."""
+    momentum = 0.9 * momentum + 0.1 * gradient
+    x = 0.1 * gradient + 0.9 * momentum
+    x = x / x.square().sum().sqrt()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
+    scale = 0.2 * math.sqrt(max(weight.shape))
+    return weight * (1 - RATE * 0.2) - RATE * scale * x, momentum
+
+
+def test_update_of_matrices_is_the_plain_formula_and_that_of_the_rest_is_adamw():
+    pair, reference = tiny().double(), tiny().double()
+    train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(STEPS))
+    train(reference, training_optimizer.build(reference.named_parameters(), Optim(weight_decay=0.2)), range(STEPS))
+    expected = dict(reference.named_parameters())
+    matrices = 0
+    for name, start in tiny().double().named_parameters():
+        weight = start.detach()
+        result = dict(pair.named_parameters())[name]
+        if not is_block_matrix(name, weight.ndim):
+            assert torch.equal(result, expected[name]), name
+            continue
+        matrices += 1
+        momentum = torch.zeros_like(weight)
+        for step in range(STEPS):
+            weight, momentum = plain_update(weight, momentum, gradients(pair, step)[name])
+        assert torch.allclose(result, weight, rtol=1e-10, atol=1e-12), name
+    assert matrices == 4 * 5 == len(costs.block_matrices(sized("tiny")))
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
+def test_update_is_that_of_torch_up_to_its_bf16(shape):
+    """torch.optim.Muon multiplies in bf16, so that its orthogonal matrix has an error of some thousandths."""
+    ours, theirs = (nn.ParameterDict({"blocks_0": nn.Parameter(torch.zeros(shape))}) for _ in range(2))
+    optimizer = training_optimizer.build([("x.blocks.0", ours["blocks_0"])], OPTIM)
+    muon = torch.optim.Muon(
+        theirs.parameters(), lr=RATE, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in (ours["blocks_0"], theirs["blocks_0"]):
+            parameter.grad = torch.randn(shape, generator=generator.manual_seed(step))
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+        optimizer.step()
+        muon.step()
+    apart = (ours["blocks_0"] - theirs["blocks_0"]).norm() / theirs["blocks_0"].norm()
+    assert 0 < apart < 0.02
+
+
+def test_orthogonalised_has_singular_values_near_1():
+    matrix = torch.randn(24, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.linalg.svdvals(orthogonalised(matrix))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def stepped(config, world, folder=None):
+    """Takes steps, and returns all weights and moments, the norms that metrics show, and the exchanges of a step.
+
+    Saves them, if there is a ``folder``.
+    """
+    pair = built(config, world)
+    optimizer = training_optimizer.build(pair.named_parameters(), OPTIM)
+    calls = []
+    exchange = distributed.all_to_all_single
+
+    def counted(output, input, *args, **options):
+        calls.append(input.nbytes + output.nbytes)
+        return exchange(output, input, *args, **options)
+
+    distributed.all_to_all_single = counted
+    train(pair, optimizer, range(STEPS))
+    distributed.all_to_all_single = exchange
+    state = saver.model_state(pair) | saver.optimizer_state(pair, optimizer)
+    result = {name: parallel.full_tensor(value).detach().clone() for name, value in state.items()}
+    result["norms"] = torch.stack(training_optimizer.weight_norms(optimizer, world.size))
+    result["calls"] = torch.tensor([len(calls) / STEPS, sum(calls) / 2 / STEPS])
+    if folder:
+        saver.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", STEPS * 8)
+    return result
+
+
+def continued(config, world, folder):
+    """Weights after further steps from the commit in a folder."""
+    pair = built(config, world)
+    optimizer = training_optimizer.build(pair.named_parameters(), OPTIM)
+    restorer = saver.Checkpointer(RunDir(folder), 1, world, keep=2).restorer
+    restorer.load(restorer.newest(), saver.model_state(pair) | saver.optimizer_state(pair, optimizer))
+    train(pair, optimizer, range(STEPS, 2 * STEPS))
+    return {name: parallel.full_tensor(value).detach().clone() for name, value in pair.named_parameters()}
+
+
+def assert_equal_to_rounding(results, expected):
+    for name, value in expected.items():
+        assert torch.allclose(results[name], value, rtol=1e-4, atol=2e-6), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "world, replicate", [(2, 1), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
+def test_ranks_agree_with_single_process_to_rounding(world, replicate):
+    (alone,) = launch(1, [compute()], work=stepped)
+    (shared,) = launch(world, [compute(replicate=replicate)], work=stepped)
+    shards = world // replicate
+    (exchange,) = step_phases(sized("tiny"), compute(replicate=replicate), 8, world, "muon")[-1].collectives
+    assert exchange.kind == "exchange" and exchange.ranks == shards
+    calls, sent = shared.pop("calls").tolist()
+    assert calls == exchange.calls and alone.pop("calls")[0] == 0
+    assert sent == pytest.approx(exchange.bytes, rel=0.1)  # of rank 0, whose shards are no smaller than others'
+    assert_equal_to_rounding(shared, alone)
+
+
+@pytest.mark.long
+def test_state_of_two_ranks_continues_on_one(tmp_path):
+    (straight,) = launch(1, [compute()], work=uninterrupted)
+    folder = tmp_path / "s" / "run"
+    launch(2, [compute()], folder, work=stepped)
+    (resumed,) = launch(1, [compute()], work=partial(continued, folder=folder))
+    assert_equal_to_rounding(resumed, straight)
+
+
+def uninterrupted(config, world):
+    pair = built(config, world)
+    train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(2 * STEPS))
+    return {name: value.detach().clone() for name, value in pair.named_parameters()}
+
+
+def test_model_without_matrices_in_blocks_is_refused():
+    with pytest.raises(ConfigError, match=r"the model has no matrices in blocks, which muon updates.*adamw"):
+        training_optimizer.build(nn.Linear(3, 3).named_parameters(), OPTIM)
+
+
+def test_matrices_are_decayed_and_all_other_groups_are_those_of_adamw():
+    pair = tiny()
+    groups = training_optimizer.build(pair.named_parameters(), OPTIM).param_groups
+    assert [(group[KIND], group["weight_decay"]) for group in groups] == [("muon", 0.2), ("adamw", 0.2), ("adamw", 0)]
+    alone = training_optimizer.build(pair.named_parameters(), Optim()).param_groups
+    assert [group[KIND] for group in alone] == ["adamw", "adamw"]
+    assert groups[2]["params"] == alone[1]["params"]
+
+
+def test_plan_counts_flops_of_the_update_per_pair_of_the_batch():
+    stage = schema.Stage(samples=1 << 20, batch=1024)
+    config = merge.merge([("test", {"model": {"size": "B/16"}})])
+    without = costs.stage_flops(config, stage)
+    config.optim.name = "muon"
+    width = {768: 12, 512: 12}
+    expected = 0
+    for columns, layers in width.items():
+        for rows in (1, 3, 4, 4):
+            expected += layers * 5 * (4 * rows + 2) * columns**3
+    assert costs.stage_flops(config, stage) - without == expected // 1024
+    config.compute.replicate = 4
+    assert costs.stage_flops(config, stage) - without == 4 * expected // 1024
+    assert step_phases(config.model, Compute(), 8, 4, "adamw") == step_phases(config.model, Compute(), 8, 4)
+
+
+def test_identity_has_momentum_only_if_it_is_not_the_default():
+    """Runs of before have neither field in their identity."""
+    config = merge.merge([("test", {})])
+    fields = identity.flatten(identity.identity(config, "code"))
+    assert "optim.beta1" in str(fields) and not any("momentum" in name or "optim.name" in name for name in fields)
