@@ -15,10 +15,12 @@ PLAIN = schema.Augment()
 
 
 def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pinned=False, **fields):
-    values = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow"} | fields
-    data = schema.Data(
-        manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
-    )
+    """A loader of ``folder``, by default of ``original``, whose parent has the tokenizer unless ``fields`` name one."""
+    values = {
+        "chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow",
+        "tokenizer": str(original.parent / "tokenizer.json"),
+    } | fields  # fmt: skip
+    data = schema.Data(manifest=str(folder or original), workers=workers, **values)
     image = schema.ImageTower(size=24, patch=8)
     text = schema.TextTower(length=8, vocabulary=300)
     return Loader(WorkerConfig(data, augment, image, text, 11), rank, world, pinned)

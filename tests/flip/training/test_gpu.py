@@ -26,7 +26,8 @@ def data(tmp_path_factory):
 
 
 def test_loader_pins_batches(data):
-    batch = next(loader(data, pinned=True, chunk=4).batches(0, READ, "0.5"))
+    reader = loader(data, pinned=True, chunk=4, tokenizer=str(data / "tokenizer.json"))
+    batch = next(reader.batches(0, READ, "0.5"))
     assert all(field.is_pinned() for field in (batch.patches, batch.keep_indices, batch.tokens))
 
 
