@@ -381,5 +381,5 @@ def _saved(
         return tower.layers * block - ((block - (LAST + fp32) * tokens) if pooled_only else 0)
     if compute.recompute == "block":
         return tower.layers * tokens + block
-    selected = SELECTED + (compute.attention == "sdpa")
+    selected = SELECTED + (compute.attention != "explicit")
     return tower.layers * selected * tokens - ((selected - LAST_SELECTED) * tokens if pooled_only else 0) + block

@@ -17,6 +17,8 @@ MAX_SAMPLES = 2**53 - 1
 """Length of a stage. Larger counts are not exact in every JSON reader; no training comes near."""
 
 YES_NO = ("yes", "no")
+FUSED_KERNELS = ("flash", "cudnn", "efficient")
+"""Values of ``compute.attention`` that name a kernel of SDPA (``flip.models.attention``)."""
 
 
 def option(
@@ -320,8 +322,9 @@ class Compute:
     """``cpu`` or ``cuda``."""
     precision: str = option("auto", auto="auto", choices=("auto", "fp32", "bf16"))
     """``fp32`` or ``bf16``; auto: bf16 if the processor or GPU is fast at it."""
-    attention: str = option("auto", auto="auto", choices=("auto", "explicit", "sdpa"))
-    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
+    attention: str = option("auto", auto="auto", choices=("auto", "explicit", "sdpa", *FUSED_KERNELS))
+    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured). On
+    CUDA ``sdpa`` leaves the kernel to torch; ``flash``, ``cudnn`` or ``efficient`` is the first that is tried."""
     threads: int = option(0, auto=0, ge=0, le=4096)
     """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
     deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))

@@ -31,7 +31,7 @@ from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import path_of
 from flip.evaluation.metrics.result_files import COLUMNS, is_shown, scores_of_job, suffix, write_result
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
-from flip.models import clip
+from flip.models import attention, clip
 from flip.runs import commit
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
@@ -153,6 +153,8 @@ class Evaluation:
         if isinstance(source, dict):
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = weights_config(merge.read_config(self.subject.config), source.stage)
+        if device.type == "cuda" and attention.is_fused(compute.attention):
+            attention.prefer(compute.attention)
         with torch.device("meta"):
             model = clip.CLIPModel(config.model, config.augment, compute.attention)
         parallel.apply_parallelism(model, self.world, compute)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flip import losses
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
+from flip.models.attention import is_fused
 from flip.models.transformer import PackedLayout, build_blocks, pack, varlen_kernel
 from flip.rng import key
 
@@ -116,7 +117,7 @@ class TextEncoder(nn.Module):
         self.causal = tower.causal
         self.ignores_padding = tower.causal or tower.padding == "mask"
         self.packed = self.ignores_padding
-        self.fused_attention = attention == "sdpa"
+        self.fused_attention = is_fused(attention)
         self.head_width = tower.width // tower.heads
         self.bucket_lengths = False
         """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
@@ -214,8 +215,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 class CLIPModel(nn.Module):
     """Both encoders, the logit scale, and the learned parameters of the loss. ``init_weights`` draws their values.
 
-    ``attention``: ``explicit`` or ``sdpa``. ``recompute``: what blocks recompute in the backward pass, to the same
-    bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
+    ``attention``: a resolved ``compute.attention``. ``recompute``: what blocks recompute in the backward pass, to the
+    same bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
     """
 
     logit_scale: nn.Parameter

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flip.config import schema
+from flip.models.attention import is_fused
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -234,5 +235,5 @@ class TransformerBlock(nn.Module):
 
 
 def build_blocks(tower: schema.ImageTower | schema.TextTower, model: schema.Model, attention: str) -> nn.ModuleList:
-    shape = tower.width, tower.heads, attention == "sdpa", model.activation, model.norm_eps
+    shape = tower.width, tower.heads, is_fused(attention), model.activation, model.norm_eps
     return nn.ModuleList(TransformerBlock(*shape) for _ in range(tower.layers))

@@ -37,7 +37,7 @@ from flip.distributed.shutdown import (
     StopFlag,
     Watchdog,
 )
-from flip.models import clip
+from flip.models import attention, clip
 from flip.monitoring.collector import RankCounters
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir
@@ -185,6 +185,17 @@ class Trainer:
             values = stage.name, image.size, image.patch, text.length
             log.info("stage %s: images of %d px, patches of %d px, captions of %d tokens", *values)
 
+    def choose_attention(self, stage: Stage) -> None:
+        """Find the kernel of every attention of a stage on a GPU, and log it."""
+        compute = self.config.compute
+        model = self.stage_config.model
+        shapes = attention.stage_shapes(model, derived.visible_patch_count(model.image, stage.mask))
+        pairs = stage.batch // self.world.size // compute.accumulate
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[compute.precision]
+        kernels = attention.choose_kernels(compute.attention, shapes, pairs, dtype, self.world.device)
+        if kernels and self.world.is_rank0:
+            log.info("stage %s, attention kernels: %s", stage.name, attention.format_kernels(kernels))
+
     def save(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
         """Start a save of the present position, unless it is saved or being saved."""
         if not self.checkpoints.is_unsaved(self.samples_seen):
@@ -225,6 +236,7 @@ class Trainer:
     def run_stage(self, span: StageSpan) -> None:
         """Train one stage from the present position to its end, and save."""
         self.enter(span.stage)
+        self.choose_attention(span.stage)
         self.optimizer = optimizer = optim.build(self.model.named_parameters(), self.config.optim)
         if span.start < self.samples_seen:
             self.checkpoints.load_optimizer(self.model, optimizer, span.stage.name)
