@@ -21,8 +21,9 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from flip.config import schema
+from flip.config import gpu_software, schema
 from flip.distributed.shutdown import SIGNALS
+from flip.runs.errors import FlipError
 from flip.runs.files import private_folder
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        require_gpu_software(compute.compile == "yes")
         if compute.compile == "yes":
             start_compile_workers()
         torch.cuda.set_device(device)
@@ -96,6 +98,17 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     torch.manual_seed(0)  # unused: weights and data have their own generators
     random.seed(0)
     return World(rank, size, device, control, checkpoint, timeout)
+
+
+def require_gpu_software(compiled: bool) -> None:
+    """Raise FlipError if this node lacks a driver for the CUDA release of torch, or what compiled blocks need.
+
+    The canary of a sweep meets it before the other runs start. The cause is a crash of this node, which the restart
+    policy leaves out: other nodes may have it.
+    """
+    what, remedy = gpu_software.node_defect(compiled, os.environ.get("TRITON_CACHE_DIR", ""))
+    if what:
+        raise FlipError(what, socket.gethostname(), remedy=remedy)
 
 
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:

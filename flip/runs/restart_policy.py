@@ -12,12 +12,13 @@ from flip.runs.errors import CAUSES, PRECEDENCE
 #: The port of the rendezvous was free when the launcher checked, but not when rank 0 opened it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
-#: Faults of one node's GPUs or driver, in the words of CUDA and PyTorch. Errors that a faulty kernel causes as well,
-#: such as an illegal access or a launch failure, are not among them.
+#: Faults of one node's GPUs, driver or software, in the words of CUDA, PyTorch and flip.config.gpu_software. Errors
+#: that a faulty kernel causes as well, such as an illegal access or a launch failure, are not among them.
 HARDWARE = re.compile(
     "uncorrectable (ECC|NVLink) error|or a hardware error|no CUDA-capable device is detected|No CUDA GPUs are available"
     r"|CUDA-capable device\(s\) is/are busy or unavailable|system not yet initialized|CUDA driver initialization failed"
-    "|Found no NVIDIA driver on your system|GPU is lost|fallen off the bus",
+    "|Found no NVIDIA driver on your system|GPU is lost|fallen off the bus"
+    "|NVIDIA driver on (your|this) system is too old|Triton cannot build its library",
     re.IGNORECASE,
 )
 

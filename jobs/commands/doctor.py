@@ -63,6 +63,8 @@ def examine(args: argparse.Namespace) -> int:
         profile = draft(base, site)
     site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
     results = check_site(site, profile)
+    if profile.gpus_per_node:
+        results.append(gpu_software_row(profile))
     if target:
         write(target, text(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
@@ -79,6 +81,25 @@ def examine(args: argparse.Namespace) -> int:
     if any(result.verdict == FAIL for result in results):
         return CONFIG
     return COMPLETE
+
+
+def gpu_software_row(profile: ClusterProfile) -> CheckResult:
+    """What the nodes' driver and software must be for the torch of this Python. Nodes are not asked."""
+    from flip.config import gpu_software
+    from jobs.slurm.site_checks import UNKNOWN, CheckResult
+
+    promise = "nodes can run torch on their GPUs"
+    compiler = "a C compiler and Python.h"
+    if profile.container:
+        then = f"The image needs a torch for the nodes' driver, {compiler}. A rank checks this before it starts."
+        return CheckResult(promise, UNKNOWN, "jobs run in a container", then)
+    built = gpu_software.torch_cuda()
+    if not built:
+        then = f"Unless jobs use another Python, install one: {gpu_software.INSTALL_PAGE}."
+        return CheckResult(promise, UNKNOWN, "torch of this Python is not a build for CUDA", then)
+    driver = gpu_software.required_driver(built)
+    then = f"Ask a node: `nvidia-smi`, `gcc --version`. Nodes need a driver of {driver}, {compiler}."
+    return CheckResult(promise, UNKNOWN, f"torch of this Python is built for CUDA {built}", then)
 
 
 def requested_profile(args: argparse.Namespace) -> ClusterProfile:

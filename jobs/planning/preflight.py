@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
+from flip.config import gpu_software
 from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts, manifest_record
@@ -85,6 +86,7 @@ def check(
         *_evaluations(config, nominal),
         *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
         _machine(config, profile, on),
+        *_gpu_software(config, profile),
         *(Check(*row) for row in memory_fit.check(config, profile, on)),
         _writable(profile, folder, dry),
         *_bucket(config, dry),
@@ -351,6 +353,36 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
         share = max(1, on.cores // resources.processes)
         warning = f": more than the node has, and the job requests them all; set resources.cpus to {share}"
     return Check("cores", f"{needed} threads and loader processes on {on.cores} cores a node{warning}")
+
+
+def _gpu_software(config: Config, profile: ClusterProfile) -> list[Check]:
+    """Whether torch, driver and compiler serve ranks on GPUs: asked here if they run here, else by each rank."""
+    if config.compute.device != "cuda":
+        return []
+    name = "GPU software"
+    built = gpu_software.torch_cuda()
+    compiled = config.compute.compile == "yes"
+    if profile.container or profile.python not in ("", sys.executable):
+        return [Check(name, f"jobs run another Python; {_asked_by_ranks(compiled)}", True)]
+    if not built:
+        what = "torch of this Python is not a build for CUDA"
+        if profile.kind != "local":
+            return [Check(name, f"{what}; {_asked_by_ranks(compiled)}", True)]
+        raise ConfigError(what, value=sys.executable, remedy=f"Install one: {gpu_software.INSTALL_PAGE}.")
+    if profile.kind != "local":
+        needed = f"torch is built for CUDA {built}, so nodes need a driver of {gpu_software.required_driver(built)}"
+        return [Check(name, f"{needed}; {_asked_by_ranks(compiled)}", True)]
+    what, remedy = gpu_software.node_defect(compiled)
+    if what:
+        raise ConfigError(what, remedy=remedy)
+    return [Check(name, f"driver for CUDA {gpu_software.driver_cuda() or 'unknown'}, torch for CUDA {built}")]
+
+
+def _asked_by_ranks(compiled: bool) -> str:
+    parts = ["driver"]
+    if compiled:
+        parts += ["C compiler", "Python.h"]
+    return f"each rank checks its node before it starts: {', '.join(parts)}"
 
 
 def load_note(before: tuple[float, float]) -> str:

@@ -27,6 +27,7 @@ ALLOWED = {
     ("jobs/runtime/node_agent.py", "runpy"): "the module of the job, as `python -m` would execute it",
     ("jobs/runtime/node_agent.py", "runpy.run_module"): "the module of the job, as `python -m` would execute it",
     ("jobs/host/batch_hooks.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
+    ("flip/config/gpu_software.py", "ctypes.CDLL"): "the library of NVIDIA's driver, which torch loads too",
     ("kernel/visible_jpeg/__init__.py", "ctypes.CDLL"): "the library of its own package, beside the module",
     ("flip/checkpoint/safetensors_io.py", "safetensors.torch.save_file"): "to a path of atomic_path",
     ("flip/data/storage/fsspec_storage.py", "files.makedirs"): "in object storage",

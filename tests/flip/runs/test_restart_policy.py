@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flip.config import gpu_software
 from flip.runs import restart_policy
 from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Limits, decide
@@ -337,6 +338,9 @@ CRASHES = {
     "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized": "HARDWARE",
     "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU": "HARDWARE",
     "NVMLError_GpuIsLost: GPU is lost": "HARDWARE",
+    "RuntimeError: The NVIDIA driver on your system is too old (found version 12020).": "HARDWARE",
+    f"n3: {gpu_software.DRIVER_TOO_OLD}: it runs CUDA 12.8, and torch is built for CUDA 13.0.": "HARDWARE",
+    f"n3: {gpu_software.NO_COMPILER}: there is no C compiler (gcc or clang).": "HARDWARE",
     "RuntimeError: CUDA error: an illegal memory access was encountered": "",
     "RuntimeError: CUDA error: device-side assert triggered": "",
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of": "",
