@@ -26,10 +26,11 @@ from flip.data.manifest.manifest import BLOCK
 from flip.data.order import SampleOrder
 from flip.data.prefetch import MAX_LOOKAHEAD, THREADS
 from flip.data.storage.retry import SHARE
-from flip.traffic import Links, step_phases
+from flip.traffic import step_phases
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit
+from jobs.planning.assumptions import links_of
 from jobs.planning.cost import estimate
 from jobs.planning.step_time import changed, step_time
 from jobs.sweeps import sweep_file
@@ -114,7 +115,7 @@ def step(config: Config, profile: ClusterProfile) -> dict[str, float]:
     ranks = world_size(config)
     local = stage.batch // ranks
     phases = step_phases(for_stage(config, stage).model, config.compute, local, ranks, config.optim.name)
-    links = Links(config.resources.processes, profile.nvlink_gbps, profile.network_gbps)
+    links = links_of(config, profile)
     calls = [(phase.times, each) for phase in phases for each in phase.collectives]
     parts = step_time(config, stage, profile)
     assert parts is not None  # the profile names its GPU

@@ -3,6 +3,7 @@
 - ``job.py``: ``Job`` (a run to start), ``JobResources`` and ``Backend``, the
   interface that ``jobs.slurm`` and ``jobs.local`` implement.
 - ``cluster_profile.py``: ``ClusterProfile``, a file of sweeps/clusters/, and the folder of runs.
+- ``measurement.py``: ``Measurement``, the result of `flip doctor --measure`.
 - ``cli.py``: the parser of all commands, their exit codes, and command lines to show.
 - ``filesystem.py``: locks, trust, and file errors with exit codes.
 - ``text.py``: aligned tables, numbers and durations as text.

@@ -74,6 +74,9 @@ class ClusterProfile:
     core_speeds: str = ""
     """A file that `flip shards bench --write` has measured, absolute or beside the profile; empty: assumed speeds
     (jobs/common/core_speeds.py)."""
+    measured: str = ""
+    """A file that `flip doctor --measure` has written, absolute or beside the profile. Its numbers replace those that
+    plans assume, and ``nvlink_gbps``, ``network_gbps`` and ``core_gflops``; empty: nothing was measured."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
 
@@ -150,8 +153,9 @@ def load_profile(name: str) -> ClusterProfile:
     values = typed.read_fields(read_yaml(path), types, SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
-    if profile.core_speeds:
-        profile.core_speeds = str(path.parent / Path(profile.core_speeds).expanduser())
+    for key in ("core_speeds", "measured"):
+        if file := getattr(profile, key):
+            setattr(profile, key, str(path.parent / Path(file).expanduser()))
     return profile
 
 

@@ -98,13 +98,22 @@ def read_table(path: str) -> SpeedTable:
     remedy = "Write it with: flip shards bench MANIFEST --write FILE"
     try:
         content = read_yaml(Path(path))
-        rows = [_row(row) for row in content["rows"]]
         origin = f"speeds of a core in {path}, measured {content['date']} on {content['processor']}"
+        records = content["rows"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("no table of speeds", path, repr(error), remedy) from error
+    return SpeedTable(rows_of(records, path, remedy), origin)
+
+
+def rows_of(records: Any, where: str, remedy: str = "") -> list[SpeedRow]:
+    """The rows that a file holds as mappings. Raises ConfigError if they are damaged, or if there is none."""
+    try:
+        rows = [_row(record) for record in records]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("no table of speeds", where, repr(error), remedy) from error
     if not rows or not all(row.short > 0 and row.microseconds > 0 for row in rows):
-        raise ConfigError("no table of speeds", path, "rows", remedy)
-    return SpeedTable(rows, origin)
+        raise ConfigError("no table of speeds", where, "rows", remedy)
+    return rows
 
 
 def file_content(rows: Sequence[SpeedRow], earlier: Sequence[SpeedRow], processor: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@
   that the job would have ended with.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
+- ``assumptions.py``: every number that plans assume about a machine, and the measured number that replaces it.
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
 - ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
 - ``extension.py``: the entry of a sweep file that continues a changed run.

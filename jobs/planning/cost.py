@@ -12,8 +12,8 @@ from flip.config.schema import Config
 from flip.config.validate import plan_numbers
 from flip.costs import forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning import throughput
-from jobs.planning.step_time import ARITHMETIC, StepTime, step_time
+from jobs.planning import assumptions, throughput
+from jobs.planning.step_time import StepTime, step_time
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
         if not config.resources.gpus:
             again = forward_passes(for_stage(config, stage).compute) / 3
             hours = 0.0
-            seconds = again * work / (1e9 * profile.core_gflops * config.compute.threads * numbers["world"])
+            speed = 1e9 * assumptions.core_gflops(config, stage, profile)
+            seconds = again * work / (speed * config.compute.threads * numbers["world"])
         elif step is not None:
             seconds = steps * step.total
             hours = seconds * numbers["world"] / 3600
@@ -148,24 +149,17 @@ def makespan(hours: Sequence[float | None], profile: ClusterProfile) -> float | 
 
 def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
     """The assumption behind GPU-hours and wall-clock times, in words. ``gpus``: whether any run uses them."""
-    rest = "start-up, saves and evaluation are not included"
+    rest = "; ".join(["start-up, saves and evaluation are not included", *assumptions.remarks(profile)])
     if not gpus:
-        return f"wall-clock time at an assumed {profile.core_gflops:g} GFLOP/s a core; {rest}"
+        return f"wall-clock time at {assumptions.described_cores(profile)}; {rest}"
     if not profile.tflops:
         return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
-    peak = f"of {profile.tflops:g} TFLOP/s ({profile.gpu or 'a GPU'})"
     if profile.utilisation:
+        peak = f"of {profile.tflops:g} TFLOP/s ({profile.gpu or 'a GPU'})"
         return f"GPU-hours at an assumed {100 * profile.utilisation:g} % {peak}, the profile's utilisation; {rest}"
-    speeds = {"nvlink_gbps": profile.nvlink_gbps, "network_gbps": profile.network_gbps}
-    known = [f"{speed:g} Gbit/s ({name})" for name, speed in speeds.items() if speed]
-    unknown = " and ".join(name for name, speed in speeds.items() if not speed)
-    if known:
-        links = f"communication at {' and '.join(known)} a GPU"
-    else:
-        links = "no communication"
-    if unknown:
-        links += f"; set {unknown} in the profile to count that of runs with such links"
+    if not assumptions.uses_measured_gpu(profile):
+        rest = f"none of it was measured on GPUs; {rest}"
     return (
-        f"GPU-hours of runs in bf16 from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
-        f" {throughput.origin(profile)}; none of it was measured on GPUs; {rest}"
+        f"GPU-hours of runs in bf16 from arithmetic at {assumptions.described_arithmetic(profile)},"
+        f" {assumptions.described_links(profile)}, and input at {throughput.origin(profile)}; {rest}"
     )

@@ -5,29 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flip.config.derived import for_stage, world_size
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Stage
 from flip.costs import forward_passes, stage_flops
-from flip.traffic import Links, exposed_seconds, step_phases
+from flip.traffic import exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import Images
-from jobs.planning import throughput
+from jobs.planning import assumptions, throughput
+from jobs.planning.assumptions import MARGIN, RECODED_SHORT, USUAL_WORKERS
 from jobs.planning.memory_fit import fit_reshard, fits_gpu
 
-ARITHMETIC = 0.4
-"""Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
-H100 (650 TFLOP/s, 2.8 TB/s) gives 0.38 (B/16 at 75 %) to 0.47 (H/14 at 50 %); nothing was measured."""
 WORTH = 0.03
 GAIN = 1.01
 """Share of a step that communication must take for advice, and the least factor of a change that it names."""
-MARGIN = 1.25
-"""Loader processes for each one that the GPUs need on average."""
-USUAL_WORKERS = 8
-"""Loader processes per rank if the cores of a node are unknown or plenty."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +45,24 @@ class StepTime:
         return self.compute_seconds + self.communication_seconds + self.data_seconds
 
 
-def step_time(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> StepTime | None:
+def step_time(
+    config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = (), network: float = 1.0
+) -> StepTime | None:
     """Seconds of a step of a resolved configuration; None without GPUs, or if their peak is unknown, as in fp32.
 
     Input = the batch of a node / (cores of its loaders * ``core_samples``), all of it hidden behind the step before.
-    ``images``: of the training data, by default as their manifests say.
+    ``images``: of the training data, by default as their manifests say. ``network``: factor of its speed between nodes.
     With ``utilisation`` in the profile, arithmetic and communication take FLOPs / (peak * utilisation).
     """
     peak_known = profile.tflops and (config.compute.precision != "fp32" or profile.utilisation)
     if not config.resources.gpus or not peak_known:
         return None
     work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
-    compute = work * forward_passes(for_stage(config, stage).compute) / 3 / (profile.utilisation or ARITHMETIC)
+    share = profile.utilisation or assumptions.arithmetic_share(config, stage, profile)
+    compute = work * forward_passes(for_stage(config, stage).compute) / 3 / share
     exposed = 0.0
     if not profile.utilisation:
-        exposed = _exposed(config, stage, profile, compute)
+        exposed = _exposed(config, stage, profile, compute, network)
     speed = throughput.core_samples(config, stage, profile, images)
     loading = stage.batch / config.resources.nodes / speed  # seconds of one core
     busy = compute + exposed
@@ -73,11 +70,12 @@ def step_time(config: Config, stage: Stage, profile: ClusterProfile, images: Seq
     return StepTime(compute, exposed, total - busy, loading / busy, work / total, speed)
 
 
-def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: float) -> float:
+def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: float, network: float) -> float:
     """Seconds of communication that ``compute`` seconds do not hide; 0 if the speed of a link is unknown."""
     ranks = world_size(config)
     asked = config.resources
-    links = Links(asked.processes, profile.nvlink_gbps, profile.network_gbps)
+    links = assumptions.links_of(config, profile)
+    links = links._replace(network_gbps=network * links.network_gbps)
     if (asked.processes > 1 and not links.nvlink_gbps) or (asked.nodes > 1 and not links.network_gbps):
         return 0.0
     own = for_stage(config, stage)
@@ -159,7 +157,7 @@ def recoding_advice(config: Config, profile: ClusterProfile) -> str:
         size += facts.dataset_size * facts.mean_bytes
         less += facts.dataset_size * facts.mean_bytes * (1 - throughput.byte_share(old, new))
     manifest = next(name for name, old, new in zip(manifests, before, after, strict=True) if old != new)
-    recode = command("shards", "recode", manifest or "MANIFEST", "--short", str(throughput.RECODED_SHORT))
+    recode = command("shards", "recode", manifest or "MANIFEST", "--short", str(RECODED_SHORT))
     return (
         f"Smaller images with restart markers would save about {saved:,.0f} of {hours:,.0f} GPU-hours and"
         f" {less / 1e12:.2g} of {size / 1e12:.2g} TB: {recode} --out NEW_FOLDER"
@@ -185,9 +183,9 @@ def advice(config: Config, profile: ClusterProfile) -> str:
     if share < WORTH:
         return ""
     gains = []
-    for description, other, faster in _changes(config, profile):
+    for description, other, network in _changes(config, profile):
         same = next(each for each in other.stages if each.name == stage.name)
-        better = step_time(other, same, faster)
+        better = step_time(other, same, profile, network=network)
         if better is not None and better.utilisation > GAIN * step.utilisation:
             gains.append((better.utilisation, description))
     helps = ", ".join(f"{description} {100 * value:.1f} %" for value, description in sorted(gains, reverse=True))
@@ -207,8 +205,8 @@ def changed(config: Config, replicate: int, reshard: str, nodes: int) -> Config:
     return other
 
 
-def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Config, ClusterProfile]]:
-    """Changes that may save communication and fit the GPUs: words, configuration, profile."""
+def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Config, float]]:
+    """Changes that may save communication and fit the GPUs: words, configuration, factor of the network's speed."""
     nodes = config.resources.nodes
     copies = config.compute.replicate
     settings = {
@@ -221,6 +219,5 @@ def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Con
     for description, values in settings.items():
         other = changed(config, *values)
         if fits_gpu(other, profile):
-            yield description, other, profile
-    faster = 2 * profile.network_gbps
-    yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)
+            yield description, other, 1.0
+    yield f"network_gbps={2 * assumptions.links_of(config, profile).network_gbps:g}", config, 2.0

@@ -1,6 +1,7 @@
 """The speed at which a core prepares samples in a stage of a run, and what it was taken from.
 
-It is ``core_samples`` of the cluster profile, else of the table in its file ``core_speeds``, else of the assumed table.
+It is ``core_samples`` of the cluster profile, else of a table: of its file ``core_speeds``, of the measurement of the
+machine, or the assumed one (``jobs.planning.assumptions``).
 """
 
 from __future__ import annotations
@@ -8,28 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from functools import cache
 
 from flip.config.derived import for_stage
 from flip.config.resolve import manifest_record
 from flip.config.schema import Config, Data, DataSet, Stage
 from flip.data import kernel
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.core_speeds import ASSUMED, Images, SpeedTable, read_table
-
-USUAL_SHORT = 384
-"""Shorter side of images, pixels, that plans assume: img2dataset's size for LAION in docs/laion.md."""
-RECODED_SHORT = 256
-"""Shorter side of images that plans propose to store."""
-QUALITY_SHARE = 0.67
-"""Bytes of a JPEG of quality 85 with restart markers, as a share of those of quality 95 with the same pixels."""
+from jobs.common.core_speeds import Images
+from jobs.planning.assumptions import QUALITY_SHARE, RECODED_SHORT, USUAL_SHORT, speed_table
 
 
 def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> float:
     """Samples per second of a core in a stage of a resolved configuration. ``images``: by default those of its data."""
     if profile.core_samples:
         return profile.core_samples
-    table = table_of(profile)
+    table = speed_table(profile)
     images = images or images_of(config)
     size = for_stage(config, stage).model.image.size
     used = uses_kernel(config, stage)
@@ -76,21 +70,11 @@ def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
     sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in images_of(config)]
     used = "with" if uses_kernel(config, stage) else "without"
     images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {used} the visible-patch kernel: "
-    return f"{speed} ({images}{table_of(profile).origin})"
+    return f"{speed} ({images}{speed_table(profile).origin})"
 
 
 def origin(profile: ClusterProfile) -> str:
     """Where the speed of a core comes from, in words."""
     if profile.core_samples:
         return f"{profile.core_samples:g} samples/s a core, by the profile"
-    return table_of(profile).origin
-
-
-def table_of(profile: ClusterProfile) -> SpeedTable:
-    """The rows that plans for a cluster use. Raises ConfigError for a damaged file."""
-    if profile.core_speeds:
-        return _table_in(profile.core_speeds)
-    return ASSUMED
-
-
-_table_in = cache(read_table)  # a plan asks for it at each step
+    return speed_table(profile).origin
