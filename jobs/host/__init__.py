@@ -10,6 +10,7 @@
 - ``notify.py``: the profile's notification command.
 - ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
 - ``agent_channel.py``: signed lines of JSON between them; ``agent_server.py``: the sockets of a coordinator.
+- ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
 - ``rank_entry.py``: the start of a rank, before any package is imported.
 
 Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.

@@ -1,0 +1,418 @@
+"""Checks the health of this node before it works, in a process of its own.
+
+    python -m jobs.runtime.health FOLDER [--gpus N]
+
+prints a line of JSON per check: {check, result (ok, failed, not known), evidence, seconds}. A GPU is used in this
+process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process and ``HealthCheck``
+reads its results. ``jobs.host.node_health.judge`` judges all nodes together.
+
+| check | fails if |
+|---|---|
+| GPUs | fewer GPUs can be used than are asked for |
+| GPU memory errors | the driver reports a failed or a pending repair of GPU memory |
+| driver log | the driver has logged an error since boot that needs a reset or a repair (``FATAL_XIDS``) |
+| matrix product | a product is wrong on a GPU; on CPU a small one on the CPU |
+| memory | too little is available |
+| /dev/shm, local disk, shared folder | too little is free, or a file cannot be written, synced, renamed and removed |
+
+Checks run at the same time, because a disk may hang. One without an answer after ``SECONDS`` has failed.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from flip.distributed.shutdown import SIGNALS
+from flip.runs import deletion
+from flip.runs.files import create_sibling, read_regular
+from flip.runs.rundir import write_bytes
+from jobs.host.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, parse
+
+SECONDS = 9.0
+"""For all checks of a node."""
+GRACE = 2.0
+"""After that, for the process to report which checks have no answer."""
+END = {"check": "end"}
+"""The last line. A process with a thread that waits for a disk cannot end, so its end is no sign."""
+
+MEBIBYTE = 1 << 20
+LEAST_MEMORY = 256 * MEBIBYTE
+LEAST_FREE = 16 * MEBIBYTE
+"""On each disk, and in /dev/shm: batches of a run need more, but their size is the plan's matter."""
+FILE_BYTES = MEBIBYTE
+
+FATAL_XIDS = (64, 79, 95, 119, 120)
+"""Errors of NVIDIA's driver: a row could not be remapped, the GPU is off the bus, an uncontained memory error, and a
+GPU system processor without answer. A program may cause most others."""
+XID = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)[^)]*\): ([0-9]{1,3}),")
+MOST_LOG = 16 * MEBIBYTE
+MEMORY_ERRORS = ("remapped_rows.failure", "remapped_rows.pending", "retired_pages.pending")
+UNCORRECTED = "ecc.errors.uncorrected.volatile.total"
+
+PRODUCT_SIZE = {"cuda": 4096, "cpu": 768}
+PRODUCT_SECONDS = 0.3
+
+#: The result of a check, its evidence, and the rates of GPUs.
+Finding = tuple[str, str] | tuple[str, str, dict[str, float]]
+
+
+class HealthSettings(NamedTuple):
+    """What is checked. ``folder``: in the shared file system, of this user. ``gpus``: how many are asked for."""
+
+    folder: str
+    gpus: int = 0
+
+    def arguments(self) -> list[str]:
+        return [self.folder, "--gpus", str(self.gpus)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Check the health of this node.")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of this user in the shared file system")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that are asked for (default: %(default)s)")
+    parser.add_argument("--output", type=int, default=1, help="descriptor for the results (default: standard output)")
+    args = parser.parse_args(arguments)
+    run_checks(checks(HealthSettings(args.folder, args.gpus)), args.output)
+    return 0
+
+
+def checks(settings: HealthSettings) -> dict[str, Callable[[], Finding]]:
+    """Name of each check -> its function."""
+    table: dict[str, Callable[[], Finding]] = {
+        SHARED_FOLDER: partial(check_folder, Path(settings.folder)),
+        "local disk": partial(check_folder, Path(tempfile.gettempdir())),
+        "/dev/shm": partial(check_folder, Path("/dev/shm")),
+        "memory": check_memory,
+        "matrix product": partial(check_product, settings.gpus),
+    }
+    if settings.gpus:
+        table["GPUs"] = partial(check_gpu_count, settings.gpus)
+        table["GPU memory errors"] = check_memory_errors
+        table["driver log"] = check_driver_log
+    return table
+
+
+def run_checks(table: dict[str, Callable[[], Finding]], output: int, seconds: float = SECONDS) -> None:
+    """Run all checks at the same time, and write a line for each to the descriptor ``output``."""
+    began = time.monotonic()
+    lock = threading.Lock()
+    waiting = set(table)
+
+    def report(name: str, finding: Finding) -> None:
+        with lock:
+            if name not in waiting:
+                return
+            waiting.remove(name)
+            result, evidence, *rates = finding
+            row = {"check": name, "result": result, "evidence": evidence, "seconds": time.monotonic() - began}
+            if rates:
+                row["rates"] = rates[0]
+            _write(output, row)
+
+    def run(name: str) -> None:
+        report(name, _finding(table[name]))
+
+    threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in table]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, began + seconds - time.monotonic()))
+    for name in sorted(waiting):
+        report(name, (FAILED, f"no answer in {seconds:g} s"))
+    _write(output, END)
+
+
+def _finding(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except OSError as error:
+        return FAILED, str(error)
+    except (RuntimeError, MemoryError) as error:  # of CUDA: the first line names it
+        return FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _write(output: int, row: dict[str, Any]) -> None:
+    """A single write, past the buffers of files, which a forked process has of its parent."""
+    os.write(output, (json.dumps(row) + "\n").encode())
+
+
+# -- the checks --------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> Finding:
+    """Write, sync, rename, read and remove a file of its own."""
+    try:
+        return _check_folder(folder)
+    except OSError as error:
+        return FAILED, f"{folder}: {error.strerror}"
+
+
+def _check_folder(folder: Path) -> Finding:
+    free = os.statvfs(folder)
+    available = free.f_bavail * free.f_frsize
+    temporary, handle = create_sibling(folder / ".health")  # its name tells the next attempt that it may be removed
+    os.close(handle)
+    data = os.urandom(FILE_BYTES)
+    try:
+        write_bytes(temporary, data)
+        same = read_regular(temporary) == data
+    finally:
+        deletion.delete_file(temporary, missing_ok=True)
+    if not same:
+        return FAILED, f"{folder}: a file of {FILE_BYTES} bytes is read back with other bytes"
+    if available < LEAST_FREE:
+        return FAILED, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
+    return OK, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
+
+
+def check_memory(path: Path = Path("/proc/meminfo")) -> Finding:
+    try:
+        rows = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        available = int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return UNKNOWN, f"{path} does not say how much memory is available"
+    evidence = f"{available / MEBIBYTE:.0f} MiB are available"
+    if available < LEAST_MEMORY:
+        return FAILED, evidence
+    return OK, evidence
+
+
+def check_gpu_count(asked: int) -> Finding:
+    import torch
+
+    usable = torch.cuda.device_count()
+    evidence = f"{usable} of {asked} GPUs can be used"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        evidence += f" (CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']})"
+    if usable < asked:
+        return FAILED, evidence
+    return OK, evidence
+
+
+def check_memory_errors() -> Finding:
+    """Ask nvidia-smi for errors of GPU memory since the driver was loaded."""
+    fields = ("index", *MEMORY_ERRORS, UNCORRECTED)
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    except (FileNotFoundError, PermissionError):
+        return UNKNOWN, "nvidia-smi cannot be started"
+    except subprocess.TimeoutExpired:
+        return FAILED, f"no answer of nvidia-smi in {SECONDS:g} s"
+    if done.returncode:
+        return UNKNOWN, f"nvidia-smi ended with {done.returncode}: {done.stdout.strip()[:200]}"
+    rows = [dict(zip(fields, map(str.strip, row), strict=False)) for row in csv.reader(io.StringIO(done.stdout))]
+    bad = [
+        f"GPU {row['index']}: {name} is {row[name]}"
+        for row in rows
+        for name in MEMORY_ERRORS
+        if row.get(name, "").lower() in ("yes", "1")
+    ]
+    if bad:
+        return FAILED, "; ".join(bad)
+    counts = {row["index"]: row.get(UNCORRECTED, "") for row in rows}
+    return OK, "uncorrected errors: " + ", ".join(f"GPU {index}: {number}" for index, number in counts.items())
+
+
+def check_driver_log(path: Path = Path("/dev/kmsg")) -> Finding:
+    """Look for Xid errors in the kernel's log, which starts at boot. Often only root may read it."""
+    try:
+        errors = sorted({match.groups() for match in XID.finditer(_kernel_log(path))})
+    except OSError as error:
+        return UNKNOWN, f"the log of the kernel cannot be read: {error.strerror}"
+    texts = [f"Xid {number} of GPU {place}" for place, number in errors]
+    fatal = [text for text, (_, number) in zip(texts, errors, strict=True) if int(number) in FATAL_XIDS]
+    if fatal:
+        return FAILED, f"since boot: {', '.join(fatal)}"
+    return OK, f"since boot: {', '.join(texts) or 'no Xid'}"
+
+
+def _kernel_log(path: Path) -> str:
+    """Each read of /dev/kmsg is a record; one may be overwritten while it is read (EPIPE)."""
+    parts = []
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = 0
+        while size < MOST_LOG:
+            try:
+                part = os.read(handle, 1 << 14)
+            except BrokenPipeError:
+                continue
+            except BlockingIOError:
+                break
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+    finally:
+        os.close(handle)
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def check_product(gpus: int) -> Finding:
+    """Multiply matrices of small whole numbers, whose product is exact in any order of sums."""
+    if gpus:
+        return _check_gpu_products(gpus)
+    import numpy as np
+
+    size = PRODUCT_SIZE["cpu"]
+    numbers = np.arange(size * size, dtype=np.int64).reshape(size, size)
+    left, right = (((numbers * factor) % 9 - 4).astype(np.float32) for factor in (7, 11))
+    began = time.perf_counter()
+    product = left @ right
+    rate = 2 * size**3 / (time.perf_counter() - began)
+    wrong = int((product.sum(1, dtype=np.float64) != left.astype(np.float64) @ right.sum(1, dtype=np.float64)).sum())
+    if wrong:
+        return FAILED, f"the product is wrong in {wrong} of {size} rows"
+    return OK, f"{rate / 1e9:.0f} GFLOP/s on the CPU"
+
+
+def _check_gpu_products(gpus: int) -> Finding:
+    import torch
+
+    rates = {}
+    wrong = []
+    torch.backends.cuda.matmul.allow_tf32 = True  # whole numbers this small are exact in TF32
+    for index in range(min(gpus, torch.cuda.device_count())):
+        rows, rate = _gpu_product(torch, torch.device("cuda", index))
+        rates[f"{torch.cuda.get_device_name(index)}, GPU {index}"] = rate
+        if rows:
+            wrong.append(f"GPU {index}: {rows} rows")
+    if not rates:
+        return UNKNOWN, "no GPU can be used"
+    if wrong:
+        return FAILED, f"the product is wrong: {', '.join(wrong)}", rates
+    return OK, ", ".join(f"{name}: {rate / 1e12:.3g} TFLOP/s" for name, rate in rates.items()), rates
+
+
+def _gpu_product(torch: Any, device: Any) -> tuple[int, float]:
+    """(rows of the product that are wrong, operations per second)."""
+    size = PRODUCT_SIZE["cuda"]
+    numbers = torch.arange(size * size, dtype=torch.int64, device=device).view(size, size)
+    left, right = (((numbers * factor) % 9 - 4).float() for factor in (7, 11))
+    expected = left.double() @ right.double().sum(1)
+    product = left @ right
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    count = 0
+    while time.perf_counter() - began < PRODUCT_SECONDS:
+        for _ in range(4):
+            product = left @ right
+        torch.cuda.synchronize(device)
+        count += 4
+    rate = 2 * size**3 * count / (time.perf_counter() - began)
+    return int((product.double().sum(1) != expected).sum()), rate
+
+
+# -- for the agent -----------------------------------------------------------------------------------------------------
+
+
+class HealthCheck:
+    """A process that checks this node. ``poll`` it until it returns True, then read ``results``, and ``close``."""
+
+    def __init__(self, pid: int, output: int) -> None:
+        self.pid = pid
+        self.output = output
+        """Descriptor that becomes readable with each result."""
+        self.results: list[NodeCheck] = []
+        self._deadline = time.monotonic() + SECONDS + GRACE
+        self._text = b""
+        self._ended = False
+
+    def poll(self) -> bool:
+        """Read what there is. Whether the check is over: all results are there, or the time is."""
+        is_closed = self._read()
+        *lines, self._text = self._text.split(b"\n")
+        for row in map(json.loads, lines):
+            if row == END:
+                self._ended = True
+            else:
+                self.results.append(parse(row))
+        if self._ended:
+            return True
+        if is_closed:
+            self._end("its process ended early")
+        elif time.monotonic() >= self._deadline:
+            self._end(f"no answer in {SECONDS + GRACE:g} s")
+        return self._ended
+
+    def _read(self) -> bool:
+        """Read what there is; returns whether no more will come."""
+        try:
+            while part := os.read(self.output, 1 << 16):
+                self._text += part
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the process. It may stay until a disk answers, without being waited for."""
+        os.close(self.output)
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, os.WNOHANG)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+    def _end(self, evidence: str) -> None:
+        self._ended = True
+        self.results.append(NodeCheck("health check", FAILED, evidence))
+
+
+def start(settings: HealthSettings, may_fork: bool) -> HealthCheck:
+    """Start the checks of this node. ``may_fork``: this process has imported torch, has one thread and has not touched
+    a GPU; otherwise the checks start in a new interpreter. Raises OSError."""
+    output, inner = os.pipe()
+    os.set_blocking(output, False)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become_check(settings, may_fork, inner)
+    except OSError:
+        os.close(output)
+        raise
+    finally:
+        os.close(inner)
+    return HealthCheck(pid, output)
+
+
+def _become_check(settings: HealthSettings, may_fork: bool, output: int) -> NoReturn:
+    """In the child: leave all that belongs to the parent, and check. Libraries may print, so that standard output leads
+    to the log."""
+    code = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (*SIGNALS, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(2, 1)
+        os.closerange(3, output)
+        os.closerange(output + 1, os.sysconf("SC_OPEN_MAX"))
+        arguments = [*settings.arguments(), "--output", str(output)]
+        if not may_fork:
+            os.set_inheritable(output, True)
+            os.execv(sys.executable, [sys.executable, "-m", "jobs.runtime.health", *arguments])
+        code = main(arguments)
+    except BaseException:  # whatever happens here must not continue as a second parent
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code)  # a thread may wait for a disk

@@ -1,0 +1,173 @@
+"""Tests the health check of a node with real processes, disks and files."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.host.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck
+from jobs.runtime import health
+from jobs.runtime.health import HealthSettings
+
+ROOT = Path(__file__).resolve().parents[3]
+ON_ALL_NODES = {SHARED_FOLDER, "local disk", "/dev/shm", "memory", "matrix product"}
+
+pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="Linux alone")
+
+
+def finish(check):
+    """The results of a check, by name."""
+    while not check.poll():
+        select.select([check.output], [], [], 1.0)
+    check.close()
+    return {row.check: row for row in check.results}
+
+
+FORKED = """
+import json, sys
+from tests.jobs.runtime.test_health import finish, health
+check = health.start(health.HealthSettings(sys.argv[1]), may_fork=True)
+print(json.dumps({name: row.result for name, row in finish(check).items()}))
+"""
+
+
+def test_healthy_node_passes_in_new_interpreter(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results = finish(health.start(HealthSettings(str(tmp_path)), may_fork=False))
+    assert {name: row.result for name, row in results.items()} == dict.fromkeys(ON_ALL_NODES, OK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_healthy_node_passes_in_fork(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == dict.fromkeys(ON_ALL_NODES, OK), done.stderr
+
+
+@pytest.mark.long
+def test_missing_gpu_fails_with_evidence(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    results = finish(health.start(HealthSettings(str(tmp_path), gpus=2), may_fork=False))
+    assert results["GPUs"].result == FAILED
+    assert results["GPUs"].evidence == "0 of 2 GPUs can be used (CUDA_VISIBLE_DEVICES=)"
+    assert results["matrix product"].result == UNKNOWN
+
+
+def test_full_disk_fails_and_leaves_no_file(small_disk):
+    result = checked(lambda: health.check_folder(small_disk))
+    assert result[0] == FAILED and "No space left on device" in result[1] and str(small_disk) in result[1]
+    assert not list(small_disk.iterdir())
+
+
+def test_read_only_disk_fails(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    result = checked(lambda: health.check_folder(small_disk))
+    assert result[0] == FAILED and "Read-only file system" in result[1]
+
+
+def test_missing_folder_fails(tmp_path):
+    result = checked(lambda: health.check_folder(tmp_path / "unmounted"))
+    assert result[0] == FAILED and "No such file" in result[1]
+
+
+def checked(check):
+    """The result and evidence that a check reports."""
+    (row,) = reported({"it": check}, 5.0)
+    return row["result"], row["evidence"]
+
+
+def reported(table, seconds):
+    output, inner = os.pipe()
+    health.run_checks(table, inner, seconds)
+    os.close(inner)
+    with os.fdopen(output) as file:
+        *rows, end = map(json.loads, file)
+    assert end == health.END
+    return rows
+
+
+def test_check_that_hangs_fails_and_others_are_reported():
+    release = threading.Event()
+    table = {"hangs": lambda: release.wait() and (OK, ""), "works": lambda: (OK, "fine")}
+    works, hangs = reported(table, 0.3)
+    release.set()
+    assert (works["check"], works["result"]) == ("works", OK)
+    assert (hangs["check"], hangs["result"], hangs["evidence"]) == ("hangs", FAILED, "no answer in 0.3 s")
+
+
+def test_process_that_dies_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (row,) = finish(health.start(HealthSettings(str(tmp_path)), may_fork=False)).values()
+    assert row == NodeCheck("health check", FAILED, "its process ended early")
+
+
+def test_process_without_answer_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "SECONDS", 0.1)
+    monkeypatch.setattr(health, "GRACE", 0.1)
+    monkeypatch.setattr(health, "_become_check", lambda *_: time.sleep(60))
+    check = health.start(HealthSettings(str(tmp_path)), may_fork=False)
+    (row,) = finish(check).values()
+    assert row == NodeCheck("health check", FAILED, "no answer in 0.2 s")
+
+
+@pytest.mark.parametrize(
+    ("answer", "result", "evidence"),
+    [
+        ("echo '0, No, No, [N/A], 0'; echo '1, No, No, [N/A], 2'", OK, "uncorrected errors: GPU 0: 0, GPU 1: 2"),
+        ("echo '0, No, Yes, [N/A], 1'", FAILED, "GPU 0: remapped_rows.pending is Yes"),
+        ("echo '0, Yes, No, No, 1'", FAILED, "GPU 0: remapped_rows.failure is Yes"),
+        ("echo NVIDIA-SMI has failed; exit 9", UNKNOWN, "nvidia-smi ended with 9: NVIDIA-SMI has failed"),
+        (None, UNKNOWN, "nvidia-smi cannot be started"),
+    ],
+)
+def test_memory_errors_are_those_of_nvidia_smi(tmp_path, monkeypatch, answer, result, evidence):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if answer is not None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{answer}\n")
+        program.chmod(0o755)
+    assert health.check_memory_errors() == (result, evidence)
+
+
+@pytest.mark.parametrize(
+    ("line", "result", "evidence"),
+    [
+        ("6,1,2,-;usb 1-1: new device", OK, "since boot: no Xid"),
+        ("3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 13, pid=7", OK, "since boot: Xid 13 of GPU 0000:3b:00"),
+        ("3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, GPU has", FAILED, "since boot: Xid 79 of GPU 0000:3b:00"),
+        (None, UNKNOWN, "the log of the kernel cannot be read: No such file or directory"),
+    ],
+)
+def test_driver_log_names_errors_since_boot(tmp_path, line, result, evidence):
+    path = tmp_path / "kmsg"
+    if line is not None:
+        path.write_text(f"{line}\n")
+    assert health.check_driver_log(path) == (result, evidence)
+
+
+@pytest.mark.parametrize(
+    ("text", "result"), [("MemAvailable:  9000000 kB", OK), ("MemAvailable: 9000 kB", FAILED), ("", UNKNOWN)]
+)
+def test_memory_is_what_the_kernel_calls_available(tmp_path, text, result):
+    path = tmp_path / "meminfo"
+    path.write_text(text)
+    assert health.check_memory(path)[0] == result
+
+
+@pytest.mark.gpu
+def test_every_gpu_of_this_machine_passes(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(ROOT)
+    gpus = torch.cuda.device_count()
+    results = finish(health.start(HealthSettings(str(tmp_path), gpus=gpus), may_fork=False))
+    assert not [row for row in results.values() if row.result == FAILED]
+    assert len(results["matrix product"].rates) == gpus
