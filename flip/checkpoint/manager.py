@@ -59,6 +59,8 @@ class CheckpointManager:
             self._interval = SaveInterval(section.minutes, run, attempt)
         self._last_time = time.monotonic()
         self._last_samples = 0
+        self.restore_seconds = 0.0
+        """From the search for a commit until the weights are there."""
         self.resumed_from: Commit | None = None
         self._start = run.attempt(attempt) / "start.json"
         self.save_after_first_step = False
@@ -68,6 +70,7 @@ class CheckpointManager:
 
     def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
         """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits."""
+        self._last_time = time.monotonic()
         # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
         # otherwise.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control_group)
@@ -92,6 +95,7 @@ class CheckpointManager:
             initialise(self._restorer)
         else:
             self._restorer.load(self.resumed_from, model_state(model))
+        self.restore_seconds = time.monotonic() - self._last_time
         self._last_time = time.monotonic()
 
     def load_optimizer(self, model: CLIPModel, optimizer: torch.optim.Optimizer, stage: str) -> None:

@@ -111,12 +111,13 @@ class MetricsWriter:
         self._speeds = deque[float](maxlen=RECENT)
         self.status()
 
-    def start(self, samples_seen: int, step: int, config: Config, gpu: str = "") -> None:
+    def start(self, samples_seen: int, step: int, config: Config, gpu: str = "", restoring: float = 0.0) -> None:
         """Training starts at S = ``samples_seen``, after ``step`` steps. Later points of older attempts are dropped.
 
-        ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none.
+        ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none. ``restoring``: seconds
+        since it looked for a commit.
         """
-        self._record_environment(samples_seen, gpu, config)
+        self._record_environment(samples_seen, gpu, config, restoring)
         spans = stage_spans(config)
         self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
@@ -126,7 +127,7 @@ class MetricsWriter:
             self._events.file_writer.add_summary(summary, samples_seen)  # type: ignore[attr-defined]
         self.status(samples=samples_seen, step=step, phase="training", **self._logged_before(samples_seen))
 
-    def _record_environment(self, samples_seen: int, gpu: str, config: Config) -> None:
+    def _record_environment(self, samples_seen: int, gpu: str, config: Config, restoring: float) -> None:
         """Record that training starts, and in which environment; warn if the attempt before had another one."""
         use = kernel.use_in_attempt(config)
         log.info("visible-patch kernel: %s", use)
@@ -137,7 +138,7 @@ class MetricsWriter:
                 "the environment has changed since the attempt before: %s; last bits of weights may differ from an"
                 " uninterrupted run", "; ".join(changed),
             )  # fmt: skip
-        self._run.record_ready(self._attempt, samples_seen, now)
+        self._run.record_ready(self._attempt, samples_seen, now, restoring)
 
     def _logged_before(self, samples_seen: int) -> dict[str, Any]:
         """Stage, loss and accuracy of the newest metric line, unless its step will be repeated."""

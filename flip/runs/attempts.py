@@ -6,7 +6,7 @@ longer count (docs/contracts.md).
 
 import socket
 import time
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from flip.runs import commit, wall_limit
 from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
@@ -47,6 +47,7 @@ def end_attempt(
     unstarted: Sequence[str] = (),
     out_of_memory: Sequence[str] = (),
     disk_full: str = "",
+    noticed: Optional[float] = None,
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
@@ -56,7 +57,10 @@ def end_attempt(
         suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
         late, unstarted, out_of_memory: as for ``restart_policy.decide``.
         disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
+        noticed: when the launcher saw the first rank fail; by default, now.
     """
+    if noticed is None:
+        noticed = time.time()
     start = read_record(run.attempt(n) / "start.json") or {}
     following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
     commits = following.get("resumes_from", committed_samples(run))
@@ -93,6 +97,7 @@ def end_attempt(
         decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
     record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
     record["exclude"] = list(decision.exclude)
+    record["noticed"] = noticed
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
     row = read_record(run.attempt(n) / "end.json") or record
@@ -105,6 +110,16 @@ def place_of_restart(run: RunDir, n: int, decision: Decision, allocation: Alloca
     end = read_record(run.attempt(n) / "end.json") or {}
     earlier = earlier_ends(run, start.get("after", submitted_after(run)), n)
     return where(decision, bool(end.get("committed")), earlier, allocation)
+
+
+def restarted_in_place(start: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
+    """Whether an attempt started in the allocation of the one before, without a requeue. Both: their start.json.
+
+    ``warm`` says so on one machine; on Slurm both have the same start of the same job.
+    """
+    job = start.get("job")
+    same_start = (job, start.get("restarts")) == (previous.get("job"), previous.get("restarts"))
+    return bool(start.get("warm") or (job and same_start))
 
 
 def record_failed_restart(run: RunDir, n: int, reason: str) -> None:

@@ -158,10 +158,10 @@ FIELDS: Dict[str, Any] = {
     "start.json": {
         "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "restarts": DIGITS_OR_COUNT,
         "world": DIGITS_OR_COUNT, "resumes_from": COUNT,
-        "first_commit": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
+        "first_commit": FLAG, "warm": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
     "ready.json": {
-        "samples": COUNT, "time": TIME,
+        "samples": COUNT, "restoring": NUMBER, "time": TIME,
         "environment": {
             "python": TEXT, "platform": TEXT, "processor": TEXT, "gpu": TEXT, "kernel": TEXT,
             "packages": {"*": TEXT},
@@ -170,7 +170,7 @@ FIELDS: Dict[str, Any] = {
     "wall.json": {"limit": COUNT},
     "end.json": {
         "attempt": COUNT, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
-        "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "time": TIME,
+        "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "noticed": TIME, "time": TIME,
     },
     "cause.json": {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,

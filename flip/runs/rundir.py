@@ -272,10 +272,17 @@ class RunDir:
             replace_link(self.logs / "latest", str(n))
         return folder
 
-    def record_ready(self, n: int, samples_seen: int, environment: Optional[Dict[str, Any]] = None) -> None:
+    def record_ready(
+        self, n: int, samples_seen: int, environment: Optional[Dict[str, Any]] = None, restoring: float = 0.0
+    ) -> None:
         """Record that attempt n has started up and restored, and trains from S = ``samples_seen`` in ``environment``
-        (``flip.environment``)."""
-        record = {"samples": samples_seen, "environment": environment or {}, "time": time.time()}
+        (``flip.environment``). ``restoring``: seconds since it looked for a commit."""
+        record = {
+            "samples": samples_seen,
+            "environment": environment or {},
+            "restoring": restoring,
+            "time": time.time(),
+        }
         create_json(self.attempt(n) / "ready.json", record)
 
     def record_stop_request(self, n: int, signal: str) -> None:

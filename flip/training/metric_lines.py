@@ -65,7 +65,8 @@ class MetricLines(Callback):
         gpu = ""
         if on_gpu:
             gpu = torch.cuda.get_device_name(self._world.device)
-        self.writer.start(training.samples_seen, training.step, self._config, gpu)
+        restoring = self._checkpoints.restore_seconds
+        self.writer.start(training.samples_seen, training.step, self._config, gpu, restoring)
         self._show_disabled()
 
     def start_stage(self, training: Training) -> None:

@@ -74,6 +74,8 @@ class AttemptOutcome(NamedTuple):
     """Whether ranks were asked to save and stop."""
     reason: str
     """The first event that ended it, as a sentence; empty if all ranks ended well."""
+    settling: float = 0.0
+    """Seconds from that event to the end of the last rank."""
 
 
 class Agent:
@@ -118,6 +120,7 @@ class Coordinator:
         self._codes: List[Optional[int]] = []  # in the order of the ends; None: of a lost agent
         self._lost: List[str] = []
         self._reason = ""
+        self._failed_at = float("inf")
         self._deadline = float("inf")
         self._stop_requested = False
         self._next_signal = float("-inf")
@@ -280,11 +283,13 @@ class Coordinator:
         if not self.running:
             self.state = State.DECIDE
             code = code_of_attempt(self._codes)
-            self.outcome = AttemptOutcome(code, tuple(self._lost), self._stop_requested, self._reason)
+            settling = max(0.0, self._clock() - self._failed_at)
+            self.outcome = AttemptOutcome(code, tuple(self._lost), self._stop_requested, self._reason, settling)
 
     def _on_bad_end(self, code: Optional[int], reason: str) -> None:
         if not self._reason:
             self._reason = reason
+            self._failed_at = self._clock()
             self._log(reason)
         was_killed = code is None or code in SIGNAL_CODES
         if was_killed and not self._stop_requested:

@@ -226,8 +226,13 @@ class Supervisor:
         self.refuse_untrusted_program(job)
         job = {key: job[key] for key in agents.JOB_KEYS}  # a damaged record raises before an attempt starts
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
-        n = attempts.start_attempt(run, facts)
         agent = self.take_agent(run, job)
+        try:
+            n = attempts.start_attempt(run, {**facts, "warm": agent is not None})
+        except OSError:
+            if agent is not None:
+                self.dismiss(agent)
+            raise
         attempt: agents.AgentAttempt | agents.FailedAttempt
         try:
             attempt = agents.start(run, n, job, self.settings.peer_grace, gpus, agent)
@@ -296,9 +301,12 @@ class Supervisor:
         if attempt.failure:
             cause, reason = attempt.failure
             run.write_cause(n, 0, cause, CAUSES[cause], reason)
+        noticed = time.time()
+        if attempt.agent is not None and attempt.agent.coordinator.outcome is not None:
+            noticed -= attempt.agent.coordinator.outcome.settling
         state = LAUNCHER_STOPPED if self.stopping else "RUNNING"
         decision = attempts.end_attempt(
-            run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.stop_requested else state
+            run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.stop_requested else state, noticed=noticed
         )
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)

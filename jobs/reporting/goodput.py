@@ -21,6 +21,8 @@ from flip.runs.rundir import RunDir
 from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Page, TextTable
 from jobs.common.text import duration, hours_text, percent
+from jobs.reporting import faults
+from jobs.reporting.faults import Fault
 
 PARTS = ("useful", "repeated", "starting", "saving", "other", "lost", "unknown")
 """Where the seconds of an attempt went."""
@@ -57,6 +59,8 @@ class Account:
     """Share of the hours that the advice would save."""
     runs: int = 1
     """Above 1: the sum of a sweep."""
+    faults: list[Fault] = field(default_factory=list)
+    """Ends of attempts that were followed by a restart, oldest first."""
 
     @property
     def total(self) -> float:
@@ -185,7 +189,8 @@ def _end(
 
 def of_run(outcome: Outcome, now: float | None = None) -> Account:
     """The account of one run, with its advice. ``now``: the time if its newest attempt still runs, else None."""
-    times = _attempts(outcome, now)
+    ready = [read_lenient(outcome.run.attempt(attempt.number) / "ready.json") for attempt in outcome.attempts]
+    times = _attempts(outcome, ready, now)
     width, unit = resources(outcome.settings)
     hours = {part: width * sum(t.parts[part] for t in times) / 3600 for part in PARTS}
     waits = [t.waiting for t in times if t.waiting is not None]
@@ -195,6 +200,8 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
     account = Account(outcome.run.name, hours, unit, waited, len(times))
     account.interruptions = sum(t.parts["repeated"] > 0 or t.parts["lost"] > 0 for t in times)
     account.advice, account.gain = advise(outcome, times)
+    first_wait = times[0].waiting if times else None
+    account.faults = faults.of_run(outcome, ready, [t.parts["repeated"] for t in times], first_wait)
     return account
 
 
@@ -213,11 +220,10 @@ def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
     return nodes * int(settings.get("resources.processes") or 1) * cores, "core"
 
 
-def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
+def _attempts(outcome: Outcome, ready: Sequence[Mapping[str, Any]], now: float | None) -> list[Times]:
     run = outcome.run
     all_times = []
     job = record_of(run)
-    ready = [read_lenient(run.attempt(attempt.number) / "ready.json") for attempt in outcome.attempts]
     for i, attempt in enumerate(outcome.attempts):
         resumed = None
         for following in outcome.attempts[i + 1 : i + 2]:  # ready.json counts: a corrupt commit may have been skipped
@@ -314,6 +320,7 @@ def as_dict(accounts: Iterable[Account]) -> list[dict[str, Any]]:
             "share": account.shares,
             "waiting_hours": account.waiting_hours, "attempts": account.attempts,
             "interruptions": account.interruptions, "advice": account.advice or None, "gain": account.gain or None,
+            "faults": [faults.as_dict(fault) for fault in account.faults],
         }
         for account in accounts
     ]  # fmt: skip
@@ -348,7 +355,8 @@ def advice(accounts: Sequence[Account]) -> list[str]:
 
 def render(accounts: Sequence[Account]) -> Page:
     drop = ("unknown %", "other %", "starting %", "saving %", "waited", "lost %", "repeated %", "useful %")
-    return Page(TextTable(cells(accounts), drop=drop), *advice(accounts))
+    named = [(account.name, fault) for account in accounts for fault in account.faults]
+    return Page(TextTable(cells(accounts), drop=drop), *advice(accounts), *faults.table(named))
 
 
 MIN_GAIN = 0.02

@@ -12,7 +12,7 @@ from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
 from jobs.common.cli import command
 from jobs.common.text import count, duration, formatted, hours_text, percent, shortened
-from jobs.reporting import goodput, paper_comparison, ranking, seed_groups
+from jobs.reporting import faults, goodput, paper_comparison, ranking, seed_groups
 from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting.examples import PICTURES, examples
 from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
@@ -23,6 +23,11 @@ ROWS_PER_RUN = 6
 COLUMNS = 8
 """Most runs in one matrix of settings, for print."""
 
+RESTART_PARTS = (
+    "Detect: from the last recorded work until the launcher sees the end. Decide: until the other ranks have ended."
+    " Start: until the next attempt restores. Replay: steps since the last commit. As requeue: the same with a requeue,"
+    " by the requeues or the first start of the run."
+)
 SCORES = (
     "Scores are top-1 in per cent unless a column names another metric; in brackets the 95 % interval of one run, or"
     " the range of several seeds. The best value of a column is marked, the best score only if it is distinguishable"
@@ -278,7 +283,13 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
         " stands. Repeated: steps done again after an interruption. Lost: work that was not saved. Waited: for a start,"
         " wall clock. Restarts: attempts after the first. Incidents: why attempts ended."
     )
-    return [heading("How the time was spent"), Table(rows, text=["incidents"]), Text(explanation, tone="quiet"), *notes]
+    blocks: list[Block] = [heading("How the time was spent"), Table(rows, text=["incidents"])]
+    blocks += [Text(explanation, tone="quiet"), *notes]
+    named = [(account.name, fault) for account in accounts for fault in account.faults]
+    if named:
+        costs = Table(faults.cells(named[-faults.MOST_ROWS :]), text=["ended by", "restart"])
+        blocks.append(Fold("What the newest restarts cost", [costs, Text(RESTART_PARTS, tone="quiet")]))
+    return blocks
 
 
 def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:

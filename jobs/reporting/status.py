@@ -21,6 +21,7 @@ from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, formatted, hours_text, percent, plain
+from jobs.reporting.faults import IN_JOB, restart_place
 from jobs.runs.clusters import poll_interval, states, worst_exit_code
 
 QUIET = 30.0
@@ -40,7 +41,8 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     """One row per run.
 
     Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss,
-    accuracy (within the batch), phase, samples_per_second, eta_seconds, attempts, restarts, unsteady
+    accuracy (within the batch), phase, samples_per_second, eta_seconds, attempts, restarts, restart (how the newest
+    attempt came: "in the job", "requeue", or None for a first one), unsteady
     (``flip.monitoring.metrics_reader.is_unsteady``), wall_seconds (of all attempts), gpu_hours (None: on CPUs),
     progress_time (Unix time of the last progress), reason. None: not written yet.
     """
@@ -84,13 +86,29 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "accuracy", "phase")},
         **_committed(live, last, state),
+        **_between_attempts(last, state),
         "cluster": job.get("cluster"),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
-        **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1)},
+        **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1), "restart": _restart(run, state.attempt)},
         **{"wall_seconds": seconds, "gpu_hours": gpu_hours},
         "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
     }
+
+
+def _restart(run: RunDir, n: int) -> str | None:
+    """How attempt n came: "in the job", "requeue", or None if it was the first one of a submission, or is unknown."""
+    start, before = (read_lenient(run.attempt(number) / "start.json") for number in (n, n - 1))
+    if not start or not before or start.get("after", 0) >= n - 1:
+        return None
+    return restart_place(start, before)
+
+
+def _between_attempts(last: Mapping[str, Any], state: RunState) -> dict[str, Any]:
+    """The phase of a run whose newest attempt has ended while its job goes on: status.json is of that attempt."""
+    if state.state == "running" and last.get("attempt") == state.attempt and last.get("action") == "requeue":
+        return {"phase": "restarting in the job"}
+    return {}
 
 
 def _committed(live: Mapping[str, Any], last: Mapping[str, Any], state: RunState) -> dict[str, Any]:
@@ -177,6 +195,9 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
     accuracy = None
     if r.get("accuracy") is not None:
         accuracy = f"{percent(r['accuracy'])} %"
+    attempts_text = str(r["attempts"])
+    if r.get("restart") == IN_JOB:
+        attempts_text += f" ({IN_JOB})"
     return {
         "run": r["run"],
         "cluster": r.get("cluster"),
@@ -190,7 +211,7 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
         "ETA": duration(r["eta_seconds"]),
         "wall-clock": duration(r["wall_seconds"]),
         "GPU-hours": hours_text(r["gpu_hours"]),
-        "attempts": str(r["attempts"]),
+        "attempts": attempts_text,
         "last progress": age,
         "why": r["reason"] or None,
     }

@@ -112,7 +112,7 @@ def test_attempt_runs_from_hello_to_decision():
         assert group.state is State.RUN
         group.agents[rank // 2].end(rank, 0)
     assert group.state is State.DECIDE
-    assert group.outcome == (0, (), False, "")
+    assert group.outcome == (0, (), False, "", 0.0)
     group.coordinator.leave()
     assert [agent.asked()[-1] for agent in group.agents] == ["leave", "leave"]
 
@@ -135,6 +135,8 @@ def test_peers_of_ended_rank_are_killed_after_grace(code, seconds):
     assert group.wait(2 * seconds, State.KILL) == pytest.approx(seconds, abs=0.5)
     group.wait(5, State.DECIDE)
     assert group.outcome.code == (code or 137)
+    if code:  # a good end is no failure
+        assert group.outcome.settling == pytest.approx(seconds, abs=0.5)
     assert group.agents[0].asked() == ["start", "kill"]
 
 

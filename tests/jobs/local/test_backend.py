@@ -157,6 +157,10 @@ def test_first_failure_restarts_from_same_agent_and_second_from_new_one(field):
     field.until_state(run, "complete")
     assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("done", "complete")]
     assert parents[0] == parents[1] != parents[2]
+    starts = [read_json(run.attempt(n) / "start.json") for n in (1, 2, 3)]
+    assert [start["warm"] for start in starts] == [False, True, False]
+    end = read_json(run.attempt(1) / "end.json")
+    assert starts[0]["time"] < end["noticed"] < end["time"]  # the peer of the killed rank ends in between
     field.until(lambda: not field.left())
 
 
