@@ -5,7 +5,8 @@
 - ``goodput.py``: ``Account``, how runs spent their time, and which setting would save most.
 - ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``GroupScore``.
 - ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds, also for the studies.
-- ``scaling_laws.py``: ``PowerLaw`` fits. ``paper_comparison.py``: results against those of the paper.
+- ``scaling_laws.py``: curves of runs along an axis; ``laws.py``: their ``Law``, also for the studies;
+  ``distributions.py``: ``Interval``, Student's t and F. ``paper_comparison.py``: results against those of the paper.
 - ``report.py``: the blocks of a report (``document.py``: ``Text``, ``Table``, ``Figure``), shown by ``html.py``,
   ``markdown.py``, ``figures.py`` and ``charts.py``.
 

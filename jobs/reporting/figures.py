@@ -13,7 +13,7 @@ from flip.monitoring.results import Outcome
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import level_percent, percent
-from jobs.reporting import charts, scaling_laws, seed_groups
+from jobs.reporting import charts, laws, scaling_laws, seed_groups
 from jobs.reporting.charts import Level, Mark, Plot, Point, Series, smooth, thin
 from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
@@ -224,8 +224,16 @@ def _mean_mark(xs: Sequence[float], score: GroupScore, name: str) -> Mark:
 # -- scaling -----------------------------------------------------------------------------------------------------------
 
 
+LAWS = (
+    f"Power law: {laws.POWER.formula}; log-odds, if the mean accuracy is below 50 %: {laws.LOG_ODDS.formula}. Least"
+    " squares in the logarithms, with 95 % intervals by Student's t. Lack of fit: F test against the spread of runs at"
+    " equal x; below p = 0.05 the law is refused and not drawn; not tested without such runs. A law needs"
+    f" {scaling_laws.MIN_RUNS} runs at three values of x; do not extrapolate."
+)
+
+
 def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
-    """Error of complete runs along every axis with at least two values, with power laws."""
+    """Error of complete runs along every axis with at least two values, with their laws."""
     tests = [name for name, role in seed_groups.sets(outcomes).items() if role == "test"]
     blocks: list[Block] = []
     for test in tests:
@@ -241,20 +249,16 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
         if plots:
             caption = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
             if rows:
-                caption += " logarithmic. Dashed, with a band of 95 %: fitted power laws."
+                caption += " logarithmic. Dashed, with a band of 95 %: fitted laws."
             else:
                 caption += " logarithmic."
             blocks.append(Figure(f"scaling-{test}", plots, caption))
         if rows:
-            blocks += [Table(rows, text=["along", "of"])]
+            blocks += [Table(rows, text=["along", "of", "law", "lack of fit"])]
     if not blocks:
         return []
     if any(isinstance(block, Table) for block in blocks):
-        blocks.append(Text(
-            "error = a * x^-b by least squares in the logarithms; intervals: bootstrap over runs, 2000"
-            f" times, seed 0. A law needs {scaling_laws.MIN_RUNS} runs at three values of x; do not extrapolate.",
-            tone="quiet",
-        ))  # fmt: skip
+        blocks.append(Text(LAWS, tone="quiet"))
     return [heading("Scaling curves"), *blocks]
 
 
@@ -263,7 +267,7 @@ def _law(curve: Curve, style: int | None) -> Series:
         Mark(t.x, 100 * t.error, 100 * t.low, 100 * t.high, f"{t.name}: error {percent(t.error)} %")
         for t in curve.trials
     ]
-    if curve.law is None:
+    if curve.law is None or curve.law.refused:
         means: dict[float, list[float]] = {}
         for trial in curve.trials:
             means.setdefault(trial.x, []).append(100 * trial.error)
@@ -278,15 +282,16 @@ def _law(curve: Curve, style: int | None) -> Series:
 def _exponent(test: str, curve: Curve) -> dict[str, str]:
     law = curve.law
     assert law is not None
-    double = 100 * (2**-law.exponent - 1)
-    return {
-        "test": test,
-        "along": curve.axis,
-        "of": curve.name,
-        "runs": str(law.runs),
-        "exponent b": f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})",
-        "error at twice x": f"{double:+.1f} %",
-    }
+    (b,) = law.exponents()
+    if law.form is laws.POWER:
+        double = f"error {100 * (2**-b.value - 1):+.1f} %"
+    else:
+        double = f"odds times {2**b.value:.2f}"
+    exponent = f"{b.value:.3f} ({b.low:.3f} to {b.high:.3f})"
+    if law.refused:
+        exponent = double = "does not fit"
+    row = {"test": test, "along": curve.axis, "of": curve.name, "runs": str(law.runs), "law": law.form.name}
+    return row | {"exponent b": exponent, "at twice x": double, "lack of fit": str(law.lack or "not tested")}
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from jobs.reporting.distributions import t_quantile
+
 LEAST = 3
 """Minimum number of pairs for an interval."""
-QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,3 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     mean = fmean(each.values())
     half = t_quantile(len(each) - 1) * stdev(each.values()) / sqrt(len(each))
     return Difference(mean, mean - half, mean + half, each)
-
-
-def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; from 30 degrees of freedom on, that of 30, which is the larger."""
-    return QUANTILES[min(freedom, len(QUANTILES)) - 1]

@@ -1,8 +1,4 @@
-"""Scaling curves: runs that differ along one axis, and power laws of their error with bootstrap intervals.
-
-A law is error = a * x^-b, fitted by least squares in the logarithms. Its 95 % interval is a bootstrap over the runs
-(2000 draws, seed 0).
-"""
+"""Scaling curves: runs that differ along one axis, and the laws (``laws.py``) of their accuracy."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,19 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
 from flip.evaluation.metrics.score import score_of
 from flip.monitoring.results import Outcome
 from jobs.common.text import count
+from jobs.reporting import laws
+from jobs.reporting.laws import Law
 from jobs.reporting.seed_groups import source, stages_of
 
-DRAWS = 2000
-MIN_RUNS = 4
-"""Fewest runs of a law, with at least three values of x."""
+MIN_RUNS = 1 + 1 + laws.SPARE
+"""Fewest runs of a law along one axis, with at least three values of x."""
 
 DERIVED = re.compile(
     r"seed|model\.size|schema|resources\..*|evaluate\..*|compute\.(accumulate|threads)|data\.(lanes|block|chunk)"
@@ -90,59 +84,23 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """error = scale * x^-exponent. ``low``, ``high``: 95 % interval of the exponent."""
-
-    scale: float
-    exponent: float
-    low: float
-    high: float
-    runs: int
-    draws: NDArray[np.float64]
-    """(draws, 2): logarithm of the scale, exponent."""
-
-    def line(self, start: float, stop: float, points: int = 24) -> list[tuple[float, float, float, float]]:
-        """(x, error, low, high) from ``start`` to ``stop``, evenly in the logarithm."""
-        xs = np.geomspace(start, stop, points)
-        drawn = np.exp(self.draws[:, :1] - self.draws[:, 1:] * np.log(xs)[None, :])
-        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-        fitted = self.scale * xs**-self.exponent
-        return [tuple(map(float, point)) for point in zip(xs, fitted, low, high, strict=True)]  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
 class Curve:
     """Runs of one design along one axis. ``name``: settings by which it differs from other curves of the axis."""
 
     axis: str
     name: str
     trials: list[Trial]
-    law: PowerLaw | None
+    law: Law | None
 
 
-def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> PowerLaw | None:
-    """The law of the points; None if they are too few, or if an error is 0. ``xs`` are above 0."""
-    if len(xs) < MIN_RUNS or len(set(xs)) < 3 or min(errors) <= 0:
+def law_of(trials: Sequence[Trial]) -> Law | None:
+    """The law of runs along one axis; None if they are too few or at less than three values of x, or if one is perfect
+    or always wrong."""
+    if len(trials) < MIN_RUNS or len({trial.x for trial in trials}) < 3:
         return None
-    x = np.log(np.asarray(xs, float))
-    y = np.log(np.asarray(errors, float))
-    chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    fits = _least_squares(x[chosen], y[chosen])
-    fits = fits[np.isfinite(fits).all(axis=1)]  # a draw with a single x has no slope
-    ((intercept, slope),) = _least_squares(x[None], y[None])
-    low, high = np.quantile(-fits[:, 1], (0.025, 0.975))
-    drawn = np.stack([fits[:, 0], -fits[:, 1]], axis=1)
-    return PowerLaw(float(np.exp(intercept)), float(-slope), float(low), float(high), len(x), drawn)
-
-
-def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of points (n, k) -> (n, 2): intercept and slope, NaN if all x are equal."""
-    dx = x - x.mean(axis=1, keepdims=True)
-    dy = y - y.mean(axis=1, keepdims=True)
-    spread = (dx * dx).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = np.where(spread > 1e-12, (dx * dy).sum(axis=1) / spread, np.nan)
-    return np.stack([y.mean(axis=1) - slope * x.mean(axis=1), slope], axis=1)
+    if not all(0 < trial.error < 1 for trial in trials):
+        return None
+    return laws.fit([[trial.x] for trial in trials], [1 - trial.error for trial in trials])
 
 
 def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
@@ -166,8 +124,7 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
         varied = _varied([group[-1][1] for group in groups])
         for group in groups:
             trials = sorted((_trial(outcome, item, x) for x, outcome, item in group), key=lambda trial: trial.x)
-            law = fit([trial.x for trial in trials], [trial.error for trial in trials])
-            result.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law))
+            result.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law_of(trials)))
     return result
 
 

@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 The data: flip demo_data, for scaling: flip demo_data icons
 """
 ENGINE = ("arms", "engine", "page", "results", "study")
-"""Files in tools/studies/ that are no studies, beside NAME_design.py and NAME_stats.py."""
+"""Files in tools/studies/ that are no studies, beside NAME_design.py, NAME_stats.py and NAME_page.py."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def studies() -> list[str]:
     """Names of the studies: the files in tools/studies with an object STUDY."""
     folder = REPOSITORY / "tools" / "studies"
     files = [path.stem for path in sorted(folder.glob("[a-z]*.py"))]
-    return [name for name in files if name not in ENGINE and not name.endswith(("_design", "_stats"))]
+    return [name for name in files if name not in ENGINE and not name.endswith(("_design", "_stats", "_page"))]
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,11 +13,11 @@ from typing import Any
 
 from flip.runs.rundir import read_json
 from jobs.common.text import percent
-from jobs.reporting import scaling_laws
 from jobs.reporting.charts import Mark, Plot, Series
+from jobs.reporting.distributions import Interval
 from jobs.reporting.document import Block, Figure, Text, heading
 from jobs.sweeps.published import rows
-from tools.studies import scaling_design, scaling_stats
+from tools.studies import scaling_design, scaling_laws_page, scaling_stats
 from tools.studies.page import interval, paragraphs, section
 from tools.studies.results import Results, is_zero_shot_test, score
 from tools.studies.scaling_design import (
@@ -31,7 +31,7 @@ from tools.studies.scaling_design import (
     ScalingRun,
     StudyPoint,
 )  # fmt: skip
-from tools.studies.scaling_stats import Interval, SpeedUp
+from tools.studies.scaling_stats import SpeedUp
 from tools.studies.study import TRIAL_SEED
 
 MODEL = StudyPoint("8M/8")
@@ -125,7 +125,14 @@ def sections(study: ScalingResults) -> list[Block]:
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
     drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
-    blocks += [*claims(study), *table_8(study), *masks(study), *drawn, *laws(study), *measures(study)]
+    blocks += [
+        *claims(study),
+        *table_8(study),
+        *masks(study),
+        *drawn,
+        *scaling_laws_page.sections(study),
+        *measures(study),
+    ]
     blocks += [*learning_rates(study), *repeats(study), *data_sets(study), *leakage(study), *machine_time(study)]
     return [*blocks, heading("What depends on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
 
@@ -303,46 +310,6 @@ def cost(study: ScalingResults) -> Figure:
         "Left: complete runs of three lengths; bars: lowest and highest seed. Right: during training of the trunks at"
     )
     return Figure("cost", plots, f"{caption} a constant rate, first seed.")
-
-
-# -- laws --------------------------------------------------------------------------------------------------------------
-
-
-def laws(study: ScalingResults) -> list[Block]:
-    """Power laws of the error along each axis, and the prediction of the joint corner beside its result."""
-    lines = []
-    for label, field, points in AXES:
-        runs = [record for point in points for record in study.points(point).values()]
-        known = all(map(study.complete, points))
-        law = None
-        if known:
-            law = scaling_laws.fit([run[field] for run in runs], [1 - score(run) for run in runs])
-        if law:
-            exponent = f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)
-        else:
-            exponent = "-", "-"
-        lines.append((label, *exponent))
-    note = "Error = a * x^-b, by least squares in the logarithms; intervals: bootstrap over runs."
-    blocks = section("Power laws", "along|exponent b|runs", lines, note)
-    if not study.prediction:
-        return [*blocks, Text("The joint corner is not predicted yet.", tone="note")]
-    corner = []
-    for point in (BOTH, ALL):
-        predicted = study.prediction["errors"][str(point.length)]
-        scores = study.scores(point)
-        if not scores:
-            inside = "-"
-        elif predicted["low"] <= 1 - fmean(scores) <= predicted["high"]:
-            inside = "yes"
-        else:
-            inside = "no"
-        bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
-        corner.append((f"length {point.length:g}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
-    note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
-    if any(inside == "no" for *_, inside in corner):
-        note += " A result outside of its interval: one power law does not describe all axes together at this size."
-    columns = "length|predicted top-1|95 % interval|result|inside"
-    return [*blocks, *section("The joint corner, predicted", columns, corner, note)]
 
 
 # -- other measures ----------------------------------------------------------------------------------------------------

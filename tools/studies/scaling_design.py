@@ -13,9 +13,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flip.runs.errors import ConfigError
+from jobs.reporting import laws
+from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
 from tools.studies.results import Record, Results, score
-from tools.studies.scaling_stats import JointLaw, Spread
+from tools.studies.scaling_stats import Spread
 from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, Times, base_lr
 
 if TYPE_CHECKING:
@@ -184,11 +186,11 @@ class ScalingRun:
 REFERENCE = StudyPoint()
 MASKED = tuple(Group(mask=mask, lengths=LENGTHS) for mask in ("0.5", "0", "0.75"))
 """The reference at three lengths, without a mask, and with a larger one."""
-AXES = (Group(model="8M/8"), Group(data="all"), Group(model="0.5M/8"), Group(data="1/64"))
+STEPS = (Group(model="8M/8"), Group(data="all"), Group(model="0.5M/8"), Group(data="1/64"))
 """One step along an axis from the reference."""
 JOINT = (Group("8M/8", "all"), Group("8M/8", "all", lengths=(4,)))
 """Model and data together, then length, too. They share no trunk, which would leave no result for three hours."""
-ARMS = tuple(dict.fromkeys((each.model, each.mask) for each in (*MASKED, *AXES)))
+ARMS = tuple(dict.fromkeys((each.model, each.mask) for each in (*MASKED, *STEPS)))
 """(model, mask) that get learning rates of their own; other data sets and lengths use those."""
 WORKS = {Group(model, mask=mask).work: (model, mask) for model, mask in ARMS}
 """Kind of work, by which learning rates are named as well -> (model, mask)."""
@@ -206,9 +208,9 @@ ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
         ),
     ),
     ("masks and lengths, first seed", MASKED),
-    ("model and data, first seed", AXES),
+    ("model and data, first seed", STEPS),
     ("masks and lengths, second seed", tuple(replace(g, seed=SEEDS[1]) for g in MASKED)),
-    ("model and data, second seed", tuple(replace(g, seed=SEEDS[1]) for g in AXES)),
+    ("model and data, second seed", tuple(replace(g, seed=SEEDS[1]) for g in STEPS)),
     ("model and data together", JOINT[:1]),
     ("repeated runs", REPEATS),
     ("model, data and length together", JOINT[1:]),
@@ -321,17 +323,18 @@ def as_scaling_run(run: StudyRun) -> ScalingRun:
     return run
 
 
-def law(study: ScalingResults) -> tuple[JointLaw, list[Record]]:
+AXES = ("parameters", "data_samples", "samples")
+"""Fields of a record that a law has as axes."""
+
+
+def law(study: ScalingResults, form: Form | None = None, longest: float = LENGTHS[-1]) -> tuple[Law, list[Record]]:
     """The law over parameters, data and samples of the runs at mask 0.5 outside the joint corner, and their records.
 
-    Raises ValueError if they do not determine it.
+    ``longest``: length of the longest runs that are used. Raises ValueError if they do not determine it.
     """
-    jobs = [job for job in all_jobs() if job.kind == "run" and not is_predicted(job)]
+    jobs = [job for job in all_jobs() if job.kind == "run" and not is_predicted(job) and job.length <= longest]
     records = [study.records[j.name] for j in jobs if j.group.mask == REFERENCE.mask and j.name in study.records]
-    axes = ("parameters", "data_samples", "samples")
-    xs = [[each[axis] for axis in axes] for each in records]
-    errors = [1 - score(each) for each in records]
-    return scaling_stats.joint_law(xs, errors), records
+    return laws.fit([[each[axis] for axis in AXES] for each in records], list(map(score, records)), form), records
 
 
 # -- the study ---------------------------------------------------------------------------------------------------------
@@ -412,14 +415,24 @@ class ScalingDesign(Study):
             what = f"a prediction is made once, before the joint corner and after all other runs: {reason}"
             remedy = "Keep the file, or complete the other runs."
             raise ConfigError(what, (late or early or [str(path)])[0], remedy=remedy)
-        fitted, records = law(results)
-        parameters = max(each["parameters"] for each in records)
-        data = max(each["data_samples"] for each in records)
-        lengths = [length for group in JOINT for length in group.lengths]
-        errors = {str(each): vars(fitted.predict((parameters, data, each * results.unit), runs=1)) for each in lengths}
+        try:
+            fitted, records = law(results)
+            parameters = max(each["parameters"] for each in records)
+            data = max(each["data_samples"] for each in records)
+            lengths = [length for group in JOINT for length in group.lengths]
+            points = {str(each): (parameters, data, each * results.unit) for each in lengths}
+            predicted = {length: fitted.predict(point, runs=1) for length, point in points.items()}
+        except ValueError as error:
+            remedy = "Train more points or seeds; a law that does not fit predicts nothing."
+            raise ConfigError("the joint corner cannot be predicted", results.folder, str(error), remedy) from error
         return {
             "what": "zero-shot error of a run of the joint corner by its length in units, from the runs below",
-            "errors": errors,
+            "form": fitted.form.name,
+            "lack_of_fit": str(fitted.lack or "not tested"),
+            "errors": {
+                length: {"value": 1 - each.value, "low": 1 - each.high, "high": 1 - each.low}
+                for length, each in predicted.items()
+            },
             "exponents": [vars(each) for each in fitted.exponents()],
             "runs": {each["run"]: each["configuration"] for each in records},
             "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),

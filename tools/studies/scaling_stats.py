@@ -14,30 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.reporting.paired import t_quantile
+from jobs.reporting.distributions import Interval, t_quantile
 
 Array = NDArray[np.float64]
 
 DRAWS = 2000
 CLEAR = 2.0
 """A difference of first seeds that exceeds its interval's half-width this many times needs no further seeds."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def verdict(self, level: float = 0.0) -> str:
-        """Whether the value is above ``level``: shown, opposite, or not shown if the interval includes the level."""
-        if self.low > level:
-            return "shown"
-        if self.high < level:
-            return "opposite"
-        return "not shown"
 
 
 @dataclass(frozen=True)
@@ -153,48 +136,6 @@ def _ratio(
         reached, shortest = np.unique(np.maximum.accumulate(means), return_index=True)
         logs.append(float(np.interp(level, reached, np.log([lengths[i][0] for i in shortest]))))
     return float(np.exp(logs[0] - logs[1])), level
-
-
-# -- law ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class JointLaw:
-    """error = scale * product over axes of x^-exponent. ``draws``: (draws, 1 + axes), of the bootstrap."""
-
-    coefficients: Array
-    """(1 + axes): logarithm of the scale, exponents."""
-    draws: Array
-    residuals: Array
-
-    def exponents(self) -> list[Interval]:
-        low, high = np.quantile(self.draws[:, 1:], (0.025, 0.975), axis=0)
-        return [Interval(*map(float, each)) for each in zip(self.coefficients[1:], low, high, strict=True)]
-
-    def predict(self, x: Sequence[float], runs: int, seed: int = 1) -> Interval:
-        """The mean error of ``runs`` runs at a point: the interval includes their own variation, not that of the law's
-        form."""
-        row = np.concatenate([[1.0], -np.log(x)])
-        noise = np.random.default_rng(seed).choice(self.residuals, (len(self.draws), runs)).mean(axis=1)
-        low, high = np.quantile(np.exp(self.draws @ row + noise), (0.025, 0.975))
-        return Interval(float(np.exp(self.coefficients @ row)), float(low), float(high))
-
-
-def joint_law(xs: Sequence[Sequence[float]], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> JointLaw:
-    """Fit one law over all axes by least squares in the logarithms. ``xs``: (runs, axes), above 0.
-
-    The bootstrap resamples residuals. Raises ValueError if the runs do not determine the law.
-    """
-    logs = np.log(np.asarray(xs, float))
-    design = np.column_stack([np.ones(len(logs)), -logs])
-    y = np.log(np.asarray(errors, float))
-    if len(y) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError("too few runs, or an axis with a single value")
-    solve = np.linalg.pinv(design)
-    coefficients = solve @ y
-    residuals = (y - design @ coefficients) * sqrt(len(y) / (len(y) - design.shape[1]))
-    drawn = np.random.default_rng(seed).choice(residuals, (draws, len(y)))
-    return JointLaw(coefficients, (design @ coefficients + drawn) @ solve.T, residuals)
 
 
 def _deviations(points: Iterable[Sequence[float]]) -> Array:

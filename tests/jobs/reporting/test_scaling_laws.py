@@ -1,41 +1,19 @@
-"""Tests of scaling laws: power-law fits with intervals, and curves of runs that differ along one axis."""
+"""Tests of scaling curves: runs that differ along one axis, and their laws in the report."""
 
-import numpy as np
 import pytest
 
 from flip.config import merge
 from flip.monitoring.results import read_run
 from flip.runs.rundir import read_json, write_json
-from jobs.reporting.scaling_laws import AXES, curves, fit, ignored
+from jobs.reporting import figures
+from jobs.reporting.laws import LOG_ODDS
+from jobs.reporting.scaling_laws import AXES, Curve, Trial, curves, ignored, law_of
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
 
-def test_fit_recovers_exact_power_law():
-    xs = [1e9, 2e9, 4e9, 8e9]
-    law = fit(xs, [3.0 * x**-0.12 for x in xs])
-    assert (law.exponent, law.scale, law.runs) == (pytest.approx(0.12), pytest.approx(3.0), 4)
-    assert law.low == pytest.approx(0.12) and law.high == pytest.approx(0.12)
-    x, error, low, high = law.line(1e9, 8e9)[-1]
-    assert x == pytest.approx(8e9) and error == pytest.approx(3.0 * 8e9**-0.12)
-    assert low == pytest.approx(error) and high == pytest.approx(error)
-
-
-def test_fit_interval_covers_true_exponent_at_nominal_rate():
-    random = np.random.default_rng(1)
-    held = 0
-    for _ in range(200):
-        xs = np.repeat(np.geomspace(1e8, 1e10, 8), 3)
-        errors = 2.0 * xs**-0.1 * np.exp(random.normal(0, 0.02, len(xs)))
-        law = fit(xs.tolist(), errors.tolist(), draws=400)
-        held += law.low <= 0.1 <= law.high
-    assert 176 <= held <= 199, "the nominal rate is 95 % of 200; resampling of 24 runs lowers it"
-
-
-def test_fit_is_deterministic():
-    xs = [1.0, 2.0, 4.0, 8.0, 8.0]
-    errors = [0.5, 0.42, 0.36, 0.31, 0.3]
-    assert (fit(xs, errors).low, fit(xs, errors).high) == (fit(xs, errors).low, fit(xs, errors).high)
+def trials(xs, errors):
+    return [Trial(str(i), x, error, error, error) for i, (x, error) in enumerate(zip(xs, errors, strict=True))]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +22,25 @@ def test_fit_is_deterministic():
         ([1.0, 2.0, 4.0], [0.5, 0.4, 0.3]),  # too few runs
         ([1.0, 1.0, 2.0, 2.0], [0.5, 0.5, 0.4, 0.4]),  # only two distinct x
         ([1.0, 2.0, 4.0, 8.0], [0.5, 0.4, 0.3, 0.0]),  # an error of 0 has no logarithm
+        ([1.0, 2.0, 4.0, 8.0], [1.0, 0.9, 0.8, 0.7]),  # an accuracy of 0 has no logarithm
     ],
 )
-def test_fit_returns_none_for_insufficient_data(xs, errors):
-    assert fit(xs, errors) is None
+def test_law_is_none_for_insufficient_data(xs, errors):
+    assert law_of(trials(xs, errors)) is None
+
+
+def test_law_that_does_not_fit_is_not_drawn():
+    """The errors fall, rise and fall again, with little spread at each x: the chart has their means."""
+    xs = [1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0]
+    errors = [0.40, 0.401, 0.30, 0.301, 0.38, 0.381, 0.20, 0.201]
+    curve = Curve("batch", "b", trials(xs, errors), law_of(trials(xs, errors)))
+    assert curve.law.refused
+    series = figures._law(curve, 0)
+    assert not series.fit and not series.band and len(series.lines[0]) == 4
+    row = figures._exponent("twemoji", curve)
+    assert row["exponent b"] == "does not fit" and row["lack of fit"].startswith("F(2, 4) = ")
+    good = Curve("batch", "b", trials(xs, [0.4 * x**-0.2 for x in xs]), law_of(trials(xs, [0.4 * x**-0.2 for x in xs])))
+    assert figures._law(good, 0).fit and figures._exponent("t", good)["at twice x"] == "error -12.9 %"
 
 
 def test_curves_join_runs_that_differ_only_along_axis(tmp_path, monkeypatch):
@@ -61,7 +54,7 @@ def test_curves_join_runs_that_differ_only_along_axis(tmp_path, monkeypatch):
             assert len({trial.x for trial in curve.trials}) == 2 and len(curve.trials) == 4 and curve.law is None
     assert len({curve.name for curve in by_axis["samples seen"]}) == 4
     for flops_curve in by_axis["training FLOPs"]:  # one curve per data set: its size costs no FLOPs
-        assert len(flops_curve.trials) == 8 and flops_curve.law.low <= flops_curve.law.exponent <= flops_curve.law.high
+        assert len(flops_curve.trials) == 8 and flops_curve.law.form is LOG_ODDS
 
 
 def run_with(folder, name, flops, edit=None, top1=0.2, **fields):

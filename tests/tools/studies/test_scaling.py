@@ -50,9 +50,9 @@ def top1(job: ScalingRun) -> float:
     group = job.group
     if group.peak:
         return 0.2 + 0.1 * (group.peak == 5e-4)
-    x = PARAMETERS[group.model] ** -0.02 * PICTURES[group.data] ** -0.01 * max(1, job.length) ** -0.05
+    odds = 2e-3 * PARAMETERS[group.model] ** 0.16 * PICTURES[group.data] ** 0.07 * max(1, job.length) ** 0.31
     noise = np.random.default_rng([group.seed, *job.name.encode()]).standard_normal()
-    return 1 - 1.3 * x - 0.02 * (group.mask == "0.75") + 0.002 * noise
+    return 7 * odds / (1 + 7 * odds) - 0.02 * (group.mask == "0.75") + 0.002 * noise
 
 
 def record(job: ScalingRun) -> dict[str, Any]:

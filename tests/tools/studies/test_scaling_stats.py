@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.reporting.paired import t_quantile
+from jobs.reporting.distributions import Interval
 from tools.studies import scaling_stats
-from tools.studies.scaling_stats import Interval, Spread
+from tools.studies.scaling_stats import Spread
 
 
 def test_spread_is_pooled_over_points() -> None:
@@ -27,7 +27,6 @@ def test_contrast_interval_includes_all_points() -> None:
     )
     assert not scaling_stats.is_clear(interval) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
     assert scaling_stats.contrast([(1.0, [10.0]), (-1.0, [])], Spread(2.0, 8)) is None
-    assert t_quantile(500) == t_quantile(30) == 2.042
 
 
 def lengths(factor: float, noise: float, seed: int) -> list[tuple[float, list[float]]]:
@@ -83,22 +82,3 @@ def test_speed_up_ignores_longer_run_that_is_not_more_accurate() -> None:
     second = [(1.0, [0.1]), (2.0, [0.3]), (4.0, [0.28])]
     speed_up = scaling_stats.speed_up(first, second)
     assert speed_up is not None and speed_up.estimate.value == pytest.approx(2), "30 % at cost 4, and at cost 2"
-
-
-def test_joint_law_recovers_known_exponents_and_prediction() -> None:
-    """About 95 % of the intervals contain the known values."""
-    axes = np.array([(n, d, s) for n in (0.5e6, 2e6, 8e6) for d in (5e3, 4e4, 3e5) for s in (1e5, 4e5)])
-    corner = np.array([8e6, 3e5, 8e5])
-    exponents = np.array([0.05, 0.03, 0.02])
-    inside = []
-    for seed in range(40):
-        noise = 0.002 * np.random.default_rng(seed).standard_normal(len(axes))
-        law = scaling_stats.joint_law(axes.tolist(), 3 * np.exp(noise - np.log(axes) @ exponents), draws=400)
-        predicted = law.predict(corner.tolist(), runs=1)
-        assert predicted.value == pytest.approx(3 * np.prod(corner**-exponents), rel=0.01)
-        assert predicted.high / predicted.low < 1.05
-        truth = [*exponents, 3 * np.prod(corner**-exponents)]
-        inside += [e.low <= x <= e.high for e, x in zip([*law.exponents(), predicted], truth, strict=True)]
-    assert np.mean(inside) >= 0.85
-    with pytest.raises(ValueError, match="single value"):
-        scaling_stats.joint_law([(1.0, 1.0, x) for x in (1, 2, 3, 4, 5)], [0.5] * 5)
