@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from flip.runs.errors import ConfigError
 from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
-from tools.studies.results import Record, Results, score
+from tools.studies.results import Record, Results, is_zero_shot_test, score
 from tools.studies.scaling_stats import Spread
 from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, Times, base_lr
 
@@ -283,6 +284,13 @@ class ScalingResults(Results):
     def scores(self, point: StudyPoint) -> list[float]:
         """Accuracy of each run of a point: the mean over the test families."""
         return [score(each) for each in self.points(point).values()]
+
+    def picture_variance(self, point: StudyPoint) -> float:
+        """Variance of the accuracy of a point by the choice of the test pictures; 0 if their number is unknown."""
+        tests = [list(filter(is_zero_shot_test, each["evaluations"])) for each in self.points(point).values()]
+        if not tests or any("n" not in item for items in tests for item in items):
+            return 0.0
+        return fmean(scaling_stats.binomial_variance(items) for items in tests)
 
     def complete(self, point: StudyPoint) -> bool:
         """Whether all runs of a point that the study asks for have a result."""

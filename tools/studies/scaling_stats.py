@@ -40,18 +40,33 @@ def spread(scores: Mapping[Any, Sequence[float]]) -> Spread | None:
     return None
 
 
-def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) -> Interval | None:
+def contrast(
+    terms: Sequence[tuple[float, Sequence[float]]], between: Spread, pictures: Sequence[float] = ()
+) -> Interval | None:
     """Sum of factor * mean of the scores, as a difference of points; None if a point has no score.
 
-    The interval is t * s * sqrt(sum factor^2 / n), s being the pooled deviation. Seeds are not paired: points differ in
-    what a seed means for them.
+    The interval is t * error; the variance is that between seeds, s^2 * sum factor^2 / n with the pooled deviation s,
+    and that of the test pictures, sum factor^2 * ``pictures``, if the variance of each point is given. Degrees of
+    freedom by Satterthwaite. Seeds are not paired: points differ in what a seed means for them.
     """
     if not all(scores for _, scores in terms):
         return None
     value = sum(factor * float(np.mean(scores)) for factor, scores in terms)
-    error = between.deviation * sqrt(sum(factor**2 / len(scores) for factor, scores in terms))
-    half = t_quantile(between.freedom) * error
+    seeds = between.deviation**2 * sum(factor**2 / len(scores) for factor, scores in terms)
+    sampled = sum(factor**2 * each for (factor, _), each in zip(terms, pictures, strict=False))
+    freedom = float(between.freedom)
+    if sampled:
+        freedom = between.freedom * ((seeds + sampled) / seeds) ** 2
+    half = t_quantile(freedom) * sqrt(seeds + sampled)
     return Interval(value, value - half, value + half)
+
+
+def binomial_variance(items: Sequence[Mapping[str, Any]]) -> float:
+    """Variance of the mean accuracy over sets by the choice of their pictures, 0..1 squared.
+
+    ``items``: accuracy and number of pictures of each set. It is an upper bound for runs that see the same pictures.
+    """
+    return float(sum(item["top1"] * (1 - item["top1"]) / item["n"] for item in items)) / len(items) ** 2
 
 
 def is_clear(difference: Interval) -> bool:
@@ -69,7 +84,7 @@ Lengths = Sequence[tuple[float, Sequence[float]]]
 class SpeedUp:
     """How many times less the second design costs at equal accuracy.
 
-    ``level``: the accuracy, the highest that both reach. ``bound``: ``at least`` (``at most``) if the second (the
+    ``level``: the accuracy. ``bound``: ``at least`` (``at most``) if the second (the
     first) has that accuracy at its shortest length already; else empty.
     """
 
@@ -79,57 +94,85 @@ class SpeedUp:
 
 
 def speed_up(
-    first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0, shared: bool = False
+    first: Lengths,
+    second: Lengths,
+    draws: int = DRAWS,
+    seed: int = 0,
+    shared: bool = False,
+    level: float | None = None,
+    calibration: float = 0.0,
 ) -> SpeedUp | None:
-    """Cost of the first design at the level, divided by that of the second; None if a length has no score.
+    """Cost of the first design at a level of accuracy, divided by that of the second; None if a length has no score, or
+    if a design does not reach the level. Without ``level``: the highest that both reach.
 
     Accuracy between two lengths is linear in the logarithm of the cost, never extrapolated. The interval is a
-    bootstrap: each draw adds resampled deviations of all runs of both designs to the means. ``shared``: the lengths of
-    a seed deviate together, since they share a trunk, and are resampled together; all have as many seeds.
+    bootstrap: each draw adds resampled deviations of all runs of both designs to the means, and the relative error of
+    the ratio of costs (``calibration``, a standard deviation). ``shared``: the lengths of a seed deviate together,
+    since they share a trunk, and are resampled together; all have as many seeds.
     """
     if not first or not second or not all(scores for _, scores in (*first, *second)):
         return None
+    a, b = ([float(np.mean(scores)) for _, scores in each] for each in (first, second))
+    if level is not None and level > min(max(a), max(b)):
+        return None
     random = np.random.default_rng(seed)
-    designs = first, second
+    drawn = _drawn((first, second), (a, b), random, draws, shared)
+    ratios = [_ratio(first, ours, second, theirs, level)[0] for ours, theirs in drawn]
+    ratio, reached = _ratio(first, a, second, b, level)
+    low = 0.0
+    high = np.inf
+    if ratios:
+        low, high = np.quantile(ratios * np.exp(calibration * random.standard_normal(len(ratios))), (0.025, 0.975))
+    bound = ""
+    if b[0] >= reached:
+        bound = "at least"
+    elif a[0] >= reached:
+        bound = "at most"
+    return SpeedUp(Interval(ratio, float(low), float(high)), reached, bound)
+
+
+def _drawn(
+    designs: tuple[Lengths, Lengths],
+    means: tuple[Sequence[float], Sequence[float]],
+    random: np.random.Generator,
+    draws: int,
+    shared: bool,
+) -> list[tuple[Array, Array]]:
+    """Mean accuracies of both designs per length with resampled deviations, for each draw; empty without any."""
     if shared:
         pool = np.concatenate([np.array([_scaled([scores]) for _, scores in each]).T for each in designs])
     else:
         pool = _scaled([scores for each in designs for _, scores in each])
-    a, b = ([float(np.mean(scores)) for _, scores in each] for each in designs)
-    ratios = list[float]()
-    if len(pool):
-        if shared:  # (draws, lengths) of each design
-            noise = [random.choice(pool, (draws, len(each[0][1]))).mean(axis=1) for each in designs]
-        else:
-            noise = [
-                np.transpose([random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each])
-                for each in designs
-            ]
-        drawn = (np.asarray(means) + each for means, each in zip((a, b), noise, strict=True))
-        ratios = [
-            _ratio(first, first_means, second, second_means)[0]
-            for first_means, second_means in zip(*drawn, strict=True)
+    if not len(pool):
+        return []
+    if shared:  # (draws, lengths) of each design
+        noise = [random.choice(pool, (draws, len(each[0][1]))).mean(axis=1) for each in designs]
+    else:
+        noise = [
+            np.transpose([random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each])
+            for each in designs
         ]
-    ratio, level = _ratio(first, a, second, b)
-    if ratios:
-        low, high = np.quantile(ratios, (0.025, 0.975))
-    else:
-        low = 0.0
-        high = np.inf
-    if b[0] >= level:
-        bound = "at least"
-    else:
-        bound = ""
-        if a[0] >= level:
-            bound = "at most"
-    return SpeedUp(Interval(ratio, float(low), float(high)), level, bound)
+    first, second = (np.asarray(values) + each for values, each in zip(means, noise, strict=True))
+    return list(zip(first, second, strict=True))
+
+
+def relative_error(facts: Mapping[str, Any]) -> float:
+    """Relative standard error of a calibrated time: that of a median, from its quartiles and number of intervals."""
+    low, high = facts["quartiles"]
+    deviation = (high - low) / 1.349  # of a normal distribution with these quartiles
+    return float(1.2533 * deviation / sqrt(facts["intervals"]) / facts["seconds"])
 
 
 def _ratio(
-    first: Lengths, a: Sequence[float] | Array, second: Lengths, b: Sequence[float] | Array
+    first: Lengths,
+    a: Sequence[float] | Array,
+    second: Lengths,
+    b: Sequence[float] | Array,
+    level: float | None,
 ) -> tuple[float, float]:
     """(ratio of costs, accuracy at which they are compared) for mean accuracies ``a`` and ``b`` per length."""
-    level = min(max(a), max(b))
+    if level is None:
+        level = min(max(a), max(b))
     logs = list[float]()
     for lengths, means in ((first, a), (second, b)):
         # a longer run that is not more accurate does not count

@@ -268,11 +268,15 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     assert "runs are missing" not in text
     assert row(text, "A larger model is more accurate")[-1] == "shown"
     assert row(text, "More data gain more than longer training")[-1] == "opposite"
-    assert row(text, "Mask 75 % is less accurate than 50 %")[-1] == "shown"
+    assert row(text, "Mask 50 % costs accuracy")[1] == "+0.1", "the paper's numbers at equal batch"
+    costs = row(text, "Mask 75 % costs more than 50 %")
+    assert (costs[1], costs[-1]) == ("+2.7", "shown (confounded)")
     assert row(text, "Mask 50 % reaches the accuracy")[-1] == "shown"
     assert row(text, "joint")[1:3] == ["78.8", "+4.5"], "the paper's numbers"
-    assert row(text, "50 %")[1] == "69.6", "the paper's number"
-    assert 1.7 < float(row(text, "50 %")[3].split()[0]) < 2.3, "half the cost at equal accuracy"
+    masks = text.partition("### Masks at equal samples")[2]
+    assert row(masks, "50 %")[1:5] == ["69.6", "68.5", "2.0", "1.92"], "the paper's numbers"
+    speeds = row(text.partition("### Speed-up by masking")[2], "50 %")
+    assert all(1.7 < float(cell.split()[0]) < 2.3 for cell in speeds[1:]), "half the cost at equal accuracy"
     assert row(text, "length 4")[-1] == "yes" and row(text, "chance")[2:] == ["0.10"] * 5
     assert row(text, "tabler")[2:4] == ["12.00", "0.00"]
     assert row(text, "1/64") == ["1/64", "digest", "2"] and "several digests" not in text
@@ -285,16 +289,16 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
 
 def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
     text = page(complete(tmp_path, []))
-    assert "runs are missing" in text and row(text, "A larger model is more accurate")[1:] == ["-", "-"]
+    assert "runs are missing" in text and row(text, "A larger model is more accurate")[2:] == ["-", "-"]
     masks = [job for job in single() if job.kind == "trial" or len(job.group.lengths) > 1]
     text = page(complete(tmp_path, masks))
     assert row(text, "Mask 50 % reaches the accuracy")[-1] == "shown"
-    assert row(text, "A larger model is more accurate")[1:] == ["-", "-"]
+    assert row(text, "A larger model is more accurate")[2:] == ["-", "-"]
     assert "The joint corner is not predicted yet" in text
     first = [job for job in masks if job.group.seed != 1]
     text = page(complete(tmp_path / "first", first))
-    assert row(text, "Mask 50 % reaches the accuracy")[1:] == ["-", "-"]
-    assert "(no interval, one seed)" in row(text, "50 %")[3], "the speed-up so far"
+    assert row(text, "Mask 50 % reaches the accuracy")[2:] == ["-", "-"]
+    assert "(no interval, one seed)" in row(text.partition("### Speed-up by masking")[2], "50 %")[-1], "so far"
 
 
 def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,3 +82,28 @@ def test_speed_up_ignores_longer_run_that_is_not_more_accurate() -> None:
     second = [(1.0, [0.1]), (2.0, [0.3]), (4.0, [0.28])]
     speed_up = scaling_stats.speed_up(first, second)
     assert speed_up is not None and speed_up.estimate.value == pytest.approx(2), "30 % at cost 4, and at cost 2"
+
+
+def test_contrast_adds_variance_of_test_pictures() -> None:
+    """Two points of 10 % on three sets of 1,000 pictures: 2 * 0.09 / 3000 beside the seeds' 2 * s^2 / 2."""
+    items = [{"top1": 0.1, "n": 1000}] * 3
+    variance = scaling_stats.binomial_variance(items)
+    assert variance == pytest.approx(0.1 * 0.9 / 3000)
+    terms = [(100.0, [0.1, 0.1]), (-100.0, [0.1, 0.1])]
+    seeds = scaling_stats.contrast(terms, Spread(0.005, 1000))
+    both = scaling_stats.contrast(terms, Spread(0.005, 1000), [variance, variance])
+    assert seeds is not None and seeds.high == pytest.approx(1.96 * 0.5, abs=0.01)
+    assert both is not None and both.high == pytest.approx(1.96 * (0.25 + 0.6) ** 0.5, abs=0.01)
+
+
+def test_speed_up_at_a_level_includes_error_of_calibration() -> None:
+    first = [(100.0, [0.10, 0.10]), (200.0, [0.20, 0.20])]
+    second = [(50.0, [0.10, 0.11]), (100.0, [0.20, 0.21])]
+    exact = scaling_stats.speed_up(first, second, level=0.15)
+    wide = scaling_stats.speed_up(first, second, level=0.15, calibration=0.1)
+    assert exact is not None and wide is not None and exact.level == 0.15
+    assert exact.estimate.value == wide.estimate.value == pytest.approx(2, rel=0.1)
+    assert wide.estimate.high / wide.estimate.low > 1.2 * exact.estimate.high / exact.estimate.low
+    assert scaling_stats.speed_up(first, second, level=0.25) is None, "neither design reaches it"
+    facts = {"quartiles": [0.9, 1.1], "seconds": 1.0, "intervals": 16}
+    assert scaling_stats.relative_error(facts) == pytest.approx(1.2533 * 0.2 / 1.349 / 4)
