@@ -17,10 +17,11 @@ EXAMPLES = """examples:
   flip study --plan          show the missing runs and their cost
   flip study --again mine    train it a second time, with the same lengths and learning rates, into mine/
   flip study --study scaling --minutes 80   train the next part of the scaling study, most important first
+  flip study --study scaling --baseline     the nearest training picture in place of a model: minutes, no training
   flip study --study scaling --predict      predict the joint corner, before it is trained
 The data: flip demo_data, for scaling: flip demo_data icons
 """
-ENGINE = ("arms", "engine", "page", "results", "study")
+ENGINE = ("answers", "arms", "baseline", "engine", "page", "results", "study")
 """Files in tools/studies/ that are no studies, beside NAME_design.py, NAME_stats.py and NAME_page.py."""
 
 
@@ -30,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--calibrate", action="store_true", help="measure step times and write the calibration file")
     action.add_argument("--page", action="store_true", help="write the page from the results")
     action.add_argument("--plan", action="store_true", help="show the missing runs and their cost; start nothing")
+    action.add_argument(
+        "--baseline",
+        action="store_true",
+        help="classify by the nearest training picture at 16 x 16 pixels; no training",
+    )
     action.add_argument(
         "--predict", action="store_true", help="write prediction.json; predicted runs wait for it (scaling)"
     )
@@ -83,7 +89,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.again:
         engine.again(study, docs, options.again)
         docs = options.again
-    if options.predict:
+    if options.baseline:
+        from flip.config.resolve import cache_root
+        from tools.studies import baseline
+
+        print(baseline.write(study, docs, cache_root()))
+    elif options.predict:
         results = read(study, docs)
         write_json(results.folder / "prediction.json", study.predict(results))
     elif options.page:

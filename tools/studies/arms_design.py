@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, StudyRun, Times, base_lr
+from tools.studies.study import (
+    PROBE,
+    TRIAL_SEED,
+    VALIDATION,
+    Entry,
+    Peaks,
+    Study,
+    StudyRun,
+    TestSet,
+    Times,
+    base_lr,
+)  # fmt: skip
 
 WARMUP = 0.05
 """Warm-up as a share of the stage."""
@@ -270,6 +281,14 @@ class ArmDesign(Study):
             if run.kind != "trial":
                 fields["evaluate.every"] = -(-self.samples(run, times) // POINTS)
         return fields | dict(arm.settings)
+
+    def training_sets(self) -> Mapping[str, str]:
+        return {"train": f"{self.recipe}/train"}
+
+    def test_sets(self) -> Sequence[TestSet]:
+        classes = self.validation["classes"].removeprefix("cache:")
+        tests = [TestSet(name, f"{self.recipe}/{name}", classes) for name in self.tests]
+        return [TestSet(VALIDATION, self.validation["manifest"].removeprefix("cache:"), classes), *tests]
 
     def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
         title = next((each.title for each in self.rounds if name.startswith(f"{self.name}_{each.name}")), name)

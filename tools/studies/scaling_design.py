@@ -19,7 +19,7 @@ from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
 from tools.studies.results import Record, Results, is_zero_shot_test, score
 from tools.studies.scaling_stats import Spread
-from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, Times, base_lr
+from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
 
 if TYPE_CHECKING:
     from tools.studies.study import StudyRun
@@ -41,6 +41,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 """Name, by parameters and patch -> what differs from the model of the recipe icons."""
 DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all": "cache:icons/train"}
+FAMILIES = ("tabler", "carbon", "game-icons")
+"""Test families, which the recipe icons scores."""
 MASKS = ("0", "0.5", "0.75")
 LENGTHS = (1, 2, 4)
 """In units (``unit``)."""
@@ -399,6 +401,13 @@ class ScalingDesign(Study):
             start = stage["samples"] - stage["cooldown"]
             fields["init"] = {"run": f"{NAME}/{job.trunk.name}", "samples": start, "extend": True}
         return fields | {"stages.pretrain": stage}
+
+    def training_sets(self) -> Mapping[str, str]:
+        return {name: manifest.removeprefix("cache:") for name, manifest in DATA.items()}
+
+    def test_sets(self) -> Sequence[TestSet]:
+        folders = {VALIDATION: "icons/bi", **{name: f"icons/{name}" for name in FAMILIES}}
+        return [TestSet(name, folder, f"{folder}/classes.json") for name, folder in folders.items()]
 
     def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
         return {"name": name, "title": "Scaling study", "cluster": "pair", "recipe": "icons", "runs": dict(entries)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flip.runs.errors import ConfigError
@@ -23,6 +24,16 @@ PROBE = 2560
 """Samples of a calibration run."""
 VALIDATION = "validation"
 """Name of the set that selects learning rates."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A zero-shot set of a study. ``folder``, ``classes``: below the cache."""
+
+    name: str
+    folder: str
+    classes: str
+
 
 Times = Mapping[str, float]
 """Kind of work (``Study.calibration``) -> core-seconds per sample."""
@@ -110,6 +121,14 @@ class Study(ABC):
     def source(self, run: StudyRun, peaks: Peaks) -> StudyRun | None:
         """The run from whose checkpoint this one starts."""
         return None
+
+    def training_sets(self) -> Mapping[str, str]:
+        """Name of a training set -> its folder below the cache, for the baseline of pixels."""
+        return {}
+
+    def test_sets(self) -> Sequence[TestSet]:
+        """The sets on which the baseline of pixels is computed, the validation set as well."""
+        return ()
 
     def files(self, results: Results) -> dict[str, str]:
         """Name -> content of further files beside the figures of the page."""

@@ -1,0 +1,155 @@
+"""The baseline without learning: a test picture gets the class of the nearest training picture, at 16 x 16 pixels.
+
+``flip study --baseline`` computes it for each training set and each zero-shot set of a study and writes
+docs/NAME/baseline.json. A training picture has a class if one of its captions is a prompt of that class; pictures
+without a class of the set are left out, as a model chooses among the classes of the set, too.
+
+The file also has, for each set, the share of test pictures with a near-duplicate in training: the check of the icons
+(docs/icons.md), which compares grey shapes without margins, at its limit and at twice the limit.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.runs.errors import ConfigError
+from flip.runs.files import output_folder
+from flip.runs.rundir import read_json, sorted_glob, write_json
+from tools.demo_datasets.icons import drawings
+from tools.studies.answers import pack
+from tools.studies.study import Study
+
+Array = NDArray[np.float32]
+
+SIDE = 16
+NEAR = 0.1
+"""Root mean square difference of shapes below which two pictures are near-duplicates, as in docs/icons.md."""
+BLOCK = 4096
+FILE = "baseline.json"
+REMEDY = "Make it: flip demo_data, or flip demo_data icons."
+WHAT = (
+    "top-1 of the class of the nearest training picture: root mean square difference of the RGB pictures, reduced to"
+    " 16 x 16 pixels by means; near: share of test pictures with a near-duplicate in training"
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """(N, 16 * 16 * 3) thumbnails, 0..1; (N, 256) shapes, 0..1; captions or, of test sets, the label of each; keys."""
+
+    thumbnails: Array
+    shapes: Array
+    captions: Sequence[Sequence[str]]
+    labels: NDArray[np.int64]
+    keys: Sequence[str]
+
+
+def write(study: Study, docs: Path, cache: Path) -> Path:
+    """Compute the baseline of all training sets of a study on all of its test sets; returns the file.
+
+    Raises ConfigError if a data set is absent.
+    """
+    tests = study.test_sets()
+    shown = {test.name: read(cache / test.folder) for test in tests}
+    rows = []
+    for name, folder in study.training_sets().items():
+        learned = read(cache / folder)
+        for test in tests:
+            classes = read_json(cache / test.classes)
+            if classes is None:
+                raise ConfigError("the class names are absent", str(cache / test.classes), remedy=REMEDY)
+            rows.append({"train": name, "set": test.name, **score(learned, shown[test.name], classes)})
+    output_folder(docs / study.name)
+    path = docs / study.name / FILE
+    write_json(path, {"what": WHAT, "sets": rows, "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
+    return path
+
+
+def read(folder: Path) -> Pictures:
+    """The pictures of a data set of `flip demo_data`. Raises ConfigError if it is absent."""
+    thumbnails = []
+    shapes = []
+    captions = []
+    labels = []
+    keys = []
+    for key, files in _samples(folder):
+        thumbnail, shape = _reduced(files["png"])
+        thumbnails.append(thumbnail)
+        shapes.append(shape)
+        captions.append(files["txt"].decode("utf-8").splitlines())
+        labels.append(int(files.get("cls", b"-1")))
+        keys.append(key)
+    if not keys:
+        raise ConfigError("the data set is absent", str(folder), remedy=REMEDY)
+    return Pictures(np.stack(thumbnails), np.stack(shapes), captions, np.array(labels), keys)
+
+
+def nearest(a: Array, b: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each row of ``a`` the index of the nearest row of ``b``, the first of equals, and their distance."""
+    best = np.full(len(a), np.inf)
+    index = np.zeros(len(a), np.int64)
+    squares = (a.astype(np.float64) ** 2).sum(1)
+    for start in range(0, len(b), BLOCK):
+        part = b[start : start + BLOCK]
+        distances = squares[:, None] + (part.astype(np.float64) ** 2).sum(1) - 2 * (a @ part.T).astype(np.float64)
+        here = distances.argmin(1)
+        value = distances[np.arange(len(a)), here]
+        closer = value < best
+        index[closer] = start + here[closer]
+        best[closer] = value[closer]
+    return index, np.sqrt(np.maximum(best, 0) / a.shape[1])
+
+
+def score(learned: Pictures, shown: Pictures, classes: Mapping[str, Any]) -> dict[str, Any]:
+    prompts = {t.format(name): i for i, name in enumerate(classes["names"]) for t in ("{}", *classes["templates"])}
+    known = np.array([next((prompts[line] for line in lines if line in prompts), -1) for lines in learned.captions])
+    usable = known >= 0
+    index, _ = nearest(shown.thumbnails, learned.thumbnails[usable])
+    right = known[usable][index] == shown.labels
+    _, distance = nearest(shown.shapes, learned.shapes)
+    answers = pack(shown.keys, right)
+    return {
+        "pictures": int(usable.sum()),
+        "top1": float(right.mean()),
+        "n": len(right),
+        "near": round(float((distance < NEAR).mean()), 4),
+        "near_2x": round(float((distance < 2 * NEAR).mean()), 4),
+        **answers,
+    }
+
+
+def _samples(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, extension -> content) of each sample, in order."""
+    for path in sorted_glob(folder, "*.tar"):
+        with tarfile.open(path) as tar:
+            key = ""
+            files: dict[str, bytes] = {}
+            for member in tar:
+                name, _, extension = member.name.partition(".")
+                content = tar.extractfile(member)
+                assert content is not None
+                if name != key and files:
+                    yield key, files
+                    files = {}
+                key = name
+                files[extension] = content.read()
+            if files:
+                yield key, files
+
+
+def _reduced(png: bytes) -> tuple[Array, Array]:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
+    shape = drawings.shape(np.asarray(picture.convert("L"))).astype(np.float32) / 255
+    return small.reshape(-1), shape
