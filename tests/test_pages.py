@@ -152,15 +152,6 @@ def test_pages_name_existing_files_and_settings():
     assert not missing
 
 
-def test_every_setting_is_on_a_page():
-    """In code style, by its full key or its last part; sections are described by their fields."""
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    code = re.findall(r"```.*?```|`[^`\n]+`|^    .*$", text, re.DOTALL | re.MULTILINE)
-    words = {word.rsplit(".", 1)[-1] for part in code for word in re.findall(r"[\w.]+", part)}
-    missing = [key for key in _paths() if key.rsplit(".", 1)[-1] not in words]
-    assert not missing, f"{missing}: describe each on a page of docs/ (CONTRIBUTING.md, A configuration field)"
-
-
 def test_command_help_has_usage_examples():
     """Every command with arguments has examples in its help and a docstring."""
     for name, package in PACKAGES.items():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATED = ("study", "cheapest", "scaling_study", "choices")
-"""Pages that ``flip study`` and ``flip schema --write`` write."""
+GENERATED = ("study", "cheapest", "scaling_study")
+"""Pages that ``flip study`` writes."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem not in GENERATED]
 

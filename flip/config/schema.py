@@ -130,7 +130,7 @@ class TextTower:
     (recipe: portable). False: use texts as they are (recipe: paper)."""
     padding: str = option("attend", choices=("attend", "mask"), omit_if="attend")
     """``attend``: attention includes padding (both recipes). ``mask``: attention excludes padding. This is another
-    model, and a faster one: padding is not computed at all (docs/recipe.md, Text without padding)."""
+    model, and a faster one: padding is not computed at all (docs/variants.md, Text without padding)."""
     causal: bool = option(False, omit_if=False)
     """A token attends to earlier ones only. A caption stands between a start and an end token, which is pooled. Padding
     follows it, so it is neither seen nor computed (recipe: clip). Needs a byte-pair tokenizer."""
@@ -161,7 +161,7 @@ class Model:
     norm_eps: float = option(1e-6, choices=(1e-6, 1e-5), omit_if=1e-6)
     """Added to the variance in all LayerNorms; 1e-5 in recipe clip."""
     initialisation: str = option("xavier", choices=("xavier", "clip"), omit_if="xavier")
-    """Distribution of the first weights (docs/recipe.md, The architecture of CLIP)."""
+    """Distribution of the first weights (docs/variants.md, The architecture of CLIP)."""
 
 
 def _preset(
@@ -385,19 +385,19 @@ class Stage:
     )
     """Which are dropped. ``random``: any. ``truncation``: the last ones. ``prioritised``: padding before tokens.
     ``frequency``: frequent words. ``syntax``: padding, then words that are neither nouns nor adjectives, then
-    adjectives (docs/recipe.md, Masking of text)."""
+    adjectives (docs/variants.md, Masking of text)."""
     base_lr: float = option(4e-6, ge=0)
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = option(0, ge=0, le=MAX_SAMPLES)
     """Samples of linear warm-up from 0; ``schedule`` follows."""
     schedule: str = option("cosine", choices=("cosine", "constant", "wsd"), omit_if="cosine")
     """``cosine``: to 0 at the end of the stage. ``constant``: the peak. ``wsd`` (warm-up, stable, decay): the peak,
-    then to 0 over the last ``cooldown`` samples (docs/recipe.md, Schedules)."""
+    then to 0 over the last ``cooldown`` samples (docs/variants.md, Schedules)."""
     cooldown: int = option(0, ge=0, le=MAX_SAMPLES, omit_if=0)
     """Samples of the decay at the end of the stage; for schedule wsd only."""
     image: StageImage = option(StageImage)
     """Image and patch size in this stage; absent: those of ``model.image``. Weights are converted at the border of two
-    stages (docs/recipe.md, Stages of other sizes)."""
+    stages (docs/variants.md, Stages of other sizes)."""
     text: StageText = option(StageText)
     """Tokens per caption in this stage; absent: ``model.text.length``."""
     augment: StageAugment = option(StageAugment)

@@ -1,6 +1,6 @@
-"""JSON Schemas of sweeps, recipes and cluster profiles, for completion and checks in editors.
+"""JSON Schemas: of sweeps, recipes and cluster profiles for editors, and of the documents of ``--json`` for programs.
 
-The shipped files name their schema in the first line; ``--write`` makes sweeps/schemas/ and docs/choices.md anew.
+The shipped files name their schema in the first line; ``--write`` makes sweeps/schemas/ anew.
 """
 
 import argparse
@@ -8,9 +8,11 @@ import json
 from collections.abc import Sequence
 
 from jobs.common.cli import Parser, run_command
+from jobs.common.documents import DOCUMENTS, schema_of
 
 EXAMPLES = """examples:
   flip schema sweep
+  flip schema status    of the document that `flip status --json` prints
   flip schema --write
 
 In a YAML file: # yaml-language-server: $schema=schemas/sweep.json
@@ -19,31 +21,29 @@ KINDS = ("sweep", "recipe", "profile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="flip schema", description="Print the JSON Schema of a kind of YAML file.", epilog=EXAMPLES)
-    parser.add_argument("kind", nargs="?", choices=KINDS, default="sweep", help="kind of file; default: sweep")
-    parser.add_argument("--write", action="store_true", help="write all to sweeps/schemas, and docs/choices.md")
+    about = "Print the JSON Schema of a kind of YAML file, or of a document that --json prints."
+    parser = Parser(prog="flip schema", description=about, epilog=EXAMPLES)
+    about = "kind of file or document; default: sweep"
+    parser.add_argument("kind", nargs="?", choices=(*KINDS, *DOCUMENTS), default="sweep", help=about)
+    parser.add_argument("--write", action="store_true", help="write those of files to sweeps/schemas")
     return run_command(schema, parser.parse_args(arguments))
 
 
 def schema(args: argparse.Namespace) -> int:
     from flip.runs.files import output_folder
     from flip.runs.rundir import write_text
-    from jobs.common.paths import REPOSITORY, SWEEPS
-    from jobs.sweeps import choices_page
+    from jobs.common.paths import SWEEPS
     from jobs.sweeps.json_schemas import SCHEMAS
 
     if not args.write:
-        print(text(SCHEMAS[args.kind]()), end="")
+        made = schema_of(args.kind) if args.kind in DOCUMENTS else SCHEMAS[args.kind]()
+        print(text(made), end="")
         return 0
     folder = SWEEPS / "schemas"
     output_folder(folder)
     for name in KINDS:
         write_text(folder / f"{name}.json", text(SCHEMAS[name]()))
     written = [str(folder / f"{name}.json") for name in KINDS]
-    page = REPOSITORY / "docs" / "choices.md"
-    if page.parent.is_dir():  # not in a copy without documentation
-        write_text(page, choices_page.text())
-        written.append(str(page))
     print(json.dumps(written, indent=1) if args.json else "\n".join(written))
     return 0
 

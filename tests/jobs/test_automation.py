@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+
+from jobs.common.documents import schema_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
@@ -30,6 +33,20 @@ def keys_of(document: object) -> set[str]:
     return set()
 
 
+def check(name: str, document: object) -> None:
+    """Validate a document, in which each key must be one of its schema: an unlisted key is no promise to a reader."""
+
+    def closed(node):
+        if isinstance(node, list):
+            return [closed(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        inside = {key: closed(item) for key, item in node.items()}
+        return {**inside, "additionalProperties": False} if "required" in inside else inside
+
+    jsonschema.validate(document, closed(schema_of(name)))
+
+
 @pytest.mark.long
 def test_script_of_automation_page_trains_sweep_and_page_names_real_keys(desk, tmp_path):
     program = tmp_path / "bin" / "flip"
@@ -50,18 +67,25 @@ def test_script_of_automation_page_trains_sweep_and_page_names_real_keys(desk, t
     assert re.search(r"^half \{'test\.small\.top1': [\d.]+\}\nwhole \{", done.stdout, re.MULTILINE)
 
     documents = {
-        "**Plan.**": ["submit", "demo.yaml", "--yes"],
-        "**Status.**": ["status", "demo"],
-        "**Explain.**": ["explain", "demo/half"],
+        "**Plan.**": ["plan", "submit", "demo.yaml", "--yes"],
+        "**Status.**": ["status", "status", "demo"],
+        "**Explain.**": ["explain", "explain", "demo/half"],
     }
-    for paragraph, words in documents.items():
+    for paragraph, (name, *words) in documents.items():
         document = json.loads(call("flip", *words, "--json").stdout)
+        check(name, document)
         assert named_keys(paragraph, "\n\n") <= keys_of(document), paragraph
         if paragraph == "**Plan.**":
             assert named_keys("| the plan: ", "| `flip") | named_keys("| the plan, ", "| `flip") <= keys_of(document)
             assert not document["outcome"]["started"], "all runs are complete"
-    (*_, row) = json.loads(call("flip", "report", "demo", "--json").stdout)
+    for name, words in {"goodput": ["status", "demo", "--goodput"], "logs": ["logs", "demo/half"]}.items():
+        check(name, json.loads(call("flip", *words, "--json").stdout))
+    check("error", json.loads(call("flip", "explain", "demo/absent", "--json").stderr))
+    report = json.loads(call("flip", "report", "demo", "--json").stdout)
+    check("report", report)
+    (*_, row) = report
     assert {f"test.small.{key}" for key in ("top1", "low", "high", "n", "precision")} <= row.keys()
     assert json.loads(call("flip", "cancel", "demo", "--yes", "--json").stdout) == []
     freed = json.loads(call("flip", "clean", "--all", "--dry-run", "--json").stdout)
+    check("clean", freed)
     assert freed.keys() == named_keys("| `folders`", "| `flip")

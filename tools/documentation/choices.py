@@ -1,18 +1,17 @@
-"""The text of docs/choices.md: every implementation that a setting selects by name, from the registries.
+"""The page with every implementation that a setting selects by name, from the registries.
 
-``flip schema --write`` writes the page. The description of an entry is the first paragraph of its docstring.
+The description of an entry is the first paragraph of its docstring.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tools.documentation.markdown import table
 
 _HEAD = """# Choices by name
 
 The implementations that a setting selects by its name, from the tables in the code.
-`flip schema --write` writes this page.
-[CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
+[CONTRIBUTING.md](../../CONTRIBUTING.md) says how to add one.
 """
 
 
@@ -33,12 +32,12 @@ def text() -> str:
         _HEAD,
         _section("Losses", "`model.objective` (`LOSSES`, flip/losses.py):", ("loss",), LOSSES),
         "Learned parameters of losses, which are metrics too:\n",
-        _table(("parameter", "first value", "meaning"), learned.values()),
+        table(("parameter", "first value", "meaning"), learned.values()),
         _section("Optimisers", "`optim.name` (`OPTIMIZERS`, flip/optimizers.py):", ("optimiser",), OPTIMIZERS),
         _section(
             "Steps of the augmentation",
             "In this order (`AUGMENTATIONS`, flip/data/augment.py). Draws: purpose and i of "
-            "[contracts.md](contracts.md#randomness).",
+            "[contracts.md](../contracts.md#randomness).",
             ("step", "fields; all 0: off", "draws"), AUGMENTATIONS, steps,
         ),
         _section(
@@ -65,12 +64,7 @@ def _section(
     more: Mapping[str, Sequence[str]] | None = None,
 ) -> str:  # fmt: skip
     rows = [(f"`{name}`", *(more or {}).get(name, ()), description(entry)) for name, entry in registry.items()]
-    return f"## {title}\n\n{about}\n\n{_table((*columns, 'description'), rows)}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"## {title}\n\n{about}\n\n{table((*columns, 'description'), rows)}"
 
 
 def description(entry: Any) -> str:

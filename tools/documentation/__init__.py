@@ -1,0 +1,15 @@
+"""How does the documentation become a site with search?
+
+``make docs`` builds it (``build.py``): it copies README, CONTRIBUTING and docs/ into a temporary folder, writes the
+pages there that are made from the code, and calls Sphinx, for which any broken link is an error (``conf.py``). The
+navigation is that of docs/index.md. The generated pages are not committed:
+
+- ``configuration.py``: every field of a run and of a cluster profile, from the dataclasses
+- ``commands.py``: every option of every command, from the parsers
+- ``json_documents.py``: the documents of ``--json``, from ``jobs.common.documents``, and the exit codes
+- ``choices.py``: the implementations that a setting selects by name, from the registries
+- ``python_api.py``: the public Python interface, from docstrings
+- ``markdown.py``: tables for all of them
+
+Everything but ``build.py`` needs the packages of `make install` alone.
+"""
