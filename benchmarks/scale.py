@@ -1,7 +1,7 @@
 """The paper's largest run on 512 GPUs: arithmetic of storage, memory and checkpoints; simulations of the rest.
 
 Nothing is trained or read. Events are drawn from the seed, the order and the rules are the real ones, calls of Slurm's
-commands are counted at stubs. docs/scale.md explains each figure.
+commands are counted at stubs. benchmarks/scale.md explains each figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = 200
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="also write the numbers into this page (docs/scale.md)")
+    parser.add_argument("--page", type=Path, help="also write the numbers into this page (benchmarks/scale.md)")
     results.options(parser, "scale")
     chosen = parser.parse_args(arguments)
     report = measure(chosen.seed, chosen.quick)

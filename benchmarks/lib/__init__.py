@@ -9,7 +9,7 @@ The commands measure; this package holds what they share.
 - Measured code: `pipelines` (our data pipeline and its peers), `sample_costs` (stages of our pipeline),
   `training_steps` (a training step of ours and of open_clip), `slurm_stub` (Slurm commands that answer at once).
 - Method: `interleaved` runs several pipelines in turns on one core, so that all of them see the same machine.
-- Models for docs/scale.md: `fleet`, `burst`, `interruptions`, `controller`.
+- Models for benchmarks/scale.md: `fleet`, `burst`, `interruptions`, `controller`.
 
 May import flip, jobs and tests (the S3 servers), but no command of ``benchmarks/``. A peer that is not installed is
 imported only inside the function that measures it.

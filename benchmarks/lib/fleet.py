@@ -1,6 +1,6 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``); docs/scale.md
+The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``); benchmarks/scale.md
 has the sources.
 """
 
@@ -39,7 +39,7 @@ SWEEP = SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
 GETS = 5500
 PUTS = 3500
-"""Requests per second that S3 guarantees for each partitioned prefix (docs/scale.md, source 1)."""
+"""Requests per second that S3 guarantees for each partitioned prefix (benchmarks/scale.md, source 1)."""
 USD_PER_GET = 0.0004 / 1000
 """S3's list price (docs/laion.md, source 10)."""
 PACE = 85.0

@@ -1,4 +1,4 @@
-"""Tests docs/scale.md, its results file and the simulations and formulas behind both."""
+"""Tests benchmarks/scale.md, its results file and the simulations and formulas behind both."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from flip.config.merge import to_dict
 from flip.runs.rundir import RunDir
 from tests.benchmarks.test_benchmarks import FOLDER, run
 
-PAGE = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE = (FOLDER / "scale.md").read_text(encoding="utf-8")
 RESULTS = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8"))
 LIVES = [Life(3600.0, 120.0, 4.0, 0.0), Life(7200.0, 300.0, 1.0, 60.0), Life(400.0, 100.0, 20.0, 30.0)]
 

@@ -127,5 +127,5 @@ def test_pages_messages_and_sweeps_name_existing_commands():
 
 def _is_read_by_users(name):
     parts = name.split("/")
-    is_history = name in ("CHANGELOG.md", "docs/migration.md")
+    is_history = name == "CHANGELOG.md"
     return parts[0] not in ("tests", "benchmarks") and name.endswith((".md", ".yaml", ".py")) and not is_history
