@@ -1,7 +1,7 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``); benchmarks/scale.md
-has the sources.
+The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``).
+benchmarks/scale.md has the sources.
 """
 
 from __future__ import annotations
