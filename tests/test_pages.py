@@ -240,12 +240,11 @@ def texts(manifest: Manifest):
 def test_readme_repeats_gain_of_the_study():
     readme, study = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/study.md"))
     readme = " ".join(readme.split())
-    interval = r"points (?:on noto-v1 )?\(95 % interval (\S+) to (\S+)\)"
-    quoted = re.search(
-        rf"mask 50 % gains ([\d.]+) {interval}, and ([\d.]+) points on twemoji \(95 % interval (\S+) to (\S+)\)", readme
-    )
-    assert quoted, "the sentence of README.md below its figure"
-    validation, low, high, test, test_low, test_high = quoted.groups()
-    row = next(line.split(" | ") for line in study.splitlines() if line.startswith("| 1 | masking | mask50 | clip |"))
-    assert row[4] == f"+{test} ({test_low} to {test_high})"
-    assert row[6] == f"+{validation} ({low} to {high})"
+    quoted = re.findall(r"([\d.]+) points on (noto-v1|twemoji|openmoji) \(95 % interval (\S+) to (\S+)\)", readme)
+    assert len(quoted) == 3, "the sentences of README.md below its figure, with both test vendors"
+    lines = [line.strip("| ").split(" | ") for line in study.splitlines() if line.startswith("| ")]
+    columns = next(line for line in lines if line[0] == "question")
+    cells = dict(zip(columns, next(line for line in lines if line[:3] == ["masking", "mask50", "clip"]), strict=True))
+    for gain, vendor, low, high in quoted:
+        name = {"noto-v1": "validation"}.get(vendor, vendor)
+        assert cells[name] == f"+{gain} ({low} to {high})"

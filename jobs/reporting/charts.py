@@ -33,6 +33,10 @@ RIGHT = 12
 BOTTOM = 46
 TOP = 12
 """Margins around the axes; labels of series may widen the right one."""
+LEGEND = 22
+"""Height of a legend."""
+ROW = 30
+"""Height of a row of a forest plot."""
 LETTER = 7.8
 LINE = 16
 """About the width of a letter and the height of a line of text."""
@@ -124,9 +128,16 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
     large: bool = False
+    rows: Sequence[str] = ()
+    """Names at the heights 1, 2, ... from the top: a forest plot, whose marks have their x there and their intervals
+    across."""
+    legend: bool = False
+    """A legend above the axes in place of labels at the ends of the series."""
 
     @property
     def size(self) -> tuple[int, int]:
+        if self.rows:
+            return LARGE[0], BOTTOM + TOP + LEGEND + ROW * len(self.rows)
         if self.large:
             return LARGE
         return SMALL
@@ -140,7 +151,7 @@ class Plot:
         more = ""
         if len(labels) > 20:
             more = f"; and {len(labels) - 20} more"
-        return f"{plain(self.y)} against {plain(self.x)}. {'; '.join(labels[:20])}{more}"
+        return f"{plain(self.y or ', '.join(self.rows))} against {plain(self.x)}. {'; '.join(labels[:20])}{more}"
 
     @property
     def empty(self) -> bool:
@@ -219,10 +230,13 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
         return
     axes.set_xlabel(plain(plot.x), parse_math=False)
     axes.set_ylabel(plain(plot.y), parse_math=False)
-    axes.grid(axis="y")
+    axes.grid(axis="x" if plot.rows else "y")
     axes.margins(0.04, 0.06)
     axes.set_xscale("log" if plot.log_x else "linear")
     axes.set_yscale("log" if plot.log_y else "linear")
+    if plot.rows:
+        _forest(plot, axes, titles)
+        return
     for item in plot.series:
         _series(item, axes, titles)
     _set_limits(plot, axes)
@@ -232,13 +246,56 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
         if item.band:
             xs, lows, highs = zip(*item.band, strict=True)
             axes.fill_between(xs, lows, highs, color=look(item.style)[0], alpha=0.13, lw=0)
-    _label_ends(plot.series, axes)
+    if plot.legend:
+        _legend(plot, axes)
+    else:
+        _label_ends(plot.series, axes)
     _set_ticks(plot, axes)
     axes.yaxis.set_label_coords(-44 / axes.bbox.width, 0.5)
     low, high = axes.get_ylim()
     if not plot.log_y and not low <= 0 <= high:
         _mark_break(axes)
     _draw_levels([level for level in plot.levels if low <= level.y <= high], axes)
+
+
+def _forest(plot: Plot, axes: Axes, titles: list[str]) -> None:
+    """Intervals across, one row per name; a line at 0."""
+    width, height = axes.figure.bbox.size
+    left = LETTER * max(map(len, plot.rows)) + 16
+    below = BOTTOM / height
+    axes.set_position((left / width, below, 1 - (left + RIGHT) / width, 1 - below - (TOP + LEGEND) / height))
+    for item in plot.series:
+        colour, _, shape = look(item.style)
+        for mark in item.marks:
+            titles.append(plain(mark.label))
+            axes.plot([mark.low, mark.high], [mark.x] * 2, color=colour, lw=1.6, marker="|", ms=8)
+            gid = f"title{len(titles) - 1}"
+            axes.plot([mark.y], [mark.x], color=colour, marker=SHAPES[shape], ms=8, ls="", mew=0, gid=gid)
+    axes.axvline(0, color="#777", ls=(0, (3, 4)), lw=1, zorder=1)
+    axes.set_ylim(len(plot.rows) + 0.6, 0.4)
+    axes.set_yticks(range(1, len(plot.rows) + 1), [plain(name) for name in plot.rows], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    _legend(plot, axes)
+
+
+def _legend(plot: Plot, axes: Axes) -> None:
+    """Names of the series in one line above the axes, with their marker and line."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for item in plot.series:
+        colour, dash, shape = look(item.style)
+        dash = "solid" if plot.rows else dash
+        label = plain(item.label or item.name)
+        handles.append(Line2D([], [], color=colour, ls=dash, marker=SHAPES[shape], ms=6, label=label))
+    if not plot.rows:
+        width, height = axes.figure.bbox.size
+        rest = 1 - (BOTTOM + TOP + LEGEND) / height
+        axes.set_position((LEFT / width, BOTTOM / height, 1 - (LEFT + RIGHT) / width, rest))
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False, borderaxespad=0.2,
+        columnspacing=1.2, handletextpad=0.4,
+    )  # fmt: skip
 
 
 def _draw_levels(levels: Sequence[Level], axes: Axes) -> None:

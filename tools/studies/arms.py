@@ -5,17 +5,18 @@ This file is the page of such a study: answers, differences of equal seeds, scor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.common.text import percent
-from jobs.reporting import charts, paired
 from jobs.reporting.charts import Level, Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.outcomes import csv_text
-from jobs.reporting.paired import Difference
+from tools.studies import arms_stats, scaling_stats
 from tools.studies import results as study_results
+from tools.studies.answers import Bits, right
 from tools.studies.arms_design import Arm, ArmDesign, Round, SmallImages
+from tools.studies.arms_stats import Compared
 from tools.studies.page import interval, paragraphs, rates_table
 from tools.studies.results import Record, Results
 from tools.studies.study import TRIAL_SEED, VALIDATION, StudyRun
@@ -23,14 +24,26 @@ from tools.studies.study import TRIAL_SEED, VALIDATION, StudyRun
 __all__ = ["Arm", "ArmStudy", "Round", "SmallImages"]
 
 DIFFERENCES = """\
-Points of zero-shot top-1: first arm minus second, paired by seed (same seed: same order, crops and initial weights). In
-brackets: the 95 % interval of the mean by Student's t over seeds. The verdict is for {test}: more or less if the
-interval excludes 0, else undecided. The interval covers the variation of training, not the choice of {classes}test
-pictures, and it is not widened for multiple comparisons."""
+Points of zero-shot top-1: first arm minus second, the mean over seeds. In brackets: the 95 % interval over seeds and
+test pictures; in the column seeds alone it is that of training again on the same pictures. Seeds: the deviation of runs
+from the effects of arm and seed, pooled over all arms ({pooled}). Pictures: {pictures} p: of the interval over both,
+corrected for all {count} comparisons of this table (Holm); below 0.05 the verdict is more or less accurate, else
+undecided. Not covered: the choice of vendors, of learning rates, and the error of the calibration, {calibration} of the
+cost of an arm."""
+
+UNPAIRED = """\
+binomial variances of both arms, as if they had seen different pictures. These runs kept no answers per picture and no
+weights, so that pictures cannot be paired: an upper bound, unless arms err on opposite pictures."""
+PAIRED = "resampled together with seeds (bootstrap), the same for both arms."
+
+BASELINE = "nearest training picture"
 
 SCORES = """\
 Zero-shot top-1 in per cent: the mean, in brackets each seed. {chance}Cost: core-seconds of training by the
-calibration."""
+calibration. {baseline}"""
+PIXELS = """\
+Nearest training picture: no model; the class of the training picture that differs least at 16 x 16 pixels (flip study
+--baseline). {near} of the {test} pictures have a near-duplicate in training (docs/icons.md)."""
 
 METHOD = """\
 Cost. A run is one process on one core (data.workers 0), so its processor time, which other load hardly changes, is its
@@ -77,10 +90,10 @@ class ArmStudy(ArmDesign):
         return blocks + method(self, results)
 
     def files(self, results: Results) -> dict[str, str]:
-        """results.csv: one row per complete run."""
+        """results.csv: one row per complete run. course.csv: the points of the figure of the course."""
         if not results.records:
             return {}
-        return {"results.csv": csv_text(list(rows(self, results)))}
+        return {"results.csv": csv_text(list(rows(self, results))), "course.csv": csv_text(list(steps(self, results)))}
 
 
 def records(study: ArmDesign, results: Results, arm: Arm) -> dict[int, Record]:
@@ -97,57 +110,115 @@ def scores(study: ArmDesign, results: Results, arm: str, name: str) -> dict[int,
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def differences(study: ArmDesign, results: Results, name: str) -> dict[tuple[str, str], Difference | None]:
-    """(arm, compared with) -> paired difference on the set; None if too few pairs are complete."""
-    return {
-        (first, second): paired.difference(scores(study, results, first, name), scores(study, results, second, name))
-        for _, first, second in study.questions
-    }
+Comparisons = Mapping[tuple[str, str, str], Compared | None]
+"""(set, arm, compared with) -> the comparison; None if too few pairs are complete."""
+
+
+def comparisons(study: ArmDesign, results: Results) -> Comparisons:
+    """All questions on all test sets, corrected for their number."""
+    keys = [(test, first, second) for test in study.tests for _, first, second in study.questions]
+    found = arms_stats.holm([compare(study, results, *key) for key in keys])
+    return dict(zip(keys, found, strict=True))
+
+
+def compare(study: ArmDesign, results: Results, name: str, first: str, second: str) -> Compared | None:
+    """Two arms on a set, not corrected."""
+    between = arms_stats.residual({arm: scores(study, results, arm, name) for arm in study.arms})
+    if between is None:
+        return None
+    firsts = scores(study, results, first, name)
+    seconds = scores(study, results, second, name)
+    compared = arms_stats.compare(firsts, seconds, between, _pictures(study, results, name))
+    if compared is None:
+        return None
+    answers = [_answers(records(study, results, study.arms[arm]), name) for arm in (first, second)]
+    if all(answers):
+        return arms_stats.with_pictures(compared, arms_stats.bootstrap(*answers, between))
+    return compared
+
+
+def _answers(runs: Mapping[int, Record], name: str) -> dict[int, Bits]:
+    """Seed -> answers on a set; empty if a run has none, or if their pictures differ."""
+    items = {seed: item for seed, run in runs.items() for item in run["evaluations"] if item["name"] == name}
+    if len({item.get("images") for item in items.values()}) != 1:
+        return {}
+    bits = {seed: right(item) for seed, item in items.items()}
+    return {seed: each for seed, each in bits.items() if each is not None}
 
 
 def answers(study: ArmDesign, results: Results) -> list[Block]:
     """One sentence per question, and the table of differences."""
-    test = study.tests[0]
-    columns = {name: differences(study, results, name) for name in (*study.tests, VALIDATION)}
+    found = comparisons(study, results)
     cells = []
     sentences = []
-    by_seed = f"by seed, {test}"
-    for number, (question, first, second) in enumerate(study.questions, 1):
-        main = columns[test][first, second]
-        row = {"no.": str(number), "question": question, "arm": first, "minus": second}
-        row |= {name: _interval(column[first, second]) for name, column in columns.items()}
+    test = study.tests[0]
+    for question, first, second in study.questions:
+        row = {"question": question, "arm": first, "minus": second}
+        for name in study.tests:
+            compared = found[name, first, second]
+            row |= {name: _interval(compared), f"{name}, seeds alone": _interval(compared, alone=True)}
+            row[f"{name}, p"] = "-" if compared is None else _p(compared.p)
+        row[VALIDATION] = _interval(compare(study, results, VALIDATION, first, second))
         firsts = scores(study, results, first, test)
         seconds = scores(study, results, second, test)
         pairs = [f"{100 * (firsts[seed] - seconds[seed]):+.1f}" for seed in sorted(firsts.keys() & seconds.keys())]
-        row[by_seed] = ", ".join(pairs) or "-"
-        cells.append(row | {"verdict": "-" if main is None else main.verdict})
-        sentences.append(_sentence(first, second, main, test))
-    left = ["no.", "question", "arm", "minus", by_seed, "verdict"]
-    note = DIFFERENCES.format(test=test, classes=_classes(study, results))
+        cells.append(row | {f"by seed, {test}": ", ".join(pairs) or "-"})
+        sentences.append(_sentence(first, second, {name: found[name, first, second] for name in study.tests}))
     return [
         heading("Results"),
         *map(Text, sentences),
-        heading("Paired differences"),
-        Table(cells, text=left),
-        *paragraphs(note),
+        heading("Differences"),
+        Table(cells, text=list(cells[0])),
+        *paragraphs(_about_differences(study, results, found)),
     ]
 
 
-def _sentence(first: str, second: str, difference: Difference | None, test: str) -> str:
-    if difference is None:
-        return f"{first} against {second}: no answer, fewer than {paired.LEAST} pairs are complete."
-    verdicts = {
-        "more": "is more accurate than",
-        "less": "is less accurate than",
-        "undecided": "does not differ significantly from",
-    }
-    return f"{first} {verdicts[difference.verdict]} {second}: {_interval(difference)} points on {test}."
+def _about_differences(study: ArmDesign, results: Results, found: Comparisons) -> str:
+    pooled = []
+    for name in study.tests:
+        between = arms_stats.residual({arm: scores(study, results, arm, name) for arm in study.arms})
+        if between:
+            pooled.append(f"{name} {between.deviation:.2f} points, {between.freedom} degrees of freedom")
+    known = [each for each in found.values() if each is not None]
+    works = [work for work in results.calibration["work"].values() if "quartiles" in work]
+    errors = [100 * scaling_stats.relative_error(work) for work in works]
+    return DIFFERENCES.format(
+        pooled="; ".join(pooled) or "unknown",
+        pictures=" ".join((PAIRED if known and all(each.paired for each in known) else UNPAIRED).split()),
+        count=len(known),
+        calibration=f"at most {max(errors):.1f} %" if errors else "unknown",
+    )
 
 
-def _interval(difference: Difference | None) -> str:
-    if difference is None:
+def _p(p: float) -> str:
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.2g}"
+
+
+VERDICTS = {"more": "more accurate", "less": "less accurate", "undecided": "undecided"}
+
+
+def _sentence(first: str, second: str, compared: Mapping[str, Compared | None]) -> str:
+    parts = []
+    for name, each in compared.items():
+        if each is None:
+            return f"{first} against {second}: no answer, fewer than {arms_stats.LEAST} pairs are complete."
+        parts.append(f"on {name} {VERDICTS[each.verdict]}, {_interval(each)} points")
+    return f"{first} against {second}: {'; '.join(parts)}."
+
+
+def _interval(compared: Compared | None, alone: bool = False) -> str:
+    if compared is None:
         return "-"
-    return interval(difference.mean, difference.low, difference.high)
+    shown = compared.seeds if alone else compared.both
+    return interval(shown.value, shown.low, shown.high)
+
+
+def _pictures(study: ArmDesign, results: Results, name: str) -> int:
+    """Number of pictures of a set; 0 if no record has it."""
+    items = (item for each in results.records.values() for item in each["evaluations"] if item["name"] == name)
+    return next((int(item["n"]) for item in items if item.get("n")), 0)
 
 
 def _test_facts(study: ArmDesign, results: Results, field: str) -> Any:
@@ -157,13 +228,6 @@ def _test_facts(study: ArmDesign, results: Results, field: str) -> Any:
             if item["name"] == study.tests[0] and item.get(field):
                 return item[field]
     return None
-
-
-def _classes(study: ArmDesign, results: Results) -> str:
-    pictures = _test_facts(study, results, "n")
-    if pictures:
-        return f"{pictures:,} "
-    return ""
 
 
 def arms(study: ArmDesign, results: Results) -> list[Block]:
@@ -179,9 +243,27 @@ def arms(study: ArmDesign, results: Results) -> list[Block]:
             if values:
                 row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})"
         cells.append(row)
+    cells += _baseline_row(study, results, cells[0])
     chance = _test_facts(study, results, "chance")
-    note = SCORES.format(chance=f"Chance is {percent(chance, 2)}. " if chance else "")
+    note = SCORES.format(chance=f"Chance is {percent(chance, 2)}. " if chance else "", baseline=_near(study, results))
     return [heading("Arms"), Table(cells, text=["arm", *study.tests, VALIDATION]), *paragraphs(note)]
+
+
+def _baseline_row(study: ArmDesign, results: Results, like: Mapping[str, str]) -> list[dict[str, str]]:
+    """The row of the nearest training picture; none if it was not computed."""
+    shown = {name: results.pixels(name) for name in (*study.tests, VALIDATION)}
+    if None in shown.values():
+        return []
+    row = dict.fromkeys(like, "-") | {"arm": BASELINE, "cost": "0"}
+    return [row | {name: percent(value) for name, value in shown.items()}]
+
+
+def _near(study: ArmDesign, results: Results) -> str:
+    rows = {row["set"]: row for row in (results.baseline or {}).get("sets", ())}
+    if not rows:
+        return ""
+    near = ", ".join(f"{100 * rows[name]['near']:.1f} %" for name in study.tests)
+    return " ".join(PIXELS.format(near=near, test=" and ".join(study.tests)).split())
 
 
 def length(study: ArmDesign, arm: Arm, results: Results) -> dict[str, str]:
@@ -206,41 +288,52 @@ def length(study: ArmDesign, arm: Arm, results: Results) -> dict[str, str]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def course(study: ArmDesign, results: Results) -> Figure:
-    """Validation accuracy against calibrated cost during training, for arms from scratch, one line per seed."""
-    series = []
-    for style, arm in enumerate(study.rounds[0].arms):
-        lines = []
+def steps(study: ArmDesign, results: Results) -> Iterator[dict[str, Any]]:
+    """Validation accuracy (a share) by calibrated cost during training, of arms from scratch."""
+    for arm in study.rounds[0].arms:
         for seed, each in records(study, results, arm).items():
             run = study.run(arm, seed)
-            line = [(study.cost(run, results.times, p["samples"]), 100 * p["top1"]) for p in each["curve"]]
-            if line:
-                lines += [line]
-        series.append(Series(arm.name, lines, (), style))
+            for point in each["curve"]:
+                cost = study.cost(run, results.times, point["samples"])
+                yield {"arm": arm.name, "seed": seed, "samples": point["samples"], "cost": cost, "top1": point["top1"]}
+
+
+def course(study: ArmDesign, results: Results) -> Figure:
+    """Validation accuracy against calibrated cost during training, for arms from scratch, one line per seed."""
+    drawn = list(steps(study, results))
+    series = []
+    for style, arm in enumerate(study.rounds[0].arms):
+        own = [step for step in drawn if step["arm"] == arm.name]
+        lines = [[(p["cost"], 100 * p["top1"]) for p in own if p["seed"] == seed] for seed in study.seeds]
+        series.append(Series(arm.name, [line for line in lines if line], (), style))
     validation = study.validation["manifest"].rpartition("/")[2]
-    label = f"{validation} (validation), top-1, %"
-    plot = Plot("core-seconds of training, calibrated", label, series)
-    return _figure("course", plot, series, f"Accuracy on {validation} during training, one line per seed.")
+    levels = []
+    pixels = results.pixels(VALIDATION)
+    if pixels is not None:
+        levels = [Level(100 * pixels, f"{BASELINE}, {percent(pixels)}", must_show=True)]
+    plot = Plot(
+        "core-seconds of training, calibrated", f"{validation} (validation), top-1, %", series, levels, legend=True
+    )
+    caption = f"Accuracy on {validation} during training, one line per seed ({study.name}/course.csv)."
+    return Figure("course", [plot], caption)
 
 
 def figure_of_differences(study: ArmDesign, results: Results) -> Figure:
-    """The differences as marks, one series per test vendor."""
+    """The differences as a forest plot, one series per test vendor."""
+    found = comparisons(study, results)
+    names = [f"{first} - {second}" for _, first, second in study.questions]
     series = []
-    for style, name in enumerate(study.tests):
-        marks = [
-            Mark(number + 0.2 * style, d.mean, d.low, d.high, f"{first} minus {second}: {_interval(d)}")
-            for number, ((first, second), d) in enumerate(differences(study, results, name).items(), 1)
-            if d is not None
-        ]
-        series.append(Series(name, (), marks, style))
-    plot = Plot("number of the comparison in the table", "difference, points", series, levels=[Level(0, "")])
-    return _figure("differences", plot, series, "Paired differences with 95 % intervals.")
-
-
-def _figure(name: str, plot: Plot, series: Sequence[Series], caption: str) -> Figure:
-    words = {"circle": "circles", "square": "squares", "triangle": "triangles", "diamond": "diamonds"}
-    shapes = ", ".join(f"{s.name} {words[charts.look(s.style)[2]]}" for s in series).capitalize()
-    return Figure(name, [plot], f"{caption} {shapes}.")
+    for style, test in enumerate(study.tests):
+        marks = []
+        for number, (_, first, second) in enumerate(study.questions, 1):
+            compared = found[test, first, second]
+            if compared is not None:
+                d = compared.both
+                place = number + 0.24 * (style - (len(study.tests) - 1) / 2)
+                marks.append(Mark(place, d.value, d.low, d.high, f"{test}: {names[number - 1]}: {_interval(compared)}"))
+        series.append(Series(test, (), marks, style))
+    plot = Plot("difference, points", "", series, rows=names, legend=True)
+    return Figure("differences", [plot], "Differences with 95 % intervals over seeds and test pictures.")
 
 
 # -- method ------------------------------------------------------------------------------------------------------------

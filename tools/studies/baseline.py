@@ -43,7 +43,7 @@ WHAT = (
 
 
 @dataclass(frozen=True)
-class Thumbnails:
+class Reduced:
     """(N, 16 * 16 * 3) thumbnails, 0..1; (N, 256) shapes, 0..1; captions or, of test sets, the label of each; keys."""
 
     thumbnails: Array
@@ -74,7 +74,7 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
     return path
 
 
-def read(folder: Path) -> Thumbnails:
+def read(folder: Path) -> Reduced:
     """The pictures of a data set of `flip demo_data`. Raises ConfigError if it is absent."""
     thumbnails = []
     shapes = []
@@ -90,7 +90,7 @@ def read(folder: Path) -> Thumbnails:
         keys.append(key)
     if not keys:
         raise ConfigError("the data set is absent", str(folder), remedy=REMEDY)
-    return Thumbnails(np.stack(thumbnails), np.stack(shapes), captions, np.array(labels), keys)
+    return Reduced(np.stack(thumbnails), np.stack(shapes), captions, np.array(labels), keys)
 
 
 def nearest(a: Array, b: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -109,7 +109,7 @@ def nearest(a: Array, b: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return index, np.sqrt(np.maximum(best, 0) / a.shape[1])
 
 
-def score(learned: Thumbnails, shown: Thumbnails, classes: Mapping[str, Any]) -> dict[str, Any]:
+def score(learned: Reduced, shown: Reduced, classes: Mapping[str, Any]) -> dict[str, Any]:
     prompts = {t.format(name): i for i, name in enumerate(classes["names"]) for t in ("{}", *classes["templates"])}
     known = np.array([next((prompts[line] for line in lines if line in prompts), -1) for lines in learned.captions])
     usable = known >= 0
@@ -150,6 +150,6 @@ def _reduced(png: bytes) -> tuple[Array, Array]:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / np.float32(255)
-    shape = drawings.shape(np.asarray(picture.convert("L"))).astype(np.float32) / np.float32(255)
+    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / 255
+    shape = drawings.shape(np.asarray(picture.convert("L"))).astype(np.float32) / 255
     return small.reshape(-1), shape

@@ -27,6 +27,7 @@ from flip.runs.errors import CRASH, STOPPED, ConfigError
 from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, sorted_glob, write_json, write_text
 from jobs.common.paths import REPOSITORY, runs_root
+from tools.studies.answers import pack
 from tools.studies.results import Results, agree, checked, manifest_name, read, results_folder
 from tools.studies.study import VALIDATION, Entry, Study, StudyRun, work_name
 
@@ -192,7 +193,7 @@ def record(run: StudyRun, entry: Entry, place: Path, spent: Mapping[str, Any]) -
         "parameters": row["parameters"],
         "samples": row["samples"],
         "seconds": round(row["seconds"], 1),
-        "evaluations": [evaluation(item) for item in scores],
+        "evaluations": [evaluation(item) | answered(place, item) for item in scores],
         "curve": list(curve(place)),
         "hours": {part: round(value, 4) for part, value in spent["hours"].items()},
         "attempts": spent["attempts"],
@@ -204,6 +205,19 @@ def record(run: StudyRun, entry: Entry, place: Path, spent: Mapping[str, Any]) -
 def evaluation(item: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: item[key] for key in SCORE_FIELDS if key in item}
     return kept | {"task": item.get("task", "zeroshot")}
+
+
+def answered(place: Path, item: Mapping[str, Any]) -> dict[str, str]:
+    """Right or wrong for each picture of a zero-shot result (``answers.pack``), from the run's file of predictions.
+
+    Empty without this file: retrieval and probes have none.
+    """
+    for path in sorted_glob(place / "eval", f"*/{item['name']}.predictions.jsonl"):
+        about, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        if about["predictions"] == item.get("predictions"):
+            right = np.array([row["classes"][0] == row["label"] for row in rows])
+            return pack([row["image"] for row in rows], right)
+    return {}
 
 
 def curve(place: Path) -> Iterator[dict[str, Any]]:

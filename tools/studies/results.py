@@ -31,6 +31,8 @@ class Results:
     records: dict[str, Record]
     choices: Peaks
     prediction: Record | None
+    baseline: Record | None = None
+    """baseline.json: the nearest training picture in place of a model."""
 
     @cached_property
     def times(self) -> dict[str, float]:
@@ -60,6 +62,11 @@ class Results:
         if len(scores) < len(tried):
             return None
         return max(scores, key=lambda peak: (scores[peak], -peak))
+
+    def pixels(self, name: str, train: str = "") -> float | None:
+        """Top-1 of the nearest training picture on a set; of the only training set, or of the one with this name."""
+        rows = (self.baseline or {}).get("sets", ())
+        return next((row["top1"] for row in rows if row["set"] == name and train in ("", row["train"])), None)
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -134,6 +141,7 @@ def read(study: Study, docs: Path) -> Results:
         records = {path.stem: read_json(path) or {} for path in sorted_glob(results_folder(folder), "*.json")}
         kind = study.results_class or Results
         results = kind(study, folder, calibration, records, choices, read_json(folder / "prediction.json"))
+        results.baseline = read_json(folder / "baseline.json")
         results.check()
     except (ValueError, KeyError, TypeError) as error:
         remedy = "Restore the file from the repository."

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.reporting import paired
 from jobs.sweeps.sweep_file import load
-from tools.studies import cheapest, masking, page
+from tools.studies import answers, cheapest, masking, page
 from tools.studies.arms import Arm, ArmStudy, Round
 from tools.studies.arms_design import FULL_RATE
 from tools.studies.results import Results, checked, read
@@ -245,9 +248,11 @@ def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     results = complete(tmp_path, MASKING, gains=gains)
     written = page.write(tmp_path, results)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
-    assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
-    assert "mask75 is less accurate than clip: -5.0" in text
-    assert "mask50-unmasked does not differ significantly from mask50-masked: +0.0" in text
+    assert "mask50 against clip: on twemoji more accurate, +5.0 (+5.0 to +5.0) points; on openmoji undecided" in text
+    assert "mask75 against clip: on twemoji less accurate, -5.0" in text
+    assert "mask50-unmasked against mask50-masked: on twemoji undecided, +0.0" in text
+    assert "cannot be paired" in text and "corrected for all 18 comparisons" in text
+    assert "nearest training picture" not in text.partition("## Results")[2], "it was not computed"
     assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
     assert "Abacus" in text and "edge of the range" not in text
     charts = [path for path in written if path.suffix == ".svg"]
@@ -257,6 +262,31 @@ def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "study" / "results.csv").open(encoding="utf-8")))
     assert len(rows) == len(results.records)
     assert {row["twemoji"] for row in rows if row["kind"] == "trial"} == {""}
+
+
+def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
+    """Both arms miss the same 500 of 1,000 pictures; mask50 is right on 100 more: pictures add little to 10 points."""
+    complete(tmp_path, SMALL)
+    three = replace(SMALL, seeds=(0, 1, 2))
+    complete(tmp_path, three)
+    for run in three.runs():
+        bits = np.arange(1000) < 400 + 100 * (run.rates == "mask50") + run.seed
+        scores = dict.fromkeys(("validation", "twemoji", "openmoji"), float(bits.mean()))
+        content = record(three, run, **scores)
+        for item in content["evaluations"]:
+            item |= {"n": 1000, **answers.pack(range(1000), bits)}
+        write_json(tmp_path / "small" / "results" / f"{run.name}.json", content)
+    pixels = [{"train": "train", "set": name, "top1": 0.7, "near": 0.1} for name in ("validation", *SMALL.tests)]
+    write_json(tmp_path / "small" / "baseline.json", {"sets": pixels})
+    page.write(tmp_path, read(three, tmp_path))
+    text = (tmp_path / "small.md").read_text(encoding="utf-8")
+    assert "resampled together with seeds" in text and "cannot be paired" not in text
+    low, high = map(float, re.findall(r"twemoji more accurate, \+10\.0 \(\+(\d+\.\d) to \+(\d+\.\d)\)", text)[0])
+    assert 7.5 < low < 9.0 and 11.0 < high < 12.5, "1.96 * sqrt(0.1 * 0.9 / 1000) = 1.9 points; unpaired 4.4"
+    assert "| nearest training picture | - | - | - | - | - | 0 | - | 70.0 | 70.0 | 70.0 |" in text
+    chart = (tmp_path / "small" / "course-1.svg").read_text(encoding="utf-8")
+    assert "nearest training picture, 70.0" in chart
+    assert (tmp_path / "small" / "course.csv").read_text(encoding="utf-8").startswith("arm,seed,samples,cost,top1")
 
 
 def test_page_of_unfinished_study_names_missing_answers(tmp_path: Path) -> None:
@@ -290,7 +320,7 @@ def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     assert planned.returncode == 0 and "study_batch/mask75-b256-s2" in planned.stdout
     assert "study_arms/" not in planned.stdout, "the plan lists only missing runs"
     written = run("--page").stdout.splitlines()
-    assert written[0] == str(tmp_path / "study.md") and len(written) == 4
+    assert written[0] == str(tmp_path / "study.md") and len(written) == 5
     wrong = run("--predict")
     assert wrong.returncode == 78 and "predicts nothing" in wrong.stderr
 

@@ -11,10 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import flip
 from flip.config.identity import identity
+from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
@@ -22,6 +24,7 @@ from jobs.sweeps.sweep_file import load
 from tests.tools.studies.test_arms import CALIBRATION, MASKING, SMALL, complete
 from tools.commands import study as command
 from tools.studies import engine, page
+from tools.studies.answers import right
 from tools.studies.results import read, read_calibration
 from tools.studies.study import Study
 
@@ -140,6 +143,19 @@ def test_read_calibration_rejects_missing_or_incomplete_file(tmp_path: Path) -> 
         read_calibration(MASKING, path)
     write_json(path, CALIBRATION)
     assert read_calibration(MASKING, path) == CALIBRATION
+
+
+def test_record_has_answers_of_the_final_predictions(tmp_path: Path) -> None:
+    """Of two files of predictions the one with the digest of the result counts."""
+    for position, digest, labels in ((128, "old", [0, 0, 0]), (256, "new", [0, 1, 1])):
+        classes = np.array([[0, 1], [0, 1], [1, 0]])
+        shown = Predictions(digest, "/data", ["a", "b"], [0, 1, 2], np.array(labels), classes, np.ones((3, 2)))
+        shown.write(path_of(RunDir(tmp_path), "pretrain", position, "twemoji"))
+    answered = engine.answered(tmp_path, {"name": "twemoji", "predictions": "new"})
+    item = {"name": "twemoji", "n": 3, "top1": 2 / 3, **answered}
+    bits = right(item)
+    assert bits is not None and bits.tolist() == [True, False, True]
+    assert engine.answered(tmp_path, {"name": "icons-text", "predictions": "new"}) == {}
 
 
 # -- submissions -------------------------------------------------------------------------------------------------------
