@@ -10,7 +10,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip.config.derived import dataset_lanes, for_stage, patches, visible_patch_count, visible_token_count, world_size
+from flip.config.derived import (
+    dataset_lanes,
+    for_stage,
+    patches,
+    target_count,
+    visible_patch_count,
+    visible_token_count,
+    world_size,
+)
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 from flip.losses import LOSSES
 from flip.optimizers import OPTIMIZERS
@@ -91,6 +99,22 @@ def moment_bytes(model: Model, optimizer: str) -> int:
 def optimizer_flops(model: Model, optimizer: str) -> int:
     """FLOPs of the matrix products of a step of the optimiser, over all ranks of a copy of the weights."""
     return sum(OPTIMIZERS[optimizer].matrix_flops(*shape) for shape in block_matrices(model))
+
+
+def head_parameters(model: Model) -> int:
+    """Parameters of the text classification head, which ``parameters`` does not include."""
+    return model.text.vocabulary * (model.image.width + 1)
+
+
+def head_memory(model: Model, compute: Compute, stage: Stage, ranks: int) -> int:
+    """Bytes of the text classification head on a rank: weights, gradients, moments of AdamW, the full weights and their
+    gradient if sharded, three tiles of logits, and targets."""
+    count = head_parameters(model)
+    local = stage.batch // ranks
+    shard = max(1, ranks // compute.replicate)
+    gathered = 8 * count if ranks > 1 else 4 * count  # of one rank: gradients before they are added
+    tiles = 4 * 3 * local // compute.accumulate * min(compute.loss_tile, model.text.vocabulary)
+    return 16 * count // shard + gathered + tiles + 4 * target_count(stage) * local
 
 
 def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
@@ -232,14 +256,17 @@ def loader_memory(config: Config, stage: Stage) -> int:
         / ranks
     )
     pixels = visible_patch_count(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
-    row = pixels + 6 * visible_token_count(model.text, stage.text_mask) + 16
+    row = pixels + 6 * visible_token_count(model.text, stage.text_mask) + 16 + 4 * target_count(stage)
     batches = (SLOTS if data.workers else 0) + IN_HAND
     return int(2 * raw + batches * stage.batch // ranks * row)
 
 
 def state_bytes(config: Config) -> int:
     """Bytes of a checkpoint: weights in fp32, and the optimiser's moments."""
-    return 4 * parameters(config.model)["total"] + moment_bytes(config.model, config.optim.name)
+    total = 4 * parameters(config.model)["total"] + moment_bytes(config.model, config.optim.name)
+    if any(stage.classification for stage in config.stages):
+        total += 12 * head_parameters(config.model)
+    return total
 
 
 def checkpoint_memory(config: Config) -> int:
@@ -262,14 +289,20 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     model = config.model
     left = visible_token_count(model.text, stage.text_mask)
     local = stage.batch // ranks
-    return device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name)
+    parts = device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name)
+    if stage.classification:
+        parts["head"] = head_memory(model, config.compute, stage, ranks)
+        parts["total"] += parts["head"]
+    return parts
 
 
 def stage_flops(config: Config, stage: Stage) -> int:
     """FLOPs of one pair in a stage, text masked to the positions that its mask leaves, with its share of what the
-    optimiser multiplies in a step, once for each copy of the weights."""
+    optimiser multiplies in a step, once for each copy of the weights, and with the text classification head."""
     model = for_stage(config, stage).model
     update = config.compute.replicate * optimizer_flops(model, config.optim.name) // stage.batch
+    if stage.classification:
+        update += 3 * 2 * model.image.width * model.text.vocabulary
     return training_flops(model, stage.mask, visible_token_count(model.text, stage.text_mask))["total"] + update
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flip.config.schema import Compute, Model
-from flip.costs import block_matrices, forward_passes, optimizer_flops, parameters, value_bytes
+from flip.costs import block_matrices, forward_passes, head_parameters, optimizer_flops, parameters, value_bytes
 from flip.losses import LOSSES
 
 CALL = 14e-6
@@ -83,7 +83,9 @@ class Phase(NamedTuple):
     ends: Sequence[Collective] = ()
 
 
-def step_phases(model: Model, compute: Compute, local: int, ranks: int, optimizer: str = "adamw") -> list[Phase]:
+def step_phases(
+    model: Model, compute: Compute, local: int, ranks: int, optimizer: str = "adamw", head: bool = False
+) -> list[Phase]:
     """The phases of a step of ``local`` pairs on each of ``ranks`` ranks.
 
     Full weights are gathered for the first forward pass, and with ``reshard`` those of all units but the root again for
@@ -123,12 +125,25 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int, optimize
     if micro > 1:  # features of all micro-batches first, without a graph
         phases += [Phase(micro - 1, forward, again), Phase(1, forward, again), Phase(micro - 1, forward, [])]
     phases += [Phase(micro - 1, backward, again), Phase(1, backward, last, [_mean_call(each) for each in sums])]
+    if head:
+        phases.append(Phase(1, 0.0, _of_head(model, compute, shards)))
     if optimizer_flops(model, optimizer):
         phases.append(Phase(1, 0.0, [_exchange(model, compute, shards)]))
     return [
         phase._replace(collectives=[each for each in phase.collectives if each.ranks > 1])
         for phase in phases
         if phase.times
+    ]
+
+
+def _of_head(model: Model, compute: Compute, shards: int) -> list[Collective]:
+    """Those of the text classification head, a unit of its own in fp32 that only passes with a graph use."""
+    size = 4 * head_parameters(model)
+    passes = 1 if compute.reshard == "no" else 1 + compute.accumulate  # a forward pass uses the backward pass's before
+    return [
+        Collective("gather", shards, 1, passes, passes * size),
+        Collective("scatter", shards, 1, 1, size),
+        Collective("reduction", compute.replicate, shards, 1, size // shards),
     ]
 
 

@@ -10,11 +10,13 @@ import flip
 from flip import costs
 from flip.config.derived import for_stage, stage_spans
 from flip.config.schema import StageAugment, StageImage, StageText
+from flip.data.token_table import count_tokens
 from flip.runs import commit
 from flip.runs.rundir import read_json
+from flip.tokenizer import Tokenizer
 from tests.harness.common import metric_lines
 from tests.harness.training_run import TrainingRun, configuration
-from tests.synthetic import make_dataset, make_tokenizer
+from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.test_worlds import check_ids
 from tests.verdicts import check_equal
 
@@ -28,11 +30,14 @@ STEPS = 8
 def data(tmp_path_factory):
     folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(folder / "tokenizer.json")
+    tokenizer = Tokenizer(folder / "tokenizer.json", 77, prepend_cls=False)
+    count_tokens(tokenizer, map(caption, range(200)), parts_of_speech=False).write(folder / "table.json")
     return folder
 
 
 def configured(data, world):
-    """Return three stages: small images and short texts; the model's own sizes; a larger patch."""
+    """Return three stages: small images and short texts; the model's own sizes; a larger patch. The first and the last
+    one train a text classification head."""
     config = configuration(data, world, samples=(STEPS, STEPS))
     first, last = config.stages
     first.image = StageImage(size=32)
@@ -42,6 +47,9 @@ def configured(data, world):
     last.image = StageImage(patch=16)
     last.text = StageText(length=24)
     config.stages = [first, middle, last]
+    first.classification = 0.5
+    last.classification = 1.0
+    config.data.token_table = str(data / "table.json")
     config.evaluate.every = 0
     return config
 

@@ -15,6 +15,8 @@ WEIGHT_TOLERANCE = 0.01
 """Largest relative difference between a data set's share of the lanes and its share of the weights."""
 BUFFER_OVERHEAD = 1.5
 """Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
+MAX_TARGETS = 77
+"""Most tokens of a caption that are classified, as many as CLIP's texts have."""
 MAX_LABEL_FIELDS = 3
 """Most fields that the label of a model lists."""
 
@@ -82,6 +84,11 @@ def patches(image: ImageTower) -> int:
 def visible_patch_count(image: ImageTower, mask: str) -> int:
     """K = floor(P * (1 - mask)), the number of patches that a mask ratio leaves visible, in exact arithmetic."""
     return int(patches(image) * (1 - Fraction(mask)))
+
+
+def target_count(stage: Stage) -> int:
+    """Positions of the distinct tokens of a caption that a stage classifies, of all of the caption; 0: none."""
+    return MAX_TARGETS if stage.classification else 0
 
 
 def visible_token_count(text: TextTower, mask: str) -> int:

@@ -224,7 +224,8 @@ class Data:
     tokenizer: str = option("", path="file")
     """Path of the tokenizer.json; ``cache:`` as above."""
     token_table: str = option("", path="file", omit_if="")
-    """Path of a table by ``flip tokenizer table``; for ``text_masking: frequency`` or ``syntax`` of a stage."""
+    """Path of a table by ``flip tokenizer table``; for ``text_masking: frequency`` or ``syntax``, or
+    ``classification``, of a stage."""
     frequency_threshold: float = option(1e-6, gt=0, le=1, omit_if=1e-6)
     """t of ``text_masking: frequency``: a token with share f of all tokens is kept with probability sqrt(t / f)."""
     captions: list[str] = option(["txt"])
@@ -386,6 +387,9 @@ class Stage:
     """Which are dropped. ``random``: any. ``truncation``: the last ones. ``prioritised``: padding before tokens.
     ``frequency``: frequent words. ``syntax``: padding, then words that are neither nouns nor adjectives, then
     adjectives (docs/variants.md, Masking of text)."""
+    classification: float = option(0.0, ge=0, omit_if=0.0)
+    """Weight of the loss of the text classification head, which is added to the contrastive loss; 0: no head. Needs
+    ``data.token_table`` (docs/variants.md, Text classification head)."""
     base_lr: float = option(4e-6, ge=0)
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = option(0, ge=0, le=MAX_SAMPLES)

@@ -174,6 +174,10 @@ def _check_stages(config: Config) -> None:
         _check_image(f"{key}.image", image)
         _check_mask(f"{key}.mask", stage.mask, partial(visible_patch_count, image), f"{patches(image)} patches")
         _check_mask(f"{key}.text_mask", stage.text_mask, partial(visible_token_count, text), f"{text.length} positions")
+        if stage.classification and not config.data.token_table:
+            what = f"{key}.classification: needs the counts of tokens, but data.token_table is not given"
+            remedy = "Make it: flip tokenizer table TOKENIZER --captions MANIFEST --out FILE."
+            raise ConfigError(what, value=stage.classification, remedy=remedy)
         if stage.batch % ranks:
             # else _check_order refuses it
             if config.data.lanes % ranks == 0:

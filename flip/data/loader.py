@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """Samples found undecodable while reading. Samples that the manifest excludes are replaced too, but not counted."""
     position_ids: torch.Tensor | None = None
     """(b, T) int16: position ids of the tokens; None: 0 .. T-1."""
+    targets: torch.Tensor | None = None
+    """(b, 77) int32: the distinct tokens of each caption, then -1; None: the stage classifies none."""
 
 
 class Loader:
@@ -64,11 +66,12 @@ class Loader:
 
     def batches(
         self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random",
-        config: WorkerConfig | None = None,
+        config: WorkerConfig | None = None, targets: int = 0,
     ) -> Iterator[Batch]:  # fmt: skip
         """Yield local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
-        ``config``: with the images, texts and augmentation of this stage; None: as before.
+        ``config``: with the images, texts and augmentation of this stage; None: as before. ``targets``: positions of
+        the tokens to be classified; 0: none.
         Workers start at once, before the first batch is requested, and end with the iterator, the next call, or
         ``close``. The iterator raises DataError or StorageError, also those of workers.
         """
@@ -80,7 +83,7 @@ class Loader:
             raise ConfigError(what, "data.lanes", lanes)
         tokens = visible_token_count(config.text, text_mask)
         way = TEXT_MASKINGS[text_masking].of(config.data)
-        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, way, config.text.causal)
+        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, way, config.text.causal, targets)
         self._counted = self.counters()
         self._producer = None
         producer: WorkerPool | BatchProducer
@@ -117,11 +120,11 @@ class Loader:
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
                 self._check_replaced_share(total, replaced, notes)
-                patches, keep_indices, tokens, position_ids, ids = fields
+                patches, keep_indices, tokens, position_ids, ids, targets = fields
                 shortened = None
                 if masks.tokens < self.config.text.length:
                     shortened = position_ids
-                yield Batch(patches, keep_indices, tokens, ids, more, shortened)
+                yield Batch(patches, keep_indices, tokens, ids, more, shortened, targets if masks.targets else None)
         finally:
             producer.close()
 

@@ -32,6 +32,8 @@ class MaskSpec(NamedTuple):
     """Which positions stay."""
     causal: bool = False
     """Whether the end token, which has the highest id, is pooled, and padding follows it."""
+    targets: int = 0
+    """Most tokens of a caption that are classified, of all of it; 0: none."""
 
 
 def draw(seed: int, epochs: Any, ids: Any, purpose: int, i: Any) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """The token table of a data set: how often each token occurs in its captions, and which part of speech it is.
 
-``flip tokenizer table`` writes it as JSON; ``text_masking: frequency`` and ``syntax`` read it.
+``flip tokenizer table`` writes it as JSON; ``text_masking: frequency`` and ``syntax``, and stages with
+``classification`` read it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class TokenTable:
     counts: list[int]
     parts: list[int] = field(default_factory=list)
     """NOUN, ADJECTIVE, OTHER or CONTINUATION of every token; empty: unknown."""
+    captions: int = 0
+    """Captions that were counted; 0: unknown."""
+    documents: list[int] = field(default_factory=list)
+    """Captions that contain a token, by id; empty: unknown."""
 
     @classmethod
     def read(cls, path: str, tokenizer: str) -> TokenTable:
@@ -54,8 +59,8 @@ class TokenTable:
         try:
             table = cls(**json.loads(read_regular(Path(path), MAX_BYTES)))
             size = Tokenizer(tokenizer, 1, prepend_cls=False).size
-            rows = table.counts, table.parts or table.counts
-            if not all(isinstance(v, int) and v >= 0 for v in table.counts):
+            rows = table.counts, table.parts or table.counts, table.documents or table.counts
+            if not all(isinstance(v, int) and v >= 0 for v in (table.captions, *table.counts, *table.documents)):
                 raise ValueError("it has a value that is not a count")
             if not all(part in (NOUN, ADJECTIVE, OTHER, CONTINUATION) for part in table.parts):
                 raise ValueError("it has a value that is no part of speech")
@@ -76,16 +81,30 @@ class TokenTable:
         counts[0] = 0
         return counts / max(counts.sum(), 1)
 
+    def rarities(self) -> NDArray[np.float64]:
+        """log((N + 1) / (n + 1)) of every token, which n of N captions contain: 0 if all do, as SuperCLIP weights them.
+
+        Raises ConfigError if the table does not have these counts.
+        """
+        if not self.documents or self.captions < max(self.documents):
+            remedy = "Make it again: flip tokenizer table TOKENIZER --captions ... --out FILE."
+            raise ConfigError("data.token_table: does not count captions, which classification needs", remedy=remedy)
+        return np.log((self.captions + 1) / (np.array(self.documents, np.float64) + 1))
+
 
 def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech: bool) -> TokenTable:
     """The table of captions. ``parts_of_speech``: the most frequent part of a token, by TextBlob's tagger."""
     counts = np.zeros(tokenizer.size, np.int64)
+    documents = np.zeros(tokenizer.size, np.int64)
+    total = 0
     votes = np.zeros((tokenizer.size, OTHER + 1), np.int64)
     tag = _tagger() if parts_of_speech else None
     for caption in captions:
         # without what every caption has, which would be dropped
         ids = tokenizer.own_tokens(tokenizer([caption])[0])
         counts += np.bincount(ids, minlength=len(counts))
+        documents[np.unique(ids)] += 1
+        total += 1
         tagged = []
         if tag:
             tagged = tag(caption)
@@ -97,7 +116,8 @@ def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech:
             votes[tokenizer([word])[0][tokenizer.start], part] += 1
     parts = votes.argmax(axis=1)
     parts[votes.sum(axis=1) == 0] = CONTINUATION
-    return TokenTable(file_digest(tokenizer.path), counts.tolist(), parts.tolist() if parts_of_speech else [])
+    known = parts.tolist() if parts_of_speech else []
+    return TokenTable(file_digest(tokenizer.path), counts.tolist(), known, total, documents.tolist())
 
 
 def _tagger() -> Callable[[str], list[tuple[str, str]]]:

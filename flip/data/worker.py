@@ -59,6 +59,7 @@ class BatchBuffers(NamedTuple):
     tokens: NDArray[np.int32]
     position_ids: NDArray[np.int16]
     ids: NDArray[np.int64]
+    targets: NDArray[np.int32]
 
     @staticmethod
     def shapes(config: WorkerConfig, samples: int, masks: MaskSpec) -> list[tuple[tuple[int, ...], str]]:
@@ -69,6 +70,7 @@ class BatchBuffers(NamedTuple):
             ((samples, masks.tokens), "i4"),
             ((samples, masks.tokens), "i2"),
             ((samples,), "i8"),
+            ((samples, masks.targets), "i4"),
         ]
 
 
@@ -156,6 +158,8 @@ class DatasetStream:
         self.count = count
         self.reader = reader
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
+        if masks.targets:  # all of a caption, without what every caption has
+            self.target_tokenizer = Tokenizer(config.data.tokenizer, masks.targets, False, config.text.repair)
         self.kernel = VisiblePatches.of(config.data, config.augment, config.image)
         # Of shards that `flip shards recode` has written: all images were decoded, so that the kernel may skip.
         self._verified = self.manifest.restart_markers_verified
@@ -201,9 +205,18 @@ class DatasetStream:
         tokens = self.tokenizer(captions)
         out.position_ids[:] = masking.visible_tokens(self.config.seed, epochs_used, out.ids, tokens, self.masks)
         out.tokens[:] = np.take_along_axis(tokens, out.position_ids.astype(np.int64), axis=1)
+        if self.masks.targets:
+            self._write_targets(captions, out.targets)
         self.position += self.count
         prefetcher.update_rate(self.count)
         return replaced
+
+    def _write_targets(self, captions: Sequence[str], out: NDArray[np.int32]) -> None:
+        """Write the distinct tokens of each caption, ascending, and -1 after them."""
+        out[:] = -1
+        for row, ids in zip(out, self.target_tokenizer(captions), strict=True):
+            distinct = np.unique(self.target_tokenizer.own_tokens(ids))
+            row[: len(distinct)] = distinct
 
     def _write_visible(self, draws: _Draws, row: int, out: NDArray[np.uint8], sample: Sample) -> bool:
         """Write the visible patches of a sample without decoding all of it. False: decode it."""

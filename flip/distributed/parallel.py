@@ -227,8 +227,9 @@ def in_fp32(model: _Model, build: Callable[[], _Model], world: World, compute: s
     mesh = next(model.parameters()).device_mesh  # type: ignore[attr-defined]
     apply_parallelism(copy, world, dataclasses.replace(compute, precision="fp32", compile="no"), mesh)
     with torch.no_grad():
-        for target, source in zip(copy.parameters(), model.parameters(), strict=True):
-            local(target).copy_(local(source))
+        own = dict(model.named_parameters())
+        for name, target in copy.named_parameters():  # which has no text classification head
+            local(target).copy_(local(own[name]))
     return copy
 
 
@@ -359,6 +360,8 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
             fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
         apart = set(tower.projection.parameters())  # type: ignore[union-attr]
         fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free, ignored_params=apart)  # type: ignore[arg-type]
+    if model.head is not None:  # always fp32
+        fully_shard(model.head, mesh=mesh, reshard_after_forward=free)  # type: ignore[arg-type]
     # A unit takes the parameters of submodules, but not those below another unit: projections are below towers.
     model.projections = projections
     fully_shard(model, mesh=mesh)

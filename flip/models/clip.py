@@ -20,6 +20,7 @@ from flip import losses
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
 from flip.models.attention import is_fused
+from flip.models.token_head import TokenHead, TokenTargets
 from flip.models.transformer import PackedLayout, build_blocks, pack, varlen_kernel
 from flip.rng import key
 
@@ -83,8 +84,13 @@ class ImageEncoder(nn.Module):
             self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
             self.register_buffer("pixel_offset", -mean / std, persistent=False)
 
-    def forward(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
-        """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
+    def forward(
+        self, patches: Tensor, keep_indices: Tensor | None = None, with_pooled: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised.
+
+        ``with_pooled``: also the pooled features (b, D) of which they are the projection.
+        """
         x = self.patch(self.scale_pixels(patches, self.pixel_scale, self.pixel_offset, self.patch.weight.dtype))
         first = self.class_token.to(x.dtype)
         positions = self.positions.to(x.dtype)
@@ -99,7 +105,8 @@ class ImageEncoder(nn.Module):
         x = self.norm(x)
         if self.pool != "class":
             x = (x if self.pool == "all" else x[:, 1:]).mean(dim=1, dtype=torch.float32)
-        return _project(x, self.projection)
+        features = _project(x, self.projection)
+        return (features, x) if with_pooled else features
 
 
 class TextEncoder(nn.Module):
@@ -215,16 +222,22 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 class CLIPModel(nn.Module):
     """Both encoders, the logit scale, and the learned parameters of the loss. ``init_weights`` draws their values.
 
-    ``attention``: a resolved ``compute.attention``. ``recompute``: what blocks recompute in the backward pass, to the
-    same bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
+    ``attention``: a resolved ``compute.attention``. ``head``: with the text classification head, which only stages that
+    train it have. ``recompute``: what blocks recompute in the backward pass, to the same bits: nothing (``no``), all but
+    matrix products and attention (``selective``), or everything (``block``).
     """
 
     logit_scale: nn.Parameter
 
-    def __init__(self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> None:
+    head: TokenHead | None
+
+    def __init__(
+        self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no", head: bool = False
+    ) -> None:
         super().__init__()
         self.image = ImageEncoder(model, augment, attention)
         self.text = TextEncoder(model, attention)
+        self.head = TokenHead(model.image.width, model.text.vocabulary) if head else None
         self.initialisation = model.initialisation
         self.set_recompute(recompute)
         self.objective = model.objective
@@ -242,9 +255,10 @@ class CLIPModel(nn.Module):
     def forward(
         self, patches: Tensor, keep_indices: Tensor | None, tokens: Tensor, position_ids: Tensor | None = None,
         token_indices: Tensor | None = None, on_text: Callable[[Tensor], None] | None = None,
+        targets: TokenTargets | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The arguments of ``contrastive_loss``: image (b, E), text (b, E), both fp32 of norm 1, the logit scale (1,),
-        and the learned parameters of the loss, (1,) each.
+        and the learned parameters of the loss, (1,) each. With ``targets``, the loss () of the head is the last one.
 
         Text is encoded first; ``on_text`` is called with it before the images are encoded (``TextGather.start``). The
         scale is exp of the parameter clamped to [0, ln max]; outside, its gradient is zero. The towers are called
@@ -253,10 +267,14 @@ class CLIPModel(nn.Module):
         text = _normalise(self.text(tokens, position_ids, token_indices))
         if on_text is not None:
             on_text(text)
-        image = _normalise(self.image(patches, keep_indices))
+        features, pooled = self.image(patches, keep_indices, with_pooled=True)
         # Computed values: under sharding, a parameter that is returned itself would not be gathered.
-        learned = (parameter.float() + 0.0 for parameter in self.loss_parameters().values())
-        return image, text, self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp(), *learned
+        learned = [parameter.float() + 0.0 for parameter in self.loss_parameters().values()]
+        scale = self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
+        outputs = _normalise(features), text, scale, *learned
+        if self.head is not None and targets is not None:
+            return *outputs, self.head(pooled, targets)
+        return outputs
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """The learned parameters of the loss beside the logit scale, in its order."""
@@ -320,14 +338,17 @@ def _draw_clip(value: Tensor, name: str, model: CLIPModel, generator: torch.Gene
 
 
 @torch.no_grad()
-def init_weights(model: CLIPModel, seed: int) -> None:
-    """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name).
+def init_weights(model: CLIPModel, seed: int, part: str = "") -> None:
+    """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name). ``part``: only those
+    whose names start with it.
 
     Weights therefore do not depend on the order of construction, the device, the world size, or other random draws.
     Each rank of a sharded model draws one full parameter at a time and keeps its shard. docs/contracts.md, Randomness,
     has the formula.
     """
     for name, parameter in model.named_parameters():
+        if not name.startswith(part):
+            continue
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         generator = torch.Generator().manual_seed(int(key(seed, digest)))
         value = torch.full(parameter.shape, math.nan)

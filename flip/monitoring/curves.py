@@ -13,6 +13,7 @@ from flip.losses import all_parameters
 CURVES = {
     "loss": ("train/loss", "Loss of the global batch."),
     "accuracy": ("train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."),
+    "classification_loss": ("train/classification_loss", "Loss of the text classification head, before its weight."),
     "lr": ("train/learning_rate", "Learning rate of the step."),
     "logit_scale": ("train/logit_scale", "Factor of the logits, after clamping."),
     **{name: (f"train/{name}", text) for name, text in all_parameters().items()},

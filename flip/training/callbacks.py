@@ -74,6 +74,10 @@ class Training(Protocol):
         """() of the newest step, over the global batch, on the device; None before the first step."""
 
     @property
+    def classification_loss(self) -> Tensor | None:
+        """As ``loss``: of the text classification head; None in a stage without it."""
+
+    @property
     def accuracy(self) -> Tensor | None:
         """As ``loss``: share of images whose own caption is the nearest in the global batch."""
 

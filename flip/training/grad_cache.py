@@ -9,9 +9,9 @@ learning batch size"). The masks travel with the batch, so this is exact. It cos
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,22 @@ from torch import Tensor, nn
 from flip.costs import LOSS_TILE
 from flip.distributed.parallel import is_fsdp_unit
 from flip.models.loss import TextGather, contrastive_loss
+from flip.models.token_head import TokenTargets
 
 Inputs = tuple[Tensor, ...]
 """patches (b, K, p*p*3), keep_indices (b, K), tokens (b, T), for shortened captions also position_ids (b, T); on the
 host or the device."""
+
+
+class Classification(NamedTuple):
+    """What the text classification head learns from a batch."""
+
+    weight: float
+    """Factor of its loss, which is added to the contrastive one."""
+    ids: Tensor
+    """(b, T) as ``TokenTargets.ids``, on the host."""
+    token_weights: Tensor
+    """(V,) on the device."""
 
 
 def grad_cache_backward(
@@ -33,20 +45,29 @@ def grad_cache_backward(
     autocast: AbstractContextManager[Any],
     tile: int = LOSS_TILE,
     tf32: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy.
+    classification: Classification | None = None,
+) -> tuple[Tensor, ...]:
+    """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy, and the
+    loss of the text classification head if there is a ``classification``.
 
-    ``num_micro_batches`` divides b. Both results are (), of this rank's rows of the logits, without a graph.
+    ``num_micro_batches`` divides b. Results are (), of this rank's rows of the logits, without a graph.
     ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
+    targets: list[TokenTargets | None] = [None] * num_micro_batches
+    if classification is not None:
+        targets = [*_targets(classification, num_micro_batches, device, tile)]
     objective: Any = model.objective
     if num_micro_batches == 1:
         gather = TextGather()
-        outputs = _encode(model, batches[0], device, autocast, on_text=gather.start)
+        outputs = _encode(model, batches[0], device, autocast, gather.start, targets[0])
+        of_head = [outputs.pop()] if classification else []
         loss, accuracy = contrastive_loss(objective, *outputs, tile=tile, tf32=tf32, gather=gather)
-        loss.backward()
-        return loss.detach(), accuracy
+        total = loss
+        if classification:
+            total = loss + classification.weight * of_head[0]
+        total.backward()
+        return loss.detach(), accuracy, *(value.detach() for value in of_head)
     with torch.no_grad():
         images, texts, *scalars = zip(*(_encode(model, batch, device, autocast) for batch in batches), strict=True)
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
@@ -55,12 +76,26 @@ def grad_cache_backward(
     loss, accuracy = contrastive_loss(objective, *leaves, tile=tile, tf32=tf32)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
+    losses = list[Tensor]()
     for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):
         _set_last_micro_batch(model, number == num_micro_batches - 1)
         # Gradients of the scale and of learned parameters are those of the loss of all micro-batches: add them once.
         once = [grad if number == 0 else torch.zeros_like(grad) for grad in grad_scalars]
-        torch.autograd.backward(_encode(model, batch, device, autocast), [*grad_features, *once])
-    return loss.detach(), accuracy
+        outputs = _encode(model, batch, device, autocast, targets=targets[number])
+        if classification:
+            losses.append(outputs[-1].detach())
+            once.append(torch.full_like(losses[-1], classification.weight / num_micro_batches))
+        torch.autograd.backward(outputs, [*grad_features, *once])
+    of_head = [torch.stack(losses).mean()] if classification else []
+    return loss.detach(), accuracy, *of_head
+
+
+def _targets(classification: Classification, parts: int, device: torch.device, tile: int) -> Iterator[TokenTargets]:
+    """Those of each micro-batch, without the positions that no caption of the batch needs."""
+    ids = classification.ids
+    longest = max(1, int((ids >= 0).sum(dim=1).max()))  # on the host
+    for part in ids[:, :longest].chunk(parts):
+        yield TokenTargets(part.to(device, non_blocking=True), classification.token_weights, tile)
 
 
 def mean_text_tokens(model: nn.Module, tokens: Tensor) -> float:
@@ -72,15 +107,16 @@ def mean_text_tokens(model: nn.Module, tokens: Tensor) -> float:
 
 
 def _encode(
-    model: nn.Module, batch: Any, device: torch.device, autocast: AbstractContextManager[Any], on_text: Any = None
-) -> list[Tensor]:
+    model: nn.Module, batch: Any, device: torch.device, autocast: AbstractContextManager[Any], on_text: Any = None,
+    targets: TokenTargets | None = None,
+) -> list[Tensor]:  # fmt: skip
     indices = model.text.token_indices(batch[2])  # type: ignore[operator, union-attr]
     if indices is not None and device.type == "cuda":
         indices = indices.pin_memory()  # like the batch: the host would wait for a copy from pageable memory
     fields = _copy([*batch, *([] if indices is None else [indices])], device)
     indices = None if indices is None else fields.pop()
     with autocast:
-        return list(model(*fields, token_indices=indices, on_text=on_text))
+        return list(model(*fields, token_indices=indices, on_text=on_text, targets=targets))
 
 
 def _copy(fields: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -106,6 +106,8 @@ class MetricLines(Callback):
         record |= self._collector.collect(
             training.span, training.optimizer, training.loss, training.accuracy, norms, tokens, replaced, storage
         )
+        if training.classification_loss is not None:
+            record["classification_loss"] = float(training.classification_loss)
         record |= self._user_callbacks.reduced(sums, training)
         record["seconds"] = training.seconds
         self._reset(training)

@@ -24,6 +24,7 @@ from flip.config.derived import StageSpan, stage_spans
 from flip.config.schema import Config, Stage
 from flip.data import order
 from flip.data.loader import Batch, Loader
+from flip.data.token_table import TokenTable
 from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
@@ -87,6 +88,14 @@ def worker_config(config: Config) -> WorkerConfig:
     return WorkerConfig(config.data, config.augment, config.model.image, config.model.text, config.seed)
 
 
+def token_weights(config: Config) -> Tensor:
+    """(V,) the weights of tokens in the targets of the text classification head. Raises ConfigError."""
+    rarities = TokenTable.read(config.data.token_table, config.data.tokenizer).rarities()
+    weights = torch.zeros(config.model.text.vocabulary)
+    weights[: len(rarities)] = torch.from_numpy(rarities)
+    return weights
+
+
 class Trainer:
     """One rank's training in one attempt: loop, step, stop and save. Everything else is a callback, which sees it as
     ``flip.training.callbacks.Training``.
@@ -114,6 +123,8 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer | None = None
         self.batch: Batch | None = None
         self.loss: Tensor | None = None
+        self.classification_loss: Tensor | None = None
+        self.token_weights: Tensor | None = None
         self.accuracy: Tensor | None = None
         self.gradient_norm: Tensor | None = None
         self.waited = 0.0
@@ -140,8 +151,9 @@ class Trainer:
             self.samples_seen = source.samples_seen
             self.step = source.record["step"]
             self.seconds = source.record["seconds"]
-        self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples_seen))
-        self.model = self.allocate(self.stage_config)
+        stage = derived.stage_at(self.config, self.samples_seen)
+        self.stage_config = derived.for_stage(self.config, stage)
+        self.model = self.allocate(self.stage_config, stage)
         self.checkpoints.load_weights(self.model, self.initialise)
         parallel.check_initialised(self.model)
         self.counters = RankCounters(self.world, self.loader, source)
@@ -152,31 +164,37 @@ class Trainer:
         clip.init_weights(self.model, self.config.seed)
         warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
 
-    def allocate(self, config: Config, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
-        """A compiled and sharded model without values. ``like``: a model whose process groups it uses."""
+    def allocate(self, config: Config, stage: Stage, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
+        """A compiled and sharded model of a stage without values. ``like``: a model whose process groups it uses."""
         compute = config.compute
         mesh = getattr(next(like.parameters()), "device_mesh", None) if like else None
         with torch.device("meta"):
-            model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
+            model = clip.CLIPModel(
+                config.model, config.augment, compute.attention, compute.recompute, bool(stage.classification)
+            )
         parallel.apply_parallelism(model, self.world, compute, mesh)
         parallel.separate_reductions(model, self.world, like)
         return model
 
     def enter(self, stage: Stage) -> None:
-        """Convert the model if a stage has another image size, patch, text length or normalisation. Collective.
+        """Convert the model if a stage has another image size, patch, text length or normalisation, or another answer
+        to whether there is a text classification head. A new head starts as in a first stage. Collective.
 
         The checkpoint at the border has the old model, so an attempt that resumes there converts the same weights.
         """
         before = self.stage_config
         self.stage_config = derived.for_stage(self.config, stage)
         shapes = [(config.model, config.augment.mean, config.augment.std) for config in (before, self.stage_config)]
-        if shapes[0] == shapes[1]:
+        has_head = self.model.head is not None
+        if shapes[0] == shapes[1] and has_head == bool(stage.classification):
             self.model.set_recompute(self.stage_config.compute.recompute)
             return
         self.checkpoints.wait()  # a save in the background reads the old weights
         self.watchdog.heartbeat(f"converting the model for stage {stage.name}", times=LONG_OPERATION_FACTOR)
-        model = self.allocate(self.stage_config, self.model)
+        model = self.allocate(self.stage_config, stage, self.model)
         conversion.copy_weights(self.model, model)
+        if not has_head:
+            clip.init_weights(model, self.config.seed, "head.")
         parallel.check_initialised(model)
         self.model = model
         image = self.stage_config.model.image
@@ -243,9 +261,12 @@ class Trainer:
             if self.passed_multiple(self.config.evaluate.every, span):
                 self.callbacks.evaluate(self)  # the process was killed between a commit and its score
         stage = span.stage
+        self.token_weights = None
+        if stage.classification:
+            self.token_weights = token_weights(self.config).to(self.world.device)
         batches = self.loader.batches(
             self.samples_seen, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
-            worker_config(self.stage_config),
+            worker_config(self.stage_config), derived.target_count(stage),
         )  # fmt: skip
         self.callbacks.call("start_stage", self)
         try:
@@ -307,12 +328,17 @@ class Trainer:
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples_seen - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
+        classification = None
+        if batch.targets is not None:
+            assert self.token_weights is not None
+            classification = grad_cache.Classification(span.stage.classification, batch.targets, self.token_weights)
         statistics = grad_cache.grad_cache_backward(
             self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile,
-            compute.loss_tf32 == "yes",
+            compute.loss_tf32 == "yes", classification,
         )  # fmt: skip
         requests = self.coordinated_stop.requests(self.world.device)
-        loss, accuracy = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
+        loss, accuracy, *of_head = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
+        self.classification_loss = of_head[0] if of_head else None
         self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
         after = self.samples_seen + span.stage.batch

@@ -116,6 +116,10 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         own_stage = stage_at(config, samples_seen)
     else:
         own_stage = config.stages[0]
+    has_head = any(each.classification for each in source.stages if each.name == matches[-1].stage)
+    if init.extend and has_head != bool(own_stage.classification):
+        remedy = "Give both stages a text classification head, or neither; a branch (extend: false) may differ."
+        raise ConfigError("cannot continue from " + str(run.path), "stages.classification", has_head, remedy)
     compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
     check_compatible(*compared, str(run.path), init.extend)
     tokenizer = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")

@@ -90,6 +90,7 @@ def describe(parts: dict[str, int]) -> str:
     groups = {
         "weights": ("weights", "gathered", "bf16_weights"), "optimiser": ("moments",), "gradients": ("gradients",),
         "activations": ("image_activations", "text_activations", "temporary"), "loss": ("loss",), "batch": ("batch",),
+        "classification head": ("head",),
     }  # fmt: skip
     sums = {name: sum(parts.get(part, 0) for part in members) for name, members in groups.items()}
     return ", ".join(f"{name} {size(count)}" for name, count in sums.items() if count > parts["total"] // 200)

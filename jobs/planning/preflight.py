@@ -189,6 +189,7 @@ def _check_shards(folder: str) -> str:
 
 def _tokenizer(config: Config, nominal: bool) -> Check:
     from flip.data.text_masking import TEXT_MASKINGS
+    from flip.data.token_table import TokenTable
 
     path = config.data.tokenizer
     if nominal and not (path and Path(path).exists()):
@@ -200,6 +201,8 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
     for stage in config.stages:
         TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
+        if stage.classification:
+            TokenTable.read(config.data.token_table, config.data.tokenizer).rarities()
     return Check("tokenizer", f"{pieces:,} pieces, {path}")
 
 

@@ -79,7 +79,9 @@ def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: flo
     if (asked.processes > 1 and not links.nvlink_gbps) or (asked.nodes > 1 and not links.network_gbps):
         return 0.0
     own = for_stage(config, stage)
-    phases = step_phases(own.model, own.compute, stage.batch // ranks, ranks, own.optim.name)
+    phases = step_phases(
+        own.model, own.compute, stage.batch // ranks, ranks, own.optim.name, bool(stage.classification)
+    )
     return exposed_seconds(phases, compute, links)
 
 

@@ -48,12 +48,12 @@ def compute(**fields):
     return schema.Compute(**defaults | fields)
 
 
-def built(config, world, meta=True, radford=False, sharded=False, patch=8):
+def built(config, world, meta=True, radford=False, sharded=False, patch=8, head=False):
     """Builds a CLIP model. ``sharded``: shards it even over a single rank."""
     model = sized("tiny", radford=radford)
     model.image.patch = patch
     with torch.device("meta" if meta else "cpu"):
-        pair = clip.CLIPModel(model, schema.Augment(), config.attention, config.recompute)
+        pair = clip.CLIPModel(model, schema.Augment(), config.attention, config.recompute, head)
     if not meta:
         return pair
     if sharded:

@@ -124,7 +124,7 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     lines._collector = Collector()
     at = SimpleNamespace(
         span=stage_spans(config)[0], samples_seen=0, step=0, seconds=100.0, waited=0.25, model=None, gradient_norm=0,
-        optimizer=object(), batch=SimpleNamespace(tokens=None), loss=0, accuracy=0,
+        optimizer=object(), batch=SimpleNamespace(tokens=None), loss=0, accuracy=0, classification_loss=None,
         counters=SimpleNamespace(totals=lambda _: (0, {}, [])),
     )  # fmt: skip
 
@@ -376,8 +376,8 @@ def test_stage_sets_its_own_recompute_mode():
     trainer.config = config
     trainer.world = parallel.World(0, 1, torch.device("cpu"), None, None)
     trainer.stage_config = config
-    trainer.model = trainer.allocate(config)
+    trainer.model = trainer.allocate(config, config.stages[0])
     for stage, expected in zip(config.stages, ("no", "block"), strict=True):
         trainer.enter(stage)
         assert {block.activation_checkpointing for block in trainer.model.image.blocks} == {expected}
-        assert trainer.allocate(trainer.stage_config).text.blocks[0].activation_checkpointing == expected
+        assert trainer.allocate(trainer.stage_config, stage).text.blocks[0].activation_checkpointing == expected

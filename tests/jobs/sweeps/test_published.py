@@ -108,7 +108,7 @@ def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys, kernel
         assert f" {sweep.paper[run['name']]['imagenet']} %" in line
 
 
-@pytest.mark.parametrize("name", [*OF_THE_PAPER, *OF_OTHERS])
+@pytest.mark.parametrize("name", [*OF_THE_PAPER, *OF_OTHERS, "superclip"])
 def test_head_of_sweep_states_planned_hours_of_all_runs(name, capsys, kernel):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     hours = json.loads(capsys.readouterr().out)["cost"]["gpu_hours"]
