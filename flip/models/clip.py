@@ -223,8 +223,8 @@ class CLIPModel(nn.Module):
     """Both encoders, the logit scale, and the learned parameters of the loss. ``init_weights`` draws their values.
 
     ``attention``: a resolved ``compute.attention``. ``head``: with the text classification head, which only stages that
-    train it have. ``recompute``: what blocks recompute in the backward pass, to the same bits: nothing (``no``), all but
-    matrix products and attention (``selective``), or everything (``block``).
+    train it have. ``recompute``: what blocks recompute in the backward pass, to the same bits: nothing (``no``), all
+    but matrix products and attention (``selective``), or everything (``block``).
     """
 
     logit_scale: nn.Parameter

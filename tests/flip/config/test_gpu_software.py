@@ -118,7 +118,7 @@ def test_preflight_refuses_local_gpu_run_and_reports_requirements_of_nodes(torch
     with pytest.raises(ConfigError, match="no C compiler"):
         preflight._gpu_software(compute(), LOCAL)
     torch_build("None")
-    with pytest.raises(ConfigError, match=r"not a build for CUDA.*docs/start.md"):
+    with pytest.raises(ConfigError, match=r"not a build for CUDA.*docs/one_machine.md"):
         preflight._gpu_software(compute(), LOCAL)
     assert preflight._gpu_software(compute(device="cpu"), LOCAL) == []
 
@@ -128,6 +128,6 @@ def test_doctor_names_driver_series_for_torch_of_this_python(torch_build):
     row = gpu_software_row(SLURM)
     assert "CUDA 13.0" in row.read and "series 580 or newer" in row.then and "Python.h" in row.then
     torch_build("None")
-    assert "docs/start.md" in gpu_software_row(SLURM).then
-    page = Path(__file__).parents[3] / "docs" / "start.md"
-    assert "**A GPU in this machine.**" in page.read_text(encoding="utf-8")
+    assert "docs/one_machine.md" in gpu_software_row(SLURM).then
+    page = Path(__file__).parents[3] / "docs" / "one_machine.md"
+    assert "## Driver, torch and compiler\n" in page.read_text(encoding="utf-8")
