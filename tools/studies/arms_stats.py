@@ -85,9 +85,9 @@ def compare(first: Scores, second: Scores, between: Residual, pictures: int) -> 
     total = variance + sampled
     if total == 0:
         return Compared(seeds, seeds, float(value == 0), False, by_seed)
-    freedom = between.freedom
+    freedom = float(between.freedom)
     if variance:
-        freedom = between.freedom * (total / variance) ** 2
+        freedom *= (total / variance) ** 2
     return Compared(seeds, _interval(value, total, freedom), t_tail(value / sqrt(total), freedom), False, by_seed)
 
 
