@@ -19,8 +19,10 @@ REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")
 INTERRUPTED = ("stopped", "timeout", "node")  # causes that are no fault of the run
 
 
-def start_attempt(run: RunDir, facts: Dict[str, Any]) -> int:
+def start_attempt(run: RunDir, facts: Dict[str, Any], after: Optional[int] = None) -> int:
     """Win the next attempt and return its number. Earlier attempts should have an end.
+
+    ``after``: win only the attempt that follows this one; returns 0 if another process has won it.
 
     Its start.json has ``facts`` and: host; ``resumes_from``, the newest committed S (0: none); ``first_commit``,
     whether this attempt must commit after its first step, because the previous one was interrupted without a commit;
@@ -34,7 +36,7 @@ def start_attempt(run: RunDir, facts: Dict[str, Any]) -> int:
         "first_commit": cut_off or bool(unended(run)),
         "after": submitted_after(run),
     }
-    return run.start_attempt(dict(start, **facts))
+    return run.start_attempt(dict(start, **facts), after)
 
 
 def end_attempt(

@@ -218,15 +218,18 @@ class RunDir:
         """The highest n, or 0 if no attempt has started."""
         return (self.attempt_numbers() or [0])[-1]
 
-    def start_attempt(self, start: Dict[str, Any]) -> int:
+    def start_attempt(self, start: Dict[str, Any], after: Optional[int] = None) -> int:
         """Reserve the next n by an exclusive mkdir, write its start.json (host, job, world size) and return n.
 
+        ``after``: reserve only the number that follows this one; returns 0 if another process has an attempt after it.
         Closes the folders of the run to other users first: older releases left them open to a group.
         """
         run_folder(self.attempts)
         close_folders(self.path, RUN_DEPTH)
         n = self.newest_attempt() + 1
         while True:
+            if after is not None and n != after + 1:
+                return 0
             try:
                 new_folder(self.attempt(n))
                 break

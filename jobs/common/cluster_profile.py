@@ -91,6 +91,8 @@ class ClusterProfile:
     """Steps that the first run of a shape of resources must pass before the others start; 0: all start at once."""
     peer_seconds: int = 120
     """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``)."""
+    agents: bool = False
+    """Slurm: start ranks from node agents, which restart a run in its job (docs/restarts.md, Node agents)."""
     array_size: int = 1000
     """Slurm: most elements of an array (MaxArraySize - 1); more runs make more arrays."""
     master_addr: str = ""

@@ -1,7 +1,8 @@
 """Connections between the coordinator of a run and its node agents: lines of JSON that both sides sign.
 
 A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message
-(docs/restarts.md, Node agents). Both sides have the key of the run (``KEY_VARIABLE``); it is never sent. The key of a
+(docs/restarts.md, Node agents). Both sides have the key of the run, from ``KEY_VARIABLE`` or from the file that
+``publish`` writes; it is never sent. The key of a
 connection derives from it and from a random number of each side, and every line is signed with the sender's role and
 its position. So a line can neither be forged nor repeated, in this connection or in another one. Nothing is encrypted,
 and nothing that was received is executed.
@@ -14,7 +15,12 @@ import hmac
 import json
 import os
 import socket
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
+
+from flip.runs.files import atomic_write
+from flip.runs.ownership import untrusted
+from flip.runs.rundir import read_record
 
 PROTOCOL = 1
 """Version of the messages. Both sides say it first."""
@@ -23,6 +29,9 @@ KEY_VARIABLE = "FLIP_AGENT_KEY"
 """Environment variable with the key in hexadecimal digits. An agent removes it before it starts ranks."""
 
 KEY_BYTES = 32
+CONTACT = "coordinator.json"
+"""File of ``publish`` in the folder of the first attempt of a job."""
+
 LONGEST_LINE = 1 << 20
 """Bytes. A longer line, or more than this that the other side has not read, ends the connection."""
 
@@ -55,6 +64,27 @@ def take_key(environ: MutableMapping[str, str]) -> bytes:
     if len(key) != KEY_BYTES:
         raise ChannelError("%s has %d bytes instead of %d" % (KEY_VARIABLE, len(key), KEY_BYTES))
     return key
+
+
+def publish(path: Path, port: int, key: bytes) -> None:
+    """Write the port and the key of a coordinator for its agents, which only this user may read. Raises OSError."""
+    with atomic_write(path, 0o600, "ascii") as file:
+        json.dump({"port": port, "key": key.hex()}, file)
+
+
+def read_contact(path: Path) -> Optional[Tuple[int, bytes]]:
+    """(port, key) that ``publish`` wrote; None if the file does not exist yet.
+
+    The host comes from the scheduler, not from a file. Raises ChannelError if another user may have written the file,
+    ValueError if it is damaged.
+    """
+    record = read_record(path)
+    if record is None:
+        return None
+    reason = untrusted(path)
+    if reason:
+        raise ChannelError("%s: %s" % (path, reason))
+    return record["port"], take_key({KEY_VARIABLE: record["key"]})
 
 
 class Signer:

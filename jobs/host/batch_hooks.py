@@ -12,7 +12,6 @@ first. Output goes to the file system of the run, which may be full, so nothing 
 """
 
 import argparse
-import errno
 import json
 import os
 import signal
@@ -23,12 +22,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flip.runs import attempts, bad_nodes, canary, wall_limit
+from flip.runs import attempts, canary, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host.job_coordinator import JobCoordinator
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -65,13 +65,8 @@ def watch_shell(shell: int) -> None:
             raise ShellGone()
 
     signal.signal(signal.SIGHUP, on_hangup)
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
-    except (ImportError, OSError, AttributeError):
-        return
-    on_hangup()  # it may have been killed before that call
+    if processes.prctl(processes.PR_SET_PDEATHSIG, signal.SIGHUP):
+        on_hangup()  # it may have been killed before that call
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")
     parser.add_argument("--attempt", type=int, help="number that begin printed (end); default: the newest")
     parser.add_argument("--shell", type=int, help="process id of the batch shell (watch, release)")
+    parser.add_argument("--agents", action="store_true", help="start attempts from node agents (watch)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
     parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
     return parser
@@ -100,10 +96,13 @@ def act(args: argparse.Namespace, sleep: Optional[Callable[[float], Any]] = None
         if args.what == "begin":
             return retry_on_oserror(lambda error: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt, sleep, args.shell)
+            return watch(args.run, args.attempt, sleep, args.shell, args.agents)
         if args.what == "release":
             return release(args.run, args.shell)
-        return retry_on_oserror(lambda error: end(args.run, args.attempt, args.code, args.state, error), args.attempt)
+        return retry_on_oserror(
+            lambda error: end(args.run, args.attempt, args.code, args.state, error),
+            lambda: newest(args.run, args.attempt),
+        )
     except ShellGone:  # of a canary: the next start has its own process that releases the others
         return 0
     except FlipError as error:
@@ -127,7 +126,17 @@ def own_start() -> Tuple[str, int]:
     return own_job.own_job(os.environ), own_job.restart_count(os.environ)
 
 
-def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[int] = None) -> int:
+def newest(path: str, attempt: Optional[int]) -> Optional[int]:
+    """The newest attempt of this start; ``attempt``, its first one, if the files of the run cannot be read."""
+    try:
+        return attempt_end.newest_of_start(RunDir(path), own_start()) or attempt
+    except (OSError, ValueError):
+        return attempt
+
+
+def retry_on_oserror(
+    do: Callable[[Optional[OSError]], int], attempt: Callable[[], Optional[int]] = lambda: None
+) -> int:
     """Call ``do`` with the error of the previous try, and retry on file errors for RETRY_SECONDS.
 
     After that the job leaves the node and starts again later. The comment of the job then says that the end of
@@ -148,7 +157,7 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
         wait = min(60.0, 2 * wait)
     if not own_start()[0]:  # nothing restarts it
         return STORAGE
-    return restart_later(STORAGE, REQUEUE_DELAY, attempt)
+    return restart_later(STORAGE, REQUEUE_DELAY, attempt())
 
 
 def restart_later(
@@ -270,7 +279,10 @@ def end(
     state: Optional[str],
     last_error: Optional[OSError] = None,
 ) -> int:
-    """Record the end of attempt n and carry out the decision. ``last_error``: of an earlier try of this call."""
+    """Record the end of attempt n, or of the newest that its job has started since, and carry out the decision.
+
+    The coordinator of node agents may have recorded it. ``last_error``: of an earlier try of this call.
+    """
     fields: Dict[str, str] = {}
     run = RunDir(path)
     if n is None:
@@ -278,26 +290,13 @@ def end(
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
     job, restarts = own_start()
+    if job:
+        n = max(n, attempt_end.newest_of_start(run, (job, restarts)))
     if state is None and job:
         state = own_job.wait_for_state(job, restarts, seen=fields)
     if state is not None:
         end_abandoned(run, n)
-    limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
-    if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
-        wall_limit.record_limit(run, n, limit)
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
-    decision = attempts.end_attempt(
-        run,
-        n,
-        code,
-        state,
-        suspect=bad_nodes.find_suspect(run, n, time.time()),
-        late=wall_limit.limit_reached(run, n, own_job.time_used(fields)),
-        unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
-        out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
-        disk_full=str(last_error) if disk_full else "",
-    )
+    decision = attempt_end.record_end(run, n, code, state, fields, last_error)
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         if not job:
@@ -382,22 +381,29 @@ def watch(
     n: Optional[int] = None,
     sleep: Optional[Callable[[float], Any]] = None,
     shell: Optional[int] = None,
+    agents: bool = False,
 ) -> int:
     """Restart the job if its batch shell is killed, or when Slurm ends it for its wall limit, or for lost nodes without
     a requeue.
 
     The exit trap may come too late: only KillWait passes between TERM and KILL, and srun waits as long for tasks of
     lost nodes. The next ``begin`` records how this attempt ended. It starts before the attempt (``n`` is None then),
-    because a shell may be killed while ``begin`` works.
+    because a shell may be killed while ``begin`` works. ``agents``: it also coordinates the node agents of the job.
     """
     own = OwnAttempt(RunDir(path), n)
     sleep = sleep or time.sleep
     try:
         if shell is not None:
             watch_shell(shell)
+        if agents:
+            own.start_coordinator()
         state = own_job.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
+        if not state and own.coordinator is not None:
+            own.coordinator.join()
     except ShellGone:
-        return retry_on_oserror(lambda error: on_shell_gone(own), own.number)
+        if own.coordinator is not None:
+            own.coordinator.may_restart = False
+        return retry_on_oserror(lambda error: on_shell_gone(own), lambda: own.number)
     if state == "TIMEOUT" and own.find():
         try:
             own.run.record_time_limit(own.number)
@@ -405,32 +411,43 @@ def watch(
             log(error)
     if state:
         restart(0.0, None, ending=True, run=own.run, attempt=own.number or None)
+        if own.coordinator is not None:  # ranks may still be saving
+            own.coordinator.join()
     return 0
 
 
 class OwnAttempt:
-    """The attempt that this start of the job has won, for its watcher; ``number`` is 0 before ``begin`` has won it."""
+    """The newest attempt of this start of the job, for its watcher; ``number`` is 0 before ``begin`` has won one."""
 
     def __init__(self, run: RunDir, number: Optional[int] = None) -> None:
         self.run = run
         self.number = number or 0
+        self.first = self.number
         self.limit: Optional[int] = None  # seconds, not recorded yet
         self.step: Optional[lost_step.LostStep] = None
+        self.coordinator: Optional[JobCoordinator] = None
+
+    def start_coordinator(self) -> None:
+        """Coordinate the node agents of the job from now on, in a thread."""
+        self.coordinator = JobCoordinator(
+            self.run, own_start(), lambda: self.number if self.find() else 0, self._started, start_record, log
+        )
+        self.coordinator.start_thread()
+
+    def _started(self, n: int) -> None:
+        self.number = n
 
     def find(self) -> bool:
         """Whether the attempt has started; looks for it if that is unknown."""
         if self.number:
             return True
         try:
-            for n in reversed(self.run.attempt_numbers()):
-                start = read_record(self.run.attempt(n) / "start.json")
-                if start is not None:
-                    if (start.get("job"), int(start.get("restarts") or 0)) == own_start():
-                        self.number = n
-                        os.environ["FLIP_ATTEMPT"] = str(n)  # as all processes of the attempt have it
-                    break
+            self.number = attempt_end.newest_of_start(self.run, own_start())
         except (OSError, ValueError):  # asked again
-            pass
+            return False
+        self.first = self.number
+        if self.number:
+            os.environ["FLIP_ATTEMPT"] = str(self.number)  # as all processes of the attempt have it
         return bool(self.number)
 
     def record_limit(self, limit: Optional[int]) -> None:
@@ -460,9 +477,11 @@ class OwnAttempt:
         sleep(seconds)
 
     def check_step(self) -> None:
-        """End an srun that outlives its ranks."""
+        """End an srun that outlives its ranks, unless it waits for agents."""
+        if self.coordinator is not None and self.coordinator.is_active:
+            return
         if self.step is None:
-            self.step = lost_step.LostStep(self.run, self.number)
+            self.step = lost_step.LostStep(self.run, self.first)
         if self.step.check():
             log("%s: srun was killed: its ranks have ended, and Slurm did not notice" % self.run.path)
 

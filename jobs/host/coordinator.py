@@ -86,6 +86,8 @@ class Agent:
         self.node = ""
         """Name of its node; empty before its hello."""
         self.facts: Message = {}
+        self.index = 0
+        """Number of its node in the allocation."""
         self.order = 0
         """Its position among the agents that have said hello."""
         self.heard = now
@@ -110,6 +112,7 @@ class Coordinator:
         self._clock = clock
         self._log = log
         self._hellos = 0
+        self._farewell: Message = {"is": "leave"}
         self._patient_until = clock() + timing.first_patience
         self._ticked = clock()
         self._clear()
@@ -128,8 +131,8 @@ class Coordinator:
     # -- for the owner -------------------------------------------------------------------------------------------------
 
     def ready(self) -> List[Agent]:
-        """Agents that can start ranks, in the order of their hellos."""
-        return sorted((agent for agent in self.agents if agent.node), key=lambda agent: agent.order)
+        """Agents that can start ranks, by the numbers of their nodes in the allocation, then by their hellos."""
+        return sorted((agent for agent in self.agents if agent.node), key=lambda agent: (agent.index, agent.order))
 
     def has_gathered(self, least: int, most: int) -> bool:
         """Whether to start now: ``most`` agents are ready or, when patience is over, at least ``least``."""
@@ -179,11 +182,12 @@ class Coordinator:
         self.state = State.GATHER
         self._patient_until = self._clock() + self.timing.patience
 
-    def leave(self) -> None:
-        """Ask all agents to end, with the ranks that they have."""
+    def leave(self, code: int = COMPLETE, reason: str = "") -> None:
+        """Ask all agents to end with this exit code, with the ranks that they have."""
         self.state = State.LEFT
+        self._farewell = {"is": "leave", "code": code, "reason": reason}
         for agent in list(self.agents):
-            self._send(agent, {"is": "leave"})
+            self._send(agent, self._farewell)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -246,7 +250,8 @@ class Coordinator:
 
     def _on_hello(self, agent: Agent, message: Message) -> None:
         node = str(message.get("node") or "")
-        if not node or agent.node:
+        index = message.get("index", 0)
+        if not node or agent.node or not isinstance(index, int):
             self.lost(agent, "a wrong hello")
             return
         if any(other.node == node for other in self.agents):  # the first one may have ranks
@@ -255,11 +260,12 @@ class Coordinator:
             return
         self._hellos += 1
         agent.order = self._hellos
+        agent.index = index
         agent.node = node
         agent.facts = message
         self._log("the agent of %s is ready" % node)
         if self.state is State.LEFT:
-            self._send(agent, {"is": "leave"})
+            self._send(agent, self._farewell)
 
     def _on_exit(self, agent: Agent, message: Message) -> None:
         rank = message.get("rank")
@@ -269,9 +275,9 @@ class Coordinator:
             return
         if message.get("attempt") != self.attempt or self.running.get(rank) is not agent:
             return  # of an earlier attempt
-        self._ended(rank, code, "rank %d ended with %d" % (rank, code))
+        self._ended(rank, code, "rank %d ended with %d" % (rank, code), message.get("killed") is True)
 
-    def _ended(self, rank: int, code: Optional[int], reason: str) -> None:
+    def _ended(self, rank: int, code: Optional[int], reason: str, killed: bool = False) -> None:
         agent = self.running.pop(rank)
         self._codes.append(code)
         if agent not in self.running.values():
@@ -279,19 +285,19 @@ class Coordinator:
         if code in SUCCESS:
             self.shorten_deadline(self.timing.stragglers)
         else:
-            self._on_bad_end(code, reason)
+            self._on_bad_end(code, reason, killed)
         if not self.running:
             self.state = State.DECIDE
             code = code_of_attempt(self._codes)
             settling = max(0.0, self._clock() - self._failed_at)
             self.outcome = AttemptOutcome(code, tuple(self._lost), self._stop_requested, self._reason, settling)
 
-    def _on_bad_end(self, code: Optional[int], reason: str) -> None:
+    def _on_bad_end(self, code: Optional[int], reason: str, killed: bool) -> None:
         if not self._reason:
             self._reason = reason
             self._failed_at = self._clock()
             self._log(reason)
-        was_killed = code is None or code in SIGNAL_CODES
+        was_killed = killed or code is None or code in SIGNAL_CODES
         if was_killed and not self._stop_requested:
             self.shorten_deadline(self.timing.killed_grace)
         else:

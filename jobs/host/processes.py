@@ -14,6 +14,9 @@ from jobs.host import own_job, slurm_cli
 #: that the agent was started with.
 AGENT_VARIABLE = "FLIP_NODE_AGENT"
 
+PR_SET_PDEATHSIG = 1  # options of prctl
+PR_SET_CHILD_SUBREAPER = 36
+
 WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run for a whole attempt, next to the ranks
 
 
@@ -95,6 +98,16 @@ def _read(pid: int, name: str) -> List[str]:
             return os.fsdecode(file.read()).split("\0")
     except OSError:
         return []
+
+
+def prctl(option: int, value: int) -> bool:
+    """Change an attribute of this process, as prctl(2) does; returns whether that was possible. Linux only."""
+    try:
+        import ctypes
+
+        return int(ctypes.CDLL(None).prctl(option, value, 0, 0, 0)) == 0
+    except (ImportError, OSError, AttributeError):
+        return False
 
 
 def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:

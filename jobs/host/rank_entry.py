@@ -2,6 +2,7 @@
 
 It blocks the signals that stop a run until the rank process handles them (they stay pending over exec, so none is lost
 and none kills), opens the log of its node, sets the environment variables of its rank, and executes the module.
+In a step of agents (``AGENTS_VARIABLE``), which has one task per node, it runs the agent of its node instead.
 Standard library alone: a missing package must not fail here, before the log is open.
 """
 
@@ -15,13 +16,14 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Dict, Mapping, Optional
+from typing import Dict, List, Mapping, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 PERMISSION = 77  # exit code, as in flip.runs.errors
 PORTS = (10000, 30000)  # below the ephemeral ports
 UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
+AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/agent_functions.sh)
 GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone
@@ -38,8 +40,10 @@ def main() -> None:
     os.environ.update(environment(os.environ))
     os.environ.update(gloo_interface(os.environ))
     os.environ.update(allocator(os.environ))
+    is_agent = bool(os.environ.pop(AGENTS_VARIABLE, ""))
     try:
-        open_log(os.environ)
+        if not is_agent:  # an agent opens a log for each attempt
+            open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
     except OSError as error:  # a file problem of this node, no fault of the run, or a prepared link
         text = "rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error)
@@ -47,6 +51,10 @@ def main() -> None:
             os.write(2, text.encode("utf-8", "replace"))
         finally:  # standard error may lie on the same full disk; that must not change the exit code
             os._exit(PERMISSION if isinstance(error, RefusedPath) else UNSTARTED)
+    if is_agent:
+        from jobs.host.agent_entry import supervise
+
+        os._exit(supervise(sys.argv[1], coordinator_hosts(os.environ), os.environ))
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 
@@ -127,6 +135,14 @@ def address(environ: Mapping[str, str]) -> str:
     except OSError:
         return environ.get("SLURM_LAUNCH_NODE_IPADDR") or name
     return name
+
+
+def coordinator_hosts(environ: Mapping[str, str]) -> List[str]:
+    """Addresses of the first node, where the coordinator listens: the batch script runs there."""
+    if int(environ["SLURM_NNODES"]) < 2:
+        return ["127.0.0.1"]
+    names = [environ["MASTER_ADDR"], address(environ), environ.get("SLURM_LAUNCH_NODE_IPADDR", "")]
+    return [name for number, name in enumerate(names) if name and name not in names[:number]]
 
 
 def first_host(nodes: str) -> str:

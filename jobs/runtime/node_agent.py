@@ -1,6 +1,7 @@
 """The agent of a node: one process that starts the ranks of its node, attempt by attempt, and reports their ends.
 
-    python -m jobs.runtime.node_agent RUN_DIR MODULE --socket FD
+    python -m jobs.runtime.node_agent RUN_DIR MODULE --socket FD           # on this machine
+    python -m jobs.runtime.node_agent RUN_DIR MODULE --connect HOST ...    # in a Slurm job: jobs/host/agent_entry.py
 
 It imports torch and the trainer once, and forks each rank: a restart then costs about a second of processor time per
 rank in place of three or four. The coordinator (``jobs/host/coordinator.py``) decides which attempt starts.
@@ -11,7 +12,9 @@ that it imports anyway.
   started in a new interpreter instead (``--exec`` requests that), and the log says so.
 - A rank leads a session of its own. When it ends, all of its processes are killed before its end is reported.
 - A rank that was stopped (SIGSTOP) blocks its peers without end: after ``STOPPED_SECONDS`` it counts as hung.
-- Signals of the cluster (SIGTERM, SIGUSR1, SIGUSR2) are passed on to the ranks.
+- Signals of the cluster (SIGTERM, SIGUSR1, SIGUSR2) are passed on to the ranks, also to those that start later: the
+  cluster sends them once.
+- Where Slurm binds tasks to CPUs, each rank gets its share of those of this process.
 - If the connection to the coordinator ends, the lifeline of the ranks ends with it: they save and stop, as after the
   death of a supervisor, and what is left after that is killed. If this process dies, the lifeline ends too.
 """
@@ -21,6 +24,7 @@ import contextlib
 import gc
 import importlib
 import os
+import re
 import runpy
 import select
 import signal
@@ -29,7 +33,7 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,12 +46,15 @@ from flip.runs.files import RefusedPath, open_append
 from flip.runs.restart_policy import UNSTARTED
 from flip.runs.rundir import RunDir, write_json
 from jobs.host import sessions
-from jobs.host.agent_channel import AGENT, Channel, ChannelError, Message, take_key
+from jobs.host.agent_channel import AGENT, CONTACT, Channel, ChannelError, Message, connect, read_contact, take_key
 from jobs.host.processes import AGENT_VARIABLE
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
 STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
+CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its job
+CONNECT_TRY_SECONDS = 5.0
+NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
 UNKNOWN_MESSAGE = "a message that is not known here: %s"
 
@@ -67,29 +74,62 @@ class RankProcess:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    key = take_key(os.environ)
-    agent = NodeAgent(RunDir(args.run), args.module)
+    agent = NodeAgent(RunDir(args.run), args.module, args.lifeline)
     agent.catch_signals()
+    if args.connect:
+        channel = find_coordinator(agent.run, int(os.environ["FLIP_ATTEMPT"]), args.connect, CONNECT_SECONDS)
+    else:
+        channel = Channel(socket.socket(fileno=args.socket), take_key(os.environ), AGENT)
+    if channel is None:
+        return NO_COORDINATOR
     if not args.exec:
         agent.preload()
-    return agent.serve(Channel(socket.socket(fileno=args.socket), key, AGENT))
+    return agent.serve(channel)
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Start the ranks of a run on this node.")
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument("module", metavar="MODULE", help="what each rank executes")
-    parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection to the coordinator")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=int, help="descriptor of the connection to the coordinator")
+    where.add_argument("--connect", nargs="+", metavar="HOST", help="addresses of the coordinator's host")
+    parser.add_argument("--lifeline", type=int, help="descriptor of a pipe that ends with the parent of this process")
     parser.add_argument("--exec", action="store_true", help="start each rank in a new interpreter")
     return parser
 
 
-class NodeAgent:
-    """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``."""
+def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) -> Channel | None:
+    """Connect to the coordinator of the job whose first attempt is n; None if that fails for ``seconds``."""
+    deadline = time.monotonic() + seconds
+    problem = "it has not published its port"
+    while time.monotonic() < deadline:
+        try:
+            contact = read_contact(run.attempt(n) / CONTACT)
+        except (ChannelError, ValueError, OSError) as error:
+            contact = None
+            problem = str(error)
+        if contact is not None:
+            for host in hosts:
+                try:
+                    return Channel(connect(host, contact[0], CONNECT_TRY_SECONDS), contact[1], AGENT)
+                except OSError as error:
+                    problem = f"{host}, port {contact[0]}: {error}"
+        time.sleep(0.2)
+    note(f"the coordinator of this job cannot be reached: {problem}")
+    return None
 
-    def __init__(self, run: RunDir, module: str) -> None:
+
+class NodeAgent:
+    """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``. ``parent``: descriptor of a
+    pipe that ends with the parent of this process, if that is to be noticed."""
+
+    def __init__(self, run: RunDir, module: str, parent: int | None = None) -> None:
         self.run = run
         self.module = module
+        self._parent = parent
+        self._stop_signal = 0
+        """The last signal of the cluster."""
         self.attempt = 0
         self.ranks: list[RankProcess] = []
         self.may_fork = False
@@ -111,6 +151,7 @@ class NodeAgent:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py blocks them
 
     def preload(self) -> None:
         """Import what the ranks need. Without it, or if it cannot be imported, ranks start in new interpreters."""
@@ -156,7 +197,11 @@ class NodeAgent:
             if self._channel.has_unsent:
                 events |= select.POLLOUT
             poll.register(self._channel, events)
-        poll.poll(int(1000 * LOOK_SECONDS))
+            if self._parent is not None:
+                poll.register(self._parent, select.POLLIN)
+        ready = [handle for handle, _ in poll.poll(int(1000 * LOOK_SECONDS))]
+        if self._parent in ready:
+            self._prepare_end("its parent is gone")
 
     def _handle_messages(self) -> None:
         if self._end_by < float("inf"):
@@ -176,7 +221,7 @@ class NodeAgent:
         """Raises ChannelError for a message that no coordinator of this run sends."""
         kind = message["is"]
         if kind == "welcome":
-            self._channel.hello(message, {"node": socket.gethostname(), "pid": os.getpid()})
+            self._channel.hello(message, own_facts(os.environ))
         elif kind == "start":
             self._start(message)
         elif kind == "signal":
@@ -187,7 +232,7 @@ class NodeAgent:
             for rank in self.ranks:
                 sessions.kill_group(rank.pid)
         elif kind == "leave":
-            self._code = 0
+            self._code = int(message.get("code", 0))
             self._prepare_end(str(message.get("reason") or ""))
         else:
             raise ChannelError(UNKNOWN_MESSAGE % kind)
@@ -229,8 +274,11 @@ class NodeAgent:
             self._open_logs(int(message["node"]), logs)
             for local_rank, rank in enumerate(numbers):
                 environ = self._environment(message, rank, local_rank)
-                self.ranks.append(RankProcess(rank, self._fork(environ, logs)))
+                cpus = share_of_cpus(local_rank, len(numbers), os.environ)
+                self.ranks.append(RankProcess(rank, self._fork(environ, logs, cpus)))
                 self._record_pids()  # after each, so that whoever adopts them knows as many as possible
+            if self._stop_signal:
+                self._signal(self._stop_signal)
         except OSError as error:
             self._report_unstarted(numbers[len(self.ranks) :], error)
         finally:
@@ -262,30 +310,35 @@ class NodeAgent:
             "WORLD_SIZE": str(message["world"]),
             "LOCAL_WORLD_SIZE": str(len(message["ranks"])),
         }
+        if "SLURM_PROCID" in environ:  # as in a step with a task per rank
+            own |= {"SLURM_PROCID": own["RANK"], "SLURM_LOCALID": own["LOCAL_RANK"], "SLURM_NTASKS": own["WORLD_SIZE"]}
         return {**environ, **{str(k): str(v) for k, v in message.get("environment", {}).items()}, **own}
 
-    def _fork(self, environ: Mapping[str, str], logs: Sequence[int]) -> int:
+    def _fork(self, environ: Mapping[str, str], logs: Sequence[int], cpus: Collection[int] = ()) -> int:
         """Start a rank; returns its pid. It starts with the signals that stop a run blocked: they stay pending until
         the rank handles them."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become_rank(environ, logs)
+                self._become_rank(environ, logs, cpus)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
-    def _become_rank(self, environ: Mapping[str, str], logs: Sequence[int]) -> NoReturn:
+    def _become_rank(self, environ: Mapping[str, str], logs: Sequence[int], cpus: Collection[int]) -> NoReturn:
         """In the child: leave all that belongs to the agent, and execute the module."""
         code = 1
         try:
             os.setsid()
+            if cpus:
+                os.sched_setaffinity(0, cpus)
             signal.set_wakeup_fd(-1)
             for number in (*SIGNALS, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            for handle in (self._own_lifeline, self._woken, self._wake, self._channel.fileno()):
-                os.close(handle)
+            for handle in (self._own_lifeline, self._woken, self._wake, self._channel.fileno(), self._parent):
+                if handle is not None:
+                    os.close(handle)
             for target, handle in enumerate(logs, 1):
                 os.dup2(handle, target)
                 os.close(handle)
@@ -325,6 +378,7 @@ class NodeAgent:
             return
         for number in dict.fromkeys(numbers):
             if number in SIGNALS:
+                self._stop_signal = number
                 self._signal(number)
 
     def _signal(self, number: int) -> None:
@@ -341,11 +395,12 @@ class NodeAgent:
             sessions.kill_session(rank.pid, rank.start)
             self.ranks.remove(rank)
             code = os.waitstatus_to_exitcode(status)
-            if code < 0:
+            killed = code < 0
+            if killed:
                 code = 128 - code
             if rank.code is not None:
                 code = rank.code
-            self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank.rank, code=code)
+            self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank.rank, code=code, killed=killed)
 
     def _look_for_stopped(self) -> None:
         """Kill ranks that have been stopped by a signal for a while."""
@@ -385,6 +440,33 @@ def unsafe_to_fork(process: Path = Path("/proc/self")) -> str:
             if os.readlink(process / "fd" / name).startswith("/dev/nvidia"):
                 return "the agent has opened a GPU"
     return ""
+
+
+def own_facts(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the agent says of itself: its node, by the scheduler's name, and the number of it in the allocation."""
+    node = environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return {"node": node, "index": int(environ.get("SLURM_NODEID", 0)), "pid": os.getpid()}
+
+
+def share_of_cpus(local_rank: int, ranks: int, environ: Mapping[str, str]) -> list[int]:
+    """The CPUs of a rank, if Slurm has bound this process to those of all its ranks; empty: as this process.
+
+    Threads of a core stay together, as Slurm distributes them.
+    """
+    if not re.search("(mask|map)_(cpu|ldom)", environ.get("SLURM_CPU_BIND", "")):
+        return []
+    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (first_thread(cpu), cpu))
+    each = len(cpus) // ranks
+    return cpus[local_rank * each : (local_rank + 1) * each]
+
+
+def first_thread(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The lowest number of a thread of the same core; the own one if the system does not tell."""
+    try:
+        text = (folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return cpu
+    return int(re.split("[,-]", text)[0])
 
 
 def preloads(module: str) -> Sequence[str]:

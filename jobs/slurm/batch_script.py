@@ -1,7 +1,8 @@
 """The text of the batch script of one array, which submitit writes from our parameters.
 
 The script's exit trap decides on the host, outside the trainer and its container, whether the job restarts
-(docs/contracts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh`` and ``srun_functions.sh``.
+(docs/contracts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh``, ``srun_functions.sh`` and, if
+node agents start the ranks, ``agent_functions.sh``.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host import failed_starts, own_job, slurm_cli
+from jobs.host import failed_starts, job_coordinator, own_job, slurm_cli
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
@@ -122,6 +123,35 @@ def functions(name: str) -> list[str]:
     return text.splitlines()
 
 
+def uses_agents(profile: ClusterProfile, job: Job) -> bool:
+    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents."""
+    return profile.agents and not job.trackers
+
+
+def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
+    """The lines of the functions that start a step."""
+    lines = functions("srun_functions.sh")
+    if not uses_agents(profile, job):
+        return lines
+    resources = job.resources
+    cpus = resources.processes * resources.cpus
+    words = {
+        "AGENTS_OPTIONS": f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}",
+        "RANKS_OPTIONS": _cpus_of_ranks(job),
+        "NO_AGENTS": str(job_coordinator.NO_AGENTS),
+    }
+    lines = [line.replace("srun() {", "start_step() {") for line in lines]
+    for line in functions("agent_functions.sh"):
+        for word, value in words.items():
+            line = line.replace(word, value)
+        lines.append(line)
+    return lines
+
+
+def _cpus_of_ranks(job: Job) -> str:
+    return f"--cpus-per-task={job.resources.cpus}"  # Slurm 22.05 to 23.02 gives a step one core without it
+
+
 def _location(sweep: Path) -> list[str]:
     """Lines by which ``sweep_deleted`` distinguishes a deleted folder from one that this node does not mount: the
     number of the runs root's inode is the same on all nodes, and that of an empty mount point another."""
@@ -185,6 +215,9 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         exported["MASTER_ADDR"] = profile.master_addr
     start_releaser = []
     after_end = []
+    watch = f'{decide} watch "$FLIP_RUN" --shell $$'
+    if uses_agents(profile, job):
+        watch += " --agents"
     if job.canary:
         release = f'{decide} release "$FLIP_RUN" --shell $$'
         start_releaser.append(f"{release} & releaser=$!; disown  # the jobs that wait for this canary")
@@ -204,7 +237,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
         "export FLIP_RUN",
         "trap stop_watcher EXIT",
-        f'{decide} watch "$FLIP_RUN" --shell $$ & watcher=$!; disown  # restarts the job if this shell is killed',
+        f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
         f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
         "export FLIP_ATTEMPT",
@@ -219,7 +252,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         '[ -z "$exposed" ] || echo "$exposed" >&2',
         *start_releaser,
-        *functions("srun_functions.sh"),
+        *_step_functions(profile, job),
         *_modules(profile.modules),
         *profile.setup,
         *_followers(profile, job),
@@ -255,14 +288,15 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
     argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
-    argv.append(f"--cpus-per-task={job.resources.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
+    if not uses_agents(profile, job):  # else the functions of the script add it
+        argv.append(_cpus_of_ranks(job))
     if profile.container and profile.container_runtime == "pyxis":
         argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
     return argv
 
 
 def command(profile: ClusterProfile, job: Job) -> str:
-    """The command that srun starts once per rank."""
+    """The command that srun starts once per rank, or once per node as its agent."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
     return shlex.join(_in_container(profile, job, [profile.jobs_python, str(rank), job.rank_module]))
 

@@ -117,6 +117,10 @@ LINES = [
         "srun --unbuffered --output <FILE> --error <FILE> --output=all --error=all --kill-on-bad-exit=0 --wait=<N> "
         "--export=ALL --cpus-per-task=<N> <WORDS>..."
     ),
+    CommandLine(
+        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> --unbuffered --output <FILE> --error <FILE> "
+        "--output=all --error=all --kill-on-bad-exit=0 --wait=<N> --export=ALL <WORDS>..."
+    ),
     CommandLine("srun --kill-on-bad-exit=1 --export=ALL <WORDS>..."),
     CommandLine(f"sacctmgr -n -P show user name=<USER> cluster=<CLUSTER> withassoc {USER_LIMITS}", accounting=True),
     CommandLine(f"sacctmgr -n -P show qos name=<QOS> {QOS_LIMITS}", accounting=True),

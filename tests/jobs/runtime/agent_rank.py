@@ -1,5 +1,6 @@
 """What the ranks of test_node_agent.py execute: it records how it was started, and ends when a file says how."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,14 @@ from flip.distributed import shutdown
 from flip.runs.rundir import write_json
 
 PRELOAD = ("json", *os.environ.get("TEST_PRELOAD", "").split())
+
+
+def open_files():
+    """Names of the files that are open, without that of the listing itself."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(f"/proc/self/fd/{name}")
+
 
 if __name__ == "__main__":
     flag = shutdown.install()
@@ -25,7 +34,7 @@ if __name__ == "__main__":
         "pid": os.getpid(),
         "parent": os.getppid(),
         "session": os.getsid(0),
-        "open": sorted(os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")[:-1]),
+        "open": sorted(open_files()),
         "handlers": [signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL],
         "wakeup": signal.set_wakeup_fd(-1),
     }

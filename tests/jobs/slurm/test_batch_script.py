@@ -39,6 +39,7 @@ GOLDEN = Path(__file__).with_name("golden")
                 "options": {"exclusive": "", "constraint": "h100"},
             },
         ),
+        ("agents", {"partition": "gpu", "agents": True}),
         ("tracked", {"container": "/img/torch.sif", "container_runtime": "apptainer"}),
         (
             "apptainer",
@@ -132,6 +133,30 @@ def test_script_runs_metrics_follower_alongside_ranks(stage, project, monkeypatc
     output = (stage.run.logs / "1" / "follow-wandb.log").read_text()
     state = read_json(stage.run.path / "trackers" / "wandb.json") or {}
     assert (state.get("step") == 2) if project else ("no project for this run" in output and not state), output
+
+
+def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, monkeypatch):
+    """The stand-in for srun is an agent that reaches no coordinator, and then the ranks."""
+    profile = ClusterProfile(name="x", kind="slurm", agents=True)
+    job = Job(stage.run, ROOT, JobResources(nodes=2, processes=4, cpus=3))
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", 'echo "agents=$FLIP_AGENTS $*"; [ -z "$FLIP_AGENTS" ] || exit 74; exit 65')
+    assert stage.start(SLURM_NTASKS="8", SLURM_JOB_NUM_NODES="2").wait(60) == 65
+    output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
+    assert output[0].startswith("agents=1 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=12 --unbuffered ")
+    assert output[1].startswith("agents= --cpus-per-task=3 --unbuffered ")
+    for line in output[:2]:
+        assert line.endswith("jobs/host/rank_entry.py jobs.worker") and line.count("--cpus-per-task") == 1
+    assert "no node agents: srun starts the ranks" in (stage.run.logs / "1" / "job.err").read_text()
+    assert stage.end()["cause"] == "data"
+    contact = stage.run.attempt(1) / "coordinator.json"
+    assert contact.stat().st_mode & 0o777 == 0o600 and len(read_json(contact)["key"]) == 64
+
+
+def test_runs_with_trackers_have_no_agents(monkeypatch):
+    plain = script(ClusterProfile(name="x", kind="slurm"), replace(JOB, trackers=["wandb"]), monkeypatch=monkeypatch)
+    agents = ClusterProfile(name="x", kind="slurm", agents=True)
+    assert script(agents, replace(JOB, trackers=["wandb"]), monkeypatch=monkeypatch) == plain
 
 
 def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):

@@ -1,0 +1,123 @@
+"""Starts the node agent of a Slurm task, again if it is killed, and leaves no process behind.
+
+A task of an agents' step runs ``rank_entry.py``, which calls ``supervise``. The task must outlive its agent: Slurm does
+not start it again. It inherits the orphans of its agent (PR_SET_CHILD_SUBREAPER), so that it can kill the ranks of a
+killed agent before the next agent starts: two attempts never run at once. Standard library, Python >= 3.6.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from jobs.host import processes, sessions
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+AGENT = Path("jobs") / "runtime" / "node_agent.py"
+MOST_STARTS = 10
+"""Starts of an agent in one job."""
+
+POLL_SECONDS = 0.2
+STOPPED_SECONDS = 2.0  # a suspended job continues this process and the agent within an instant, not at the same time
+
+
+def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the agent of this node until it ends; returns its exit code. The signals of the cluster are blocked here.
+
+    ``module``: what each rank executes. ``hosts``: addresses of the coordinator. ``environ``: of the agent.
+    """
+    own = dict(environ, **{processes.AGENT_VARIABLE: "1"})
+    may_restart = processes.prctl(processes.PR_SET_CHILD_SUBREAPER, 1)  # become the parent of orphans
+    stop: List[int] = []  # the last signal of the cluster
+    starts = 0
+    while True:
+        lifeline, own_lifeline = os.pipe()
+        command = agent_command(module, hosts, own) + ["--lifeline", str(lifeline)]
+        agent = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, pass_fds=[lifeline])
+        os.close(lifeline)
+        starts += 1
+        for number in stop:  # it stays pending until the agent handles it
+            agent.send_signal(number)
+        code = _wait(agent, stop)
+        os.close(own_lifeline)
+        if may_restart:
+            kill_children()
+        if code >= 0:
+            return code
+        _note("the node agent was killed by signal %d" % -code)
+        if not may_restart or starts >= MOST_STARTS:
+            return 128 - code
+
+
+def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:
+    """The command line of the agent: of the run's code, or of this code if the run's is older than agents on Slurm."""
+    tail = [environ["FLIP_RUN"], module, "--connect"] + list(hosts)
+    if _has_agent(Path(environ["FLIP_SNAPSHOT"])):
+        return [sys.executable, "-m", "jobs.runtime.node_agent"] + tail
+    return [sys.executable, str(Path(__file__).resolve().parents[2] / AGENT)] + tail + ["--exec"]
+
+
+def _has_agent(snapshot: Path) -> bool:
+    try:
+        return '"--connect"' in (snapshot / AGENT).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
+def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
+    """Wait for the end of the agent, pass signals of the cluster on to it, and kill it if it is stopped (SIGSTOP).
+
+    Returns its exit code, or minus the number of the signal that killed it.
+    """
+    stopped_at: Optional[float] = None
+    while True:
+        received = signal.sigtimedwait(SIGNALS, POLL_SECONDS)
+        code = agent.poll()
+        if received is not None:
+            stop[:] = [received.si_signo]
+            if code is None:
+                agent.send_signal(received.si_signo)
+        if code is not None:
+            return code
+        if not sessions.is_stopped(agent.pid):
+            stopped_at = None
+        elif stopped_at is None:
+            stopped_at = time.monotonic()
+        elif time.monotonic() - stopped_at > STOPPED_SECONDS:
+            agent.kill()
+
+
+def kill_children() -> None:
+    """SIGKILL all descendants of this process, and wait for their ends."""
+    while True:
+        for pid, start in _children().items():
+            sessions.kill_session(pid, start)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+def _children() -> Dict[int, str]:
+    """Pid of each child of this process -> its start time."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and processes.read_stat(int(name))[1][1:2] == [str(os.getpid())]:
+            found[int(name)] = processes.start_time(int(name))
+    return found
+
+
+def _note(text: str) -> None:
+    try:
+        print("%s: %s" % (os.environ.get("SLURMD_NODENAME", ""), text), file=sys.stderr, flush=True)
+    except OSError:  # the disk may be full
+        pass

@@ -1,0 +1,59 @@
+"""Records the end of an attempt of this job, with what Slurm and the logs show of it.
+
+The exit trap calls it, and the coordinator of the job's node agents, which may start the next attempt in the same job.
+"""
+
+import errno
+import os
+import time
+from typing import Mapping, Optional, Tuple
+
+from flip.runs import attempts, bad_nodes, wall_limit
+from flip.runs.restart_policy import Decision
+from flip.runs.rundir import RunDir, read_record
+from jobs.host import own_job, slurm_cli
+
+Start = Tuple[str, int]
+"""A batch job and its restart count: one start of a job."""
+
+
+def record_end(
+    run: RunDir,
+    n: int,
+    code: Optional[int],
+    state: Optional[str],
+    fields: Mapping[str, str],
+    last_error: Optional[OSError] = None,
+) -> Decision:
+    """Decide what follows from the end of attempt n, and record it. ``code`` and ``state``: as for ``end_attempt``.
+
+    ``fields``: of the job, empty if Slurm does not answer. ``last_error``: of an earlier try of this call. A second
+    call changes nothing. Raises OSError.
+    """
+    limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
+    if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
+        wall_limit.record_limit(run, n, limit)
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+    disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return attempts.end_attempt(
+        run,
+        n,
+        code,
+        state,
+        suspect=bad_nodes.find_suspect(run, n, time.time()),
+        late=wall_limit.limit_reached(run, n, own_job.time_used(fields)),
+        unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
+        out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
+        disk_full=str(last_error) if disk_full else "",
+    )
+
+
+def newest_of_start(run: RunDir, start: Start) -> int:
+    """The newest attempt of the run if it belongs to this start of this job, else 0. Raises OSError, ValueError."""
+    for n in reversed(run.attempt_numbers()):
+        record = read_record(run.attempt(n) / "start.json")
+        if record is not None:
+            if (record.get("job"), int(record.get("restarts") or 0)) == start:
+                return n
+            break
+    return 0

@@ -1,0 +1,260 @@
+"""The coordinator of the node agents of a Slurm job: starts the attempts of its run, and restarts it in the same job.
+
+It runs in a thread of the watcher (``batch_hooks.py watch --agents``), on the first node. `begin` has won the first
+attempt; the coordinator wins the others, by the same records and with the same policy as the exit trap. What it does
+not decide it leaves to the trap, as ever: attempts that were asked to stop, a job that Slurm ends, a run that ends.
+
+Two attempts never run at once. The next one starts when all ranks of the last one have ended, when each of its nodes
+has an agent (a killed agent is replaced after its ranks were killed: ``agent_entry.py``), when Slurm still runs this
+start of the job, and if no other process has won an attempt since.
+"""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from flip.runs import attempts, wall_limit
+from flip.runs.errors import STORAGE
+from flip.runs.files import open_append
+from flip.runs.restart_place import HERE, Allocation
+from flip.runs.rundir import RunDir, exists, read_record
+from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
+from jobs.host.agent_channel import CONTACT, listen, new_key, publish
+from jobs.host.agent_server import AgentServer
+from jobs.host.coordinator import SUCCESS, TIMING, AttemptOutcome, Coordinator, State
+
+POLL_SECONDS = 0.2
+CONNECT_SECONDS = 75.0  # from the first agent to the last one; an agent tries for 60 s
+IMPORT_SECONDS = 600.0  # for agents to import torch and the trainer, from a cold file system
+RETURN_SECONDS = 60.0  # for a killed agent to be replaced
+STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is seen at once, by the end of its connection
+LEAVE_SECONDS = 10.0  # for agents without ranks to end
+NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
+KILLED = 137  # exit code of an attempt whose ranks were lost
+
+TIMINGS = TIMING._replace(
+    first_patience=IMPORT_SECONDS,
+    patience=RETURN_SECONDS,
+    hello=IMPORT_SECONDS,
+    silence=STALL_SECONDS,
+    kill=STALL_SECONDS,
+)
+
+
+class JobCoordinator:
+    """Serves the agents of this start of this job.
+
+    ``find``: returns the first attempt of this start, 0 while there is none. ``on_attempt``: called with the number of
+    each further attempt. ``facts``: what start.json says of the job.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        start: attempt_end.Start,
+        find: Callable[[], int],
+        on_attempt: Callable[[int], None],
+        facts: Callable[[], Dict[str, str]],
+        log: Callable[[object], None],
+    ) -> None:
+        self.run = run
+        self.start = start
+        self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+        self.usable = (self.nodes,)
+        """Numbers of nodes with which the run can go on. Spare nodes and ranges of nodes enter here."""
+        self.ranks_per_node = int(os.environ.get("SLURM_NTASKS") or 1) // self.nodes
+        self.may_restart = True
+        """Cleared when the batch shell is gone, and its watcher requeues the job."""
+        self.has_started = False
+        """Whether agents have started an attempt."""
+        self.attempt = 0
+        self._find = find
+        self._on_attempt = on_attempt
+        self._facts = facts
+        self._log = log
+        self._fields: Dict[str, str] = {}
+        """What Slurm has said of the job at the end of the last attempt."""
+        self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
+
+    def start_thread(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        """Return when all agents were asked to leave, and the exit trap decides."""
+        self._thread.join()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether ranks are started by agents, and may still be."""
+        return self.has_started and self._thread.is_alive()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self.attempt = self._find()
+        while not self.attempt:
+            time.sleep(POLL_SECONDS)
+            self.attempt = self._find()
+        self.coordinator = Coordinator(TIMINGS, log=self._log)
+        key = new_key()
+        host = "127.0.0.1" if self.nodes == 1 else ""
+        first_port = rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), "agents")
+        try:
+            listener = listen(host, first_port, rank_entry.PORTS[1])
+        except OSError as error:
+            self._log("no node agents: %s" % error)
+            return
+        self.server = AgentServer(self.coordinator, key, listener)
+        try:
+            self._publish(self.run.attempt(self.attempt) / CONTACT, listener.getsockname()[1], key)
+            code, reason = self._run_attempts()
+            self._log("%s: node agents end: %s" % (self.run.path, reason))
+            self.coordinator.leave(code)
+            deadline = time.monotonic() + LEAVE_SECONDS
+            while self.coordinator.agents and time.monotonic() < deadline:
+                self.server.poll(POLL_SECONDS)
+        finally:  # after an error, agents let their ranks save
+            self.server.close()
+
+    def _publish(self, path: Path, port: int, key: bytes) -> None:
+        try:
+            publish(path, port, key)
+        except OSError as error:  # the script then starts the ranks without agents
+            self._log("no node agents: %s" % error)
+
+    def _run_attempts(self) -> Tuple[int, str]:
+        """Start attempts until the exit trap is to decide. Returns the exit code of the agents, and why they leave."""
+        if not self._gather_first():
+            return NO_AGENTS, "%d of %d node agents are ready" % (len(self.coordinator.ready()), self.nodes)
+        nodes = self.nodes
+        while True:
+            outcome = self._run_attempt(nodes)
+            code = KILLED if outcome.code is None else outcome.code
+            try:
+                nodes, reason = self._prepare_next(outcome)
+            except (OSError, ValueError) as error:
+                return code, str(error)
+            if not nodes:
+                return code, reason
+            try:
+                if not self._win_next():
+                    return code, "another job has continued the run"
+            except (OSError, ValueError) as error:
+                return STORAGE, str(error)
+
+    def _gather_first(self) -> bool:
+        """Whether all agents have come for the first start. Returns False if too few do so some time after the first
+        one."""
+        first: Optional[float] = None
+        while len(self.coordinator.ready()) < self.nodes:
+            self.server.poll(POLL_SECONDS)
+            if first is None and self.coordinator.agents:
+                first = time.monotonic()
+            if first is None:
+                continue
+            waited = time.monotonic() - first
+            if waited > IMPORT_SECONDS or (waited > CONNECT_SECONDS and len(self.coordinator.agents) < self.nodes):
+                return False
+        return True
+
+    def _run_attempt(self, nodes: int) -> AttemptOutcome:
+        """Run the attempt that was won, on this number of nodes."""
+        each = self.ranks_per_node
+        environ = {"MASTER_PORT": str(rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), str(self.attempt)))}
+        first = self.coordinator.ready()[0]
+        if first.index:  # agents have the address of the first node
+            environ["MASTER_ADDR"] = first.node
+        ranks = [range(node * each, (node + 1) * each) for node in range(nodes)]
+        self.coordinator.start(self.attempt, ranks, {"environment": environ})
+        self.has_started = True
+        while self.coordinator.state is not State.DECIDE:
+            self.server.poll(POLL_SECONDS)
+        assert self.coordinator.outcome is not None
+        return self.coordinator.outcome
+
+    # -- between attempts ----------------------------------------------------------------------------------------------
+
+    def _prepare_next(self, outcome: AttemptOutcome) -> Tuple[int, str]:
+        """(on how many nodes the next attempt starts here, 0 if the exit trap is to decide; why).
+
+        Raises OSError and ValueError of the records of the run.
+        """
+        reason = self._reason_for_trap(outcome)
+        if reason:
+            return 0, reason
+        state: Optional[str] = "RUNNING"
+        if outcome.lost:  # causes of its peers are echoes
+            state = "NODE_FAIL"
+        n = self.attempt
+        decision = attempt_end.record_end(self.run, n, outcome.code, state, self._fields)
+        self._log_decision(n, decision)
+        allocation = Allocation(self._count(decision.exclude), self.usable, self._seconds_left())
+        place = attempts.place_of_restart(self.run, n, decision, allocation)
+        self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
+        if place.place != HERE:
+            return 0, place.reason
+        self.coordinator.gather()
+        self._wait(decision.delay)
+        while not self.coordinator.has_gathered(place.nodes, place.nodes):
+            self.server.poll(POLL_SECONDS)
+            if not self.coordinator.is_patient():
+                return 0, "a node agent does not come back"
+        return place.nodes, place.reason
+
+    def _reason_for_trap(self, outcome: AttemptOutcome) -> str:
+        """Why the exit trap decides, as without agents; empty if the run may go on in this job."""
+        told = read_record(self.run.attempt(self.attempt) / "told.json") or {}
+        if outcome.code in SUCCESS:
+            return "the attempt has ended"
+        if told.get("signal"):  # a lifeline that ends leaves none
+            return "the run was asked to stop"
+        if not self.may_restart or exists(self.run.cancel) or exists(self.run.result):
+            return "the run ends"
+        self._fields = {}
+        state = own_job.job_state(*self.start, seen=self._fields)
+        if state != "RUNNING":
+            return "the state of the job: %s" % state
+        return ""
+
+    def _count(self, excluded: Tuple[str, ...]) -> int:
+        """Nodes of the allocation without those that are to be excluded."""
+        names = {agent.node for agent in self.coordinator.ready()}
+        return self.nodes - len(names & set(excluded))
+
+    def _seconds_left(self) -> Optional[float]:
+        elapsed = slurm_cli.parse_duration(self._fields.get("RunTime", ""))
+        limit = slurm_cli.parse_duration(self._fields.get("TimeLimit", ""))
+        if elapsed is None or limit is None:
+            return None
+        return limit - elapsed
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.server.poll(POLL_SECONDS)
+
+    def _win_next(self) -> bool:
+        """Win the attempt that follows; False if another process has won one, or the run was cancelled."""
+        if not self.may_restart or exists(self.run.cancel):
+            return False
+        n = attempts.start_attempt(self.run, self._facts(), after=self.attempt)
+        if not n:
+            return False
+        self.attempt = n
+        self._on_attempt(n)
+        self.run.open_logs(n)
+        limit = slurm_cli.parse_duration(self._fields.get("TimeLimit", ""))
+        if limit is not None:
+            wall_limit.record_limit(self.run, n, limit)
+        return True
+
+    def _log_decision(self, n: int, decision: Any) -> None:
+        """Write the decision to the log of the attempt, as the exit trap does."""
+        try:
+            with open_append(self.run.logs / str(n) / "job.out", "utf-8") as file:
+                file.write(json.dumps(decision._asdict(), sort_keys=True) + "\n")
+        except OSError as error:
+            self._log(error)

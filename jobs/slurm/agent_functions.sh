@@ -1,0 +1,12 @@
+# A task per node runs the node agent, which starts the ranks of all attempts of this job (docs/restarts.md). Without a
+# coordinator, and if an agent cannot reach it, srun starts the ranks, and each restart is a requeue.
+srun() {
+  coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
+  for _ in {1..100}; do [ ! -e "$coordinator" ] || break; sleep 0.1; done
+  if [ -e "$coordinator" ]; then
+    FLIP_AGENTS=1 start_step AGENTS_OPTIONS "$@"
+    [ "$code" -eq NO_AGENTS ] || return "$code"
+  fi
+  echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
+  start_step RANKS_OPTIONS "$@"
+}

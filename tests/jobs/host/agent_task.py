@@ -1,0 +1,46 @@
+"""A task of a step of agents, as srun starts it, without Slurm: the node n7 of a job whose first attempt is 1."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.host import processes
+
+ROOT = Path(__file__).resolve().parents[3]
+TASK = {
+    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n7", "SLURMD_NODENAME": "n7", "MASTER_ADDR": "127.0.0.1",
+}  # fmt: skip
+
+
+def start_task(run):
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("FLIP_", "SLURM"))}
+    own = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": "1", "FLIP_SNAPSHOT": str(ROOT), "FLIP_AGENTS": "1"}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"],
+        env={**base, **TASK, **own, "PYTHONPATH": str(ROOT)},
+        cwd="/",
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_of(run):
+    """Pids of living processes of a run."""
+    found = []
+    for pid, environ in processes.own_environments().items():
+        ended = processes.has_ended(processes.read_stat(pid)[1])
+        if environ.get("FLIP_RUN") == str(run.path) and not ended:
+            found.append(pid)
+    return found
+
+
+def end_task(process, run):
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    for pid in processes_of(run):
+        os.kill(pid, signal.SIGKILL)

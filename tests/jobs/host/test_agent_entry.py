@@ -1,0 +1,185 @@
+"""Tests of the agent of a Slurm task with real processes, over TCP, without Slurm."""
+
+import os
+import signal
+import stat
+import sys
+import time
+
+import pytest
+
+from flip.runs.rundir import RunDir, read_json
+from jobs.host import agent_entry, rank_entry, sessions
+from jobs.host.agent_channel import CONTACT, ChannelError, listen, new_key, publish, read_contact
+from jobs.host.agent_server import AgentServer
+from jobs.host.coordinator import Coordinator, State, Timing
+from jobs.runtime import node_agent
+from tests.jobs.host.agent_task import ROOT, TASK, end_task, processes_of, start_task
+
+
+class Task:
+    """A task of a step of agents on a node n7 of a job whose first attempt is 1, and the coordinator of the job."""
+
+    def __init__(self, run):
+        self.run = run
+        self.coordinator = Coordinator(Timing(peer_grace=1.0, killed_grace=0.5))
+        self.key = new_key()
+        listener = listen("127.0.0.1", 20000, 29000)
+        self.server = AgentServer(self.coordinator, self.key, listener)
+        self.n = run.start_attempt({})
+        run.open_logs(self.n)
+        publish(run.attempt(self.n) / CONTACT, listener.getsockname()[1], self.key)
+        self.process = start_task(run)
+
+    def until(self, condition, seconds=30.0):
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, self.coordinator.state
+            self.server.poll(0.02)
+
+    def start(self):
+        """Start attempt n with two ranks; returns their records."""
+        self.until(self.coordinator.ready)
+        self.coordinator.start(self.n, [range(2)], {})
+        files = [self.run.path / f"rank.{self.n}.{rank}" for rank in range(2)]
+        self.until(lambda: all(file.exists() for file in files))
+        return [read_json(file) for file in files]
+
+    def start_next(self):
+        self.until(lambda: self.coordinator.state is State.DECIDE)
+        self.coordinator.gather()
+        self.n = self.run.start_attempt({})
+        self.run.open_logs(self.n)
+        return self.start()
+
+    def left(self):
+        return processes_of(self.run)
+
+    def close(self):
+        self.server.close()
+        end_task(self.process, self.run)
+
+
+@pytest.fixture
+def task(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    task = Task(run)
+    yield task
+    task.close()
+
+
+@pytest.mark.long
+def test_task_ends_with_code_of_coordinator_and_leaves_nothing(task):
+    records = task.start()
+    assert [record["environment"]["RANK"] for record in records] == ["0", "1"]
+    assert all(record["forked"] for record in records)
+    (agent,) = task.coordinator.ready()
+    assert (agent.node, agent.index) == ("n7", 0)
+    task.coordinator.leave(75, "the run is requeued")
+    assert task.process.wait(30) == 75 and task.left() == []
+    assert "the run is requeued" in task.process.stderr.read()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number):
+    before = task.start()
+    (agent,) = task.coordinator.ready()
+    starts = {record["pid"]: sessions.start_time(record["pid"]) for record in before}
+    os.kill(agent.facts["pid"], number)
+    task.until(lambda: task.coordinator.ready() and task.coordinator.ready()[0] is not agent)
+    assert not any(sessions.alive(pid, start) for pid, start in starts.items())
+    assert task.coordinator.outcome.lost == ("n7",)
+    after = task.start_next()
+    assert {record["parent"] for record in after} == {task.coordinator.ready()[0].facts["pid"]}
+    task.coordinator.leave()
+    assert task.process.wait(30) == 0 and task.left() == []
+
+
+@pytest.mark.long
+def test_agent_and_ranks_end_with_killed_task(task):
+    task.start()
+    task.process.kill()
+    task.until(lambda: not task.left())
+    assert read_json(task.run.path / "stopped.0") == {"reason": "the supervisor is gone"}
+
+
+@pytest.mark.long
+def test_signal_between_attempts_stops_those_that_start_later(task):
+    for record in task.start():
+        os.kill(record["pid"], signal.SIGKILL)
+    task.until(lambda: task.coordinator.state is State.DECIDE)
+    os.kill(task.process.pid, signal.SIGUSR2)
+    task.start_next()
+    task.until(lambda: task.coordinator.state is State.DECIDE)
+    assert task.coordinator.outcome.code == 75
+    assert read_json(task.run.path / "stopped.0") == {"reason": "signal SIGUSR2"}
+
+
+def test_agent_without_coordinator_says_so(tmp_path, capfd):
+    run = RunDir(tmp_path / "run")
+    n = run.start_attempt({})
+    assert node_agent.find_coordinator(run, n, ["127.0.0.1"], 0.1) is None
+    assert "cannot be reached: it has not published its port" in capfd.readouterr().err
+    listener = listen("127.0.0.1", 20000, 29000)
+    port = listener.getsockname()[1]
+    listener.close()
+    publish(run.attempt(n) / CONTACT, port, new_key())
+    assert node_agent.find_coordinator(run, n, ["127.0.0.1"], 0.1) is None
+    assert f"127.0.0.1, port {port}: " in capfd.readouterr().err
+
+
+def test_contact_is_private_and_refused_if_another_user_may_have_written_it(tmp_path):
+    path = tmp_path / CONTACT
+    assert read_contact(path) is None
+    key = new_key()
+    publish(path, 12345, key)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and read_contact(path) == (12345, key)
+    path.chmod(0o602)
+    with pytest.raises(ChannelError, match="coordinator.json"):
+        read_contact(path)
+    publish(path, 12345, b"short")
+    with pytest.raises(ChannelError, match="5 bytes instead of 32"):
+        read_contact(path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="port"):
+        read_contact(path)
+
+
+def test_code_that_is_older_than_agents_on_slurm_gets_agent_of_this_code(tmp_path):
+    environ = {**TASK, "FLIP_RUN": "/runs/a", "FLIP_SNAPSHOT": str(ROOT)}
+    own = [sys.executable, "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker", "--connect", "127.0.0.1"]
+    assert agent_entry.agent_command("jobs.worker", ["127.0.0.1"], environ) == own
+    file = tmp_path / "jobs" / "runtime" / "node_agent.py"
+    for text in ("", 'parser.add_argument("--socket")'):
+        command = agent_entry.agent_command("jobs.worker", ["n1"], {**environ, "FLIP_SNAPSHOT": str(tmp_path)})
+        assert command[1] == str(ROOT / "jobs" / "runtime" / "node_agent.py") and command[-1] == "--exec"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def test_coordinator_is_looked_for_on_first_node():
+    several = {**TASK, "SLURM_NNODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    assert rank_entry.coordinator_hosts(several) == ["127.0.0.1", "10.0.0.7"]
+    assert rank_entry.coordinator_hosts({**several, "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}) == ["127.0.0.1"]
+    assert rank_entry.coordinator_hosts(TASK) == ["127.0.0.1"]
+
+
+def test_ranks_share_cpus_of_agent_by_cores(monkeypatch, tmp_path):
+    """CPU i and i + 4 are threads of a core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(node_agent, "first_thread", lambda cpu: cpu % 4)
+    bound = {"SLURM_CPU_BIND": "quiet,mask_cpu:0xFF"}
+    assert [node_agent.share_of_cpus(rank, 2, bound) for rank in (0, 1)] == [[0, 4, 1, 5], [2, 6, 3, 7]]
+    assert node_agent.share_of_cpus(0, 3, bound) == [0, 4], "the remainder stays unused"
+    for unbound in ({}, {"SLURM_CPU_BIND": "quiet,none"}, {"SLURM_CPU_BIND": ""}):
+        assert node_agent.share_of_cpus(0, 2, unbound) == []
+
+
+def test_first_thread_of_core(tmp_path):
+    for text, first in (("3,51\n", 3), ("2-3\n", 2), ("7\n", 7)):
+        (tmp_path / "cpu51" / "topology").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cpu51" / "topology" / "thread_siblings_list").write_text(text)
+        assert node_agent.first_thread(51, tmp_path) == first
+    assert node_agent.first_thread(9, tmp_path) == 9

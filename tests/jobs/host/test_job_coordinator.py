@@ -1,0 +1,144 @@
+"""Tests of the coordinator of a Slurm job with a real agent and stand-ins for Slurm's commands."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from flip.runs import attempts
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.host import batch_hooks, job_coordinator
+from tests.jobs.host.agent_task import end_task, processes_of, start_task
+from tests.jobs.host.scontrol_answers import show
+
+pytestmark = pytest.mark.long
+
+
+class Start:
+    """A start of job 57 that has won attempt 1, with the watcher's coordinator and one agent with two ranks."""
+
+    def __init__(self, run):
+        self.run = run
+        self.own = batch_hooks.OwnAttempt(run)
+        attempts.start_attempt(run, batch_hooks.start_record())
+        run.open_logs(1)
+        self.own.start_coordinator()
+        self.coordinator = self.own.coordinator
+        self.process = start_task(run)
+
+    def until(self, condition, seconds=60.0):
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, self.ends()
+            time.sleep(0.02)
+
+    def ranks(self, n):
+        """The records of the ranks of attempt n, when they have started."""
+        files = [self.run.path / f"rank.{n}.{rank}" for rank in (0, 1)]
+        self.until(lambda: all(file.exists() for file in files))
+        return [read_json(file) for file in files]
+
+    def kill(self, n):
+        os.kill(self.ranks(n)[1]["pid"], signal.SIGKILL)
+
+    def code(self):
+        """The exit code of srun, which is that of its task."""
+        code = self.process.wait(60)
+        self.coordinator.join()
+        assert processes_of(self.run) == []
+        return code
+
+    def ends(self):
+        rows = [read_json(self.run.attempt(n) / "end.json") for n in self.run.attempt_numbers()]
+        return [row and row["cause"] for row in rows]
+
+    def trap(self, code):
+        """What the exit trap does, which knows attempt 1."""
+        return batch_hooks.end(str(self.run.path), 1, code, None)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, commands):
+    monkeypatch.setattr(job_coordinator, "TIMINGS", job_coordinator.TIMINGS._replace(killed_grace=0.3))
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "FLIP_ATTEMPT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    commands("scontrol", show())
+    start = Start(run)
+    yield start
+    end_task(start.process, run)
+
+
+def test_first_failure_restarts_in_job_and_second_is_left_to_requeue(start, commands):
+    agent = start.ranks(1)[0]["parent"]
+    start.kill(1)
+    assert start.ranks(2)[0]["parent"] == agent and start.ends() == ["crash", None]
+    record = read_json(start.run.attempt(2) / "start.json")
+    assert (record["job"], record["world"]) == ("57", "2") and start.own.number == 2
+    assert read_json(start.run.attempt(2) / "wall.json") == {"limit": 86400}
+    start.kill(2)
+    assert start.code() == 137 and start.ends() == ["crash", "crash"]
+    assert "scontrol requeue 57" not in commands.calls()
+    assert start.trap(137) == 0 and "scontrol requeue 57" in commands.calls(), "the recorded decision"
+    assert start.run.newest_attempt() == 2
+
+
+def test_killed_agent_counts_as_lost_node_and_run_goes_on(start):
+    os.kill(start.ranks(1)[0]["parent"], signal.SIGKILL)
+    start.ranks(2)
+    assert start.ends() == ["node", None]
+
+
+@pytest.mark.parametrize(
+    "answer", [show(state="COMPLETING"), show(state="PENDING", restarts=1), show(state="CANCELLED"), "exit 1"]
+)
+def test_run_whose_job_slurm_ends_is_left_to_exit_trap(start, commands, answer):
+    start.ranks(1)
+    commands("scontrol", answer)
+    start.kill(1)
+    assert start.code() == 137 and start.ends() == [None]
+
+
+@pytest.mark.parametrize("what", ["stop", "cancel", "shell"])
+def test_run_that_ends_is_left_to_exit_trap(start, what):
+    records = start.ranks(1)
+    if what == "stop":
+        start.run.record_stop_request(1, "SIGUSR2")
+    elif what == "cancel":
+        write_json(start.run.cancel, {"who": "tester", "why": "test", "time": time.time()})
+    else:
+        start.coordinator.may_restart = False
+    os.kill(records[1]["pid"], signal.SIGKILL)
+    assert start.code() == 137 and start.ends() == [None]
+
+
+def test_attempt_of_another_process_is_not_followed(start):
+    """Two coordinators, as after a partition of the network: the attempt that started last is the only one."""
+    start.ranks(1)
+    assert start.run.start_attempt({"job": "58"}) == 2
+    start.kill(1)
+    assert start.code() == 137 and start.run.newest_attempt() == 2
+    assert start.ends()[1] is None
+
+
+def test_ranks_that_save_end_with_75_and_the_trap_decides(start, commands):
+    start.ranks(1)
+    os.kill(start.process.pid, signal.SIGUSR2)
+    assert start.code() == 75 and start.ends() == [None]
+    assert start.trap(75) == 0 and start.ends() == ["stopped"] and "scontrol requeue 57" in commands.calls()
+
+
+def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, monkeypatch):
+    """One of two nodes has an agent."""
+    start.process.kill()
+    start.process.wait()
+    start.coordinator.nodes = 2
+    monkeypatch.setattr(job_coordinator, "CONNECT_SECONDS", 1.0)
+    start.process.stderr.close()
+    start.process = start_task(start.run)
+    assert start.code() == job_coordinator.NO_AGENTS and not start.coordinator.has_started
