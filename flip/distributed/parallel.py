@@ -22,7 +22,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flip.config import gpu_software, schema
-from flip.distributed.shutdown import SIGNALS
+from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
 from flip.runs.errors import FlipError
 from flip.runs.files import private_folder
 
@@ -35,6 +35,8 @@ TIMEOUT_MARGIN_MINUTES = 5.0
 NEVER_MINUTES = 1440.0
 """Replaces ``hang_minutes: 0``. It is the longest time that a read may wait (``data.deadline``)."""
 LOOPBACK = "127.0.0.1"
+Connecting = Callable[[str], contextlib.AbstractContextManager[Any]]
+"""A context with a short limit for the step that it names: ``Watchdog.connecting``."""
 RECOMPILE_LIMIT = 64
 """Shapes for which a block may be compiled: stages x towers x micro-batches, and lengths of packed texts."""
 
@@ -51,21 +53,27 @@ class World:
     checkpoint_group: Any
     """A gloo group for the thread that saves: sharing a group with training aborts the process (measured)."""
     timeout: datetime.timedelta = datetime.timedelta(minutes=20 + TIMEOUT_MARGIN_MINUTES)
-    """Timeout of a collective of training."""
+    """Timeout of a collective of training, of every group (``collective_timeout``)."""
+    connecting: Connecting = contextlib.nullcontext
+    """Around a step that creates groups or runs their first collective."""
 
     @property
     def is_rank0(self) -> bool:
         return self.rank == 0
 
 
-def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | None = None) -> World:
+def start(
+    compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | None = None,
+    connecting: Connecting = contextlib.nullcontext,
+) -> World:  # fmt: skip
     """Join the other ranks and set threads, numeric modes and the folder for compiled code.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and the variables of ``open_store``. If LOCAL_WORLD_SIZE equals
     WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them. ``compiled``: the folder for
-    ``set_compile_caches``.
+    ``set_compile_caches``. ``connecting``: around each step after all ranks have started, until all groups of this
+    function exist and one small collective of each has passed.
     """
-    timeout = datetime.timedelta(minutes=(hang_minutes or NEVER_MINUTES) + TIMEOUT_MARGIN_MINUTES)
+    timeout = collective_timeout(hang_minutes)
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
@@ -91,13 +99,45 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     if size == 1 or _is_single_host(size):
         stay_on_loopback()
     store = open_store(rank, size, timeout)
+    wait_for_ranks(store, size)
     bound = device if device.type == "cuda" else None  # NCCL connects now, and guesses no device later
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound)
-    control = distributed.new_group(backend="gloo", timeout=timeout)
-    checkpoint = distributed.new_group(backend="gloo", timeout=6 * timeout)  # rank 0 alone hashes full checkpoints
+    with connecting(f"connecting {size} ranks: the group of training"):
+        distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
+        )
+        check_group(None, device)
+    with connecting(f"connecting {size} ranks: the group of flags and counts"):
+        control = distributed.new_group(backend="gloo", timeout=timeout)
+        check_group(control)
+    with connecting(f"connecting {size} ranks: the group of saves"):
+        checkpoint = distributed.new_group(backend="gloo", timeout=6 * timeout)  # rank 0 alone hashes full checkpoints
+        check_group(checkpoint)
     torch.manual_seed(0)  # unused: weights and data have their own generators
     random.seed(0)
-    return World(rank, size, device, control, checkpoint, timeout)
+    return World(rank, size, device, control, checkpoint, timeout, connecting)
+
+
+def collective_timeout(hang_minutes: float) -> datetime.timedelta:
+    """The timeout of all groups: above the watchdog's limit for a step, also for one that compiles. The watchdog, whose
+    message is better, ends the process first."""
+    limit = max(hang_minutes or NEVER_MINUTES, COMPILE_MINUTES)
+    return datetime.timedelta(minutes=limit + TIMEOUT_MARGIN_MINUTES)
+
+
+def wait_for_ranks(store: distributed.Store, size: int) -> None:
+    """Wait until all ranks have come this far. Nodes start at different times, which no short limit may count."""
+    if size > 1:
+        if store.add("flip/started", 1) == size:
+            store.set("flip/all-started", "1")
+        store.wait(["flip/all-started"])
+
+
+def check_group(group: Any, device: torch.device | None = None) -> None:
+    """Wait for a small collective of a group, of tensors on a device (default: CPU): its connections work."""
+    number = torch.zeros((), device=device)
+    distributed.all_reduce(number, group=group)
+    if number.is_cuda:
+        torch.cuda.synchronize(device)
 
 
 def require_gpu_software(compiled: bool) -> None:
@@ -127,8 +167,9 @@ def stay_on_loopback() -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
 
 
-def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed.Store | None:
-    """The key-value store in which ranks publish their addresses; None: torch's TCPStore at MASTER_ADDR:MASTER_PORT.
+def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed.Store:
+    """The key-value store in which ranks publish their addresses. On several nodes and below torchrun it is torch's, at
+    MASTER_ADDR:MASTER_PORT.
 
     Ranks on one host share the file FLIP_STORE, in a folder of the launcher that is closed to other users; without it a
     TCPStore at MASTER_PORT listens on loopback alone (torch's own always listens on all interfaces). torchrun serves a
@@ -146,7 +187,7 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
             listening = socket.create_server((LOOPBACK, port), backlog=size).detach()
         store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, timeout, master_listen_fd=listening)
     else:
-        return None
+        store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
     store.set_timeout(timeout)
     return store
 
@@ -246,16 +287,28 @@ def separate_reductions(model: nn.Module, world: World, like: nn.Module | None =
     """Sum gradients in a process group of their own: NCCL runs the collectives of a group in turn, so that gathers of
     weights would wait for sums. For a model that is trained; has no effect before torch 2.13. Collective.
 
-    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass. ``like``: a
-    model whose group is used too, because another one would take about 1 GB of each GPU until the process ends.
+    torch would create the group with NCCL's timeout of ten minutes, less than the watchdog's limit. ``like``: a model
+    whose group is used too, because another one would take about 1 GB of each GPU until the process ends.
     """
     enable = getattr(model, "set_separate_reduce_scatter_group", None)
     if enable is None or world.device.type != "cuda":
         return
-    if is_fsdp_unit(like) and is_fsdp_unit(model):
-        new, old = (root._get_fsdp_state()._fsdp_param_groups[0].mesh_info for root in (model, like))
-        new.reduce_scatter_process_group = old.reduce_scatter_process_group  # type: ignore[attr-defined, union-attr]
+    if is_fsdp_unit(model):
+        mesh = _mesh_info(model)
+        if is_fsdp_unit(like):
+            mesh.reduce_scatter_process_group = _mesh_info(like).reduce_scatter_process_group
+        else:
+            ranks = distributed.get_process_group_ranks(mesh.shard_process_group)
+            with world.connecting("connecting the group that sums gradients"):
+                mesh.reduce_scatter_process_group = distributed.new_group(
+                    ranks, timeout=world.timeout, use_local_synchronization=True, group_desc="sums of gradients"
+                )
+                check_group(mesh.reduce_scatter_process_group, world.device)
     enable()
+
+
+def _mesh_info(model: FSDPModule) -> Any:
+    return model._get_fsdp_state()._fsdp_param_groups[0].mesh_info
 
 
 def check_initialised(model: nn.Module) -> None:
@@ -377,13 +430,14 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
     rows = torch.arange(world.size).view(replicas, -1)
     # Groups that the mesh creates have torch's default timeout, which may be shorter than a slow read.
     splits = "backend" in inspect.signature(distributed.split_group).parameters  # older torch would split gloo as NCCL
-    if world.device.type == "cuda" and splits:  # one split of the communicator per dimension, instead of one per group
-        groups: Any = [
-            distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout, backend="cuda:nccl")
-            for r in (rows.T, rows)
-        ]
-    else:
-        groups = [
-            distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)
-        ]
+    groups: Any = []
+    for kind, members in (("copies", rows.T.tolist()), ("shards", rows.tolist())):
+        with world.connecting(f"connecting the groups of {kind} of the weights"):
+            # one split of the communicator per dimension, instead of one per group
+            if world.device.type == "cuda" and splits:
+                group = distributed.split_group(split_ranks=members, timeout=world.timeout, backend="cuda:nccl")
+            else:
+                group = distributed.new_subgroups_by_enumeration(members, timeout=world.timeout)[0]
+            check_group(group, world.device)
+        groups.append(group)
     return DeviceMesh.from_group(groups, world.device.type, rows, mesh_dim_names=("copy", "shard"))

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flip.runs.errors import CAUSES, HANG, STOPPED
@@ -46,6 +46,14 @@ CANCELLED = "cancelled"
 
 LONG_OPERATION_FACTOR = 6.0
 """Starting, committing and evaluation jobs may take this many times longer than a step: rank 0 alone hashes."""
+
+
+CONNECT_SECONDS = 120.0
+"""Limit of each step in which ranks that have all started connect to each other: creating a group, its first
+collective. A group that does not come up has a cause that waiting does not remove."""
+
+COMPILE_MINUTES = 20.0
+"""The first step of a stage, which compiles the blocks, may take at least this long."""
 
 
 class StopFlag:
@@ -315,9 +323,17 @@ class Watchdog:
         if seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def heartbeat(self, what: str, times: float = 1.0) -> None:
-        """Report progress; ``what`` comes next and may take ``times`` the seconds."""
-        self._expected = what, times * self._seconds, time.monotonic()
+    def heartbeat(self, what: str, times: float = 1.0, at_least: float = 0.0) -> None:
+        """Report progress; ``what`` comes next and may take ``times`` the seconds, or ``at_least`` so many."""
+        self._expected = what, max(times * self._seconds, at_least), time.monotonic()
+
+    @contextlib.contextmanager
+    def connecting(self, what: str) -> Iterator[None]:
+        """Around a step in which ranks connect to each other: it may take CONNECT_SECONDS. Progress at its end."""
+        before, seconds, _ = self._expected
+        self._expected = what, CONNECT_SECONDS, time.monotonic()
+        yield
+        self._expected = before, seconds, time.monotonic()
 
     def close(self) -> None:
         self._closed.set()

@@ -52,7 +52,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> 
     """
     request = EvaluationRequest.read(job)
     watchdog = Watchdog(60 * request.hang_minutes, on_end)
-    world = parallel.start(request.compute, request.hang_minutes)
+    world = parallel.start(request.compute, request.hang_minutes, connecting=watchdog.connecting)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     try:
         results = Evaluation(job, attempt, request, world, watchdog, flag).run()

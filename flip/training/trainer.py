@@ -30,6 +30,7 @@ from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
 from flip.distributed.shutdown import (
     CANCELLED,
+    COMPILE_MINUTES,
     LONG_OPERATION_FACTOR,
     CoordinatedStop,
     EndCallback,
@@ -60,7 +61,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback, callba
     """
     config = merge.read_config(run.config)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
-    world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled)
+    world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled, watchdog.connecting)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     trainer = Trainer(run, attempt, flag, config, world, watchdog, callback_files)
     phase = "complete"
@@ -269,9 +270,11 @@ class Trainer:
             worker_config(self.stage_config), derived.target_count(stage),
         )  # fmt: skip
         self.callbacks.call("start_stage", self)
+        is_first = True
         try:
             while self.samples_seen < span.end:
-                self.watchdog.heartbeat(f"a step from S = {self.samples_seen}")
+                self.announce_step(span, is_first)
+                is_first = False
                 self.save_or_stop_if_requested(span, optimizer)
                 self.timed_step(span, optimizer, batches)
                 scored = self.samples_seen < span.end and self.passed_multiple(self.config.evaluate.every, span)
@@ -285,6 +288,14 @@ class Trainer:
         finally:
             self.loader.close()
             self.optimizer = None  # its memory is free before the next model
+
+    def announce_step(self, span: StageSpan, is_first: bool) -> None:
+        """Tell the watchdog what comes next. The first step of a stage in this attempt may compile its blocks."""
+        if is_first and self.config.compute.compile == "yes":
+            what = f"compiling the blocks in the first step of stage {span.stage.name}"
+            self.watchdog.heartbeat(what, at_least=60 * COMPILE_MINUTES)
+        else:
+            self.watchdog.heartbeat(f"a step from S = {self.samples_seen}")
 
     def save_or_stop_if_requested(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
         """Save if a rank requests it. Raises TrainingStopped, after a save, if a rank requests a stop. Collective."""

@@ -1,5 +1,6 @@
 """Tests with real gloo ranks that initial weights, gradients and steps match a single process at every world size."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -395,6 +396,7 @@ def test_mesh_splits_nccl_alone_if_torch_can(monkeypatch, split, expected):
         distributed, "new_subgroups_by_enumeration", lambda ranks, timeout: (("enumerated", ranks), None)
     )
     monkeypatch.setattr(parallel.DeviceMesh, "from_group", lambda groups, *_, **__: groups)
+    monkeypatch.setattr(parallel, "check_group", lambda *_: None)
     groups = parallel._mesh(parallel.World(0, 4, torch.device("cuda"), None, None), 2)
     assert groups == [(expected, [[0, 2], [1, 3]]), (expected, [[0, 1], [2, 3]])]
 
@@ -438,7 +440,8 @@ def reduction_groups(_, world):
 
 
 @pytest.mark.skipif(not hasattr(FSDPModule, "set_separate_reduce_scatter_group"), reason="needs torch 2.13")
-def test_model_of_next_stage_uses_the_process_groups_of_the_last():
+def test_model_of_next_stage_uses_the_process_groups_of_the_last(monkeypatch):
+    monkeypatch.setattr(parallel, "check_group", lambda *_: None)  # there is no GPU
     (counts,) = launch(1, [compute()], work=reduction_groups)
     assert len(set(counts)) == 1
 
@@ -522,6 +525,38 @@ def test_compiled_block_compiles_every_sequence_length():
     assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 
+def connected(rank, size, store):
+    """Start with copies of the weights; return the steps with a short limit, and the timeouts of all groups."""
+    steps = []
+
+    @contextlib.contextmanager
+    def connecting(what):
+        steps.append(what)
+        yield
+
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
+    world = parallel.start(compute(), 30.0, connecting=connecting)
+    parallel._mesh(world, 2)
+    groups = [*distributed_c10d._world.pg_map]
+    timeouts = {group._get_backend(torch.device("cpu")).options._timeout for group in groups}
+    parallel.stop()
+    return steps, sorted(timeouts), world.timeout
+
+
+def test_every_group_is_connected_within_short_limit_and_has_timeout_of_world(tmp_path):
+    """A group with another timeout would end a step that is slow, before the watchdog names it."""
+    results = run_ranks(connected, 4, 4, str(tmp_path / "store"))
+    for steps, timeouts, timeout in results:
+        assert timeouts == [timeout, 6 * timeout] == [datetime.timedelta(minutes=35), datetime.timedelta(minutes=210)]
+        ends = [step.rpartition(" group")[2] for step in steps]
+        assert ends[:3] == [" of training", " of flags and counts", " of saves"]
+        assert ends[3:] == ["s of copies of the weights", "s of shards of the weights"]
+
+
+def test_timeout_of_collectives_covers_compilation():
+    assert parallel.collective_timeout(2.0) == datetime.timedelta(minutes=25)
+
+
 @pytest.mark.parametrize("hang_minutes, minutes", [(20.0, 25.0), (0.0, 1445.0)])
 def test_collectives_wait_longer_than_watchdog_and_longest_read(hang_minutes, minutes):
     world = parallel.start(compute(), hang_minutes)
@@ -549,12 +584,15 @@ def test_stay_on_loopback_keeps_interface_set_by_user(monkeypatch):
 @pytest.mark.parametrize(
     "given", [{"LOCAL_WORLD_SIZE": "1"}, {}, {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}]
 )
-def test_open_store_is_none_for_several_hosts_and_torchrun(given, monkeypatch):
+def test_open_store_is_that_of_torch_for_several_hosts_and_torchrun(given, monkeypatch):
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda url, rank, size, timeout: iter([(store, rank, size)]))
     for name in ("FLIP_STORE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert parallel.open_store(1, 2, datetime.timedelta(seconds=1)) is None
+    assert parallel.open_store(1, 2, datetime.timedelta(seconds=1)) is store
+    assert store.timeout == datetime.timedelta(seconds=1)
 
 
 def test_check_initialised_reports_unset_parameters_and_buffers():

@@ -215,6 +215,15 @@ def test_watchdog_ends_process_if_its_callback_fails():
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
+def test_watchdog_ends_process_that_connects_for_too_long_and_names_step():
+    """The limit of connecting is short however long the limit before it is, which returns at the end of the step."""
+    slow = "from flip.distributed import shutdown; shutdown.CONNECT_SECONDS = 0.2\n"
+    step = "with dog.connecting('connecting 8 ranks: the group of saves'):"
+    ended = run_watched(600.0, f"{slow}{step} waits_for_nobody()")
+    assert ended.returncode == HANG and "connecting 8 ranks: the group of saves" in ended.stdout
+    assert run_watched(600.0, f"{slow}{step} pass\ntime.sleep(1.5); sys.exit(3)").returncode == 3
+
+
 @pytest.mark.long
 def test_watchdog_spares_process_if_closed_disabled_or_given_longer_limit():
     assert run_watched(1.0, "dog.heartbeat('the last'); dog.close(); time.sleep(1.5); sys.exit(3)", 60).returncode == 3
