@@ -18,10 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -30,10 +28,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.lib import results
-from benchmarks.lib.gpu_rows import FAILED, MEASURED, OUT_OF_MEMORY, ROWS, TIME_LIMIT, GpuRow
+from benchmarks.lib.gpu_rows import ROWS, GpuRow
 from benchmarks.lib.profiles import device_rows
-from benchmarks.lib.training_steps import OURS, Case, flip_steps
 from flip.runs.rundir import write_json
+from jobs.common.measurement import MEASURED, TIME_LIMIT
+from jobs.measuring.limited import MEMORY_ERRORS, run_limited
+from tools.measuring.training_step import OURS, Case, flip_steps
 
 FOLDER = Path(__file__).resolve().parent
 SHAPES = (256, 16, 129, 80), (256, 16, 128, 80), (256, 16, 129, 64)
@@ -43,7 +43,6 @@ LONGEST = 8
 """Kernels that the row of a trace names."""
 QUICK_LIMIT = 1200
 """Seconds of a row with ``--quick``, on a machine that may be busy."""
-MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,35 +89,13 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -
         command += ["--folder", str(folder)]
     environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
     environment |= os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    start_time = time.monotonic()
+    ended = run_limited(command, limit, environment)
     result = {}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=limit)
-        if MEMORY_ERRORS.search(errors):
-            status = OUT_OF_MEMORY
-        else:
-            status = FAILED
-        if process.returncode == 0:
-            status = MEASURED
-            result = json.loads(output)
-            errors = ""
-    except subprocess.TimeoutExpired:
-        status = TIME_LIMIT
-        errors = ""
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what the script started, and on an interruption the script
-        process.wait()
-    lines = [line for line in errors.strip().splitlines() if MEMORY_ERRORS.search(line)] or errors.strip().splitlines()
-    detail = ""
-    if lines:
-        detail = lines[-1][:300]
+    if ended.status == MEASURED:
+        result = json.loads(ended.output)
     return {
         "row": row.name, "what": row.what, "command": f"python benchmarks/{' '.join(argv)}",
-        "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": detail, "quick": quick,
+        "status": ended.status, "seconds": ended.seconds, "detail": ended.detail, "quick": quick,
         "result": result,
     }  # fmt: skip
 

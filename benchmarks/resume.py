@@ -30,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import photo_shards, pipelines, results, s3_datasets, synthetic
+from benchmarks.lib import pipelines, results, s3_datasets, synthetic
 from benchmarks.lib.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
 from benchmarks.lib.results import rounded
 from flip.config import schema
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import ChunkTable, Manifest
 from tests.s3.servers import files
+from tools.measuring import photo_shards
 
 SHARES = 0.01, 0.5, 0.99
 WORLD = 512

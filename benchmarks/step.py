@@ -32,9 +32,11 @@ from benchmarks.lib import results, training_steps
 from benchmarks.lib.peak_memory import peak_bytes
 from benchmarks.lib.profiles import REST, device_rows
 from benchmarks.lib.results import rounded
-from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, Case
+from benchmarks.lib.training_steps import PEER
 from flip import costs
 from flip.config.schema import MODEL_PRESETS
+from tools.measuring import training_step
+from tools.measuring.training_step import LEFT_OUT, OURS, Case
 
 WARM = {"cpu": 2, "cuda": 4}
 """Warm-up steps: optimiser states, caches, compilation."""
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     report |= {
         "size": chosen.size,
         "b": chosen.batch,
-        "tokens_of_a_caption": rounded(training_steps.lengths(chosen.batch, 0).mean()),
+        "tokens_of_a_caption": rounded(training_step.lengths(chosen.batch, 0).mean()),
     }
     report |= {"beside_the_peer": rows, "masked": {"size": chosen.large, "cases": masked}}
     results.publish(report | ({"gpu": GPU} if chosen.device == "cpu" else {}), chosen)
@@ -122,7 +124,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     measured = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
-    work = [costs.training_flops(training_steps.model(chosen.large), mask)["total"] for mask in chosen.masks]
+    work = [costs.training_flops(training_step.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, form_steps, count in zip(chosen.masks, measured, work, strict=True):
         row = {
@@ -183,7 +185,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     cuda = chosen.device == "cuda"
-    steps = (training_steps.peer if case.form == PEER else training_steps.flip_steps)(torch, case, chosen)
+    steps = (training_steps.peer if case.form == PEER else training_step.flip_steps)(torch, case, chosen)
 
     def timed(i: int) -> float:
         start_time = time.perf_counter()

@@ -1,6 +1,6 @@
 """One core, object storage to batches: our pipeline, open_clip's, webdataset and mosaicml-streaming.
 
-Synthetic photographs (benchmarks/lib/photo_shards.py) are served by an S3 server on the other cores. In every round
+Synthetic photographs (tools/measuring/photo_shards.py) are served by an S3 server on the other cores. In every round
 each pipeline reads all of them once; pipelines take turns, a batch each, with all of their work on one core
 (benchmarks/lib/interleaved.py). The clock starts with the third batch, after clients are created and buffers filled; at
 the end of a pass the buffers of peers are empty, ours are full again. Medians over rounds are reported; ratios are of
@@ -25,10 +25,11 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.lib import interleaved, photo_shards, results, s3_datasets, sample_costs
+from benchmarks.lib import interleaved, results, s3_datasets, sample_costs
 from benchmarks.lib.interleaved import Pass
 from benchmarks.lib.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
 from benchmarks.lib.results import rounded
+from tools.measuring import photo_shards
 
 OURS = "ours, mask 0.5"
 GOALS = {

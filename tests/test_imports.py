@@ -40,6 +40,7 @@ ORDER = [
     ["jobs.runs"],
     ["jobs.planning"],
     ["jobs.submission", "jobs.reporting"],
+    ["jobs.measuring"],
     ["jobs.commands"],
     ["jobs"],
 ]

@@ -4,13 +4,14 @@ The commands measure; this package holds what they share.
 
 - Reporting: `results` (timing, machine facts, command options, result files), `table_rows` and `profiles` (the rows and
   profiles of RESULTS.md), `page_numbers` (numbers quoted in docs/).
-- Data sets: `synthetic` (tables of the size of LAION-2B, without shards), `photo_shards` (JPEG shards that cost what
-  photographs cost), `s3_datasets` (the same behind an S3 server on other cores).
+- Data sets: `synthetic` (tables of the size of LAION-2B, without shards), `s3_datasets` (shards of
+  `tools.measuring.photo_shards` behind an S3 server on other cores).
 - Measured code: `pipelines` (our data pipeline and its peers), `sample_costs` (stages of our pipeline),
-  `training_steps` (a training step of ours and of open_clip), `slurm_stub` (Slurm commands that answer at once).
+  `training_steps` (a training step of open_clip; ours is in `tools.measuring`), `slurm_stub` (Slurm commands that
+  answer at once).
 - Method: `interleaved` runs several pipelines in turns on one core, so that all of them see the same machine.
 - Models for benchmarks/scale.md: `fleet`, `burst`, `interruptions`, `controller`.
 
-May import flip, jobs and tests (the S3 servers), but no command of ``benchmarks/``. A peer that is not installed is
-imported only inside the function that measures it.
+May import flip, jobs, tools and tests (the S3 servers), but no command of ``benchmarks/``. A peer that is not installed
+is imported only inside the function that measures it.
 """

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.lib.table_rows import number
-from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, model
+from benchmarks.lib.training_steps import PEER
 from flip import costs
+from jobs.common.measurement import MEASURED
+from tools.measuring.training_step import LEFT_OUT, OURS, model
 
 NOT_RUN = "not run"
-MEASURED = "measured"
-OUT_OF_MEMORY = "out of memory"
-TIME_LIMIT = "time limit"
-FAILED = "failed"
 Figure = Callable[[Mapping[str, Any], str], str]
 """(results of the script, name of the card) -> the result in words."""
 

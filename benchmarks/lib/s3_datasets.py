@@ -11,12 +11,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import photo_shards
-from benchmarks.lib.photo_shards import Kind
 from benchmarks.lib.pipelines import Work
 from flip.data.manifest.build import index
 from flip.tokenizer import train
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
+from tools.measuring import photo_shards
+from tools.measuring.photo_shards import Kind
 
 SERVERS: dict[str, type[Server]] = {"weed": Weed, "nanio": Nanio}
 SHARDS = 4

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import prefetch, stream, table
-from benchmarks.lib import photo_shards, pipelines, synthetic, table_rows
+from benchmarks.lib import pipelines, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
 from flip.data.prefetch import chunks_due, phase
+from tools.measuring import photo_shards
 
 pytestmark = pytest.mark.long
 

@@ -16,7 +16,8 @@ from benchmarks import gpu, table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
 from benchmarks.lib.profiles import device_rows
-from benchmarks.lib.training_steps import LEFT_OUT, OURS
+from jobs.common import measurement
+from tools.measuring.training_step import LEFT_OUT, OURS
 
 pytestmark = pytest.mark.long
 
@@ -44,7 +45,7 @@ def test_gpu_benchmark_continues_after_sigterm_and_fills_table(tmp_path):
     assert [line.split()[0] for line in again.stdout.splitlines()] == names[1:]
     assert written.stat().st_mtime_ns == before
     results = gpu_rows.read(tmp_path)
-    assert results.keys() == set(QUICK) and {entry["status"] for entry in results.values()} == {gpu_rows.MEASURED}
+    assert results.keys() == set(QUICK) and {entry["status"] for entry in results.values()} == {measurement.MEASURED}
     page = table.page({}, results)
     assert page.count("| not run |") == len(ROWS) - len(QUICK) and page.count("| CPU |") == len(QUICK)
 
@@ -53,19 +54,19 @@ def test_gpu_row_records_out_of_memory_as_result(tmp_path):
     """The script really runs out of memory: it allocates 8 TB of features."""
     row = GpuRow("large", "", ("loss.py", "--local", "64", "--batch", str(2**32), "--tiles", "64"), gpu_rows._loss)
     entry = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
-    assert (entry["status"], entry["result"]) == (gpu_rows.OUT_OF_MEMORY, {}) and "memory" in entry["detail"]
+    assert (entry["status"], entry["result"]) == (measurement.OUT_OF_MEMORY, {}) and "memory" in entry["detail"]
 
 
 def test_gpu_row_records_time_limit_if_script_takes_too_long(tmp_path):
     row = next(row for row in ROWS if row.name == "step_b16")
     entry = gpu.measure(row, "cpu", True, 1.0, tmp_path)
-    assert entry["status"] == gpu_rows.TIME_LIMIT
+    assert entry["status"] == measurement.TIME_LIMIT
 
 
 def test_gpu_row_records_error_of_failed_script(tmp_path):
     row = GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss)
     entry = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
-    assert entry["status"] == gpu_rows.FAILED and "--wrong" in entry["detail"]
+    assert entry["status"] == measurement.FAILED and "--wrong" in entry["detail"]
 
 
 def test_profile_on_cuda_counts_kernels_alone():
@@ -142,7 +143,7 @@ def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
     subprocess.run(command(tmp_path, "--only", *rows), check=True)
     results = gpu_rows.read(tmp_path)
     assert {name: (entry["status"], entry["detail"]) for name, entry in results.items()} == {
-        name: (gpu_rows.MEASURED, "") for name in rows
+        name: (measurement.MEASURED, "") for name in rows
     }
     assert (tmp_path / "trace.json.gz").exists()
 
@@ -151,6 +152,7 @@ def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
 def test_gpu_benchmark_measures_every_row_at_quick_size(tmp_path, bare):
     subprocess.run(command(tmp_path, "--minutes", "300"), check=True)
     results = gpu_rows.read(tmp_path)
-    assert {name: entry["status"] for name, entry in results.items()} == {row.name: gpu_rows.MEASURED for row in ROWS}
+    statuses = {name: entry["status"] for name, entry in results.items()}
+    assert statuses == {row.name: measurement.MEASURED for row in ROWS}
     assert all(json.loads((tmp_path / f"{name}.json").read_text())["quick"] for name in results)
     assert all(figure for _, figure, *_ in gpu_rows.cells(results))

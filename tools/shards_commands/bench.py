@@ -88,7 +88,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     visible_patch_count = _visible_patch_count(spec, mask)
     reader = ChunkReader()
     share = seconds / len(STAGES)
-    chunks = _chunks(manifest, spec.seed)
+    chunks = chunks_in_random_order(manifest, spec.seed)
     kernel = VisiblePatches.of(spec.data, spec.augment, spec.image)
     loaded, samples = _load(manifest, reader, chunks)
     return [
@@ -102,7 +102,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
 def measure_rows(manifest: Manifest, spec: WorkerConfig, seconds: float) -> list[SpeedRow]:
     """Measure the processor time of the whole work at each of MASKS, in ``seconds`` together."""
     reader = ChunkReader()
-    chunks = _chunks(manifest, spec.seed)
+    chunks = chunks_in_random_order(manifest, spec.seed)
     short = _median_short_side(reader.read_chunk(manifest, next(chunks)))
     kernels: list[VisiblePatches | None] = [None]
     if kernel := VisiblePatches.of(spec.data, spec.augment, spec.image):
@@ -203,7 +203,7 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
     return stage
 
 
-def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
+def chunks_in_random_order(manifest: Manifest, seed: int) -> Iterator[int]:
     """Complete chunks with samples that are not excluded, in random order, epoch after epoch.
 
     Raises ConfigError if there is none.

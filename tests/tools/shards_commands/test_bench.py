@@ -53,7 +53,7 @@ def test_find_bottleneck_names_slowest_stage_and_worker_count():
 
 
 def test_chunks_are_drawn_in_endless_shuffled_passes(original):
-    chunks = bench._chunks(Manifest.load(original), 3)
+    chunks = bench.chunks_in_random_order(Manifest.load(original), 3)
     passes = [[next(chunks) for _ in range(SAMPLES // 2)] for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(SAMPLES // 2)) and passes[0] != passes[1]
 
@@ -62,11 +62,11 @@ def test_chunks_without_usable_samples_are_skipped(original, tmp_path):
     manifest = Manifest.load(original)
     ids = [id for j in (0, 1) for id in manifest.chunk_ids(j)]
     less = excepting(manifest, dict.fromkeys(ids[:-1], "damaged"), str(tmp_path / "less"))
-    chunks = bench._chunks(less, 3)
+    chunks = bench.chunks_in_random_order(less, 3)
     assert sorted(next(chunks) for _ in range(SAMPLES // 2 - 1)) == list(range(1, SAMPLES // 2))
     none = excepting(manifest, dict.fromkeys(range(manifest.samples), "damaged"), str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="no complete chunk"):
-        next(bench._chunks(none, 3))
+        next(bench.chunks_in_random_order(none, 3))
 
 
 def test_bench_writes_rows_that_plans_read(original, tmp_path, capsys):

@@ -15,6 +15,8 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from flip.runs.files import output_folder
+
 QUALITY = 95
 _TEXT = """beautiful old small large wooden vintage modern black white red blue green golden handmade classic original
 silver soft summer winter morning evening wild happy little great new free best photo picture image print poster canvas
@@ -91,7 +93,7 @@ def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
 
 def write(pairs: list[tuple[bytes, str]], folder: Path, shards: int) -> list[Path]:
     """The samples as shards with members jpg, json, txt, written by webdataset as in img2dataset."""
-    folder.mkdir(parents=True)
+    output_folder(folder, new=True)
     paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):
         with webdataset.TarWriter(str(path)) as writer:

@@ -1,0 +1,12 @@
+"""How fast is this machine, does the toolkit work on it, and what breaks?
+
+`flip doctor --measure` runs rows (``rows.py``), each in processes of its own and with a limit of its own
+(``limited.py``), so that a failure of one leaves the others. The code of the rows, which needs torch, is
+``tools.measuring``. ``machine.py`` collects facts and runs the rows; ``verdicts.py`` says what works, what is slow and
+why, and what to do; ``page.py`` shows it as HTML, Markdown and text; ``compare.py`` puts two results side by side. The
+file of the result is ``jobs.common.measurement``, because plans read it.
+
+`make bench-gpu` runs its rows in the same way, and shares the code of a step.
+
+May import ``jobs.reporting`` and everything below it, but not torch.
+"""

@@ -1,0 +1,70 @@
+"""Runs a command that measures: in a process group of its own, with a time limit, and with its error in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
+
+MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
+LONGEST_DETAIL = 300
+"""Characters of an error that are kept."""
+
+
+@dataclass(frozen=True)
+class LimitedResult:
+    """How a command ended. ``output``: its standard output if it was successful. ``detail``: its last error."""
+
+    status: str
+    output: str
+    detail: str
+    seconds: float
+
+
+def run_limited(command: Sequence[str], limit: float, environment: Mapping[str, str]) -> LimitedResult:
+    """Run a command for at most ``limit`` seconds, and end everything that it started."""
+    start_time = time.monotonic()
+    output = ""
+    process = subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=limit)
+        if process.returncode == 0:
+            status = MEASURED
+            errors = ""
+        elif MEMORY_ERRORS.search(errors):
+            status = OUT_OF_MEMORY
+        else:
+            status = FAILED
+            errors = errors or f"it ended with code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        status = TIME_LIMIT
+        errors = ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the command started, and on an interruption itself
+        process.wait()
+    return LimitedResult(status, output, _last_error(errors), round(time.monotonic() - start_time, 1))
+
+
+def _last_error(errors: str) -> str:
+    lines = errors.strip().splitlines()
+    lines = [line for line in lines if MEMORY_ERRORS.search(line)] or lines
+    if not lines:
+        return ""
+    return lines[-1][:LONGEST_DETAIL]

@@ -1,0 +1,43 @@
+"""Tests of a command with a limit: it leaves no process, and its end is told by a status and one line."""
+
+import os
+import sys
+
+import pytest
+
+from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
+from jobs.host.processes import has_ended, read_stat
+from jobs.measuring.limited import run_limited
+
+SLEEP = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+SLEEP += "open(sys.argv[1], 'w').write(str(p.pid)); time.sleep(60)"
+
+
+def python(*words, limit=30.0):
+    return run_limited([sys.executable, "-c", *words], limit, os.environ)
+
+
+def test_output_of_a_successful_command():
+    ended = python("import sys; print('[1]'); print('a warning', file=sys.stderr)")
+    assert (ended.status, ended.output.strip(), ended.detail) == (MEASURED, "[1]", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "detail"),
+    [
+        ("raise SystemExit('no peer')", FAILED, "no peer"),
+        ("import os; os._exit(3)", FAILED, "it ended with code 3"),
+        ("print(1 / 0)", FAILED, "ZeroDivisionError: division by zero"),
+        ("raise MemoryError('of a GPU')", OUT_OF_MEMORY, "MemoryError: of a GPU"),
+    ],
+)
+def test_failure_has_status_and_last_line(code, status, detail):
+    ended = python(code)
+    assert (ended.status, ended.detail, ended.output) == (status, detail, "")
+
+
+def test_time_limit_ends_all_processes(tmp_path):
+    file = tmp_path / "pid"
+    ended = python(SLEEP, str(file), limit=3.0)
+    assert ended.status == TIME_LIMIT
+    assert has_ended(read_stat(int(file.read_text()))[1]), "the grandchild lives"

@@ -1,0 +1,16 @@
+"""The rows of `flip doctor --measure`: what is run to measure a machine.
+
+``python -m tools.measuring ROW`` runs one row and prints its numbers as JSON; ``jobs.measuring`` starts it, limits its
+time, and judges the result. A row runs on CUDA or on a CPU with the same code, so that a machine without GPUs tests
+what a cluster will run.
+
+- ``arithmetic.py``: products of matrices by dtype, and copies between host and device.
+- ``collectives.py``: all-reduce, all-gather and reduce-scatter between processes, by size.
+- ``steps.py``: training steps of one process (``training_step.py``), with memory and compilations.
+- ``inputs.py``: the cost of a sample on a core (`flip shards bench`), and reads by one and several processes.
+- ``disk.py``: writes, syncs, renames and locks below the folder of runs, and a save and a restore.
+- ``faults.py``: a rank that is killed; its run must end with the weights of an undisturbed one.
+- ``photo_shards.py``: synthetic shards that cost what photographs cost.
+
+May import flip, jobs and tools. `benchmarks/` imports from here, and never the other way round.
+"""
