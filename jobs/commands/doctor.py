@@ -1,4 +1,4 @@
-"""flip doctor: check which guarantees hold on a Slurm cluster, and write a profile for it."""
+"""flip doctor: check which guarantees hold on a Slurm cluster, write a profile for it, and measure a machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ EXAMPLES = """examples:
   flip doctor --partition gpu --account vision --write mine
   flip doctor --cluster mine                      check a profile against the site
   flip doctor --json
-Nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails; 69 if Slurm does not answer.
+  flip doctor --measure                           measure this machine: about three minutes; asks first
+  flip doctor --measure --data MANIFEST --minutes 10 --out measured --yes
+  flip doctor --measure --compare measured-2026-11-29 measured
+Nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails, or if a measured part does not
+work; 69 if Slurm does not answer, or without space.
 """
 DEFAULT_HOURS = 24.0
 """Hours of an attempt if the site has no time limit."""
@@ -32,7 +36,7 @@ DEFAULT_HOURS = 24.0
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="flip doctor",
-        description="Check which guarantees hold on this Slurm cluster, and write a profile for it.",
+        description="Check which guarantees hold on a Slurm cluster and write a profile for it, or measure a machine.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--partition", help="default: that of the profile, else the default of the site")
@@ -44,8 +48,44 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
     )
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    return run_command(examine, parser.parse_args(arguments))
+    parser.add_argument("--force", action="store_true", help="replace an existing file; measure all rows again")
+    add_measure_options(parser)
+    return run_command(examine_or_measure, parser.parse_args(arguments))
+
+
+def add_measure_options(parser: Parser) -> None:
+    group = parser.add_argument_group("measure a machine (docs/measure.md)")
+    group.add_argument("--measure", action="store_true", help="measure this machine: what works, how fast, what breaks")
+    group.add_argument("--minutes", type=float, help="most minutes of the measurement; default: 3")
+    group.add_argument("--nodes", type=int, help="number of nodes; today only without it: this machine")
+    group.add_argument("--data", metavar="MANIFEST", help="measure input of this data set; default: synthetic shards")
+    group.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows alone")
+    group.add_argument(
+        "--out", metavar="FOLDER", help="of the result; one that has rows continues. Default: measured-DATE"
+    )
+    group.add_argument("--names", action="store_true", help="write the name of the host, too")
+    group.add_argument("--compare", nargs=2, metavar=("A", "B"), help="show two results side by side; measure nothing")
+    group.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def examine_or_measure(args: argparse.Namespace) -> int:
+    if not args.measure and not args.compare:
+        refuse_measure_options(args)
+        return examine(args)
+    from jobs.measuring import command
+
+    if args.compare:
+        return command.compare_files(args)
+    return command.measure(args)
+
+
+def refuse_measure_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError if an option of a measurement is given without --measure."""
+    from flip.runs.errors import ConfigError
+
+    for name in ("minutes", "nodes", "data", "only", "out", "names"):
+        if getattr(args, name):
+            raise ConfigError("this option needs --measure", f"--{name}", getattr(args, name), "Add --measure.")
 
 
 def examine(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ ALLOWED = {
     ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
     ("flip/training/user_callbacks.py", "importlib.util.spec_from_file_location"): "a file of the code snapshot",
     ("flip/training/user_callbacks.py", "spec.loader.exec_module"): "a file of the code snapshot",
+    ("tools/measuring/__main__.py", "importlib.import_module"): "modules are named in the file itself",
     ("jobs/__main__.py", "importlib.import_module"): "modules are named in the file itself",
     ("jobs/runtime/node_agent.py", "importlib.import_module"): "the module of the job, as `python -m` would execute it",
     ("jobs/runtime/node_agent.py", "runpy"): "the module of the job, as `python -m` would execute it",

@@ -65,7 +65,8 @@ def start(tmp_path, monkeypatch, commands):
     run.path.mkdir(parents=True)
     write_json(run.path / "job.json", {"token": "t", "after": 0})
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "FLIP_ATTEMPT"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that its absence is restored: the watcher sets FLIP_ATTEMPT
+        monkeypatch.delenv(name)
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     commands("scontrol", show())

@@ -1,0 +1,162 @@
+"""Measures this machine: facts, then the rows one after the other, each limited.
+
+Rows work in a folder of their own below the folder of runs, which is deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from flip import environment
+from flip.config.host import core_seconds, this_host
+from flip.runs import python_path
+from flip.runs.credentials import scrub
+from jobs.common.measurement import (
+    MEASURED,
+    SKIPPED,
+    TIME_LIMIT,
+    Machine,
+    MeasuredRow,
+    Measurement,
+    driver,
+)
+from jobs.common.paths import REPOSITORY
+from jobs.measuring.limited import run_limited
+from jobs.measuring.rows import RowPlan
+
+GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+IN_FOLDER = ("disk", "input", "killed_rank", "reads", "saves")
+"""Functions that work in a folder of the row."""
+DETACHED = ("killed_rank",)
+"""Functions whose processes are not children of the row, so that they look like those of others."""
+STOP_SECONDS = 25.0
+"""Seconds before its limit at which such a row ends its processes itself: the end of the row does not."""
+NO_TIME = "no time was left: give it more --minutes"
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs of this machine, by nvidia-smi; empty without a driver."""
+    if not driver():
+        return []
+    ended = run_limited(GPU_QUERY, 20, os.environ)
+    return [line.strip() for line in ended.output.splitlines() if line.strip()]
+
+
+def facts(gpus: Sequence[str]) -> Machine:
+    """What this machine is, without its name."""
+    host = this_host()
+    return Machine(
+        processor=environment.processor(),
+        cores=host.cores,
+        memory_gb=round(host.memory / 1e9, 1),
+        gpu=gpus[0] if gpus else "",
+        gpus=len(gpus),
+        driver=driver(),
+        platform=str(environment.environment()["platform"]).split("-with-")[0],
+    )
+
+
+def measure(
+    rows: Sequence[RowPlan],
+    machine: Machine,
+    root: Path,
+    minutes: float,
+    names: bool = False,
+    kept: Mapping[str, MeasuredRow] | None = None,
+    progress: Callable[[Measurement], None] = lambda so_far: None,
+) -> Measurement:
+    """Run all rows in at most ``minutes``, in folders below ``root``.
+
+    ``names``: whether the host may be named. ``kept``: rows of an earlier call, which are not run again. ``progress``
+    gets the measurement after each row.
+    """
+    start_time = time.monotonic()
+    end = time.monotonic() + 60 * minutes
+    known = environment.environment()
+    empty = Measurement(
+        date=datetime.date.today().isoformat(),
+        nodes=1,
+        machine=machine,
+        packages=known["packages"],
+        rows=(),
+        names=[socket.gethostname()] if names else [],
+        python=known["python"],
+    )
+    so_far = empty
+    busy = []
+    for row in rows:
+        before = core_seconds()
+        done = (kept or {}).get(row.name) or _run(row, root, end)
+        if row.function not in DETACHED:
+            busy.append(_others(before))
+        spent = round((time.monotonic() - start_time) / 60, 2)
+        so_far = dataclasses.replace(empty, rows=(*so_far.rows, done), load=_cores(busy), minutes=spent)
+        progress(so_far)
+    return so_far
+
+
+def private(text: str, root: Path) -> str:
+    """A text without the names of users, hosts, paths and credentials that it may have."""
+    text = scrub(text)
+    text = text.replace(str(root), "/")
+    text = re.sub(r"(?<![\w.])/+(?:[\w.+@-]+/+)*[\w.+@-]+", "...", text)
+    for name in filter(None, (os.environ.get("USER", ""), socket.gethostname())):
+        text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+    return text
+
+
+def _run(row: RowPlan, root: Path, end: float) -> MeasuredRow:
+    if row.skipped:
+        return MeasuredRow(row.name, row.what, SKIPPED, detail=row.skipped)
+    limit = min(row.limit, end - time.monotonic())
+    if limit <= (STOP_SECONDS if row.function in DETACHED else 0):
+        return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".measure-", dir=root, ignore_cleanup_errors=True) as folder:
+            return _limited(row, Path(folder), limit, root)
+    except OSError as error:
+        return MeasuredRow(row.name, row.what, "failed", detail=private(str(error), root))
+
+
+def _limited(row: RowPlan, folder: Path, limit: float, root: Path) -> MeasuredRow:
+    options = {**row.options}
+    if row.function in IN_FOLDER:
+        options["folder"] = str(folder)
+    if row.function in DETACHED:
+        options["seconds"] = limit - STOP_SECONDS
+    command = [sys.executable, "-m", "tools.measuring", row.function, json.dumps(options)]
+    variables = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
+    variables |= os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    variables |= python_path.variables(REPOSITORY) | {"TMPDIR": str(folder)}
+    ended = run_limited(command, limit, variables)
+    detail = private(ended.detail, root)
+    if ended.status == TIME_LIMIT:
+        detail = f"it took more than {limit:.0f} s"
+    if ended.status != MEASURED:
+        return MeasuredRow(row.name, row.what, ended.status, {}, detail, ended.seconds)
+    values = json.loads(ended.output.strip().splitlines()[-1])
+    return MeasuredRow(row.name, row.what, MEASURED, values, "", ended.seconds)
+
+
+def _others(before: tuple[float, float]) -> tuple[float, float]:
+    """Core-seconds that other processes used since, and those that passed."""
+    used, total = core_seconds()
+    return used - before[0], total - before[1]
+
+
+def _cores(busy: Sequence[tuple[float, float]]) -> float:
+    """Cores that other processes used on average; about 0 on an idle machine."""
+    total = sum(passed for _, passed in busy)
+    if total <= 0:
+        return 0.0
+    return round(max(0.0, sum(used for used, _ in busy)) / total * this_host().cores, 2)

@@ -1,0 +1,159 @@
+"""The page of a measurement, as blocks: one screen of verdicts, then the numbers of each row.
+
+It names no user, path or host, so that it can be sent to others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
+from jobs.common.text import duration
+from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, Verdict, judge
+from jobs.reporting.document import Block, Fold, Table, Text, heading
+
+TITLE = "Measurement of a machine"
+COLUMNS = {
+    "gbytes": "GB/s",
+    "samples_per_second": "samples/s",
+    "megabytes_per_second": "MB/s",
+    "milliseconds": "ms",
+    "core_gflops": "GFLOP/s a core",
+    "tflops": "TFLOP/s",
+    "gbps": "Gbit/s",
+    "first_step_seconds": "first step, s",
+    "utilisation": "share of the peak",
+    "megabytes": "MB",
+    "planned_megabytes": "MB, planned",
+}
+"""Key of a value -> head of its column."""
+
+STEP_COLUMNS = (
+    "samples_per_second", "milliseconds", "tflops", "core_gflops", "utilisation", "first_step_seconds",
+    "recompilations", "megabytes", "planned_megabytes",
+)  # fmt: skip
+
+
+def blocks(measurement: Measurement) -> list[Block]:
+    verdicts = judge(measurement)
+    return [
+        Text(TITLE, 1),
+        Text(headline(verdicts), tone="headline"),
+        Text(described(measurement), tone="quiet"),
+        heading("Verdicts"),
+        _verdict_table(verdicts),
+        *_numbers(measurement),
+        *_skipped(measurement),
+        heading("Versions"),
+        Table([{"package": name, "version": version} for name, version in versions(measurement).items()]),
+    ]
+
+
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """How many verdicts of each kind there are: "2 do not work, 1 is slow, 8 work"."""
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    return ", ".join(f"{counts[name]} {_plural(name, counts[name])}" for name in ORDER if counts[name])
+
+
+def described(measurement: Measurement) -> str:
+    """What was measured, and when."""
+    machine = measurement.machine
+    gpus = f"{machine.gpus} x {machine.gpu}, driver {machine.driver}; " if machine.gpus else "no GPU; "
+    names = f" ({', '.join(measurement.names)})" if measurement.names else ""
+    origin = measurement.origin[0].upper() + measurement.origin[1:]
+    return (
+        f"{origin}{names} in {duration(60 * measurement.minutes)}. {gpus}{machine.cores} cores of {machine.processor};"
+        f" {machine.memory_gb:g} GB; {machine.platform}."
+    )
+
+
+def versions(measurement: Measurement) -> dict[str, str]:
+    known = {"python": measurement.python, **measurement.packages}
+    if measurement.machine.driver:
+        known["driver"] = measurement.machine.driver
+    return known
+
+
+def text(measurement: Measurement) -> str:
+    """The verdicts for a terminal."""
+    verdicts = judge(measurement)
+    wide = max(len(verdict.about) for verdict in verdicts)
+    lines = [described(measurement), ""]
+    for verdict in verdicts:
+        lines.append(f"{verdict.about:{wide}}  {verdict.verdict:{len(BROKEN)}}  {verdict.because}")
+        if verdict.then:
+            lines.append(f"{'':{wide}}  {'':{len(BROKEN)}}  -> {verdict.then}")
+    return "\n".join([*lines, "", headline(verdicts)])
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    rows = [
+        {"what": each.about, "verdict": each.verdict, "because": each.because, "what to do": each.then or "-"}
+        for each in verdicts
+    ]
+    trouble = [each.verdict in (BROKEN, SLOW) for each in verdicts]
+    return Table(rows, trouble, long=["because", "what to do"], text=["verdict"])
+
+
+def _numbers(measurement: Measurement) -> list[Block]:
+    """A table per measured row; steps together."""
+    parts: list[Block] = []
+    steps = measurement.kind("step")
+    if steps:
+        rows = [{"step": row.what, **_cells(row.values, STEP_COLUMNS)} for row in steps]
+        parts += [heading("Training steps"), Table(rows)]
+    for row in measurement.rows:
+        if row.status == MEASURED and row not in steps:
+            parts += [heading(row.what[0].upper() + row.what[1:]), *_tables(row)]
+    return parts
+
+
+def _tables(row: MeasuredRow) -> list[Block]:
+    """The single values of a row, and a table for each of its lists of rows."""
+    parts: list[Block] = []
+    single = {key: value for key, value in row.values.items() if not isinstance(value, list | dict)}
+    if single:
+        parts.append(Table([{"value": _name(key), "is": _cell(value)} for key, value in single.items()], text=["is"]))
+    for key, value in row.values.items():
+        if isinstance(value, dict) and value:
+            parts.append(Table([{_name(key): name, "is": _cell(each)} for name, each in value.items()]))
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            parts.append(Table([{_name(name): _cell(each) for name, each in entry.items()} for entry in value]))
+    return parts
+
+
+def _skipped(measurement: Measurement) -> list[Block]:
+    rows = [{"row": row.what, "why": row.detail} for row in measurement.rows if row.status == SKIPPED]
+    if not rows:
+        return []
+    return [Fold(f"{len(rows)} rows were skipped", [Table(rows, long=["why"])])]
+
+
+def _cells(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, str]:
+    return {_name(key): _cell(values.get(key)) for key in keys}
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return str(value)
+
+
+def _name(key: str) -> str:
+    return COLUMNS.get(key, key.replace("_", " "))
+
+
+def _plural(verdict: str, count: int) -> str:
+    forms = {BROKEN: "do not work", SLOW: "are slow", UNKNOWN: "are not measured"}
+    single = {SLOW: "is slow", UNKNOWN: "is not measured"}
+    if count == 1:
+        return single.get(verdict, verdict)
+    return forms.get(verdict, "work")

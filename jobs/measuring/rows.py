@@ -1,0 +1,99 @@
+"""The rows of a measurement: what is run, with which limit, and why a row is skipped on this machine.
+
+The order is that of value: what a plan uses comes first, faults last. Each row has its own process and its own limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NO_GPU = "no GPU on this machine: its CPU form is measured"
+NO_PEER = "one GPU has no peer"
+ONE_NODE = "one node: there is no network between nodes"
+MODELS = {"B/16": 256, "L/16": 64, "H/14": 32}
+"""Models of the rows on GPUs -> pairs of a step."""
+MASKS = ("0.5", "0.75")
+SMALL = {"emoji": 64}
+"""The same on CPUs."""
+SAVE_MEGABYTES = {"cuda": 2000, "cpu": 100}
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row to run. ``function``: of ``tools.measuring``; ``limit``: seconds; ``skipped``: why it is not run."""
+
+    name: str
+    what: str
+    function: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    limit: float = 60.0
+    skipped: str = ""
+
+
+def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float = 1.0) -> list[RowPlan]:
+    """The rows of one machine. ``share``: of the usual seconds of each measurement, for less time."""
+    rows = [
+        RowPlan("matmul", "products of matrices", "matmul", {"device": device, "seconds": 0.5 * share}, 60),
+        RowPlan("copies", "copies from host to device", "copies", {"device": device, "seconds": 0.5 * share}, 40),
+        *_step_rows(device, share),
+        _link_row(device, gpus),
+        RowPlan("link_network", "collectives between nodes", skipped=ONE_NODE),
+        RowPlan(
+            "input_cost", "cost of a sample on a core", "input", {"manifest": manifest, "seconds": 8 * share}, 60
+        ),
+        RowPlan(
+            "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
+        ),
+        RowPlan("disk", "files in the folder of runs", "disk", {}, 30),
+        RowPlan(
+            "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
+        ),
+        RowPlan(
+            "fault_rank", "a killed rank", "killed_rank",
+            {"device": device, "processes": max(1, min(2, gpus or cores))}, 135,
+        ),
+    ]  # fmt: skip
+    return rows
+
+
+def _step_rows(device: str, share: float) -> list[RowPlan]:
+    rows = []
+    for size, batch in MODELS.items():
+        for mask in MASKS:
+            skipped = NO_GPU if device == "cpu" else ""
+            rows.append(_step_row("cuda", size, mask, batch, 4 * share, 150, skipped))
+    if device == "cpu":
+        rows += [_step_row(device, size, mask, batch, 3 * share, 60) for size, batch in SMALL.items() for mask in MASKS]
+    return rows
+
+
+def _step_row(
+    device: str, size: str, mask: str, batch: int, seconds: float, limit: float, skipped: str = ""
+) -> RowPlan:
+    compiled = device == "cuda"
+    options = {
+        "device": device,
+        "size": size,
+        "mask": mask,
+        "batch": batch,
+        "precision": "bf16" if compiled else "fp32",
+        "compiled": compiled,
+        "seconds": seconds,
+    }
+    name = f"step_{size.replace('/', '').lower()}_{mask}"
+    what = f"step of {size}, {batch} pairs, mask {mask}, {'compiled' if compiled else 'eager'}"
+    return RowPlan(name, what, "step", options, limit, skipped)
+
+
+def _link_row(device: str, gpus: int) -> RowPlan:
+    what = "collectives in a node"
+    if gpus == 1:
+        return RowPlan("link_node", what, skipped=NO_PEER)
+    return RowPlan("link_node", what, "collectives", {"device": device}, 90)
+
+
+def total_limit(rows: Sequence[RowPlan]) -> float:
+    """Seconds that the rows may take together."""
+    return sum(row.limit for row in rows if not row.skipped)

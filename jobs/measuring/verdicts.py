@@ -1,0 +1,243 @@
+"""What works, what is slow and why, what does not work and why, and what to do: the verdicts of a measurement."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.common.measurement import MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
+from jobs.common.text import shortened
+
+WORKS = "works"
+SLOW = "slow"
+BROKEN = "does not work"
+UNKNOWN = "not measured"
+ORDER = (BROKEN, SLOW, UNKNOWN, WORKS)
+"""Verdicts in the order in which a reader needs them."""
+
+BUSY_CORES = 0.25
+"""Cores that others may use before numbers are doubted."""
+PEER_SHARE = 0.9
+"""Speed of a GPU as a share of the median of its peers, below which it is named."""
+DATASHEET_SHARE = 0.5
+LOW_UTILISATION = 0.3
+MEMORY_SHARE = 1.1
+"""Measured memory as a share of the plan's, above which plans are wrong."""
+INPUT_MARGIN = 1.25
+REPLACE_MILLISECONDS = 100.0
+WRITE_MEGABYTES = 50.0
+RESUME_SECONDS = 60.0
+SPREAD = 0.5
+"""(slowest - fastest) / median of steps, above which they are uneven."""
+RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
+REMEDIES = {
+    "disk": "Name another folder for runs: export FLIP_RUNS=FOLDER, or runs_root of the profile",
+    "save": "Check the space and the limits of the folder of runs",
+    "fault": "Run it again with --only fault_rank; if it fails again, report it with this page",
+    "link": "Check NCCL_SOCKET_IFNAME, or GLOO_SOCKET_IFNAME, and the firewall between the nodes",
+    "input": "Check the manifest: flip shards verify MANIFEST",
+    "reads": "Check the manifest: flip shards verify MANIFEST",
+}
+"""Kind of a row -> what to do if it fails."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line: about what, how it is, why, and what to do."""
+
+    about: str
+    verdict: str
+    because: str
+    then: str = ""
+
+
+def judge(measurement: Measurement) -> list[Verdict]:
+    """All verdicts, the worst first."""
+    verdicts = [*_busy(measurement), *_failures(measurement)]
+    for judged in JUDGES:
+        verdicts += judged(measurement)
+    return sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
+
+
+def _busy(measurement: Measurement) -> Iterator[Verdict]:
+    if measurement.load > BUSY_CORES:
+        cores = measurement.machine.cores
+        because = f"other processes used {measurement.load:g} of {cores} cores: the speeds below are too low"
+        yield Verdict("idle machine", SLOW, because, "Measure again while nothing else runs")
+
+
+def _failures(measurement: Measurement) -> Iterator[Verdict]:
+    """Rows that failed, and those for which no time was left."""
+    for row in measurement.rows:
+        if row.status == MEASURED or (row.status == SKIPPED and "--minutes" not in row.detail):
+            continue
+        remedy = REMEDIES.get(row.name.split("_")[0], "")
+        if row.status in (SKIPPED, TIME_LIMIT):
+            yield Verdict(row.what, UNKNOWN, row.detail, "Give it more --minutes")
+        else:
+            yield Verdict(row.what, BROKEN, row.detail or row.status, remedy)
+
+
+def _arithmetic(measurement: Measurement) -> Iterator[Verdict]:
+    row = measurement.row("matmul")
+    if row is None:
+        return
+    devices: Sequence[dict[str, Any]] = row.values["devices"]
+    rates = [float(device["bf16"]) for device in devices]
+    middle = statistics.median(rates)
+    slow = [device for device in devices if float(device["bf16"]) < PEER_SHARE * middle]
+    for device in slow:
+        because = f"{device['bf16']:g} TFLOP/s in bf16, its peers {middle:g}"
+        remedy = "Compare its clocks and temperature with those of its peers: nvidia-smi -q -d CLOCK,TEMPERATURE"
+        yield Verdict(f"GPU {device['number']}", SLOW, because, remedy)
+    peak = devices[0].get("datasheet")
+    because = f"{middle:g} TFLOP/s in bf16" + (f", {100 * middle / peak:.0f} % of the data sheet" if peak else "")
+    if peak and middle < DATASHEET_SHARE * peak:
+        yield Verdict(
+            "products of matrices", SLOW, because, "Check power limits and clocks: nvidia-smi -q -d POWER,CLOCK"
+        )
+    elif not slow:
+        yield Verdict("products of matrices", WORKS, because)
+
+
+def _steps(measurement: Measurement) -> Iterator[Verdict]:
+    for row in measurement.kind("step"):
+        values = row.values
+        about = f"training of {values['size']}, mask {values['mask']}"
+        share = number(row, "utilisation")
+        words = f"{values['samples_per_second']:,.0f} samples/s"
+        if share:
+            words += f", {100 * share:.0f} % of the peak"
+        memory = number(row, "megabytes")
+        planned = number(row, "planned_megabytes")
+        if values.get("device") == "cuda" and memory and planned and memory > MEMORY_SHARE * planned:
+            because = f"a step needs {memory:,.0f} MB, and plans count {planned:,.0f} MB"
+            yield Verdict(
+                f"memory of {values['size']}", SLOW, because, "Leave more memory free, and report it with this page"
+            )
+        if values.get("recompilations"):
+            because = f"{words}; {values['recompilations']} graphs were compiled again after the first steps"
+            yield Verdict(about, SLOW, because, "Report it with this page")
+        elif share and share < LOW_UTILISATION:
+            yield Verdict(
+                about, SLOW, f"{words}; {_low_because(measurement)}", "Look at the trace: make bench-gpu ONLY=trace"
+            )
+        elif float(values.get("spread", 0)) > SPREAD:
+            because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
+            yield Verdict(about, SLOW, because, "Measure again while nothing else runs")
+        else:
+            yield Verdict(about, WORKS, words)
+
+
+def _low_because(measurement: Measurement) -> str:
+    """Whether the card or the kernels of the step are slow: this step has neither input nor communication."""
+    row = measurement.row("matmul")
+    devices = row.values["devices"] if row else []
+    peak = devices[0].get("datasheet") if devices else None
+    if peak and devices[0]["bf16"] < DATASHEET_SHARE * peak:
+        return "the card is slow: products of matrices are, too"
+    return "its kernels are slow: products of matrices are not"
+
+
+def _links(measurement: Measurement) -> Iterator[Verdict]:
+    for name, about in (("link_node", "communication in a node"), ("link_network", "communication between nodes")):
+        row = measurement.row(name)
+        if row is not None:
+            backend = "gloo between processes" if row.values.get("device") == "cpu" else "NCCL"
+            yield Verdict(about, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
+
+
+def _input(measurement: Measurement) -> Iterator[Verdict]:
+    row = measurement.row("input_cost")
+    if row is None:
+        return
+    fastest = min(row.values["rows"], key=lambda each: float(each["microseconds"]))
+    per_core = 1e6 / float(fastest["microseconds"])
+    kernel = "with" if fastest["kernel"] else "without"
+    words = f"{per_core:,.0f} samples/s a core at mask {fastest['mask']:g}, {kernel} the visible-patch kernel"
+    needed = _needed_cores(measurement, row)
+    if needed > measurement.machine.cores:
+        because = f"{words}: the GPUs of a node need {needed:,} cores, and it has {measurement.machine.cores}"
+        yield Verdict("input", SLOW, because, f"Store smaller images: {RECODE}")
+    elif not fastest["kernel"] and row.values.get("without_kernel_because"):
+        because = f"{words}: {row.values['without_kernel_because']}"
+        yield Verdict("input", SLOW, because, "Install the kernel: make install")
+    else:
+        yield Verdict("input", WORKS, words)
+
+
+def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:
+    """Cores that feed the GPUs of a node at the most demanding of the measured steps; 0 without GPUs."""
+    needed = 0.0
+    for step in measurement.kind("step"):
+        if step.values.get("device") != "cuda":
+            continue
+        rows = [each for each in costs.values["rows"] if float(each["mask"]) == float(step.values["mask"])]
+        cheapest = min(float(each["microseconds"]) for each in rows or costs.values["rows"])
+        needed = max(needed, float(step.values["samples_per_second"]) * cheapest / 1e6)
+    return math.ceil(INPUT_MARGIN * needed * measurement.machine.gpus)
+
+
+def _disk(measurement: Measurement) -> Iterator[Verdict]:
+    row = measurement.row("disk")
+    if row is None:
+        return
+    values = row.values
+    if not values["locks_exclude"]:
+        because = "two processes hold the same lock at once: two attempts of a run could write at once"
+        yield Verdict("locks", BROKEN, because, REMEDIES["disk"])
+    words = f"writes {values['write_megabytes_per_second']:,.0f} MB/s, replaces a file in"
+    words += f" {values['replace_milliseconds']:.3g} ms"
+    if values["replace_milliseconds"] > REPLACE_MILLISECONDS:
+        because = f"{words}: each state file of a run waits for that"
+        yield Verdict("folder of runs", SLOW, f"{because}. The storage has a high latency", REMEDIES["disk"])
+    elif values["write_megabytes_per_second"] < WRITE_MEGABYTES:
+        yield Verdict("folder of runs", SLOW, f"{words}: saves take long", REMEDIES["disk"])
+    else:
+        yield Verdict("folder of runs", WORKS, words)
+
+
+def _saves(measurement: Measurement) -> Iterator[Verdict]:
+    row = measurement.row("save")
+    if row is None:
+        return
+    values = row.values
+    if not values["equal"]:
+        yield Verdict(
+            "save and restore", BROKEN, "the restored tensors differ from those that were saved", REMEDIES["disk"]
+        )
+        return
+    words = f"{values['megabytes']:,} MB are saved in {values['save_seconds']:.3g} s, of which training waits"
+    words += f" {values['stall_seconds']:.2g} s, and restored in {values['restore_seconds']:.3g} s"
+    yield Verdict("save and restore", WORKS, words)
+
+
+def _faults(measurement: Measurement) -> Iterator[Verdict]:
+    row = measurement.row("fault_rank")
+    if row is None:
+        return
+    values = row.values
+    differing = values["different_tensors"]
+    if differing:
+        because = f"after the kill {len(differing)} tensors differ from an undisturbed run: {shortened(differing, 2)}"
+        yield Verdict("a killed rank", BROKEN, because, REMEDIES["fault"])
+        return
+    words = f"the next step came after {values['next_step_seconds']:g} s, and the weights of"
+    words += f" {values['steps']} steps are those of an undisturbed run, bit for bit"
+    if values["next_step_seconds"] > RESUME_SECONDS:
+        yield Verdict("a killed rank", SLOW, words, "Look at the time of starts: flip status --goodput")
+    else:
+        yield Verdict("a killed rank", WORKS, words)
+
+
+JUDGES: tuple[Callable[[Measurement], Iterator[Verdict]], ...] = (
+    _arithmetic, _steps, _links, _input, _disk, _saves, _faults,
+)  # fmt: skip
+
+
+def failed_rows(measurement: Measurement) -> list[MeasuredRow]:
+    """The rows that were started and gave no numbers."""
+    return [row for row in measurement.rows if row.status not in (MEASURED, SKIPPED)]

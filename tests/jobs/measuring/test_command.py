@@ -1,0 +1,144 @@
+"""Tests of `flip doctor --measure`: options, refusals, the pages, and what they do not name."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+
+from flip.runs.errors import CONFIG, ConfigError, DataError, StorageError
+from jobs.commands import doctor
+from jobs.common.measurement import FAILED, MEASURED, MeasuredRow, read_measurement
+from jobs.measuring import command, compare, machine, page
+from jobs.measuring.rows import RowPlan
+from jobs.reporting.html import render
+from jobs.reporting.markdown import markdown
+from tests.jobs.common.test_measurement import example
+from tests.jobs.measuring.test_verdicts import DISK, GOOD, row
+from tests.synthetic import make_dataset
+
+
+def measure(tmp_path, monkeypatch, *words):
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return doctor.main(["--measure", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--minutes", "0.1", "--yes"], "not a time for a measurement"),
+        (["--nodes", "2", "--yes"], "only this machine can be measured"),
+        (["--cluster", "h100", "--yes"], "only this machine can be measured"),
+        (["--only", "disc", "--yes"], "no such row"),
+        (["--only", "disk"], "confirmation needed"),
+        (["--data", "/no/manifest", "--yes"], "/no/manifest"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words, message):
+    assert measure(tmp_path, monkeypatch, *words) in (65, 78)
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["runs"])
+
+
+def test_options_of_a_measurement_need_it(capsys):
+    assert doctor.main(["--minutes", "3"]) == CONFIG and "Add --measure" in capsys.readouterr().err
+
+
+def test_manifest_of_another_site_is_refused(tmp_path):
+    folder = make_dataset(tmp_path / "data", samples=16, shards=1)
+    assert command.checked_manifest(str(folder)) == str(folder)
+    for shard in folder.rglob("*.tar"):
+        shard.unlink()
+    with pytest.raises(DataError, match="another site"):
+        command.checked_manifest(str(folder))
+
+
+def test_folder_of_runs_without_space_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="are free"):
+        command.usable_root(tmp_path / "runs", 1e18)
+
+
+def test_disk_row_is_measured_written_and_continued(tmp_path, monkeypatch, capsys):
+    assert measure(tmp_path, monkeypatch, "--only", "disk", "--yes", "--out", "result") == 0
+    output = capsys.readouterr().out
+    assert "folder of runs" in output and "for plans" in output
+    first = read_measurement(str(tmp_path / "result" / "measured.json"))
+    assert first.row("disk").values["locks_exclude"] is True
+    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == [
+        "measured.json",
+        "report.html",
+        "report.md",
+    ]
+    assert list((tmp_path / "runs").iterdir()) == [], "the row's folder is deleted"
+    assert measure(tmp_path, monkeypatch, "--only", "disk", "--yes", "--out", "result", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["rows"][0]["values"] == first.row("disk").values, "a measured row is kept"
+    assert [verdict["about"] for verdict in again["verdicts"] if verdict["about"] != "idle machine"] == [
+        "folder of runs"
+    ]
+
+
+def test_result_of_another_machine_is_not_continued(tmp_path):
+    facts = example().machine
+    (tmp_path / "measured.json").write_text(json.dumps(example(row("disk", **DISK)).as_dict()))
+    with pytest.raises(ConfigError, match="another machine"):
+        command.kept_rows(tmp_path / "measured.json", replace(facts, cores=4), force=False)
+    assert command.kept_rows(tmp_path / "measured.json", facts, force=True) == {}
+
+
+def test_failed_row_is_recorded_without_paths_and_others_run(tmp_path):
+    rows = [
+        RowPlan("reads", "reads", "reads", {"manifest": "/shared/secret/manifest", "seconds": 1, "processes": 1}, 60)
+    ]
+    rows += [RowPlan("disk", "files", "disk", {}, 30)]
+    measured = machine.measure(rows, example().machine, tmp_path, 3.0)
+    assert [each.status for each in measured.rows] == [FAILED, MEASURED]
+    assert "secret" not in json.dumps(measured.as_dict()) and measured.rows[0].detail
+
+
+def test_row_without_time_is_skipped_with_remedy(tmp_path):
+    measured = machine.measure([RowPlan("disk", "files", "disk", {}, 30)], example().machine, tmp_path, 0.0)
+    assert "--minutes" in measured.rows[0].detail
+
+
+def test_names_are_private_unless_asked(tmp_path):
+    text = f"/home/ann/runs/x.json of {socket.gethostname()}: cannot write {tmp_path}/y (1/2 done)"
+    assert machine.private(text, tmp_path) == "... of ...: cannot write ... (1/2 done)"
+    measured = machine.measure([], example().machine, tmp_path, 1.0)
+    assert not measured.names and machine.measure([], example().machine, tmp_path, 1.0, names=True).names
+
+
+def test_page_shows_verdicts_first_and_escapes():
+    rows = [row(name, **values) for name, values in GOOD.items()]
+    rows += [MeasuredRow("reads", "reads of shards", FAILED, {}, "<b>broken</b>", 1.0)]
+    parts = page.blocks(example(*rows, minutes=9.5))
+    text = markdown(parts)
+    assert text.index("1 does not work, 7 work") < text.index("## Verdicts") < text.index("## Training steps")
+    assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
+    html = render(page.TITLE, parts)
+    assert "&lt;b&gt;broken" in html and "<b>broken" not in html
+
+
+def test_comparison_names_versions_verdicts_and_slower_numbers(tmp_path, capsys):
+    first = example(*(row(name, **values) for name, values in GOOD.items()))
+    slow = {**GOOD, "disk": {**DISK, "replace_milliseconds": 400.0}, "link_node": {"device": "cuda", "gbps": 2000.0}}
+    second = example(*(row(name, **values) for name, values in slow.items() if name != "save"))
+    second = replace(second, machine=replace(second.machine, driver="580.1.2"), packages={"torch": "2.14.0"})
+    files = []
+    for name, each in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "measured.json").write_text(json.dumps(each.as_dict()))
+        files.append(str(tmp_path / name))
+    assert doctor.main(["--compare", *files, "--out", str(tmp_path / "both")]) == 0
+    text = capsys.readouterr().out
+    assert "| driver | 570.86.10 | 580.1.2 |" in text and "| torch | 2.13.0 | 2.14.0 |" in text
+    assert "| folder of runs | works | slow |" in text and "| save and restore | works | - |" in text
+    assert "| link\\_node | gbps | 2,900 | 2,000 | 0.69 |" in text
+    assert compare.is_worse("gbps", 2900, 2000) and not compare.is_worse("gbps", 2000, 2900)
+    assert compare.is_worse("replace_milliseconds", 2, 400) and not compare.is_worse("save_seconds", 2.0, 2.1)
+    assert sorted(os.listdir(tmp_path / "both")) == ["comparison.html", "comparison.md"]
+    assert doctor.main(["--compare", *files, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)["numbers"]
+    assert {"row": "link_node", "number": "gbps", "a": 2900.0, "b": 2000.0} in numbers

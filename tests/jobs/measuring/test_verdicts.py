@@ -1,0 +1,103 @@
+"""Tests of verdicts: each trouble has its cause and its remedy, and a machine without trouble has none."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.common.measurement import FAILED, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow
+from jobs.measuring import page
+from jobs.measuring.verdicts import BROKEN, SLOW, UNKNOWN, WORKS, judge
+from tests.jobs.common.test_measurement import example
+
+
+def row(name, **values):
+    return MeasuredRow(name, f"row {name}", MEASURED, values, seconds=1.0)
+
+
+def gpu(number, bf16, datasheet=989.0):
+    return {"number": number, "name": "NVIDIA H100 80GB HBM3", "bf16": bf16, "datasheet": datasheet}
+
+
+def speed(microseconds, kernel=True):
+    return {"short": 384, "markers": False, "size": 224, "mask": 0.75, "kernel": kernel, "microseconds": microseconds}
+
+
+STEP = {
+    "device": "cuda", "size": "B/16", "mask": "0.5", "batch": 256, "parameters": 150e6, "samples_per_second": 3000.0,
+    "utilisation": 0.42, "tflops": 415.0, "spread": 0.05, "recompilations": 0, "megabytes": 20_000,
+    "planned_megabytes": 21_000,
+}  # fmt: skip
+DISK = {"write_megabytes_per_second": 900.0, "replace_milliseconds": 2.0, "locks_exclude": True}
+SAVE = {"megabytes": 2000, "save_seconds": 2.0, "stall_seconds": 0.1, "restore_seconds": 1.0, "equal": True}
+FAULT = {"next_step_seconds": 2.0, "steps": 60, "different_tensors": []}
+GOOD = {
+    "matmul": {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 648.0), gpu(3, 652.0)]},
+    "step_b16_0.5": STEP,
+    "link_node": {"device": "cuda", "gbps": 2900.0},
+    "input_cost": {"rows": [speed(250.0)], "without_kernel_because": ""},
+    "disk": DISK,
+    "save": SAVE,
+    "fault_rank": FAULT,
+}
+
+
+def verdicts(**changes):
+    rows = [row(name, **(values | changes.get(name, {}))) for name, values in GOOD.items()]
+    return judge(example(*rows))
+
+
+def test_good_machine_works():
+    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "about", "verdict", "because", "then"),
+    [
+        ("matmul", {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 560.0)]}, "GPU 2", SLOW, "560 TFLOP/s", "CLOCK"),
+        ("matmul", {"devices": [gpu(0, 400.0)]}, "products", SLOW, "40 % of the data sheet", "POWER"),
+        ("step_b16_0.5", {"utilisation": 0.2}, "training of B/16", SLOW, "its kernels are slow", "trace"),
+        ("step_b16_0.5", {"recompilations": 3}, "training of B/16", SLOW, "3 graphs were compiled again", "Report"),
+        ("step_b16_0.5", {"spread": 0.9}, "training of B/16", SLOW, "90 % of the median longer", "nothing else runs"),
+        ("step_b16_0.5", {"megabytes": 30_000}, "memory of B/16", SLOW, "plans count 21,000 MB", "memory free"),
+        ("input_cost", {"rows": [speed(4000.0)]}, "input", SLOW, "need 120 cores, and it has 96", "flip shards recode"),
+        (
+            "input_cost", {"rows": [speed(300.0, False)], "without_kernel_because": "visible-jpeg is missing"},
+            "input", SLOW, "visible-jpeg is missing", "make install",
+        ),
+        ("disk", {"locks_exclude": False}, "locks", BROKEN, "two attempts", "FLIP_RUNS"),
+        ("disk", {"replace_milliseconds": 400.0}, "folder of runs", SLOW, "high latency", "FLIP_RUNS"),
+        ("disk", {"write_megabytes_per_second": 9.0}, "folder of runs", SLOW, "writes 9 MB/s", "FLIP_RUNS"),
+        ("save", {"equal": False}, "save and restore", BROKEN, "differ", "FLIP_RUNS"),
+        ("fault_rank", {"different_tensors": ["a", "b"]}, "a killed rank", BROKEN, "2 tensors differ", "report it"),
+        ("fault_rank", {"next_step_seconds": 130.0}, "a killed rank", SLOW, "after 130 s", "--goodput"),
+    ],
+)  # fmt: skip
+def test_each_trouble_is_named_with_cause_and_remedy(name, change, about, verdict, because, then):
+    first = [each for each in verdicts(**{name: change}) if each.verdict != WORKS][0]
+    assert (first.verdict, about in first.about) == (verdict, True), first
+    assert because in first.because and then in first.then
+
+
+def test_input_verdict_takes_the_cost_at_the_mask_of_each_step():
+    """Eight GPUs at 3,000 samples/s, and 5,000 us a sample at the mask of the step: 1.25 * 8 * 3000 * 0.005."""
+    rows = [speed(200.0), speed(5000.0) | {"mask": 0.5}]
+    (judged,) = [each for each in verdicts(input_cost={"rows": rows}) if each.about == "input"]
+    assert "need 150 cores" in judged.because
+    (judged,) = [each for each in verdicts(input_cost={"rows": [speed(3200.0)]}) if each.about == "input"]
+    assert judged.verdict == WORKS, "96 of 96 cores"
+
+
+def test_failed_row_leaves_the_others():
+    rows = [row(name, **values) for name, values in GOOD.items() if name != "disk"]
+    failed = MeasuredRow("disk", "files in the folder of runs", FAILED, {}, "No space left on device", 1.0)
+    late = MeasuredRow("reads", "reads of shards", TIME_LIMIT, {}, "it took more than 60 s", 60.0)
+    skipped = MeasuredRow("link_network", "collectives between nodes", SKIPPED, {}, "one node")
+    judged = judge(example(failed, late, skipped, *rows))
+    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 8
+    assert judged[0].because == "No space left on device" and "FLIP_RUNS" in judged[0].then
+    assert page.headline(judged) == "1 does not work, 1 is not measured, 6 work"
+
+
+def test_busy_machine_is_said_first():
+    judged = judge(replace(example(row("disk", **DISK)), load=1.7))
+    assert (judged[0].about, judged[0].verdict) == ("idle machine", SLOW) and "1.7 of 96 cores" in judged[0].because

@@ -1,0 +1,102 @@
+"""Tests of the rows of `flip doctor --measure`, in their CPU form and at a small size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.runs import commit
+from jobs.common.core_speeds import rows_of
+from tools.measuring import arithmetic, collectives, disk, faults, inputs, steps
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_matmul_and_copies_have_a_rate_per_device():
+    result = arithmetic.matmul("cpu", 0.01)
+    assert result["devices"][0]["bf16"] > 0 and result["devices"][0]["fp32"] > 0
+    assert arithmetic.copies("cpu", 0.01)["devices"][0]["gbytes"] > 0
+
+
+def test_step_has_all_numbers_that_plans_use():
+    result = steps.step("cpu", "tiny", "0.5", 4, "fp32", False, 0.0)
+    assert result["device"] == "cpu" and result["parameters"] == 334_785
+    assert result["core_gflops"] > 0 and result["samples_per_second"] > 0 and result["planned_megabytes"] > 0
+    assert result["recompilations"] == 0 and "utilisation" not in result
+
+
+def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "SYNTHETIC", 32)
+    result = inputs.cost(str(tmp_path), "", 0.2)
+    rows = rows_of(result["rows"], "here")
+    assert {row.mask for row in rows} == {0, 0.5, 0.75} and {row.short for row in rows} == {384}
+    (tmp_path / "again").mkdir()
+    read = inputs.reads(str(tmp_path / "again"), "", 0.05, 1)
+    assert read["megabytes_per_second_1"] > 0 and read["cached"]
+
+
+def test_files_are_measured_and_locks_exclude(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "LARGE", 1 << 20)
+    result = disk.files(str(tmp_path))
+    assert result["locks_exclude"] is True and all(value > 0 for value in result.values())
+    monkeypatch.setattr(disk.fcntl, "flock", lambda *_: None)  # as a file system without locks
+    (tmp_path / "other").mkdir()
+    assert disk.files(str(tmp_path / "other"))["locks_exclude"] is False
+
+
+def test_save_is_restored_bit_for_bit(tmp_path):
+    result = disk.saves(str(tmp_path), "cpu", 1)
+    assert result["equal"] and result["save_seconds"] >= result["stall_seconds"] > 0
+
+
+def test_link_is_shared_by_the_ranks_of_a_node():
+    rows = [{"kind": "all-reduce", "gbytes": 3.0}, {"kind": "all-reduce", "gbytes": 7.5}]
+    rows += [{"kind": "all-gather", "gbytes": 9.0}]
+    assert collectives.link_gbps(rows, 2, 2) == 64 and collectives.link_gbps(rows, 8, 4) == 16
+
+
+@pytest.mark.long
+def test_collectives_between_two_processes():
+    command = [sys.executable, "-m", "tools.measuring", "collectives", '{"device": "cpu"}']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (result["ranks"], result["nodes"], len(result["rows"])) == (2, 1, 9) and result["gbps"] > 0
+
+
+@pytest.mark.slow
+def test_killed_rank_continues_to_the_same_weights(tmp_path):
+    options = {"folder": str(tmp_path), "device": "cpu", "processes": 2, "seconds": 240}
+    command = [sys.executable, "-m", "tools.measuring", "killed_rank", json.dumps(options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["attempts"] == 2 and result["different_tensors"] == [] and result["cause"] == "crash"
+
+
+def test_different_tensors_are_named(tmp_path, monkeypatch):
+    """The comparison sees one bit, and a tensor that one run lacks."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    for name, tensors in (("a", {"x": [1.0, 2.0], "y": [3.0]}), ("b", {"x": [1.0, 2.5]})):
+        (tmp_path / name).mkdir()
+        save_file(
+            {key: np.array(value, np.float32) for key, value in tensors.items()}, tmp_path / name / "s.safetensors"
+        )
+    monkeypatch.setattr(commit, "commits", lambda run: [run])
+    monkeypatch.setattr(faults, "local_copy", _Folder)
+    assert faults.different_tensors(tmp_path / "a", tmp_path / "b") == ["s.safetensors x", "s.safetensors y"]
+    assert faults.different_tensors(tmp_path / "a", tmp_path / "a") == []
+
+
+class _Folder:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        return self.folder
+
+    def __exit__(self, *_):
+        return None

@@ -1,0 +1,117 @@
+"""All-reduce, all-gather and reduce-scatter between processes, by size: the speed of the link that they share.
+
+NCCL between the GPUs of a node or of several nodes, gloo between processes on CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from flip.config import schema
+from flip.distributed import parallel
+from flip.traffic import PAYLOAD
+
+SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
+"""Bytes of the full tensor."""
+ROUNDS = {"cuda": 10, "cpu": 5}
+TURNS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
+"""How often a ring passes the data."""
+
+
+def in_node(device: str, ranks: int = 0) -> dict[str, Any]:
+    """Measure between ``ranks`` processes of this machine: by default one per GPU, or two on CPUs."""
+    if not ranks:
+        ranks = torch.cuda.device_count() if device == "cuda" else 2
+    if ranks < 2:
+        raise SystemExit("a single GPU has no peer")
+    with tempfile.TemporaryDirectory() as folder:  # closed to other users, like the store in it
+        outputs = _run_ranks(device, ranks, str(Path(folder) / "store"))
+    return dict(json.loads(outputs[0].strip().splitlines()[-1]))
+
+
+def _run_ranks(device: str, ranks: int, store: str) -> list[str]:
+    """The outputs of ranks on this machine."""
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "FLIP_STORE": store}
+    command = [sys.executable, "-m", "tools.measuring", "collective_rank", json.dumps({"device": device})]
+    processes = []
+    for rank in range(ranks):
+        environment = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+        own = os.environ | {name: str(value) for name, value in environment.items()}
+        processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        codes = [process.returncode for process in processes]
+        raise SystemExit(f"a rank has failed: exit codes {codes}")
+    return outputs
+
+
+def rank(device: str) -> dict[str, Any]:
+    """The part of one process: the same on all ranks, whose place is in the environment."""
+    compute = schema.Compute(device=device, threads=1, deterministic="no", compile="no")
+    world = parallel.start(compute, hang_minutes=1.0)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    rows = []
+    for size in SIZES[device]:
+        for kind in TURNS:
+            seconds = _seconds(kind, size, world)
+            moved = TURNS[kind] * size * (world.size - 1) / world.size
+            row = {"kind": kind, "bytes": size, "milliseconds": _rounded(1000 * seconds)}
+            rows.append(row | {"gbytes": _rounded(moved / seconds / 1e9)})
+    parallel.stop()
+    return {
+        "device": device,
+        "ranks": world.size,
+        "nodes": world.size // local,
+        "gbps": link_gbps(rows, world.size, local),
+        "rows": rows,
+    }
+
+
+def link_gbps(rows: list[dict[str, Any]], ranks: int, local: int) -> float:
+    """Gbit/s of the link of one rank and direction, by the fastest all-reduce: as plans count it, with NCCL's flags.
+
+    Between nodes each adapter carries a ring of its own, so that the link of a rank is a part of the node's.
+    """
+    fastest = max(float(row["gbytes"]) for row in rows if row["kind"] == "all-reduce")
+    share = local if local < ranks else 1
+    return _rounded(8 * fastest / PAYLOAD / share)
+
+
+def _seconds(kind: str, size: int, world: parallel.World) -> float:
+    """The median over rounds of the slowest rank, seconds of a call."""
+    count = size // 4 // world.size * world.size
+    full = torch.ones(count, device=world.device)
+    part = torch.ones(count // world.size, device=world.device)
+    calls: dict[str, Callable[[], Any]] = {
+        "all-reduce": lambda: distributed.all_reduce(full),
+        "all-gather": lambda: distributed.all_gather_into_tensor(full, part),
+        "reduce-scatter": lambda: distributed.reduce_scatter_tensor(part, full),
+    }
+    call = calls[kind]
+    times = []
+    for number in range(ROUNDS[world.device.type] + 1):
+        distributed.barrier()
+        start_time = time.perf_counter()
+        call()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        if number:  # the first one connects
+            times.append(time.perf_counter() - start_time)
+    slowest = torch.tensor(times, device=world.device)
+    distributed.all_reduce(slowest, op=distributed.ReduceOp.MAX)
+    return float(slowest.median())
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -1,0 +1,75 @@
+"""The cost of a sample on a core, by mask and kernel, and reads of shards by one and by several processes."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from flip.data.chunk_reader import ChunkReader
+from flip.data.kernel import obstacle
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest
+from flip.environment import processor
+from tools.measuring import photo_shards
+from tools.shards_commands import bench
+
+SYNTHETIC = 128
+"""Synthetic photographs of 384 px: they take about two seconds to make."""
+SHARDS = 2
+SIZE = 224
+PATCH = 16
+
+
+def cost(folder: str, manifest: str, seconds: float) -> dict[str, Any]:
+    """Rows of the table of core speeds (`flip shards bench --write`), of a manifest or of synthetic photographs."""
+    import torch  # the processes of ``reads`` do without
+
+    data = _manifest(folder, manifest)
+    spec = bench.spec_of(data, ["txt"], "simplejpeg", "torchvision", SIZE, PATCH, 0)
+    torch.set_num_threads(1)  # as a loader process does
+    rows = bench.measure_rows(data, spec, seconds)
+    costs = {f"{row.mask:g}{' kernel' if row.kernel else ''}": round(1e6 / row.microseconds) for row in rows}
+    return {
+        "synthetic": not manifest,
+        "processor": processor(),
+        "samples_per_second": costs,
+        "without_kernel_because": obstacle(spec.data, spec.augment, spec.image),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[str, Any]:
+    """MB/s of reads in the order of training, by one process and by ``processes``; a small set may be cached."""
+    data = _manifest(folder, manifest)
+    result: dict[str, Any] = {"cached": bench.cached(data), "bytes_per_sample": round(data.mean_bytes)}
+    for count in dict.fromkeys((1, processes)):
+        with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+            futures = [pool.submit(_read, str(data.folder), seconds, number) for number in range(count)]
+            result[f"megabytes_per_second_{count}"] = round(sum(future.result() for future in futures), 1)
+    return result | {"processes": processes}
+
+
+def _manifest(folder: str, manifest: str) -> Manifest:
+    if manifest:
+        return Manifest.load(manifest)
+    photos = Path(folder) / "photos"
+    pairs = photo_shards.samples(photo_shards.KINDS[1], SYNTHETIC, 0)
+    paths = photo_shards.write(pairs, photos, SHARDS)
+    return index([str(path) for path in paths], photos / "manifest", chunk=16)
+
+
+def _read(manifest: str, seconds: float, seed: int) -> float:
+    """MB/s of this process."""
+    data = Manifest.load(manifest)
+    reader = ChunkReader()
+    chunks = bench.chunks_in_random_order(data, seed)
+    size = 0
+    start_time = time.perf_counter()
+    while (spent := time.perf_counter() - start_time) < seconds or not size:
+        pieces = data.chunk_reads(next(chunks))
+        size += sum(len(reader.read(key, start, stop)) for key, start, stop, _ in pieces)
+    return size / spent / 1e6

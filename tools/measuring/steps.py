@@ -1,0 +1,93 @@
+"""Training steps of one process: samples/s, share of the peak, memory next to the plan's, and compilation."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flip import costs
+from flip.config.schema import Compute
+from tools.measuring.training_step import OURS, Case, flip_steps, model
+
+WARM = 2
+"""Steps after the first one that are not timed."""
+
+
+def step(
+    device: str, size: str, mask: str, batch: int, precision: str, compiled: bool, seconds: float
+) -> dict[str, Any]:
+    """Measure steps for ``seconds`` after warm-up; at least three."""
+    threads = torch.get_num_threads()
+    options = {"device": device, "precision": precision, "threads": threads, "compile": compiled, "seed": 0}
+    (run,) = flip_steps(torch, Case(OURS, size, batch, (mask,)), argparse.Namespace(**options))
+    first = _seconds(run, device)
+    for _ in range(WARM):
+        _seconds(run, device)
+    graphs = _graphs()
+    times = list[float]()
+    while sum(times) < seconds or len(times) < 3:
+        times.append(_seconds(run, device))
+    median = statistics.median(times)
+    flops = batch * costs.training_flops(model(size), mask)["total"] / median
+    result: dict[str, Any] = {
+        "device": device,
+        "size": size,
+        "mask": mask,
+        "batch": batch,
+        "precision": precision,
+        "compiled": compiled,
+        "parameters": costs.parameters(model(size))["total"],
+        "samples_per_second": _rounded(batch / median),
+        "milliseconds": _rounded(1000 * median),
+        "spread": _rounded((max(times) - min(times)) / median),
+        "first_step_seconds": _rounded(first),
+        "recompilations": _graphs() - graphs,
+        "tflops": _rounded(flops / 1e12),
+        "planned_megabytes": round(_planned(size, mask, batch, device, precision) / 1e6),
+        "megabytes": round(_peak_bytes(device) / 1e6),
+    }
+    if device == "cpu":
+        return result | {"threads": threads, "core_gflops": _rounded(flops / 1e9 / threads)}
+    peak = costs.peak_flops(torch.cuda.get_device_name(), precision)
+    if peak is not None:
+        result["utilisation"] = _rounded(flops / peak)
+    return result
+
+
+def _seconds(run: Callable[[], Any], device: str) -> float:
+    start_time = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start_time
+
+
+def _planned(size: str, mask: str, batch: int, device: str, precision: str) -> int:
+    """Bytes that a plan counts for such a step."""
+    return costs.device_memory(model(size), Compute(device=device, precision=precision), batch, mask)["total"]
+
+
+def _peak_bytes(device: str) -> int:
+    """Of the allocator on CUDA, of the process on a CPU, which includes the libraries."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return 1024 * int(match[1]) if match else 0
+
+
+def _graphs() -> int:
+    """Graphs that were compiled so far in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
