@@ -131,9 +131,9 @@ def compare(study: ArmDesign, results: Results, name: str, first: str, second: s
     compared = arms_stats.compare(firsts, seconds, between, _pictures(study, results, name))
     if compared is None:
         return None
-    of_first, of_second = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
-    if of_first and of_second:
-        return arms_stats.with_pictures(compared, arms_stats.bootstrap(of_first, of_second, between))
+    ours, theirs = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
+    if ours and theirs:
+        return arms_stats.with_pictures(compared, arms_stats.bootstrap(ours, theirs, between))
     return compared
 
 

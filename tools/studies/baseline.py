@@ -150,6 +150,6 @@ def _reduced(png: bytes) -> tuple[Array, Array]:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32) / np.float32(255)
-    shape = drawings.shape(np.asarray(picture.convert("L"))).astype(np.float32) / np.float32(255)
-    return small.reshape(-1), shape
+    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)).reshape(-1)
+    shape = drawings.shape(np.asarray(picture.convert("L")))
+    return (small / 255).astype(np.float32), (shape / 255).astype(np.float32)

@@ -203,11 +203,9 @@ def claims(study: ScalingResults) -> list[Block]:
         speed = None
         if has_all_seeds(study, mask):
             speed = speed_up(study, mask)
-        estimate = None
-        if speed is not None:
-            estimate = speed.estimate
+        ratio = speed.estimate if speed else None
         claim = f"Mask {percent(float(mask), 0)} % reaches the accuracy without a mask at less cost."
-        lines.append((claim, "-", factor(speed), _word(estimate, 1.0, [mask])))
+        lines.append((claim, "-", factor(speed), _word(ratio, 1.0, [mask])))
     return section("Claims", "claim|paper|difference|verdict", lines, " ".join(CLAIMED.split()), "difference|verdict")
 
 
