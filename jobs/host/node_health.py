@@ -30,7 +30,7 @@ class NodeCheck(NamedTuple):
     """Of the matrix product: "MODEL, GPU number" -> operations per second."""
 
 
-class Verdict(NamedTuple):
+class NodeVerdict(NamedTuple):
     """``excluded``: node -> evidence. ``common``: check -> evidence, of checks that fail on most nodes."""
 
     excluded: Dict[str, str]
@@ -54,7 +54,7 @@ def parse(message: Mapping[str, Any]) -> NodeCheck:
     return NodeCheck(str(check), str(result), str(evidence), {str(name): float(rate) for name, rate in rates.items()})
 
 
-def judge(results: Mapping[str, Sequence[NodeCheck]]) -> Verdict:
+def judge(results: Mapping[str, Sequence[NodeCheck]]) -> NodeVerdict:
     """Which nodes are excluded. ``results``: node -> the results of its checks."""
     failures: Dict[str, Dict[str, str]] = {}
     known: Dict[str, int] = {}
@@ -74,7 +74,7 @@ def judge(results: Mapping[str, Sequence[NodeCheck]]) -> Verdict:
             continue
         for node, evidence in nodes.items():
             excluded.setdefault(node, []).append("%s: %s" % (check, evidence))
-    return Verdict({node: "; ".join(texts) for node, texts in excluded.items()}, common)
+    return NodeVerdict({node: "; ".join(texts) for node, texts in excluded.items()}, common)
 
 
 def _is_common(check: str, failed: int, known: int) -> bool:

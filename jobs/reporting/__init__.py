@@ -6,7 +6,8 @@
 - ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``GroupScore``.
 - ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds.
 - ``scaling_laws.py``: curves of runs along an axis; ``laws.py``: their ``Law``, also for the studies;
-  ``distributions.py``: ``Interval``, Student's t and F. ``paper_comparison.py``: results against those of the paper.
+  ``distributions.py``: ``Interval``, Student's t and F. ``paper_comparison.py``, ``paper_figure.py``: results
+  against those of the paper.
 - ``report.py``: the blocks of a report (``document.py``: ``Text``, ``Table``, ``Figure``), shown by ``html.py``,
   ``markdown.py``, ``figures.py`` and ``charts.py``.
 

@@ -247,6 +247,7 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
             xs, lows, highs = zip(*item.band, strict=True)
             axes.fill_between(xs, lows, highs, color=look(item.style)[0], alpha=0.13, lw=0)
     if plot.legend:
+        _place_below_legend(plot, axes, LEFT)
         _legend(plot, axes)
     else:
         _label_ends(plot.series, axes)
@@ -260,10 +261,7 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
 
 def _forest(plot: Plot, axes: Axes, titles: list[str]) -> None:
     """Intervals across, one row per name; a line at 0."""
-    width, height = axes.figure.bbox.size
-    left = LETTER * max(map(len, plot.rows)) + 16
-    below = BOTTOM / height
-    axes.set_position((left / width, below, 1 - (left + RIGHT) / width, 1 - below - (TOP + LEGEND) / height))
+    _place_below_legend(plot, axes, LETTER * max(map(len, plot.rows)) + 16)
     for item in plot.series:
         colour, _, shape = look(item.style)
         for mark in item.marks:
@@ -278,23 +276,32 @@ def _forest(plot: Plot, axes: Axes, titles: list[str]) -> None:
     _legend(plot, axes)
 
 
+def _columns(plot: Plot) -> int:
+    """Columns of the legend that fit into the width of the chart."""
+    longest = max(len(plain(item.label or item.name)) for item in plot.series)
+    return max(1, min(len(plot.series), int((plot.size[0] - LEFT - RIGHT) // (LETTER * longest + 50))))
+
+
+def _place_below_legend(plot: Plot, axes: Axes, left: float) -> None:
+    width, height = axes.figure.bbox.size
+    above = TOP + LEGEND * -(-len(plot.series) // _columns(plot))
+    axes.set_position((left / width, BOTTOM / height, 1 - (left + RIGHT) / width, 1 - (BOTTOM + above) / height))
+
+
 def _legend(plot: Plot, axes: Axes) -> None:
-    """Names of the series in one line above the axes, with their marker and line."""
+    """Names of the series above the axes, with their marker and line."""
     from matplotlib.lines import Line2D
 
     handles = []
     for item in plot.series:
         colour, dash, shape = look(item.style)
-        dash = "solid" if plot.rows else dash
+        if plot.rows:
+            dash = "solid"
         label = plain(item.label or item.name)
         handles.append(Line2D([], [], color=colour, ls=dash, marker=SHAPES[shape], ms=6, label=label))
-    if not plot.rows:
-        width, height = axes.figure.bbox.size
-        rest = 1 - (BOTTOM + TOP + LEGEND) / height
-        axes.set_position((LEFT / width, BOTTOM / height, 1 - (LEFT + RIGHT) / width, rest))
     axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), frameon=False, borderaxespad=0.2,
-        columnspacing=1.2, handletextpad=0.4,
+        handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=_columns(plot), frameon=False,
+        borderaxespad=0.2, columnspacing=1.2, handletextpad=0.4, labelspacing=0.25,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from jobs.reporting import faults, goodput, paper_comparison, ranking, seed_grou
 from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting.examples import PICTURES, examples
 from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
+from jobs.reporting.paper_figure import time_figure
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
 ROWS_PER_RUN = 6
@@ -56,7 +57,7 @@ def findings(
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), unsteady(outcomes)) if note]
-    blocks += _paper(grouped, outcomes, table)
+    blocks += [*time_figure(grouped), *_paper(grouped, outcomes, table)]
     blocks += examples(grouped, outcomes, pictures)
     blocks += _differences(grouped, outcomes)
     blocks += loss(grouped, styles)

@@ -12,7 +12,7 @@ from jobs.common.paths import SWEEPS
 
 RESULTS = SWEEPS / "paper.yaml"
 
-RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within")
+RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within", "time")
 """Keys of a row other than evaluation sets."""
 
 
@@ -29,6 +29,8 @@ class Published:
     """Why no run can reproduce it."""
     within: float | None = None
     """Largest gap that counts as agreement, in points."""
+    time: float | None = None
+    """Training time in a figure of the paper, in units of one of its runs; None: not drawn."""
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Configuration key -> value required for a comparison; None: absent."""
     near: Mapping[str, float] = field(default_factory=dict)

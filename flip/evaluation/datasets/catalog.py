@@ -58,6 +58,8 @@ SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}
 PROBE_REMEDY = "Name another split for training; give both splits the classes of one classes.json (docs/evaluation.md)."
 LIST_PATTERNS = "*.jsonl", "dataset*.json", "captions*.json", "annotations/captions*.json", "*karpathy*", "*.csv"
 """Names of files that list images."""
+BARE = "bare"
+"""In place of templates: the class names alone."""
 ORDERED = re.compile(r"[0-9]+|n[0-9]{8}")
 """Folder names that are class numbers or WordNet ids: folders are numbered in their order."""
 
@@ -355,6 +357,8 @@ def _prompt_source(request: DatasetRequest, entry: Mapping[str, Any], path: str)
     if prompts is None:
         remedy = f"Put a classes.json there, or give one with --classes. {FORMAT_HELP}"
         raise ConfigError("the data set has no names of its classes", path, remedy=remedy)
+    if entry.get("templates") == BARE:
+        return replace(prompts, templates=["{}"])
     return prompts
 
 

@@ -147,6 +147,15 @@ def test_imagenet_templates_change_no_set_with_own_names(tmp_path):
     assert prompts.names == ["tench", "great white shark", "cock"] and len(prompts.templates) == 2
 
 
+def test_objectnet_is_scored_by_bare_names_unless_templates_are_given(tmp_path):
+    """The paper does so, whatever templates come with the images."""
+    wds(tmp_path / "wds_objectnet")
+    assert catalog.resolve_dataset(DatasetRequest("objectnet"), str(tmp_path)).prompts.templates == ["{}"]
+    (tmp_path / "own.json").write_text('{"names": ["a", "b", "c"], "templates": ["a picture of {}"]}')
+    request = DatasetRequest("objectnet", templates=str(tmp_path / "own.json"))
+    assert catalog.resolve_dataset(request, str(tmp_path)).prompts.templates == ["a picture of {}"]
+
+
 def test_imagenet_templates_leave_unknown_set_its_own_names(tmp_path):
     images(tmp_path / "birds", ["test/a/1.png", "test/b/2.png"])
     request = DatasetRequest("birds", path=str(tmp_path / "birds"), templates="80")
