@@ -17,7 +17,7 @@ LONG := $(ALONE) or s3 or browser or long
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev docs lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -78,6 +78,9 @@ lock: dev  ## update the requirements*.lock: the newest releases and their hashe
 
 docs: dev  ## build the documentation with search, and the references from the code, into build/docs; a broken link is an error
 	@$(BIN)/python -m tools.documentation.build --out build/docs
+
+pictures: dev browser  ## draw the pictures of the README from real output (REPORT=runs/quickstart: also of its report page)
+	@$(BIN)/python -m tools.documentation.pictures $(if $(REPORT),--report $(REPORT)) $(if $(RECORD),--record $(RECORD))
 
 slurm: dev  ## install Slurm's packages for the tests if possible (root on Debian); else report it
 	@missing=$$($(BIN)/python -m jobs slurm_sandbox packages --accounting) && \

@@ -49,7 +49,7 @@ ALL_WORDS = 46_500
 def sentences(text: str) -> Iterator[tuple[int, str, bool]]:
     """Return (line, sentence, whether it is prose) without code. Table rows and headings are not prose."""
     text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text)
+    text = re.sub(r"<!--.*?-->|</?(?:picture|source|img)\b[^>]*>", lambda tag: "\n" * tag[0].count("\n"), text)
     paragraph: list[tuple[int, str]] = []
     for number, line in enumerate([*text.splitlines(), ""], 1):
         is_table = line.lstrip().startswith(("|", "#"))

@@ -27,6 +27,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
 LINK = re.compile(r"(\]\()([^)\s:]+?)(#[^)\s]*)?(\))")
 NAME_OF_PAGE = re.compile(r"\[[\w/]+\.md\](?=\([^)\s:]+\.md)")
 """A link whose text is the name of a file: the site shows the heading instead."""
+PICTURE = re.compile(r'(?:src|srcset)="([^":]+)"')
 SECTION = re.compile(r"^## (.*)\n((?:(?!## ).*\n)*)", re.MULTILINE)
 REDIRECT = '<!doctype html><title>FLIP</title><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         code = subprocess.run(line, env=environment).returncode
     if code == 0:
+        copy_pictures(out)
         write_text(out / "index.html", REDIRECT)
         print(f"the site: {out.resolve() / 'index.html'}")
     return code
@@ -76,6 +78,13 @@ def copy_targets(page: Path, text: str, pages: Sequence[Path], folder: Path) -> 
         target = folder / source.relative_to(REPOSITORY)
         output_folder(target.parent)
         shutil.copyfile(source, target)
+
+
+def copy_pictures(out: Path) -> None:
+    """Copy the files that README shows by HTML, which Sphinx leaves as it is."""
+    for name in PICTURE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8")):
+        output_folder((out / name).parent)
+        shutil.copyfile(REPOSITORY / name, out / name)
 
 
 def follow_references(text: str, page: Path) -> str:

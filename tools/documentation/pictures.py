@@ -1,0 +1,170 @@
+"""``make pictures``: the pictures of the README, drawn from real output.
+
+- towers.svg is drawn by hand; its dark form has other colours.
+- preemption.svg is a timeline of one preempted run, from preemption.json. ``--record RUN`` reads that file from a run.
+- plan.svg is the output of a dry run, as a terminal shows it.
+- report_light.png and report_dark.png show the page of ``flip report``, by the headless browser that ``make browser``
+  installs. ``--report`` names the folder of the sweep; without it they stay as they are.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flip.runs.metric_lines import newest_line
+from flip.runs.rundir import RunDir, read_record, to_json, write_bytes, write_text
+from jobs.common.paths import JOBS, REPOSITORY
+
+FOLDER = REPOSITORY / "docs" / "pictures"
+PLAN = ("submit", "masking", "--dry-run", "--cluster", "h100")
+SHOWN = (r"^mask50: new$", r"^mask75: new$"), (r"^all runs$", r"^  GPU-hours of runs")
+"""First line, and the line after the last one, of the parts of the plan that the picture shows."""
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
+DARK = {
+    "#ffffff": "#0d1117", "#d0d7de": "#30363d", "#1f2328": "#e6edf3", "#57606a": "#9198a1", "#afb8c1": "#484f58",
+    "#9cd2ff": "#2f6f9f", "#f2b53c": "#d29922", "#4f9d5b": "#347d39", "#1f6b36": "#8ddb8c", "#ddf4ff": "#0c2d4d",
+    "#0969da": "#58a6ff", "#fff1cc": "#3d2e00", "#9a6700": "#d29922", "#d8dee4": "#2d333b", "#1a7f37": "#3fb950",
+    "#cf222e": "#ff7b72",
+}  # fmt: skip
+"""Colour on a light page -> colour on a dark one."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make pictures", description=__doc__.partition("\n")[0])
+    parser.add_argument("--record", type=Path, help="a preempted run directory, from which preemption.json is read")
+    parser.add_argument("--report", type=Path, help="folder of a sweep, whose report page is shown")
+    options = parser.parse_args(arguments)
+    if options.record:
+        write_text(FOLDER / "preemption.json", to_json(events_of(RunDir(options.record))))
+    write_text(FOLDER / "preemption.svg", timeline(json.loads((FOLDER / "preemption.json").read_text())))
+    for name in ("towers", "preemption"):
+        write_text(FOLDER / f"{name}_dark.svg", dark((FOLDER / f"{name}.svg").read_text(encoding="utf-8")))
+    write_text(FOLDER / "plan.svg", terminal(dry_run(), "flip " + " ".join(PLAN)))
+    if options.report:
+        for scheme in ("light", "dark"):
+            write_bytes(FOLDER / f"report_{scheme}.png", screenshot(options.report / "report.html", scheme))
+    print("\n".join(str(path) for path in sorted(FOLDER.glob("*.[sp][vn]g"))))
+    return 0
+
+
+def dark(svg: str) -> str:
+    """The drawing for a dark page."""
+    return re.sub(r"#[0-9a-f]{6}\b", lambda colour: DARK[colour[0]], svg)
+
+
+def events_of(run: RunDir) -> dict[str, Any]:
+    """The seconds of a preempted run since its signal, from the files that its attempts left."""
+    told = read_record(run.attempt(1) / "told.json") or {}
+    cause = read_record(run.attempt(1) / "cause.0.json") or {}
+    end = read_record(run.attempt(1) / "end.json") or {}
+    start, ready = (read_record(run.attempt(2) / name) or {} for name in ("start.json", "ready.json"))
+    (commit,) = run.path.glob(f"checkpoints/*/{end['commits']}-1/commit.json")
+    moments = {
+        "signal": told["time"], "saved": commit.stat().st_mtime, "exit": cause["time"], "requeued": end["time"],
+        "started": start["time"], "ready": ready["time"],
+    }  # fmt: skip
+    seconds = {name: round(moment - told["time"], 2) for name, moment in moments.items()}
+    total = newest_line(run)["samples"]
+    return {"signal": told["signal"], "seconds": seconds, "saved": end["commits"], "total": total}
+
+
+def timeline(record: dict[str, Any]) -> str:
+    """The drawing of a preempted run: the first second, and the next attempt."""
+    at = record["seconds"]
+    saved = f"{record['saved']:,}"
+    rows = [
+        (at["signal"], record["signal"], "Slurm preempts the job"),
+        (at["saved"], "checkpoint", f"committed at sample {saved}, with checksums"),
+        (at["exit"], "exit 75", "the ranks end: stopped, not failed"),
+        (at["requeued"], "requeue", "the exit trap has queued the job again"),
+        (at["started"], "attempt 2", "the other job is gone: Slurm starts this one"),
+        (at["ready"], "resumed", f"training continues at sample {saved}"),
+    ]
+    lines = []
+    for i, (seconds, name, text) in enumerate(rows):
+        y = 46 + 38 * i
+        kind = ("warn", "good", "soft", "soft", "soft", "good")[i]
+        lines.append(
+            f'<circle class="{kind}" cx="112" cy="{y - 6}" r="7"/>'
+            f'<text class="soft" x="92" y="{y}" text-anchor="end">{seconds:.1f} s</text>'
+            f'<text class="ink name" x="134" y="{y}">{name}</text><text class="soft" x="250" y="{y}">{text}</text>'
+        )
+    gap = 46 + 38 * 3.5 - 6
+    return _TIMELINE.format(rows="\n".join(lines), gap=gap, above=gap - 8, below=gap + 8)
+
+
+_TIMELINE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 270" role="img" \
+aria-label="Timeline of one preempted run: signal, checkpoint, exit, requeue, next attempt.">
+<style>
+text {{ font: 17px system-ui, "Segoe UI", Helvetica, Arial, sans-serif }}
+text.name {{ font-weight: 600 }}
+.panel {{ fill: #ffffff; stroke: #d0d7de }}
+.ink {{ fill: #1f2328 }}
+.soft {{ fill: #57606a }}
+.good {{ fill: #1a7f37 }}
+.warn {{ fill: #cf222e }}
+.line {{ stroke: #d0d7de; stroke-width: 3 }}
+.gap {{ stroke: #ffffff; stroke-width: 5; stroke-dasharray: 4 4 }}
+</style>
+<rect class="panel" x="1" y="1" width="718" height="268" rx="10"/>
+<path class="line" d="M112 40 V230"/>
+<path class="gap" d="M112 {above} V{below}"/>
+{rows}
+</svg>
+"""
+
+
+def dry_run() -> str:
+    """The output of the dry run, with its colours, in an empty folder of runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "112", "FLIP_RUNS": f"{folder}/runs"}
+        environment |= {"FLIP_CACHE": f"{folder}/cache"}
+        line = [sys.executable, str(JOBS), *PLAN]
+        done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    parts = []
+    for first, after in SHOWN:
+        start, end = (next(i for i, line in enumerate(lines) if re.search(p, line)) for p in (first, after))
+        parts.append("\n".join(lines[start:end]).rstrip())
+    return "\n\n".join(parts)
+
+
+def terminal(output: str, command: str) -> str:
+    """Text with the colours of a terminal as a picture of a terminal, without fonts from a network."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(f"\x1b[32m$\x1b[0m {command}\n\n{output}"), soft_wrap=True)
+    svg = console.export_svg(title="", unique_id="plan")
+    svg = re.sub(r"\s*@font-face \{[^}]*\}|\s*<!-- Generated.*?-->", "", svg)
+    return svg.replace("Fira Code", "ui-monospace, Menlo, Consolas")
+
+
+def screenshot(page: Path, scheme: str) -> bytes:
+    """The upper part of a page in the headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        raise SystemExit("no browser: run `make browser`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1000, "height": 980}, color_scheme=scheme)  # type: ignore[arg-type]
+        view.goto(page.resolve().as_uri())
+        picture = view.screenshot()
+        browser.close()
+    return picture
+
+
+if __name__ == "__main__":
+    sys.exit(main())
