@@ -38,18 +38,19 @@ RULES = {
     ),
     "picture": re.compile(r"^(?!.*(?:\breports?\b|\bpages?\b|Test pictures)).*\bpictures?\b", re.IGNORECASE),
 }
+MARKUP = re.compile(r"<!--.*?-->|</?(?:picture|source|img)\b[^>]*>")
 WHOLE_SENTENCES = ("long sentence", "semicolons")
 """Rules that tables and headings need not keep."""
 BUDGET = {name: 0 for name in RULES}
 LONGEST_PAGE = 2500
-ALL_WORDS = 46_500
+ALL_WORDS = 45_500
 """Words of all pages. The goal is 40,000: lower this limit with every page that becomes shorter."""
 
 
 def sentences(text: str) -> Iterator[tuple[int, str, bool]]:
     """Return (line, sentence, whether it is prose) without code. Table rows and headings are not prose."""
     text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"<!--.*?-->|</?(?:picture|source|img)\b[^>]*>", lambda tag: "\n" * tag[0].count("\n"), text)
+    text = MARKUP.sub(lambda tag: "\n" * tag[0].count("\n"), text)
     paragraph: list[tuple[int, str]] = []
     for number, line in enumerate([*text.splitlines(), ""], 1):
         is_table = line.lstrip().startswith(("|", "#"))
@@ -99,7 +100,8 @@ def violations(rule: str) -> list[str]:
 
 
 def words() -> dict[str, int]:
-    return {page.stem: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
+    """Words of each page, without comments and tags of HTML."""
+    return {page.stem: len(MARKUP.sub("", page.read_text(encoding="utf-8")).split()) for page in PAGES}
 
 
 @pytest.mark.parametrize("rule", RULES)

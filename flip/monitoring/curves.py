@@ -19,7 +19,10 @@ CURVES = {
     **{name: (f"train/{name}", text) for name, text in all_parameters().items()},
     "grad_norm": ("train/grad_norm", "2-norm of all gradients, before clipping."),
     "param_norm": ("train/param_norm", "2-norm of all weights."),
-    "update_norm": ("train/update_norm", "2-norm of the change of all weights in the step."),
+    "update_norm": (
+        "train/update_norm",
+        "2-norm of the change of all weights in the step. Relative to param_norm: the step size.",
+    ),
     "samples_per_second": (
         "speed/samples_per_second",
         "Training speed of all ranks together, without commits and evaluation.",
@@ -27,15 +30,19 @@ CURVES = {
     "data_wait": ("speed/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."),
     "mfu": (
         "speed/model_flops_utilisation",
-        "Model FLOPs utilisation: FLOPs of the kept patches as a share of the dense datasheet peak of the GPU.",
+        "Model FLOPs utilisation: FLOPs of the kept patches as a share of the dense datasheet peak of the GPU."
+        " Three forward passes a step, in the precision of the run; null if no peak is known: CPUs, MIG slices, other"
+        " cards, and fp32 without TF32.",
     ),
     "matmul_utilisation": (
         "speed/matmul_utilisation",
-        "FLOPs of the kept patches as a share of the speed of one large matrix product on this device.",
+        "FLOPs of the kept patches as a share of the speed of one large matrix product on this device, measured for"
+        " 0.2 s at the start of the attempt. Not comparable between machines or with published MFU.",
     ),
     "masking_speedup": (
         "speed/masking_speedup",
-        "FLOPs of a pair without a mask divided by those with the mask of the stage.",
+        "FLOPs of a pair without a mask divided by those with the mask of the stage: the speed-up at equal utilisation."
+        " Calculated, not measured.",
     ),
     "memory": ("memory/host_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
     "device_memory": (
@@ -44,15 +51,30 @@ CURVES = {
     ),
     "replaced": ("data/replaced_samples", "Samples so far that could not be decoded."),
 }
-"""Field of a metric line -> (tag, description). docs/monitoring.md has the same sentences."""
+"""Field of a metric line -> (tag, description)."""
 
-WITHOUT_CURVE = (
-    "step", "samples", "stage", "attempt", "seconds", "time", "cpu_seconds", "compiled_graphs", "bound", "verdict",
-    "saves", "saving", "save_wait",
-)  # fmt: skip
-"""Fields of a metric line that are no curve: positions, texts, and totals. docs/monitoring.md describes them."""
-NESTED = ("storage", "shares", "callback")
-"""Fields whose parts are curves: ``STORAGE``, ``TIME``, and the values of a user's callbacks."""
+WITHOUT_CURVE = {
+    "step": "Number of the step, from 1 over all stages.",
+    "samples": "S after the step.",
+    "stage": "Name of the stage.",
+    "attempt": "Number of the attempt.",
+    "seconds": "Training time of the run so far, over all attempts, without commits and evaluation; no step twice.",
+    "time": "Unix time of the line.",
+    "cpu_seconds": "CPU time of rank 0's process in this attempt, all threads, without loader processes.",
+    "compiled_graphs": "Graphs that rank 0 has compiled in this attempt; more than 8 in a stage are a warning.",
+    "bound": "What limits the speed in the last ten lines.",
+    "verdict": "The sentence about it.",
+    "saves": "Commits of this attempt so far.",
+    "saving": "Seconds that steps waited for commits in this attempt.",
+    "save_wait": "Of these, seconds in which a save waited for the one before.",
+}
+"""Field of a metric line that is no curve -> description."""
+NESTED = {
+    "shares": "Parts of the time since the last line.",
+    "storage": "Counters of the readers.",
+    "callback": "Values of classes of your own, NAME/VALUE; only with monitor.callbacks.",
+}
+"""Field whose parts are curves -> description: ``TIME``, ``STORAGE``, and the values of a user's callbacks."""
 
 TIME = {
     "data_wait": "Share of time in which rank 0 waited for a batch.",

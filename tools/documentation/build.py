@@ -13,7 +13,7 @@ from pathlib import Path
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.paths import REPOSITORY
-from tools.documentation import choices, commands, configuration, json_documents, python_api
+from tools.documentation import choices, commands, configuration, json_documents, metrics, packages, python_api
 
 PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md")
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
@@ -22,6 +22,8 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "json": ("json-documents-and-exit-codes", json_documents.text),
     "python": ("python-interface", python_api.text),
     "choices": ("choices-by-name", choices.text),
+    "metrics": ("metrics", metrics.text),
+    "packages": ("packages", packages.text),
 }
 """Page below docs/reference/ -> its heading on docs/reference.md, which links follow on the site; its text."""
 LINK = re.compile(r"(\]\()([^)\s:]+?)(#[^)\s]*)?(\))")

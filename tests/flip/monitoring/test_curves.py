@@ -1,10 +1,9 @@
-"""Tests of the tags and descriptions of TensorBoard curves, and of their table in docs/monitoring.md."""
+"""Tests of the tags and descriptions of TensorBoard curves, and of the page that lists them."""
 
 import ast
 import inspect
 import re
 import textwrap
-from pathlib import Path
 
 from flip.config.schema import Config, Evaluate, EvaluationSet
 from flip.data.storage.client import IOStats
@@ -15,8 +14,7 @@ from flip.monitoring.curves import CurvePoints
 from flip.monitoring.utilisation import Utilisation
 from flip.training.metric_lines import MetricLines
 from flip.training.user_callbacks import UserCallbacks
-
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+from tools.documentation import metrics
 
 
 def line():
@@ -67,8 +65,8 @@ def test_every_metric_is_a_curve_or_exempt():
     assert not missing, f"{missing}: add each to CURVES, or to WITHOUT_CURVE, in flip/monitoring/curves.py"
     stale = sorted(known - written_fields())
     assert not stale, f"{stale}: no metric line has these: remove them from flip/monitoring/curves.py"
-    absent = [field for field in sorted(known) if not re.search(rf"^\|[^|]*`{field}`", PAGE, re.MULTILINE)]
-    assert not absent, f"{absent}: add a row for each to the table of docs/monitoring.md, A metric line"
+    absent = [field for field in sorted(known) if not re.search(rf"^\| `{field}` \|", metrics.text(), re.MULTILINE)]
+    assert not absent, f"{absent}: tools/documentation/metrics.py lists each"
 
 
 def test_every_counter_of_storage_has_a_description():
@@ -76,10 +74,9 @@ def test_every_counter_of_storage_has_a_description():
     assert not missing, f"{missing}: add each to STORAGE in flip/monitoring/curves.py"
 
 
-def test_monitoring_page_states_description_of_each_curve():
+def test_page_of_metrics_states_description_of_each_curve():
     rows = [f"| `{field}` | {tag} | {text} " for field, (tag, text) in curves.CURVES.items()]
-    wrong = [row for row in rows if row not in PAGE]
-    assert not wrong, f"{wrong}: write these rows into the table of docs/monitoring.md, A metric line"
+    assert not [row for row in rows if row not in metrics.text()]
 
 
 def test_counter_curve_starts_at_first_nonzero_count():
