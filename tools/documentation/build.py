@@ -15,7 +15,7 @@ from flip.runs.rundir import write_text
 from jobs.common.paths import REPOSITORY
 from tools.documentation import choices, commands, configuration, json_documents, metrics, packages, python_api
 
-PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md")
+PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "tests/storm/README.md")
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "configuration": ("configuration", configuration.text),
     "commands": ("commands-and-options", commands.text),
