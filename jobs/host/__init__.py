@@ -11,7 +11,8 @@
 - ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
 - ``agent_channel.py``: signed lines of JSON between them; ``agent_server.py``: the sockets of a coordinator.
 - ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
-- ``rank_entry.py``: the start of a rank, before any package is imported.
+- ``job_coordinator.py``: the coordinator of a Slurm job, in its watcher; ``attempt_end.py``: records an attempt's end.
+- ``rank_entry.py``: the start of a rank, before any package is imported; ``agent_entry.py``: of a Slurm job's agent.
 
 Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.
 """

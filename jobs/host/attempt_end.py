@@ -24,8 +24,9 @@ def record_end(
     state: Optional[str],
     fields: Mapping[str, str],
     last_error: Optional[OSError] = None,
+    noticed: Optional[float] = None,
 ) -> Decision:
-    """Decide what follows from the end of attempt n, and record it. ``code`` and ``state``: as for ``end_attempt``.
+    """Decide what follows from the end of attempt n, and record it. ``code``, ``state``, ``noticed``: as there.
 
     ``fields``: of the job, empty if Slurm does not answer. ``last_error``: of an earlier try of this call. A second
     call changes nothing. Raises OSError.
@@ -45,6 +46,7 @@ def record_end(
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         disk_full=str(last_error) if disk_full else "",
+        noticed=noticed,
     )
 
 

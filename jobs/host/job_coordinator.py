@@ -189,7 +189,8 @@ class JobCoordinator:
         if outcome.lost:  # causes of its peers are echoes
             state = "NODE_FAIL"
         n = self.attempt
-        decision = attempt_end.record_end(self.run, n, outcome.code, state, self._fields)
+        noticed = time.time() - outcome.settling
+        decision = attempt_end.record_end(self.run, n, outcome.code, state, self._fields, noticed=noticed)
         self._log_decision(n, decision)
         allocation = Allocation(self._count(decision.exclude), self.usable, self._seconds_left())
         place = attempts.place_of_restart(self.run, n, decision, allocation)

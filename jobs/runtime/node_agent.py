@@ -74,7 +74,7 @@ class RankProcess:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    agent = NodeAgent(RunDir(args.run), args.module, args.lifeline)
+    agent = NodeAgent(RunDir(args.run), args.module, args.lifeline, is_local=not args.connect)
     agent.catch_signals()
     if args.connect:
         channel = find_coordinator(agent.run, int(os.environ["FLIP_ATTEMPT"]), args.connect, CONNECT_SECONDS)
@@ -122,12 +122,14 @@ def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) 
 
 class NodeAgent:
     """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``. ``parent``: descriptor of a
-    pipe that ends with the parent of this process, if that is to be noticed."""
+    pipe that ends with the parent of this process, if that is to be noticed. ``is_local``: whether a later supervisor
+    may adopt the ranks: their pids are recorded."""
 
-    def __init__(self, run: RunDir, module: str, parent: int | None = None) -> None:
+    def __init__(self, run: RunDir, module: str, parent: int | None = None, is_local: bool = True) -> None:
         self.run = run
         self.module = module
         self._parent = parent
+        self._is_local = is_local
         self._stop_signal = 0
         """The last signal of the cluster."""
         self.attempt = 0
@@ -355,6 +357,8 @@ class NodeAgent:
             os._exit(code)
 
     def _record_pids(self) -> None:
+        if not self._is_local:
+            return
         rows = [{"rank": rank.rank, "pid": rank.pid, "start": rank.start} for rank in self.ranks]
         write_json(self.run.attempt(self.attempt) / "pids.json", rows)
 

@@ -10,7 +10,7 @@ from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks, job_coordinator
 from tests.jobs.host.agent_task import end_task, processes_of, start_task
-from tests.jobs.host.scontrol_answers import show
+from tests.jobs.host.scontrol_answers import NODES, show
 
 pytestmark = pytest.mark.long
 
@@ -93,6 +93,16 @@ def test_killed_agent_counts_as_lost_node_and_run_goes_on(start):
     os.kill(start.ranks(1)[0]["parent"], signal.SIGKILL)
     start.ranks(2)
     assert start.ends() == ["node", None]
+
+
+def test_node_with_broken_hardware_is_left_by_requeue(start, commands):
+    start.ranks(1)
+    start.run.write_cause(1, 1, "crash", 70, "CUDA error: uncorrectable ECC error encountered", host="n7")
+    commands("sinfo", NODES)
+    start.kill(1)
+    assert start.code() == 137 and start.ends() == ["crash"]
+    assert start.trap(137) == 0
+    assert "scontrol update JobId=57 ExcNodeList=n7" in commands.calls()
 
 
 @pytest.mark.parametrize(

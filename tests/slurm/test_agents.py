@@ -1,0 +1,258 @@
+"""Tests on a real Slurm that a run with node agents goes on in its job after a fault, and otherwise ends as without.
+
+Ranks are scripted (tests/slurm/scripted.py), two nodes with one rank each.
+"""
+
+import os
+import signal
+import time
+
+import pytest
+
+from flip.runs.rundir import read_json
+from jobs.common.job import JobResources
+from jobs.host import processes
+from jobs.slurm.backend import SlurmBackend
+from tests.harness.common import wait_until
+from tests.harness.slurm_scene import SlurmScene, profile, slurm
+from tests.harness.training_run import TrainingRun, configuration
+from tests.jobs.host.agent_task import processes_of
+from tests.slurm.scenarios import AGAIN, GRACE, HERE, LONG, SHORT, WAITING_MINUTE
+from tests.slurm_site import require
+from tests.synthetic import make_dataset, make_tokenizer
+from tests.verdicts import check_equal
+
+pytestmark = pytest.mark.slurm
+TWICE = {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}}
+"""Finishes in its third attempt."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    require(False)
+    folder = tmp_path_factory.mktemp("s")
+    with slurm(folder, **HERE, node_timeout=8) as (cluster, squeue):
+        cluster.set_grace(0)
+        yield cluster, squeue, folder
+
+
+@pytest.fixture
+def scene(site, request):
+    cluster, squeue, folder = site
+    name = request.node.name.replace("[", "-").strip("]")
+    scene = SlurmScene(cluster, squeue, folder, name)
+    yield scene
+    scene.close()
+
+
+def submit(scene, play=AGAIN, **fields):
+    scene.submit(play, agents=True, **fields)
+    scene.ready()
+
+
+def agent(scene, rank, n=1):
+    """Pid of the agent that has started a rank."""
+    return int(processes.read_stat(scene.facts(rank, n)["pid"])[1][1])
+
+
+def end(scene):
+    """Wait for the end of the job; returns (causes of the attempts, restarts of the job, state of the run)."""
+    scene.over()
+    (run,) = scene.runs
+    wait_until(lambda: not processes_of(run), "the end of its processes", 20.0)
+    record = scene.record()
+    ends = [read_json(run.attempt(n) / "end.json") or {} for n in run.attempt_numbers()]
+    return [row.get("cause") for row in ends], int(record["job"]["Restarts"]), record["end"]["state"]
+
+
+def test_run_goes_on_in_its_job_after_killed_rank_and_killed_agent(scene):
+    submit(scene, TWICE)
+    scene.kill(rank=1)
+    scene.ready(2)
+    os.kill(agent(scene, 0, 2), signal.SIGKILL)
+    assert end(scene) == (["crash", "node", "complete"], 0, "complete")
+    first, *others = [read_json(scene.runs[0].attempt(n) / "start.json") for n in (1, 2, 3)]
+    assert all((row["job"], row["nodes"], row["world"]) == (first["job"], first["nodes"], "2") for row in others)
+    assert [scene.facts(rank, 3)["node"] for rank in (0, 1)] == scene.nodes(), "the ranks keep their nodes"
+
+
+@pytest.mark.slow
+def test_stopped_rank_counts_as_hung_and_run_goes_on(scene):
+    submit(scene)
+    os.kill(scene.facts(0)["pid"], signal.SIGSTOP)
+    assert end(scene) == (["hang", "complete"], 0, "complete")
+
+
+@pytest.mark.slow
+def test_stopped_agent_is_replaced(scene):
+    submit(scene)
+    os.kill(agent(scene, 1), signal.SIGSTOP)
+    assert end(scene) == (["node", "complete"], 0, "complete")
+
+
+@pytest.mark.slow
+def test_second_fault_during_recovery(scene):
+    """The agent of the second node is killed, and when it is back, a rank of the first node."""
+    submit(scene, TWICE)
+    os.kill(agent(scene, 1), signal.SIGKILL)
+    scene.ready(2)
+    os.kill(scene.facts(0, 2)["pid"], signal.SIGKILL)
+    assert end(scene) == (["node", "crash", "complete"], 0, "complete")
+
+
+@pytest.mark.slow
+def test_crash_loop_restarts_once_here_then_by_requeue_and_stops(scene):
+    scene.submit({"exit": 1}, agents=True)
+    assert end(scene) == (["crash", "crash", "crash"], 1, "failed")
+
+
+@pytest.mark.slow
+def test_killed_task_is_requeued(scene):
+    """Slurm does not start a task again: its node has no agent any more."""
+    submit(scene, peer_seconds=2)
+    (task,) = {int(processes.read_stat(agent(scene, 1))[1][1])}
+    os.kill(task, signal.SIGKILL)
+    causes, restarts, state = end(scene)
+    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "crash", "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grace", [0, GRACE])
+def test_preempted_run_saves_and_is_requeued(scene, grace):
+    scene.here.set_grace(grace)
+    try:
+        submit(scene)
+        scene.preempt()
+        causes, restarts, state = end(scene)  # after a grace period, Slurm starts the complete run once more
+        assert (causes, state) == (["stopped", "complete"], "complete") and 1 <= restarts <= 2
+    finally:
+        scene.here.set_grace(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["scancel", "cancel"])
+def test_cancelled_run_does_not_go_on(scene, how):
+    submit(scene)
+    if how == "scancel":
+        scene.call("scancel", scene.id())
+    else:
+        scene.cancel()
+    assert end(scene) == (["cancelled"], 0, "cancelled")
+
+
+@pytest.mark.slow
+def test_run_is_preempted_after_restart_in_its_job(scene):
+    submit(scene, TWICE)
+    scene.kill(rank=0)
+    scene.ready(2)
+    scene.preempt()
+    assert end(scene) == (["crash", "stopped", "complete"], 1, "complete")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [[], ["USR2", "TERM", "USR1"]])
+def test_run_at_its_time_limit_is_requeued(scene, ignored):
+    """Ranks that obey the warning save; others are killed with the exit trap, and the watcher has requeued the job."""
+    scene.patience = 300.0
+    scene.submit({**AGAIN, "ignore": ignored}, agents=True, hours=WAITING_MINUTE, signal_seconds=30)
+    causes, restarts, state = end(scene)
+    assert (restarts, state) == (1, "complete") and causes in (["stopped", "complete"], ["timeout", "complete"])
+
+
+@pytest.mark.slow
+def test_warning_to_batch_shell_reaches_ranks(scene):
+    submit(scene)
+    scene.call("scancel", "--batch", "--signal=USR1", scene.id())
+    assert end(scene) == (["stopped", "complete"], 1, "complete")
+
+
+@pytest.mark.slow
+def test_killed_batch_shell_is_requeued_by_watcher(scene):
+    submit(scene, TWICE)
+    scene.kill(rank=0)
+    scene.ready(2)
+    scene.kill_shell()
+    causes, restarts, state = end(scene)
+    assert (len(causes), restarts, state) == (3, 1, "complete")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
+def test_lost_node_is_requeued_by_slurm(scene, rank):
+    """Without a spare node. Rank 0 runs on the node of the batch script."""
+    submit(scene)
+    node = scene.facts(rank)["node"]
+    scene.here.lose(node)
+    scene.ready(2)
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(node)
+    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "stopped", "crash")
+
+
+@pytest.mark.slow
+def test_agents_without_coordinator_leave_ranks_to_srun(scene, monkeypatch):
+    """The watcher is killed before the agents reach it: they look for 60 s, then the ranks start without agents."""
+    scene.patience = 240.0
+    scene.submit({"steps": SHORT}, agents=True, cpus=1)
+    run = scene.runs[0]
+    scene.until(lambda: (run.path / "attempts" / "1" / "coordinator.json").exists(), "the coordinator")
+    for pid in processes_of(run):
+        words = processes.arguments(pid)
+        if "watch" in words:
+            os.kill(pid, signal.SIGKILL)
+    causes, restarts, state = end(scene)
+    assert (restarts, state) == (0, "complete") and causes[-1] == "complete"
+
+
+class SlurmTrainingRun(TrainingRun):
+    """A training of two ranks on two nodes of a real Slurm, with node agents."""
+
+    def open(self):
+        return SlurmBackend(profile(agents=True))
+
+    def shape(self):
+        return JobResources(nodes=2, processes=1, cpus=1, hours=0.5)
+
+    def ranks(self):
+        """Rows {pid} of the ranks: children of agents."""
+        pids = [pid for pid in processes_of(self.run) if is_agent(pid)]
+        return [{"pid": pid, "rank": 0} for pid in pids if is_agent(int(processes.read_stat(pid)[1][1]))]
+
+
+def is_agent(pid):
+    """Whether a process is an agent, or a rank that it has forked."""
+    return any(word.endswith("node_agent") for word in processes.arguments(pid))
+
+
+@pytest.mark.slow
+def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, 2)
+    calm, stormy = (SlurmTrainingRun(tmp_path, name, config) for name in ("calm", "stormy"))
+    calm.submit()
+    calm.wait_over()
+    stormy.submit()
+    stormy.wait_step(7)
+    os.kill(stormy.ranks()[0]["pid"], signal.SIGKILL)
+    start = time.monotonic()
+    stormy.wait_attempt(2)
+    stormy.wait_step(1, 2)
+    print(f"{time.monotonic() - start:.1f} s from a killed rank to the next step")
+    stormy.wait_step(12)
+    os.kill(int(processes.read_stat(stormy.ranks()[0]["pid"])[1][1]), signal.SIGKILL)
+    start = time.monotonic()
+    stormy.wait_step(1, 3)
+    print(f"{time.monotonic() - start:.1f} s from a killed agent to the next step")
+    stormy.wait_step(20, 3)
+    os.kill(stormy.ranks()[0]["pid"], signal.SIGSTOP)
+    start = time.monotonic()
+    stormy.wait_step(1, 4)
+    print(f"{time.monotonic() - start:.1f} s from a stopped rank to the next step")
+    stormy.wait_over()
+    causes = [read_json(stormy.run.attempt(n) / "end.json")["cause"] for n in stormy.run.attempt_numbers()]
+    assert causes == ["crash", "node", "hang", "complete"]
+    jobs = [read_json(stormy.run.attempt(n) / "start.json") for n in stormy.run.attempt_numbers()]
+    assert len({row["job"] for row in jobs}) == 1 and not any("restarts" in row for row in jobs), "no requeue"
+    check_equal(stormy, calm)
+    wait_until(lambda: not processes_of(stormy.run), "the end of its processes", 20.0)
