@@ -6,7 +6,9 @@ from copy import deepcopy
 import pytest
 
 from flip.config.derived import stage_spans, world_size
+from flip.monitoring.results import read_run
 from flip.runs import commit
+from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_images
 from tests.synthetic import make_dataset, make_tokenizer
@@ -72,6 +74,28 @@ def test_run_moves_from_four_ranks_to_two_and_back(data, calm, tmp_path):
     own, other = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
     assert len(own) == sum(span.steps for span in stage_spans(arena.config))
     assert own == pytest.approx(other, rel=1e-5) and own != other
+
+
+def test_run_with_range_of_nodes_goes_on_with_fewer_and_grows_again(data, calm, tmp_path):
+    """The configuration stays: ranks are started as an allocation has nodes. Order and batches are the same."""
+    config = configured(data)
+    config.resources.nodes, config.resources.least_nodes, config.resources.processes = 4, 1, 1
+    arena = TrainingRun(tmp_path, "ranged", config)
+    for size, step in ((4, 8), (2, 16), (4, None)):
+        arena.world = size
+        arena.submit()
+        if step is not None:
+            arena.wait_step(step)
+            arena.kill_supervisor()
+    arena.wait_over(240)
+    assert arena.run.result.exists(), arena.story()
+    check_ids(arena)
+    ready = [read_json(arena.run.attempt(n) / "ready.json") for n in arena.run.attempt_numbers()]
+    starts = [read_json(arena.run.attempt(n) / "start.json") for n in arena.run.attempt_numbers()]
+    assert {(start["world"], row["accumulate"]) for start, row in zip(starts, ready, strict=True)} == {(4, 1), (2, 2)}
+    assert set(read_run(arena.run.path).samples_by_world) == {2, 4}
+    own, other = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
+    assert own == pytest.approx(other, rel=1e-5)
 
 
 def test_replicated_weights_resume_from_url_to_same_bits(data, tmp_path):

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from flip.config.schema import MODEL_PRESETS, Config, Data, ImageTower, Model, Stage, TextTower
+from flip.runs.errors import ConfigError
 
 WEIGHT_TOLERANCE = 0.01
 """Largest relative difference between a data set's share of the lanes and its share of the weights."""
@@ -72,8 +73,56 @@ def stage_at(config: Config, samples_seen: int) -> Stage:
 
 
 def world_size(config: Config) -> int:
-    """W, the number of ranks."""
+    """W, the number of ranks; of a range of nodes, on all of them."""
     return config.resources.nodes * config.resources.processes
+
+
+def usable_nodes(config: Config) -> list[int]:
+    """Numbers of nodes on which a run can train, ascending: of a range those whose ranks divide the lanes."""
+    resources = config.resources
+    smaller = range(resources.least_nodes or resources.nodes, resources.nodes)
+    return [nodes for nodes in smaller if _divides(config, nodes)] + [resources.nodes]
+
+
+def _divides(config: Config, nodes: int) -> bool:
+    ranks = nodes * config.resources.processes
+    return config.data.lanes % ranks == 0 and ranks % _replicate(config, nodes) == 0
+
+
+def _replicate(config: Config, nodes: int) -> int:
+    """Copies of the weights: one per node if the configuration has as many as nodes."""
+    if config.compute.replicate == config.resources.nodes:
+        return nodes
+    return config.compute.replicate
+
+
+def world_sizes(config: Config) -> list[int]:
+    """W of each number of ``usable_nodes``."""
+    return [nodes * config.resources.processes for nodes in usable_nodes(config)]
+
+
+def at_world(config: Config, ranks: int) -> Config:
+    """The configuration on another world size of its range: with its number of nodes, without the range.
+
+    The batch, and so order and learning rate, stay. ``accumulate`` grows, so that a rank computes no more samples at
+    once than on all nodes. Raises ConfigError if the run cannot train on so many ranks.
+    """
+    if not config.resources.least_nodes:
+        return config
+    if ranks not in world_sizes(config):
+        what = f"resources.nodes: {ranks} ranks were started"
+        raise ConfigError(what, remedy=f"The range permits {', '.join(map(str, world_sizes(config)))}.")
+    nodes = ranks // config.resources.processes
+    resources = replace(config.resources, nodes=nodes, least_nodes=0)
+    compute = replace(config.compute, accumulate=_accumulate(config, ranks), replicate=_replicate(config, nodes))
+    return replace(config, resources=resources, compute=compute)
+
+
+def _accumulate(config: Config, ranks: int) -> int:
+    """The fewest micro-batches of equal length that are no longer than on all nodes."""
+    local = math.gcd(*(stage.batch for stage in config.stages)) // ranks
+    least = -(-config.compute.accumulate * world_size(config) // ranks)
+    return next(count for count in range(least, local + 1) if local % count == 0)
 
 
 def patches(image: ImageTower) -> int:

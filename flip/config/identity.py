@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.config.derived import world_size
+from flip.config.derived import world_size, world_sizes
 from flip.config.resolve import manifest_record, resolve_path
 from flip.config.schema import Config, DataSet, EvaluationSet, Stage
 from flip.runs.errors import PermissionDenied
@@ -232,6 +232,8 @@ def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
     if not config.init.run and not config.init.export:
         del values["init"]
     values["world"] = world_size(config)
+    if config.resources.least_nodes:  # these have the same order of samples, and other last bits
+        values["world"] = world_sizes(config)
     return values
 
 

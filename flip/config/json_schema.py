@@ -85,7 +85,10 @@ def field(hint: Any, rules: Mapping[str, Any]) -> Node:
         if set(YES_NO) <= set(rules["choices"]):
             booleans = [True, False]
         return {"enum": [*rules["choices"], *booleans]}
-    return {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
+    number = {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
+    if rules.get("least"):
+        return {"anyOf": [number, {"type": "array", "items": number, "minItems": 2, "maxItems": 2}]}
+    return number
 
 
 def descriptions(kind: Any) -> dict[str, str]:

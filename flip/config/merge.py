@@ -205,7 +205,7 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise place.error("needs a mapping of fields", "nothing" if value is None else value)
-        fields = {}
+        fields: dict[str, Any] = {}
         for name, item in value.items():
             here = place.child(name, line_of(value, name))
             if name not in fields_of(kind):
@@ -213,6 +213,9 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             rules = kind.__dataclass_fields__[name].metadata
             if isinstance(item, bool) and set(YES_NO) <= set(rules.get("choices") or ()):
                 item = YES_NO[0] if item else YES_NO[1]
+            if rules.get("least"):
+                item, least = _split_range(item, here)
+                fields.setdefault(rules["least"], least)
             fields[name] = _coerce(fields_of(kind)[name], item, (old or {}).get(name), here)
             if rules.get("decimal"):
                 fields[name] = _canonical_decimal(fields[name], here)
@@ -231,6 +234,18 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             return [_deep_merge(dataclasses.asdict(member()), item) for item in items]
         return items
     return _coerce_scalar(kind, value, place)
+
+
+def _split_range(value: Any, place: SourceLocation) -> tuple[Any, int]:
+    """(the most, the least) of a range [LEAST, MOST]; the least of a single value is 0. Raises ConfigError."""
+    if not isinstance(value, list):
+        return value, 0
+    if len(value) != 2:
+        raise place.error("needs a number, or a range [LEAST, MOST]", value)
+    least, most = (_coerce_scalar(int, item, place.child(i)) for i, item in enumerate(value))
+    if not 1 <= least < most:
+        raise place.error("a range needs 1 <= LEAST < MOST", value, "Example: [8, 16]")
+    return most, least
 
 
 def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:

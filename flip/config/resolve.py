@@ -83,7 +83,8 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
         member.sample_bytes = round(facts.mean_bytes)
         member.chunk = facts.chunk
     config.resources.hours = config.resources.hours or on.hours
-    section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
+    fewest = config.resources.least_nodes or config.resources.nodes
+    section.buffer = section.buffer or on.memory // 4 * fewest
     if section.lanes == 0 and config.stages:
         section.lanes = default_lanes(config, data, section.buffer)
     if section.sets:

@@ -34,6 +34,7 @@ def option(
     auto: Any = None,
     decimal: bool = False,
     path: str | None = None,
+    least: str | None = None,
 ) -> Any:
     """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
 
@@ -48,10 +49,11 @@ def option(
         decimal: the text is a decimal number, stored in its shortest form.
         path: the text is a path, which ``resolve`` makes absolute. In the identity a ``manifest`` is replaced by its
             digest and a ``file`` by its checksum; a ``folder`` stays.
+        least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
     """
     given = {
         "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
-        "auto": auto, "decimal": decimal, "path": path,
+        "auto": auto, "decimal": decimal, "path": path, "least": least,
     }  # fmt: skip
     rules = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, type):
@@ -520,7 +522,12 @@ class Monitor:
 class Resources:
     """What a run occupies. Of this the identity has the world size alone, which changes the last bits."""
 
-    nodes: int = option(1, ge=1, le=2**20)
+    nodes: int = option(1, ge=1, le=2**20, least="least_nodes")
+    """Nodes. With a range [LEAST, MOST] a run also trains on fewer: on numbers whose ranks divide the lanes."""
+    least_nodes: int = option(0, ge=0, le=2**20)
+    """Fewest nodes, if `nodes` is a range; 0: no range."""
+    spares: int = option(0, ge=0, le=1024)
+    """Further nodes of the allocation, which wait to replace lost ones."""
     processes: int = option(1, ge=1, le=1024)
     """Ranks per node: one per GPU, or CPU processes. W = nodes * processes."""
     gpus: int = option(0, ge=0, le=1024)

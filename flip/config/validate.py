@@ -17,6 +17,7 @@ from flip.config.derived import (
     for_stage,
     patches,
     stage_spans,
+    usable_nodes,
     visible_patch_count,
     visible_token_count,
     weight_error,
@@ -322,6 +323,27 @@ def _check_compute(config: Config) -> None:
         raise ConfigError(what, remedy=f"One rank per GPU: set it to {resources.gpus}.")
 
 
+def _check_nodes(config: Config) -> None:
+    """Ranges and spares. All other rules hold for the largest number of nodes."""
+    resources = config.resources
+    if resources.least_nodes and resources.least_nodes >= resources.nodes:
+        what = "resources.nodes: a range needs a least number below the most"
+        raise ConfigError(what, value=[resources.least_nodes, resources.nodes], remedy="Example: [8, 16]")
+    if resources.least_nodes and len(usable_nodes(config)) == 1:
+        ranks = f"{resources.processes} ranks each" if resources.processes > 1 else "a rank each"
+        what = (
+            f"resources.nodes: of the range, only {resources.nodes} nodes of {ranks} divide {config.data.lanes} lanes"
+        )
+        possible = [n for n in _divisors(config.data.lanes // resources.processes) if n < resources.nodes]
+        remedy = "Give one number."
+        if possible:
+            remedy = f"Begin the range with one of {', '.join(map(str, possible))}, or give one number."
+        raise ConfigError(what, value=[resources.least_nodes, resources.nodes], remedy=remedy)
+    if resources.spares and resources.nodes == 1:
+        what = "resources.spares: a run on one node ends with its node, which also decides about restarts"
+        raise ConfigError(what, value=resources.spares, remedy="Set it to 0.")
+
+
 def _shuffle_buffer(data: Data) -> int:
     parts = dataset_lanes(data)
     return sum(buffer_bytes(len(part.lanes), data.block, part.chunk, part.sample_bytes) for part in parts)
@@ -384,6 +406,7 @@ def validate(config: Config) -> list[str]:
     _check_init(config)
     _check_keep_at(config)
     _check_compute(config)
+    _check_nodes(config)
     limit = 60 * config.monitor.hang_minutes
     if 0 < limit <= config.data.deadline:
         what = f"monitor.hang_minutes: a read may wait {config.data.deadline / 60:g} minutes (data.deadline)"

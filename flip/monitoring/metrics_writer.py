@@ -138,7 +138,7 @@ class MetricsWriter:
                 "the environment has changed since the attempt before: %s; last bits of weights may differ from an"
                 " uninterrupted run", "; ".join(changed),
             )  # fmt: skip
-        self._run.record_ready(self._attempt, samples_seen, now, restoring)
+        self._run.record_ready(self._attempt, samples_seen, now, restoring, config.compute.accumulate)
 
     def _logged_before(self, samples_seen: int) -> dict[str, Any]:
         """Stage, loss and accuracy of the newest metric line, unless its step will be repeated."""

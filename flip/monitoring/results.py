@@ -93,6 +93,20 @@ class Outcome:
         }
 
     @cached_property
+    def samples_by_world(self) -> dict[int, int]:
+        """World size -> samples of the steps that count, of a run whose attempts had several; else empty."""
+        samples: dict[int, int] = {}
+        starts = [attempt.start.get("resumes_from", 0) for attempt in self.attempts]
+        ends = [*starts[1:], self.progress["samples"] or 0]
+        for attempt, start, end in zip(self.attempts, starts, ends, strict=False):
+            if "world" in attempt.start and end > start:
+                world = attempt.start["world"]
+                samples[world] = samples.get(world, 0) + end - start
+        if len(samples) < 2:
+            return {}
+        return dict(sorted(samples.items()))
+
+    @cached_property
     def unsteady(self) -> bool | None:
         """Whether its speed was unsteady (``metrics_reader.is_unsteady``); None if too few lines show it."""
         ends = [0]

@@ -148,7 +148,10 @@ FIELDS: Dict[str, Any] = {
         "kind": NAME, "job_kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME,
         "index": COUNT,
         "folder": PATH, "copy_of": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH,
-        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "processes": COUNT, "gpus": COUNT, "hours": NUMBER},
+        "hooks": PATH, "world": COUNT, "usable": [COUNT],
+        "shape": {
+            "nodes": COUNT, "processes": COUNT, "gpus": COUNT, "hours": NUMBER, "least_nodes": COUNT, "spares": COUNT,
+        },
         "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
         "exposed": [EXACT],
@@ -161,7 +164,7 @@ FIELDS: Dict[str, Any] = {
         "first_commit": FLAG, "warm": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
     "ready.json": {
-        "samples": COUNT, "restoring": NUMBER, "time": TIME,
+        "samples": COUNT, "restoring": NUMBER, "accumulate": COUNT, "time": TIME,
         "environment": {
             "python": TEXT, "platform": TEXT, "processor": TEXT, "gpu": TEXT, "kernel": TEXT,
             "packages": {"*": TEXT},

@@ -276,14 +276,21 @@ class RunDir:
         return folder
 
     def record_ready(
-        self, n: int, samples_seen: int, environment: Optional[Dict[str, Any]] = None, restoring: float = 0.0
+        self,
+        n: int,
+        samples_seen: int,
+        environment: Optional[Dict[str, Any]] = None,
+        restoring: float = 0.0,
+        accumulate: int = 1,
     ) -> None:
         """Record that attempt n has started up and restored, and trains from S = ``samples_seen`` in ``environment``
-        (``flip.environment``). ``restoring``: seconds since it looked for a commit."""
+        (``flip.environment``). ``restoring``: seconds since it looked for a commit. ``accumulate``: micro-batches of a
+        step, which depend on the number of nodes if that is a range."""
         record = {
             "samples": samples_seen,
             "environment": environment or {},
             "restoring": restoring,
+            "accumulate": accumulate,
             "time": time.time(),
         }
         create_json(self.attempt(n) / "ready.json", record)

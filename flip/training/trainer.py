@@ -7,6 +7,7 @@ follow from it and the configuration.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -59,7 +60,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback, callba
     or because another rank has ended and this one cannot (code 70). ``callback_files``: as ``standard_callbacks``.
     Raises TrainingStopped after all ranks have agreed to stop, FlipError for expected failures.
     """
-    config = merge.read_config(run.config)
+    config = derived.at_world(merge.read_config(run.config), int(os.environ.get("WORLD_SIZE", 1)))
     watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
     world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled, watchdog.connecting)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)

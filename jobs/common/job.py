@@ -32,6 +32,25 @@ class JobResources:
     """CPU cores per process."""
     hours: float = 24.0
     """Wall limit of one attempt."""
+    least_nodes: int = 0
+    """Fewest nodes, if they are a range; 0: no range."""
+    spares: int = 0
+    """Further nodes of the allocation, which wait to replace lost ones."""
+    usable: tuple[int, ...] = ()
+    """Numbers of nodes on which it can train, ascending; empty: ``nodes`` alone."""
+
+    @property
+    def allocation(self) -> str:
+        """Nodes that are requested, as ``sbatch --nodes`` takes them."""
+        most = self.nodes + self.spares
+        if self.least_nodes:
+            return f"{self.least_nodes}-{most}"
+        return str(most)
+
+    def shape(self) -> dict[str, Any]:
+        """The request, as job.json has it. Newer fields are left out where they mean what older records mean."""
+        fields = {name: value for name, value in asdict(self).items() if name != "usable"}
+        return {name: value for name, value in fields.items() if value or name not in ("least_nodes", "spares")}
 
     @property
     def world_size(self) -> int:
@@ -96,7 +115,7 @@ class Job:
         return {
             "module": self.rank_module,
             "snapshot": str(Path(self.snapshot).absolute()),
-            "shape": asdict(self.resources),
+            "shape": self.resources.shape(),
             "env": dict(self.env),
         }
 
@@ -110,6 +129,7 @@ class Job:
             **self.execution(),
             "hooks": str(self.host_code),
             "world": self.resources.world_size,
+            "usable": list(self.resources.usable) or [self.resources.nodes],
             "waits_for": self.waits_for,
             "trackers": list(self.trackers),
             "command": list(self.command),

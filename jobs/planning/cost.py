@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flip.config.derived import for_stage
-from flip.config.schema import Config
+from flip.config.derived import at_world, for_stage, usable_nodes, world_size, world_sizes
+from flip.config.schema import Config, Stage
 from flip.config.validate import plan_numbers
 from flip.costs import forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
@@ -59,11 +59,19 @@ class Estimate:
     cost: Cost
     wall_hours: float | None
     attempts: int | None
+    nodes: list[str] = field(default_factory=list)
+    """What a range of nodes and spares mean, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
         rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
         stages = [row | asdict(cost) | device.as_dict() for row, cost, device in rows]
-        known = {"parameters": self.parameters, "wall_hours": self.wall_hours, "attempts": self.attempts}
+        known: dict[str, Any] = {
+            "parameters": self.parameters,
+            "wall_hours": self.wall_hours,
+            "attempts": self.attempts,
+        }
+        if self.nodes:
+            known["nodes"] = self.nodes
         return {**self.numbers, **known, "stages": stages, "cost": asdict(self.cost)}
 
 
@@ -92,10 +100,8 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
         price = None
         seconds = None
         if not config.resources.gpus:
-            again = forward_passes(for_stage(config, stage).compute) / 3
             hours = 0.0
-            speed = 1e9 * assumptions.core_gflops(config, stage, profile)
-            seconds = again * work / (speed * config.compute.threads * numbers["world"])
+            seconds = samples / stage.batch * (_step_seconds(config, stage, profile) or 0.0)
         elif step is not None:
             seconds = steps * step.total
             hours = seconds * numbers["world"] / 3600
@@ -115,7 +121,48 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     attempts = None
     if wall is not None:
         attempts = max(1, math.ceil(wall / limit))
-    return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts)
+    lines = [*_range(config, profile), *_spares(config, wall)]
+    return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts, lines)
+
+
+def _range(config: Config, profile: ClusterProfile) -> Iterator[str]:
+    """Of each number of nodes of a range: its ranks, micro-batches, and the seconds of a step of each stage."""
+    if not config.resources.least_nodes:
+        return
+    for nodes, ranks in zip(usable_nodes(config), world_sizes(config), strict=True):
+        other = at_world(config, ranks)
+        seconds = [_step_seconds(other, stage, profile) for stage in other.stages]
+        speeds = [
+            f"{stage.name} {stage.batch / time:,.0f} samples/s"
+            for stage, time in zip(other.stages, seconds, strict=True)
+            if time
+        ]
+        accumulated = ""
+        if other.compute.accumulate > 1:
+            accumulated = f", {other.compute.accumulate} micro-batches"
+        yield f"{nodes}: {ranks} ranks{accumulated}" + "".join(f", {speed}" for speed in speeds)
+
+
+def _step_seconds(config: Config, stage: Stage, profile: ClusterProfile) -> float | None:
+    """Computed seconds of a step; None if they are unknown."""
+    if config.resources.gpus:
+        step = step_time(config, stage, profile)
+        return None if step is None else step.total
+    again = forward_passes(for_stage(config, stage).compute) / 3
+    speed = 1e9 * assumptions.core_gflops(config, stage, profile) * config.compute.threads * world_size(config)
+    return again * stage.batch * stage_flops(config, stage) / speed
+
+
+def _spares(config: Config, wall_hours: float | None) -> Iterator[str]:
+    """What the spare nodes add to the nodes that work."""
+    resources = config.resources
+    if not resources.spares:
+        return
+    share = 100 * resources.spares / resources.nodes
+    hours = ""
+    if wall_hours is not None:
+        hours = f", {resources.spares * wall_hours:,.1f} node-hours"
+    yield f"{resources.spares} spare: {share:.0f} % more nodes than work{hours}"
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flip import costs
-from flip.config.derived import for_stage, world_size
+from flip.config.derived import at_world, for_stage, world_size, world_sizes
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
@@ -43,8 +43,9 @@ def fits_gpu(config: Config, profile: ClusterProfile) -> bool:
 
 
 def fit_reshard(config: Config, profile: ClusterProfile) -> None:
-    """Set ``compute.reshard`` to yes if the GPUs have no room for all full weights."""
-    if config.resources.gpus and not fits_gpu(config, profile):
+    """Set ``compute.reshard`` to yes if the GPUs have no room for all full weights on a number of nodes of a range."""
+    sizes = [at_world(config, ranks) for ranks in world_sizes(config)]
+    if config.resources.gpus and not all(fits_gpu(each, profile) for each in sizes):
         config.compute.reshard = "yes"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flip.config.derived import usable_nodes
 from flip.config.identity import (
     ConfigChange,
     changed_class_names,
@@ -359,4 +360,16 @@ def resources_of(config: Config) -> JobResources:
     """The resources that a resolved run requests."""
     asked = config.resources
     cpus = asked.cpus or config.compute.threads + config.data.workers
-    return JobResources(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)
+    least = min(usable_nodes(config))
+    if not asked.least_nodes:
+        least = 0
+    return JobResources(
+        asked.nodes,
+        asked.processes,
+        asked.gpus,
+        cpus,
+        asked.hours,
+        least_nodes=least,
+        spares=asked.spares,
+        usable=tuple(usable_nodes(config)),
+    )

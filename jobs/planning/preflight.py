@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config import gpu_software
-from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
+from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
 from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
@@ -87,7 +87,7 @@ def check(
         *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
         _machine(config, profile, on),
         *_gpu_software(config, profile),
-        *(Check(*row) for row in memory_fit.check(config, profile, on)),
+        *_memory(config, profile, on),
         _writable(profile, folder, dry),
         *_bucket(config, dry),
     ]
@@ -328,11 +328,30 @@ def _kernel(config: Config, profile: ClusterProfile) -> Check:
     return Check(name, kernel.use(config))
 
 
+def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check]:
+    """Memory on every number of nodes of a range, on which accumulation and the parts of the weights differ."""
+    for nodes, ranks in zip(usable_nodes(config), world_sizes(config), strict=True):
+        try:
+            rows = memory_fit.check(at_world(config, ranks), profile, on)
+        except ConfigError as error:
+            if nodes == config.resources.nodes:
+                raise
+            remedy = f"Begin the range with more nodes. {error.remedy}"
+            raise ConfigError(f"resources.nodes: on {nodes} nodes {error.what}", remedy=remedy) from error
+        for name, detail, skipped in rows:
+            if config.resources.least_nodes:
+                name = f"{name}, {nodes} nodes"
+            yield Check(name, detail, skipped)
+
+
 def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     """GPUs must exist; too few cores are only reported."""
     resources = config.resources
     if profile.kind == "local" and resources.nodes > 1:
         raise ConfigError("resources.nodes: this machine is one node", value=resources.nodes, remedy="Set it to 1.")
+    if resources.spares:
+        what = "resources.spares: a restart in the job needs node agents, which this cluster profile does not use"
+        raise ConfigError(what, value=resources.spares, remedy="Set it to 0.")
     if resources.gpus and profile.kind == "local" and not on.cuda:
         what = "resources.gpus: no NVIDIA driver on this machine"
         raise ConfigError(what, value=resources.gpus, remedy="Set it to 0.")

@@ -192,7 +192,11 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
     ready = [read_lenient(outcome.run.attempt(attempt.number) / "ready.json") for attempt in outcome.attempts]
     times = _attempts(outcome, ready, now)
     width, unit = resources(outcome.settings)
-    hours = {part: width * sum(t.parts[part] for t in times) / 3600 for part in PARTS}
+    shares = [_share_of_nodes(outcome.settings, attempt) for attempt in outcome.attempts]
+    hours = {
+        part: width * sum(share * t.parts[part] for share, t in zip(shares, times, strict=True)) / 3600
+        for part in PARTS
+    }
     waits = [t.waiting for t in times if t.waiting is not None]
     waited = None
     if waits:
@@ -208,16 +212,26 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
 def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
     """(GPUs or cores that a run occupies, name of the unit), from its resolved configuration.
 
-    Defines GPU-hours and core-hours in reports. Cores: ``resources.cpus`` of every rank, as reserved, or if that is 0
-    its threads and loader processes.
+    Defines GPU-hours and core-hours in reports. Spare nodes count. Cores: ``resources.cpus`` of every rank, as
+    reserved, or if that is 0 its threads and loader processes.
     """
-    nodes = int(settings.get("resources.nodes") or 1)
+    nodes = int(settings.get("resources.nodes") or 1) + int(settings.get("resources.spares") or 0)
     gpus = int(settings.get("resources.gpus") or 0)
     if gpus:
         return nodes * gpus, "GPU"
     threads = int(settings.get("compute.threads") or 1) + int(settings.get("data.workers") or 0)
     cores = int(settings.get("resources.cpus") or 0) or threads
     return nodes * int(settings.get("resources.processes") or 1) * cores, "core"
+
+
+def _share_of_nodes(settings: Mapping[str, Any], attempt: Attempt) -> float:
+    """What an attempt occupied of the nodes of its run, if their number is a range; else 1."""
+    if not settings.get("resources.least_nodes") or "world" not in attempt.start:
+        return 1.0
+    nodes = int(settings["resources.nodes"])
+    spares = int(settings.get("resources.spares") or 0)
+    used = attempt.start["world"] / int(settings.get("resources.processes") or 1)
+    return (used + spares) / (nodes + spares)
 
 
 def _attempts(outcome: Outcome, ready: Sequence[Mapping[str, Any]], now: float | None) -> list[Times]:

@@ -333,6 +333,7 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
                 steady = {None: "", True: ", unsteady", False: ", steady"}[outcome.unsteady]
                 facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
                 facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
+            facts += [f"{count(samples)} at W = {world}" for world, samples in outcome.samples_by_world.items()]
             if work is not None:
                 facts.append(f"{goodput.hours_text(work)} {unit}")
             blocks.append(Text(", ".join([*facts, f"folder {outcome.run.path}"]), tone="quiet"))

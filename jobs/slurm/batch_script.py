@@ -79,7 +79,7 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
     resources = job.resources
     keywords: dict[str, Any] = {
         "job_name": name,
-        "nodes": resources.nodes,
+        "nodes": resources.allocation,
         "ntasks_per_node": resources.processes,
         "cpus_per_task": resources.cpus,
         "time": minutes(resources.hours),
@@ -124,16 +124,20 @@ def functions(name: str) -> list[str]:
 
 
 def uses_agents(profile: ClusterProfile, job: Job) -> bool:
-    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents."""
-    return profile.agents and not job.trackers
+    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents;
+    nor have those with a range of nodes, whose step may leave nodes out.
+    """
+    return profile.agents and not job.trackers and not job.resources.least_nodes
 
 
 def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     """The lines of the functions that start a step."""
     lines = functions("srun_functions.sh")
+    resources = job.resources
+    if resources.least_nodes:
+        lines = [line.replace('exec srun "$@"', 'exec srun "${size[@]}" "$@"') for line in lines]
     if not uses_agents(profile, job):
         return lines
-    resources = job.resources
     cpus = resources.processes * resources.cpus
     words = {
         "AGENTS_OPTIONS": f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}",
@@ -238,6 +242,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "export FLIP_RUN",
         "trap stop_watcher EXIT",
         f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
+        *_size(job),
         f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
         "export FLIP_ATTEMPT",
@@ -256,6 +261,19 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         *_modules(profile.modules),
         *profile.setup,
         *_followers(profile, job),
+    ]
+
+
+def _size(job: Job) -> list[str]:
+    """Lines that choose the nodes of a start if their number is a range: the most that can be used."""
+    resources = job.resources
+    if not resources.least_nodes:
+        return []
+    counts = " ".join(map(str, sorted(resources.usable, reverse=True)))
+    return [
+        f'for nodes in {counts}; do [ "$nodes" -gt "$SLURM_JOB_NUM_NODES" ] || break; done',
+        f"export SLURM_NTASKS=$((nodes * {resources.processes}))  # `begin` records it",
+        'size=(--nodes="$nodes" --ntasks="$SLURM_NTASKS")',
     ]
 
 

@@ -76,10 +76,10 @@ def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
         gpus = ""
         if shape.gpus:
             gpus = f", {shape.gpus} GPUs a node"
-        if shape.nodes == 1:
+        if shape.allocation == "1":
             nodes = "1 node"
         else:
-            nodes = f"{shape.nodes} nodes"
+            nodes = f"{shape.allocation} nodes"
         start = ""
         if batch.start:
             start = f"; {batch.start}"
@@ -238,6 +238,7 @@ def _run(same: Sequence[Action]) -> list[str | TextTable]:
         *_data(data),
         f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
         f" world sizes allowed: {_worlds(numbers['worlds'])}",
+        *_labelled("nodes", wanted.estimate.nodes),
     ]
     rows = [
         {

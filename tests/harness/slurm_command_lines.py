@@ -114,8 +114,8 @@ LINES = [
         "running", script=True,
     ),
     CommandLine(
-        "srun --unbuffered --output <FILE> --error <FILE> --output=all --error=all --kill-on-bad-exit=0 --wait=<N> "
-        "--export=ALL --cpus-per-task=<N> <WORDS>..."
+        "srun [--nodes=<N>] [--ntasks=<N>] --unbuffered --output <FILE> --error <FILE> --output=all --error=all "
+        "--kill-on-bad-exit=0 --wait=<N> --export=ALL --cpus-per-task=<N> <WORDS>..."
     ),
     CommandLine(
         "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> --unbuffered --output <FILE> --error <FILE> "

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from flip import costs
-from flip.config.derived import world_size
+from flip.config.derived import at_world, world_size
 from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.costs import ACCELERATORS, find_accelerator, stage_memory
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.planning import cost, memory_fit
+from jobs.planning import cost, memory_fit, preflight
 from jobs.sweeps.sweep_file import load
 
 SWEEP = Path(__file__).resolve().parents[3] / "sweeps" / "model_scaling.yaml"
@@ -204,3 +204,27 @@ def test_estimate_counts_recomputed_passes_in_steps_and_hours():
     stage = plain.as_dict()["stages"][0]
     assert stage["step_seconds"] * stage["steps"] * 128 / 3600 == pytest.approx(stage["gpu_hours"])
     assert stage["memory"]["total"] > stage["memory"]["weights"] > 0
+
+
+def test_memory_is_checked_on_every_number_of_nodes_of_range():
+    """On fewer nodes a rank holds a larger part of the weights and moments."""
+    profile = load_profile("h100")
+    config = planned("resources.nodes=[2, 8]", "compute.replicate=1", "compute.reshard=yes", "compute.recompute=block")
+    rows = list(preflight._memory(config, profile, NODE))
+    assert [row.name for row in rows if "GPU" in row.name] == [f"GPU memory, {n} nodes" for n in (2, 4, 8)]
+    few, most = (memory_fit.largest_stage(at_world(config, ranks))[1]["total"] for ranks in (16, 64))
+    assert few > most
+    tight = replace(profile, gpu_memory_gb=((few + most) / 2 + memory_fit.reserved_bytes(config)) / 1e9)
+    memory_fit.check(config, tight, NODE)
+    with pytest.raises(ConfigError, match="on 2 nodes stage .* of a GPU that has .* Begin the range with more nodes"):
+        list(preflight._memory(config, tight, NODE))
+
+
+def test_estimate_lists_speeds_of_range_and_price_of_spares():
+    shape = ["resources.nodes=[2, 8]", "resources.spares=2", "data.lanes=512"]
+    lines = cost.estimate(planned(*shape), load_profile("h100")).nodes
+    spares = "2 spare: 25 % more nodes than work"
+    assert [line.split(",")[0] for line in lines] == ["2: 16 ranks", "4: 32 ranks", "8: 64 ranks", spares]
+    assert "4 micro-batches" in lines[0] and "samples/s" in lines[0] and "micro-batches" not in lines[2]
+    assert lines[3].endswith("node-hours")
+    assert not cost.estimate(planned(), load_profile("h100")).nodes

@@ -215,3 +215,16 @@ def test_account_of_run_without_attempts_is_empty(tmp_path):
     run = make(Path(tmp_path) / "s", "a", steps=0, complete=False)
     (account,) = goodput.with_sums([read_run(run.path)])
     assert account.total == 0 and account.advice == "" and goodput.render([account])
+
+
+def test_of_run_counts_spares_and_only_used_nodes_of_range(tmp_path):
+    """Four nodes and a spare are requested; the second attempt had two of the four."""
+    starts = [{**attempt[0], "world": world} for attempt, world in zip(TWO, (4, 2), strict=True)]
+    attempts = [(start, *attempt[1:]) for start, attempt in zip(starts, TWO, strict=True)]
+    shape = {"resources_nodes": 4, "resources_least_nodes": 2, "resources_spares": 1}
+    outcome = read_run(run_of(tmp_path / "s", *attempts, **shape).path)
+    account = goodput.of_run(outcome)
+    assert account.total * HOUR / 4 == pytest.approx(5 * (1385 - 1100) + 3 * (1640 - 1400))
+    assert outcome.samples_by_world == {2: 3000 - 1500, 4: 1500}
+    page = render("t", findings([outcome]))
+    assert "1,500 at W = 2, 1,500 at W = 4" in page

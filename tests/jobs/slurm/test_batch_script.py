@@ -272,6 +272,21 @@ def test_script_requeues_job_if_module_is_missing(stage, monkeypatch):
     assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
 
 
+@pytest.mark.parametrize(("given", "used"), [(5, 4), (4, 4), (3, 2), (2, 2)])
+def test_script_uses_most_nodes_of_range_whose_ranks_divide_the_lanes(stage, monkeypatch, given, used):
+    resources = JobResources(4, 3, 0, 1, 1.0, least_nodes=2, usable=(2, 4))
+    job = Job(stage.run, ROOT, resources)
+    text = script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
+    assert "#SBATCH --nodes=2-4\n" in text and "#SBATCH --ntasks-per-node=3\n" in text
+    stage.script.write_text(text)
+    stage.commands("srun", "exit 70")
+    assert stage.start(SLURM_JOB_NUM_NODES=str(given), SLURM_NTASKS=str(3 * given)).wait(60) == 70
+    (call,) = [call for call in stage.commands.calls() if call.startswith("srun")]
+    assert f" --nodes={used} --ntasks={3 * used} " in call
+    assert read_json(stage.run.attempt(1) / "start.json")["world"] == str(3 * used)
+    assert stage.end()["cause"] == "crash"
+
+
 def test_script_excludes_node_that_starts_no_rank(stage):
     """Such a node need not be the first of the job. The ranks that wait for it are killed, so their exit codes say
     nothing about the cause."""

@@ -100,6 +100,15 @@ def test_submit_command_prints_styled_plan_on_terminal(desk):
         assert "wall-clock" in text and "attempts" in text and b"\x1b[1m" in screen.raw and screen.cursor
 
 
+def test_plan_page_shows_range_and_spares(monkeypatch):
+    profile = load_profile("h100")
+    plan, sweep = planned("masking", profile, overrides=["resources.nodes=[2, 4]", "resources.spares=1"])
+    shape = resources_of(plan.actions[0].wanted.config)
+    page = render.details(plan, sweep, profile, [], batches=[PlannedJob([plan.actions[0].name], shape, "", "")])
+    assert "nodes        2: 16 ranks" in page and "1 spare: 25 % more nodes than work" in page
+    assert "2-5 nodes, 8 ranks a node" in page
+
+
 def test_cpu_estimate_derives_wall_hours_from_core_gflops():
     (action, *_) = planned("quickstart_full", load_profile("local"))[0].actions
     profile = load_profile("local")
