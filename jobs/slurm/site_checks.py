@@ -15,6 +15,9 @@ UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
+EXPEDITED = (25, 11)  # first release with --requeue=expedite
+MAY_2026 = (26, 5)  # first release that orders tasks by topology, and refuses --gres=gpu with --gpus-per-node
+NEWER = {"--requeue=expedite": EXPEDITED, "requeue_delay": REQUEUE_DELAY, "srun --ignore-signals": MAY_2026}
 Verdict = tuple[str, str] | tuple[str, str, str]
 
 
@@ -231,6 +234,28 @@ def _requeue_delay(site: Site) -> tuple[int, str]:
     return CRED_EXPIRE + 1, f"cred_expire={CRED_EXPIRE}, the default of Slurm"
 
 
+def _newer(site: Site, profile: ClusterProfile) -> Verdict:
+    """Features of releases since 25.11. Jobs use none but ``requeue_delay``, which is the site's. With an expedited
+    requeue Slurm itself would restart runs that stopped for good, if an epilog fails."""
+    features = [name for name, first in NEWER.items() if site.version >= first]
+    read = f"this release has {', '.join(features) or 'none'} (of {', '.join(NEWER)})"
+    if profile.options.get("gres", "").startswith("gpu") and "gpus-per-node" in profile.options:
+        verdict = DEGRADED
+        if site.version >= MAY_2026:
+            verdict = FAIL
+        return verdict, "the profile's options have gres and gpus-per-node", "Slurm 26.05 refuses both: remove one."
+    if site.version >= MAY_2026 and _orders_tasks(site):
+        then = "Rank 0 may then be on another node than the first: untested. CR_NO_DIST_TOPO_BLOCK restores the order."
+        return DEGRADED, f"tasks follow the topology ({site.config['TopologyPlugin']})", then
+    return OK, read
+
+
+def _orders_tasks(site: Site) -> bool:
+    plugin = site.config.get("TopologyPlugin", "").rpartition("/")[2]
+    is_flat = plugin in ("", "(null)", "none", "default", "flat")
+    return not is_flat and "CR_NO_DIST_TOPO_BLOCK" not in site.config.get("SelectTypeParameters", "")
+
+
 def _parameters(site: Site, key: str) -> dict[str, str]:
     """The NAME=VALUE parts of a setting that is a list."""
     parts = (part.strip().partition("=") for part in site.config.get(key, "").split(","))
@@ -317,6 +342,7 @@ CHECKS = {
     "the outcome of a run is known": _outcome,
     "a sweep may have any number of runs": _sweep,
     "a requeued job starts soon": _delay,
+    "newer features of Slurm are used correctly": _newer,
     "the batch script's host has a Python": _python,
     "runs can be stored in the runs root": _runs_root,
     "the environment of jobs is defined": _environment,

@@ -34,6 +34,8 @@ PROFILE = ClusterProfile(
     "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py"
 )
 DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
+TREE = {"TopologyPlugin": "topology/tree"}
+BLOCKS = {"TopologyPlugin": "topology/block", "SelectTypeParameters": "CR_CORE_MEMORY,CR_NO_DIST_TOPO_BLOCK"}
 FORTY = {"MaxSubmitJobs": "40"}
 NO_QOS = {"PreemptType": "preempt/qos"}
 
@@ -98,7 +100,13 @@ SITES = [
     (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", OK, "about 5 s"),
     (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # no requeue_delay
     (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", DEGRADED, "600 s"),
-    (site({"SLURM_VERSION": "19.05.8"}), "release", DEGRADED, "20.11"),
+    (site({"SLURM_VERSION": "19.05.8"}), "release of", DEGRADED, "20.11"),
+    (site(), "newer", OK, "has none (of --requeue=expedite, requeue_delay, srun --ignore-signals)"),
+    (site({"SLURM_VERSION": "25.11.2"}), "newer", OK, "has --requeue=expedite, requeue_delay (of"),
+    (site({"SLURM_VERSION": "26.05.1"}), "newer", OK, "requeue_delay, srun --ignore-signals (of"),
+    (site({**TREE, "SLURM_VERSION": "25.11.2"}), "newer", OK, "has --requeue=expedite"),
+    (site({**TREE, "SLURM_VERSION": "26.05.0"}), "newer", DEGRADED, "Rank 0 may then be on another node"),
+    (site({**BLOCKS, "SLURM_VERSION": "26.05.0"}), "newer", OK, "srun --ignore-signals"),
     (site(python="3.5.2"), "has a Python", FAIL, "host_python"),
     (site(errors={"python": "py: No such file or directory"}), "has a Python", FAIL, "host_python"),
     (site(filesystems={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py"),
@@ -135,6 +143,23 @@ def test_check_site_judges_profile_options():
         judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
     )
     assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).verdict == DEGRADED
+
+
+def test_check_site_judges_options_of_newer_releases():
+    both = ClusterProfile("far", "slurm", options={"gres": "gpu:8", "gpus-per-node": "8"})
+    for version, verdict in (("25.11.2", DEGRADED), ("26.05.0", FAIL)):
+        finding = judged(site({"SLURM_VERSION": version}), "newer", both)
+        assert finding.verdict == verdict and "remove one" in finding.then, finding
+
+
+@pytest.mark.parametrize(("version", "known"), [("24.11.5", 0), ("25.11.1", 2), ("26.05.1", 3)])
+def test_doctor_lists_newer_features_of_release(far, capsys, version, known):
+    far("scontrol", far.text.replace("24.11.5", version))
+    assert doctor.main(["--json"]) == 0
+    (row,) = [row for row in json.loads(capsys.readouterr().out)["promises"] if "newer" in row["promise"]]
+    assert row["verdict"] == OK
+    has = row["read"].partition(" (of ")[0].removeprefix("this release has ")
+    assert has == (", ".join(list(site_checks.NEWER)[:known]) or "none")
 
 
 def test_parse_nodes_counts_usable_nodes_by_shape():
