@@ -101,15 +101,15 @@ def start(
     store = open_store(rank, size, timeout)
     wait_for_ranks(store, size)
     bound = device if device.type == "cuda" else None  # NCCL connects now, and guesses no device later
-    with connecting(f"connecting {size} ranks: the group of training"):
+    with connecting("connecting the group of training"):
         distributed.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
         )
         check_group(None, device)
-    with connecting(f"connecting {size} ranks: the group of flags and counts"):
+    with connecting("connecting the group of flags and counts"):
         control = distributed.new_group(backend="gloo", timeout=timeout)
         check_group(control)
-    with connecting(f"connecting {size} ranks: the group of saves"):
+    with connecting("connecting the group of saves"):
         checkpoint = distributed.new_group(backend="gloo", timeout=6 * timeout)  # rank 0 alone hashes full checkpoints
         check_group(checkpoint)
     torch.manual_seed(0)  # unused: weights and data have their own generators

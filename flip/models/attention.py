@@ -9,6 +9,7 @@ no plan for it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -64,6 +65,8 @@ def is_fused(attention: str) -> bool:
 
 def prefer(attention: str, without: Sequence[str] = ()) -> None:
     """Let this process try a kernel first, of all but those in ``without``. ``sdpa``: in the order of torch."""
+    if torch.cuda.is_initialized():
+        _settle_order()
     _preference.close()
     if attention == AUTOMATIC and not without:
         return
@@ -72,6 +75,14 @@ def prefer(attention: str, without: Sequence[str] = ()) -> None:
         order.remove(attention)
         order.insert(0, attention)
     _preference.enter_context(sdpa_kernel([KERNELS[name] for name in order], set_priority=True))
+
+
+@functools.cache
+def _settle_order() -> None:
+    """Choose a kernel once: at the first choice of a process on compute capability 9.0 torch puts cuDNN first, and
+    forgets an order that was set before (2.13, seen on the stub of CUDA)."""
+    query = torch.zeros(1, 1, 8, 64, dtype=torch.bfloat16, device="cuda")
+    torch._fused_sdp_choice(query, query, query)
 
 
 def stage_shapes(model: schema.Model, visible: int) -> list[Shape]:
