@@ -17,7 +17,7 @@ LONG := $(ALONE) or s3 or browser or long
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -139,6 +139,10 @@ study: install  ## write docs/study.md from its results; STUDY=cheapest: docs/ch
 scaling-study: install  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
 	@$(BIN)/flip demo_data icons
 	@$(BIN)/flip study --study scaling $(if $(MINUTES),--minutes $(MINUTES))
+
+records: install  ## write docs/records.md; ROW=NAME: measure this run of sweeps/records.yaml again first (two idle cores, 10 to 30 minutes)
+	@$(BIN)/flip demo_data
+	@$(BIN)/flip records $(if $(ROW),--measure $(ROW))
 
 audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'

@@ -40,6 +40,7 @@ COMMANDS = {
         "prompts": "class names and templates of zero-shot data sets",
         "demo_data": "fetch and build the demonstration data",
         "study": "trainings at equal cost on the demonstration data",
+        "records": "the cheapest recipes that reach a fixed accuracy",
         "slurm_sandbox": "a real Slurm on this machine",
         "audit": "known vulnerabilities of the installed packages",
     },
