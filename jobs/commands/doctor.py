@@ -25,9 +25,10 @@ EXAMPLES = """examples:
   flip doctor --json
   flip doctor --measure                           measure this machine: about three minutes; asks first
   flip doctor --measure --data MANIFEST --minutes 10 --out measured --yes
+  flip doctor --measure --cluster mine --nodes 2    # in a job
   flip doctor --measure --compare measured-2026-11-29 measured
-Nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails, or if a measured part does not
-work; 69 if Slurm does not answer, or without space.
+Without --measure nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails, or if a
+measured part does not work; 69 if Slurm does not answer, or without space.
 """
 DEFAULT_HOURS = 24.0
 """Hours of an attempt if the site has no time limit."""
@@ -55,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_measure_options(parser: Parser) -> None:
     group = parser.add_argument_group("measure a machine (docs/measure.md)")
-    group.add_argument("--measure", action="store_true", help="measure this machine: what works, how fast, what breaks")
-    group.add_argument("--minutes", type=float, help="most minutes of the measurement; default: 3")
-    group.add_argument("--nodes", type=int, help="number of nodes; today only without it: this machine")
+    group.add_argument("--measure", action="store_true", help="measure this machine, or nodes of --cluster in a job")
+    group.add_argument("--minutes", type=float, help="most minutes of the measurement; default: 3, in a job 10")
+    group.add_argument("--nodes", type=int, help="number of nodes of the job; default: 2")
     group.add_argument("--data", metavar="MANIFEST", help="measure input of this data set; default: synthetic shards")
     group.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows alone")
     group.add_argument(

@@ -6,6 +6,9 @@
 why, and what to do; ``page.py`` shows it as HTML, Markdown and text; ``compare.py`` puts two results side by side. The
 file of the result is ``jobs.common.measurement``, because plans read it.
 
+With a profile of Slurm, ``cluster.py`` submits a job, ``node.py`` is the work of each of its nodes, which meet in a
+folder (``meeting.py``) and whose results become one.
+
 `make bench-gpu` runs its rows in the same way, and shares the code of a step.
 
 May import ``jobs.reporting`` and everything below it, but not torch.

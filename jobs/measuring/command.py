@@ -19,15 +19,18 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.filesystem import writing
 from jobs.common.measurement import MEASURED, MeasuredRow, Measurement, read_measurement
 from jobs.common.paths import runs_root
-from jobs.measuring import compare, machine, page
-from jobs.measuring.rows import RowPlan, local_rows
+from jobs.measuring import cluster, compare, machine, page
+from jobs.measuring.rows import NODES_ROW, RowPlan, local_rows
 from jobs.measuring.verdicts import BROKEN, judge
 from jobs.reporting.document import Block
 from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
 
 MINUTES = 3.0
-"""Of a measurement of this machine, unless --minutes is given."""
+CLUSTER_MINUTES = 10.0
+"""Of a measurement of this machine, and of nodes of a cluster, unless --minutes is given."""
+NODES = 2
+"""Nodes of a cluster that are measured, unless --nodes is given."""
 LEAST_MINUTES = 0.5
 FREE_BYTES = {"cpu": 1e9, "cuda": 8e9}
 """Free space that the rows need in the folder of runs."""
@@ -35,32 +38,40 @@ FILE = "measured.json"
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Measure this machine. Raises ConfigError, DataError or StorageError before anything is run."""
+    """Measure this machine, or nodes of a cluster. Raises FlipError before anything runs."""
     profile = ClusterProfile()
     if args.cluster:
         profile = load_profile(args.cluster)
-    if profile.kind != "local" or args.nodes:
-        what = "only this machine can be measured"
-        remedy = "Run it on a node of the cluster, for example in a job: flip doctor --measure --yes"
-        raise ConfigError(
-            what, "--nodes" if args.nodes else f"{profile.name}, kind", args.nodes or profile.kind, remedy
-        )
-    minutes = MINUTES if args.minutes is None else args.minutes
+    if args.nodes is not None and profile.kind != "slurm":
+        remedy = "Name a profile of a Slurm cluster: --cluster NAME (flip doctor --write NAME)."
+        raise ConfigError("nodes of a cluster need its profile", "--nodes", args.nodes, remedy)
+    minutes = args.minutes
+    if minutes is None:
+        minutes = CLUSTER_MINUTES if profile.kind == "slurm" else MINUTES
     if not LEAST_MINUTES <= minutes <= 24 * 60:
         remedy = f"Give at least {LEAST_MINUTES:g}: each row starts a process."
         raise ConfigError("not a time for a measurement", "--minutes", f"{minutes:g}", remedy)
+    folder = Path(args.out or f"measured-{datetime.date.today().isoformat()}").expanduser().absolute()
+    if profile.kind == "slurm":
+        measured = measure_cluster(args, profile, minutes, folder)
+    else:
+        measured = measure_here(args, profile, minutes, folder)
+    if measured is None:
+        return COMPLETE
+    return show(measured, folder, args.json)
+
+
+def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: float, folder: Path) -> Measurement | None:
+    """Measure this machine and write the result; None if the user declines."""
     manifest = checked_manifest(args.data)
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
     facts = machine.facts(gpus)
-    rows = chosen(local_rows(device, len(gpus), facts.cores, manifest, min(4.0, minutes / MINUTES)), args.only)
-    folder = Path(args.out or f"measured-{datetime.date.today().isoformat()}").expanduser().absolute()
+    rows = chosen(local_rows(device, len(gpus), facts.cores, manifest, share_of(minutes)), args.only)
     kept = kept_rows(folder / FILE, facts, args.force)
     root = usable_root(runs_root(profile), FREE_BYTES[device])
     if not args.yes and not confirm(question(facts.cores, len(gpus), minutes, root)):
-        return COMPLETE
-    with writing(folder, "Name another folder with --out."):
-        output_folder(folder)
+        return None
 
     def report(so_far: Measurement) -> None:
         row = so_far.rows[-1]
@@ -68,9 +79,36 @@ def measure(args: argparse.Namespace) -> int:
         write_json(folder / FILE, so_far.as_dict())
 
     with writing(folder, "Name another folder with --out."):
+        output_folder(folder)
         measured = machine.measure(rows, facts, root, minutes, args.names, kept, report)
         write_pages(folder, page.blocks(measured), page.TITLE, "report")
-    return show(measured, folder, args.json)
+    return measured
+
+
+def measure_cluster(
+    args: argparse.Namespace, profile: ClusterProfile, minutes: float, folder: Path
+) -> Measurement | None:
+    """Measure nodes in a job and write the result; None if the user declines. Raises ConfigError for an old result."""
+    nodes = NODES if args.nodes is None else args.nodes
+    chosen([*local_rows("cpu", 0, 1, ""), NODES_ROW], args.only)
+    if (folder / FILE).exists() and not args.force:
+        raise ConfigError("a result already exists", str(folder / FILE), remedy="Name another --out, or add --force.")
+    manifest = args.data and str(Path(args.data).expanduser().absolute())
+    cluster.check(profile, nodes, minutes)
+    if not args.yes and not confirm(cluster.question(profile, nodes, minutes)):
+        return None
+    share = share_of(minutes / 2)  # nodes wait for each other, and start cold
+    measured = cluster.measure(profile, nodes, minutes, manifest or "", args.only, args.names, share)
+    with writing(folder, "Name another folder with --out."):
+        output_folder(folder)
+        write_json(folder / FILE, measured.as_dict())
+        write_pages(folder, page.blocks(measured), page.TITLE, "report")
+    return measured
+
+
+def share_of(minutes: float) -> float:
+    """The share of the usual seconds that each measurement may take."""
+    return min(4.0, minutes / MINUTES)
 
 
 def show(measured: Measurement, folder: Path, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from jobs.reporting.document import Block, Table, Text, heading
 
 DIFFERENT = 0.1
 """Relative difference of two numbers that is highlighted."""
-SPEEDS = ("per_second", "tflops", "gflops", "gbps", "gbytes", "utilisation")
+SPEEDS = ("per_second", "bf16", "fp16", "fp32", "tflops", "gflops", "gbps", "gbytes", "utilisation")
 """Ends of the keys of numbers of which more is better; of all other compared ones less is."""
 COSTS = ("seconds", "milliseconds", "microseconds", "megabytes", "recompilations")
 
@@ -52,9 +52,14 @@ def differences(first: Measurement, second: Measurement) -> list[tuple[str, str,
 
 def is_worse(key: str, before: float, after: float) -> bool:
     """Whether the second number is worse than the first one by more than DIFFERENT."""
-    if key.split(" ")[-1].endswith(SPEEDS):
+    if is_speed(key):
         return after < (1 - DIFFERENT) * before
     return after > (1 + DIFFERENT) * before
+
+
+def is_speed(key: str) -> bool:
+    """Whether more is better."""
+    return key.split(" ")[-1].endswith(SPEEDS)
 
 
 def _numbers(first: Measurement, second: Measurement, a: str, b: str) -> Block:

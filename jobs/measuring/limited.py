@@ -8,14 +8,20 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
 
 MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
+POLL_SECONDS = 0.5
+"""Seconds between two looks at ``stopped``."""
 LONGEST_DETAIL = 300
 """Characters of an error that are kept."""
+
+
+class MeasurementStopped(Exception):
+    """The job was asked to stop; what the command started has been ended."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,16 @@ class LimitedResult:
     seconds: float
 
 
-def run_limited(command: Sequence[str], limit: float, environment: Mapping[str, str]) -> LimitedResult:
-    """Run a command for at most ``limit`` seconds, and end everything that it started."""
+def run_limited(
+    command: Sequence[str],
+    limit: float,
+    environment: Mapping[str, str],
+    stopped: Callable[[], bool] = lambda: False,
+) -> LimitedResult:
+    """Run a command for at most ``limit`` seconds, and end everything that it started.
+
+    Raises MeasurementStopped once ``stopped`` returns True.
+    """
     start_time = time.monotonic()
     output = ""
     process = subprocess.Popen(
@@ -43,7 +57,7 @@ def run_limited(command: Sequence[str], limit: float, environment: Mapping[str, 
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=limit)
+        output, errors = _communicate(process, start_time + limit, stopped)
         if process.returncode == 0:
             status = MEASURED
             errors = ""
@@ -60,6 +74,19 @@ def run_limited(command: Sequence[str], limit: float, environment: Mapping[str, 
             os.killpg(process.pid, signal.SIGKILL)  # what the command started, and on an interruption itself
         process.wait()
     return LimitedResult(status, output, _last_error(errors), round(time.monotonic() - start_time, 1))
+
+
+def _communicate(process: subprocess.Popen[str], end: float, stopped: Callable[[], bool]) -> tuple[str, str]:
+    """Output and errors of a process. Raises TimeoutExpired after ``end``, MeasurementStopped if it must stop."""
+    while True:
+        left = end - time.monotonic()
+        try:
+            return process.communicate(timeout=min(POLL_SECONDS, max(0.0, left)))
+        except subprocess.TimeoutExpired:
+            if stopped():
+                raise MeasurementStopped from None
+            if left <= POLL_SECONDS:
+                raise
 
 
 def _last_error(errors: str) -> str:

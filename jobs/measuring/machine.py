@@ -41,6 +41,12 @@ DETACHED = ("killed_rank",)
 """Functions whose processes are not children of the row, so that they look like those of others."""
 STOP_SECONDS = 25.0
 """Seconds before its limit at which such a row ends its processes itself: the end of the row does not."""
+TOGETHER = ("collective_rank",)
+"""Functions of which each node of a job runs a part."""
+RANK_VARIABLES = (
+    "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FLIP_STORE",
+    "FLIP_RUN", "FLIP_ATTEMPT", "FLIP_SNAPSHOT",
+)  # fmt: skip
 NO_TIME = "no time was left: give it more --minutes"
 
 
@@ -74,11 +80,12 @@ def measure(
     names: bool = False,
     kept: Mapping[str, MeasuredRow] | None = None,
     progress: Callable[[Measurement], None] = lambda so_far: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Measurement:
     """Run all rows in at most ``minutes``, in folders below ``root``.
 
     ``names``: whether the host may be named. ``kept``: rows of an earlier call, which are not run again. ``progress``
-    gets the measurement after each row.
+    gets the measurement after each row. Raises MeasurementStopped once ``stopped`` returns True.
     """
     start_time = time.monotonic()
     end = time.monotonic() + 60 * minutes
@@ -96,7 +103,7 @@ def measure(
     busy = []
     for row in rows:
         before = core_seconds()
-        done = (kept or {}).get(row.name) or _run(row, root, end)
+        done = (kept or {}).get(row.name) or run_row(row, root, end, stopped)
         if row.function not in DETACHED:
             busy.append(_others(before))
         spent = round((time.monotonic() - start_time) / 60, 2)
@@ -115,7 +122,8 @@ def private(text: str, root: Path) -> str:
     return text
 
 
-def _run(row: RowPlan, root: Path, end: float) -> MeasuredRow:
+def run_row(row: RowPlan, root: Path, end: float, stopped: Callable[[], bool] = lambda: False) -> MeasuredRow:
+    """Run one row until its limit or ``end``, a moment of the monotonic clock."""
     if row.skipped:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=row.skipped)
     limit = min(row.limit, end - time.monotonic())
@@ -123,12 +131,12 @@ def _run(row: RowPlan, root: Path, end: float) -> MeasuredRow:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
     try:
         with tempfile.TemporaryDirectory(prefix=".measure-", dir=root, ignore_cleanup_errors=True) as folder:
-            return _limited(row, Path(folder), limit, root)
+            return _limited(row, Path(folder), limit, root, stopped)
     except OSError as error:
         return MeasuredRow(row.name, row.what, "failed", detail=private(str(error), root))
 
 
-def _limited(row: RowPlan, folder: Path, limit: float, root: Path) -> MeasuredRow:
+def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Callable[[], bool]) -> MeasuredRow:
     options = {**row.options}
     if row.function in IN_FOLDER:
         options["folder"] = str(folder)
@@ -136,9 +144,10 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path) -> MeasuredRo
         options["seconds"] = limit - STOP_SECONDS
     command = [sys.executable, "-m", "tools.measuring", row.function, json.dumps(options)]
     variables = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
-    variables |= os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    variables |= {name: value for name, value in os.environ.items() if row.function in TOGETHER or not _of_rank(name)}
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     variables |= python_path.variables(REPOSITORY) | {"TMPDIR": str(folder)}
-    ended = run_limited(command, limit, variables)
+    ended = run_limited(command, limit, variables, stopped)
     detail = private(ended.detail, root)
     if ended.status == TIME_LIMIT:
         detail = f"it took more than {limit:.0f} s"
@@ -146,6 +155,11 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path) -> MeasuredRo
         return MeasuredRow(row.name, row.what, ended.status, {}, detail, ended.seconds)
     values = json.loads(ended.output.strip().splitlines()[-1])
     return MeasuredRow(row.name, row.what, MEASURED, values, "", ended.seconds)
+
+
+def _of_rank(name: str) -> bool:
+    """Whether a variable belongs to the rank of a job, so that a row that starts ranks of its own must not see it."""
+    return name in RANK_VARIABLES or name.startswith("SLURM_")
 
 
 def _others(before: tuple[float, float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
 from jobs.common.text import duration
-from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, Verdict, judge
+from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, MachineVerdict, judge
 from jobs.reporting.document import Block, Fold, Table, Text, heading
 
 TITLE = "Measurement of a machine"
@@ -51,7 +51,7 @@ def blocks(measurement: Measurement) -> list[Block]:
     ]
 
 
-def headline(verdicts: Sequence[Verdict]) -> str:
+def headline(verdicts: Sequence[MachineVerdict]) -> str:
     """How many verdicts of each kind there are: "2 do not work, 1 is slow, 8 work"."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     return ", ".join(f"{counts[name]} {_plural(name, counts[name])}" for name in ORDER if counts[name])
@@ -88,7 +88,7 @@ def text(measurement: Measurement) -> str:
     return "\n".join([*lines, "", headline(verdicts)])
 
 
-def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+def _verdict_table(verdicts: Sequence[MachineVerdict]) -> Table:
     rows = [
         {"what": each.about, "verdict": each.verdict, "because": each.because, "what to do": each.then or "-"}
         for each in verdicts

@@ -1,6 +1,6 @@
 """The rows of a measurement: what is run, with which limit, and why a row is skipped on this machine.
 
-The order is that of value: what a plan uses comes first, faults last. Each row has its own process and its own limit.
+The order is that of value: what a plan uses comes first. Each row has its own process and its own limit.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class RowPlan:
     skipped: str = ""
 
 
+NODES_ROW = RowPlan("nodes", "files and locks between nodes")
+"""Run by the process of each node itself (``jobs.measuring.node``)."""
+
+
 def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float = 1.0) -> list[RowPlan]:
     """The rows of one machine. ``share``: of the usual seconds of each measurement, for less time."""
     rows = [
@@ -43,9 +47,6 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan(
             "input_cost", "cost of a sample on a core", "input", {"manifest": manifest, "seconds": 8 * share}, 60
         ),
-        RowPlan(
-            "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
-        ),
         RowPlan("disk", "files in the folder of runs", "disk", {}, 30),
         RowPlan(
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
@@ -53,6 +54,9 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan(
             "fault_rank", "a killed rank", "killed_rank",
             {"device": device, "processes": max(1, min(2, gpus or cores))}, 135,
+        ),
+        RowPlan(
+            "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
         ),
     ]  # fmt: skip
     return rows
@@ -92,6 +96,11 @@ def _link_row(device: str, gpus: int) -> RowPlan:
     if gpus == 1:
         return RowPlan("link_node", what, skipped=NO_PEER)
     return RowPlan("link_node", what, "collectives", {"device": device}, 90)
+
+
+def network_row(device: str) -> RowPlan:
+    """The row of which each node of a job runs a part."""
+    return RowPlan("link_network", "collectives between nodes", "collective_rank", {"device": device}, 90)
 
 
 def total_limit(rows: Sequence[RowPlan]) -> float:

@@ -29,6 +29,7 @@ MEMORY_SHARE = 1.1
 INPUT_MARGIN = 1.25
 REPLACE_MILLISECONDS = 100.0
 WRITE_MEGABYTES = 50.0
+VISIBLE_MILLISECONDS = 3000.0
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
@@ -45,7 +46,7 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MachineVerdict:
     """One line: about what, how it is, why, and what to do."""
 
     about: str
@@ -54,7 +55,7 @@ class Verdict:
     then: str = ""
 
 
-def judge(measurement: Measurement) -> list[Verdict]:
+def judge(measurement: Measurement) -> list[MachineVerdict]:
     """All verdicts, the worst first."""
     verdicts = [*_busy(measurement), *_failures(measurement)]
     for judged in JUDGES:
@@ -62,26 +63,26 @@ def judge(measurement: Measurement) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
 
 
-def _busy(measurement: Measurement) -> Iterator[Verdict]:
+def _busy(measurement: Measurement) -> Iterator[MachineVerdict]:
     if measurement.load > BUSY_CORES:
         cores = measurement.machine.cores
         because = f"other processes used {measurement.load:g} of {cores} cores: the speeds below are too low"
-        yield Verdict("idle machine", SLOW, because, "Measure again while nothing else runs")
+        yield MachineVerdict("idle machine", SLOW, because, "Measure again while nothing else runs")
 
 
-def _failures(measurement: Measurement) -> Iterator[Verdict]:
+def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
     """Rows that failed, and those for which no time was left."""
     for row in measurement.rows:
         if row.status == MEASURED or (row.status == SKIPPED and "--minutes" not in row.detail):
             continue
         remedy = REMEDIES.get(row.name.split("_")[0], "")
         if row.status in (SKIPPED, TIME_LIMIT):
-            yield Verdict(row.what, UNKNOWN, row.detail, "Give it more --minutes")
+            yield MachineVerdict(row.what, UNKNOWN, row.detail, "Give it more --minutes")
         else:
-            yield Verdict(row.what, BROKEN, row.detail or row.status, remedy)
+            yield MachineVerdict(row.what, BROKEN, row.detail or row.status, remedy)
 
 
-def _arithmetic(measurement: Measurement) -> Iterator[Verdict]:
+def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("matmul")
     if row is None:
         return
@@ -92,18 +93,18 @@ def _arithmetic(measurement: Measurement) -> Iterator[Verdict]:
     for device in slow:
         because = f"{device['bf16']:g} TFLOP/s in bf16, its peers {middle:g}"
         remedy = "Compare its clocks and temperature with those of its peers: nvidia-smi -q -d CLOCK,TEMPERATURE"
-        yield Verdict(f"GPU {device['number']}", SLOW, because, remedy)
+        yield MachineVerdict(f"GPU {device['number']}", SLOW, because, remedy)
     peak = devices[0].get("datasheet")
     because = f"{middle:g} TFLOP/s in bf16" + (f", {100 * middle / peak:.0f} % of the data sheet" if peak else "")
     if peak and middle < DATASHEET_SHARE * peak:
-        yield Verdict(
+        yield MachineVerdict(
             "products of matrices", SLOW, because, "Check power limits and clocks: nvidia-smi -q -d POWER,CLOCK"
         )
     elif not slow:
-        yield Verdict("products of matrices", WORKS, because)
+        yield MachineVerdict("products of matrices", WORKS, because)
 
 
-def _steps(measurement: Measurement) -> Iterator[Verdict]:
+def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
     for row in measurement.kind("step"):
         values = row.values
         about = f"training of {values['size']}, mask {values['mask']}"
@@ -115,21 +116,21 @@ def _steps(measurement: Measurement) -> Iterator[Verdict]:
         planned = number(row, "planned_megabytes")
         if values.get("device") == "cuda" and memory and planned and memory > MEMORY_SHARE * planned:
             because = f"a step needs {memory:,.0f} MB, and plans count {planned:,.0f} MB"
-            yield Verdict(
+            yield MachineVerdict(
                 f"memory of {values['size']}", SLOW, because, "Leave more memory free, and report it with this page"
             )
         if values.get("recompilations"):
             because = f"{words}; {values['recompilations']} graphs were compiled again after the first steps"
-            yield Verdict(about, SLOW, because, "Report it with this page")
+            yield MachineVerdict(about, SLOW, because, "Report it with this page")
         elif share and share < LOW_UTILISATION:
-            yield Verdict(
+            yield MachineVerdict(
                 about, SLOW, f"{words}; {_low_because(measurement)}", "Look at the trace: make bench-gpu ONLY=trace"
             )
         elif float(values.get("spread", 0)) > SPREAD:
             because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
-            yield Verdict(about, SLOW, because, "Measure again while nothing else runs")
+            yield MachineVerdict(about, SLOW, because, "Measure again while nothing else runs")
         else:
-            yield Verdict(about, WORKS, words)
+            yield MachineVerdict(about, WORKS, words)
 
 
 def _low_because(measurement: Measurement) -> str:
@@ -142,15 +143,15 @@ def _low_because(measurement: Measurement) -> str:
     return "its kernels are slow: products of matrices are not"
 
 
-def _links(measurement: Measurement) -> Iterator[Verdict]:
+def _links(measurement: Measurement) -> Iterator[MachineVerdict]:
     for name, about in (("link_node", "communication in a node"), ("link_network", "communication between nodes")):
         row = measurement.row(name)
         if row is not None:
             backend = "gloo between processes" if row.values.get("device") == "cpu" else "NCCL"
-            yield Verdict(about, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
+            yield MachineVerdict(about, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
 
 
-def _input(measurement: Measurement) -> Iterator[Verdict]:
+def _input(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("input_cost")
     if row is None:
         return
@@ -161,12 +162,12 @@ def _input(measurement: Measurement) -> Iterator[Verdict]:
     needed = _needed_cores(measurement, row)
     if needed > measurement.machine.cores:
         because = f"{words}: the GPUs of a node need {needed:,} cores, and it has {measurement.machine.cores}"
-        yield Verdict("input", SLOW, because, f"Store smaller images: {RECODE}")
+        yield MachineVerdict("input", SLOW, because, f"Store smaller images: {RECODE}")
     elif not fastest["kernel"] and row.values.get("without_kernel_because"):
         because = f"{words}: {row.values['without_kernel_because']}"
-        yield Verdict("input", SLOW, because, "Install the kernel: make install")
+        yield MachineVerdict("input", SLOW, because, "Install the kernel: make install")
     else:
-        yield Verdict("input", WORKS, words)
+        yield MachineVerdict("input", WORKS, words)
 
 
 def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:
@@ -181,41 +182,41 @@ def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:
     return math.ceil(INPUT_MARGIN * needed * measurement.machine.gpus)
 
 
-def _disk(measurement: Measurement) -> Iterator[Verdict]:
+def _disk(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("disk")
     if row is None:
         return
     values = row.values
     if not values["locks_exclude"]:
         because = "two processes hold the same lock at once: two attempts of a run could write at once"
-        yield Verdict("locks", BROKEN, because, REMEDIES["disk"])
+        yield MachineVerdict("locks", BROKEN, because, REMEDIES["disk"])
     words = f"writes {values['write_megabytes_per_second']:,.0f} MB/s, replaces a file in"
     words += f" {values['replace_milliseconds']:.3g} ms"
     if values["replace_milliseconds"] > REPLACE_MILLISECONDS:
         because = f"{words}: each state file of a run waits for that"
-        yield Verdict("folder of runs", SLOW, f"{because}. The storage has a high latency", REMEDIES["disk"])
+        yield MachineVerdict("folder of runs", SLOW, f"{because}. The storage has a high latency", REMEDIES["disk"])
     elif values["write_megabytes_per_second"] < WRITE_MEGABYTES:
-        yield Verdict("folder of runs", SLOW, f"{words}: saves take long", REMEDIES["disk"])
+        yield MachineVerdict("folder of runs", SLOW, f"{words}: saves take long", REMEDIES["disk"])
     else:
-        yield Verdict("folder of runs", WORKS, words)
+        yield MachineVerdict("folder of runs", WORKS, words)
 
 
-def _saves(measurement: Measurement) -> Iterator[Verdict]:
+def _saves(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("save")
     if row is None:
         return
     values = row.values
     if not values["equal"]:
-        yield Verdict(
+        yield MachineVerdict(
             "save and restore", BROKEN, "the restored tensors differ from those that were saved", REMEDIES["disk"]
         )
         return
     words = f"{values['megabytes']:,} MB are saved in {values['save_seconds']:.3g} s, of which training waits"
     words += f" {values['stall_seconds']:.2g} s, and restored in {values['restore_seconds']:.3g} s"
-    yield Verdict("save and restore", WORKS, words)
+    yield MachineVerdict("save and restore", WORKS, words)
 
 
-def _faults(measurement: Measurement) -> Iterator[Verdict]:
+def _faults(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("fault_rank")
     if row is None:
         return
@@ -223,18 +224,53 @@ def _faults(measurement: Measurement) -> Iterator[Verdict]:
     differing = values["different_tensors"]
     if differing:
         because = f"after the kill {len(differing)} tensors differ from an undisturbed run: {shortened(differing, 2)}"
-        yield Verdict("a killed rank", BROKEN, because, REMEDIES["fault"])
+        yield MachineVerdict("a killed rank", BROKEN, because, REMEDIES["fault"])
         return
     words = f"the next step came after {values['next_step_seconds']:g} s, and the weights of"
     words += f" {values['steps']} steps are those of an undisturbed run, bit for bit"
     if values["next_step_seconds"] > RESUME_SECONDS:
-        yield Verdict("a killed rank", SLOW, words, "Look at the time of starts: flip status --goodput")
+        yield MachineVerdict("a killed rank", SLOW, words, "Look at the time of starts: flip status --goodput")
     else:
-        yield Verdict("a killed rank", WORKS, words)
+        yield MachineVerdict("a killed rank", WORKS, words)
 
 
-JUDGES: tuple[Callable[[Measurement], Iterator[Verdict]], ...] = (
-    _arithmetic, _steps, _links, _input, _disk, _saves, _faults,
+def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
+    """Files and locks between nodes, and nodes that are slower than the others or have other packages."""
+    row = measurement.row("nodes")
+    if row is not None:
+        visible = row.values["visible_milliseconds"]
+        words = f"a file and its answer are visible after {visible:.3g} ms, locks exclude other nodes"
+        if not row.values["locks_exclude"]:
+            because = "a node gets a lock that another one holds: two attempts of a run could write at once"
+            yield MachineVerdict("folder of runs, between nodes", BROKEN, because, REMEDIES["disk"])
+        elif visible > VISIBLE_MILLISECONDS:
+            yield MachineVerdict(
+                "folder of runs, between nodes", SLOW, words, "Mount it with a shorter attribute cache"
+            )
+        else:
+            yield MachineVerdict("folder of runs, between nodes", WORKS, words)
+    peers = measurement.row("peers")
+    if peers is None:
+        return
+    for entry in peers.values["versions"]:
+        because = f"packages differ from those of the first node: {entry['difference']}"
+        yield MachineVerdict("packages of nodes", BROKEN, because, "Install the same packages on all nodes")
+    slowest: dict[int, dict[str, Any]] = {}
+    for entry in peers.values["slow"]:
+        worst = slowest.setdefault(entry["node"], entry)
+        if entry["value"] / entry["peers"] < worst["value"] / worst["peers"]:
+            slowest[entry["node"]] = entry
+    for node, entry in slowest.items():
+        share = 100 * (1 - entry["value"] / entry["peers"])
+        because = f"{share:.0f} % slower than its peers in {entry['row']}, {entry['number'].replace('_', ' ')}:"
+        because += f" {entry['value']:.4g} for {entry['peers']:.4g}"
+        yield MachineVerdict(
+            f"node {node}", SLOW, because, "Look at its load, clocks and limits; exclude it if it stays"
+        )
+
+
+JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
+    _arithmetic, _steps, _links, _nodes, _input, _disk, _saves, _faults,
 )  # fmt: skip
 
 

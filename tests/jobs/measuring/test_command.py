@@ -29,8 +29,9 @@ def measure(tmp_path, monkeypatch, *words):
     ("words", "message"),
     [
         (["--minutes", "0.1", "--yes"], "not a time for a measurement"),
-        (["--nodes", "2", "--yes"], "only this machine can be measured"),
-        (["--cluster", "h100", "--yes"], "only this machine can be measured"),
+        (["--nodes", "2", "--yes"], "nodes of a cluster need its profile"),
+        (["--cluster", "h100", "--minutes", "1440", "--yes"], "time limit is too short"),
+        (["--cluster", "h100", "--only", "disc", "--yes"], "no such row"),
         (["--only", "disc", "--yes"], "no such row"),
         (["--only", "disk"], "confirmation needed"),
         (["--data", "/no/manifest", "--yes"], "/no/manifest"),

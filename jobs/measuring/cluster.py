@@ -1,0 +1,103 @@
+"""Measures nodes of a Slurm cluster: one job by the existing submission, whose nodes run ``jobs.measuring.node``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flip.config.host import cores
+from flip.config.resolve import cache_root
+from flip.runs.errors import ConfigError, FlipError
+from flip.runs.files import closed_folder, run_folder
+from flip.runs.lifecycle import ENDED
+from flip.runs.rundir import RunDir, write_json, write_text
+from jobs.common.cli import command, note
+from jobs.common.cluster_profile import ClusterProfile, require_trusted_programs
+from jobs.common.filesystem import require_trusted, writing
+from jobs.common.job import Job, JobResources
+from jobs.common.measurement import Measurement, read_measurement
+from jobs.common.paths import REPOSITORY, runs_root
+from jobs.measuring import node
+from jobs.planning import preflight
+from jobs.runs.clusters import open_backend, request_cancel, states
+from jobs.submission.snapshot import take
+
+FOLDER = ".measure"
+"""Below the folder of runs: measuring jobs, which `status` and `report` leave out."""
+EXTRA_HOURS = 0.1
+"""Of the wall limit, beyond the minutes of the measurement: start, and the nodes that wait for each other."""
+POLL_SECONDS = 2.0
+
+
+def question(profile: ClusterProfile, nodes: int, minutes: float) -> str:
+    """The cost of a measuring job, and whether to submit it."""
+    cost = f"{nodes * minutes / 60:.2g} node-hours"
+    if profile.gpus_per_node:
+        cost = f"{nodes * profile.gpus_per_node * minutes / 60:.2g} GPU-hours"
+    return (
+        f"This submits a job on {nodes} nodes of partition {profile.partition or 'by default'} for up to {minutes:g}"
+        f" minutes, {cost} at most. Submit?"
+    )
+
+
+def check(profile: ClusterProfile, nodes: int, minutes: float) -> None:
+    """Raise ConfigError or StorageError if the job cannot be submitted."""
+    if nodes < 1:
+        raise ConfigError("must be at least 1", "--nodes", nodes)
+    if minutes / 60 + EXTRA_HOURS > profile.hours:
+        remedy = f"Give fewer minutes than {60 * (profile.hours - EXTRA_HOURS):.0f}, or raise hours."
+        raise ConfigError("the profile's time limit is too short", f"{profile.name}, hours", profile.hours, remedy)
+    require_trusted_programs(profile)
+    preflight.scheduler(profile, dry=False)
+
+
+def measure(
+    profile: ClusterProfile, nodes: int, minutes: float, manifest: str, only: Sequence[str] | None, names: bool,
+    share: float,
+) -> Measurement:  # fmt: skip
+    """Submit the job, wait for its end, and return its result. Raises FlipError with the reason if there is none."""
+    folder = runs_root(profile) / FOLDER
+    with writing(folder):
+        require_trusted(closed_folder(folder))
+        run = RunDir(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        run_folder(run.path)
+        request = {"minutes": minutes, "manifest": manifest, "only": only, "names": names, "share": share}
+        write_json(run.path / node.REQUEST, request)
+        write_text(run.config, "schema: 1\n")
+    resources = JobResources(
+        nodes, 1, profile.gpus_per_node, profile.cpus_per_node or cores(), minutes / 60 + EXTRA_HOURS
+    )
+    environment = {"FLIP_CACHE": str(cache_root())}
+    code = take(REPOSITORY, folder / ".code").path
+    with writing(folder):
+        open_backend(profile).submit([Job(run, code, resources, environment, module="jobs.measurer")])
+    note(f"the job is {run.path}; to end it: {command('cancel', run.path)}")
+    _wait(run)
+    return read_measurement(str(run.path / node.RESULT))
+
+
+def _wait(run: RunDir) -> None:
+    """Wait for the end of the job, and note its state. Raises FlipError if it has no result."""
+    last = ""
+    try:
+        while True:
+            state = states([run])[run.path]
+            words = f"{state.state}: {state.detail}".rstrip(": ")
+            if words != last:
+                note(words)
+                last = words
+            if state.state in ENDED:
+                break
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        request_cancel([run], "the measurement was interrupted")
+        raise
+    if state.state != "complete":
+        remedy = f"The output of its nodes: {_logs(run)}"
+        raise FlipError("the measuring job has no result", str(run.path), words, remedy)
+
+
+def _logs(run: RunDir) -> Path:
+    return run.path / "logs"

@@ -1,0 +1,173 @@
+"""The work of the process of one node of a measuring job: rows between nodes, then those of each node, then the result.
+
+Each node writes its rows to RUN/nodes/<node>.json, so that a job that was preempted continues. The first node merges
+them into RUN/measured.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flip import environment
+from flip.runs.files import run_folder
+from flip.runs.rundir import RunDir, exists, load_record, write_json
+from jobs.common.measurement import FAILED, MEASURED, MeasuredRow, Measurement, parsed, read_measurement
+from jobs.measuring import compare, machine
+from jobs.measuring.limited import MeasurementStopped
+from jobs.measuring.meeting import Meeting
+from jobs.measuring.rows import NODES_ROW, RowPlan, local_rows, network_row
+
+if TYPE_CHECKING:
+    from flip.distributed.shutdown import StopFlag
+
+REQUEST = "measure.json"
+"""Of the run directory: minutes, manifest, rows and whether names may be written."""
+RESULT = "measured.json"
+MEETING_SECONDS = 120.0
+"""Seconds in which all nodes must start."""
+PEER_SHARE = 0.9
+"""Speed as a share of the median of all nodes below which a node is named."""
+
+
+def measure_node(run: RunDir, attempt: int, flag: StopFlag) -> tuple[str, str]:
+    """Measure this node; returns (cause, reason), as ``jobs.runtime.rank_process`` records it."""
+    request = load_record(run.path / REQUEST)
+    node = int(os.environ["RANK"])
+    meeting = Meeting(
+        run_folder(run.path / "meetings") / str(attempt), node, int(os.environ["WORLD_SIZE"]), lambda: bool(flag)
+    )
+    try:
+        result = _measure(run, request, meeting, lambda: bool(flag))
+    except MeasurementStopped:
+        return "stopped", flag.reason
+    if result is not None:
+        write_json(run.path / RESULT, result.as_dict())
+        write_json(run.result, {"run": run.name, "samples": 0})
+    return "complete", ""
+
+
+def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped: Any) -> Measurement | None:
+    """The merged measurement on the first node; None on others."""
+    end = time.monotonic() + 60 * float(request["minutes"])
+    path = run_folder(run.path / "nodes") / f"{meeting.node}.json"
+    gpus = machine.gpu_names()
+    device = "cuda" if gpus else "cpu"
+    facts = machine.facts(gpus)
+    kept = {}
+    if exists(path):
+        kept = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
+    known = meeting.exchange("start", {"kept": sorted(kept), "environment": environment.environment()}, MEETING_SECONDS)
+    together = _between_nodes(run, meeting, set(known[0]["kept"]), kept, device, end, request["only"], stopped)
+    rows = [
+        row
+        for row in local_rows(device, len(gpus), facts.cores, request["manifest"], request["share"])
+        if row.name not in ("link_network", *(each.name for each in together)) and _is_wanted(row, request["only"])
+    ]
+    left = (end - time.monotonic()) / 60
+    own = machine.measure(
+        rows, facts, run.path, left, request["names"], kept,
+        lambda so_far: write_json(path, _joined(together, so_far).as_dict()), stopped,
+    )  # fmt: skip
+    own = _joined(together, own)
+    write_json(path, own.as_dict())
+    return _gathered(meeting, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
+
+
+def _is_wanted(row: RowPlan, only: Sequence[str] | None) -> bool:
+    return not only or row.name in only
+
+
+def _joined(rows: Sequence[MeasuredRow], measurement: Measurement) -> Measurement:
+    return dataclasses.replace(measurement, rows=(*rows, *measurement.rows))
+
+
+def _between_nodes(
+    run: RunDir, meeting: Meeting, done: set[str], kept: Mapping[str, MeasuredRow], device: str, end: float,
+    only: Sequence[str] | None, stopped: Any,
+) -> list[MeasuredRow]:  # fmt: skip
+    """The rows that all nodes run together, unless the first one has them from an attempt before."""
+    rows = [kept[name] for name in ("nodes", "link_network") if name in kept]
+    if meeting.nodes == 1:
+        return rows
+    if NODES_ROW.name not in done and _is_wanted(NODES_ROW, only):
+        rows.append(_nodes_row(meeting))
+    network = network_row(device)
+    if "link_network" not in done and _is_wanted(network, only):
+        meeting.exchange("network", None, MEETING_SECONDS)
+        rows.append(machine.run_row(network, run.path, end, stopped))
+    return rows
+
+
+def _nodes_row(meeting: Meeting) -> MeasuredRow:
+    """Visibility of files and locks between nodes."""
+    start_time = time.monotonic()
+    try:
+        visible = meeting.visible_milliseconds(MEETING_SECONDS)
+        excluded = meeting.locks_exclude(MEETING_SECONDS)
+    except (OSError, ValueError) as error:
+        return MeasuredRow(
+            NODES_ROW.name, NODES_ROW.what, FAILED, {}, type(error).__name__, round(time.monotonic() - start_time, 1)
+        )
+    values = {"nodes": meeting.nodes, "visible_milliseconds": visible, "locks_exclude": excluded}
+    return MeasuredRow(NODES_ROW.name, NODES_ROW.what, MEASURED, values, "", round(time.monotonic() - start_time, 1))
+
+
+def _gathered(
+    meeting: Meeting, own: Measurement, known: Sequence[Mapping[str, Any]], seconds: float
+) -> Measurement | None:
+    """The measurements of all nodes as one; those of nodes that do not answer are missing."""
+    if meeting.node:
+        meeting.leave("end", own.as_dict())
+        return None
+    try:
+        contents = meeting.exchange("end", own.as_dict(), seconds)
+    except TimeoutError:
+        lost = MeasuredRow("peers", "nodes compared", FAILED, {}, "a node did not finish: it has died, or is slow")
+        return dataclasses.replace(own, nodes=meeting.nodes, rows=(*own.rows, lost))
+    return merged([parsed(content, f"node {node}") for node, content in enumerate(contents)], known)
+
+
+def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> Measurement:
+    """One measurement of several nodes: the rows of the first one, failures of others, and the nodes compared.
+
+    ``known``: the environment of each node.
+    """
+    first = nodes[0]
+    rows = list(first.rows)
+    for number, each in enumerate(nodes[1:], 1):
+        for row in each.rows:
+            if row.status not in (MEASURED, "skipped") and first.row(row.name) is not None:
+                name = f"node{number}_{row.name}"
+                rows.append(dataclasses.replace(row, name=name, what=f"{row.what}, node {number}"))
+    if len(nodes) > 1:
+        differences = [
+            f"node {number}: {', '.join(changed)}"
+            for number, each in enumerate(known[1:], 1)
+            if (changed := environment.changes(known[0], each))
+        ]
+        values = {"slow": slow_nodes(nodes), "versions": [{"difference": text} for text in differences]}
+        rows.append(MeasuredRow("peers", "nodes compared", MEASURED, values))
+    names = [name for each in nodes for name in each.names]
+    load = max(each.load for each in nodes)
+    return dataclasses.replace(first, nodes=len(nodes), rows=tuple(rows), names=names, load=load)
+
+
+def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Speeds of a node that are below those of its peers: row, number, node, value and the best of all nodes."""
+    slow = []
+    for row in nodes[0].rows:
+        speeds = [compare.numbers(each) if (each := measured.row(row.name)) else {} for measured in nodes]
+        for key in speeds[0]:
+            values = {number: each[key] for number, each in enumerate(speeds) if key in each}
+            if not compare.is_speed(key) or len(values) < 2:
+                continue
+            middle = statistics.median_high(values.values())
+            for number, value in values.items():
+                if value < PEER_SHARE * middle:
+                    slow.append({"node": number, "row": row.name, "number": key, "value": value, "peers": middle})
+    return slow

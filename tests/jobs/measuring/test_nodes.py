@@ -1,0 +1,106 @@
+"""Tests of several nodes: how they meet, how their measurements become one, and which node is named."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from flip.runs.errors import ConfigError
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.measurement import FAILED, MeasuredRow
+from jobs.measuring import cluster, node
+from jobs.measuring.limited import MeasurementStopped
+from jobs.measuring.meeting import Meeting
+from jobs.measuring.verdicts import BROKEN, SLOW, WORKS, judge
+from tests.jobs.common.test_measurement import example
+from tests.jobs.measuring.test_verdicts import DISK, gpu, row
+
+
+def together(folder, work):
+    """Run ``work`` for two nodes at once; returns both results."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(work, Meeting(folder, number, 2)) for number in range(2)]
+        return [future.result(timeout=60) for future in futures]
+
+
+def test_nodes_exchange_values_in_their_order(tmp_path):
+    folder = tmp_path / "meeting"
+    assert together(folder, lambda meeting: meeting.exchange("a", meeting.node, 30)) == [[0, 1], [0, 1]]
+    assert together(tmp_path / "files", lambda meeting: meeting.visible_milliseconds(30) > 0) == [True, True]
+
+
+def test_locks_of_other_nodes_are_tried(tmp_path, monkeypatch):
+    assert together(tmp_path / "good", lambda meeting: meeting.locks_exclude(30)) == [True, True]
+    monkeypatch.setattr("jobs.measuring.meeting.fcntl.flock", lambda *_: None)  # as a mount without shared locks
+    assert together(tmp_path / "bad", lambda meeting: meeting.locks_exclude(30)) == [False, False]
+
+
+def test_missing_node_is_a_timeout_and_a_stop_ends_the_wait(tmp_path):
+    with pytest.raises(TimeoutError, match="does not see the same folder"):
+        Meeting(tmp_path / "a", 0, 2).exchange("start", None, 0.05)
+    with pytest.raises(MeasurementStopped):
+        Meeting(tmp_path / "b", 0, 2, stopped=lambda: True).exchange("start", None, 30)
+
+
+def node_example(bf16, write, **fields):
+    rows = [row("matmul", devices=[gpu(0, bf16)]), row("disk", **(DISK | {"write_megabytes_per_second": write}))]
+    return example(*rows, **fields)
+
+
+ENVIRONMENT = {"python": "3.12.1", "packages": {"torch": "2.13.0"}}
+
+
+def test_slow_node_is_named_with_its_largest_difference():
+    nodes = [node_example(650.0, 900.0), node_example(648.0, 880.0), node_example(500.0, 700.0)]
+    measured = node.merged([replace(each, nodes=1) for each in nodes], [ENVIRONMENT] * 3)
+    assert measured.nodes == 3
+    slow = [verdict for verdict in judge(measured) if verdict.about.startswith("node")]
+    assert [(each.about, each.verdict) for each in slow] == [("node 2", SLOW)]
+    assert "23 % slower than its peers in matmul, devices 0 bf16: 500 for 648" in slow[0].because
+
+
+def test_equal_nodes_have_no_verdict_of_peers():
+    measured = node.merged([node_example(650.0, 900.0)] * 2, [ENVIRONMENT] * 2)
+    assert {verdict.verdict for verdict in judge(measured)} == {WORKS}
+
+
+def test_packages_that_differ_between_nodes_are_named():
+    other = ENVIRONMENT | {"packages": {"torch": "2.14.0"}}
+    measured = node.merged([node_example(650.0, 900.0)] * 2, [ENVIRONMENT, other])
+    first = judge(measured)[0]
+    assert first.verdict == BROKEN and "node 1: torch 2.13.0 -> 2.14.0" in first.because
+
+
+def test_failure_on_another_node_is_a_verdict_of_its_own():
+    second = node_example(650.0, 900.0)
+    failed = MeasuredRow("disk", "files", FAILED, {}, "No space left on device")
+    second = replace(second, rows=(second.rows[0], failed))
+    first = judge(node.merged([node_example(650.0, 900.0), second], [ENVIRONMENT] * 2))[0]
+    assert (first.about, first.verdict, first.because) == ("files, node 1", BROKEN, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "because"),
+    [
+        ({"visible_milliseconds": 40.0, "locks_exclude": True}, WORKS, "visible after 40 ms"),
+        ({"visible_milliseconds": 9000.0, "locks_exclude": True}, SLOW, "visible after 9e+03 ms"),
+        ({"visible_milliseconds": 40.0, "locks_exclude": False}, BROKEN, "two attempts"),
+    ],
+)
+def test_shared_folder_is_judged(values, verdict, because):
+    (judged,) = judge(example(row("nodes", nodes=2, **values)))
+    assert judged.verdict == verdict and because in judged.because
+
+
+def test_job_that_cannot_end_in_time_is_refused():
+    profile = ClusterProfile("far", "slurm", hours=0.2)
+    with pytest.raises(ConfigError, match="time limit is too short"):
+        cluster.check(profile, 2, 30.0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        cluster.check(profile, 0, 3.0)
+
+
+def test_question_states_the_cost():
+    profile = ClusterProfile("far", "slurm", partition="gpu", gpus_per_node=8)
+    assert "2 nodes of partition gpu for up to 10 minutes, 2.7 GPU-hours at most" in cluster.question(profile, 2, 10)
+    assert "0.33 node-hours" in cluster.question(ClusterProfile("far", "slurm"), 2, 10)

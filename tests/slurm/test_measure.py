@@ -1,0 +1,49 @@
+"""Tests that `flip doctor --measure --nodes 2` measures two nodes of a real Slurm in one job that is requeued."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from flip.runs.rundir import RunDir
+from jobs.commands import doctor
+from jobs.common.measurement import read_measurement
+from jobs.host import slurm_cli
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+def requeue_once(root, seconds=120):
+    """Requeue the measuring job once a node has written a row."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for path in root.glob(".measure/*/nodes/0.json"):
+            record = json.loads((path.parents[1] / "job.json").read_text())
+            rows = slurm_cli.queue([record["name"]])
+            slurm_cli.call("scontrol", "requeue", rows[record["name"], record["index"]].id)
+            return
+        time.sleep(0.2)
+
+
+@pytest.mark.timeout(900)
+def test_job_on_two_nodes_continues_after_requeue(start_slurm, tmp_path, monkeypatch, capsys):
+    cluster = start_slurm()
+    root = tmp_path / "runs"
+    for name in ("RUNS", "CACHE"):
+        monkeypatch.setenv(f"FLIP_{name}", str(tmp_path / name.lower()))
+    preemption = threading.Thread(target=requeue_once, args=(root,))
+    preemption.start()
+    words = ["--measure", "--cluster", str(cluster.profile), "--nodes", "2", "--yes", "--out", str(tmp_path / "out")]
+    code = doctor.main([*words, "--only", "nodes", "link_network", "disk", "matmul", "save"])
+    preemption.join()
+    output = capsys.readouterr()
+    assert code == 0, output.out + output.err
+    measured = read_measurement(str(tmp_path / "out" / "measured.json"))
+    (run,) = [RunDir(path.parent) for path in root.glob(".measure/*/measured.json")]
+    assert measured.nodes == 2 and run.newest_attempt() == 2
+    names = {row.name for row in measured.rows}
+    assert names == {"nodes", "link_network", "matmul", "disk", "save", "peers"}
+    assert measured.row("nodes").values["locks_exclude"] is True
+    assert (measured.row("link_network").values["ranks"], measured.row("link_network").values["nodes"]) == (2, 2)
+    assert "folder of runs, between nodes" in output.out and "on 2 nodes" in output.out
