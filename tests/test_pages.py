@@ -129,6 +129,14 @@ def test_page_links_resolve(page):
     assert not broken
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_table_begins_with_its_head(page):
+    """An empty line within a table would make paragraphs of the rows below it."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert not [table for table in tables if not re.match(r"\|.*\n\|[ :-]*-", table)]
+
+
 def test_docs_index_lists_every_page():
     listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     assert {path.name for path in PAGES if path.parent == ROOT / "docs" and path.stem != "index"} <= set(listed)
