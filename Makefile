@@ -148,7 +148,7 @@ audit: install  ## list known vulnerabilities of the installed packages with pip
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
 	@$(BIN)/flip audit
 
-storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 SITE=foreign OUT=page.md; three to six minutes)
+storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 SITE=foreign or agents OUT=page.md; three to six minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SITE),--site $(SITE)) $(if $(OUT),--out $(OUT))
 
 $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt

@@ -46,6 +46,8 @@ class StormSite:
     SLOW = 1.0
     """The same while a run waits for the lock."""
     name = HOME
+    restarts_at_once = False
+    """Whether a run starts again within a second after a killed rank."""
     form = "CPUs and memory as resources (select/cons_tres), one partition, JobRequeue=1"
     profiles = {"here.yaml": ("low", tuple(RUNS))}
     """File of a cluster profile -> (its partition, the runs that are submitted with it)."""

@@ -86,7 +86,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock, printed")
     parser.add_argument("--faults", type=int, default=12, help="number of faults (default: %(default)s)")
-    parser.add_argument("--site", choices=["home", "foreign"], default="home", help="form of the Slurm site")
+    parser.add_argument("--site", choices=["home", "foreign", "agents"], default="home", help="form of the Slurm site")
     parser.add_argument("--out", type=Path, help="also write the result page to this file")
     parser.add_argument("--folder", type=Path, help="new folder for all files (default: a temporary one)")
     args = parser.parse_args(arguments)
@@ -105,11 +105,12 @@ def main(arguments=None):
 
 
 def storm(args):
+    from tests.harness.agents_storm_site import AgentsStormSite
     from tests.harness.foreign_storm_site import ForeignStormSite
     from tests.harness.storm_site import StormSite
     from tests.storm.deal import deal
 
-    site = {"home": StormSite, "foreign": ForeignStormSite}[args.site]
+    site = {"home": StormSite, "foreign": ForeignStormSite, "agents": AgentsStormSite}[args.site]
     print(f"seed {args.seed}, {args.faults} faults, {args.site} site", flush=True)
     if args.folder:
         folder = args.folder.absolute()

@@ -20,7 +20,8 @@ DEADLINE = 15.0
 """``data.deadline`` of the runs: a longer outage ends the attempt."""
 HOME = "home"
 FOREIGN = "foreign"
-"""Sites: `tests.harness.storm_site` and `tests.harness.foreign_storm_site`."""
+AGENTS = "agents"
+"""Sites: `tests.harness.storm_site`, `tests.harness.foreign_storm_site` and `tests.harness.agents_storm_site`."""
 EVERY = {}
 COMMON = []
 """All kinds by name; those that every storm on the home site injects first."""
@@ -35,7 +36,7 @@ class Kind:
     """Layout -> whether the fault can be injected into that run."""
     damages: bool = False
     """Whether it destroys the newest commit."""
-    sites: tuple = (HOME, FOREIGN)
+    sites: tuple = (HOME, FOREIGN, AGENTS)
     shows: tuple = ()
     """States that ``status`` may show because of it, besides running and waiting."""
 
@@ -44,7 +45,7 @@ class Kind:
         return self.act.__name__
 
 
-def kind(seconds, fits=lambda layout: True, common=True, damages=False, sites=(HOME, FOREIGN), shows=()):
+def kind(seconds, fits=lambda layout: True, common=True, damages=False, sites=(HOME, FOREIGN, AGENTS), shows=()):
     def register(act):
         EVERY[act.__name__] = Kind(act, seconds, fits, damages, sites, shows)
         if common and HOME in sites:
@@ -96,10 +97,10 @@ def warned(run):
     return "USR2 to all tasks"
 
 
-@kind(50, fits=single_rank)
+@kind(50, fits=single_rank, sites=(HOME, FOREIGN))
 def time_limit(run):
     """Lower the time limit so that the warning comes next. Slurm checks limits every half minute; the rank is stopped
-    until then, or it would finish before."""
+    until then, or it would finish before. (A node agent would end a stopped rank.)"""
     (row,) = run.ranks()
     job = run.job()
     ran = slurm_cli.parse_duration(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
@@ -203,6 +204,14 @@ def disk_full(run):
 def checkpoint_damaged(run):
     """Change a byte of the newest commit before the next attempt reads it."""
     run.wait(lambda: len(run.commits()) > 1, "two commits")
+    if run.scene.restarts_at_once:  # the ranks stand still meanwhile
+        for row in run.ranks():
+            os.kill(row["pid"], signal.SIGSTOP)
+        newest = run.commits()[-1]
+        run.damage(newest)
+        killed = _kill(run)
+        run.wait_end()
+        return f"a flipped byte in {newest.path.parent.name}/{newest.path.name}, then {killed}"
     killed = _kill(run)
     run.wait_end()
     newest = run.commits()[-1]

@@ -11,7 +11,7 @@ from flip.config.derived import world_size
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
-from jobs.host import sessions, slurm_cli
+from jobs.host import processes, sessions, slurm_cli
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.slurm_scene import pids
 from tests.harness.training_run import TrainingRun
@@ -191,19 +191,21 @@ class StormRun(Calm):
 
     def _ranks(self):
         rows = []
-        n = str(self.run.newest_attempt())
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if self.module not in argv or str(self.run.path) not in argv:
-                    continue
-                pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
+        n = self.run.newest_attempt()
+        for pid, environ in processes.own_environments().items():
+            argv = processes.arguments(pid)
+            if self.module not in argv or str(self.run.path) not in argv:
                 continue
-            environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            if environ.get("FLIP_ATTEMPT") == n and "RANK" in environ:
-                rows.append({"rank": int(environ["RANK"]), "pid": int(entry.name), "node": environ["SLURMD_NODENAME"]})
-        return sorted(rows, key=lambda row: row["rank"])
+            if processes.AGENT_VARIABLE in environ:
+                leads = processes.read_stat(pid)[1][3:4] == [str(pid)]  # its session, as agents do not
+                if leads and processes.is_of_attempt(pid, str(self.run.path), n):
+                    rows.append({"pid": pid, "node": environ["SLURMD_NODENAME"]})
+            elif environ.get("FLIP_ATTEMPT") == str(n) and "RANK" in environ:
+                rows.append({"rank": int(environ["RANK"]), "pid": pid, "node": environ["SLURMD_NODENAME"]})
+        if all("rank" in row for row in rows):
+            return sorted(rows, key=lambda row: row["rank"])
+        rows.sort(key=lambda row: (row["node"], row["pid"]))  # agents fork ranks in their order
+        return [{**row, "rank": rank} for rank, row in enumerate(rows)]
 
     @staticmethod
     def alive(pid):

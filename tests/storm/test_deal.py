@@ -3,11 +3,11 @@
 import pytest
 
 from tests.storm.deal import GAP, RUNS, TAIL, deal, first_kinds, kinds_of
-from tests.storm.faults import COMMON, EVERY, FOREIGN, HOME
+from tests.storm.faults import AGENTS, COMMON, EVERY, FOREIGN, HOME
 
 
 @pytest.mark.parametrize("count", [1, 12, len(COMMON), 100])
-@pytest.mark.parametrize("site", [HOME, FOREIGN])
+@pytest.mark.parametrize("site", [HOME, FOREIGN, AGENTS])
 def test_deal_is_deterministic_and_gives_runs_suitable_faults(count, site):
     dealt = deal(7, count, site)
     assert dealt == deal(7, count, site) != deal(8, count, site)
