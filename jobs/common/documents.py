@@ -128,6 +128,7 @@ _STATUS = record({
     "unsteady": field(VALUE, "how its speed varies, if it does"),
     "attempts": field(INTEGER, "attempts until now"),
     "restarts": field(INTEGER, "attempts after the first"),
+    "restart": field(TEXT, "how the newest attempt started: `in the job` or `requeue`; null: the first", null=True),
     "wall_seconds": field(NUMBER, "seconds of all attempts", null=True),
     "gpu_hours": field(NUMBER, "GPU-hours of all attempts", null=True),
     "progress_time": field(NUMBER, "Unix time of the newest progress", null=True),
@@ -143,6 +144,14 @@ _GOODPUT = record({
     "interruptions": field(INTEGER, "attempts that did not end by themselves"),
     "advice": field(TEXT, "the setting to change", null=True),
     "gain": field(NUMBER, "what that would save", null=True),
+    "faults": field(rows(record({
+        "attempt": field(INTEGER, "the attempt that ended"),
+        "cause": field(TEXT, "the cause of its end", null=True),
+        "restart": field(TEXT, "`in the job` or `requeue`"),
+        "seconds": field(mapping(VALUE), "detect, decide, start, restore, replay; null if unknown"),
+        "total_seconds": field(NUMBER, "their sum", null=True),
+        "requeue_seconds": field(NUMBER, "what a requeue would have taken", null=True),
+    })), "attempts that were followed by another one"),
 })  # fmt: skip
 _EVIDENCE = record({
     "attempt": field(INTEGER, "its number"),

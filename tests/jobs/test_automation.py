@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from flip.runs.run_files import RUN_FILES, described
 from jobs.common.documents import schema_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,13 @@ def test_script_of_automation_page_trains_sweep_and_page_names_real_keys(desk, t
     check("report", report)
     (*_, row) = report
     assert {f"test.small.{key}" for key in ("top1", "low", "high", "n", "precision")} <= row.keys()
+    files = [
+        path.relative_to(desk.runs / "demo" / "half").as_posix() for path in (desk.runs / "demo" / "half").rglob("*")
+    ]
+    unknown = [
+        file for file in files if (desk.runs / "demo" / "half" / file).is_file() and not described(file, RUN_FILES)
+    ]
+    assert len(files) > 20 and not unknown, "describe these files in flip/runs/run_files.py"
     assert json.loads(call("flip", "cancel", "demo", "--yes", "--json").stdout) == []
     freed = json.loads(call("flip", "clean", "--all", "--dry-run", "--json").stdout)
     check("clean", freed)

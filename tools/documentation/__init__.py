@@ -9,6 +9,7 @@ navigation is that of docs/index.md. The generated pages are not committed:
 - ``json_documents.py``: the documents of ``--json``, from ``jobs.common.documents``, and the exit codes
 - ``choices.py``: the implementations that a setting selects by name, from the registries
 - ``metrics.py``: the fields of a metric line and their curves, from ``flip.monitoring.curves``
+- ``run_directory.py``: every file of a run, from ``flip.runs.run_files``
 - ``packages.py``: every package and its question, from docstrings
 - ``python_api.py``: the public Python interface, from docstrings
 - ``markdown.py``: tables for all of them

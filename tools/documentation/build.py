@@ -13,7 +13,16 @@ from pathlib import Path
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.paths import REPOSITORY
-from tools.documentation import choices, commands, configuration, json_documents, metrics, packages, python_api
+from tools.documentation import (
+    choices,
+    commands,
+    configuration,
+    json_documents,
+    metrics,
+    packages,
+    python_api,
+    run_directory,
+)
 
 PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "tests/storm/README.md")
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
@@ -23,6 +32,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "python": ("python-interface", python_api.text),
     "choices": ("choices-by-name", choices.text),
     "metrics": ("metrics", metrics.text),
+    "run_directory": ("run-directory", run_directory.text),
     "packages": ("packages", packages.text),
 }
 """Page below docs/reference/ -> its heading on docs/reference.md, which links follow on the site; its text."""
