@@ -208,6 +208,7 @@ class SlurmTrainingRun(TrainingRun):
     """A training of two ranks on two nodes of a real Slurm, with node agents."""
 
     def open(self):
+        (self.run.path / "calls").mkdir()  # of the site's scontrol
         return SlurmBackend(profile(agents=True))
 
     def shape(self):
@@ -254,5 +255,6 @@ def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
     assert causes == ["crash", "node", "hang", "complete"]
     jobs = [read_json(stormy.run.attempt(n) / "start.json") for n in stormy.run.attempt_numbers()]
     assert len({row["job"] for row in jobs}) == 1 and not any("restarts" in row for row in jobs), "no requeue"
-    check_equal(stormy, calm)
-    wait_until(lambda: not processes_of(stormy.run), "the end of its processes", 20.0)
+    for run in (calm.run, stormy.run):
+        wait_until(lambda run=run: not processes_of(run), "the end of its processes", 60.0)
+    check_equal(calm, stormy)

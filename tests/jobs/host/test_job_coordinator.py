@@ -64,9 +64,9 @@ def start(tmp_path, monkeypatch, commands):
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     write_json(run.path / "job.json", {"token": "t", "after": 0})
-    for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "FLIP_ATTEMPT"):
-        monkeypatch.setenv(name, "")  # so that its absence is restored: the watcher sets FLIP_ATTEMPT
-        monkeypatch.delenv(name)
+    for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLIP_ATTEMPT", "1")  # the watcher sets it: restored at the end
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     commands("scontrol", show())
