@@ -51,6 +51,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan(
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
         ),
+        RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device), 150),
         RowPlan(
             "fault_rank", "a killed rank", "killed_rank",
             {"device": device, "processes": max(1, min(2, gpus or cores))}, 135,
@@ -60,6 +61,12 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         ),
     ]  # fmt: skip
     return rows
+
+
+def _loss_options(device: str) -> dict[str, Any]:
+    if device == "cuda":
+        return {"device": device, "size": "B/16", "batch": 64, "steps": 50}
+    return {"device": device, "size": "tiny", "batch": 16, "steps": 50}
 
 
 def _step_rows(device: str, share: float) -> list[RowPlan]:

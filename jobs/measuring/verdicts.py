@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,6 +216,31 @@ def _saves(measurement: Measurement) -> Iterator[MachineVerdict]:
     yield MachineVerdict("save and restore", WORKS, words)
 
 
+def _losses(measurement: Measurement) -> Iterator[MachineVerdict]:
+    row = measurement.row("losses")
+    if row is None:
+        return
+    wrong = [each for each in row.values["rows"] if not _is_near(each)]
+    for each in wrong:
+        because = "the loss is not finite"
+        if each["largest_difference"] is not None:
+            because = f"the loss differs by {100 * each['largest_difference']:.2g} % from fp32 without compilation;"
+            because += f" {100 * each['tolerance']:g} % are expected"
+        yield MachineVerdict(
+            f"losses in {each['form']}", BROKEN, because, "Report it with this page; train in fp32 until then"
+        )
+    if not wrong:
+        most = max(each["largest_difference"] for each in row.values["rows"])
+        forms = "; ".join(each["form"] for each in row.values["rows"])
+        words = f"{row.values['steps']} steps in {forms} differ by {100 * most:.2g} % at most from fp32, eager"
+        yield MachineVerdict("losses", WORKS, words)
+
+
+def _is_near(form: Mapping[str, Any]) -> bool:
+    largest = form["largest_difference"]
+    return largest is not None and largest <= form["tolerance"]
+
+
 def _faults(measurement: Measurement) -> Iterator[MachineVerdict]:
     row = measurement.row("fault_rank")
     if row is None:
@@ -270,7 +295,7 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
-    _arithmetic, _steps, _links, _nodes, _input, _disk, _saves, _faults,
+    _arithmetic, _steps, _links, _nodes, _input, _disk, _saves, _losses, _faults,
 )  # fmt: skip
 
 

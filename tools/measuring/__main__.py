@@ -12,6 +12,7 @@ ROWS = {
     "collectives": "collectives:in_node",
     "collective_rank": "collectives:rank",
     "step": "steps:step",
+    "losses": "steps:losses",
     "input": "inputs:cost",
     "reads": "inputs:reads",
     "disk": "disk:files",

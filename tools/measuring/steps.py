@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import statistics
 import time
@@ -10,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flip import costs
 from flip.config.schema import Compute
 from tools.measuring.training_step import OURS, Case, flip_steps, model
 
+TOLERANCE = {"bf16": 0.02, "fp32": 0.001}
+"""Largest difference of a loss from that in fp32 without compilation, as a share of it."""
 WARM = 2
 """Steps after the first one that are not timed."""
 
@@ -59,6 +63,33 @@ def step(
     if peak is not None:
         result["utilisation"] = _rounded(flops / peak)
     return result
+
+
+def losses(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
+    """The losses of the same steps in other arithmetic, against fp32 without compilation.
+
+    ``largest_difference``: of a step, as a share of the loss; None if a loss is not finite.
+    """
+    reference = _losses(device, size, batch, steps, "fp32", False)
+    forms = [("bf16", False)]
+    if device == "cuda":
+        forms += [("fp32", True), ("bf16", True)]
+    rows = []
+    for precision, compiled in forms:
+        values = _losses(device, size, batch, steps, precision, compiled)
+        difference = float(np.max([abs(a - b) / b for a, b in zip(values, reference, strict=True)]))  # NaN stays
+        name = f"{precision}, {'compiled' if compiled else 'eager'}"
+        tolerance = TOLERANCE[precision]
+        largest = _rounded(difference) if math.isfinite(difference) else None
+        rows.append({"form": name, "largest_difference": largest, "tolerance": tolerance})
+    return {"device": device, "size": size, "steps": steps, "last_loss": _rounded(reference[-1]), "rows": rows}
+
+
+def _losses(device: str, size: str, batch: int, steps: int, precision: str, compiled: bool) -> list[float]:
+    threads = torch.get_num_threads()
+    options = {"device": device, "precision": precision, "threads": threads, "compile": compiled, "seed": 0}
+    (run,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
+    return [float(run()) for _ in range(steps)]
 
 
 def _seconds(run: Callable[[], Any], device: str) -> float:

@@ -47,7 +47,7 @@ def tokens_of(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 
 def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """Steps of one model at each mask of the case, as flip.training.trainer with one process."""
+    """Steps of one model at each mask of the case, as flip.training.trainer with one process. Each returns its loss."""
     from flip.config.host import Host
     from flip.config.resolve import _resolve_compute
     from flip.distributed import parallel
@@ -73,13 +73,14 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     parallel.apply_parallelism(pair, here, config.compute)
     optimizer = optim.build(pair.named_parameters(), config.optim)
 
-    def at(mask: str) -> Callable[[], None]:
+    def at(mask: str) -> Callable[[], Any]:
         inputs = _inputs(torch, config, case.batch, visible_patch_count(image, mask), chosen)
 
-        def run() -> None:
+        def run() -> Any:
             optimizer.zero_grad(set_to_none=True)
-            grad_cache.grad_cache_backward(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            loss, _ = grad_cache.grad_cache_backward(pair, inputs, 1, device, parallel.autocast(config.compute, here))
             optimizer.step()
+            return loss
 
         return run
 

@@ -37,6 +37,7 @@ GOOD = {
     "input_cost": {"rows": [speed(250.0)], "without_kernel_because": ""},
     "disk": DISK,
     "save": SAVE,
+    "losses": {"steps": 50, "rows": [{"form": "bf16, eager", "largest_difference": 0.004, "tolerance": 0.02}]},
     "fault_rank": FAULT,
 }
 
@@ -47,7 +48,7 @@ def verdicts(**changes):
 
 
 def test_good_machine_works():
-    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 7
+    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 8
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,14 @@ def test_good_machine_works():
         ("disk", {"replace_milliseconds": 400.0}, "folder of runs", SLOW, "high latency", "FLIP_RUNS"),
         ("disk", {"write_megabytes_per_second": 9.0}, "folder of runs", SLOW, "writes 9 MB/s", "FLIP_RUNS"),
         ("save", {"equal": False}, "save and restore", BROKEN, "differ", "FLIP_RUNS"),
+        (
+            "losses", {"rows": [{"form": "bf16, compiled", "largest_difference": 0.31, "tolerance": 0.02}]},
+            "losses in bf16, compiled", BROKEN, "31 % from fp32", "fp32",
+        ),
+        (
+            "losses", {"rows": [{"form": "bf16, eager", "largest_difference": None, "tolerance": 0.02}]},
+            "losses in bf16, eager", BROKEN, "not finite", "fp32",
+        ),
         ("fault_rank", {"different_tensors": ["a", "b"]}, "a killed rank", BROKEN, "2 tensors differ", "report it"),
         ("fault_rank", {"next_step_seconds": 130.0}, "a killed rank", SLOW, "after 130 s", "--goodput"),
     ],
@@ -93,9 +102,9 @@ def test_failed_row_leaves_the_others():
     late = MeasuredRow("reads", "reads of shards", TIME_LIMIT, {}, "it took more than 60 s", 60.0)
     skipped = MeasuredRow("link_network", "collectives between nodes", SKIPPED, {}, "one node")
     judged = judge(example(failed, late, skipped, *rows))
-    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 8
+    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 9
     assert judged[0].because == "No space left on device" and "FLIP_RUNS" in judged[0].then
-    assert page.headline(judged) == "1 does not work, 1 is not measured, 6 work"
+    assert page.headline(judged) == "1 does not work, 1 is not measured, 7 work"
 
 
 def test_busy_machine_is_said_first():

@@ -27,6 +27,16 @@ def test_step_has_all_numbers_that_plans_use():
     assert result["recompilations"] == 0 and "utilisation" not in result
 
 
+def test_losses_in_bf16_are_near_those_in_fp32(monkeypatch):
+    result = steps.losses("cpu", "tiny", 4, 3)
+    (row,) = result["rows"]
+    assert row["form"] == "bf16, eager" and 0 < row["largest_difference"] <= row["tolerance"] == 0.02
+    monkeypatch.setattr(steps, "_losses", lambda *form: [1.0, 2.0 if form[4] == "bf16" else 1.0])
+    assert steps.losses("cpu", "tiny", 4, 2)["rows"][0]["largest_difference"] == 1
+    monkeypatch.setattr(steps, "_losses", lambda *form: [1.0, float("nan") if form[4] == "bf16" else 1.0])
+    assert steps.losses("cpu", "tiny", 4, 2)["rows"][0]["largest_difference"] is None
+
+
 def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "SYNTHETIC", 32)
     result = inputs.cost(str(tmp_path), "", 0.2)
