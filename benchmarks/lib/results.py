@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from flip.config.host import cores
+from flip.environment import processor
 from flip.runs.rundir import write_json
 
 ABSENT = "not installed"
@@ -54,19 +56,10 @@ def ratio(over: Sequence[float], under: Sequence[float], name: str = "ratio") ->
 
 def machine() -> dict[str, Any]:
     """Facts of the machine that numbers depend on, without its host name."""
-    text = ""
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count()
-    load = round(os.getloadavg()[0], 2)
     return {
-        "processor": model or platform.machine(),
-        "cores": cores,
-        "load_before": load,
+        "processor": processor(),
+        "cores": cores(),
+        "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
