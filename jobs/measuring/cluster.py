@@ -64,6 +64,7 @@ def measure(
         run = RunDir(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         run_folder(run.path)
         request = {"minutes": minutes, "manifest": manifest, "only": only, "names": names, "share": share}
+        request["gpus"] = profile.gpus_per_node
         write_json(run.path / node.REQUEST, request)
         write_text(run.config, "schema: 1\n")
     resources = JobResources(

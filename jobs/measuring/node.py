@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flip import environment
 from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, exists, load_record, write_json
-from jobs.common.measurement import FAILED, MEASURED, MeasuredRow, Measurement, parsed, read_measurement
+from jobs.common.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
 from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.meeting import Meeting
@@ -62,7 +62,8 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     if exists(path):
         kept = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
     known = meeting.exchange("start", {"kept": sorted(kept), "environment": environment.environment()}, MEETING_SECONDS)
-    together = _between_nodes(run, meeting, set(known[0]["kept"]), kept, device, end, request["only"], stopped)
+    together = _missing_gpus(int(request["gpus"]), len(gpus))
+    together += _between_nodes(run, meeting, set(known[0]["kept"]), kept, device, end, request["only"], stopped)
     rows = [
         row
         for row in local_rows(device, len(gpus), facts.cores, request["manifest"], request["share"])
@@ -76,6 +77,14 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     own = _joined(together, own)
     write_json(path, own.as_dict())
     return _gathered(meeting, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
+
+
+def _missing_gpus(asked: int, found: int) -> list[MeasuredRow]:
+    """A failed row if the node shows fewer GPUs than its job has asked for."""
+    if found >= asked:
+        return []
+    detail = f"the profile asks for {asked} GPUs of a node, and its driver shows {found}"
+    return [MeasuredRow("gpus", "GPUs of a node", FAILED, {}, detail)]
 
 
 def _is_wanted(row: RowPlan, only: Sequence[str] | None) -> bool:
@@ -141,7 +150,8 @@ def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> 
     rows = list(first.rows)
     for number, each in enumerate(nodes[1:], 1):
         for row in each.rows:
-            if row.status not in (MEASURED, "skipped") and first.row(row.name) is not None:
+            known_here = {other.name for other in first.rows if other.status == row.status}
+            if row.status not in (MEASURED, SKIPPED) and row.name not in known_here:
                 name = f"node{number}_{row.name}"
                 rows.append(dataclasses.replace(row, name=name, what=f"{row.what}, node {number}"))
     if len(nodes) > 1:

@@ -35,6 +35,7 @@ SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
 RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
 REMEDIES = {
+    "gpus": "Name the partition that has them, or correct gpus_per_node of the profile",
     "disk": "Name another folder for runs: export FLIP_RUNS=FOLDER, or runs_root of the profile",
     "save": "Check the space and the limits of the folder of runs",
     "fault": "Run it again with --only fault_rank; if it fails again, report it with this page",

@@ -104,3 +104,14 @@ def test_question_states_the_cost():
     profile = ClusterProfile("far", "slurm", partition="gpu", gpus_per_node=8)
     assert "2 nodes of partition gpu for up to 10 minutes, 2.7 GPU-hours at most" in cluster.question(profile, 2, 10)
     assert "0.33 node-hours" in cluster.question(ClusterProfile("far", "slurm"), 2, 10)
+
+
+def test_node_without_the_gpus_of_its_job_is_named_once():
+    assert node._missing_gpus(8, 8) == [] and node._missing_gpus(0, 0) == []
+    rows = node._missing_gpus(8, 0)
+    alone = replace(node_example(650.0, 900.0), rows=tuple(rows))
+    judged = judge(node.merged([alone, alone], [ENVIRONMENT] * 2))
+    assert [(each.about, each.verdict) for each in judged] == [("GPUs of a node", BROKEN)]
+    assert "asks for 8 GPUs" in judged[0].because and "gpus_per_node" in judged[0].then
+    second = node.merged([node_example(650.0, 900.0), alone], [ENVIRONMENT] * 2)
+    assert judge(second)[0].about == "GPUs of a node, node 1"
