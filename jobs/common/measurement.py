@@ -25,6 +25,8 @@ TIME_LIMIT = "time limit"
 OUT_OF_MEMORY = "out of memory"
 SKIPPED = "skipped"
 STATUSES = (MEASURED, FAILED, TIME_LIMIT, OUT_OF_MEMORY, SKIPPED)
+BUSY_CORES = 0.25
+"""Cores that other processes may use during a measurement before its numbers are doubted."""
 LIMIT = 16_000_000
 """Largest file that is read, bytes."""
 REMEDY = "Measure the machine again: flip doctor --measure --out FOLDER"
@@ -57,7 +59,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured machine. ``names``: of its nodes, only if the user asked for them. ``load``: before the first row."""
+    """A measured machine. ``names``: of its nodes, only if the user asked for them. ``load``: cores that
+    other processes used meanwhile.
+    """
 
     date: str
     nodes: int

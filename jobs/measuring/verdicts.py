@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.common.measurement import MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
+from jobs.common.measurement import BUSY_CORES, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
 from jobs.common.text import shortened
 
 WORKS = "works"
@@ -18,8 +18,6 @@ UNKNOWN = "not measured"
 ORDER = (BROKEN, SLOW, UNKNOWN, WORKS)
 """Verdicts in the order in which a reader needs them."""
 
-BUSY_CORES = 0.25
-"""Cores that others may use before numbers are doubted."""
 PEER_SHARE = 0.9
 """Speed of a GPU as a share of the median of its peers, below which it is named."""
 DATASHEET_SHARE = 0.5
@@ -68,7 +66,7 @@ def _busy(measurement: Measurement) -> Iterator[MachineVerdict]:
     if measurement.load > BUSY_CORES:
         cores = measurement.machine.cores
         because = f"other processes used {measurement.load:g} of {cores} cores: the speeds below are too low"
-        yield MachineVerdict("idle machine", SLOW, because, "Measure again while nothing else runs")
+        yield MachineVerdict("load of the machine", SLOW, because, "Measure again while nothing else runs")
 
 
 def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:

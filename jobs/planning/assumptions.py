@@ -20,7 +20,7 @@ from flip.costs import find_accelerator, parameters
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import ASSUMED, SpeedTable, read_table, rows_of
-from jobs.common.measurement import MeasuredRow, Measurement, number, read_measurement
+from jobs.common.measurement import BUSY_CORES, MeasuredRow, Measurement, number, read_measurement
 
 ARITHMETIC = 0.4
 """Share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an H100
@@ -147,9 +147,13 @@ def remarks(profile: ClusterProfile) -> list[str]:
     if is_other_gpu(measured, profile):
         other = measured.machine.gpu or "a machine without GPUs"
         return [f"the measurement of {measured.date} is of {other}, not of {profile.gpu or 'this GPU'}: it is not used"]
+    doubts = []
+    if measured.load > BUSY_CORES:
+        cores = f"{measured.load:g} of {measured.machine.cores} cores"
+        doubts.append(f"other processes used {cores} during the measurement of {measured.date}: repeat it")
     if changes := measured.outdated():
-        return [f"the measurement of {measured.date} is older than {', '.join(changes)}: repeat it"]
-    return []
+        doubts.append(f"the measurement of {measured.date} is older than {', '.join(changes)}: repeat it")
+    return doubts
 
 
 def uses_measured_gpu(profile: ClusterProfile) -> bool:

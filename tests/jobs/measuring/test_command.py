@@ -76,7 +76,7 @@ def test_disk_row_is_measured_written_and_continued(tmp_path, monkeypatch, capsy
     assert measure(tmp_path, monkeypatch, "--only", "disk", "--yes", "--out", "result", "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["rows"][0]["values"] == first.row("disk").values, "a measured row is kept"
-    assert [verdict["about"] for verdict in again["verdicts"] if verdict["about"] != "idle machine"] == [
+    assert [verdict["about"] for verdict in again["verdicts"] if verdict["about"] != "load of the machine"] == [
         "folder of runs"
     ]
 

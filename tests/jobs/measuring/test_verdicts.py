@@ -109,4 +109,6 @@ def test_failed_row_leaves_the_others():
 
 def test_busy_machine_is_said_first():
     judged = judge(replace(example(row("disk", **DISK)), load=1.7))
-    assert (judged[0].about, judged[0].verdict) == ("idle machine", SLOW) and "1.7 of 96 cores" in judged[0].because
+    assert (judged[0].about, judged[0].verdict) == ("load of the machine", SLOW) and "1.7 of 96 cores" in judged[
+        0
+    ].because

@@ -107,6 +107,13 @@ def test_measurement_older_than_its_packages_is_said(tmp_path):
     assert "is older than torch 2.13.0 ->" in cost.assumption(measured_profile(tmp_path, *ROWS))
 
 
+def test_measurement_on_a_busy_machine_is_said(tmp_path):
+    text = cost.assumption(measured_profile(tmp_path, *ROWS, load=1.5))
+    assert "other processes used 1.5 of 96 cores during the measurement of 2026-11-29" in text
+    (tmp_path / "idle").mkdir()
+    assert "other processes" not in cost.assumption(measured_profile(tmp_path / "idle", *ROWS, load=0.1))
+
+
 def test_cpu_plan_uses_measured_cores(tmp_path):
     rows = [step_row("tiny", 2e6, "0.5", 0.08, device="cpu", core_gflops=40.0)]
     profile = measured_profile(tmp_path, *rows, base="kind: local\n")
