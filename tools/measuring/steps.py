@@ -86,8 +86,8 @@ def losses(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
 
 
 def _losses(device: str, size: str, batch: int, steps: int, precision: str, compiled: bool) -> list[float]:
-    threads = torch.get_num_threads()
-    options = {"device": device, "precision": precision, "threads": threads, "compile": compiled, "seed": 0}
+    torch.set_num_threads(1)  # of a small model: more would wait for each other on a busy machine
+    options = {"device": device, "precision": precision, "threads": 1, "compile": compiled, "seed": 0}
     (run,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
     return [float(run()) for _ in range(steps)]
 
