@@ -92,10 +92,12 @@ class Measurement:
     def outdated(self) -> list[str]:
         """Versions that have changed since, on the machine that reads it: "torch 2.12.0 -> 2.13.0".
 
-        Packages that are missing on one side are left out: a submit host may lack those of the nodes.
+        Packages that are missing on one side are left out: a submit host may lack those of the nodes. So are builds of
+        the same release, such as 2.13.0+cpu.
         """
-        before = {"python": self.python, "packages": self.packages}
-        changes = environment.changes(before, environment.environment())
+        now = environment.environment()
+        before = {"python": self.python, "packages": _releases(self.packages)}
+        changes = environment.changes(before, {"python": now["python"], "packages": _releases(now["packages"])})
         changes = [change for change in changes if " none -> " not in change and not change.endswith(" -> none")]
         here = driver()
         if here and self.machine.driver and here != self.machine.driver:
@@ -158,6 +160,10 @@ def number(row: MeasuredRow | None, key: str) -> float | None:
     if math.isfinite(value) and value > 0:
         return float(value)
     return None
+
+
+def _releases(packages: Mapping[str, str]) -> dict[str, str]:
+    return {name: version.partition("+")[0] for name, version in packages.items()}
 
 
 def _row(record: Mapping[str, Any]) -> MeasuredRow:

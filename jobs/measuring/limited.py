@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
 
 MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
+TIMED_OUT = 124
+"""Exit code of a command that has ended itself at its own limit, as of timeout(1)."""
 POLL_SECONDS = 0.5
 """Seconds between two looks at ``stopped``."""
 LONGEST_DETAIL = 300
@@ -61,6 +63,8 @@ def run_limited(
         if process.returncode == 0:
             status = MEASURED
             errors = ""
+        elif process.returncode == TIMED_OUT:
+            status = TIME_LIMIT
         elif MEMORY_ERRORS.search(errors):
             status = OUT_OF_MEMORY
         else:

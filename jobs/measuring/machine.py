@@ -149,7 +149,7 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
     variables |= python_path.variables(REPOSITORY) | {"TMPDIR": str(folder)}
     ended = run_limited(command, limit, variables, stopped)
     detail = private(ended.detail, root)
-    if ended.status == TIME_LIMIT:
+    if ended.status == TIME_LIMIT and not detail:
         detail = f"it took more than {limit:.0f} s"
     if ended.status != MEASURED:
         return MeasuredRow(row.name, row.what, ended.status, {}, detail, ended.seconds)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flip.checkpoint.remote import local_copy
 from flip.data.manifest.build import index
@@ -20,6 +20,7 @@ from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_json, write_text
 from flip.tokenizer import train
 from jobs.local.backend import live_ranks
+from jobs.measuring.limited import TIMED_OUT
 from jobs.submission.api import SubmittedRuns
 from tools.measuring import photo_shards
 
@@ -50,7 +51,7 @@ def killed_rank(folder: str, device: str, processes: int, seconds: float) -> dic
         states = runs.wait(max(0.0, end - time.monotonic()))
     except TimeoutError:
         _stop(runs)
-        raise SystemExit(f"the runs did not end within {seconds:g} s") from None
+        _end_in_time(f"the runs did not end within {seconds:.0f} s")
     bad = [f"{name} {state.state}: {state.detail}" for name, state in states.items() if state.state != "complete"]
     if bad:
         raise SystemExit("; ".join(bad))
@@ -88,12 +89,18 @@ def _wait(condition: Callable[[], bool], runs: SubmittedRuns, end: float, event:
     while not condition():
         if time.monotonic() > end:
             _stop(runs)
-            raise SystemExit(f"no time was left for {event}")
+            _end_in_time(f"no time was left for {event}")
         failed = [state for state in runs.states().values() if state.state == "failed"]
         if failed:
             _stop(runs)
             raise SystemExit(f"a run has failed before {event}: {failed[0].detail}")
         time.sleep(POLL)
+
+
+def _end_in_time(why: str) -> NoReturn:
+    """End this process as one that has reached its limit."""
+    print(why, file=sys.stderr)
+    raise SystemExit(TIMED_OUT)
 
 
 def _stop(runs: SubmittedRuns) -> None:

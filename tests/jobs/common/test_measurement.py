@@ -71,6 +71,9 @@ def test_outdated_names_changed_versions_of_packages_and_driver(monkeypatch):
     monkeypatch.setattr(measurement, "driver", lambda: "580.1.2")
     measured = example(python="3.12.1")
     assert "torch 2.13.0 -> 2.14.0" in measured.outdated() and "driver 570.86.10 -> 580.1.2" in measured.outdated()
+    packages = {"torch": "2.13.0+cpu"}
+    monkeypatch.setattr(environment, "environment", lambda: {"python": "3.12.1", "packages": packages})
+    assert not any("torch" in change for change in measured.outdated()), "another build of the same release"
     monkeypatch.setattr(environment, "environment", lambda: {"python": "3.12.1", "packages": {}})
     monkeypatch.setattr(measurement, "driver", lambda: "")
     assert measured.outdated() == [], "a submit host may lack packages and a GPU"

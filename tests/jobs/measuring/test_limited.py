@@ -29,6 +29,7 @@ def test_output_of_a_successful_command():
         ("raise SystemExit('no peer')", FAILED, "no peer"),
         ("import os; os._exit(3)", FAILED, "it ended with code 3"),
         ("print(1 / 0)", FAILED, "ZeroDivisionError: division by zero"),
+        ("import sys; print('no time was left', file=sys.stderr); sys.exit(124)", TIME_LIMIT, "no time was left"),
         ("raise MemoryError('of a GPU')", OUT_OF_MEMORY, "MemoryError: of a GPU"),
     ],
 )

@@ -59,6 +59,16 @@ def test_slow_node_is_named_with_its_largest_difference():
     assert "23 % slower than its peers in matmul, devices 0 bf16: 500 for 648" in slow[0].because
 
 
+def test_single_sizes_of_collectives_name_no_node():
+    def link(gbytes):
+        entry = {"kind": "all-gather", "bytes": 16384, "gbytes": gbytes}
+        return example(row("link_node", device="cpu", gbps=10.0, rows=[entry]))
+
+    assert node.slow_nodes([link(0.002), link(0.016)]) == []
+    slow = node.slow_nodes([example(row("link_node", device="cpu", gbps=each)) for each in (10.0, 5.0)])
+    assert [(each["node"], each["number"]) for each in slow] == [(1, "gbps")]
+
+
 def test_equal_nodes_have_no_verdict_of_peers():
     measured = node.merged([node_example(650.0, 900.0)] * 2, [ENVIRONMENT] * 2)
     assert {verdict.verdict for verdict in judge(measured)} == {WORKS}

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from flip import environment
 from flip.config.schema import MODEL_PRESETS
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.measurement import FAILED, MEASURED, MeasuredRow
@@ -103,8 +104,9 @@ def test_measurement_of_another_gpu_is_not_used_and_said(tmp_path):
     assert "is of NVIDIA H100 80GB HBM3, not of A100 80 GB: it is not used" in cost.assumption(profile)
 
 
-def test_measurement_older_than_its_packages_is_said(tmp_path):
-    assert "is older than torch 2.13.0 ->" in cost.assumption(measured_profile(tmp_path, *ROWS))
+def test_measurement_older_than_its_packages_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "environment", lambda: {"python": "", "packages": {"torch": "2.99.0"}})
+    assert "is older than torch 2.13.0 -> 2.99.0" in cost.assumption(measured_profile(tmp_path, *ROWS))
 
 
 def test_measurement_on_a_busy_machine_is_said(tmp_path):
