@@ -51,11 +51,18 @@ NO_TIME = "no time was left: give it more --minutes"
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs of this machine, by nvidia-smi; empty without a driver."""
+    """Names of the GPUs that this process may use, by nvidia-smi; empty without a driver.
+
+    CUDA_VISIBLE_DEVICES, which nvidia-smi ignores, may leave fewer.
+    """
     if not driver():
         return []
     ended = run_limited(GPU_QUERY, 20, os.environ)
-    return [line.strip() for line in ended.output.splitlines() if line.strip()]
+    names = [line.strip() for line in ended.output.splitlines() if line.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return names
+    return names[: len([word for word in visible.split(",") if word.strip()])]
 
 
 def facts(gpus: Sequence[str]) -> Machine:

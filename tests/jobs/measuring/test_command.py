@@ -111,6 +111,24 @@ def test_names_are_private_unless_asked(tmp_path):
     assert not measured.names and machine.measure([], example().machine, tmp_path, 1.0, names=True).names
 
 
+def test_gpus_are_those_that_the_job_may_use(tmp_path, monkeypatch):
+    """A fake nvidia-smi shows four GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nfor i in 1 2 3 4; do echo NVIDIA H100 80GB HBM3; done\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.gpu_names() == [], "no driver"
+    monkeypatch.setattr(machine, "driver", lambda: "570.86.10")
+    assert len(machine.gpu_names()) == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert len(machine.gpu_names()) == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.gpu_names() == []
+    facts = machine.facts(["NVIDIA H100 80GB HBM3"] * 2)
+    assert (facts.gpu, facts.gpus, facts.driver) == ("NVIDIA H100 80GB HBM3", 2, "570.86.10")
+
+
 def test_page_shows_verdicts_first_and_escapes():
     rows = [row(name, **values) for name, values in GOOD.items()]
     rows += [MeasuredRow("reads", "reads of shards", FAILED, {}, "<b>broken</b>", 1.0)]
