@@ -168,7 +168,8 @@ def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> 
 
 
 def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Speeds of a node that are below those of its peers: row, number, node, value and the best of all nodes."""
+    """Speeds of a node that are below those of its peers: row, number, node, value, the median of all nodes, and
+    the cores of the node that other processes used."""
     slow = []
     for row in nodes[0].rows:
         speeds = [compare.numbers(each) if (each := measured.row(row.name)) else {} for measured in nodes]
@@ -179,5 +180,6 @@ def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
             middle = statistics.median_high(values.values())
             for number, value in values.items():
                 if value < PEER_SHARE * middle:
-                    slow.append({"node": number, "row": row.name, "number": key, "value": value, "peers": middle})
+                    entry = {"node": number, "row": row.name, "number": key, "value": value, "peers": middle}
+                    slow.append(entry | {"load": nodes[number].load})
     return slow

@@ -288,9 +288,11 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         share = 100 * (1 - entry["value"] / entry["peers"])
         because = f"{share:.0f} % slower than its peers in {entry['row']}, {entry['number'].replace('_', ' ')}:"
         because += f" {entry['value']:.4g} for {entry['peers']:.4g}"
-        yield MachineVerdict(
-            f"node {node}", SLOW, because, "Look at its load, clocks and limits; exclude it if it stays"
-        )
+        remedy = "Look at its clocks and limits; exclude it if it stays"
+        if entry["load"] > BUSY_CORES:
+            because += f"; other processes used {entry['load']:g} of its cores"
+            remedy = "Measure again while nothing else runs on it"
+        yield MachineVerdict(f"node {node}", SLOW, because, remedy)
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (

@@ -1,10 +1,8 @@
 """Tests that `flip doctor --measure --nodes 2` measures two nodes of a real Slurm in one job that is requeued."""
 
 import json
-import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,7 @@ from flip.runs.rundir import RunDir
 from jobs.commands import doctor
 from jobs.common.measurement import read_measurement
 from jobs.host import slurm_cli
-from jobs.measuring.verdicts import BROKEN, SLOW, judge
+from jobs.measuring.verdicts import BROKEN, judge
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -54,37 +52,16 @@ def test_job_on_two_nodes_continues_after_requeue(start_slurm, tmp_path, monkeyp
     assert "folder of runs, between nodes" in output.out and "on 2 nodes" in output.out
 
 
-def slow_down_node(root, node, seconds=200):
-    """Give the process of a node, and all that it starts, the lowest priority: a node with a CPU limit."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                variables = (entry / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            is_own = any(str(root).encode() in word for word in words)
-            if b"jobs.measurer" in words and is_own and f"SLURM_NODEID={node}".encode() in variables:
-                os.setpriority(os.PRIO_PROCESS, int(entry.name), 19)
-                return
-        time.sleep(0.05)
-
-
 @pytest.mark.timeout(900)
-def test_slow_node_and_broken_link_are_named(start_slurm, tmp_path, monkeypatch, capsys):
-    """Gloo gets an interface that does not exist, and the second node runs at the lowest priority."""
+def test_broken_link_and_missing_gpus_are_named(start_slurm, tmp_path, monkeypatch, capsys):
+    """Gloo gets an interface that does not exist; the GPUs of the profile are none that a driver shows."""
     cluster = start_slurm()
-    root = tmp_path / "runs"
     for name in ("RUNS", "CACHE"):
         monkeypatch.setenv(f"FLIP_{name}", str(tmp_path / name.lower()))
     profile = tmp_path / "broken.yaml"
     profile.write_text(cluster.profile.read_text() + 'setup: ["export GLOO_SOCKET_IFNAME=no-such-link"]\n')
-    limit = threading.Thread(target=slow_down_node, args=(root, 1))
-    limit.start()
     words = ["--measure", "--cluster", str(profile), "--nodes", "2", "--yes", "--out", str(tmp_path / "out")]
     code = doctor.main([*words, "--minutes", "6", "--only", "link_network", "matmul"])
-    limit.join()
     output = capsys.readouterr().out
     assert code == 78
     measured = read_measurement(str(tmp_path / "out" / "measured.json"))
@@ -92,4 +69,3 @@ def test_slow_node_and_broken_link_are_named(start_slurm, tmp_path, monkeypatch,
     assert verdicts["collectives between nodes"].verdict == BROKEN, output
     assert "GLOO_SOCKET_IFNAME" in verdicts["collectives between nodes"].then
     assert "asks for 8 GPUs of a node, and its driver shows 0" in verdicts["GPUs of a node"].because
-    assert verdicts["node 1"].verdict == SLOW and "matmul" in verdicts["node 1"].because, output

@@ -59,6 +59,12 @@ def test_slow_node_is_named_with_its_largest_difference():
     assert "23 % slower than its peers in matmul, devices 0 bf16: 500 for 648" in slow[0].because
 
 
+def test_slow_node_that_others_use_is_told_from_a_broken_one():
+    nodes = [node_example(650.0, 900.0), node_example(300.0, 900.0, load=40.0)]
+    (slow,) = [each for each in judge(node.merged(nodes, [ENVIRONMENT] * 2)) if each.about.startswith("node")]
+    assert "other processes used 40 of its cores" in slow.because and "nothing else runs on it" in slow.then
+
+
 def test_single_sizes_of_collectives_name_no_node():
     def link(gbytes):
         entry = {"kind": "all-gather", "bytes": 16384, "gbytes": gbytes}
