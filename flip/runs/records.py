@@ -101,8 +101,9 @@ DIGITS_OR_COUNT = FieldType(
 #: One result of an evaluation.
 SCORE: Dict[str, Any] = {
     "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": COUNT, "images": COUNT,
-    "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
-    "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT, "score": NUMBER,
+    "interval": PAIR, "chance": NUMBER, "loss": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT,
+    "stage": TEXT, "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT,
+    "score": NUMBER,
 }  # fmt: skip
 #: The scores of the training at one position, eval/<stage>-<S>.json, or of a job, eval/<stage>-<S>/<job>.json.
 SCORE_FILE: Dict[str, Any] = {

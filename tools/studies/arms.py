@@ -42,8 +42,9 @@ SCORES = """\
 Zero-shot top-1 in per cent: the mean, in brackets each seed. {chance}Cost: core-seconds of training by the
 calibration. {baseline}"""
 PIXELS = """\
-Nearest training picture: no model; the class of the training picture that differs least at 16 x 16 pixels (flip study
---baseline). {near} of the {test} pictures have a near-duplicate in training (docs/icons.md)."""
+Nearest training picture: no model; the class of the training picture that differs least at 16 x 16 pixels, by colour
+or by shape, whichever is better on validation (flip study --baseline). {near} of the {test} pictures have a
+near-duplicate in training (docs/icons.md)."""
 
 METHOD = """\
 Cost. A run is one process on one core (data.workers 0), so its processor time, which other load hardly changes, is its

@@ -37,9 +37,11 @@ BLOCK = 4096
 FILE = "baseline.json"
 REMEDY = "Make it: flip demo_data, or flip demo_data icons."
 WHAT = (
-    "top-1 of the class of the nearest training picture: root mean square difference of the RGB pictures, reduced to"
-    " 16 x 16 pixels by means; near: share of test pictures with a near-duplicate in training"
+    "top-1 of the class of the nearest training picture at 16 x 16 pixels, by the root mean square difference; colour:"
+    " of the RGB pictures; shape: of the grey pictures without margins, the darkest part black; near, near_2x: share of"
+    " test pictures with a near-duplicate in training, at the limit of docs/icons.md and at twice the limit"
 )
+BY = ("colour", "shape")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,11 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
             classes = read_json(cache / test.classes)
             if classes is None:
                 raise ConfigError("the class names are absent", str(cache / test.classes), remedy=REMEDY)
-            rows.append({"train": name, "set": test.name, **score(learned, shown[test.name], classes)})
+            known = labels(learned, classes)
+            distances = near(learned, shown[test.name])
+            for by in BY:
+                found = score(learned, known, shown[test.name], by)
+                rows.append({"train": name, "set": test.name, "by": by, **found, **distances})
     output_folder(docs / study.name)
     path = docs / study.name / FILE
     write_json(path, {"what": WHAT, "sets": rows, "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
@@ -109,21 +115,30 @@ def nearest(a: Array, b: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return index, np.sqrt(np.maximum(best, 0) / a.shape[1])
 
 
-def score(learned: Reduced, shown: Reduced, classes: Mapping[str, Any]) -> dict[str, Any]:
+def labels(learned: Reduced, classes: Mapping[str, Any]) -> NDArray[np.int64]:
+    """(N,) the class of each training picture, by a caption that is a prompt of the class; -1: none."""
     prompts = {t.format(name): i for i, name in enumerate(classes["names"]) for t in ("{}", *classes["templates"])}
-    known = np.array([next((prompts[line] for line in lines if line in prompts), -1) for lines in learned.captions])
+    return np.array([next((prompts[line] for line in lines if line in prompts), -1) for lines in learned.captions])
+
+
+def score(learned: Reduced, known: NDArray[np.int64], shown: Reduced, by: str) -> dict[str, Any]:
+    """Top-1 of the nearest training picture that has a class, and the answers."""
     usable = known >= 0
-    index, _ = nearest(shown.thumbnails, learned.thumbnails[usable])
+    if by == "colour":
+        index, _ = nearest(shown.thumbnails, learned.thumbnails[usable])
+    else:
+        index, _ = nearest(shown.shapes, learned.shapes[usable])
     right = known[usable][index] == shown.labels
+    counted = {"pictures": int(usable.sum()), "top1": float(right.mean()), "n": len(right)}
+    return counted | pack(shown.keys, right)
+
+
+def near(learned: Reduced, shown: Reduced) -> dict[str, float]:
+    """Shares of test pictures with a near-duplicate in training, whatever its class."""
     _, distance = nearest(shown.shapes, learned.shapes)
-    answers = pack(shown.keys, right)
     return {
-        "pictures": int(usable.sum()),
-        "top1": float(right.mean()),
-        "n": len(right),
         "near": round(float((distance < NEAR).mean()), 4),
         "near_2x": round(float((distance < 2 * NEAR).mean()), 4),
-        **answers,
     }
 
 

@@ -12,7 +12,7 @@ STUDY = ArmStudy(
 it compares CLIP without masking, FLIP at two mask ratios, and a training in the manner of CLIPA: images of 24 px and 8
 tokens for 80 % of the seconds, then 48 px and 16 tokens at a tenth of the learning rate. The pictures, the model and
 the rules are those of [study.md](study.md): two CPU cores, less than an hour, 1,172 classes of emoji, six sets of
-drawings to train on. No arm reaches the nearest training picture at 16 x 16 pixels (46.3 % on twemoji): this is a study
+drawings to train on. No arm reaches the nearest training picture at 16 x 16 pixels (48.0 % on twemoji): this is a study
 of early training.
 
 The published differences are between models a hundred to a thousand times larger, trained for a hundred thousand times

@@ -45,7 +45,7 @@ CALIBRATION = (
 )
 SETTINGS = ("compute.threads", "data.samples", "evaluate.preprocess")
 """Settings of a run that its file of results has, beside those of its entry."""
-SCORE_FIELDS = ("name", "role", "top1", "top5", "n", "chance", "interval")
+SCORE_FIELDS = ("name", "role", "top1", "top5", "n", "chance", "interval", "loss")
 
 
 class Unfinished(Exception):

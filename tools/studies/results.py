@@ -53,20 +53,43 @@ class Results:
                 scores[run.rates][run.peak] = score(self.records[run.name], VALIDATION)
         return scores
 
+    @cached_property
+    def losses(self) -> dict[str, dict[float, float]]:
+        """``rates`` -> peak -> contrastive loss of its trial on the validation set, of trials that have it."""
+        losses: dict[str, dict[float, float]] = {rates: {} for rates in self.study.peaks()}
+        for run in self.runs:
+            if run.kind == "trial" and run.name in self.records:
+                for item in self.records[run.name]["evaluations"]:
+                    if item["name"] == VALIDATION and item.get("loss") is not None:
+                        losses[run.rates][run.peak] = float(item["loss"])
+        return losses
+
     def best(self, rates: str) -> float | None:
-        """The peak of the best trial, the smallest of equals; None until all trials are complete."""
+        """The peak of the best trial, the smallest of equals; None until all trials are complete.
+
+        Best is the smallest loss over all validation pictures. Trials of earlier versions have no loss: the highest
+        accuracy, which few right pictures decide.
+        """
         tried = self.study.peaks()[rates]
         if len(tried) == 1:
             return tried[0]
         scores = self.trials[rates]
         if len(scores) < len(tried):
             return None
+        losses = self.losses[rates]
+        if len(losses) == len(tried):
+            return min(losses, key=lambda peak: (losses[peak], peak))
         return max(scores, key=lambda peak: (scores[peak], -peak))
 
-    def pixels(self, name: str, train: str = "") -> float | None:
-        """Top-1 of the nearest training picture on a set; of the only training set, or of the one with this name."""
-        rows = (self.baseline or {}).get("sets", ())
-        return next((row["top1"] for row in rows if row["set"] == name and train in ("", row["train"])), None)
+    def pixels(self, name: str, train: str = "train") -> float | None:
+        """Top-1 of the nearest training picture on a set, by the comparison that is better on the validation set; None
+        if it was not computed."""
+        rows = [row for row in (self.baseline or {}).get("sets", ()) if row["train"] == train]
+        tried = {row["by"]: row["top1"] for row in rows if row["set"] == VALIDATION}
+        if not tried:
+            return None
+        best = max(tried, key=lambda by: tried[by])
+        return next((float(row["top1"]) for row in rows if (row["set"], row["by"]) == (name, best)), None)
 
     @cached_property
     def peaks(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flip.runs.rundir import read_json
 from jobs.common.text import percent
-from jobs.reporting.charts import Mark, Plot, Series
+from jobs.reporting.charts import Level, Mark, Plot, Series
 from jobs.reporting.distributions import Interval
 from jobs.reporting.document import Block, Figure, Text, heading
 from jobs.sweeps.published import rows
@@ -32,7 +32,7 @@ from tools.studies.scaling_design import (
     StudyPoint,
 )  # fmt: skip
 from tools.studies.scaling_stats import SpeedUp
-from tools.studies.study import TRIAL_SEED
+from tools.studies.study import TRIAL_SEED, VALIDATION
 
 MODEL = StudyPoint("8M/8")
 DATA = StudyPoint(data="all")
@@ -376,6 +376,8 @@ def cost_of(study: ScalingResults, point: StudyPoint) -> float:
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
+PIXELS = "nearest training picture"
+
 AXES = (
     ("parameters", "parameters", [StudyPoint(model) for model in scaling_design.MODELS]),
     ("pictures in the data set", "data_samples", [StudyPoint(data=data) for data in scaling_design.DATA]),
@@ -396,11 +398,43 @@ def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: in
 def axes(study: ScalingResults) -> Figure:
     """Accuracy along each axis with the others fixed."""
     plots = []
+    level = pixel_levels(study, scaling_design.FAMILIES)
     for label, field, points in AXES:
         placed = [(next(iter(r.values()))[field], study.scores(p)) for p in points if (r := study.points(p))]
         if placed:
-            plots.append(Plot(label, "test families, top-1, %", marked("ours", placed), log_x=True))
-    return Figure("axes", plots, "One axis at a time; the others as in the reference. Bars: lowest and highest seed.")
+            series = marked("ours", placed)
+            drawn = level
+            if field == "data_samples" and level:
+                pixels = [
+                    (next(iter(r.values()))[field], mean_of_pixels(study, p.data))
+                    for p in points
+                    if (r := study.points(p))
+                ]
+                series += marked(PIXELS, [(x, [y]) for x, y in pixels if y is not None], 1)
+                drawn = []
+            plots.append(Plot(label, "test families, top-1, %", series, drawn, log_x=True, legend=True))
+    caption = "One axis at a time; the others as in the reference. Bars: lowest and highest seed."
+    if level:
+        caption += " Dashed: the nearest training picture, from the same data."
+    return Figure("axes", plots, caption)
+
+
+def mean_of_pixels(study: ScalingResults, data: str) -> float | None:
+    """Top-1 of the nearest training picture, the mean over the test families; None if it was not computed."""
+    each = [study.pixels(name, data) for name in scaling_design.FAMILIES]
+    known = [value for value in each if value is not None]
+    if len(known) < len(each):
+        return None
+    return fmean(known)
+
+
+def pixel_levels(study: ScalingResults, names: Sequence[str]) -> list[Level]:
+    """The line of the nearest training picture of the reference's data, the mean over sets."""
+    each = [study.pixels(name, REFERENCE.data) for name in names]
+    known = [value for value in each if value is not None]
+    if len(known) < len(each):
+        return []
+    return [Level(100 * fmean(known), f"{PIXELS}, {percent(fmean(known))}", must_show=True)]
 
 
 def cost(study: ScalingResults) -> Figure:
@@ -414,8 +448,12 @@ def cost(study: ScalingResults) -> Figure:
         line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
         if line:
             course += [Series(f"mask {mask}", [line], (), style)]
-    sets = (("test families", final), ("validation family", course))
-    plots = [Plot("core-hours, calibrated", f"{name}, top-1, %", series) for name, series in sets if series]
+    sets = (("test families", final, scaling_design.FAMILIES), ("validation family", course, (VALIDATION,)))
+    plots = [
+        Plot("core-hours, calibrated", f"{label}, top-1, %", series, pixel_levels(study, names), legend=True)
+        for label, series, names in sets
+        if series
+    ]
     caption = (
         "Left: complete runs of three lengths; bars: lowest and highest seed. Right: during training of the trunks at"
     )
@@ -426,7 +464,7 @@ def cost(study: ScalingResults) -> Figure:
 
 
 def measures(study: ScalingResults) -> list[Block]:
-    """Every score of every point: the mean over its seeds. The last line is chance."""
+    """Every score of every point: the mean over its seeds; the nearest training picture; chance."""
     points = {p: list(study.points(p).values()) for p in scaling_design.points() if study.points(p)}
     items = []
     if points:
@@ -436,10 +474,20 @@ def measures(study: ScalingResults) -> list[Block]:
         (str(point), str(len(runs)), *(percent(fmean(score(run, name) for run in runs)) for name in names))
         for point, runs in points.items()
     ]
+    for data in scaling_design.DATA:
+        pixels = [study.pixels(name, data) for name in names]
+        if lines and any(value is not None for value in pixels):
+            cells = ["-" if value is None else percent(value) for value in pixels]
+            lines.append((f"{PIXELS}, {data} of the data", "-", *cells))
     chance = ("chance", "-", *(percent(item["chance"], 2) if item.get("chance") else "-" for item in items))
     families = ", ".join(item["name"] for item in items if is_zero_shot_test(item))
     note = f"top-1 in per cent. Zero-shot on the test families ({families}) and on validation; retrieval in both"
     note += " directions (-text, -image); linear probe on frozen features (-probe)."
+    means = {data: mean_of_pixels(study, data) for data in scaling_design.DATA}
+    known = [f"{percent(value)} with {data} of the data" for data, value in means.items() if value is not None]
+    if known:
+        note += f" {PIXELS.capitalize()} at 16 x 16 pixels (flip study --baseline), mean over the test families:"
+        note += f" {', '.join(known)}. By colour or by shape, whichever is better on validation."
     return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
 
 
@@ -488,14 +536,21 @@ def data_sets(study: ScalingResults) -> list[Block]:
 def leakage(study: ScalingResults) -> list[Block]:
     """Shares of test pictures with a near-duplicate in training, from the report of the data."""
     facts: Mapping[str, Any] = (read_json(study.folder / "data.json") or {}).get("leakage", {})
-    shares = ("near_before", "near_after", "near_before_2x", "near_after_2x")
+    fields = ("near_before", "near_after", "near_before_2x", "near_after_2x")
     lines = [
-        (family, f"{each['pictures']:,}", *(percent(each[share], 2) for share in shares))
+        (family, f"{each['pictures']:,}", *(percent(each[field], 2) for field in fields))
         for family, each in facts.items()
     ]
     note = "Held-out pictures with a near-duplicate in training, per cent, before and after the check of the data;"
     columns = "family|pictures|before|after|before, twice|after, twice"
-    return section("Leakage", columns, lines, f"{note} the last two columns at twice the limit of the check.")
+    note += " the last two columns at twice the limit of the check."
+    for family in scaling_design.FAMILIES:
+        rows = [row for row in (study.baseline or {}).get("sets", ()) if row["set"] == family]
+        shares = {row["train"]: percent(row["near_2x"]) for row in rows}
+        if shares:
+            note += f" Of the zero-shot pictures of {family} at twice the limit, with 1/64, 1/8 and all of the data:"
+            note += f" {', '.join(shares.values())}."
+    return section("Leakage", columns, lines, note)
 
 
 def machine_time(study: ScalingResults) -> list[Block]:

@@ -78,7 +78,9 @@ HEAD = """\
 `make scaling-study` trains the runs that have no committed result and writes this page (`flip study --study
 scaling`). It asks the questions of the paper's scaling section at a size that two idle CPU cores train in less than 12
 hours, by the calibration; the runs below shared theirs with other work and took longer ("Time"). Model, data and length
-are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
+are smaller than the paper's by factors of 40 to 100,000, so that it is no replication. On the test families no
+run reaches a baseline without a model, the nearest training picture at 16 x 16 pixels from the same data: this is a
+study of early training.
 
     flip demo_data icons
     flip study --study scaling --plan           # what is missing, and its hours

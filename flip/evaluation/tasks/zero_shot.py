@@ -15,6 +15,8 @@ from flip.runs.errors import DataError
 
 TILE = 4096
 """Images scored at a time."""
+SCALES = (0.0, *(10 ** (i / 6) for i in range(13)))
+"""Factors of cosine similarities: 0, which has the loss of chance, and 1 to 100."""
 
 
 def class_embeddings(
@@ -40,8 +42,24 @@ def classify(features: Tensor, labels: Tensor, classes: Tensor, name: str) -> di
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise DataError(f"a label has no class name: there are {len(classes)}", name, int(labels.max()))
     ranks, predicted = rank_targets(features, classes, lambda rows, _: labels[rows], TILE)
-    result = accuracy(ranks, (1, 5), 1 / len(classes))
+    result = accuracy(ranks, (1, 5), 1 / len(classes)) | {"loss": class_loss(features, labels, classes)}
     return result | {"classes": len(classes), "predictions": fingerprint(predicted)}
+
+
+def class_loss(features: Tensor, labels: Tensor, classes: Tensor) -> float | None:
+    """The contrastive loss of images against the classes at the best of SCALES, so that it depends on features alone.
+
+    Every image counts, where top-1 counts the few that are right: it chooses learning rates. None without images.
+    """
+    if not len(labels):
+        return None
+    totals = torch.zeros(len(SCALES), dtype=torch.float64)
+    for start in range(0, len(features), TILE):
+        rows = slice(start, start + TILE)
+        scores = features[rows] @ classes.T
+        for i, scale in enumerate(SCALES):
+            totals[i] += torch.nn.functional.cross_entropy(scores * scale, labels[rows], reduction="sum").double()
+    return round(float(totals.min()) / len(labels), 4)
 
 
 def nearest_classes(features: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -173,6 +173,18 @@ def test_best_trial_on_validation_is_chosen_then_smallest_rate(tmp_path: Path) -
     assert results.best("clip") is None, "arms are compared only after equally many trials"
 
 
+def test_loss_over_all_pictures_chooses_rate_if_trials_have_it(tmp_path: Path) -> None:
+    """The rate with the most right pictures has the higher loss; of two equal losses the smaller rate is chosen."""
+    complete(tmp_path, MASKING, "arms_trials")
+    for peak, loss in ((5e-4, 5.1), (1e-3, 5.3), (2e-3, 5.1)):
+        path = tmp_path / "study" / "results" / f"clip-lr{peak:g}.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["evaluations"][0]["loss"] = loss
+        write_json(path, content)
+    results = read(MASKING, tmp_path)
+    assert results.best("clip") == 5e-4 and results.best("mask50") == 1e-3, "mask50 has no losses"
+
+
 def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
     """If two trials are almost equal, another processor could choose differently; the record prevents that."""
     complete(tmp_path, MASKING, "_trials")
@@ -276,7 +288,10 @@ def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
         for item in content["evaluations"]:
             item |= {"n": 1000, **answers.pack(range(1000), bits)}
         write_json(tmp_path / "small" / "results" / f"{run.name}.json", content)
-    pixels = [{"train": "train", "set": name, "top1": 0.7, "near": 0.1} for name in ("validation", *SMALL.tests)]
+    pixels = [
+        {"train": "train", "set": name, "by": "colour", "top1": 0.7, "near": 0.1}
+        for name in ("validation", *SMALL.tests)
+    ]
     write_json(tmp_path / "small" / "baseline.json", {"sets": pixels})
     page.write(tmp_path, read(three, tmp_path))
     text = (tmp_path / "small.md").read_text(encoding="utf-8")

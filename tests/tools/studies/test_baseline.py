@@ -55,8 +55,10 @@ def test_command_writes_nearest_neighbours(
     assert command.main(["--study", "masking", "--baseline", "--docs", str(docs)]) == 0
     written = read_json(docs / "study" / "baseline.json")
     assert written is not None
-    rows = {row["set"]: row for row in written["sets"]}
+    rows = {row["set"]: row for row in written["sets"] if row["by"] == "colour"}
+    shapes = {row["set"]: row for row in written["sets"] if row["by"] == "shape"}
     assert {name: row["top1"] for name, row in rows.items()} == {"validation": 1.0, "twemoji": 1.0, "openmoji": 0.75}
+    assert shapes["twemoji"]["top1"] == 0.25, "without margins and colours all pictures are equal: the first one counts"
     assert all(row["pictures"] == 4 and row["near"] == 1.0 for row in rows.values()), "shapes without margins are equal"
     right = answers.right(rows["openmoji"])
     assert right is not None and right.sum() == 3

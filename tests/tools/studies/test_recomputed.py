@@ -68,6 +68,21 @@ def test_arms_and_baseline(study: str) -> None:
     assert "No arm" in (DOCS / f"{study}.md").read_text(encoding="utf-8").partition("## Results")[0]
 
 
+def test_no_run_of_the_scaling_study_reaches_the_baseline_of_its_data() -> None:
+    """As the first paragraph of its page says; the rows of the baseline are those counted from the answers."""
+    baseline = recomputed.pixels("scaling_study")
+    shares = {"data1": "all", "data8": "1/8", "data64": "1/64"}
+    for name, run in recomputed.records("scaling_study").items():
+        data = shares[name.split("-")[1]]
+        if run["kind"] == "run":
+            reached = np.mean([baseline[data, family][1] for family in recomputed.FAMILIES])
+            assert 100 * recomputed.accuracy(run) < reached, name
+    for data in shares.values():
+        cells = row("scaling_study.md", f"nearest training picture, {data} of the data")
+        shown_sets = ("validation", *recomputed.FAMILIES)
+        assert cells[2:6] == [f"{baseline[data, name][1]:.1f}" for name in shown_sets]
+
+
 def test_laws_and_their_lack_of_fit() -> None:
     for form in recomputed.LINKS:
         fitted = recomputed.law(form, recomputed.registered(), recomputed.AXES)

@@ -18,7 +18,7 @@ from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics.measures import rank_of_target, wilson
-from flip.evaluation.tasks.zero_shot import class_embeddings, classify
+from flip.evaluation.tasks.zero_shot import SCALES, class_embeddings, class_loss, classify
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
@@ -33,6 +33,21 @@ def score(model, folder, batch, manifest, classes, role="test"):
         ResolvedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes))), role
     )
     return result
+
+
+def test_class_loss_is_cross_entropy_at_best_scale():
+    """It depends on all images and on no learned temperature; features without information have the loss of chance."""
+    random = torch.Generator().manual_seed(0)
+    classes = torch.nn.functional.normalize(torch.randn(6, 8, generator=random), dim=1)
+    labels = torch.arange(60) % 6
+    noisy = torch.nn.functional.normalize(classes[labels] + 0.5 * torch.randn(60, 8, generator=random), dim=1)
+    logits = (noisy @ classes.T).double()
+    plain = min(-(logits * s - (logits * s).exp().sum(1, keepdim=True).log())[range(60), labels].mean() for s in SCALES)
+    assert class_loss(noisy, labels, classes) == pytest.approx(float(plain), abs=1e-4)
+    assert classify(noisy, labels, classes, "t")["loss"] == class_loss(noisy, labels, classes)
+    same = classes[:1].expand(60, 8)
+    assert class_loss(same, labels, classes) == pytest.approx(float(torch.tensor(6.0).log()), abs=1e-4)
+    assert class_loss(noisy[:0], labels[:0], classes) is None
 
 
 @torch.no_grad()
