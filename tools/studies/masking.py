@@ -11,7 +11,10 @@ ABOUT = f"""\
 What earlier versions of this page said. Their intervals were those of three pairs, two degrees of freedom, without
 test pictures and for one vendor. "mask50-unmasked is less accurate than mask50-masked" held on twemoji alone, and one
 picture of 890 decided the rate of mask50-unmasked. Unmasked tuning of mask75 did not "gain nothing": its interval
-contains both 0 and the paper's +1.3 (Table 1e)."""
+contains both 0 and the paper's +1.3 (Table 1e).
+
+Not measured: classes that training never names (cache:emoji/unseen, 199 classes). These runs kept no weights; new ones
+can be scored by flip evaluate."""
 
 STUDY = ArmStudy(
     "study",
