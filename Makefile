@@ -17,7 +17,7 @@ LONG := $(ALONE) or s3 or browser or long
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -107,8 +107,13 @@ test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two te
 	$(PYTEST) -m "not slow and not gpu and slurm"
 
 test-all: lint types slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
-	$(TOGETHER) --hypothesis-profile all -m "not gpu and not ($(ALONE))"
+	$(TOGETHER) --hypothesis-profile all -m "not gpu and not cuda_stub and not ($(ALONE))"
 	$(PYTEST) --hypothesis-profile all -m "not gpu and ($(ALONE))"
+	$(MAKE) test-cuda-stub
+
+# The packages, 4.6 GB, are installed once into the cache (FLIP_CACHE), where all clones use them.
+test-cuda-stub: dev  ## steps on PyTorch's CUDA build above a stub of CUDA that pretends eight H100s (minutes)
+	$(PYTEST) -m cuda_stub tests/cuda_stub
 
 lint: dev  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)

@@ -1,0 +1,141 @@
+"""Steps on PyTorch's CUDA build above a stub of CUDA: devices, waits, graphs, collectives, attention.
+
+``make test-cuda-stub`` runs them (minutes; the first time 4.6 GB are installed).
+"""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+from flip import costs
+from tests.cuda_stub import build
+from tests.flip.distributed.rehearsal import CASES
+from tests.harness.common import ROOT
+
+pytestmark = [
+    pytest.mark.cuda_stub,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="torch has no build for CUDA"),
+]
+REHEARSAL = ROOT / "tests" / "flip" / "distributed" / "rehearsal.json"
+
+
+def on_stub(*words, capability=90, **variables):
+    """Run a Python command on the stub."""
+    environment = build.prepare(capability)
+    python = environment.pop("STUB_PYTHON")
+    return subprocess.run(
+        [python, *words], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=850
+    )
+
+
+def part(name, **options):
+    """What a part of ``rows`` prints."""
+    done = on_stub("-m", "tests.cuda_stub.rows", name, **options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+# -- not compiled: seconds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traffic_is_that_of_rehearsal_and_memory_that_of_plan(case):
+    """NCCL's own records of a step on the CUDA path, against the rehearsal with fake tensors on the CPU's."""
+    seen = part(f"traffic of {case}")
+    expected = json.loads(REHEARSAL.read_text(encoding="utf-8"))[str(case)]
+    assert seen["collectives"] == expected["collectives"]
+    config = case.config()
+    plan = costs.stage_memory(config, config.stages[0])["total"] / 1e9
+    print(f"{case}: {seen['GB']} GB, plan {plan:.2f} GB")
+    assert seen["GB"] == pytest.approx(plan, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["paper, 1", "paper, 8", "clip, 64"])
+def test_steps_wait_for_nothing_and_use_one_device(name):
+    """Two stages with a border, accumulated steps, a save, an evaluation and a stop request, by the trainer's own
+    methods."""
+    seen = part(f"tiny, recipe {name} ranks, not compiled")
+    for step in seen["steps"] + seen["accumulated"] + seen["unmasked"]:
+        assert step["devices"] == ["cuda:0"]
+    for steps in (seen["steps"], seen["accumulated"], seen["unmasked"]):
+        for step in steps[1:]:
+            assert set(step["waits"]) <= {"wait cudaEventSynchronize"}, "the host waits for what it reads a step late"
+            assert step["attention"]
+    assert seen["breaks"] == {} and seen["save"]["pinned"]
+    assert set(seen["save"]["waits"]) == {"wait cudaDeviceSynchronize"}
+    assert seen["evaluation"] == {"outputs": ["torch.float32"] * 2, "weights": ["torch.float32"]}
+    assert seen.get("timeouts", [1_500_000]) == [1_500_000], "all groups have the timeout of the world"
+
+
+def test_start_binds_device_and_connects_groups_and_profiles_steps():
+    seen = part("start")
+    assert (seen["device"], seen["bound"]) == ("cuda:0", "cuda:0")
+    assert [step.rpartition("group of ")[2] for step in seen["connecting"]] == ["training", "flags and counts", "saves"]
+    assert seen["totals"] == ["int", "dict", "list"] and seen["traces"] == 1 and seen["communication"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "asked, chosen", [("sdpa", "cudnn"), ("flash", "flash"), ("cudnn", "cudnn"), ("efficient", "efficient")]
+)
+def test_attention_is_the_kernel_that_is_asked_for(asked, chosen):
+    """On compute capability 9.0 torch itself chooses cuDNN."""
+    seen = part(f"attention {asked}")
+    assert seen["step"].keys() == {chosen, f"{chosen} backward"}
+    (line,) = seen["log"]
+    assert line.startswith("stage masked, attention kernels: image, ")
+    assert set(re.findall(r": (\w+)(?:;|$)", line)) == {chosen}
+
+
+def test_kernel_without_plan_is_replaced_before_stage():
+    """cuDNN plans on a real device, so on the stub it fails for every shape."""
+    warning, line = part("fall-back")
+    assert "the kernel cudnn fails" in warning and "flash" in line and "cudnn" not in line
+
+
+def test_gpu_tests_that_need_no_values_pass():
+    plugin = ["-p", "tests.cuda_stub.plugin", "-p", "no:cacheprovider"]
+    chosen = ["-m", "gpu", "-k", "pins or (completes and not yes)", "tests/flip/training/test_gpu.py"]
+    done = on_stub("-m", "pytest", "-q", *plugin, *chosen)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.stdout.split()[0] == "...", "three tests ran"
+
+
+# -- defects on purpose: each must be found ---------------------------------------------------------------------------
+
+
+FOUND = {
+    "tensor of the CPU in the step": "Expected all tensors to be on the same device",
+    "item in the step": "called a synchronizing CUDA operation",
+    "copy from pageable memory": "wait copy from pageable memory",
+    "mesh over all ranks": r'"gathers of 64": \[\s+9,',
+}
+"""A defect -> what shows it, in the output of ``rows``."""
+
+
+@pytest.fixture(scope="module")
+def without_defect():
+    return json.dumps(part("defect: none"), indent=1)
+
+
+@pytest.mark.parametrize("defect", FOUND)
+def test_defect_is_found(defect, without_defect):
+    done = on_stub("-m", "tests.cuda_stub.rows", f"defect: {defect}")
+    assert re.search(FOUND[defect], done.stdout + done.stderr), (done.stdout + done.stderr)[-3000:]
+    assert not re.search(FOUND[defect], without_defect)
+
+
+def test_missing_tokenizer_of_gpu_tests_is_found(tmp_path):
+    """The defect that made the first row of ``make bench-gpu`` fail on every card."""
+    source = (ROOT / "tests/flip/training/test_gpu.py").read_text(encoding="utf-8")
+    broken = source.replace(', tokenizer=str(data / "tokenizer.json"))', ")")
+    assert broken != source
+    (tmp_path / "test_broken.py").write_text(broken, encoding="utf-8")
+    plugin = ["-p", "tests.cuda_stub.plugin", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    done = on_stub("-m", "pytest", "-q", *plugin, "-m", "gpu", "-k", "pins", str(tmp_path / "test_broken.py"))
+    assert done.returncode == 1 and "tokenizer.json" in done.stdout, done.stdout[-3000:]
