@@ -189,6 +189,11 @@ class Coordinator:
         for agent in list(self.agents):
             self._send(agent, self._farewell)
 
+    def dismiss(self, agent: Agent, reason: str) -> None:
+        """Ask an agent without ranks to end: its node is not used any more."""
+        self._send(agent, {"is": "leave", "code": COMPLETE, "reason": reason})
+        self.lost(agent, reason)
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def connected(self, channel: Any) -> Agent:

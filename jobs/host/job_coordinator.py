@@ -21,7 +21,7 @@ from flip.runs.errors import STORAGE
 from flip.runs.files import open_append
 from flip.runs.restart_place import HERE, Allocation
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
+from jobs.host import attempt_end, node_health, own_job, rank_entry, slurm_cli
 from jobs.host.agent_channel import CONTACT, listen, new_key, publish
 from jobs.host.agent_server import AgentServer
 from jobs.host.coordinator import SUCCESS, TIMING, AttemptOutcome, Coordinator, State
@@ -63,8 +63,8 @@ class JobCoordinator:
         self.run = run
         self.start = start
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-        self.usable = (self.nodes,)
-        """Numbers of nodes with which the run can go on. Spare nodes and ranges of nodes enter here."""
+        self.usable = [self.nodes]
+        """Numbers of nodes with which the run can go on, ascending: one, or those of its range. Others are spares."""
         self.ranks_per_node = int(os.environ.get("SLURM_NTASKS") or 1) // self.nodes
         self.may_restart = True
         """Cleared when the batch shell is gone, and its watcher requeues the job."""
@@ -98,6 +98,11 @@ class JobCoordinator:
         while not self.attempt:
             time.sleep(POLL_SECONDS)
             self.attempt = self._find()
+        try:
+            self._read_job()
+        except (OSError, ValueError) as error:
+            self._log("no node agents: %s" % error)
+            return
         self.coordinator = Coordinator(TIMINGS, log=self._log)
         key = new_key()
         host = "127.0.0.1" if self.nodes == 1 else ""
@@ -119,6 +124,12 @@ class JobCoordinator:
         finally:  # after an error, agents let their ranks save
             self.server.close()
 
+    def _read_job(self) -> None:
+        """Read which numbers of nodes can be used. Records of older releases say nothing: all nodes of the job."""
+        job = read_record(self.run.path / "job.json") or {}
+        self.usable = [nodes for nodes in job.get("usable", []) if nodes <= self.nodes] or [self.nodes]
+        self.ranks_per_node = job.get("shape", {}).get("processes", self.ranks_per_node)
+
     def _publish(self, path: Path, port: int, key: bytes) -> None:
         try:
             publish(path, port, key)
@@ -129,7 +140,8 @@ class JobCoordinator:
         """Start attempts until the exit trap is to decide. Returns the exit code of the agents, and why they leave."""
         if not self._gather_first():
             return NO_AGENTS, "%d of %d node agents are ready" % (len(self.coordinator.ready()), self.nodes)
-        nodes = self.nodes
+        self._dismiss_unhealthy()
+        nodes = self.usable[-1]
         while True:
             outcome = self._run_attempt(nodes)
             code = KILLED if outcome.code is None else outcome.code
@@ -140,14 +152,13 @@ class JobCoordinator:
             if not nodes:
                 return code, reason
             try:
-                if not self._win_next():
+                if not self._win_next(nodes):
                     return code, "another job has continued the run"
             except (OSError, ValueError) as error:
                 return STORAGE, str(error)
 
     def _gather_first(self) -> bool:
-        """Whether all agents have come for the first start. Returns False if too few do so some time after the first
-        one."""
+        """Whether all agents have come for the first start, or some time after the first one as many as are used."""
         first: Optional[float] = None
         while len(self.coordinator.ready()) < self.nodes:
             self.server.poll(POLL_SECONDS)
@@ -157,8 +168,27 @@ class JobCoordinator:
                 continue
             waited = time.monotonic() - first
             if waited > IMPORT_SECONDS or (waited > CONNECT_SECONDS and len(self.coordinator.agents) < self.nodes):
-                return False
+                return len(self.coordinator.ready()) >= self.usable[-1]
         return True
+
+    def _dismiss_unhealthy(self) -> None:
+        """Leave out nodes that have failed their health check, if enough others are ready; log the evidence."""
+        agents = self.coordinator.ready()
+        results = {}
+        for agent in agents:
+            try:
+                results[agent.node] = [node_health.parse(row) for row in agent.facts.get("health", [])]
+            except (AttributeError, TypeError, ValueError) as error:
+                self._log("%s: %s" % (agent.node, error))
+        verdict = node_health.judge(results)
+        for evidence in verdict.common.values():
+            self._log("health of most nodes: %s" % evidence)
+        for agent in agents:
+            evidence = verdict.excluded.get(agent.node, "")
+            if evidence:
+                self._log("health of %s: %s" % (agent.node, evidence))
+            if evidence and len(self.coordinator.ready()) > self.usable[-1]:
+                self.coordinator.dismiss(agent, evidence)
 
     def _run_attempt(self, nodes: int) -> AttemptOutcome:
         """Run the attempt that was won, on this number of nodes."""
@@ -197,13 +227,21 @@ class JobCoordinator:
         self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
         if place.place != HERE:
             return 0, place.reason
+        for agent in self.coordinator.ready():
+            if agent.node in decision.exclude:
+                self.coordinator.dismiss(agent, "%s is excluded" % agent.node)
         self.coordinator.gather()
         self._wait(decision.delay)
-        while not self.coordinator.has_gathered(place.nodes, place.nodes):
+        return self._gather(place.nodes), "a node agent does not come back"
+
+    def _gather(self, most: int) -> int:
+        """Wait for the agents of ``most`` nodes. Returns on how many nodes the next attempt starts; 0: too few came."""
+        while not self.coordinator.has_gathered(most, most):
             self.server.poll(POLL_SECONDS)
             if not self.coordinator.is_patient():
-                return 0, "a node agent does not come back"
-        return place.nodes, place.reason
+                ready = len(self.coordinator.ready())
+                return max((nodes for nodes in self.usable if nodes <= ready), default=0)
+        return most
 
     def _reason_for_trap(self, outcome: AttemptOutcome) -> str:
         """Why the exit trap decides, as without agents; empty if the run may go on in this job."""
@@ -237,11 +275,13 @@ class JobCoordinator:
         while time.monotonic() < deadline:
             self.server.poll(POLL_SECONDS)
 
-    def _win_next(self) -> bool:
-        """Win the attempt that follows; False if another process has won one, or the run was cancelled."""
+    def _win_next(self, nodes: int) -> bool:
+        """Win the attempt that follows, on this number of nodes; False if another process has won one, or the run was
+        cancelled."""
         if not self.may_restart or exists(self.run.cancel):
             return False
-        n = attempts.start_attempt(self.run, self._facts(), after=self.attempt)
+        facts = dict(self._facts(), world=str(nodes * self.ranks_per_node))
+        n = attempts.start_attempt(self.run, facts, after=self.attempt)
         if not n:
             return False
         self.attempt = n

@@ -349,9 +349,9 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     resources = config.resources
     if profile.kind == "local" and resources.nodes > 1:
         raise ConfigError("resources.nodes: this machine is one node", value=resources.nodes, remedy="Set it to 1.")
-    if resources.spares:
-        what = "resources.spares: a restart in the job needs node agents, which this cluster profile does not use"
-        raise ConfigError(what, value=resources.spares, remedy="Set it to 0.")
+    if resources.spares and not profile.agents:
+        what = f"resources.spares: {profile.name} has no node agents, which restart a run on them"
+        raise ConfigError(what, value=resources.spares, remedy="Set `agents: true` in the profile, or spares to 0.")
     if resources.gpus and profile.kind == "local" and not on.cuda:
         what = "resources.gpus: no NVIDIA driver on this machine"
         raise ConfigError(what, value=resources.gpus, remedy="Set it to 0.")

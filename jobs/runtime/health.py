@@ -359,6 +359,10 @@ class HealthCheck:
             return False
         return True
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The results as plain data, which ``jobs.host.node_health.parse`` reads."""
+        return [result._asdict() for result in self.results]
+
     def close(self) -> None:
         """End the process. It may stay until a disk answers, without being waited for."""
         os.close(self.output)

@@ -44,10 +44,11 @@ from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, S
 from flip.runs.errors import CAUSES
 from flip.runs.files import RefusedPath, open_append
 from flip.runs.restart_policy import UNSTARTED
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
 from jobs.host.agent_channel import AGENT, CONTACT, Channel, ChannelError, Message, connect, read_contact, take_key
 from jobs.host.processes import AGENT_VARIABLE
+from jobs.runtime import health
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_COORDINATOR
     if not args.exec:
         agent.preload()
+    if args.connect:
+        agent.start_check()
     return agent.serve(channel)
 
 
@@ -136,6 +139,9 @@ class NodeAgent:
         self.ranks: list[RankProcess] = []
         self.may_fork = False
         self._channel: Channel
+        self._check: health.HealthCheck | None = None
+        self._welcome: Message = {}
+        """Kept until the check of this node is over, as hello has its results."""
         self._lifeline, self._own_lifeline = os.pipe()
         self._woken, self._wake = os.pipe()
         self._beat_at = 0.0
@@ -174,6 +180,15 @@ class NodeAgent:
         gc.freeze()  # these objects stay shared with the ranks
         self.may_fork = True
 
+    def start_check(self) -> None:
+        """Check the health of this node, in a process of its own."""
+        try:
+            shape = (read_record(self.run.path / "job.json") or {}).get("shape", {})
+            settings = health.HealthSettings(str(self.run.path), shape.get("gpus", 0))
+            self._check = health.start(settings, self.may_fork and self._is_safe_to_fork())
+        except (OSError, ValueError) as error:
+            note(f"this node is not checked: {error}")
+
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def serve(self, channel: Channel) -> int:
@@ -183,6 +198,7 @@ class NodeAgent:
             self._wait()
             if time.monotonic() < self._end_by:
                 self._handle_messages()
+            self._poll_check()
             self._forward_signals()
             self._reap()
             self._look_for_stopped()
@@ -201,6 +217,8 @@ class NodeAgent:
             poll.register(self._channel, events)
             if self._parent is not None:
                 poll.register(self._parent, select.POLLIN)
+            if self._check is not None:
+                poll.register(self._check.output, select.POLLIN)
         ready = [handle for handle, _ in poll.poll(int(1000 * LOOK_SECONDS))]
         if self._parent in ready:
             self._prepare_end("its parent is gone")
@@ -223,7 +241,9 @@ class NodeAgent:
         """Raises ChannelError for a message that no coordinator of this run sends."""
         kind = message["is"]
         if kind == "welcome":
-            self._channel.hello(message, own_facts(os.environ))
+            self._welcome = message
+            if self._check is None:
+                self._channel.hello(message, own_facts(os.environ))
         elif kind == "start":
             self._start(message)
         elif kind == "signal":
@@ -238,6 +258,16 @@ class NodeAgent:
             self._prepare_end(str(message.get("reason") or ""))
         else:
             raise ChannelError(UNKNOWN_MESSAGE % kind)
+
+    def _poll_check(self) -> None:
+        """Say hello when the check of this node is over."""
+        check = self._check
+        if check is None or not check.poll():
+            return
+        self._check = None
+        check.close()
+        if self._welcome and self._end_by == float("inf"):
+            self._channel.hello(self._welcome, {**own_facts(os.environ), "health": check.rows()})
 
     def _prepare_end(self, reason: str) -> None:
         """Let the ranks save and stop, then end."""

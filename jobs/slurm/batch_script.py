@@ -96,6 +96,8 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
         "error": "/dev/null",
         "chdir": "/",
     }
+    if is_elastic(job) and uses_agents(profile, job):
+        additional["no-kill"] = True  # a lost node does not end the job
     if "no-requeue" not in profile.options:  # of both, sbatch takes the last
         additional["requeue"] = True
     if job.waits_for:
@@ -124,24 +126,33 @@ def functions(name: str) -> list[str]:
 
 
 def uses_agents(profile: ClusterProfile, job: Job) -> bool:
-    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents;
-    nor have those with a range of nodes, whose step may leave nodes out.
-    """
-    return profile.agents and not job.trackers and not job.resources.least_nodes
+    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents."""
+    return profile.agents and not job.trackers
+
+
+def is_elastic(job: Job) -> bool:
+    """Whether a start may have more nodes than it uses: a range of nodes, or spare ones."""
+    return bool(job.resources.least_nodes or job.resources.spares)
 
 
 def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     """The lines of the functions that start a step."""
     lines = functions("srun_functions.sh")
     resources = job.resources
-    if resources.least_nodes:
+    if is_elastic(job):
         lines = [line.replace('exec srun "$@"', 'exec srun "${size[@]}" "$@"') for line in lines]
     if not uses_agents(profile, job):
         return lines
     cpus = resources.processes * resources.cpus
+    agents = f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
+    ranks = _cpus_of_ranks(job)
+    if is_elastic(job):  # on all nodes; the agents of other nodes outlive that of a lost one
+        all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"'
+        agents = f"{all_nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --no-kill --wait=0"
+        ranks += f" --wait={profile.peer_seconds}"
     words = {
-        "AGENTS_OPTIONS": f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}",
-        "RANKS_OPTIONS": _cpus_of_ranks(job),
+        "AGENTS_OPTIONS": agents,
+        "RANKS_OPTIONS": ranks,
         "NO_AGENTS": str(job_coordinator.NO_AGENTS),
     }
     lines = [line.replace("srun() {", "start_step() {") for line in lines]
@@ -265,11 +276,11 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
 
 
 def _size(job: Job) -> list[str]:
-    """Lines that choose the nodes of a start if their number is a range: the most that can be used."""
+    """Lines that choose the nodes of a start if it may have more than it uses: the most that can be used."""
     resources = job.resources
-    if not resources.least_nodes:
+    if not is_elastic(job):
         return []
-    counts = " ".join(map(str, sorted(resources.usable, reverse=True)))
+    counts = " ".join(map(str, sorted(resources.usable or [resources.nodes], reverse=True)))
     return [
         f'for nodes in {counts}; do [ "$nodes" -gt "$SLURM_JOB_NUM_NODES" ] || break; done',
         f"export SLURM_NTASKS=$((nodes * {resources.processes}))  # `begin` records it",
@@ -305,7 +316,10 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
 
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
-    argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
+    argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0"]
+    if not (is_elastic(job) and uses_agents(profile, job)):  # else the functions of the script add it
+        argv.append(f"--wait={profile.peer_seconds}")
+    argv.append("--export=ALL")
     if not uses_agents(profile, job):  # else the functions of the script add it
         argv.append(_cpus_of_ranks(job))
     if profile.container and profile.container_runtime == "pyxis":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from flip.runs.rundir import create_json, read_json
@@ -93,16 +94,17 @@ class SlurmScene:
 
     # -- actions ----------------------------------------------------------------------------------------------------
 
-    def submit(self, *plays, hours=0.5, cpus=1, gpus=0, **fields):
-        """Submit one run per play, all in one array, and watch them."""
+    def submit(self, *plays, hours=0.5, cpus=1, gpus=0, shape=None, **fields):
+        """Submit one run per play, all in one array, and watch them. ``shape``: fields of JobResources to change."""
         for index, play in enumerate(plays):
             run = make_run(self.folder / f"run{index}", "", play)
             (run.path / "calls").mkdir()
             self.runs.append(run)
             self.seen.append([])
         self.cluster = SlurmBackend(profile(hours=hours, **fields))
-        shape = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
-        self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
+        resources = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
+        resources = replace(resources, **(shape or {}))
+        self.cluster.submit([Job(run, ROOT, resources, module="tests.slurm.scripted") for run in self.runs])
         self.watch()
 
     def ready(self, n=1):

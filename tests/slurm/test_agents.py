@@ -190,6 +190,33 @@ def test_lost_node_is_requeued_by_slurm(scene, rank):
 
 
 @pytest.mark.slow
+def test_spare_node_replaces_lost_one_in_job(scene):
+    submit(scene, shape={"spares": 1})
+    first, lost = (scene.facts(rank)["node"] for rank in (0, 1))
+    scene.here.lose(lost)
+    scene.ready(2)
+    spare = scene.facts(1, 2)["node"]
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(lost)
+    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
+    assert scene.facts(0, 2)["node"] == first and spare not in (first, lost)
+
+
+@pytest.mark.slow
+def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(scene):
+    """It waits a minute for the agent of the lost node to come back."""
+    scene.patience = 240.0
+    submit(scene, shape={"least_nodes": 1, "usable": (1, 2)})
+    lost = scene.facts(1)["node"]
+    scene.here.lose(lost)
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(lost)
+    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
+    starts = [read_json(scene.runs[0].attempt(n) / "start.json")["world"] for n in (1, 2)]
+    assert starts == ["2", "1"]
+
+
+@pytest.mark.slow
 def test_agents_without_coordinator_leave_ranks_to_srun(scene, monkeypatch):
     """The watcher is killed before the agents reach it: they look for 60 s, then the ranks start without agents."""
     scene.patience = 240.0

@@ -15,12 +15,13 @@ TASK = {
 }  # fmt: skip
 
 
-def start_task(run):
+def start_task(run, node="n7", index=0, **environ):
     base = {name: value for name, value in os.environ.items() if not name.startswith(("FLIP_", "SLURM"))}
+    place = {"SLURMD_NODENAME": node, "SLURM_NODEID": str(index), "SLURM_PROCID": str(index)}
     own = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": "1", "FLIP_SNAPSHOT": str(ROOT), "FLIP_AGENTS": "1"}
     return subprocess.Popen(
         [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"],
-        env={**base, **TASK, **own, "PYTHONPATH": str(ROOT)},
+        env={**base, **TASK, **place, **own, "PYTHONPATH": str(ROOT), **environ},
         cwd="/",
         stderr=subprocess.PIPE,
         text=True,

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -149,7 +150,103 @@ def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, monkeypatch):
     start.process.kill()
     start.process.wait()
     start.coordinator.nodes = 2
+    start.coordinator.usable = [2]
     monkeypatch.setattr(job_coordinator, "CONNECT_SECONDS", 1.0)
     start.process.stderr.close()
     start.process = start_task(start.run)
     assert start.code() == job_coordinator.NO_AGENTS and not start.coordinator.has_started
+
+
+class Nodes:
+    """A start of job 57 on nodes n7 and n8, with a rank each."""
+
+    def __init__(self, run, usable, gpus=0, **environ):
+        self.run = run
+        write_json(
+            run.path / "job.json", {"token": "t", "after": 0, "usable": usable, "shape": {"processes": 1, "gpus": gpus}}
+        )
+        self.own = batch_hooks.OwnAttempt(run)
+        attempts.start_attempt(run, batch_hooks.start_record())
+        run.open_logs(1)
+        self.own.start_coordinator()
+        self.tasks = [start_task(run, "n7", 0, **environ), start_task(run, "n8", 1)]
+
+    def ranks(self, n, world):
+        files = [self.run.path / f"rank.{n}.{rank}" for rank in range(world)]
+        limit = time.monotonic() + 60
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < limit, self.run.causes(n)
+            time.sleep(0.02)
+        return [read_json(file) for file in files]
+
+    def lose(self, index):
+        """Kill all that runs on a node."""
+        task = self.tasks[index]
+        os.kill(task.pid, signal.SIGSTOP)  # it starts no other agent
+        for pid in children(task.pid):
+            for own in children(pid):
+                os.kill(own, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+        task.kill()
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch, commands):
+    timings = job_coordinator.TIMINGS._replace(killed_grace=0.3, patience=2.0)
+    monkeypatch.setattr(job_coordinator, "TIMINGS", timings)
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLIP_ATTEMPT", "1")  # the watcher sets it: restored at the end
+    for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    commands("scontrol", show())
+    made = []
+
+    def make(usable, **fields):
+        made.append(Nodes(run, usable, **fields))
+        return made[-1]
+
+    yield make
+    for task in made[0].tasks:
+        end_task(task, run)
+
+
+def test_run_goes_on_with_fewer_nodes_of_range_after_loss(nodes):
+    two = nodes([1, 2])
+    assert [row["environment"]["WORLD_SIZE"] for row in two.ranks(1, 2)] == ["2", "2"]
+    two.lose(1)
+    (rank,) = two.ranks(2, 1)
+    assert rank["environment"]["WORLD_SIZE"] == "1"
+    assert read_json(two.run.attempt(1) / "end.json")["cause"] == "node"
+    assert read_json(two.run.attempt(2) / "start.json")["world"] == "1"
+
+
+def test_spare_node_replaces_lost_one(nodes):
+    one = nodes([1])
+    (rank,) = one.ranks(1, 1)
+    one.lose(0)
+    (other,) = one.ranks(2, 1)
+    assert (other["environment"]["WORLD_SIZE"], other["parent"] == rank["parent"]) == ("1", False)
+    assert read_json(one.run.attempt(1) / "end.json")["cause"] == "node"
+
+
+def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, tmp_path, capfd):
+    """The driver of n7 reports GPU memory that cannot be repaired. GPUs are missing on both nodes, which is no
+    reason."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, Yes, No, No, 1'\n")
+    program.chmod(0o755)
+    two = nodes([1], gpus=1, PATH=f"{program.parent}:{os.environ['PATH']}")
+    two.ranks(1, 1)
+    assert two.tasks[0].wait(30) == 0, "its agent was asked to leave"
+    assert two.tasks[1].poll() is None
+    errors = capfd.readouterr().err
+    assert "health of n7: GPU memory errors: GPU 0: remapped_rows.failure is Yes" in errors
+    assert "health of most nodes: GPUs on 2 of 2 nodes, as n" in errors

@@ -228,3 +228,11 @@ def test_estimate_lists_speeds_of_range_and_price_of_spares():
     assert "4 micro-batches" in lines[0] and "samples/s" in lines[0] and "micro-batches" not in lines[2]
     assert lines[3].endswith("node-hours")
     assert not cost.estimate(planned(), load_profile("h100")).nodes
+
+
+def test_spares_need_node_agents():
+    config = planned("resources.nodes=2", "resources.spares=1")
+    profile = load_profile("h100")
+    with pytest.raises(ConfigError, match=r"spares: h100 has no node agents.*agents: true"):
+        preflight._machine(config, profile, NODE)
+    preflight._machine(config, replace(profile, agents=True), NODE)

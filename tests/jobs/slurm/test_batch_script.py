@@ -287,6 +287,20 @@ def test_script_uses_most_nodes_of_range_whose_ranks_divide_the_lanes(stage, mon
     assert stage.end()["cause"] == "crash"
 
 
+def test_script_of_run_with_spare_starts_agents_on_all_nodes():
+    job = replace(JOB, resources=JobResources(2, 3, 0, 1, 1.0, spares=1, usable=(2,)))
+    lines = script(ClusterProfile(name="x", kind="slurm", agents=True), job).splitlines()
+    assert "#SBATCH --no-kill" in lines and "#SBATCH --nodes=3" in lines
+    assert any(line.startswith("for nodes in 2; do") for line in lines)
+    (agents,) = [line for line in lines if "FLIP_AGENTS=1 start_step" in line]
+    all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
+    assert f"start_step {all_nodes} --cpus-per-task=3 --no-kill --wait=0 " in agents
+    (ranks,) = [line for line in lines if line.strip().startswith("start_step --cpus-per-task=1")]
+    assert "--wait=120" in ranks and '(exec srun "${size[@]}" "$@")' in "".join(lines)
+    (command,) = [line for line in lines if line.startswith("srun ")]
+    assert "--wait" not in command
+
+
 def test_script_excludes_node_that_starts_no_rank(stage):
     """Such a node need not be the first of the job. The ranks that wait for it are killed, so their exit codes say
     nothing about the cause."""
