@@ -17,7 +17,7 @@ from flip import environment
 from flip.runs.errors import ConfigError
 from flip.runs.files import read_regular
 
-FORMAT = "flip measurement"
+FORMAT = "flip-measurement"
 VERSION = 1
 MEASURED = "measured"
 FAILED = "failed"

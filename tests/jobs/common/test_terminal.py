@@ -174,9 +174,9 @@ def test_progress_bar_prints_periodic_lines_without_terminal(capsys):
     assert first == "indexing: 4 %, 4 TB of 92 TB, 0 B/s, 1 of 23 shards" and second.endswith("left, 2 of 23 shards")
 
 
-def test_rich_is_imported_lazily_and_only_in_terminal_module():
+def test_rich_is_imported_lazily_and_only_for_terminals_and_their_pictures():
     importers = {name for name, path in FILES.items() if any(other.split(".")[0] == "rich" for other in imports(path))}
-    assert importers == {"jobs.common.terminal"}
+    assert importers == {"jobs.common.terminal", "tools.documentation.pictures"}
     script = "import sys, jobs.common.terminal as t; t.show(t.Page(t.TextTable([{'run': 'a'}])))"
     script += "; assert 'rich' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -56,7 +56,7 @@ def test_assign_canaries_picks_first_run_of_each_group_of_shape_and_code(tmp_pat
 @pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
 def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, goes_ahead):
     before = job(tmp_path, "z")
-    record = {"shape": vars(JobResources()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
+    record = {"shape": JobResources().shape(), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
     write_json(before.run.path / "job.json", record)
     before.run.start_attempt({})
     log(before.run, 1, 1, 20, last)
