@@ -20,6 +20,12 @@ def test_short_storm_of_12_faults_violates_no_property(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_storm_of_12_faults_with_node_agents_violates_no_property(tmp_path):
+    assert "12 faults of 12 kinds" in storm(tmp_path, 1100, "--site", "agents")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_storm_of_30_faults_on_foreign_site_violates_no_property(tmp_path):
     assert "30 faults of 30 kinds" in storm(tmp_path, 2300, "--site", "foreign", "--faults", "30")
