@@ -34,8 +34,7 @@ training never sees. That is the accuracy of the arm clipa of [cheapest.md](chea
 - **Choices** use the validation set alone (`noto-v1`), with other seeds. The test set is scored once, at the end of
   the runs of a row.
 
-`make records ROW=NAME` measures a row again and writes its file and this page. It needs two idle cores. Recipes with a
-text classification head need `flip tokenizer table` first: the head of `sweeps/records.yaml` has the command."""
+`make records ROW=NAME` measures a row again and writes its file and this page. It needs two idle cores."""
 
 
 def write(docs: Path) -> Path:
