@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
@@ -72,8 +73,9 @@ def measure(
     )
     environment = {"FLIP_CACHE": str(cache_root())}
     code = take(REPOSITORY, folder / ".code").path
+    plain = dataclasses.replace(profile, agents=False)  # a killed row must not restart the process of its node
     with writing(folder):
-        open_backend(profile).submit([Job(run, code, resources, environment, module="jobs.measurer")])
+        open_backend(plain).submit([Job(run, code, resources, environment, module="jobs.measurer")])
     note(f"the job is {run.path}; to end it: {command('cancel', run.path)}")
     _wait(run)
     return read_measurement(str(run.path / node.RESULT))

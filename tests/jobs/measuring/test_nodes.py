@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,27 @@ def test_job_that_cannot_end_in_time_is_refused():
         cluster.check(profile, 2, 30.0)
     with pytest.raises(ConfigError, match="at least 1"):
         cluster.check(profile, 0, 3.0)
+
+
+def test_job_has_no_agents_and_one_process_a_node(tmp_path, monkeypatch):
+    submitted = []
+
+    class Recorder:
+        def __init__(self, profile):
+            self.profile = profile
+
+        def submit(self, jobs):
+            submitted.append((self.profile, *jobs))
+            raise ConfigError("sbatch refused the job")
+
+    monkeypatch.setattr(cluster, "open_backend", Recorder)
+    monkeypatch.setattr(cluster, "take", lambda *_: SimpleNamespace(path=tmp_path / "code"))
+    profile = ClusterProfile("far", "slurm", runs_root=str(tmp_path), gpus_per_node=8, cpus_per_node=96, agents=True)
+    with pytest.raises(ConfigError, match="sbatch refused"):
+        cluster.measure(profile, 2, 10.0, "", None, False, 1.0)
+    ((used, job),) = submitted
+    assert not used.agents and (job.resources.nodes, job.resources.processes, job.resources.gpus) == (2, 1, 8)
+    assert (job.rank_module, job.resources.cpus) == ("jobs.measurer", 96)
 
 
 def test_question_states_the_cost():
