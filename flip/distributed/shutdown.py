@@ -272,9 +272,13 @@ class PeerWatcher:
         import torch
         from torch import distributed
 
-        with contextlib.suppress(RuntimeError):  # that rank has ended itself
+        # A rank that has ended breaks the connection, or gloo waits for it without end: hence the limit.
+        with contextlib.suppress(RuntimeError):
             byte = torch.tensor([state], dtype=torch.uint8)
-            distributed.send(byte, group=self._group, group_dst=(self._rank - 1) % self._size, tag=self._TAG)
+            peer = (self._rank - 1) % self._size
+            work = distributed.isend(byte, group=self._group, group_dst=peer, tag=self._TAG)
+            assert work is not None
+            work.wait(datetime.timedelta(seconds=self._seconds))
 
     def _watch(self) -> None:
         import torch

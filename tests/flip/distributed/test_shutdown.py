@@ -240,7 +240,11 @@ distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank
 peers = PeerWatcher(distributed.group.WORLD, rank, 4, lambda cause, what: print(cause, what, flush=True), seconds=0.1)
 distributed.barrier()
 print("up", flush=True)
-if sys.stdin.readline() == "close\\n":
+command = sys.stdin.readline()
+if command == "leave\\n":
+    peers.close()
+    os._exit(3)
+if command == "close\\n":
     peers.close()
     print("closed", flush=True)
     [thread.join() for thread in threading.enumerate() if thread.name == "peer-watcher"]
@@ -281,3 +285,11 @@ def test_peer_watcher_ignores_ranks_that_close(watched_ranks):
         rank.stdin.write("close\n")
     ends = [(rank.communicate(timeout=100)[0], rank.returncode) for rank in watched_ranks]
     assert ends == [("closed\n", 3)] * 4
+
+
+@pytest.mark.long
+def test_peer_watcher_closes_though_ranks_have_ended(watched_ranks):
+    """Rank 2 tells rank 1 of its end, whose process is gone; and so on. As at the end of a run."""
+    for number in (1, 2, 3, 0):
+        watched_ranks[number].stdin.write("leave\n")
+        assert watched_ranks[number].wait(100) == 3
