@@ -104,14 +104,14 @@ class Training:
         self.coordinated_stop = CoordinatedStop(world.control_group, world.size, True)
         run = SimpleNamespace(anomalies=Path(folder) / "anomalies")
         self.guard = anomaly.NonFiniteGuard(run, 1, 0, 0.0, 10)
-        self.model = self.allocate(self.stage_config)
+        self.model = self.allocate(self.stage_config, config.stages[0])
 
     def enter(self, stage):
         """What ``Trainer.enter`` and ``run_stage`` do at a border of stages."""
         before = self.model
         self.stage_config = derived.for_stage(self.config, stage)
         if self.optimizer_exists:
-            self.model = self.allocate(self.stage_config, before)
+            self.model = self.allocate(self.stage_config, stage, before)
             conversion.copy_weights(before, self.model)
         self.choose_attention(stage)
         self.optimizer = optimizer.build(self.model.named_parameters(), self.config.optim)
@@ -129,7 +129,12 @@ def batch(config, mask, local, number):
         tokens[:, 3 + number] = config.model.text.vocabulary - 1
     fields = [field.pin_memory() for field in (patches, keep, tokens)]
     return SimpleNamespace(
-        patches=fields[0], keep_indices=fields[1], tokens=fields[2], position_ids=None, ids=torch.arange(local)
+        patches=fields[0],
+        keep_indices=fields[1],
+        tokens=fields[2],
+        position_ids=None,
+        targets=None,
+        ids=torch.arange(local),
     )
 
 
