@@ -4,8 +4,9 @@ srun() {
   coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
   for _ in {1..100}; do [ ! -e "$coordinator" ] || break; sleep 0.1; done
   if [ -e "$coordinator" ]; then
-    FLIP_AGENTS=1 start_step AGENTS_OPTIONS "$@"
-    [ "$code" -eq NO_AGENTS ] || return "$code"
+    FLIP_AGENTS=1 start_step AGENTS_OPTIONS "$@" && return
+    # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
+    [ "$code" -eq NO_AGENTS ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
   start_step RANKS_OPTIONS "$@"

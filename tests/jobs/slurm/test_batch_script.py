@@ -136,8 +136,8 @@ def test_script_runs_metrics_follower_alongside_ranks(stage, project, monkeypatc
 
 
 def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, monkeypatch):
-    """The stand-in for srun is an agent that reaches no coordinator, and then the ranks."""
-    profile = ClusterProfile(name="x", kind="slurm", agents=True)
+    """The stand-in for srun is an agent that reaches no coordinator, and then the ranks. The profile sets -e and -u."""
+    profile = ClusterProfile(name="x", kind="slurm", agents=True, setup=["set -eu"])
     job = Job(stage.run, ROOT, JobResources(nodes=2, processes=4, cpus=3))
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
     stage.commands("srun", 'echo "agents=$FLIP_AGENTS $*"; [ -z "$FLIP_AGENTS" ] || exit 74; exit 65')
@@ -151,6 +151,18 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     assert stage.end()["cause"] == "data"
     contact = stage.run.attempt(1) / "coordinator.json"
     assert contact.stat().st_mode & 0o777 == 0o600 and len(read_json(contact)["key"]) == 64
+
+
+def test_ranks_start_once_if_one_of_several_agents_finds_no_coordinator(stage, monkeypatch):
+    """srun ends with the highest code of its tasks: 74 of the agent of a spare node, after 70 of the others."""
+    profile = ClusterProfile(name="x", kind="slurm", agents=True)
+    stage.script.write_text(script(profile, Job(stage.run, ROOT, JobResources()), 2, stage.folder, monkeypatch))
+    log = "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out"
+    stage.commands("srun", f'echo "agents=$FLIP_AGENTS"; [ -z "$FLIP_AGENTS" ] || touch "{log}"; exit 74')
+    assert stage.start(SLURM_NTASKS="2", SLURM_JOB_NUM_NODES="2").wait(60) == 74
+    output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
+    assert [line for line in output if line.startswith("agents=")] == ["agents=1"]
+    assert stage.end()["cause"] == "crash"
 
 
 def test_runs_with_trackers_have_no_agents(monkeypatch):

@@ -170,8 +170,9 @@ srun() {
   coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
   for _ in {1..100}; do [ ! -e "$coordinator" ] || break; sleep 0.1; done
   if [ -e "$coordinator" ]; then
-    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 "$@"
-    [ "$code" -eq 74 ] || return "$code"
+    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 "$@" && return
+    # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
+    [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
   start_step --cpus-per-task=12 "$@"
