@@ -26,7 +26,7 @@ SIGNAL_CODES = range(129, 160)
 """Exit codes of ranks that a signal has ended, as a shell writes them."""
 
 MOST_STRANGERS = 64
-"""Connections that have not said hello yet; further ones are refused."""
+"""Connections without a hello yet, besides those of the expected agents. If there are more, the oldest is closed."""
 
 
 class State(Enum):
@@ -103,8 +103,11 @@ class Coordinator:
         timing: Timing = TIMING,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda text: None,
+        expected: int = 0,
     ) -> None:
         self.timing = timing
+        self.expected = expected
+        """Agents that may all connect before the first says hello: they import the trainer in between."""
         self.state = State.GATHER
         self.attempt = 0
         self.agents: List[Agent] = []
@@ -201,7 +204,7 @@ class Coordinator:
         agent = Agent(channel, self._clock())
         self.agents.append(agent)
         strangers = [each for each in self.agents if not each.node]
-        if len(strangers) > MOST_STRANGERS:
+        if len(strangers) > MOST_STRANGERS + self.expected:
             self.lost(strangers[0], "too many connections without a hello")
         return agent
 

@@ -103,7 +103,7 @@ class JobCoordinator:
         except (OSError, ValueError) as error:
             self._log("no node agents: %s" % error)
             return
-        self.coordinator = Coordinator(TIMINGS, log=self._log)
+        self.coordinator = Coordinator(TIMINGS, log=self._log, expected=self.nodes)
         key = new_key()
         host = "127.0.0.1" if self.nodes == 1 else ""
         first_port = rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), "agents")

@@ -292,6 +292,16 @@ def test_connections_without_hello_are_dropped():
     assert late.closed
 
 
+def test_all_expected_agents_may_connect_before_the_first_hello():
+    """They import the trainer in between. The coordinator of a Slurm job expects one per node."""
+    group = Group()
+    group.coordinator.expected = 3 * MOST_STRANGERS
+    agents = [SimulatedAgent(group, f"m{number}") for number in range(3 * MOST_STRANGERS)]
+    strangers = [SimulatedAgent(group, "") for _ in range(MOST_STRANGERS)]
+    assert not any(agent.closed for agent in agents + strangers)
+    assert all(not agent.hello().closed for agent in agents)
+
+
 def test_agent_that_comes_after_the_end_is_asked_to_leave():
     group = Group()
     group.coordinator.leave()

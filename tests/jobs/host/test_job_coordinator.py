@@ -220,6 +220,7 @@ def nodes(tmp_path, monkeypatch, commands):
 def test_run_goes_on_with_fewer_nodes_of_range_after_loss(nodes):
     two = nodes([1, 2])
     assert [row["environment"]["WORLD_SIZE"] for row in two.ranks(1, 2)] == ["2", "2"]
+    assert two.own.coordinator.coordinator.expected == 2
     two.lose(1)
     (rank,) = two.ranks(2, 1)
     assert rank["environment"]["WORLD_SIZE"] == "1"
