@@ -36,18 +36,26 @@ def record_end(
         wall_limit.record_limit(run, n, limit)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
+    late = ""
+    if not _restarted_in_place(run, n):  # else it had only the rest of the job's time
+        late = wall_limit.limit_reached(run, n, own_job.time_used(fields))
     return attempts.end_attempt(
         run,
         n,
         code,
         state,
         suspect=bad_nodes.find_suspect(run, n, time.time()),
-        late=wall_limit.limit_reached(run, n, own_job.time_used(fields)),
+        late=late,
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         disk_full=str(last_error) if disk_full else "",
         noticed=noticed,
     )
+
+
+def _restarted_in_place(run: RunDir, n: int) -> bool:
+    start, previous = (read_record(run.attempt(number) / "start.json") or {} for number in (n, n - 1))
+    return attempts.restarted_in_place(start, previous)
 
 
 def newest_of_start(run: RunDir, start: Start) -> int:

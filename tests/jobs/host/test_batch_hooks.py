@@ -7,9 +7,11 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks, requeue, slurm_cli
 from tests.jobs.act import act
+from tests.jobs.host.scontrol_answers import show
 
 SILENT = "exit 1"
 NONE = "[ $1 = show ] && echo 'JobState=RUNNING Restarts=1'; exit 0"
+END = {"committed": False, "delay": 0.0, "exclude": [], "time": 1.0}
 AWAY = "[ $1 = show ] && printf 'JobState=RUNNING Restarts=1\\n Comment=away:1:0:1 \\n'; exit 0"
 
 
@@ -124,3 +126,17 @@ def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands,
         "requeue 57",
         "update JobId=57 StartTime=now+1800",
     ]
+
+
+@pytest.mark.parametrize("restarts, cause", [("1", "stopped"), ("0", "timeout")])
+def test_attempt_that_had_the_rest_of_a_job_has_not_used_its_wall_limit(run, commands, restarts, cause):
+    """A node agent started it 15 minutes before the limit of a day; it was asked to stop before its first commit."""
+    first = {"resumes_from": 0, "after": 0, "job": "57"}
+    write_json(run.attempt(1) / "start.json", {**first, "restarts": restarts, "attempt": 1, "time": 1.0})
+    write_json(run.attempt(1) / "end.json", {"attempt": 1, "action": "requeue", "cause": "crash", "reason": "", **END})
+    run.start_attempt({**first, "restarts": "1"})
+    run.record_stop_request(2, "USR2")
+    run.write_cause(2, 0, "stopped", 75, "signal SIGUSR2", signal="SIGUSR2")
+    commands("scontrol", show(restarts=1, ran="23:59:30"))
+    assert act("end", run.path, "--attempt", "2", "--code", "75") == 0
+    assert read_json(run.attempt(2) / "end.json")["cause"] == cause

@@ -443,11 +443,11 @@ def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, h
     """Slurm reports the present limit, and when a job was preempted. A run whose limit was 24 hours at its submission
     goes on, as after preemptions: each start waits longer."""
     write_json(stage.run.path / "job.json", {"token": "77aa77aa", "after": 0, "shape": {"hours": hours}})
-    job_fields = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
+    job_fields = "JobState=RUNNING Restarts={} RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
     stage.commands("srun", "exit 75")
     for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
-        stage.commands("scontrol", f"[ $1 = show ] && echo '{job_fields.format(preempted)}'; exit 0")
-        assert stage.start().wait(60) == 75
+        stage.commands("scontrol", f"[ $1 = show ] && echo '{job_fields.format(n - 1, preempted)}'; exit 0")
+        assert stage.start(SLURM_RESTART_COUNT=str(n - 1)).wait(60) == 75
         assert stage.end(n)["cause"] == ("stopped" if n == 1 or hours else "timeout")
     if hours:
         assert (stage.end(4)["action"], stage.end(4)["delay"]) == ("requeue", 120.0)
