@@ -236,3 +236,6 @@ def test_spares_need_node_agents():
     with pytest.raises(ConfigError, match=r"spares: h100 has no node agents.*agents: true"):
         preflight._machine(config, profile, NODE)
     preflight._machine(config, replace(profile, agents=True), NODE)
+    tracked = planned("resources.nodes=2", "resources.spares=1", "monitor.wandb=masking")
+    with pytest.raises(ConfigError, match=r"spares: a run with a tracker has no node agents.*remove monitor\.wandb"):
+        preflight._machine(tracked, replace(profile, agents=True), NODE)
