@@ -21,6 +21,7 @@ MOST_STARTS = 10
 """Starts of an agent in one job."""
 
 POLL_SECONDS = 0.2
+KILL_SECONDS = 60.0  # for killed processes to end; one that waits for a dead disk or GPU is left to Slurm
 STOPPED_SECONDS = 2.0  # a suspended job continues this process and the agent within an instant, not at the same time
 
 
@@ -43,12 +44,11 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
             agent.send_signal(number)
         code = _wait(agent, stop)
         os.close(own_lifeline)
-        if may_restart:
-            kill_children()
+        are_gone = may_restart and kill_children()
         if code >= 0:
             return code
         _note("the node agent was killed by signal %d" % -code)
-        if not may_restart or starts >= MOST_STARTS:
+        if not are_gone or starts >= MOST_STARTS:
             return 128 - code
 
 
@@ -90,8 +90,9 @@ def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
             agent.kill()
 
 
-def kill_children() -> None:
-    """SIGKILL all descendants of this process, and wait for their ends."""
+def kill_children(seconds: float = KILL_SECONDS) -> bool:
+    """SIGKILL all descendants of this process, and wait for their ends; returns whether none is left."""
+    deadline = time.monotonic() + seconds
     while True:
         for pid, start in _children().items():
             sessions.kill_session(pid, start)
@@ -103,7 +104,9 @@ def kill_children() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return
+            return True
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 
@@ -95,6 +96,16 @@ def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number)
     assert {record["parent"] for record in after} == {task.coordinator.ready()[0].facts["pid"]}
     task.coordinator.leave()
     assert task.process.wait(30) == 0 and task.left() == []
+
+
+def test_task_waits_only_for_a_while_for_a_process_that_cannot_be_killed():
+    """It looks for children in an empty list, as if the signal did not reach its child."""
+    text = "import subprocess; from jobs.host import agent_entry; find = agent_entry._children"
+    text += "; child = subprocess.Popen(['sleep', '60']); agent_entry._children = dict"
+    text += "; left = agent_entry.kill_children(0.05); agent_entry._children = find"
+    text += "; print(left, agent_entry.kill_children())"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=50)
+    assert done.stdout == "False True\n"
 
 
 @pytest.mark.long
