@@ -36,6 +36,10 @@ LONGEST_LINE = 1 << 20
 """Bytes. A longer line, or more than this that the other side has not read, ends the connection."""
 
 RECEIVE_BYTES = 1 << 16
+
+UNANSWERED_SECONDS = 60.0
+"""For which the coordinator's host may acknowledge nothing. Without a limit Linux tries for a quarter of an hour."""
+
 COORDINATOR = "coordinator"
 AGENT = "agent"
 
@@ -248,4 +252,6 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
     sock = socket.create_connection((host, port), seconds)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNANSWERED_SECONDS))
     return sock

@@ -162,6 +162,13 @@ def test_key_is_removed_from_environment():
             take_key({KEY_VARIABLE: text})
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_agent_gives_up_a_host_that_acknowledges_nothing():
+    """The kernel ends the connection then, since the agent sends beats. Here only that it was asked to."""
+    with listen("127.0.0.1", 20000, 29999) as listener, connect(*listener.getsockname(), 5.0) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+
+
 def test_listener_takes_next_free_port_of_range():
     with listen("127.0.0.1", 20000, 29999) as first:
         port = first.getsockname()[1]
