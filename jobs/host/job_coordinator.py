@@ -31,6 +31,7 @@ CONNECT_SECONDS = 75.0  # from the first agent to the last one; an agent tries f
 IMPORT_SECONDS = 600.0  # for agents to import torch and the trainer, from a cold file system
 RETURN_SECONDS = 60.0  # for a killed agent to be replaced
 STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is seen at once, by the end of its connection
+STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
 NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
 KILLED = 137  # exit code of an attempt whose ranks were lost
@@ -77,6 +78,7 @@ class JobCoordinator:
         self._log = log
         self._fields: Dict[str, str] = {}
         """What Slurm has said of the job at the end of the last attempt."""
+        self._asked_at = float("-inf")
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def start_thread(self) -> None:
@@ -153,7 +155,7 @@ class JobCoordinator:
                 return code, reason
             try:
                 if not self._win_next(nodes):
-                    return code, "another job has continued the run"
+                    return code, "another process has continued the run, or it ends"
             except (OSError, ValueError) as error:
                 return STORAGE, str(error)
 
@@ -252,8 +254,13 @@ class JobCoordinator:
             return "the run was asked to stop"
         if not self.may_restart or exists(self.run.cancel) or exists(self.run.result):
             return "the run ends"
+        return self._reason_of_job()
+
+    def _reason_of_job(self) -> str:
+        """Why no attempt starts in this job, by its state; empty if it runs."""
         self._fields = {}
         state = own_job.job_state(*self.start, seen=self._fields)
+        self._asked_at = time.monotonic()
         if state != "RUNNING":
             return "the state of the job: %s" % state
         return ""
@@ -276,9 +283,11 @@ class JobCoordinator:
             self.server.poll(POLL_SECONDS)
 
     def _win_next(self, nodes: int) -> bool:
-        """Win the attempt that follows, on this number of nodes; False if another process has won one, or the run was
-        cancelled."""
+        """Win the attempt that follows, on this number of nodes; False if another process has won one, the run was
+        cancelled, or the job no longer runs."""
         if not self.may_restart or exists(self.run.cancel):
+            return False
+        if time.monotonic() - self._asked_at > STATE_SECONDS and self._reason_of_job():
             return False
         facts = dict(self._facts(), world=str(nodes * self.ranks_per_node))
         n = attempts.start_attempt(self.run, facts, after=self.attempt)

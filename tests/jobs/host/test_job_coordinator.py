@@ -138,6 +138,24 @@ def test_attempt_of_another_process_is_not_followed(start):
     assert start.ends()[1] is None
 
 
+@pytest.mark.parametrize("state, wins", [("RUNNING", 2), ("COMPLETING", 0)])
+def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypatch, commands, state, wins):
+    """A successor that was submitted meanwhile would find that attempt, and do nothing."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    attempts.start_attempt(run, {})
+    started = []
+    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, started.append, dict, print)
+    coordinator.attempt = 1
+    commands("scontrol", show())
+    assert coordinator._reason_of_job() == ""
+    commands("scontrol", show(state=state, reason="NodeDown"))
+    monkeypatch.setattr(job_coordinator, "STATE_SECONDS", -1.0)
+    assert coordinator._win_next(1) == bool(wins) and sum(started) == wins
+    assert run.newest_attempt() == max(1, wins)
+
+
 def test_ranks_that_save_end_with_75_and_the_trap_decides(start, commands):
     start.ranks(1)
     os.kill(start.process.pid, signal.SIGUSR2)
