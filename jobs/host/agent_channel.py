@@ -1,13 +1,30 @@
 """Connections between the coordinator of a run and its node agents: lines of JSON that both sides sign.
 
-A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message
-(docs/restarts.md, Node agents). Both sides have the key of the run, from ``KEY_VARIABLE`` or from the file that
-``publish`` writes; it is never sent. The key of a
-connection derives from it and from a random number of each side, and every line is signed with the sender's role and
-its position. So a line can neither be forged nor repeated, in this connection or in another one. Nothing is encrypted,
-and nothing that was received is executed.
+A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message:
 
-Coordinator and agents share this file: standard library, Python >= 3.6.
+    welcome  coordinator  protocol (1), number: the first line of a connection; the agent answers with hello
+    hello    agent        protocol, number, node, index, health: the agent can start ranks. A second agent of a node is
+                          refused while the first is connected
+    start    coordinator  attempt, world, node, ranks; environment: start these ranks. ``attempt`` must be above all
+                          that the agent has started
+    exit     agent        attempt, rank, code, killed: a rank has ended; 128 + n if signal n has ended it. Ends of an
+                          earlier attempt are ignored
+    beat     agent        each second. After 120 s without any message the agent is lost, and its ranks with it
+    signal   coordinator  attempt, signal: send the signal TERM or USR2 to the ranks
+    kill     coordinator  attempt: SIGKILL the ranks with all their processes, and report their ends; after 120 s
+                          without these the agent is lost
+    leave    both         reason; code: the agent ends, with this exit code. An agent whose connection ends lets its
+                          ranks save for 90 s, kills the remaining ones, and ends
+
+Both sides have the key of the run, 32 random bytes that the coordinator draws, from ``KEY_VARIABLE`` (on one machine,
+until the agent starts ranks; never on a command line) or from the file that ``publish`` writes (mode 0600). It is never
+sent. The key of a line is the run's key, then HMAC(key, number of welcome), then, after hello, HMAC(that key, number of
+hello). The MAC is of ``ROLE POSITION JSON``: coordinator or agent, and the number of lines that this side has sent
+before. So a line can neither be forged, repeated nor sent back, in this connection or in another one. A wrong MAC, a
+line above ``LONGEST_LINE``, an unknown message or another protocol ends the connection. Nothing is encrypted, and
+nothing that was received is executed.
+
+Coordinator and agents share this file: standard library, Python >= 3.6. docs/restarts.md, Node agents, has the rules.
 """
 
 import hashlib

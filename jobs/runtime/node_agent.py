@@ -5,7 +5,7 @@
 
 It imports torch and the trainer once, and forks each rank: a restart then costs about a second of processor time per
 rank in place of three or four. The coordinator (``jobs/host/coordinator.py``) decides which attempt starts.
-docs/restarts.md, Node agents, has the messages. MODULE is what each rank executes; its ``PRELOAD`` names the modules
+``jobs/host/agent_channel.py`` has the messages. MODULE is what each rank executes; its ``PRELOAD`` names the modules
 that it imports anyway.
 
 - A fork is safe only while this process has one thread and has not touched a GPU. If either does not hold, ranks are
