@@ -195,11 +195,13 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
 def apply_parallelism(
     model: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMesh | None = None
 ) -> nn.Module:
-    """Compile a model, shard it if there are several ranks, and allocate it, in this order (see docs/parallel.md).
+    """Compile a model, shard it if there are several ranks, and allocate it, in this order.
 
-    A model on the meta device gets memory for this rank's shards alone, filled with NaN so that ``check_initialised``
-    detects parameters that were not initialised. Blocks are compiled in place and before sharding: parameter names
-    stay, and activation checkpointing is compiled with the block. ``mesh``: of another model, to shard this one alike.
+    A model on the meta device, except its fixed tables, gets memory for this rank's shards alone, filled with NaN so
+    that ``check_initialised`` detects parameters that were not initialised. Blocks are compiled in place and before
+    sharding: parameter names stay, and activation checkpointing, which is inside the forward pass of a block for the
+    same reason, is compiled with it, so that one graph serves the whole tower. Sharding is last, because it replaces
+    parameters by this rank's shards. ``mesh``: of another model, to shard this one alike.
     """
     if compute.compile == "yes":
         model.text.bucket_lengths = True  # type: ignore[union-attr]

@@ -2,6 +2,12 @@
 
 ``StateDict`` has the parameter names of ``flip.models.clip`` and fp32 tensors. Letters: D a tower's width, E the shared
 embedding, P patches, p the side of a patch.
+
+- open_clip's patch convolution has no bias: this toolkit's is added to the position embeddings.
+- open_clip has no pooling whose mean includes the class token. In the variant `extra-block`, the additional block is
+  attention without queries, which is a mean over the tokens after the last LayerNorm. Its output matrix is the
+  projection times 2^24, so that the previous value of the class token becomes negligible.
+- `logit_scale` is clamped. SigLIP's bias is `logit_bias`. Other keys differ in name only.
 """
 
 from collections.abc import Iterable, Mapping

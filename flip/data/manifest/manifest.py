@@ -2,22 +2,29 @@
 
     manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
                        (settings.left_out: shards that could not be indexed, and why; settings.recoded: how `shards
-                       recode` made these shards, and whether their restart markers are verified)
+                       recode` made these shards, and whether their restart markers are verified; filters, seen, kept,
+                       dropped by reason: of filtered samples; labels, if samples have a `cls` member: counts, of up to
+                       65,536 labels, and unusable ones, which are no whole numbers; `shards exclude` drops labels;
+                       pictures, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates; neither in
+                       manifests of earlier releases)
     keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
     etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
     offsets.u32        per chunk: start of its first sample in its shard, in blocks of 512 bytes, as uint32
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
     exceptions.jsonl   samples known to be bad: {"id", "shard", "ordinal", "reason"}
-    tars.u32           version 3 only, per shard: (samples in the tar, block of its first kept sample), as uint32
-    kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``SampleFilter``)
+    tars.u32           version 3 only, per shard: (samples in the tar, block of 512 bytes of its first kept sample), as
+                       uint32, little endian
+    kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``SampleFilter``), from
+                       the lowest bit of a byte up; each shard starts a new byte
 
 A sample id is a position in the concatenation of all shards. If samples were filtered out, ids and all counts are of
 the kept samples only. Chunk j holds ids jR .. (j+1)R - 1, the last chunk holds the rest; training skips a last chunk
 that is not full. A chunk reads from the start of its first sample to the start of the next chunk, through the end of
 each shard in between: a chunk that crosses a shard border is two reads, and both are exact. Reads include samples that
 were filtered out, except those before the first kept sample of a shard. The digest excludes keys and ETags: a data set
-that was moved or uploaded again is the same.
+that was moved or uploaded again is the same. Settings are not part of it either. A chunk's CRC32 covers all bytes that
+it reads.
 
 ``Manifest.load`` opens a manifest and ``write`` writes one. ``ChunkTable`` computes where samples and chunks are.
 """
