@@ -43,7 +43,7 @@ WHOLE_SENTENCES = ("long sentence", "semicolons")
 """Rules that tables and headings need not keep."""
 BUDGET = {name: 0 for name in RULES}
 LONGEST_PAGE = 2500
-ALL_WORDS = 40_300
+ALL_WORDS = 40_000
 """Words of all pages. The goal is 40,000: lower this limit with every page that becomes shorter."""
 
 

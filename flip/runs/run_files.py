@@ -73,7 +73,9 @@ RUN_FILES = {
         "with `checkpoint.url`: the address of its remote folder (url), and this run directory (folder)"
     ),
     "eval/<stage>-<S>.json": (
-        "scores at S, in training: stage, samples, seconds (of training up to S), attempt, evaluations"
+        "scores at S, in training: stage, samples, seconds (of training up to S), attempt, evaluations: a result per "
+        "column with counts, shares, the 95 % interval of the first share, chance, seconds, precision, commit, data "
+        "(digest of the data set), view (size, mask, differences from the default) and predictions (their digest)"
     ),
     "eval/<stage>-<S>/<job>.json": (
         "the same of a separate job (docs/evaluation.md): stage, samples, job, evaluations; of jobs of "
