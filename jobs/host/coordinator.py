@@ -11,6 +11,10 @@
 The owner decides which attempt starts, and what follows from its end (``flip.runs.attempts``). On one machine this is
 the supervisor, with one agent. The coordinator measures time by the clock that it is given, and reads neither files nor
 the scheduler. Standard library, Python >= 3.6.
+
+The elastic agent of torch is not used: from a killed rank to the next step of a tiny model it took 10.8 to 56 s, an
+early version of these agents 3.5 to 6.8 s. It does not restart a group when a node vanishes, loses its store with its
+host, and reads pickles from an open port.
 """
 
 import time
