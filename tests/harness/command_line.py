@@ -35,8 +35,12 @@ runs:
         self.sweep.write_text(self.text)
 
     def submit(self, *arguments, sweep=None, env=None):
-        arguments = ("--sweep", sweep or self.sweep, *arguments)
-        return run_script("jobs/submit.py", *arguments, cwd=self.folder, runs=self.runs, env=env)
+        words = ("--sweep", sweep or self.sweep, *arguments)
+        done = run_script("jobs/submit.py", *words, cwd=self.folder, runs=self.runs, env=env)
+        if "--watch" in arguments:  # runs are complete before their supervisor has recorded that
+            for folder in self.runs.glob("[!.]*"):
+                wait_until(lambda folder=folder: not is_served(folder), "the end of the supervisor")
+        return done
 
     def refuses(self, code, message, *arguments):
         done = self.submit(*arguments)
