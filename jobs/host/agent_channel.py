@@ -54,6 +54,9 @@ LONGEST_LINE = 1 << 20
 
 RECEIVE_BYTES = 1 << 16
 
+GONE_CODE = 79
+"""Exit code of an agent whose coordinator is gone."""
+
 UNANSWERED_SECONDS = 60.0
 """For which the coordinator's host may acknowledge nothing. Without a limit Linux tries for a quarter of an hour."""
 
@@ -65,6 +68,10 @@ Message = Dict[str, Any]
 
 class ChannelError(Exception):
     """A connection that can no longer be used, and why: closed, silent, or a line that was not signed with its key."""
+
+
+class ConnectionLost(ChannelError):
+    """The other side has ended, or cannot be reached any more."""
 
 
 class PortTaken(OSError):
@@ -201,7 +208,7 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                raise ChannelError("connection lost: %s" % error) from error
+                raise ConnectionLost("connection lost: %s" % error) from error
             self._unsent = self._unsent[sent:]
 
     def receive(self) -> Tuple[List[Message], Optional[ChannelError]]:
@@ -226,9 +233,9 @@ class Channel:
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError as error:
-                return ChannelError("connection lost: %s" % error)
+                return ConnectionLost("connection lost: %s" % error)
             if not data:
-                return ChannelError("connection closed")
+                return ConnectionLost("connection closed")
             self._unread += data
         return None
 

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
+from jobs.host.agent_channel import GONE_CODE
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 AGENT = Path("jobs") / "runtime" / "node_agent.py"
@@ -45,11 +47,22 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
         code = _wait(agent, stop)
         os.close(own_lifeline)
         are_gone = may_restart and kill_children()
+        if code == GONE_CODE:
+            return _end_without_coordinator(own)
         if code >= 0:
             return code
         _note("the node agent was killed by signal %d" % -code)
         if not are_gone or starts >= MOST_STARTS:
             return 128 - code
+
+
+def _end_without_coordinator(environ: Mapping[str, str]) -> int:
+    """Requeue the job if its first node is lost; returns the exit code of this task."""
+    from jobs.host import lost_batch_host  # imports rank_entry, which starts this module
+
+    if int(environ.get("SLURM_NNODES") or 1) > 1:
+        _note(lost_batch_host.requeue_if_lost(environ))
+    return CRASH
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:

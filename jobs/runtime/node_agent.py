@@ -46,7 +46,18 @@ from flip.runs.files import RefusedPath, open_append
 from flip.runs.restart_policy import UNSTARTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
-from jobs.host.agent_channel import AGENT, CONTACT, Channel, ChannelError, Message, connect, read_contact, take_key
+from jobs.host.agent_channel import (
+    AGENT,
+    CONTACT,
+    GONE_CODE,
+    Channel,
+    ChannelError,
+    ConnectionLost,
+    Message,
+    connect,
+    read_contact,
+    take_key,
+)  # fmt: skip
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.runtime import health
 
@@ -235,7 +246,7 @@ class NodeAgent:
         except ChannelError as error:
             ended = error
         if ended is not None and self._end_by == float("inf"):
-            self._prepare_end(f"the coordinator is gone: {ended}")
+            self._lose_coordinator(ended)
 
     def _obey(self, message: Message) -> None:
         """Raises ChannelError for a message that no coordinator of this run sends."""
@@ -283,7 +294,12 @@ class NodeAgent:
         try:
             self._channel.send(message)
         except ChannelError as error:
-            self._prepare_end(f"the coordinator is gone: {error}")
+            self._lose_coordinator(error)
+
+    def _lose_coordinator(self, reason: ChannelError) -> None:
+        if isinstance(reason, ConnectionLost):
+            self._code = GONE_CODE
+        self._prepare_end(f"the coordinator is gone: {reason}")
 
     def _beat(self) -> None:
         if self._channel.accepted and time.monotonic() >= self._beat_at:

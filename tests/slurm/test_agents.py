@@ -203,6 +203,19 @@ def test_spare_node_replaces_lost_one_in_job(scene):
 
 
 @pytest.mark.slow
+def test_job_that_has_lost_its_first_node_is_requeued_by_another(scene):
+    """Slurm lets a job with a spare node go on without the batch script, its watcher and srun."""
+    scene.patience = 300.0
+    submit(scene, shape={"spares": 1})
+    lost = scene.facts(0)["node"]
+    scene.here.lose(lost)
+    scene.ready(2)
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(lost)
+    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "stopped", "crash")
+
+
+@pytest.mark.slow
 def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(scene):
     """It waits a minute for the agent of the lost node to come back."""
     scene.patience = 240.0

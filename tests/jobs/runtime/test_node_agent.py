@@ -13,7 +13,7 @@ import pytest
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import processes, sessions
-from jobs.host.agent_channel import KEY_VARIABLE, new_key
+from jobs.host.agent_channel import GONE_CODE, KEY_VARIABLE, new_key
 from jobs.host.agent_server import AgentServer
 from jobs.host.coordinator import Coordinator, State, Timing
 from jobs.runtime import node_agent
@@ -236,7 +236,7 @@ def test_ranks_save_and_nothing_is_left(node, how):
         node.coordinator.leave()
     else:
         node.agent.kill()
-    node.agent.wait(20)
+    assert node.agent.wait(20) == {"coordinator ends": GONE_CODE, "leave": 0}.get(how, -signal.SIGKILL)
     limit = time.monotonic() + 20
     while node.left():
         assert time.monotonic() < limit
