@@ -105,8 +105,12 @@ def _memory_row(batch: int, mask: str) -> GpuRow:
 
 def _loss_row(b: int, tile: int, tf32: bool = False) -> GpuRow:
     words = ("loss.py", "--local", str(b), "--batch", "65536", "--tiles", str(tile), *(["--tf32"] if tf32 else []))
-    what = f"loss, b = {b:,}, B = 65,536, tile {tile:,}{', TF32' * tf32}"
-    return GpuRow(f"loss_{b}_{tile}{'_tf32' * tf32}", what, words, _loss, 60, ("--quick", "--tiles", "256"))
+    name = f"loss_{b}_{tile}"
+    what = f"loss, b = {b:,}, B = 65,536, tile {tile:,}"
+    if tf32:
+        name += "_tf32"
+        what += ", TF32"
+    return GpuRow(name, what, words, _loss, 60, ("--quick", "--tiles", "256"))
 
 
 ROWS = (

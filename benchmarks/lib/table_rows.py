@@ -101,7 +101,9 @@ def step(result: Found) -> list[Row]:
 
 def _masked(row: Found, size: str, gpu: bool) -> Row:
     """Time relative to the unmasked step, over the ratio of FLOPs."""
-    what = f"step of {size}, b = {row['b']}, mask {row['mask']}, to the unmasked one" + " on a GPU" * gpu
+    what = f"step of {size}, b = {row['b']}, mask {row['mask']}, to the unmasked one"
+    if gpu:
+        what += " on a GPU"
     ratio = row["time_to_FLOPs"]
     work = row["FLOPs_ratio"]
     times = f"{number(row['time_ratio'])} of the time"

@@ -155,6 +155,8 @@ def _identity(key: str, is_hashed: bool, rules: Mapping[str, Any]) -> str:
     if "omit_if" not in rules:
         return "yes"
     value = rules["omit_if"]
-    return (
-        f"yes, unless {'absent' if value is None else code(str(value).lower() if isinstance(value, bool) else value)}"
-    )
+    if value is None:
+        return "yes, unless absent"
+    if isinstance(value, bool):
+        value = str(value).lower()
+    return f"yes, unless {code(value)}"

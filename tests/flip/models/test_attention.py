@@ -29,7 +29,11 @@ def test_stage_shapes_are_those_that_model_computes(fields, monkeypatch):
     seen = set()
 
     def record(query, key, value, attn_mask=None, is_causal=False):
-        mask = "causal" if is_causal else "padding" if attn_mask is not None else ""
+        mask = ""
+        if is_causal:
+            mask = "causal"
+        elif attn_mask is not None:
+            mask = "padding"
         seen.add((*query.shape[1:3], key.shape[2], query.shape[3], mask))
         return F_sdpa(query, key, value, attn_mask=attn_mask, is_causal=is_causal)
 

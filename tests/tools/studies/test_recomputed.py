@@ -49,7 +49,9 @@ def test_every_difference_and_corrected_p_of_arms(study: str) -> None:
         corrected = max(corrected, min(1.0, p * (len(order) - rank)))
         assert rows[i][name] == shown(*interval).replace("+-", "-"), rows[i]
         assert rows[i][f"{name}, p"] == p_text(corrected)
-        verdict = "undecided" if corrected >= 0.05 else ("more" if interval[0] > 0 else "less") + " accurate"
+        verdict = "more accurate" if interval[0] > 0 else "less accurate"
+        if corrected >= 0.05:
+            verdict = "undecided"
         sentence = f"{rows[i]['arm']} against {rows[i]['minus']}: .*on {name} {verdict}, "
         assert re.search(sentence, (DOCS / f"{study}.md").read_text(encoding="utf-8"))
 
