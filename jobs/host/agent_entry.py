@@ -58,7 +58,7 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
 
 def _end_without_coordinator(environ: Mapping[str, str]) -> int:
     """Requeue the job if its first node is lost; returns the exit code of this task."""
-    from jobs.host import lost_batch_host  # imports rank_entry, which starts this module
+    from jobs.host import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
 
     if int(environ.get("SLURM_NNODES") or 1) > 1:
         _note(lost_batch_host.requeue_if_lost(environ))

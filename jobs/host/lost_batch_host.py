@@ -10,7 +10,7 @@ import time
 from typing import Callable, Dict, Mapping
 
 from jobs.host import own_job, requeue, slurm_cli
-from jobs.host.rank_entry import first_host
+from jobs.host.node_list import first_host
 
 PATIENCE_SECONDS = 900.0
 """For Slurm to notice that the node is lost (SlurmdTimeout, 300 s by default)."""

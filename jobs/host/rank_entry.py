@@ -9,7 +9,6 @@ Standard library alone: a missing package must not fail here, before the log is 
 import fcntl
 import hashlib
 import os
-import re
 import resource
 import signal
 import socket
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jobs.host.node_list import first_host, last_host
 
 PERMISSION = 77  # exit code, as in flip.runs.errors
 PORTS = (10000, 30000)  # below the ephemeral ports
@@ -143,22 +144,6 @@ def coordinator_hosts(environ: Mapping[str, str]) -> List[str]:
         return ["127.0.0.1"]
     names = [environ["MASTER_ADDR"], address(environ), environ.get("SLURM_LAUNCH_NODE_IPADDR", "")]
     return [name for number, name in enumerate(names) if name and name not in names[:number]]
-
-
-def first_host(nodes: str) -> str:
-    """The first name of Slurm's node list: ``n[03-07,12],m1`` -> ``n03``. Containers have no scontrol."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
-    if not first:
-        return ""
-    return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0))
-
-
-def last_host(nodes: str) -> str:
-    """The last name: ``n[03-07,12]`` -> ``n12``."""
-    last = re.search(r"(?:[^,\[\]]|\[[^\]]*\])+$", nodes)
-    if not last:
-        return ""
-    return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0))
 
 
 def gloo_interface(environ: Mapping[str, str]) -> Dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs import errors, restart_policy
-from jobs.host import rank_entry
+from jobs.host import node_list, rank_entry
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = {
@@ -53,7 +53,7 @@ def test_port_is_same_on_all_ranks_and_differs_between_attempts():
     ],
 )
 def test_first_and_last_host_of_slurm_node_list(nodes, first, last):
-    assert (rank_entry.first_host(nodes), rank_entry.last_host(nodes)) == (first, last)
+    assert (node_list.first_host(nodes), node_list.last_host(nodes)) == (first, last)
 
 
 def test_environment_uses_launch_node_address_if_first_node_is_unresolvable(monkeypatch):
