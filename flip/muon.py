@@ -82,25 +82,25 @@ class MuonAdamW(torch.optim.Optimizer):
         skipped = self.found_inf
         if skipped is None:
             skipped = torch.zeros((), device=like.device)
-        kept = 1 - skipped.to(like.dtype)
-        directions = [self._direction(parameter, kept) for parameter in batch]
+        applies = 1 - skipped.to(like.dtype)
+        directions = [self._direction(parameter, applies) for parameter in batch]
         for parameter, update in zip(batch, _orthogonalised_all(batch, directions), strict=True):
             weight = local(parameter)
             change = weight * (group["lr"] * group["weight_decay"])
-            change.add_(update, alpha=group["lr"] * update_scale(parameter.shape)).mul_(kept)
+            change.add_(update, alpha=group["lr"] * update_scale(parameter.shape)).mul_(applies)
             group[CHANGES][parameter] = torch.linalg.vector_norm(change, dtype=torch.float64)
             weight.sub_(change)
 
-    def _direction(self, parameter: Tensor, kept: Tensor) -> Tensor:
-        """This rank's part of the momentum, by Nesterov's rule, that is orthogonalised. ``kept`` 0: of no gradient."""
+    def _direction(self, parameter: Tensor, applies: Tensor) -> Tensor:
+        """This rank's part of Nesterov's momentum, which is orthogonalised. ``applies`` 0: without the gradient."""
         state = self.state[parameter]
         if not state:
             state.update(self._first_moments(parameter))
         assert parameter.grad is not None
         gradient = local(parameter.grad)
-        gradient = torch.where(kept > 0, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
+        gradient = torch.where(applies > 0, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
         average = local(state["momentum_buffer"])
-        average.lerp_(gradient, kept * (1 - self._momentum))
+        average.lerp_(gradient, applies * (1 - self._momentum))
         direction = gradient.lerp(average, self._momentum)
         return direction.bfloat16() if direction.is_cuda else direction
 

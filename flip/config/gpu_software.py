@@ -37,10 +37,10 @@ def torch_cuda() -> str:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return ""
-    found = re.search(r"^cuda\b.*= *'([\d.]+)'", text, re.MULTILINE)
-    if found is None:
+    release = re.search(r"^cuda\b.*= *'([\d.]+)'", text, re.MULTILINE)
+    if release is None:
         return ""
-    return found[1]
+    return release[1]
 
 
 def driver_cuda(library: str = "libcuda.so.1") -> str:

@@ -291,7 +291,7 @@ class Trainer:
             self.optimizer = None  # its memory is free before the next model
 
     def announce_step(self, span: StageSpan, is_first: bool) -> None:
-        """Tell the watchdog what comes next. The first step of a stage in this attempt may compile its blocks."""
+        """Give the watchdog the next operation and its limit: the first step of a stage may compile its blocks."""
         if is_first and self.config.compute.compile == "yes":
             what = f"compiling the blocks in the first step of stage {span.stage.name}"
             self.watchdog.heartbeat(what, at_least=60 * COMPILE_MINUTES)

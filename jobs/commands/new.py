@@ -183,14 +183,14 @@ def _cluster(name: str) -> str:
 
 
 def _tokenizer(path: str, data: str) -> str:
-    """The tokenizer's file; by default the one beside the manifest ``data``."""
+    """The tokenizer's file; by default the one next to the manifest ``data``."""
     from flip.config.resolve import resolve_path
 
     if path:
         return path if path.startswith(CACHE) else resolve_path(path)
     cache = CACHE if data.startswith(CACHE) else ""
-    beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
-    return beside if cache else resolve_path(beside)
+    default = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
+    return default if cache else resolve_path(default)
 
 
 def _test_manifest(path: str, data: str) -> str:
@@ -204,8 +204,8 @@ def _test_manifest(path: str, data: str) -> str:
             remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
             raise ConfigError("no manifest in this folder", "--test", path, remedy)
         return test
-    beside = f"{data}/test"
-    return beside if manifest_record(beside) else ""
+    below = f"{data}/test"
+    return below if manifest_record(below) else ""
 
 
 def _place(path: str) -> str:

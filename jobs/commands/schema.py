@@ -36,8 +36,8 @@ def schema(args: argparse.Namespace) -> int:
     from jobs.sweeps.json_schemas import SCHEMAS
 
     if not args.write:
-        made = schema_of(args.kind) if args.kind in DOCUMENTS else SCHEMAS[args.kind]()
-        print(text(made), end="")
+        document = schema_of(args.kind) if args.kind in DOCUMENTS else SCHEMAS[args.kind]()
+        print(text(document), end="")
         return 0
     folder = SWEEPS / "schemas"
     output_folder(folder)

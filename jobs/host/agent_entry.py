@@ -125,11 +125,11 @@ def kill_children(seconds: float = KILL_SECONDS) -> bool:
 
 def _children() -> Dict[int, str]:
     """Pid of each child of this process -> its start time."""
-    found = {}
+    children = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and processes.read_stat(int(name))[1][1:2] == [str(os.getpid())]:
-            found[int(name)] = processes.start_time(int(name))
-    return found
+            children[int(name)] = processes.start_time(int(name))
+    return children
 
 
 def _note(text: str) -> None:

@@ -247,10 +247,10 @@ class JobCoordinator:
 
     def _reason_for_trap(self, outcome: AttemptOutcome) -> str:
         """Why the exit trap decides, as without agents; empty if the run may go on in this job."""
-        told = read_record(self.run.attempt(self.attempt) / "told.json") or {}
+        request = read_record(self.run.attempt(self.attempt) / "told.json") or {}
         if outcome.code in SUCCESS:
             return "the attempt has ended"
-        if told.get("signal"):  # a lifeline that ends leaves none
+        if request.get("signal"):  # a lifeline that ends leaves none
             return "the run was asked to stop"
         if not self.may_restart or exists(self.run.cancel) or exists(self.run.result):
             return "the run ends"

@@ -68,7 +68,7 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
     device = "cuda" if gpus else "cpu"
     facts = machine.facts(gpus)
     rows = chosen(local_rows(device, len(gpus), facts.cores, manifest, share_of(minutes)), args.only)
-    kept = kept_rows(folder / FILE, facts, args.force)
+    earlier = earlier_rows(folder / FILE, facts, args.force)
     root = usable_root(runs_root(profile), FREE_BYTES[device])
     if not args.yes and not confirm(question(facts.cores, len(gpus), minutes, root)):
         return None
@@ -80,7 +80,7 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
 
     with writing(folder, "Name another folder with --out."):
         output_folder(folder)
-        measured = machine.measure(rows, facts, root, minutes, args.names, kept, report)
+        measured = machine.measure(rows, facts, root, minutes, args.names, earlier, report)
         write_pages(folder, page.blocks(measured), page.TITLE, "report")
     return measured
 
@@ -171,7 +171,7 @@ def chosen(rows: Sequence[RowPlan], only: Sequence[str] | None) -> list[RowPlan]
     return [row for row in rows if not only or row.name in only]
 
 
-def kept_rows(path: Path, facts: machine.Machine, force: bool) -> dict[str, MeasuredRow]:
+def earlier_rows(path: Path, facts: machine.Machine, force: bool) -> dict[str, MeasuredRow]:
     """Measured rows of an earlier call on this machine, which this one continues; none with ``force``.
 
     Raises ConfigError if the file is of another machine.

@@ -85,13 +85,13 @@ def measure(
     root: Path,
     minutes: float,
     names: bool = False,
-    kept: Mapping[str, MeasuredRow] | None = None,
+    earlier: Mapping[str, MeasuredRow] | None = None,
     progress: Callable[[Measurement], None] = lambda so_far: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Measurement:
     """Run all rows in at most ``minutes``, in folders below ``root``.
 
-    ``names``: whether the host may be named. ``kept``: rows of an earlier call, which are not run again. ``progress``
+    ``names``: whether the host may be named. ``earlier``: rows that are not run again. ``progress``
     gets the measurement after each row. Raises MeasurementStopped once ``stopped`` returns True.
     """
     start_time = time.monotonic()
@@ -110,7 +110,7 @@ def measure(
     busy = []
     for row in rows:
         before = core_seconds()
-        done = (kept or {}).get(row.name) or run_row(row, root, end, stopped)
+        done = (earlier or {}).get(row.name) or run_row(row, root, end, stopped)
         if row.function not in DETACHED:
             busy.append(_others(before))
         spent = round((time.monotonic() - start_time) / 60, 2)

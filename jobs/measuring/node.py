@@ -58,12 +58,14 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
     facts = machine.facts(gpus)
-    kept = {}
+    earlier = {}
     if exists(path):
-        kept = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
-    known = meeting.exchange("start", {"kept": sorted(kept), "environment": environment.environment()}, MEETING_SECONDS)
+        earlier = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
+    known = meeting.exchange(
+        "start", {"earlier": sorted(earlier), "environment": environment.environment()}, MEETING_SECONDS
+    )
     together = _missing_gpus(int(request["gpus"]), len(gpus))
-    together += _between_nodes(run, meeting, set(known[0]["kept"]), kept, device, end, request["only"], stopped)
+    together += _between_nodes(run, meeting, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped)
     rows = [
         row
         for row in local_rows(device, len(gpus), facts.cores, request["manifest"], request["share"])
@@ -71,7 +73,7 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     ]
     left = (end - time.monotonic()) / 60
     own = machine.measure(
-        rows, facts, run.path, left, request["names"], kept,
+        rows, facts, run.path, left, request["names"], earlier,
         lambda so_far: write_json(path, _joined(together, so_far).as_dict()), stopped,
     )  # fmt: skip
     own = _joined(together, own)
@@ -96,11 +98,11 @@ def _joined(rows: Sequence[MeasuredRow], measurement: Measurement) -> Measuremen
 
 
 def _between_nodes(
-    run: RunDir, meeting: Meeting, done: set[str], kept: Mapping[str, MeasuredRow], device: str, end: float,
+    run: RunDir, meeting: Meeting, done: set[str], earlier: Mapping[str, MeasuredRow], device: str, end: float,
     only: Sequence[str] | None, stopped: Any,
 ) -> list[MeasuredRow]:  # fmt: skip
     """The rows that all nodes run together, unless the first one has them from an attempt before."""
-    rows = [kept[name] for name in ("nodes", "link_network") if name in kept]
+    rows = [earlier[name] for name in ("nodes", "link_network") if name in earlier]
     if meeting.nodes == 1:
         return rows
     if NODES_ROW.name not in done and _is_wanted(NODES_ROW, only):

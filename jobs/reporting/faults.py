@@ -143,8 +143,8 @@ def _usual_requeue(
 def _with_requeue(fault: Fault, usual: float | None) -> Fault:
     if fault.place == REQUEUED or usual is None:
         return fault
-    kept = sum(fault.seconds[part] or 0.0 for part in ("detect", "decide", "replay"))
-    return Fault(fault.attempt, fault.cause, fault.place, fault.seconds, kept + usual)
+    unavoidable = sum(fault.seconds[part] or 0.0 for part in ("detect", "decide", "replay"))
+    return Fault(fault.attempt, fault.cause, fault.place, fault.seconds, unavoidable + usual)
 
 
 def as_dict(fault: Fault) -> dict[str, Any]:

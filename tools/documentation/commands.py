@@ -66,12 +66,12 @@ def _capturing() -> Iterator[None]:
 
 def subcommands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """The parsers of the subcommands, each once, however many names it has."""
-    found: dict[int, argparse.ArgumentParser] = {}
+    subcommands: dict[int, argparse.ArgumentParser] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                found[id(command)] = command
-    return list(found.values())
+                subcommands[id(command)] = command
+    return list(subcommands.values())
 
 
 def own_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:

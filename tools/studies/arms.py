@@ -118,8 +118,8 @@ Comparisons = Mapping[tuple[str, str, str], Compared | None]
 def comparisons(study: ArmDesign, results: Results) -> Comparisons:
     """All questions on all test sets, corrected for their number."""
     keys = [(test, first, second) for test in study.tests for _, first, second in study.questions]
-    found = arms_stats.holm([compare(study, results, *key) for key in keys])
-    return dict(zip(keys, found, strict=True))
+    corrected = arms_stats.holm([compare(study, results, *key) for key in keys])
+    return dict(zip(keys, corrected, strict=True))
 
 
 def compare(study: ArmDesign, results: Results, name: str, first: str, second: str) -> Compared | None:
@@ -132,9 +132,9 @@ def compare(study: ArmDesign, results: Results, name: str, first: str, second: s
     compared = arms_stats.compare(firsts, seconds, between, _pictures(study, results, name))
     if compared is None:
         return None
-    ours, theirs = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
-    if ours and theirs:
-        return arms_stats.with_pictures(compared, arms_stats.bootstrap(ours, theirs, between))
+    of_first, of_second = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
+    if of_first and of_second:
+        return arms_stats.with_pictures(compared, arms_stats.bootstrap(of_first, of_second, between))
     return compared
 
 
@@ -149,14 +149,14 @@ def _answers(runs: Mapping[int, Record], name: str) -> dict[int, Bits]:
 
 def answers(study: ArmDesign, results: Results) -> list[Block]:
     """One sentence per question, and the table of differences."""
-    found = comparisons(study, results)
+    table = comparisons(study, results)
     cells = []
     sentences = []
     test = study.tests[0]
     for question, first, second in study.questions:
         row = {"question": question, "arm": first, "minus": second}
         for name in study.tests:
-            compared = found[name, first, second]
+            compared = table[name, first, second]
             row |= {name: _interval(compared), f"{name}, seeds alone": _interval(compared, alone=True)}
             row[f"{name}, p"] = "-" if compared is None else _p(compared.p)
         row[VALIDATION] = _interval(compare(study, results, VALIDATION, first, second))
@@ -164,23 +164,23 @@ def answers(study: ArmDesign, results: Results) -> list[Block]:
         seconds = scores(study, results, second, test)
         pairs = [f"{100 * (firsts[seed] - seconds[seed]):+.1f}" for seed in sorted(firsts.keys() & seconds.keys())]
         cells.append(row | {f"by seed, {test}": ", ".join(pairs) or "-"})
-        sentences.append(_sentence(first, second, {name: found[name, first, second] for name in study.tests}))
+        sentences.append(_sentence(first, second, {name: table[name, first, second] for name in study.tests}))
     return [
         heading("Results"),
         *map(Text, sentences),
         heading("Differences"),
         Table(cells, text=list(cells[0])),
-        *paragraphs(_about_differences(study, results, found)),
+        *paragraphs(_about_differences(study, results, table)),
     ]
 
 
-def _about_differences(study: ArmDesign, results: Results, found: Comparisons) -> str:
+def _about_differences(study: ArmDesign, results: Results, table: Comparisons) -> str:
     pooled = []
     for name in study.tests:
         between = arms_stats.residual({arm: scores(study, results, arm, name) for arm in study.arms})
         if between:
             pooled.append(f"{name} {between.deviation:.2f} points, {between.freedom} degrees of freedom")
-    known = [each for each in found.values() if each is not None]
+    known = [each for each in table.values() if each is not None]
     works = [work for work in results.calibration["work"].values() if "quartiles" in work]
     errors = [100 * scaling_stats.relative_error(work) for work in works]
     return DIFFERENCES.format(
@@ -321,13 +321,13 @@ def course(study: ArmDesign, results: Results) -> Figure:
 
 def figure_of_differences(study: ArmDesign, results: Results) -> Figure:
     """The differences as a forest plot, one series per test vendor."""
-    found = comparisons(study, results)
+    table = comparisons(study, results)
     names = [f"{first} - {second}" for _, first, second in study.questions]
     series = []
     for style, test in enumerate(study.tests):
         marks = []
         for number, (_, first, second) in enumerate(study.questions, 1):
-            compared = found[test, first, second]
+            compared = table[test, first, second]
             if compared is not None:
                 d = compared.both
                 place = number + 0.24 * (style - (len(study.tests) - 1) / 2)

@@ -72,8 +72,8 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
             known = labels(learned, classes)
             distances = near(learned, shown[test.name])
             for by in BY:
-                found = score(learned, known, shown[test.name], by)
-                rows.append({"train": name, "set": test.name, "by": by, **found, **distances})
+                scored = score(learned, known, shown[test.name], by)
+                rows.append({"train": name, "set": test.name, "by": by, **scored, **distances})
     output_folder(docs / study.name)
     path = docs / study.name / FILE
     write_json(path, {"what": WHAT, "sets": rows, "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})

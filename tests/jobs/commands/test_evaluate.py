@@ -26,23 +26,11 @@ from jobs.submission import evaluation
 from jobs.submission.snapshot import Snapshot
 from tests.flip.evaluation.datasets.test_catalog import images, wds
 from tests.flip.evaluation.encoding.test_encoders import make_folder
-from tests.harness.evaluation_place import make_place, run_evaluate
+from tests.harness.evaluation_place import run_evaluate
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("environment")]
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return make_place(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture(autouse=True)
-def environment(place, monkeypatch):
-    monkeypatch.setenv("FLIP_RUNS", str(place / "runs"))
-    monkeypatch.setenv("FLIP_CACHE", str(place / "cache"))
-    monkeypatch.setenv("FLIP_DATA", str(place / "data"))
 
 
 @pytest.mark.timeout(600)

@@ -21,23 +21,11 @@ from jobs.commands import evaluate
 from jobs.runs import clusters
 from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
-from tests.harness.evaluation_place import committed, make_place
+from tests.harness.evaluation_place import committed
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("environment")]
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return make_place(tmp_path_factory.mktemp("evaluate"))
-
-
-@pytest.fixture(autouse=True)
-def environment(place, monkeypatch):
-    monkeypatch.setenv("FLIP_RUNS", str(place / "runs"))
-    monkeypatch.setenv("FLIP_CACHE", str(place / "cache"))
-    monkeypatch.setenv("FLIP_DATA", str(place / "data"))
 
 
 HOLDER = """

@@ -85,8 +85,8 @@ def test_result_of_another_machine_is_not_continued(tmp_path):
     facts = example().machine
     (tmp_path / "measured.json").write_text(json.dumps(example(row("disk", **DISK)).as_dict()))
     with pytest.raises(ConfigError, match="another machine"):
-        command.kept_rows(tmp_path / "measured.json", replace(facts, cores=4), force=False)
-    assert command.kept_rows(tmp_path / "measured.json", facts, force=True) == {}
+        command.earlier_rows(tmp_path / "measured.json", replace(facts, cores=4), force=False)
+    assert command.earlier_rows(tmp_path / "measured.json", facts, force=True) == {}
 
 
 def test_failed_row_is_recorded_without_paths_and_others_run(tmp_path):
