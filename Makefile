@@ -9,15 +9,14 @@ CHECKED := flip jobs tools tests benchmarks kernel
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
 PEERS := .venv-bench/bin
 
-# Tiers of tests. Tests that use a real Slurm or, in test-all, kill processes run one after another; the others on all
-# cores, four at most.
-ALONE := kill or slurm
-LONG := $(ALONE) or s3 or browser or long
+# Tests of `make check` have none of these markers.
+LONG := kill or slurm or s3 or browser or long
 # Without bytecode each pytest process rewrites all tests (11 s), and each command that a test starts compiles FLIP (0.2 s).
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
-TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
+# mypy uses one core for most of a minute, so tests run at the same time.
+TYPES_AND_TESTS := $(MAKE) --no-print-directory --jobs 2 types run-tests
 
-.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all run-tests test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -98,18 +97,19 @@ bsdtar: install  ## install bsdtar and zsh for the tests of foreign tars and com
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
 		echo "no bsdtar or no zsh: tests that need them are skipped"
 
-check: lint types  ## lint, types and unit tests (3 to 5 minutes on two cores): no Slurm, no S3 server, no long training
-	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
+check: lint  ## lint, types and unit tests (3 minutes on two cores): no Slurm, no S3 server, no long training
+	$(TYPES_AND_TESTS) TESTS="not slow and not gpu and not ($(LONG))"
 
-# The few tests that kill run beside others here, which use the time in which they wait.
-test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 to 35 minutes on two cores)
-	$(TOGETHER) -m "not slow and not gpu and not slurm"
-	$(PYTEST) -m "not slow and not gpu and slurm"
+test: lint slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 minutes on two cores)
+	$(TYPES_AND_TESTS) TESTS="not slow and not gpu"
 
-test-all: lint types slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
-	$(TOGETHER) --hypothesis-profile all -m "not gpu and not cuda_stub and not ($(ALONE))"
-	$(PYTEST) --hypothesis-profile all -m "not gpu and ($(ALONE))"
+test-all: lint slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
+	$(TYPES_AND_TESTS) TESTS="not gpu and not cuda_stub" PROFILE=all
 	$(MAKE) test-cuda-stub
+
+# tests/conftest.py chooses the number of processes, and lets tests that use a real Slurm run one after another.
+run-tests: dev
+	$(PYTEST) -n auto --dist worksteal --hypothesis-profile $(or $(PROFILE),ci) -m "$(TESTS)"
 
 # The packages, 4.6 GB, are installed once into the cache (FLIP_CACHE), where all clones use them.
 test-cuda-stub: dev  ## steps on PyTorch's CUDA build above a stub of CUDA that pretends eight H100s (minutes)

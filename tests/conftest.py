@@ -1,9 +1,13 @@
-"""Stub commands, the order of tests, and profiles of hypothesis: how many examples of a property are tried.
+"""Stub commands, the order of tests and their processes, and profiles of hypothesis: how many examples are tried.
 
 - ``ci``: 25, the same each time; the default, and that of ``make check`` and ``make test``.
 - ``all``: 100, the same each time; ``make test-all``.
 - ``search``: 5,000, others each time; by hand: ``pytest tests/parsers --hypothesis-profile=search``.
 """
+
+import fcntl
+import gc
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,9 +27,36 @@ settings.register_profile("search", max_examples=5000, deadline=None, suppress_h
 settings.load_profile("ci")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """Run one process more than there are cores, for four cores at most: tests that wait leave a core idle."""
+    return min(len(os.sched_getaffinity(0)), 4) + 1
+
+
 def pytest_collection_modifyitems(items):
-    """Run tests that kill first: they take minutes, and at the end no other test would run beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("kill") is None)
+    """Run tests that use a real Slurm or kill first: they take minutes, and at the end would run alone."""
+    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.get_closest_marker("kill") is None))
+
+
+def pytest_configure():
+    """Collect no garbage while tests are collected: it would find none (2 s; 7 s if tests are rewritten)."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Collect garbage from here on, but leave out the modules and the tests, which stay until the end."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-timeout: a test's limit begins after the wait
+def pytest_runtest_protocol(item):
+    """Let one test at a time use a real Slurm, which has daemons and jobs of several ranks; this file is the lock."""
+    if item.get_closest_marker("slurm") is None:
+        return (yield)
+    with open(__file__, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 @pytest.fixture
