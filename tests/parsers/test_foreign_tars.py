@@ -8,7 +8,6 @@ import bz2
 import gzip
 import lzma
 import os
-import re
 import shutil
 import subprocess
 import tarfile
@@ -17,10 +16,9 @@ from typing import NamedTuple
 import pytest
 import webdataset
 
-from flip.data.chunk_reader import ChunkReader
-from flip.data.manifest.build import index
-from flip.runs.errors import DataError
-from tools.shards_commands import inspect_samples
+from tests.parsers.tar_comparison import SAME, assert_same_samples_or_refusal
+
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 BSDTAR = shutil.which("bsdtar")
 FORMATS = {
@@ -28,8 +26,6 @@ FORMATS = {
     "bsdtar": ("v7tar", "ustar", "gnutar", "paxr", "pax"),
     "tarfile": ("ustar", "gnu", "pax"),
 }
-SAME = ""
-"""Expected result of a case that is accepted; any other value is a pattern of the expected error."""
 
 
 class Case(NamedTuple):
@@ -299,29 +295,6 @@ def damaged(data, damage):
     }[damage]()
 
 
-def webdataset_samples(path):
-    """Return (key, extension -> bytes) of each sample that webdataset yields, or the error that it raises."""
-    try:
-        samples = list(webdataset.tariterators.tarfile_samples([{"url": str(path)}]))
-    except Exception as error:  # webdataset documents no specific error
-        return error
-    return [
-        (s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k in ("__x__", "__bad__")})
-        for s in samples
-    ]
-
-
-def indexed_samples(path, out):
-    """Return the same, read by the index and reader of this repository."""
-    try:
-        manifest = index([str(path)], out, chunk=1)
-    except DataError as error:
-        return error
-    keys = [inspect_samples.sample(manifest, id).key for id in range(manifest.samples)]
-    members = [ChunkReader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
-    return list(zip(keys, [{name: bytes(data) for name, data in sample.items()} for sample in members], strict=True))
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     if case.writer == "bsdtar" and not BSDTAR:
@@ -338,16 +311,7 @@ def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     expected = case.expected
     if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system reports holes
         expected = SPARSE
-    reference = webdataset_samples(archive)
-    actual = indexed_samples(archive, tmp_path / "m")
-    if expected:
-        assert (
-            isinstance(actual, DataError) and re.search(expected, str(actual)) and actual.code == 65 and actual.remedy
-        ), actual
-        assert not (tmp_path / "m").exists()
-    else:
-        assert not isinstance(reference, Exception) and reference == actual, (reference, actual)
-        assert reference
+    assert_same_samples_or_refusal(archive, expected, tmp_path / "m")
 
 
 def test_cases_are_unique_and_at_least_118():

@@ -199,8 +199,12 @@ def samples(
                 sample = Sample(key, member.start, {})
                 stem = key + "."
         extension = extension.lower()
-        if extension in sample.members or (strict and extension in _RESERVED):
+        if extension in sample.members:
             raise InvalidTar(member.start, f"sample {sample.key} holds two members {extension}")
+        if strict and extension in _RESERVED:
+            raise InvalidTar(
+                member.start, f"sample {sample.key} holds a member {extension}, a name that webdataset sets itself"
+            )
         if strict and extension == _BAD and member.size:
             raise InvalidTar(
                 member.start, f"sample {sample.key} is marked as bad ({_BAD}), so that webdataset drops it"
