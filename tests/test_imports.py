@@ -34,6 +34,7 @@ ORDER = [
     ["flip.export"],
     ["flip.training"],
     ["jobs.host"],
+    ["jobs.host.agents"],
     ["jobs.common"],
     ["jobs.tracking"],
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
@@ -44,6 +45,8 @@ ORDER = [
     ["jobs.commands"],
     ["jobs"],
 ]
+#: Programs, which start code of higher packages.
+PROGRAMS = ("flip", "jobs.__main__", "jobs.host.batch_hooks", "jobs.host.rank_entry")
 LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Modules without torch, in addition to jobs/ except its rank process: launcher, host and loader processes use them.
@@ -112,7 +115,7 @@ def under(name, *prefixes):
 def test_file_imports_only_lower_packages(name):
     own = LEVEL[package(name)]
     for other in {other for other in imports(FILES[name]) if other in FILES and under(other, "flip", "jobs")}:
-        if FILES[other].name == "__init__.py" or package(other) == package(name) or name in ("flip", "jobs.__main__"):
+        if FILES[other].name == "__init__.py" or package(other) == package(name) or name in PROGRAMS:
             continue
         assert LEVEL[package(other)] < own, f"{name} imports {other}, which is no lower package"
 

@@ -8,11 +8,10 @@
 - ``held_jobs.py``: releases and cancels the jobs that wait until the first of their kind has passed.
 - ``processes.py``: processes in /proc; kills those of earlier attempts. ``sessions.py``: ranks as processes.
 - ``notify.py``: the profile's notification command.
-- ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
-- ``agent_channel.py``: signed lines of JSON between them; ``agent_server.py``: the sockets of a coordinator.
-- ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
-- ``job_coordinator.py``: the coordinator of a Slurm job, in its watcher; ``attempt_end.py``: records an attempt's end.
-- ``rank_entry.py``: the start of a rank, before any package is imported; ``agent_entry.py``: of a Slurm job's agent.
+- ``attempt_end.py``: records an attempt's end.
+- ``rank_entry.py``: the start of a rank, before any package is imported.
+- ``agents/``: the node agents of a job and their coordinator.
 
-Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.
+``batch_hooks.py`` and ``rank_entry.py`` are programs: batch scripts start them by their paths, and they alone import
+``agents``. Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.
 """

@@ -28,7 +28,7 @@ from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
-from jobs.host.job_coordinator import JobCoordinator
+from jobs.host.agents.job_coordinator import JobCoordinator
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50

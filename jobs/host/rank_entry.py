@@ -53,7 +53,7 @@ def main() -> None:
         finally:  # standard error may lie on the same full disk; that must not change the exit code
             os._exit(PERMISSION if isinstance(error, RefusedPath) else UNSTARTED)
     if is_agent:
-        from jobs.host.agent_entry import supervise
+        from jobs.host.agents.entry import supervise
 
         os._exit(supervise(sys.argv[1], coordinator_hosts(os.environ), os.environ))
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])

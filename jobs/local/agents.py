@@ -20,9 +20,9 @@ from flip.runs import deletion, python_path
 from flip.runs.errors import CAUSES, COMPLETE
 from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, write_json
-from jobs.host.agent_channel import KEY_VARIABLE, new_key
-from jobs.host.agent_server import AgentServer
-from jobs.host.coordinator import TIMING, Coordinator, State
+from jobs.host.agents.channel import KEY_VARIABLE, new_key
+from jobs.host.agents.coordinator import TIMING, Coordinator, State
+from jobs.host.agents.server import AgentServer
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import allocator
 from jobs.local.adopted import AdoptedAttempt, adopt

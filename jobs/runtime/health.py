@@ -4,7 +4,7 @@
 
 prints a line of JSON per check: {check, result (ok, failed, not known), evidence, seconds}. A GPU is used in this
 process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process and ``HealthCheck``
-reads its results. ``jobs.host.node_health.judge`` judges all nodes together.
+reads its results. ``jobs.host.agents.node_health.judge`` judges all nodes together.
 
 | check | fails if |
 |---|---|
@@ -40,7 +40,7 @@ from flip.distributed.shutdown import SIGNALS
 from flip.runs import deletion
 from flip.runs.files import create_sibling, read_regular
 from flip.runs.rundir import write_bytes
-from jobs.host.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, parse
+from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, parse
 
 SECONDS = 9.0
 """For all checks of a node."""
@@ -360,7 +360,7 @@ class HealthCheck:
         return True
 
     def rows(self) -> list[dict[str, Any]]:
-        """The results as plain data, which ``jobs.host.node_health.parse`` reads."""
+        """The results as plain data, which ``jobs.host.agents.node_health.parse`` reads."""
         return [result._asdict() for result in self.results]
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
 """The agent of a node: one process that starts the ranks of its node, attempt by attempt, and reports their ends.
 
     python -m jobs.runtime.node_agent RUN_DIR MODULE --socket FD           # on this machine
-    python -m jobs.runtime.node_agent RUN_DIR MODULE --connect HOST ...    # in a Slurm job: jobs/host/agent_entry.py
+    python -m jobs.runtime.node_agent RUN_DIR MODULE --connect HOST ...    # in a Slurm job: jobs/host/agents/entry.py
 
 It imports torch and the trainer once, and forks each rank: a restart then costs about a second of processor time per
-rank in place of three or four. The coordinator (``jobs/host/coordinator.py``) decides which attempt starts.
-``jobs/host/agent_channel.py`` has the messages. MODULE is what each rank executes; its ``PRELOAD`` names the modules
+rank in place of three or four. The coordinator (``jobs/host/agents/coordinator.py``) decides which attempt starts.
+``jobs/host/agents/channel.py`` has the messages. MODULE is what each rank executes; its ``PRELOAD`` names the modules
 that it imports anyway.
 
 - A fork is safe only while this process has one thread and has not touched a GPU. If either does not hold, ranks are
@@ -46,7 +46,7 @@ from flip.runs.files import RefusedPath, open_append
 from flip.runs.restart_policy import UNSTARTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
-from jobs.host.agent_channel import (
+from jobs.host.agents.channel import (
     AGENT,
     CONTACT,
     GONE_CODE,

@@ -19,7 +19,8 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host import failed_starts, job_coordinator, own_job, slurm_cli
+from jobs.host import failed_starts, own_job, slurm_cli
+from jobs.host.agents import job_coordinator
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.

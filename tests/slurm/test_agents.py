@@ -16,7 +16,7 @@ from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import wait_until
 from tests.harness.slurm_scene import SlurmScene, profile, slurm
 from tests.harness.training_run import TrainingRun, configuration
-from tests.jobs.host.agent_task import processes_of
+from tests.jobs.host.agents.task import processes_of
 from tests.slurm.scenarios import AGAIN, GRACE, HERE, LONG, SHORT, WAITING_MINUTE
 from tests.slurm_site import require
 from tests.synthetic import make_dataset, make_tokenizer

@@ -303,7 +303,7 @@ def old_python() -> str:
 
 
 HOST_CODE = [ROOT / "flip" / "__init__.py", ROOT / "jobs" / "__init__.py", *ROOT.glob("flip/runs/*.py")]
-HOST_CODE += [*ROOT.glob("jobs/host/*.py")]
+HOST_CODE += [*ROOT.glob("jobs/host/**/*.py")]
 
 
 @pytest.mark.parametrize("path", HOST_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -334,7 +334,7 @@ def test_cancel_does_nothing_at_end_of_input(root, monkeypatch):
     [
         *((["jobs", name], (*COMMAND_LINE, f"jobs.commands.{name}")) for name in ("status", "logs", "cancel")),
         (["jobs", "explain"], (*COMMAND_LINE, "jobs.commands.explain", "jobs.common.text")),
-        (["jobs/host/batch_hooks.py"], ("flip", "flip.runs", "jobs", "jobs.host")),
+        (["jobs/host/batch_hooks.py"], ("flip", "flip.runs", "jobs", "jobs.host", "jobs.host.agents")),
     ],
 )
 def test_help_shows_examples_and_imports_few_project_modules(command, allowed):
@@ -346,7 +346,7 @@ def test_help_shows_examples_and_imports_few_project_modules(command, allowed):
     assert not {
         name
         for name in project_modules
-        if name not in allowed and name.rpartition(".")[0] not in ("flip.runs", "jobs.host")
+        if name not in allowed and name.rpartition(".")[0] not in ("flip.runs", "jobs.host", "jobs.host.agents")
     }
 
 

@@ -18,7 +18,7 @@ from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
 from jobs.host import processes, sessions
-from jobs.host.coordinator import TIMING
+from jobs.host.agents.coordinator import TIMING
 from jobs.host.rank_entry import MALLOC
 from jobs.local import adopted, agents, backend, supervisor
 from jobs.runs import clusters

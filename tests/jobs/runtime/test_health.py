@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.host.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck
+from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck
 from jobs.runtime import health
 from jobs.runtime.health import HealthSettings
 

@@ -13,9 +13,9 @@ import pytest
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import processes, sessions
-from jobs.host.agent_channel import GONE_CODE, KEY_VARIABLE, new_key
-from jobs.host.agent_server import AgentServer
-from jobs.host.coordinator import Coordinator, State, Timing
+from jobs.host.agents.channel import GONE_CODE, KEY_VARIABLE, new_key
+from jobs.host.agents.coordinator import Coordinator, State, Timing
+from jobs.host.agents.server import AgentServer
 from jobs.runtime import node_agent
 
 ROOT = Path(__file__).resolve().parents[3]

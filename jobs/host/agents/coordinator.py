@@ -21,7 +21,7 @@ import time
 from enum import Enum
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from jobs.host.agent_channel import ChannelError, Message
+from jobs.host.agents.channel import ChannelError, Message
 
 COMPLETE = 0
 STOPPED = 75

@@ -9,8 +9,9 @@ import pytest
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import batch_hooks, job_coordinator
-from tests.jobs.host.agent_task import end_task, processes_of, start_task
+from jobs.host import batch_hooks
+from jobs.host.agents import job_coordinator
+from tests.jobs.host.agents.task import end_task, processes_of, start_task
 from tests.jobs.host.scontrol_answers import NODES, show
 
 pytestmark = pytest.mark.long

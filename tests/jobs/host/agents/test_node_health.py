@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.host.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, judge, parse
+from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, judge, parse
 
 PRODUCT = "matrix product"
 

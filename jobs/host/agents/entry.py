@@ -15,7 +15,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
-from jobs.host.agent_channel import GONE_CODE
+from jobs.host.agents.channel import GONE_CODE
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 AGENT = Path("jobs") / "runtime" / "node_agent.py"
@@ -58,7 +58,7 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
 
 def _end_without_coordinator(environ: Mapping[str, str]) -> int:
     """Requeue the job if its first node is lost; returns the exit code of this task."""
-    from jobs.host import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
+    from jobs.host.agents import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
 
     if int(environ.get("SLURM_NNODES") or 1) > 1:
         _note(lost_batch_host.requeue_if_lost(environ))
@@ -70,7 +70,7 @@ def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str])
     tail = [environ["FLIP_RUN"], module, "--connect"] + list(hosts)
     if _has_agent(Path(environ["FLIP_SNAPSHOT"])):
         return [sys.executable, "-m", "jobs.runtime.node_agent"] + tail
-    return [sys.executable, str(Path(__file__).resolve().parents[2] / AGENT)] + tail + ["--exec"]
+    return [sys.executable, str(Path(__file__).resolve().parents[3] / AGENT)] + tail + ["--exec"]
 
 
 def _has_agent(snapshot: Path) -> bool:

@@ -5,7 +5,7 @@ attempt; the coordinator wins the others, by the same records and with the same 
 not decide it leaves to the trap, as ever: attempts that were asked to stop, a job that Slurm ends, a run that ends.
 
 Two attempts never run at once. The next one starts when all ranks of the last one have ended, when each of its nodes
-has an agent (a killed agent is replaced after its ranks were killed: ``agent_entry.py``), when Slurm still runs this
+has an agent (a killed agent is replaced after its ranks were killed: ``entry.py``), when Slurm still runs this
 start of the job, and if no other process has won an attempt since.
 """
 
@@ -21,10 +21,11 @@ from flip.runs.errors import STORAGE
 from flip.runs.files import open_append
 from flip.runs.restart_place import HERE, Allocation
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import attempt_end, node_health, own_job, rank_entry, slurm_cli
-from jobs.host.agent_channel import CONTACT, listen, new_key, publish
-from jobs.host.agent_server import AgentServer
-from jobs.host.coordinator import SUCCESS, TIMING, AttemptOutcome, Coordinator, State
+from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
+from jobs.host.agents import node_health
+from jobs.host.agents.channel import CONTACT, listen, new_key, publish
+from jobs.host.agents.coordinator import SUCCESS, TIMING, AttemptOutcome, Coordinator, State
+from jobs.host.agents.server import AgentServer
 
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 75.0  # from the first agent to the last one; an agent tries for 60 s

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jobs.host.agent_channel import (
+from jobs.host.agents.channel import (
     AGENT,
     COORDINATOR,
     KEY_VARIABLE,
@@ -20,8 +20,8 @@ from jobs.host.agent_channel import (
     new_key,
     take_key,
 )
-from jobs.host.agent_server import AgentServer
-from jobs.host.coordinator import Coordinator, State
+from jobs.host.agents.coordinator import Coordinator, State
+from jobs.host.agents.server import AgentServer
 
 
 class Ends:

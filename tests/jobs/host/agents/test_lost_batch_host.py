@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from jobs.host import lost_batch_host
+from jobs.host.agents import lost_batch_host
 
 SHOWN = "JobId=57 Requeue=1 Restarts=0 JobState={state} Reason=None NodeList={nodes} BatchHost=n1\n"
 

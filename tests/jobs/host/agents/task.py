@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.host import processes
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 TASK = {
     "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
     "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n7", "SLURMD_NODENAME": "n7", "MASTER_ADDR": "127.0.0.1",

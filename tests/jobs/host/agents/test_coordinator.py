@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from jobs.host.agent_channel import ChannelError
-from jobs.host.coordinator import MOST_STRANGERS, Coordinator, State, Timing, code_of_attempt
+from jobs.host.agents.channel import ChannelError
+from jobs.host.agents.coordinator import MOST_STRANGERS, Coordinator, State, Timing, code_of_attempt
 
 TIMING = Timing()
 

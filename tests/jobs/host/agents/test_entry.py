@@ -10,12 +10,13 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir, read_json
-from jobs.host import agent_entry, rank_entry, sessions
-from jobs.host.agent_channel import CONTACT, ChannelError, listen, new_key, publish, read_contact
-from jobs.host.agent_server import AgentServer
-from jobs.host.coordinator import Coordinator, State, Timing
+from jobs.host import rank_entry, sessions
+from jobs.host.agents import entry
+from jobs.host.agents.channel import CONTACT, ChannelError, listen, new_key, publish, read_contact
+from jobs.host.agents.coordinator import Coordinator, State, Timing
+from jobs.host.agents.server import AgentServer
 from jobs.runtime import node_agent
-from tests.jobs.host.agent_task import ROOT, TASK, end_task, processes_of, start_task
+from tests.jobs.host.agents.task import ROOT, TASK, end_task, processes_of, start_task
 
 
 class Task:
@@ -100,10 +101,10 @@ def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number)
 
 def test_task_waits_only_for_a_while_for_a_process_that_cannot_be_killed():
     """It looks for children in an empty list, as if the signal did not reach its child."""
-    text = "import subprocess; from jobs.host import agent_entry; find = agent_entry._children"
-    text += "; child = subprocess.Popen(['sleep', '60']); agent_entry._children = dict"
-    text += "; left = agent_entry.kill_children(0.05); agent_entry._children = find"
-    text += "; print(left, agent_entry.kill_children())"
+    text = "import subprocess; from jobs.host.agents import entry; find = entry._children"
+    text += "; child = subprocess.Popen(['sleep', '60']); entry._children = dict"
+    text += "; left = entry.kill_children(0.05); entry._children = find"
+    text += "; print(left, entry.kill_children())"
     done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=50)
     assert done.stdout == "False True\n"
 
@@ -161,10 +162,10 @@ def test_contact_is_private_and_refused_if_another_user_may_have_written_it(tmp_
 def test_code_that_is_older_than_agents_on_slurm_gets_agent_of_this_code(tmp_path):
     environ = {**TASK, "FLIP_RUN": "/runs/a", "FLIP_SNAPSHOT": str(ROOT)}
     own = [sys.executable, "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker", "--connect", "127.0.0.1"]
-    assert agent_entry.agent_command("jobs.worker", ["127.0.0.1"], environ) == own
+    assert entry.agent_command("jobs.worker", ["127.0.0.1"], environ) == own
     file = tmp_path / "jobs" / "runtime" / "node_agent.py"
     for text in ("", 'parser.add_argument("--socket")'):
-        command = agent_entry.agent_command("jobs.worker", ["n1"], {**environ, "FLIP_SNAPSHOT": str(tmp_path)})
+        command = entry.agent_command("jobs.worker", ["n1"], {**environ, "FLIP_SNAPSHOT": str(tmp_path)})
         assert command[1] == str(ROOT / "jobs" / "runtime" / "node_agent.py") and command[-1] == "--exec"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

@@ -8,12 +8,12 @@ import select
 import socket
 from typing import Dict, Optional
 
-from jobs.host.agent_channel import COORDINATOR, Channel, ChannelError
-from jobs.host.coordinator import Agent, Coordinator
+from jobs.host.agents.channel import COORDINATOR, Channel, ChannelError
+from jobs.host.agents.coordinator import Agent, Coordinator
 
 
 class AgentServer:
-    """Connects a coordinator with its agents. ``listener``: a listening socket (``agent_channel.listen``), or None."""
+    """Connects a coordinator with its agents. ``listener``: a listening socket (``channel.listen``), or None."""
 
     def __init__(self, coordinator: Coordinator, key: bytes, listener: Optional[socket.socket] = None) -> None:
         self._coordinator = coordinator
