@@ -37,8 +37,10 @@ def record_end(
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
     late = ""
-    if not _restarted_in_place(run, n):  # else it had only the rest of the job's time
+    if not _restarted_in_place(run, n):  # else it had only the rest of the job's time, and perhaps of its nodes
         late = wall_limit.limit_reached(run, n, own_job.time_used(fields))
+        if state == "RUNNING" and own_job.has_lost_node(fields, nodes):
+            state = "NODE_FAIL"
     return attempts.end_attempt(
         run,
         n,

@@ -55,6 +55,14 @@ def agent(scene, rank, n=1):
     return int(processes.read_stat(scene.facts(rank, n)["pid"])[1][1])
 
 
+def kill_coordinator(scene):
+    run = scene.runs[0]
+    scene.until(lambda: (run.path / "attempts" / "1" / "coordinator.json").exists(), "the coordinator")
+    for pid in processes_of(run):
+        if "watch" in processes.arguments(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 def end(scene):
     """Wait for the end of the job; returns (causes of the attempts, restarts of the job, state of the run)."""
     scene.over()
@@ -234,14 +242,24 @@ def test_agents_without_coordinator_leave_ranks_to_srun(scene, monkeypatch):
     """The watcher is killed before the agents reach it: they look for 60 s, then the ranks start without agents."""
     scene.patience = 240.0
     scene.submit({"steps": SHORT}, agents=True, cpus=1)
-    run = scene.runs[0]
-    scene.until(lambda: (run.path / "attempts" / "1" / "coordinator.json").exists(), "the coordinator")
-    for pid in processes_of(run):
-        words = processes.arguments(pid)
-        if "watch" in words:
-            os.kill(pid, signal.SIGKILL)
+    kill_coordinator(scene)
     causes, restarts, state = end(scene)
     assert (restarts, state) == (0, "complete") and causes[-1] == "complete"
+
+
+@pytest.mark.slow
+def test_node_lost_by_ranks_of_srun_in_elastic_job_is_no_crash(scene):
+    """No agent reaches the coordinator. The job keeps running without the lost node."""
+    scene.patience = 300.0
+    scene.submit(AGAIN, agents=True, shape={"spares": 1}, peer_seconds=2)
+    kill_coordinator(scene)
+    scene.ready()
+    lost = scene.facts(1)["node"]
+    scene.here.lose(lost)
+    scene.ready(2)
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(lost)
+    assert (causes, restarts, state) == (["node", "complete"], 1, "complete")
 
 
 class SlurmTrainingRun(TrainingRun):

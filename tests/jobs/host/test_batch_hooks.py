@@ -128,6 +128,17 @@ def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands,
     ]
 
 
+@pytest.mark.parametrize("started_on, cause", [("3", "node"), ("2", "crash")])
+def test_node_lost_by_job_that_goes_on_is_no_crash(run, commands, monkeypatch, started_on, cause):
+    """With --no-kill, a job with ranks that srun has started stays RUNNING, and its peers end by broken connections."""
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", started_on)
+    run.write_cause(1, 0, "crash", 70, "RuntimeError: the connection to rank 1 is broken", host="n1")
+    commands("scontrol", show())
+    assert act("end", run.path, "--attempt", "1", "--code", "1") == 0
+    end = read_json(run.attempt(1) / "end.json")
+    assert (end["cause"], end["action"]) == (cause, "requeue") and "scontrol requeue 57" in commands.calls()
+
+
 @pytest.mark.parametrize("restarts, cause", [("1", "stopped"), ("0", "timeout")])
 def test_attempt_that_had_the_rest_of_a_job_has_not_used_its_wall_limit(run, commands, restarts, cause):
     """A node agent started it 15 minutes before the limit of a day; it was asked to stop before its first commit."""
