@@ -116,6 +116,8 @@ class Coordinator:
         self.attempt = 0
         self.agents: List[Agent] = []
         self.outcome: Optional[AttemptOutcome] = None
+        self.excluded: Dict[str, str] = {}
+        """Nodes that are not used any more -> the reason. Their agents are asked to leave, also if they come back."""
         self._clock = clock
         self._log = log
         self._hellos = 0
@@ -196,8 +198,15 @@ class Coordinator:
         for agent in list(self.agents):
             self._send(agent, self._farewell)
 
-    def dismiss(self, agent: Agent, reason: str) -> None:
-        """Ask an agent without ranks to end: its node is not used any more."""
+    def exclude(self, node: str, reason: str) -> None:
+        """Do not use a node any more, which has no ranks. Its agent is asked to end, now or when it comes back."""
+        self.excluded[node] = reason
+        for agent in self.agents:
+            if agent.node == node:
+                self._dismiss(agent, reason)
+                return
+
+    def _dismiss(self, agent: Agent, reason: str) -> None:
         self._send(agent, {"is": "leave", "code": COMPLETE, "reason": reason})
         self.lost(agent, reason)
 
@@ -267,8 +276,10 @@ class Coordinator:
             self.lost(agent, "a wrong hello")
             return
         if any(other.node == node for other in self.agents):  # the first one may have ranks
-            self._send(agent, {"is": "leave", "reason": "%s has an agent" % node})
-            self.lost(agent, "%s has an agent" % node)
+            self._dismiss(agent, "%s has an agent" % node)
+            return
+        if node in self.excluded:
+            self._dismiss(agent, self.excluded[node])
             return
         self._hellos += 1
         agent.order = self._hellos

@@ -191,7 +191,7 @@ class JobCoordinator:
             if evidence:
                 self._log("health of %s: %s" % (agent.node, evidence))
             if evidence and len(self.coordinator.ready()) > self.usable[-1]:
-                self.coordinator.dismiss(agent, evidence)
+                self.coordinator.exclude(agent.node, evidence)
 
     def _run_attempt(self, nodes: int) -> AttemptOutcome:
         """Run the attempt that was won, on this number of nodes."""
@@ -225,14 +225,14 @@ class JobCoordinator:
         noticed = time.time() - outcome.settling
         decision = attempt_end.record_end(self.run, n, outcome.code, state, self._fields, noticed=noticed)
         self._log_decision(n, decision)
-        allocation = Allocation(self._count(decision.exclude), self.usable, self._seconds_left())
+        for node in decision.exclude:
+            self.coordinator.exclude(node, "%s is excluded" % node)
+        left = self.nodes - len(self.coordinator.excluded)
+        allocation = Allocation(left, self.usable, self._seconds_left())
         place = attempts.place_of_restart(self.run, n, decision, allocation)
         self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
         if place.place != HERE:
             return 0, place.reason
-        for agent in self.coordinator.ready():
-            if agent.node in decision.exclude:
-                self.coordinator.dismiss(agent, "%s is excluded" % agent.node)
         self.coordinator.gather()
         self._wait(decision.delay)
         return self._gather(place.nodes), "a node agent does not come back"
@@ -265,11 +265,6 @@ class JobCoordinator:
         if state != "RUNNING":
             return "the state of the job: %s" % state
         return ""
-
-    def _count(self, excluded: Tuple[str, ...]) -> int:
-        """Nodes of the allocation without those that are to be excluded."""
-        names = {agent.node for agent in self.coordinator.ready()}
-        return self.nodes - len(names & set(excluded))
 
     def _seconds_left(self) -> Optional[float]:
         elapsed = slurm_cli.parse_duration(self._fields.get("RunTime", ""))

@@ -282,6 +282,26 @@ def test_node_may_return_after_its_agent_was_lost():
     assert not again.closed and len(group.coordinator.ready()) == 2
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+def test_excluded_node_does_not_come_back(is_back):
+    """Its agent is asked to leave, also one that was lost and is back while the next attempt gathers."""
+    group = Group(3)
+    group.start(nodes=2)
+    if is_back:
+        group.coordinator.lost(group.agents[1].agent, "connection closed")
+    else:
+        for rank in (2, 3):
+            group.agents[1].end(rank, 70)
+    group.wait(60, State.DECIDE)
+    group.coordinator.exclude("n1", "n1 is excluded")
+    group.coordinator.gather()
+    late = SimulatedAgent(group, "n1").hello()
+    for agent in [late] + group.agents[1:2]:
+        assert agent.closed
+    assert late.messages == [{"is": "leave", "code": 0, "reason": "n1 is excluded"}]
+    assert [agent.node for agent in group.coordinator.ready()] == ["n0", "n2"]
+
+
 def test_connections_without_hello_are_dropped():
     group = Group()
     strangers = [SimulatedAgent(group, "") for _ in range(MOST_STRANGERS + 1)]
