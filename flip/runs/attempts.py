@@ -50,6 +50,7 @@ def end_attempt(
     out_of_memory: Sequence[str] = (),
     disk_full: str = "",
     noticed: Optional[float] = None,
+    unhealthy: Optional[Mapping[str, str]] = None,
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
@@ -57,7 +58,7 @@ def end_attempt(
         code: exit code of the attempt, None if unknown.
         state: the scheduler's state of the job, None if it cannot be read.
         suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
-        late, unstarted, out_of_memory: as for ``restart_policy.decide``.
+        late, unstarted, out_of_memory, unhealthy: as for ``restart_policy.decide``.
         disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
         noticed: when the launcher saw the first rank fail; by default, now.
     """
@@ -89,6 +90,7 @@ def end_attempt(
         lowered=wall_limit.lowered(run, wall_limit.recorded_limit(run, n)),
         unstarted=unstarted,
         out_of_memory=out_of_memory,
+        unhealthy=unhealthy,
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancel_reason(run))

@@ -5,7 +5,7 @@ a crash. Add a new message to its pattern, and as an example to the test.
 """
 
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from flip.runs.errors import CAUSES, PRECEDENCE
 
@@ -83,6 +83,7 @@ def decide(
     unstarted: Sequence[str] = (),
     lowered: str = "",
     out_of_memory: Sequence[str] = (),
+    unhealthy: Optional[Mapping[str, str]] = None,
 ) -> Decision:
     """What to do after an attempt.
 
@@ -97,13 +98,14 @@ def decide(
         unstarted: nodes that could not start any of its ranks.
         lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
         out_of_memory: nodes on which the kernel killed a rank at the memory limit of the job.
+        unhealthy: node -> evidence, of nodes that failed a check before any rank started.
     """
     states = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in states:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory)
+    cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory, unhealthy)
     if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
         if isinstance(late, str):
             limit = late
@@ -128,7 +130,7 @@ def decide(
     crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
     hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
     if cause == "node":  # codes of ranks that did start and left a cause say nothing about their node
-        hosts.update(unstarted)
+        hosts.update(unstarted, unhealthy or ())
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
@@ -139,6 +141,7 @@ def root_cause(
     stop_requested: bool = False,
     unstarted: Sequence[str] = (),
     out_of_memory: Sequence[str] = (),
+    unhealthy: Optional[Mapping[str, str]] = None,
 ) -> Tuple[str, str]:
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
@@ -154,6 +157,9 @@ def root_cause(
         return "node", "ended unseen: its host or its launcher went away"
     if "PENDING" in states:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
+    if unhealthy:
+        evidence = ["%s (%s)" % pair for pair in sorted(unhealthy.items())]
+        return "node", "failed the health check before the start: %s" % ", ".join(evidence)
     if unstarted:
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
     if out_of_memory:  # causes of other ranks are then echoes

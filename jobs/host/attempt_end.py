@@ -25,8 +25,9 @@ def record_end(
     fields: Mapping[str, str],
     last_error: Optional[OSError] = None,
     noticed: Optional[float] = None,
+    unhealthy: Optional[Mapping[str, str]] = None,
 ) -> Decision:
-    """Decide what follows from the end of attempt n, and record it. ``code``, ``state``, ``noticed``: as there.
+    """Decide what follows from the end of attempt n, and record it (``attempts.end_attempt``).
 
     ``fields``: of the job, empty if Slurm does not answer. ``last_error``: of an earlier try of this call. A second
     call changes nothing. Raises OSError.
@@ -52,6 +53,7 @@ def record_end(
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         disk_full=str(last_error) if disk_full else "",
         noticed=noticed,
+        unhealthy=unhealthy,
     )
 
 

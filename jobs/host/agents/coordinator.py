@@ -186,7 +186,7 @@ class Coordinator:
 
     def gather(self) -> None:
         """Get ready for the next attempt."""
-        if self.state is not State.DECIDE:
+        if self.state not in (State.GATHER, State.DECIDE):  # GATHER: no rank was started
             raise ValueError("no attempt has ended: %s" % self.state)
         self.state = State.GATHER
         self._patient_until = self._clock() + self.timing.patience

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
@@ -80,6 +80,8 @@ class JobCoordinator:
         self._fields: Dict[str, str] = {}
         """What Slurm has said of the job at the end of the last attempt."""
         self._asked_at = float("-inf")
+        self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
+        """The results of all nodes of this start, also of those that were left out or lost."""
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def start_thread(self) -> None:
@@ -143,13 +145,16 @@ class JobCoordinator:
         """Start attempts until the exit trap is to decide. Returns the exit code of the agents, and why they leave."""
         if not self._gather_first():
             return NO_AGENTS, "%d of %d node agents are ready" % (len(self.coordinator.ready()), self.nodes)
-        self._dismiss_unhealthy()
         nodes = self.usable[-1]
+        unhealthy = self._exclude_unhealthy(nodes)
         while True:
-            outcome = self._run_attempt(nodes)
+            if unhealthy:  # too many for the attempt that was won: no rank starts
+                outcome = AttemptOutcome(None, (), False, "nodes have failed their health check")
+            else:
+                outcome = self._run_attempt(nodes)
             code = KILLED if outcome.code is None else outcome.code
             try:
-                nodes, reason = self._prepare_next(outcome)
+                nodes, reason = self._prepare_next(outcome, unhealthy)
             except (OSError, ValueError) as error:
                 return code, str(error)
             if not nodes:
@@ -157,6 +162,7 @@ class JobCoordinator:
             try:
                 if not self._win_next(nodes):
                     return code, "another process has continued the run, or it ends"
+                unhealthy = self._exclude_unhealthy(nodes)
             except (OSError, ValueError) as error:
                 return STORAGE, str(error)
 
@@ -174,24 +180,51 @@ class JobCoordinator:
                 return len(self.coordinator.ready()) >= self.usable[-1]
         return True
 
-    def _dismiss_unhealthy(self) -> None:
-        """Leave out nodes that have failed their health check, if enough others are ready; log the evidence."""
-        agents = self.coordinator.ready()
-        results = {}
-        for agent in agents:
+    def _exclude_unhealthy(self, nodes: int) -> Dict[str, str]:
+        """Leave out nodes that have failed their health check; log the evidence.
+
+        Returns node -> evidence if fewer than ``nodes`` would be left without them: the attempt cannot start then.
+        """
+        unhealthy = self._unhealthy()
+        if len(self.coordinator.ready()) - len(unhealthy) < nodes:
+            return unhealthy
+        for node, evidence in unhealthy.items():
+            self.coordinator.exclude(node, evidence)
+        return {}
+
+    def _unhealthy(self) -> Dict[str, str]:
+        """Node -> evidence, of the agents that are ready.
+
+        Not a node that earlier ends name, which was to be avoided: Slurm has no other one for this job.
+        """
+        ready = {agent.node: agent for agent in self.coordinator.ready()}
+        is_new = False
+        for node, agent in ready.items():
             try:
-                results[agent.node] = [node_health.parse(row) for row in agent.facts.get("health", [])]
+                rows = [node_health.parse(row) for row in agent.facts.get("health", [])]
             except (AttributeError, TypeError, ValueError) as error:
-                self._log("%s: %s" % (agent.node, error))
-        verdict = node_health.judge(results)
+                self._log("%s: %s" % (node, error))
+                continue
+            is_new = is_new or self._health.get(node) != rows
+            self._health[node] = rows
+        verdict = node_health.judge(self._health)  # also with nodes that have left: what failed on most is no node's
+        if is_new:
+            self._log_health(verdict)
+        failed = {node: evidence for node, evidence in verdict.excluded.items() if node in ready}
+        if not failed:
+            return {}
+        try:
+            avoided = attempts.excluded_nodes(self.run, time.time()) or ()
+        except (OSError, ValueError) as error:
+            self._log(error)
+            return {}
+        return {node: evidence for node, evidence in failed.items() if node not in avoided}
+
+    def _log_health(self, verdict: node_health.NodeVerdict) -> None:
         for evidence in verdict.common.values():
             self._log("health of most nodes: %s" % evidence)
-        for agent in agents:
-            evidence = verdict.excluded.get(agent.node, "")
-            if evidence:
-                self._log("health of %s: %s" % (agent.node, evidence))
-            if evidence and len(self.coordinator.ready()) > self.usable[-1]:
-                self.coordinator.exclude(agent.node, evidence)
+        for node, evidence in verdict.excluded.items():
+            self._log("health of %s: %s" % (node, evidence))
 
     def _run_attempt(self, nodes: int) -> AttemptOutcome:
         """Run the attempt that was won, on this number of nodes."""
@@ -210,7 +243,7 @@ class JobCoordinator:
 
     # -- between attempts ----------------------------------------------------------------------------------------------
 
-    def _prepare_next(self, outcome: AttemptOutcome) -> Tuple[int, str]:
+    def _prepare_next(self, outcome: AttemptOutcome, unhealthy: Dict[str, str]) -> Tuple[int, str]:
         """(on how many nodes the next attempt starts here, 0 if the exit trap is to decide; why).
 
         Raises OSError and ValueError of the records of the run.
@@ -223,16 +256,18 @@ class JobCoordinator:
             state = "NODE_FAIL"
         n = self.attempt
         noticed = time.time() - outcome.settling
-        decision = attempt_end.record_end(self.run, n, outcome.code, state, self._fields, noticed=noticed)
+        decision = attempt_end.record_end(
+            self.run, n, outcome.code, state, self._fields, noticed=noticed, unhealthy=unhealthy
+        )
         self._log_decision(n, decision)
-        for node in decision.exclude:
-            self.coordinator.exclude(node, "%s is excluded" % node)
-        left = self.nodes - len(self.coordinator.excluded)
-        allocation = Allocation(left, self.usable, self._seconds_left())
+        excluded = set(self.coordinator.excluded) | set(decision.exclude)
+        allocation = Allocation(self.nodes - len(excluded), self.usable, self._seconds_left())
         place = attempts.place_of_restart(self.run, n, decision, allocation)
         self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
         if place.place != HERE:
             return 0, place.reason
+        for node in decision.exclude:
+            self.coordinator.exclude(node, "%s is excluded" % node)
         self.coordinator.gather()
         self._wait(decision.delay)
         return self._gather(place.nodes), "a node agent does not come back"

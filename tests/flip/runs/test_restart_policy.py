@@ -281,6 +281,9 @@ def test_decide_excludes_hosts_for_hardware_errors_and_unstarted_ranks():
     assert ask(causes=causes, code=70).exclude == ("n1",)
     started = ask(code=137, unstarted=["n7"])
     assert started.exclude == ("n7",) and started.reason.startswith("no rank could be started on n7: the mount")
+    checked = ask(code=None, unhealthy={"n7": "memory: 3 MiB", "n5": "GPUs: 7 of 8"})
+    assert (checked.cause, checked.action, checked.exclude) == ("node", "requeue", ("n5", "n7"))
+    assert checked.reason == "failed the health check before the start: n5 (GPUs: 7 of 8), n7 (memory: 3 MiB)"
     full = ask(causes=[c("storage")], code=137, unstarted=["n7"])  # srun reports a rank's own 69 in the same words
     assert (full.cause, full.exclude) == ("storage", ())
 

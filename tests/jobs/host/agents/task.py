@@ -1,5 +1,6 @@
 """A task of a step of agents, as srun starts it, without Slurm: the node n7 of a job whose first attempt is 1."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,4 +45,5 @@ def end_task(process, run):
     process.wait()
     process.stderr.close()
     for pid in processes_of(run):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the group of another one of them
+            os.kill(pid, signal.SIGKILL)

@@ -256,14 +256,43 @@ def test_spare_node_replaces_lost_one(nodes):
     assert read_json(one.run.attempt(1) / "end.json")["cause"] == "node"
 
 
-def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, tmp_path, capfd):
-    """The driver of n7 reports GPU memory that cannot be repaired. GPUs are missing on both nodes, which is no
-    reason."""
+@pytest.fixture
+def broken(tmp_path):
+    """A PATH on which the driver reports GPU memory that cannot be repaired."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho '0, Yes, No, No, 1'\n")
     program.chmod(0o755)
-    two = nodes([1], gpus=1, PATH=f"{program.parent}:{os.environ['PATH']}")
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+EVIDENCE = "n7 (GPU memory errors: GPU 0: remapped_rows.failure is Yes)"
+
+
+def test_unhealthy_node_without_spare_is_left_by_requeue(nodes, broken, commands):
+    """No rank starts. If Slurm gives it again nevertheless, it is used."""
+    two = nodes([2], gpus=1, PATH=broken)
+    assert [task.wait(60) for task in two.tasks] == [137, 137]
+    end = read_json(two.run.attempt(1) / "end.json")
+    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", ["n7"]) and EVIDENCE in end["reason"]
+    commands("sinfo", NODES)
+    assert batch_hooks.end(str(two.run.path), 1, 137, None) == 0
+    assert "scontrol update JobId=57 ExcNodeList=n7" in commands.calls()
+    two.own.coordinator.join()
+    assert two.own.coordinator._unhealthy() == {} and not two.own.coordinator.has_started
+
+
+def test_run_goes_on_without_unhealthy_node_of_its_range(nodes, broken):
+    two = nodes([1, 2], gpus=1, PATH=broken)
+    (rank,) = two.ranks(2, 1)
+    assert rank["environment"]["WORLD_SIZE"] == "1" and two.tasks[0].wait(30) == 0
+    assert read_json(two.run.attempt(1) / "end.json")["exclude"] == ["n7"]
+    assert read_json(two.run.attempt(2) / "start.json")["world"] == "1"
+
+
+def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken, capfd):
+    """GPUs are missing on both nodes, which is no reason."""
+    two = nodes([1], gpus=1, PATH=broken)
     two.ranks(1, 1)
     assert two.tasks[0].wait(30) == 0, "its agent was asked to leave"
     assert two.tasks[1].poll() is None
