@@ -44,6 +44,9 @@ EndCallback = Callable[[str, str], None]
 CANCELLED = "cancelled"
 """Reason of a stop because cancel.json exists."""
 
+STOPPED_SECONDS = 30.0
+"""A thread that was not scheduled for longer belongs to a process that was stopped."""
+
 LONG_OPERATION_FACTOR = 6.0
 """Starting, committing and evaluation jobs may take this many times longer than a step: rank 0 alone hashes."""
 
@@ -315,7 +318,8 @@ class Watchdog:
     """Ends a process that makes no progress: without a ``heartbeat`` for ``seconds`` it exits with code 71.
 
     Before that it writes the stacks of all threads to stderr and calls ``on_end`` with cause hang. The time to the
-    first heartbeat is ``LONG_OPERATION_FACTOR`` times as long. ``seconds`` 0: never. A thread that holds the
+    first heartbeat is ``LONG_OPERATION_FACTOR`` times as long. While the process is stopped, as in a job that Slurm
+    suspends, no time passes. ``seconds`` 0: never. A thread that holds the
     interpreter's lock for good stops this one too; then the ranks that wait for it end.
     """
 
@@ -343,9 +347,20 @@ class Watchdog:
         self._closed.set()
 
     def _watch(self) -> None:
+        stopped = 0.0  # for which this process was stopped since the heartbeat
+        looked = time.monotonic()
+        before = self._expected
         while not self._closed.wait(min(1.0, self._seconds / 10)):
-            what, allowed, since = self._expected
-            waited = time.monotonic() - since
+            expected = self._expected
+            now = time.monotonic()
+            what, allowed, since = expected
+            if expected is not before:
+                stopped = 0.0
+            if now - looked > STOPPED_SECONDS:
+                stopped += now - max(looked, since)
+            looked = now
+            before = expected
+            waited = now - since - stopped
             if waited > allowed:
                 break
         else:

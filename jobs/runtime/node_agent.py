@@ -156,7 +156,7 @@ class NodeAgent:
         self._lifeline, self._own_lifeline = os.pipe()
         self._woken, self._wake = os.pipe()
         self._beat_at = 0.0
-        self._look_at = 0.0
+        self._look_at = time.monotonic()
         self._code = CAUSES["crash"]
         self._end_by = float("inf")
         """When this process ends, with its ranks; set when the coordinator is gone."""
@@ -457,9 +457,10 @@ class NodeAgent:
         now = time.monotonic()
         if now < self._look_at:
             return
+        was_stopped = now - self._look_at > STOPPED_SECONDS  # this process, perhaps with the ranks
         self._look_at = now + LOOK_SECONDS
         for rank in self.ranks:
-            if not sessions.is_stopped(rank.pid):
+            if was_stopped or not sessions.is_stopped(rank.pid):
                 rank.stopped_at = None
             elif rank.stopped_at is None:
                 rank.stopped_at = now

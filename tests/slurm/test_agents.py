@@ -92,6 +92,16 @@ def test_stopped_rank_counts_as_hung_and_run_goes_on(scene):
 
 
 @pytest.mark.slow
+def test_suspended_run_goes_on(scene):
+    """Slurm stops and continues all processes of the job, one after another."""
+    submit(scene, {"steps": 20 * SHORT})
+    scene.call("scontrol", "suspend", scene.id())
+    time.sleep(6.0)
+    scene.call("scontrol", "resume", scene.id())
+    assert end(scene) == (["complete"], 0, "complete")
+
+
+@pytest.mark.slow
 def test_stopped_agent_is_replaced(scene):
     submit(scene)
     os.kill(agent(scene, 1), signal.SIGSTOP)

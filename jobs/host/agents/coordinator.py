@@ -29,6 +29,9 @@ SUCCESS = (COMPLETE, STOPPED)
 SIGNAL_CODES = range(129, 160)
 """Exit codes of ranks that a signal has ended, as a shell writes them."""
 
+PAUSE_SECONDS = 5.0
+"""A longer time between two calls of ``tick``: this process was stopped, and perhaps the agents, too."""
+
 MOST_STRANGERS = 64
 """Connections without a hello yet, besides those of the expected agents. If there are more, the oldest is closed."""
 
@@ -108,8 +111,11 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda text: None,
         expected: int = 0,
+        is_suspended: Callable[[], bool] = lambda: False,
     ) -> None:
         self.timing = timing
+        self.is_suspended = is_suspended
+        """Called before silent agents are lost: whether the scheduler has stopped all processes of the job."""
         self.expected = expected
         """Agents that may all connect before the first says hello: they import the trainer in between."""
         self.state = State.GATHER
@@ -253,9 +259,10 @@ class Coordinator:
     def tick(self) -> None:
         """Do what is due. Call it a few times per second."""
         now = self._clock()
-        if now - self._ticked > self.timing.silence / 2:  # this process was stopped, and perhaps the agents, too
-            for agent in self.agents:
-                agent.heard = max(agent.heard, now - self.timing.silence / 2)
+        if now - self._ticked > PAUSE_SECONDS:
+            self._skip(now - self._ticked)
+        elif self._late_agents() and self.is_suspended():
+            self._skip(self.timing.silence)
         self._ticked = now
         for agent in list(self.agents):
             if agent.node and now - agent.heard > self.timing.silence:
@@ -268,6 +275,20 @@ class Coordinator:
             self._kill()
 
     # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def _late_agents(self) -> List[Agent]:
+        """Agents from which a message is due."""
+        now = self._clock()
+        return [a for a in self.agents if a.node and (now - a.heard > self.timing.silence or now >= a.kill_by)]
+
+    def _skip(self, seconds: float) -> None:
+        """Do not count this time, which ends now."""
+        now = self._clock()
+        for agent in self.agents:
+            agent.heard = min(now, max(agent.heard + seconds, now - self.timing.silence / 2))
+            agent.kill_by += seconds
+        self._deadline += seconds
+        self._patient_until += seconds
 
     def _on_hello(self, agent: Agent, message: Message) -> None:
         node = str(message.get("node") or "")

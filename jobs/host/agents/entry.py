@@ -86,6 +86,7 @@ def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
     Returns its exit code, or minus the number of the signal that killed it.
     """
     stopped_at: Optional[float] = None
+    looked_at = time.monotonic()
     while True:
         received = signal.sigtimedwait(SIGNALS, POLL_SECONDS)
         code = agent.poll()
@@ -95,11 +96,14 @@ def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
                 agent.send_signal(received.si_signo)
         if code is not None:
             return code
-        if not sessions.is_stopped(agent.pid):
+        now = time.monotonic()
+        was_stopped = now - looked_at > STOPPED_SECONDS  # this process, perhaps with the agent
+        looked_at = now
+        if was_stopped or not sessions.is_stopped(agent.pid):
             stopped_at = None
         elif stopped_at is None:
-            stopped_at = time.monotonic()
-        elif time.monotonic() - stopped_at > STOPPED_SECONDS:
+            stopped_at = now
+        elif now - stopped_at > STOPPED_SECONDS:
             agent.kill()
 
 

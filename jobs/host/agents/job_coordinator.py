@@ -34,6 +34,7 @@ RETURN_SECONDS = 60.0  # for a killed agent to be replaced
 STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is seen at once, by the end of its connection
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
+SUSPENDED = "SUSPENDED"  # state of a job whose processes Slurm has stopped (scontrol suspend, gang scheduling)
 NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
 KILLED = 137  # exit code of an attempt whose ranks were lost
 
@@ -80,6 +81,7 @@ class JobCoordinator:
         self._fields: Dict[str, str] = {}
         """What Slurm has said of the job at the end of the last attempt."""
         self._asked_at = float("-inf")
+        self._suspended = False
         self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
@@ -108,7 +110,7 @@ class JobCoordinator:
         except (OSError, ValueError) as error:
             self._log("no node agents: %s" % error)
             return
-        self.coordinator = Coordinator(TIMINGS, log=self._log, expected=self.nodes)
+        self.coordinator = Coordinator(TIMINGS, log=self._log, expected=self.nodes, is_suspended=self._is_suspended)
         key = new_key()
         host = "127.0.0.1" if self.nodes == 1 else ""
         first_port = rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), "agents")
@@ -297,9 +299,15 @@ class JobCoordinator:
         self._fields = {}
         state = own_job.job_state(*self.start, seen=self._fields)
         self._asked_at = time.monotonic()
-        if state != "RUNNING":
+        if state not in ("RUNNING", SUSPENDED):  # this process runs, so the job is about to be resumed
             return "the state of the job: %s" % state
         return ""
+
+    def _is_suspended(self) -> bool:
+        """Whether Slurm has stopped the processes of the job, or has continued them since the last call."""
+        before = self._suspended
+        self._suspended = own_job.job_state(*self.start) == SUSPENDED
+        return before or self._suspended
 
     def _seconds_left(self) -> Optional[float]:
         elapsed = slurm_cli.parse_duration(self._fields.get("RunTime", ""))

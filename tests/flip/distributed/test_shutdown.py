@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from flip.distributed import shutdown
 from flip.distributed.shutdown import LIFELINE_VARIABLE, RunWatcher, StopFlag
 from flip.runs.errors import CAUSES, HANG
 from flip.runs.rundir import RunDir
@@ -196,6 +197,36 @@ for _ in range(150):  # longer than the limit
     time.sleep(0.01)
 {end}
 """
+
+
+class Pauses:
+    """Stands in for the event of a watchdog: each wait takes as long as the next number says."""
+
+    def __init__(self, clock, seconds):
+        self.clock = clock
+        self.seconds = seconds
+
+    def wait(self, _):
+        if not self.seconds:
+            return True
+        self.clock[0] += self.seconds.pop(0)
+        return False
+
+
+@pytest.mark.parametrize("naps, ends", [([1.0, 3600.0, 1.0, 1.0], False), ([1.0] * 62, True)])
+def test_watchdog_does_not_count_time_in_which_its_process_was_stopped(monkeypatch, naps, ends):
+    """As in a job that Slurm suspends for an hour."""
+    clock = [1000.0]
+    monkeypatch.setattr(shutdown.time, "monotonic", lambda: clock[0])
+    dog = shutdown.Watchdog(0, lambda *_: None)
+    dog._seconds = 60.0
+    dog.heartbeat("a step")
+    dog._closed = Pauses(clock, naps)
+    monkeypatch.setattr(shutdown.faulthandler, "dump_traceback", lambda **_: None)
+    codes = []
+    monkeypatch.setattr(shutdown.os, "_exit", codes.append)
+    dog._watch()
+    assert codes == [71] * ends
 
 
 def run_watched(seconds, end, times=1.0):

@@ -199,6 +199,25 @@ def test_stopped_rank_counts_as_hung(node):
     assert cause["cause"] == "hang" and cause["rank"] == 0 and "SIGSTOP" in cause["reason"]
 
 
+def test_rank_of_suspended_job_is_left_alone(node, monkeypatch):
+    """The agent sees the rank stopped an instant before it is stopped itself, and again when it is continued first."""
+    clock = [1000.0]
+    monkeypatch.setattr(node_agent.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sessions, "is_stopped", lambda pid: True)
+    agent = node_agent.NodeAgent(node.run, "tests.jobs.runtime.agent_rank")
+    agent.ranks = [node_agent.RankProcess(0, 2**22)]
+    ended = []
+    monkeypatch.setattr(agent, "_end_stopped", ended.append)
+    for seconds in (0.5, 3600.0, 0.5, 0.5, 0.5):
+        clock[0] += seconds
+        agent._look_for_stopped()
+    assert not ended
+    for _ in range(4):
+        clock[0] += 0.5
+        agent._look_for_stopped()
+    assert ended[:1] == agent.ranks
+
+
 def test_rank_that_continues_at_once_is_left_alone(node):
     (record,) = node.start_agent().start(world=1)
     for _ in range(4):

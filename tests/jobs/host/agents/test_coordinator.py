@@ -267,6 +267,29 @@ def test_agents_are_not_lost_because_the_coordinator_was_stopped():
     assert group.agents[0].closed
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_agents_of_suspended_job_are_not_lost_while_they_kill(is_asked):
+    """Slurm stops all processes of the job, those of the coordinator's node perhaps a little later and earlier."""
+    group = Group()
+    suspended = [is_asked]
+    group.coordinator.is_suspended = lambda: suspended[0]
+    group.start()
+    for agent in group.agents:
+        agent.is_silent = True
+    group.coordinator.shorten_deadline(0.0)
+    group.coordinator.tick()
+    assert group.state is State.KILL
+    if is_asked:
+        group.wait(3600)
+        suspended[0] = False
+    else:
+        group.clock.now += 3600
+    for agent in group.agents:
+        agent.is_silent = False
+    group.wait(5)
+    assert group.state is State.DECIDE and group.outcome.lost == () and not any(agent.closed for agent in group.agents)
+
+
 def test_second_agent_of_a_node_is_refused():
     group = Group()
     group.start()

@@ -83,6 +83,36 @@ def test_task_ends_with_code_of_coordinator_and_leaves_nothing(task):
     assert "the run is requeued" in task.process.stderr.read()
 
 
+class StoppedAgent:
+    pid = 2**22
+
+    def __init__(self):
+        self.code = None
+
+    def poll(self):
+        return self.code
+
+    def kill(self):
+        self.code = -9
+
+
+@pytest.mark.parametrize("naps, is_killed", [([0.2, 3600.0, 0.2, 0.2], False), ([0.2] * 12, True)])
+def test_agent_of_suspended_job_is_left_alone(monkeypatch, naps, is_killed):
+    """The task sees the agent stopped, an instant before it is stopped itself and after it is continued."""
+    clock = [1000.0]
+    agent = StoppedAgent()
+
+    def nap(*_):
+        if not naps:
+            agent.code = agent.code or 0
+        clock[0] += naps.pop(0) if naps else 0.0
+
+    monkeypatch.setattr(entry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(entry.signal, "sigtimedwait", nap)
+    monkeypatch.setattr(sessions, "is_stopped", lambda pid: True)
+    assert entry._wait(agent, []) == (-9 if is_killed else 0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number):
