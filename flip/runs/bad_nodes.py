@@ -88,9 +88,11 @@ def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
 def out_of_memory_nodes(run: RunDir, n: int) -> List[str]:
     """Names of nodes on which the kernel killed a rank of attempt n at the memory limit of its cgroup, sorted.
 
-    The job goes on until its script ends, so its state does not say it, and srun ends with 1.
+    The job goes on until its script ends, so its state does not say it, and srun ends with 1. A node agent writes a
+    cause: it outlives its ranks, and srun prints the line when the last agent has ended.
     """
-    return sorted(set(SRUN_MEMORY_LINE.findall(_end_of_log(run, n))))
+    causes = [str(record.get("host")) for record in run.causes(n) if record.get("out_of_memory")]
+    return sorted(set(causes + SRUN_MEMORY_LINE.findall(_end_of_log(run, n))))
 
 
 def _end_of_log(run: RunDir, n: int) -> str:

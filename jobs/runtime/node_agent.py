@@ -58,6 +58,7 @@ from jobs.host.agents.channel import (
     read_contact,
     take_key,
 )  # fmt: skip
+from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.runtime import health
 
@@ -68,6 +69,7 @@ CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its jo
 CONNECT_TRY_SECONDS = 5.0
 NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
+OUT_OF_MEMORY = "out of memory: the kernel killed it, at the memory limit of the job (--mem) or of this machine"
 UNKNOWN_MESSAGE = "a message that is not known here: %s"
 
 
@@ -149,6 +151,10 @@ class NodeAgent:
         self.attempt = 0
         self.ranks: list[RankProcess] = []
         self.may_fork = False
+        self._memory_kills = 0
+        """Processes that were killed for memory before the ranks started, or for which a rank has a cause."""
+        self._is_killing = False
+        """Whether the coordinator has asked to kill the ranks of this attempt."""
         self._channel: Channel
         self._check: health.HealthCheck | None = None
         self._welcome: Message = {}
@@ -262,6 +268,7 @@ class NodeAgent:
                 raise ChannelError(UNKNOWN_MESSAGE % message)
             self._signal(SIGNAL_NAMES[message["signal"]])
         elif kind == "kill":
+            self._is_killing = True
             for rank in self.ranks:
                 sessions.kill_group(rank.pid)
         elif kind == "leave":
@@ -314,6 +321,8 @@ class NodeAgent:
         if attempt <= self.attempt or self.ranks:
             raise ChannelError(f"attempt {attempt} after {self.attempt}: another coordinator started that")
         self.attempt = attempt
+        self._is_killing = False
+        self._memory_kills = memory_kills()
         if self.may_fork:
             self.may_fork = self._is_safe_to_fork()
         numbers = [int(rank) for rank in message["ranks"]]
@@ -450,7 +459,22 @@ class NodeAgent:
                 code = 128 - code
             if rank.code is not None:
                 code = rank.code
+            elif status == signal.SIGKILL and not self._is_killing:
+                self._look_for_memory_kill(rank)
             self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank.rank, code=code, killed=killed)
+
+    def _look_for_memory_kill(self, rank: RankProcess) -> None:
+        """Record the cause of a rank that was killed, if the kernel has killed a process for memory.
+
+        srun says so at the end of the job alone, of which this attempt need not be the last one.
+        """
+        kills = memory_kills()
+        if kills <= self._memory_kills:
+            return
+        self._memory_kills = kills
+        facts = {"host": own_facts(os.environ)["node"], "out_of_memory": True}
+        with contextlib.suppress(OSError):
+            self.run.write_cause(self.attempt, rank.rank, "crash", CAUSES["crash"], OUT_OF_MEMORY, **facts)
 
     def _look_for_stopped(self) -> None:
         """Kill ranks that have been stopped by a signal for a while."""

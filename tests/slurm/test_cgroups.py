@@ -26,18 +26,22 @@ def site(start_slurm):
         pytest.skip(str(error))
 
 
-def submit(folder, play, **options):
+MEMORY = {False: "200", True: "700"}
+"""Of a job in MB. An agent has imported torch."""
+
+
+def submit(folder, play, agents=False, **options):
     run = RunDir(folder / "runs" / "run")
     run.path.mkdir(parents=True)
     write_json(run.path / "play.json", play)
     run.config.write_text("schema: 1\n")
-    send(run, **options)
+    send(run, agents, **options)
     return run
 
 
-def send(run, **options):
+def send(run, agents=False, **options):
     job = Job(run, ROOT, JobResources(nodes=1, cpus=1, hours=0.5), module="tests.slurm.scripted")
-    SlurmBackend(profile(peer_seconds=2, options=options)).submit([job])
+    SlurmBackend(profile(peer_seconds=2, agents=agents, options=options)).submit([job])
 
 
 def state(run):
@@ -53,11 +57,12 @@ def story(run):
     return lambda: (state(run), fields(run), [p.read_text() for p in run.path.glob("attempts/*/end.json")])
 
 
-def test_rank_killed_for_memory(site, tmp_path):
+@pytest.mark.parametrize("agents", [False, True])
+def test_rank_killed_for_memory(site, tmp_path, agents):
     """The kernel kills the rank at the memory limit of its job (--mem). A process that has left the rank's session ends
     with the step; without cgroups Slurm would not know it."""
-    play = {"steps": SHORT, "attempts": {"1": {"memory": 400, "daemon": "7731.25"}}}
-    run = submit(tmp_path, play, mem="200")
+    play = {"steps": SHORT, "attempts": {"1": {"memory": 400 + 500 * agents, "daemon": "7731.25"}}}
+    run = submit(tmp_path, play, agents, mem=MEMORY[agents])
     wait_until(lambda: state(run).state == "complete", "its end", 120, story=story(run))
     end = read_json(run.attempt(1) / "end.json")
     assert run.newest_attempt() == 2 and (end["cause"], end["action"]) == ("crash", "requeue"), end

@@ -188,3 +188,7 @@ def test_out_of_memory_nodes_reads_lines_of_srun(tmp_path):
     lines += ["srun: error: n2: task 1: Killed", "rank 1: srun: error: n9: task 1: Out Of Memory"]
     (run.logs / "1" / "job.err").write_text("\n".join(lines) + "\n")
     assert bad_nodes.out_of_memory_nodes(run, 1) == ["n-3.site", "n1"]
+    run.attempt(1).mkdir(parents=True)
+    run.write_cause(1, 4, "crash", 70, "out of memory", host="n4", out_of_memory=True)
+    run.write_cause(1, 5, "crash", 70, "a fault", host="n5")
+    assert bad_nodes.out_of_memory_nodes(run, 1) == ["n-3.site", "n1", "n4"]

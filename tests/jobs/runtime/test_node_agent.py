@@ -199,6 +199,27 @@ def test_stopped_rank_counts_as_hung(node):
     assert cause["cause"] == "hang" and cause["rank"] == 0 and "SIGSTOP" in cause["reason"]
 
 
+@pytest.mark.parametrize("kills, is_killing, causes", [([1, 2], False, 1), ([1, 1], False, 0), ([1, 2], True, 0)])
+def test_rank_that_was_killed_for_memory_has_a_cause(node, monkeypatch, kills, is_killing, causes):
+    """The agent outlives its ranks, so that the scheduler does not see how they end."""
+    counts = iter(kills)
+    monkeypatch.setattr(node_agent, "memory_kills", lambda: next(counts))
+    agent = node_agent.NodeAgent(node.run, "tests.jobs.runtime.agent_rank")
+    agent.attempt = node.run.start_attempt({})
+    agent._memory_kills = node_agent.memory_kills()
+    agent._is_killing = is_killing
+    sent = []
+    monkeypatch.setattr(agent, "_send", lambda **message: sent.append(message["code"]))
+    rank = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    agent.ranks = [node_agent.RankProcess(3, rank.pid)]
+    rank.kill()
+    os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+    agent._reap()
+    rank.returncode = -9  # it was waited for
+    records = node.run.causes(1)
+    assert sent == [137] and [(record["rank"], record["cause"]) for record in records] == [(3, "crash")] * causes
+
+
 def test_rank_of_suspended_job_is_left_alone(node, monkeypatch):
     """The agent sees the rank stopped an instant before it is stopped itself, and again when it is continued first."""
     clock = [1000.0]
