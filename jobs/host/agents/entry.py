@@ -90,7 +90,8 @@ def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
     while True:
         received = signal.sigtimedwait(SIGNALS, POLL_SECONDS)
         code = agent.poll()
-        if received is not None:
+        # Python returns without a signal, and with arbitrary numbers, if this process was stopped during the call
+        if received is not None and received.si_signo in SIGNALS:
             stop[:] = [received.si_signo]
             if code is None:
                 agent.send_signal(received.si_signo)

@@ -103,9 +103,12 @@ def test_agent_of_suspended_job_is_left_alone(monkeypatch, naps, is_killed):
     agent = StoppedAgent()
 
     def nap(*_):
+        """As Python 3.11 returns when the process is continued."""
         if not naps:
             agent.code = agent.code or 0
-        clock[0] += naps.pop(0) if naps else 0.0
+            return None
+        clock[0] += naps.pop(0)
+        return signal.struct_siginfo((0,) * 7)
 
     monkeypatch.setattr(entry.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(entry.signal, "sigtimedwait", nap)
