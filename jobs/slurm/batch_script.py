@@ -146,7 +146,7 @@ def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
         return lines
     cpus = resources.processes * resources.cpus
     agents = f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
-    ranks = _cpus_of_ranks(job)
+    ranks = " ".join(_placement(job))
     if is_elastic(job):  # on all nodes; the agents of other nodes outlive that of a lost one
         all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"'
         agents = f"{all_nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --no-kill --wait=0"
@@ -164,8 +164,14 @@ def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     return lines
 
 
-def _cpus_of_ranks(job: Job) -> str:
-    return f"--cpus-per-task={job.resources.cpus}"  # Slurm 22.05 to 23.02 gives a step one core without it
+def _placement(job: Job) -> list[str]:
+    """Options of ``srun`` that give ranks their cores.
+
+    ``block:block``: ranks with neighbouring numbers are on one node, and there on one socket, like the GPUs with these
+    numbers. By default Slurm deals the ranks of a node out to its sockets in turn.
+    """
+    cpus = f"--cpus-per-task={job.resources.cpus}"  # Slurm 22.05 to 23.02 gives a step one core without it
+    return [cpus, "--distribution=block:block"]
 
 
 def _location(sweep: Path) -> list[str]:
@@ -322,7 +328,7 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
         argv.append(f"--wait={profile.peer_seconds}")
     argv.append("--export=ALL")
     if not uses_agents(profile, job):  # else the functions of the script add it
-        argv.append(_cpus_of_ranks(job))
+        argv += _placement(job)
     if profile.container and profile.container_runtime == "pyxis":
         argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
     return argv

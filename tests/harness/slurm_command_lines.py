@@ -115,10 +115,12 @@ LINES = [
     ),
     CommandLine(
         "srun [--nodes=<N>] [--ntasks=<N>] --unbuffered --output <FILE> --error <FILE> --output=all --error=all "
-        "--kill-on-bad-exit=0 --wait=<N> --export=ALL --cpus-per-task=<N> <WORDS>..."
+        "--kill-on-bad-exit=0 --wait=<N> --export=ALL --cpus-per-task=<N> "
+        "--distribution=block:block <WORDS>..."
     ),
     CommandLine(
-        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> --unbuffered --output <FILE> --error <FILE> "
+        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] --unbuffered "
+        "--output <FILE> --error <FILE> "
         "--output=all --error=all --kill-on-bad-exit=0 --wait=<N> --export=ALL <WORDS>..."
     ),
     CommandLine("srun --kill-on-bad-exit=1 --export=ALL <WORDS>..."),

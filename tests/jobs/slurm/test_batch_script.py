@@ -144,7 +144,7 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     assert stage.start(SLURM_NTASKS="8", SLURM_JOB_NUM_NODES="2").wait(60) == 65
     output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
     assert output[0].startswith("agents=1 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=12 --unbuffered ")
-    assert output[1].startswith("agents= --cpus-per-task=3 --unbuffered ")
+    assert output[1].startswith("agents= --cpus-per-task=3 --distribution=block:block --unbuffered ")
     for line in output[:2]:
         assert line.endswith("jobs/host/rank_entry.py jobs.worker") and line.count("--cpus-per-task") == 1
     assert "no node agents: srun starts the ranks" in (stage.run.logs / "1" / "job.err").read_text()

@@ -175,7 +175,7 @@ srun() {
     [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
-  start_step --cpus-per-task=12 "$@"
+  start_step --cpus-per-task=12 --distribution=block:block "$@"
 }
 
 # command
