@@ -284,9 +284,9 @@ class CLIPModel(nn.Module):
         """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep_indices`` all P patches in order."""
         return _normalise(self.image(patches, keep_indices))
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """(b, T) token ids -> (b, E) fp32 of norm 1."""
-        return _normalise(self.text(tokens))
+    def encode_text(self, tokens: Tensor, token_indices: Tensor | None = None) -> Tensor:
+        """(b, T) token ids -> (b, E) fp32 of norm 1. ``token_indices``: of ``TextEncoder.token_indices``."""
+        return _normalise(self.text(tokens, token_indices=token_indices))
 
 
 def _normalise(features: Tensor) -> Tensor:

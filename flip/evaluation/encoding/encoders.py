@@ -91,9 +91,17 @@ class ModelEncoder:
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
-        tokens = torch.from_numpy(self.tokenizer(texts)).to(self.device)
+        tokens = torch.from_numpy(self.tokenizer(texts))
+        indices = self.model.text.token_indices(tokens)  # on the host, which would wait for a GPU
+        fields = [self._copy(field) for field in (tokens, indices) if field is not None]
         with self.autocast:
-            return self.model.encode_text(tokens).float().cpu()
+            return self.model.encode_text(*fields).float().cpu()
+
+    def _copy(self, field: Tensor) -> Tensor:
+        """A copy on the device, for which the host does not wait."""
+        if torch.device(self.device).type == "cuda":
+            field = field.pin_memory()
+        return field.to(self.device, non_blocking=True)
 
 
 def masks(ids: NDArray[np.int64], count: int, visible: int, every: bool) -> list[NDArray[np.int16]]:
