@@ -2,9 +2,15 @@
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define OK return CUDA_SUCCESS
 /* Of runtime.c, which is preloaded. */
@@ -18,7 +24,6 @@ extern int cudaGetDevice(int *device);
 extern int cudaDeviceGetAttribute(int *value, int attribute, int device);
 
 static int context;
-static uintptr_t handles = 1 << 20;
 
 CUresult cuInit(unsigned flags) { OK; }
 CUresult cuDriverGetVersion(int *version) { *version = CUDA_VERSION; OK; }
@@ -50,26 +55,96 @@ CUresult cuStreamSynchronize(CUstream stream) { stub_count("wait cuStreamSynchro
 CUresult cuGetErrorString(CUresult error, const char **text) { *text = error ? "an error of the stub" : "no error"; OK; }
 CUresult cuGetErrorName(CUresult error, const char **text) { return cuGetErrorString(error, text); }
 
-/* Modules and kernels of Triton. */
-CUresult cuModuleLoad(CUmodule *module, const char *file) { *module = (CUmodule)++handles; OK; }
-CUresult cuModuleLoadData(CUmodule *module, const void *image) { *module = (CUmodule)++handles; OK; }
+/* Modules and kernels of Triton. ptxas writes into the cubin, an ELF file, for which GPU it is, and the registers and the
+ * stack of each kernel. Triton's kernels have no arrays in local memory, so a stack holds registers that were spilled. */
+
+#define MAX_CUBIN_KERNELS 16
+enum { REGISTERS = 0x2f, FRAME = 0x11, WITH_SIZE = 4 }; /* attributes in .nv.info, and a format of them */
+typedef struct { const char *name; unsigned registers, frame; } Kernel;
+typedef struct { int count; Kernel kernels[MAX_CUBIN_KERNELS]; } Module;
+
+static Kernel *kernel_of(Module *it, const char *name) {
+    for (int i = 0; i < it->count; i++)
+        if (strcmp(it->kernels[i].name, name) == 0) return &it->kernels[i];
+    if (it->count == MAX_CUBIN_KERNELS) return &it->kernels[0];
+    it->kernels[it->count].name = strdup(name);
+    return &it->kernels[it->count++];
+}
+
+static void read_attributes(Module *it, const char *at, size_t size, const Elf64_Sym *symbols, const char *names) {
+    for (const char *end = at + size; at + 4 <= end;) {
+        uint16_t length;
+        uint32_t value[2]; /* a symbol and its number */
+        memcpy(&length, at + 2, sizeof length);
+        if (at[0] == WITH_SIZE && length == sizeof value && (at[1] == REGISTERS || at[1] == FRAME)) {
+            memcpy(value, at + 4, sizeof value);
+            Kernel *kernel = kernel_of(it, names + symbols[value[0]].st_name);
+            *(at[1] == REGISTERS ? &kernel->registers : &kernel->frame) = value[1];
+        }
+        at += 4 + (at[0] == WITH_SIZE ? length : 0);
+    }
+}
+
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+    const char *start = image;
+    const Elf64_Ehdr *header = image;
+    Module *it = calloc(1, sizeof *it);
+    *module = (CUmodule)it;
+    if (memcmp(start, ELFMAG, SELFMAG) != 0) OK; /* not a cubin */
+    char text[32];
+    int shift = header->e_ident[EI_ABIVERSION] >= 8 ? 8 : 0; /* of newer releases of ptxas */
+    snprintf(text, sizeof text, "cubin sm_%u", header->e_flags >> shift & 255);
+    stub_count(text);
+    const Elf64_Shdr *sections = (const void *)(start + header->e_shoff);
+    const char *names = start + sections[header->e_shstrndx].sh_offset;
+    for (int i = 0; i < header->e_shnum; i++)
+        if (strcmp(names + sections[i].sh_name, ".nv.info") == 0) {
+            const Elf64_Shdr *table = &sections[sections[i].sh_link];
+            read_attributes(it, start + sections[i].sh_offset, sections[i].sh_size,
+                            (const void *)(start + table->sh_offset), start + sections[table->sh_link].sh_offset);
+        }
+    OK;
+}
+CUresult cuModuleLoad(CUmodule *module, const char *path) { /* so does torch's launcher of Triton's kernels */
+    int file = open(path, O_RDONLY);
+    struct stat about;
+    if (file < 0 || fstat(file, &about) != 0) return CUDA_ERROR_FILE_NOT_FOUND;
+    void *image = mmap(NULL, about.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (image == MAP_FAILED) return CUDA_ERROR_FILE_NOT_FOUND;
+    CUresult result = cuModuleLoadData(module, image);
+    munmap(image, about.st_size);
+    return result;
+}
 CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned count, CUjit_option *options, void **values) {
     return cuModuleLoadData(module, image);
 }
 CUresult cuModuleUnload(CUmodule module) { OK; }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
-    *function = (CUfunction)strdup(name); /* so that a launch can name it */
+    *function = (CUfunction)kernel_of((Module *)module, name);
     OK;
 }
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
-    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : attribute == CU_FUNC_ATTRIBUTE_NUM_REGS ? 32 : 0;
+    const Kernel *kernel = (const Kernel *)function;
+    switch (attribute) {
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
+    case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = kernel->registers; break;
+    case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES: *value = kernel->frame; break;
+    default: *value = 0;
+    }
     OK;
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) { OK; }
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache configuration) { OK; }
 static CUresult launched(CUfunction function) {
+    const Kernel *kernel = (const Kernel *)function;
     stub_count("launch");
-    stub_count((const char *)function);
+    stub_count(kernel->name);
+    if (kernel->frame) {
+        char text[512];
+        snprintf(text, sizeof text, "spill in %s", kernel->name);
+        stub_count(text);
+    }
     OK;
 }
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,

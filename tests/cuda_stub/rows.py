@@ -30,9 +30,11 @@ from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
 from flip.distributed.shutdown import CoordinatedStop
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip, transformer
 from flip.monitoring.collector import RankCounters
 from flip.monitoring.profiler import Profiler
+from flip.traffic import step_phases
 from flip.training import anomaly, conversion, optimizer
 from flip.training.trainer import Trainer
 from tests.cuda_stub import stub
@@ -122,11 +124,14 @@ class Training:
 
 
 def batch(config, mask, local, number):
-    """Pinned inputs; captions of other lengths in every step."""
+    """Pinned inputs. Captions have other lengths in every step; packed, they are padded to one of 32 lengths, here to
+    the same one: another is a shape, for which blocks are compiled again."""
     patches, keep, tokens = rehearsal.zeros(config.model, mask, local)
-    tokens[:, -1 - number % 3 :] = 0
+    tokens[0, -1 - number % 3 :] = 0
     if config.model.text.causal:
-        tokens[:, 3 + number] = config.model.text.vocabulary - 1
+        end = config.model.text.vocabulary - 1
+        tokens[1:, 20] = end
+        tokens[0, 3 + number % 3] = end
     fields = [field.pin_memory() for field in (patches, keep, tokens)]
     return SimpleNamespace(
         patches=fields[0],
@@ -140,7 +145,8 @@ def batch(config, mask, local, number):
 
 def observe(training, stage, number):
     """One step, in which an operation that waits for the device is an error after the step that compiles."""
-    data = batch(training.stage_config, stage.mask, LOCAL, number)
+    local = LOCAL * training.config.compute.accumulate  # a micro-batch has the shapes of a plain step
+    data = batch(training.stage_config, stage.mask, local, number)
     span = StageSpan(stage, 0, 1 << 30, 1 << 20)
     graphs = counters["stats"].get("unique_graphs", 0)
     before = len(stub.records()[0]) if training.world.size > 1 else 0
@@ -157,6 +163,9 @@ def observe(training, stage, number):
         "graphs": counters["stats"].get("unique_graphs", 0) - graphs,
         "waits": stub.waits(counted),
         "attention": stub.attention_kernels(counted),
+        "cubins": {name: n for name, n in counted.items() if name.startswith("cubin ")},
+        "spills": [name for name in counted if name.startswith("spill in ")],
+        "triton": sum(n for name, n in counted.items() if name.startswith("triton_")),
         "devices": sorted({str(value.device) for value in (loss, norm)}),
     }
     if training.world.size > 1:
@@ -165,7 +174,10 @@ def observe(training, stage, number):
 
 
 def steps(row, compile="yes"):
-    """Two stages of a model: plain and accumulated steps, a border, a save, an evaluation, a stop request."""
+    """Two stages of a model: plain and accumulated steps, a border, a save, an evaluation, a stop request.
+
+    The model has all its blocks: they share their graphs, so each further block takes milliseconds of a step.
+    """
     config = row.config()
     config.compute.compile = compile
     masked, unmasked = config.stages
@@ -176,8 +188,10 @@ def steps(row, compile="yes"):
         with log_lines(kernels):
             training.enter(masked)
         seen["log"] = kernels
+        seen["planned"] = planned(config, LOCAL)
         seen["steps"] = [observe(training, masked, number) for number in range(3)]
         config.compute.accumulate = MICRO_BATCHES
+        seen["planned accumulated"] = planned(config, MICRO_BATCHES * LOCAL)
         seen["accumulated"] = [observe(training, masked, number) for number in range(2)]
         config.compute.accumulate = 1
         training.enter(unmasked)
@@ -192,6 +206,23 @@ def steps(row, compile="yes"):
             seen["timeouts"] = sorted({entry["timeout_ms"] for entry in entries})
     seen["breaks"] = {str(reason): n for reason, n in counters["graph_break"].items()}
     return seen
+
+
+def planned(config, local):
+    """Collectives of a step: those of the model of traffic, which the rehearsal's traces check, and that of the norm of
+    the gradient over the ranks of a copy. Kind -> [count, GB]."""
+    ranks = config.resources.nodes * config.resources.processes
+    model = derived.for_stage(config, config.stages[0]).model
+    count = Counter()
+    moved = Counter()
+    for phase in step_phases(model, config.compute, local, ranks):
+        for each in phase.collectives:
+            kind = f"{each.kind}s of {each.ranks}"
+            count[kind] += phase.times * each.calls
+            moved[kind] += phase.times * each.bytes
+    if ranks > 1:
+        count[f"reductions of {ranks // config.compute.replicate}"] += 1
+    return {kind: [n, round(moved[kind] / 1e9, 2)] for kind, n in sorted(count.items())}
 
 
 class log_lines(logging.Handler):  # noqa: N801 (a context manager)
@@ -233,10 +264,27 @@ def evaluate(training):
 
     model = parallel.in_fp32(training.model, build, training.world, config.compute)
     data = batch(config, "0", 4, 0)
-    with torch.no_grad():
-        outputs = [model.encode_image(data.patches.cuda()), model.encode_text(data.tokens.cuda())]
-    dtypes = Counter(str(parameter.dtype) for parameter in model.parameters())
-    return {"outputs": [str(output.dtype) for output in outputs], "weights": sorted(dtypes)}
+    encoder = ModelEncoder(model, lambda _: data.tokens.numpy(), config.model.image, training.world.device)
+    waits = []
+    dtypes = []
+    for encode in (partial(encoder.image, data.patches, data.ids), partial(encoder.text, ["a"] * 4)):
+        encode()
+        stub.reset()
+        dtypes.append(str(encode().dtype))
+        waits.append(stub.waits())
+    weights = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    return {"outputs": dtypes, "weights": weights, "waits": waits}
+
+
+def one_step():
+    """A compiled step of H/14, whose kernels are the widest, on eight ranks; fewer blocks have the same graphs."""
+    config = Row("H/14", "paper", 8).config()
+    for tower in (config.model.image, config.model.text):
+        tower.layers = 2
+    with tempfile.TemporaryDirectory() as folder, stub.world(config.compute, 8) as world:
+        training = Training(config, world, folder)
+        training.enter(config.stages[0])
+        return observe(training, config.stages[0], 0)
 
 
 def traffic(case):
@@ -371,7 +419,7 @@ PARTS |= {
     f"{row}, not compiled": partial(steps, row, "no")
     for row in (Row("tiny", "paper", 8), Row("tiny", "clip", 64), Row("tiny", "paper", 1))
 }
-PARTS |= {"start": start, "fall-back": fall_back}
+PARTS |= {"start": start, "fall-back": fall_back, "one compiled step": one_step}
 PARTS |= {f"attention {name}": partial(kernels, name) for name in ("sdpa", "flash", "cudnn", "efficient")}
 PARTS |= {f"defect: {name}": partial(with_defect, name) for name in DEFECTS}
 PARTS |= {f"traffic of {case}": partial(traffic, case) for case in rehearsal.CASES}

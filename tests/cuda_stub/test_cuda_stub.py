@@ -25,6 +25,15 @@ pytestmark = [
 REHEARSAL = ROOT / "tests" / "flip" / "distributed" / "rehearsal.json"
 
 
+ROWS = [f"{model}, {ranks} ranks" for model in ("H/14, recipe paper", "L/16, recipe paper", "B/16, recipe clip")
+        for ranks in (1, 8, 64)]  # fmt: skip
+"""Of ``rows``."""
+GRAPHS = {"paper": (4, 2), "clip": (5, 3)}
+"""Recipe -> graphs of a masked stage, and further ones of an unmasked stage: the pixels, blocks of the image tower, and
+blocks of the text tower. The last block of a tower has another graph if it computes one query: that of texts, and of
+images that are pooled by their class token."""
+
+
 def on_stub(*words, capability=90, **variables):
     """Run a Python command on the stub."""
     environment = build.prepare(capability)
@@ -61,16 +70,67 @@ def test_steps_wait_for_nothing_and_use_one_device(name):
     """Two stages with a border, accumulated steps, a save, an evaluation and a stop request, by the trainer's own
     methods."""
     seen = part(f"tiny, recipe {name} ranks, not compiled")
-    for step in seen["steps"] + seen["accumulated"] + seen["unmasked"]:
-        assert step["devices"] == ["cuda:0"]
+    check_steps(seen)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Variables of processes that keep compiled code in an empty folder. Rows of a model share what is equal."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+def check_steps(seen):
+    """Asserts of rows with and without compiled blocks."""
     for steps in (seen["steps"], seen["accumulated"], seen["unmasked"]):
+        for step in steps:
+            assert step["devices"] == ["cuda:0"]
+            assert step["attention"]
         for step in steps[1:]:
             assert set(step["waits"]) <= {"wait cudaEventSynchronize"}, "the host waits for what it reads a step late"
-            assert step["attention"]
     assert seen["breaks"] == {} and seen["save"]["pinned"]
     assert set(seen["save"]["waits"]) == {"wait cudaDeviceSynchronize"}
-    assert seen["evaluation"] == {"outputs": ["torch.float32"] * 2, "weights": ["torch.float32"]}
+    evaluation = seen["evaluation"]
+    assert (evaluation["outputs"], evaluation["weights"]) == (["torch.float32"] * 2, ["torch.float32"])
+    features = {"wait copy to pageable memory": 1, "wait cudaStreamSynchronize": 1}
+    assert evaluation["waits"][1] == features, "texts: the host waits for their features alone"
     assert seen.get("timeouts", [1_500_000]) == [1_500_000], "all groups have the timeout of the world"
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_compiled_steps_of_row(row, compiled):
+    """Two stages with a border, accumulated steps, a save, an evaluation and a stop request, by the trainer's own
+    methods, on models with all their blocks."""
+    seen = part(row, **compiled)
+    check_steps(seen)
+    first, more = GRAPHS["clip" if "clip" in row else "paper"]
+    counts = {name: [step["graphs"] for step in seen[name]] for name in ("steps", "accumulated", "unmasked")}
+    assert counts == {
+        "steps": [first, 0, 0],
+        "accumulated": [first, 0],  # passes without gradients
+        "unmasked": [more, 0, 0],
+    }
+    for name, planned in (("steps", "planned"), ("accumulated", "planned accumulated"), ("unmasked", "planned")):
+        for step in seen[name]:
+            assert step.get("collectives", {}) == {
+                kind: [number, pytest.approx(size, abs=0.011)] for kind, (number, size) in seen[planned].items()
+            }
+            assert step["triton"] and step["spills"] == []
+            assert set(step["cubins"]) <= {"cubin sm_90"}
+    # Packed captions: all blocks but the last one of the text tower use flash by torch.nn.attention.varlen.
+    kernels = {"flash", "flash backward"} if "clip" in row else set()
+    assert seen["steps"][1]["attention"].keys() == {"cudnn", "cudnn backward"} | kernels
+    assert re.findall(r": (\w+)(?:;|$)", seen["log"][0]).count("cudnn") == seen["log"][0].count("tokens")
+
+
+@pytest.mark.parametrize("capability, kernel", [(80, "flash"), (100, "cudnn")])
+def test_kernels_compile_for_capability_without_spills(capability, kernel, tmp_path):
+    """ptxas writes into each cubin for which GPU it is, and the stack of each kernel."""
+    folders = {name: str(tmp_path / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    step = part("one compiled step", capability=capability, **folders)
+    assert step["cubins"].keys() == {f"cubin sm_{capability}"} and step["cubins"][f"cubin sm_{capability}"] > 20
+    assert step["spills"] == [] and step["graphs"] == 4
+    assert step["attention"].keys() == {kernel, f"{kernel} backward"}
 
 
 def test_start_binds_device_and_connects_groups_and_profiles_steps():
@@ -114,6 +174,7 @@ FOUND = {
     "item in the step": "called a synchronizing CUDA operation",
     "copy from pageable memory": "wait copy from pageable memory",
     "mesh over all ranks": r'"gathers of 64": \[\s+9,',
+    "graph break in a block": r'"breaks": \{\s+"',
 }
 """A defect -> what shows it, in the output of ``rows``."""
 
