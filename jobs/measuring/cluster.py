@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flip.config.host import cores
 from flip.config.resolve import cache_root
@@ -18,11 +19,12 @@ from jobs.common.cli import command, note
 from jobs.common.cluster_profile import ClusterProfile, require_trusted_programs
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job, JobResources
-from jobs.common.measurement import Measurement, read_measurement
+from jobs.common.measurement import MEASURED, Measurement, read_measurement
 from jobs.common.paths import REPOSITORY, runs_root
-from jobs.measuring import node
+from jobs.measuring import machine, node, rows
 from jobs.planning import preflight
 from jobs.runs.clusters import open_backend, request_cancel, states
+from jobs.slurm import site, site_checks
 from jobs.submission.snapshot import take
 
 FOLDER = ".measure"
@@ -30,6 +32,8 @@ FOLDER = ".measure"
 EXTRA_HOURS = 0.1
 """Of the wall limit, beyond the minutes of the measurement: start, and the nodes that wait for each other."""
 POLL_SECONDS = 2.0
+JOB_SHARE = 0.6
+"""Share of the minutes that the measuring job gets; the faults that are caused in jobs of their own get the rest."""
 
 
 def question(profile: ClusterProfile, nodes: int, minutes: float) -> str:
@@ -58,13 +62,16 @@ def measure(
     profile: ClusterProfile, nodes: int, minutes: float, manifest: str, only: Sequence[str] | None, names: bool,
     share: float,
 ) -> Measurement:  # fmt: skip
-    """Submit the job, wait for its end, and return its result. Raises FlipError with the reason if there is none."""
+    """Submit the job, wait for its end, then cause faults in jobs of their own; returns the result.
+
+    Raises FlipError with the reason if there is none.
+    """
     folder = runs_root(profile) / FOLDER
     with writing(folder):
         require_trusted(closed_folder(folder))
         run = RunDir(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         run_folder(run.path)
-        request = {"minutes": minutes, "manifest": manifest, "only": only, "names": names, "share": share}
+        request = {"minutes": JOB_SHARE * minutes, "manifest": manifest, "only": only, "names": names, "share": share}
         request["gpus"] = profile.gpus_per_node
         write_json(run.path / node.REQUEST, request)
         write_text(run.config, "schema: 1\n")
@@ -78,7 +85,41 @@ def measure(
         open_backend(plain).submit([Job(run, code, resources, environment, module="jobs.measurer")])
     note(f"the job is {run.path}; to end it: {command('cancel', run.path)}")
     _wait(run)
-    return read_measurement(str(run.path / node.RESULT))
+    measured = read_measurement(str(run.path / node.RESULT))
+    return with_faults(measured, profile, folder, 60 * (1 - JOB_SHARE) * minutes, only)
+
+
+def with_faults(
+    measured: Measurement, profile: ClusterProfile, root: Path, seconds: float, only: Sequence[str] | None
+) -> Measurement:
+    """The measurement with the rows of faults in jobs of the cluster, which run for at most ``seconds`` each."""
+    device = "cuda" if measured.machine.gpus else "cpu"
+    fields = dataclasses.asdict(profile) | {"agents": True, "measured": ""}
+    plans = rows.scheduled_faults(device, measured.nodes, profile.gpus_per_node, fields)
+    done = []
+    with machine.temporary_folder(root) as shared:
+        for plan in plans:
+            if only and plan.name not in only:
+                continue
+            note(f"{plan.what}: in jobs of their own")
+            start_time = time.monotonic()
+            row = machine.run_row(plan, root, start_time + seconds, shared=shared)
+            if plan.options["kind"] == "preemption" and row.status == MEASURED:
+                row = dataclasses.replace(row, values={**row.values, **_requeue_delay(profile)})
+            done.append(row)
+            measured = dataclasses.replace(
+                measured, minutes=round(measured.minutes + (time.monotonic() - start_time) / 60, 2)
+            )
+    return dataclasses.replace(measured, rows=(*measured.rows, *done))
+
+
+def _requeue_delay(profile: ClusterProfile) -> dict[str, Any]:
+    """How long Slurm waits before it starts a requeued job, and the setting that decides."""
+    try:
+        seconds, setting = site_checks.requeue_delay(site.read(profile))
+    except FlipError:
+        return {}
+    return {"requeue_seconds": seconds, "setting": setting}
 
 
 def _wait(run: RunDir) -> None:

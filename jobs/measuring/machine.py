@@ -5,6 +5,7 @@ Rows work in a folder of their own below the folder of runs, which is deleted af
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -14,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flip import environment
@@ -35,10 +36,10 @@ from jobs.measuring.limited import run_limited
 from jobs.measuring.rows import RowPlan
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-IN_FOLDER = ("disk", "input", "killed_rank", "reads", "saves")
+IN_FOLDER = ("disk", "fault", "input", "reads", "saves")
 """Functions that work in a folder of the row."""
-DETACHED = ("killed_rank",)
-"""Functions whose processes are not children of the row, so that they look like those of others."""
+DETACHED = ("fault",)
+"""Functions that share a folder, and whose processes are not children of the row: they look like those of others."""
 STOP_SECONDS = 25.0
 """Seconds before its limit at which such a row ends its processes itself: the end of the row does not."""
 TOGETHER = ("collective_rank",)
@@ -47,6 +48,8 @@ RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FLIP_STORE",
     "FLIP_RUN", "FLIP_ATTEMPT", "FLIP_SNAPSHOT",
 )  # fmt: skip
+SLURM_SETTINGS = ("SLURM_CONF", "SLURM_CONF_SERVER")
+"""Variables that Slurm's commands need to reach their cluster."""
 NO_TIME = "no time was left: give it more --minutes"
 
 
@@ -108,15 +111,28 @@ def measure(
     )
     so_far = empty
     busy = []
-    for row in rows:
-        before = core_seconds()
-        done = (earlier or {}).get(row.name) or run_row(row, root, end, stopped)
-        if row.function not in DETACHED:
-            busy.append(_others(before))
-        spent = round((time.monotonic() - start_time) / 60, 2)
-        so_far = dataclasses.replace(empty, rows=(*so_far.rows, done), load=_cores(busy), minutes=spent)
-        progress(so_far)
+    with temporary_folder(root) as shared:
+        for row in rows:
+            before = core_seconds()
+            done = (earlier or {}).get(row.name) or run_row(row, root, end, stopped, shared)
+            if row.function not in DETACHED:
+                busy.append(_others(before))
+            spent = round((time.monotonic() - start_time) / 60, 2)
+            so_far = dataclasses.replace(empty, rows=(*so_far.rows, done), load=_cores(busy), minutes=spent)
+            progress(so_far)
     return so_far
+
+
+@contextlib.contextmanager
+def temporary_folder(root: Path) -> Iterator[Path | None]:
+    """A folder that rows share, deleted afterwards; None if it cannot be created, which each row reports itself."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".measure-", dir=root, ignore_cleanup_errors=True)
+    except OSError:
+        yield None
+        return
+    with folder as name:
+        yield Path(name)
 
 
 def private(text: str, root: Path) -> str:
@@ -129,13 +145,21 @@ def private(text: str, root: Path) -> str:
     return text
 
 
-def run_row(row: RowPlan, root: Path, end: float, stopped: Callable[[], bool] = lambda: False) -> MeasuredRow:
-    """Run one row until its limit or ``end``, a moment of the monotonic clock."""
+def run_row(
+    row: RowPlan,
+    root: Path,
+    end: float,
+    stopped: Callable[[], bool] = lambda: False,
+    shared: Path | None = None,
+) -> MeasuredRow:
+    """Run one row until its limit or ``end``, a moment of the monotonic clock. ``shared``: the folder of faults."""
     if row.skipped:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=row.skipped)
     limit = min(row.limit, end - time.monotonic())
     if limit <= (STOP_SECONDS if row.function in DETACHED else 0):
         return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
+    if row.function in DETACHED and shared is not None:
+        return _limited(row, shared, limit, root, stopped)
     try:
         with tempfile.TemporaryDirectory(prefix=".measure-", dir=root, ignore_cleanup_errors=True) as folder:
             return _limited(row, Path(folder), limit, root, stopped)
@@ -166,7 +190,7 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
 
 def _of_rank(name: str) -> bool:
     """Whether a variable belongs to the rank of a job, so that a row that starts ranks of its own must not see it."""
-    return name in RANK_VARIABLES or name.startswith("SLURM_")
+    return name in RANK_VARIABLES or (name.startswith("SLURM_") and name not in SLURM_SETTINGS)
 
 
 def _others(before: tuple[float, float]) -> tuple[float, float]:

@@ -37,7 +37,7 @@ class Meeting:
         """The values of all nodes, in their order. Raises TimeoutError if one does not come within ``seconds``."""
         self.leave(name, value)
         end = time.monotonic() + seconds
-        return [self._wait(self._folder / f"{name}-{node}.json", end)["value"] for node in range(self.nodes)]
+        return [self._wait(self._folder / f"{name}-{node}.json", end, node)["value"] for node in range(self.nodes)]
 
     def leave(self, name: str, value: Any) -> None:
         """Write the value of this node, without a wait for the others."""
@@ -52,7 +52,7 @@ class Meeting:
             if self.node == 0:
                 write_json(self._folder / f"call{number}.json", {})
             else:
-                self._wait(self._folder / f"call{number}.json", start_time + seconds)
+                self._wait(self._folder / f"call{number}.json", start_time + seconds, 0)
             self.exchange(f"answer{number}", None, seconds)
             times.append(time.monotonic() - start_time)
         return float(f"{1000 * statistics.median(times):.4g}")
@@ -69,7 +69,7 @@ class Meeting:
             os.close(handle)
         return all(refused)
 
-    def _wait(self, path: Path, end: float) -> Any:
+    def _wait(self, path: Path, end: float, node: int) -> Any:
         while True:
             content = read_json(path)
             if content is not None:
@@ -77,7 +77,7 @@ class Meeting:
             if self._stopped():
                 raise MeasurementStopped
             if time.monotonic() > end:
-                raise TimeoutError(f"a node did not write {path.name}: it has died, or does not see the same folder")
+                raise TimeoutError(f"node {node} did not finish: it has died, is slow, or does not see the same folder")
             time.sleep(POLL_SECONDS)
 
 

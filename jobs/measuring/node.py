@@ -20,7 +20,7 @@ from jobs.common.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Meas
 from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.meeting import Meeting
-from jobs.measuring.rows import NODES_ROW, RowPlan, local_rows, network_row
+from jobs.measuring.rows import NODES_ROW, SCHEDULED_FAULTS, RowPlan, local_rows, network_row
 
 if TYPE_CHECKING:
     from flip.distributed.shutdown import StopFlag
@@ -30,6 +30,8 @@ REQUEST = "measure.json"
 RESULT = "measured.json"
 MEETING_SECONDS = 120.0
 """Seconds in which all nodes must start."""
+SCHEDULED = tuple(f"fault_{kind}" for kind in SCHEDULED_FAULTS)
+"""Rows that the submit host runs in jobs of their own."""
 PEER_SHARE = 0.9
 """Speed as a share of the median of all nodes below which a node is named."""
 
@@ -69,7 +71,8 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     rows = [
         row
         for row in local_rows(device, len(gpus), facts.cores, request["manifest"], request["share"])
-        if row.name not in ("link_network", *(each.name for each in together)) and _is_wanted(row, request["only"])
+        if row.name not in ("link_network", *SCHEDULED, *(each.name for each in together))
+        and _is_wanted(row, request["only"])
     ]
     left = (end - time.monotonic()) / 60
     own = machine.measure(
@@ -137,8 +140,8 @@ def _gathered(
         return None
     try:
         contents = meeting.exchange("end", own.as_dict(), seconds)
-    except TimeoutError:
-        lost = MeasuredRow("peers", "nodes compared", FAILED, {}, "a node did not finish: it has died, or is slow")
+    except TimeoutError as error:
+        lost = MeasuredRow("peers", "nodes compared", FAILED, {}, f"{error.args[0]}")
         return dataclasses.replace(own, nodes=meeting.nodes, rows=(*own.rows, lost))
     return merged([parsed(content, f"node {node}") for node, content in enumerate(contents)], known)
 
@@ -183,5 +186,7 @@ def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
             for number, value in values.items():
                 if value < PEER_SHARE * middle:
                     entry = {"node": number, "row": row.name, "number": key, "value": value, "peers": middle}
-                    slow.append(entry | {"load": nodes[number].load})
+                    matmul = nodes[number].row("matmul")
+                    stopped = matmul.values.get("throttled_seconds", 0.0) if matmul else 0.0
+                    slow.append(entry | {"load": nodes[number].load, "throttled_seconds": stopped})
     return slow

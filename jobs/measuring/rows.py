@@ -17,6 +17,9 @@ MODELS = {"B/16": 256, "L/16": 64, "H/14": 32}
 MASKS = ("0.5", "0.75")
 SMALL = {"emoji": 64}
 """The same on CPUs."""
+FAULTS = {"rank": "a killed rank", "agent": "a killed agent of a node", "preemption": "a preemption"}
+SCHEDULED_FAULTS = ("agent", "preemption")
+"""Faults that are caused in jobs if there is a scheduler."""
 SAVE_MEGABYTES = {"cuda": 2000, "cpu": 100}
 
 
@@ -52,15 +55,29 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
         ),
         RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device), 150),
-        RowPlan(
-            "fault_rank", "a killed rank", "killed_rank",
-            {"device": device, "processes": max(1, min(2, gpus or cores))}, 135,
-        ),
+        *fault_rows(device, max(1, min(2, gpus or cores))),
         RowPlan(
             "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
         ),
     ]  # fmt: skip
     return rows
+
+
+def fault_rows(device: str, ranks: int) -> list[RowPlan]:
+    """The rows of faults on this machine, with two ranks if it can hold them."""
+    return [
+        RowPlan(f"fault_{kind}", what, "fault", {"device": device, "ranks": ranks, "kind": kind}, 180)
+        for kind, what in FAULTS.items()
+    ]
+
+
+def scheduled_faults(device: str, nodes: int, gpus: int, profile: Mapping[str, Any]) -> list[RowPlan]:
+    """The same in jobs of a cluster. ``profile``: the fields of its profile. A requeue may wait for two minutes."""
+    options = {"device": device, "ranks": max(1, min(2, gpus)), "nodes": min(2, nodes), "profile": profile}
+    return [
+        RowPlan(f"fault_{kind}", FAULTS[kind], "fault", options | {"kind": kind}, limit)
+        for kind, limit in zip(SCHEDULED_FAULTS, (240, 360), strict=True)
+    ]
 
 
 def _loss_options(device: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,23 @@ INPUT_MARGIN = 1.25
 REPLACE_MILLISECONDS = 100.0
 WRITE_MEGABYTES = 50.0
 VISIBLE_MILLISECONDS = 3000.0
+THROTTLED_SECONDS = 0.1
+"""Seconds for which a CPU limit has stopped the row of products, above which it is named as the cause."""
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
 RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
+NO_SPACE = re.compile("No space left on device|quota exceeded|are free", re.IGNORECASE)
+SPACE = "Free some, raise the quota, or name another folder: export FLIP_RUNS=FOLDER"
+REQUEUE = (
+    "Ask the administrator for SchedulerParameters=requeue_delay, or before Slurm 25.11 a lower cred_expire of AuthInfo"
+)
 REMEDIES = {
     "gpus": "Name the partition that has them, or correct gpus_per_node of the profile",
     "disk": "Name another folder for runs: export FLIP_RUNS=FOLDER, or runs_root of the profile",
     "save": "Check the space and the limits of the folder of runs",
-    "fault": "Run it again with --only fault_rank; if it fails again, report it with this page",
+    "fault": "Run it again with --only {row}; if it fails again, report it with this page",
+    "peers": "Look at its log below .measure of the folder of runs, and at its state in Slurm: sinfo -R",
     "link": "Check NCCL_SOCKET_IFNAME, or GLOO_SOCKET_IFNAME, and the firewall between the nodes",
     "input": "Check the manifest: flip shards verify MANIFEST",
     "reads": "Check the manifest: flip shards verify MANIFEST",
@@ -71,14 +80,25 @@ def _busy(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
     """Rows that failed, and those for which no time was left."""
+    full: dict[str, str] = {}
+    for row in measurement.rows:
+        if row.status not in (MEASURED, SKIPPED) and NO_SPACE.search(row.detail):
+            full.setdefault(row.what.partition(", node")[2], row.detail)
+    for node, detail in full.items():
+        where = f", node{node}" if node else ""
+        yield MachineVerdict(f"space of the folder of runs{where}", BROKEN, detail, SPACE)
     for row in measurement.rows:
         if row.status == MEASURED or (row.status == SKIPPED and "--minutes" not in row.detail):
             continue
-        remedy = REMEDIES.get(row.name.split("_")[0], "")
-        if row.status in (SKIPPED, TIME_LIMIT):
+        if NO_SPACE.search(row.detail):
+            continue
+        if row.status == TIME_LIMIT and "link_" in row.name:
+            because = f"{row.detail}: packets between the processes may be dropped"
+            yield MachineVerdict(row.what, BROKEN, because, _remedy(row))
+        elif row.status in (SKIPPED, TIME_LIMIT):
             yield MachineVerdict(row.what, UNKNOWN, row.detail, "Give it more --minutes")
         else:
-            yield MachineVerdict(row.what, BROKEN, row.detail or row.status, remedy)
+            yield MachineVerdict(row.what, BROKEN, row.detail or row.status, _remedy(row))
 
 
 def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -241,21 +261,34 @@ def _is_near(form: Mapping[str, Any]) -> bool:
 
 
 def _faults(measurement: Measurement) -> Iterator[MachineVerdict]:
-    row = measurement.row("fault_rank")
-    if row is None:
-        return
+    for row in measurement.kind("fault"):
+        yield _fault(row)
+
+
+def _fault(row: MeasuredRow) -> MachineVerdict:
+    """The verdict of a row of faults."""
     values = row.values
     differing = values["different_tensors"]
     if differing:
-        because = f"after the kill {len(differing)} tensors differ from an undisturbed run: {shortened(differing, 2)}"
-        yield MachineVerdict("a killed rank", BROKEN, because, REMEDIES["fault"])
-        return
-    words = f"the next step came after {values['next_step_seconds']:g} s, and the weights of"
+        because = f"after it {len(differing)} tensors differ from an undisturbed run: {shortened(differing, 2)}"
+        return MachineVerdict(row.what, BROKEN, because, _remedy(row))
+    place = ""
+    if values.get("nodes", 1) > 1:
+        place = f" on {values['nodes']} nodes"
+    words = f"the next step came after {values['next_step_seconds']:g} s{place}, and the weights of"
     words += f" {values['steps']} steps are those of an undisturbed run, bit for bit"
-    if values["next_step_seconds"] > RESUME_SECONDS:
-        yield MachineVerdict("a killed rank", SLOW, words, "Look at the time of starts: flip status --goodput")
-    else:
-        yield MachineVerdict("a killed rank", WORKS, words)
+    if values["next_step_seconds"] <= RESUME_SECONDS:
+        return MachineVerdict(row.what, WORKS, words)
+    delay = values.get("requeue_seconds", 0)
+    if delay > RESUME_SECONDS / 2:
+        words += f"; of these seconds, Slurm waits {delay:g} before it starts a requeued job ({values['setting']})"
+        return MachineVerdict(row.what, SLOW, words, REQUEUE)
+    return MachineVerdict(row.what, SLOW, words, "Look at the time of starts: flip status --goodput")
+
+
+def _remedy(row: MeasuredRow) -> str:
+    """What to do if a row fails."""
+    return REMEDIES.get(row.name.removeprefix("node").lstrip("0123456789_").split("_")[0], "").format(row=row.name)
 
 
 def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -289,7 +322,10 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         because = f"{share:.0f} % slower than its peers in {entry['row']}, {entry['number'].replace('_', ' ')}:"
         because += f" {entry['value']:.4g} for {entry['peers']:.4g}"
         remedy = "Look at its clocks and limits; exclude it if it stays"
-        if entry["load"] > BUSY_CORES:
+        if entry.get("throttled_seconds", 0) > THROTTLED_SECONDS:
+            because += f"; a limit of its cgroup has stopped its processes for {entry['throttled_seconds']:g} s"
+            remedy = "Raise the CPU limit of its cgroup (of the container, or of Slurm)"
+        elif entry["load"] > BUSY_CORES:
             because += f"; other processes used {entry['load']:g} of its cores"
             remedy = "Measure again while nothing else runs on it"
         yield MachineVerdict(f"node {node}", SLOW, because, remedy)

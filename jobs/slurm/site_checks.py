@@ -216,14 +216,14 @@ def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _delay(site: Site, profile: ClusterProfile) -> Verdict:
-    wait, whence = _requeue_delay(site)
+    wait, whence = requeue_delay(site)
     read = f"about {wait} s from a requeue to the next start at the earliest ({whence})"
     if wait > CRED_EXPIRE + 1:
         return DEGRADED, read, "Every preemption costs that."
     return OK, read
 
 
-def _requeue_delay(site: Site) -> tuple[int, str]:
+def requeue_delay(site: Site) -> tuple[int, str]:
     """(seconds, the setting that decides): requeue_delay if Slurm knows it, else cred_expire plus one second."""
     delay = parse_int(_parameters(site, "SchedulerParameters").get("requeue_delay", ""))
     if delay is not None and site.version >= REQUEUE_DELAY:

@@ -17,7 +17,8 @@ ROWS = {
     "reads": "inputs:reads",
     "disk": "disk:files",
     "saves": "disk:saves",
-    "killed_rank": "faults:killed_rank",
+    "fault": "faults:fault",
+    "end_agent": "faults:end_agent",
 }
 """Name of a row -> module of this package and function."""
 

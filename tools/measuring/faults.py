@@ -1,4 +1,8 @@
-"""A rank is killed while a small run trains: seconds to the next step, and its weights beside an undisturbed run."""
+"""A fault while a small run trains: seconds to the next step, and its weights beside those of an undisturbed run.
+
+A rank is killed, the agent of one node is killed, or the run is asked to stop, as before a preemption. On this machine,
+or as jobs of a Slurm cluster. The rows of a measurement share a folder, and with it the undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,34 +23,64 @@ from flip.runs.files import output_folder
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_json, write_text
 from flip.tokenizer import train
+from jobs.host import processes, slurm_cli
 from jobs.local.backend import live_ranks
 from jobs.measuring.limited import TIMED_OUT
 from jobs.submission.api import SubmittedRuns
 from tools.measuring import photo_shards
 
-STEPS = 60
+STEPS = 200
 BATCH = 16
-INTERVAL = 10
+INTERVAL = 20
 """Steps between checkpoints."""
 SAMPLES = 128
 POLL = 0.02
+UNDISTURBED = "undisturbed"
+RANK = "rank"
+AGENT = "agent"
+PREEMPTION = "preemption"
+LOCAL = {"kind": "local", "parallel": 1, "canary": 0}
+"""Fields of the profile of this machine."""
+AGENT_MODULE = "jobs.runtime.node_agent"
 
 
-def killed_rank(folder: str, device: str, processes: int, seconds: float) -> dict[str, Any]:
-    """Train the same steps twice; of one run a rank is killed after a checkpoint. Raises SystemExit with the reason."""
+def fault(
+    folder: str,
+    device: str,
+    ranks: int,
+    seconds: float,
+    kind: str,
+    nodes: int = 1,
+    profile: Mapping[str, Any] = LOCAL,
+) -> dict[str, Any]:
+    """Train the same steps twice, and disturb one run after a checkpoint. Raises SystemExit with the reason.
+
+    Args:
+        folder: of the runs; an undisturbed run that is complete there is used again.
+        ranks: of a node.
+        seconds: until the runs are ended.
+        kind: RANK, AGENT or PREEMPTION.
+        profile: fields of the cluster profile.
+    """
     place = Path(folder)
-    os.environ["FLIP_RUNS"] = str(place / "runs")
+    runs_root = place / "runs"
+    os.environ["FLIP_RUNS"] = str(runs_root)
     import flip
 
     end = time.monotonic() + seconds
+    cluster = place / "machine.yaml"
+    write_text(cluster, json.dumps({**profile, "runs_root": str(runs_root), "canary": 0}))
+    sweep = place / "measure.yaml"
+    if not sweep.exists():
+        _write_sweep(place, device, ranks, nodes)
     with contextlib.redirect_stdout(sys.stderr):
-        runs = flip.submit(_sweep(place, device, processes), cluster=str(_profile(place)), yes=True)
+        runs = flip.submit(sweep, cluster=str(cluster), only=f"{UNDISTURBED} {kind}", retry=True, yes=True)
+    disturbed = RunDir(runs.folder / kind)
     try:
-        calm, killed = runs.runs
-        _wait(lambda: len(commit.commits(killed)) > 0 and bool(live_ranks(killed)), runs, end, "a first checkpoint")
+        _wait(lambda: _is_ready(disturbed), runs, end, "a first checkpoint")
         moment = time.monotonic()
-        os.kill(live_ranks(killed)[-1]["pid"], signal.SIGKILL)
-        _wait(lambda: any(metric_file(killed, 2)), runs, end, "the first step after the kill")
+        DISTURB[kind](disturbed)
+        _wait(lambda: any(metric_file(disturbed, 2)), runs, end, "the first step after the fault")
         pause = time.monotonic() - moment
         states = runs.wait(max(0.0, end - time.monotonic()))
     except TimeoutError:
@@ -57,13 +91,74 @@ def killed_rank(folder: str, device: str, processes: int, seconds: float) -> dic
         raise SystemExit("; ".join(bad))
     return {
         "device": device,
-        "processes": processes,
+        "scheduler": str(profile["kind"]),
+        "nodes": nodes,
+        "ranks": nodes * ranks,
         "steps": STEPS,
         "next_step_seconds": round(pause, 1),
-        "attempts": killed.newest_attempt(),
-        "different_tensors": different_tensors(calm, killed),
-        "cause": (read_json(killed.attempt(1) / "end.json") or {}).get("cause", ""),
+        "attempts": disturbed.newest_attempt(),
+        "different_tensors": different_tensors(RunDir(runs.folder / UNDISTURBED), disturbed),
+        "cause": (read_json(disturbed.attempt(1) / "end.json") or {}).get("cause", ""),
     }
+
+
+def end_agent(run: str) -> dict[str, Any]:
+    """Kill the agent of a run on this node. Raises SystemExit if none runs."""
+    pids = _agents(run)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    if not pids:
+        raise SystemExit("no agent of the run runs on this node")
+    return {"ended": len(pids)}
+
+
+def _is_ready(run: RunDir) -> bool:
+    """Whether the run trains and has a checkpoint."""
+    return len(commit.commits(run)) > 0 and not (run.attempt(1) / "end.json").exists()
+
+
+def _kill_rank(run: RunDir) -> None:
+    os.kill(live_ranks(run)[-1]["pid"], signal.SIGKILL)
+
+
+def _kill_agent(run: RunDir) -> None:
+    """Kill the agent of the last node."""
+    if _is_local(run):
+        end_agent(str(run.path))
+        return
+    job = _job(run)
+    node = slurm_cli.call("scontrol", "show", "hostnames", job.nodes).split()[-1]
+    words = ["-m", "tools.measuring", "end_agent", json.dumps({"run": str(run.path)})]
+    place = [f"--jobid={job.id}", f"--nodelist={node}", "--nodes=1", "--ntasks=1", "--overlap", "--gres=none"]
+    slurm_cli.call("srun", *place, sys.executable, *words, env=dict(os.environ))
+
+
+def _ask_to_stop(run: RunDir) -> None:
+    """Send the signal that Slurm sends before a preemption."""
+    if _is_local(run):
+        for pid in _agents(str(run.path)):
+            os.kill(pid, signal.SIGUSR2)
+        return
+    slurm_cli.call("scancel", "--signal=USR2", _job(run).id)
+
+
+DISTURB: Mapping[str, Callable[[RunDir], None]] = {RANK: _kill_rank, AGENT: _kill_agent, PREEMPTION: _ask_to_stop}
+"""Kind of a fault -> what causes it."""
+
+
+def _is_local(run: RunDir) -> bool:
+    return bool((read_json(run.path / "job.json") or {}).get("kind") == "local")
+
+
+def _job(run: RunDir) -> slurm_cli.QueueRow:
+    record = read_json(run.path / "job.json") or {}
+    return slurm_cli.queue([record["name"]])[record["name"], record["index"]]
+
+
+def _agents(run: str) -> list[int]:
+    """Pids of the agents of a run on this machine, without the ranks that they have forked."""
+    pids = [pid for pid in processes.own_environments() if {AGENT_MODULE, run} <= set(processes.arguments(pid))]
+    return [pid for pid in pids if int((processes.read_stat(pid)[1][1:2] or ["0"])[0]) not in pids]
 
 
 def different_tensors(first: RunDir, second: RunDir) -> list[str]:
@@ -110,14 +205,8 @@ def _stop(runs: SubmittedRuns) -> None:
         runs.wait(20)
 
 
-def _profile(place: Path) -> Path:
-    path = place / "machine.yaml"
-    write_text(path, "kind: local\nparallel: 1\ncanary: 0\n")
-    return path
-
-
-def _sweep(place: Path, device: str, processes: int) -> Path:
-    """A sweep of two equal runs of a tiny model on synthetic photographs."""
+def _write_sweep(place: Path, device: str, ranks: int, nodes: int) -> None:
+    """A sweep of equal runs of a tiny model on synthetic photographs."""
     pairs = photo_shards.samples(photo_shards.KINDS[0], SAMPLES, 0)
     paths = photo_shards.write(pairs, place / "photos", 2)
     index([str(path) for path in paths], place / "manifest", chunk=4)
@@ -134,11 +223,8 @@ def _sweep(place: Path, device: str, processes: int) -> Path:
         "checkpoint": {"samples": INTERVAL * BATCH},
         "evaluate": {"sets": []},
         "monitor": {"log_every": 1, "status_seconds": 0.1},
-        "resources": {"processes": processes, "gpus": processes if device == "cuda" else 0},
+        "resources": {"nodes": nodes, "processes": ranks, "gpus": ranks if device == "cuda" else 0},
     }  # fmt: skip
-    path = place / "measure.yaml"
-    write_text(
-        path,
-        json.dumps({"title": "Measurement", "recipe": "paper", "set": settings, "runs": {"calm": {}, "killed": {}}}),
-    )
-    return path
+    runs: dict[str, dict[str, Any]] = {name: {} for name in (UNDISTURBED, *DISTURB)}
+    content = {"title": "Measurement", "recipe": "paper", "set": settings, "runs": runs}
+    write_text(place / "measure.yaml", json.dumps(content))

@@ -90,10 +90,10 @@ def test_packages_that_differ_between_nodes_are_named():
 
 def test_failure_on_another_node_is_a_verdict_of_its_own():
     second = node_example(650.0, 900.0)
-    failed = MeasuredRow("disk", "files", FAILED, {}, "No space left on device")
+    failed = MeasuredRow("disk", "files", FAILED, {}, "Input/output error")
     second = replace(second, rows=(second.rows[0], failed))
     first = judge(node.merged([node_example(650.0, 900.0), second], [ENVIRONMENT] * 2))[0]
-    assert (first.about, first.verdict, first.because) == ("files, node 1", BROKEN, "No space left on device")
+    assert (first.about, first.verdict, first.because) == ("files, node 1", BROKEN, "Input/output error")
 
 
 @pytest.mark.parametrize(

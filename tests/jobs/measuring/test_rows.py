@@ -1,6 +1,17 @@
 """Tests of the rows of a measurement: on a CPU each row of a GPU is skipped with a reason, and its code still runs."""
 
-from jobs.measuring.rows import MASKS, MODELS, NO_GPU, NO_PEER, ONE_NODE, SMALL, local_rows, total_limit
+from jobs.measuring import node
+from jobs.measuring.rows import (
+    MASKS,
+    MODELS,
+    NO_GPU,
+    NO_PEER,
+    ONE_NODE,
+    SMALL,
+    local_rows,
+    scheduled_faults,
+    total_limit,
+)
 from tools.measuring.__main__ import ROWS
 
 
@@ -25,6 +36,15 @@ def test_rows_start_known_functions_and_have_limits():
         assert all(row.skipped or (row.function in ROWS and row.limit > 0) for row in rows.values())
         assert len({row.what for row in rows.values()}) == len(rows)
         assert total_limit(list(rows.values())) == sum(row.limit for row in rows.values() if not row.skipped)
+
+
+def test_faults_are_a_rank_an_agent_and_a_preemption_also_in_jobs():
+    names = ["fault_rank", "fault_agent", "fault_preemption"]
+    assert [row.name for row in local_rows("cpu", 0, 2, "") if row.function == "fault"] == names
+    rows = scheduled_faults("cuda", 8, 8, {"kind": "slurm"})
+    assert [row.name for row in rows] == names[1:]
+    assert all((row.options["nodes"], row.options["ranks"]) == (2, 2) for row in rows)
+    assert tuple(names[1:]) == node.SCHEDULED, "nodes of a job leave them to the submit host"
 
 
 def test_single_gpu_and_single_node_have_no_peers():

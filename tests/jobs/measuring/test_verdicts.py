@@ -30,6 +30,7 @@ STEP = {
 DISK = {"write_megabytes_per_second": 900.0, "replace_milliseconds": 2.0, "locks_exclude": True}
 SAVE = {"megabytes": 2000, "save_seconds": 2.0, "stall_seconds": 0.1, "restore_seconds": 1.0, "equal": True}
 FAULT = {"next_step_seconds": 2.0, "steps": 60, "different_tensors": []}
+REQUEUED = {"next_step_seconds": 135.0, "requeue_seconds": 121, "setting": "cred_expire=120", "nodes": 2}
 GOOD = {
     "matmul": {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 648.0), gpu(3, 652.0)]},
     "step_b16_0.5": STEP,
@@ -39,6 +40,7 @@ GOOD = {
     "save": SAVE,
     "losses": {"steps": 50, "rows": [{"form": "bf16, eager", "largest_difference": 0.004, "tolerance": 0.02}]},
     "fault_rank": FAULT,
+    "fault_preemption": FAULT,
 }
 
 
@@ -48,7 +50,7 @@ def verdicts(**changes):
 
 
 def test_good_machine_works():
-    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 8
+    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 9
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,9 @@ def test_good_machine_works():
             "losses", {"rows": [{"form": "bf16, eager", "largest_difference": None, "tolerance": 0.02}]},
             "losses in bf16, eager", BROKEN, "not finite", "fp32",
         ),
-        ("fault_rank", {"different_tensors": ["a", "b"]}, "a killed rank", BROKEN, "2 tensors differ", "report it"),
-        ("fault_rank", {"next_step_seconds": 130.0}, "a killed rank", SLOW, "after 130 s", "--goodput"),
+        ("fault_rank", {"different_tensors": ["a", "b"]}, "fault_rank", BROKEN, "2 tensors differ", "report it"),
+        ("fault_rank", {"next_step_seconds": 130.0}, "fault_rank", SLOW, "after 130 s", "--goodput"),
+        ("fault_preemption", REQUEUED, "fault_preemption", SLOW, "Slurm waits 121 before it starts", "requeue_delay"),
     ],
 )  # fmt: skip
 def test_each_trouble_is_named_with_cause_and_remedy(name, change, about, verdict, because, then):
@@ -102,9 +105,32 @@ def test_failed_row_leaves_the_others():
     late = MeasuredRow("reads", "reads of shards", TIME_LIMIT, {}, "it took more than 60 s", 60.0)
     skipped = MeasuredRow("link_network", "collectives between nodes", SKIPPED, {}, "one node")
     judged = judge(example(failed, late, skipped, *rows))
-    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 9
+    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 10
     assert judged[0].because == "No space left on device" and "FLIP_RUNS" in judged[0].then
-    assert page.headline(judged) == "1 does not work, 1 is not measured, 7 work"
+    assert page.headline(judged) == "1 does not work, 1 is not measured, 8 work"
+
+
+def test_rows_without_space_are_one_verdict_of_the_folder_of_runs():
+    rows = [MeasuredRow(name, name, FAILED, {}, "OSError: No space left on device") for name in ("disk", "save")]
+    rows += [MeasuredRow("node2_save", "save, node 2", FAILED, {}, "[Errno 122] Disk quota exceeded")]
+    judged = judge(example(*rows))
+    wanted = ["space of the folder of runs", "space of the folder of runs, node 2"]
+    assert [each.about for each in judged] == wanted and {each.verdict for each in judged} == {BROKEN}
+
+
+def test_link_without_an_answer_does_not_work_and_one_without_time_is_not_measured():
+    late = MeasuredRow("link_network", "collectives between nodes", TIME_LIMIT, {}, "it took more than 90 s")
+    (judged,) = judge(example(late))
+    assert judged.verdict == BROKEN and "dropped" in judged.because and "firewall" in judged.then
+    (judged,) = judge(example(replace(late, status=SKIPPED, detail="no time was left: give it more --minutes")))
+    assert judged.verdict == UNKNOWN
+
+
+def test_cpu_limit_of_a_slow_node_is_named():
+    entry = {"node": 1, "row": "matmul", "number": "devices 0 bf16", "value": 50.0, "peers": 100.0, "load": 3.0}
+    peers = {"slow": [entry | {"throttled_seconds": 4.2}], "versions": []}
+    (judged,) = judge(example(row("peers", **peers)))
+    assert "stopped its processes for 4.2 s" in judged.because and "Raise the CPU limit" in judged.then
 
 
 def test_busy_machine_is_said_first():

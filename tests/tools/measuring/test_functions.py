@@ -76,13 +76,31 @@ def test_collectives_between_two_processes():
 
 
 @pytest.mark.slow
-def test_killed_rank_continues_to_the_same_weights(tmp_path):
-    options = {"folder": str(tmp_path), "device": "cpu", "processes": 2, "seconds": 240}
-    command = [sys.executable, "-m", "tools.measuring", "killed_rank", json.dumps(options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    assert result["attempts"] == 2 and result["different_tensors"] == [] and result["cause"] == "crash"
+@pytest.mark.timeout(1500)
+def test_faults_continue_to_the_weights_of_one_undisturbed_run(tmp_path):
+    for kind, cause in (("rank", "crash"), ("agent", "stopped"), ("preemption", "stopped")):
+        options = {"folder": str(tmp_path), "device": "cpu", "ranks": 2, "seconds": 400, "kind": kind}
+        command = [sys.executable, "-m", "tools.measuring", "fault", json.dumps(options)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=450)
+        assert done.returncode == 0, done.stderr[-2000:]
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        assert result["attempts"] == 2 and result["different_tensors"] == [] and result["cause"] == cause
+        assert (result["steps"], result["ranks"]) == (200, 2) and result["next_step_seconds"] > 0
+    (undisturbed,) = (tmp_path / "runs" / "measure" / "undisturbed" / "attempts").iterdir()
+    assert undisturbed.name == "1"
+
+
+def test_agents_of_a_run_are_found_without_its_ranks(monkeypatch):
+    words = ["python", "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker"]
+    known = {5: words, 6: words, 7: ["python", "-m", "jobs.runtime.node_agent", "/runs/b", "jobs.worker"]}
+    monkeypatch.setattr(faults.processes, "own_environments", lambda: dict.fromkeys(known, {}))
+    monkeypatch.setattr(faults.processes, "arguments", known.get)
+    monkeypatch.setattr(faults.processes, "read_stat", lambda pid: ("python", ["S", {5: "1", 6: "5", 7: "1"}[pid]]))
+    ended = []
+    monkeypatch.setattr(faults.os, "kill", lambda pid, number: ended.append(pid))
+    assert faults.end_agent("/runs/a") == {"ended": 1} and ended == [5], "6 is a rank that 5 has forked"
+    with pytest.raises(SystemExit, match="no agent"):
+        faults.end_agent("/runs/c")
 
 
 def test_different_tensors_are_named(tmp_path, monkeypatch):
