@@ -25,6 +25,32 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def throttled_seconds(cgroup: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> float:
+    """Seconds for which limits of cgroups have stopped the threads of this process and of others in these groups.
+
+    The largest of the groups that contain this process, which cgroup version 1 and 2 count in their own units.
+    """
+    largest = 0.0
+    for line in _lines(cgroup):
+        _, names, path = line.rstrip().split(":", 2)
+        if names and "cpu" not in names.split(","):
+            continue
+        for group in (Path(path), *Path(path).parents):
+            place = Path(mounts, names, str(group).lstrip("/"), "cpu.stat")
+            values = dict(row.split()[:2] for row in _lines(str(place)))
+            counted = int(values.get("throttled_time", 0)) / 1e9 + int(values.get("throttled_usec", 0)) / 1e6
+            largest = max(largest, counted)
+    return largest
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the system; none if it does not exist."""
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
     """Seconds so far of the cores that this process may use: in use by other processes, and all.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flip import costs
+from flip.config.host import throttled_seconds
 from flip.monitoring.utilisation import measure_matmul_flops
 
 CUDA_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -24,6 +25,7 @@ def matmul(device: str, seconds: float = 1.0) -> dict[str, Any]:
         devices = [torch.device("cpu")]
         kinds = CPU_TYPES
     rows = []
+    before = throttled_seconds()
     for each in devices:
         rates = {name: _tflops(each, dtype, seconds) for name, dtype in kinds.items()}
         row: dict[str, Any] = {"number": each.index or 0, "name": _name(each), **rates}
@@ -31,7 +33,8 @@ def matmul(device: str, seconds: float = 1.0) -> dict[str, Any]:
         if peak is not None:
             row["datasheet"] = peak / 1e12
         rows.append(row)
-    return {"device": device, "threads": torch.get_num_threads(), "devices": rows}
+    stopped = round(throttled_seconds() - before, 2)
+    return {"device": device, "threads": torch.get_num_threads(), "throttled_seconds": stopped, "devices": rows}
 
 
 def copies(device: str, seconds: float = 0.5) -> dict[str, Any]:

@@ -36,23 +36,25 @@ def in_node(device: str, ranks: int = 0) -> dict[str, Any]:
     if ranks < 2:
         raise SystemExit("a single GPU has no peer")
     with tempfile.TemporaryDirectory() as folder:  # closed to other users, like the store in it
-        outputs = _run_ranks(device, ranks, str(Path(folder) / "store"))
+        outputs = _run_ranks(device, ranks, Path(folder))
     return dict(json.loads(outputs[0].strip().splitlines()[-1]))
 
 
-def _run_ranks(device: str, ranks: int, store: str) -> list[str]:
-    """The outputs of ranks on this machine."""
-    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "FLIP_STORE": store}
+def _run_ranks(device: str, ranks: int, folder: Path) -> list[str]:
+    """The outputs of ranks on this machine. Raises SystemExit with the last error of one that fails."""
+    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "FLIP_STORE": folder / "store"}
     command = [sys.executable, "-m", "tools.measuring", "collective_rank", json.dumps({"device": device})]
     processes = []
     for rank in range(ranks):
         environment = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
         own = os.environ | {name: str(value) for name, value in environment.items()}
-        processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True))
+        with (folder / f"errors{rank}").open("w") as errors:
+            processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=errors, text=True))
     outputs = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        codes = [process.returncode for process in processes]
-        raise SystemExit(f"a rank has failed: exit codes {codes}")
+    for rank, process in enumerate(processes):
+        if process.returncode:
+            lines = (folder / f"errors{rank}").read_text().strip().splitlines() or [f"code {process.returncode}"]
+            raise SystemExit(f"rank {rank} has failed: {lines[-1]}")
     return outputs
 
 
