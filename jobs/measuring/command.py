@@ -93,12 +93,12 @@ def measure_cluster(
     chosen([*local_rows("cpu", 0, 1, ""), NODES_ROW], args.only)
     if (folder / FILE).exists() and not args.force:
         raise ConfigError("a result already exists", str(folder / FILE), remedy="Name another --out, or add --force.")
-    manifest = args.data and str(Path(args.data).expanduser().absolute())
+    manifest = checked_manifest(args.data)  # its paths are those of the nodes, too
     cluster.check(profile, nodes, minutes)
     if not args.yes and not confirm(cluster.question(profile, nodes, minutes)):
         return None
     share = share_of(minutes / 2)  # nodes wait for each other, and start cold
-    measured = cluster.measure(profile, nodes, minutes, manifest or "", args.only, args.names, share)
+    measured = cluster.measure(profile, nodes, minutes, manifest, args.only, args.names, share)
     with writing(folder, "Name another folder with --out."):
         output_folder(folder)
         write_json(folder / FILE, measured.as_dict())

@@ -29,11 +29,13 @@ INPUT_MARGIN = 1.25
 REPLACE_MILLISECONDS = 100.0
 WRITE_MEGABYTES = 50.0
 VISIBLE_MILLISECONDS = 3000.0
+READ_MILLISECONDS = 100.0
 THROTTLED_SECONDS = 0.1
 """Seconds for which a CPU limit has stopped the row of products, above which it is named as the cause."""
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
+READ_AHEAD = "Raise data.workers and data.buffer, so that more reads wait at once, or copy the shards nearer"
 RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
 NO_SPACE = re.compile("No space left on device|quota exceeded|are free", re.IGNORECASE)
 SPACE = "Free some, raise the quota, or name another folder: export FLIP_RUNS=FOLDER"
@@ -192,13 +194,37 @@ def _input(measurement: Measurement) -> Iterator[MachineVerdict]:
 def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:
     """Cores that feed the GPUs of a node at the most demanding of the measured steps; 0 without GPUs."""
     needed = 0.0
-    for step in measurement.kind("step"):
-        if step.values.get("device") != "cuda":
-            continue
+    for step in _cuda_steps(measurement):
         rows = [each for each in costs.values["rows"] if float(each["mask"]) == float(step.values["mask"])]
         cheapest = min(float(each["microseconds"]) for each in rows or costs.values["rows"])
         needed = max(needed, float(step.values["samples_per_second"]) * cheapest / 1e6)
     return math.ceil(INPUT_MARGIN * needed * measurement.machine.gpus)
+
+
+def _reads(measurement: Measurement) -> Iterator[MachineVerdict]:
+    row = measurement.row("reads")
+    if row is None:
+        return
+    values = row.values
+    speed = float(values[f"megabytes_per_second_{values['processes']}"])
+    milliseconds = float(values.get("read_milliseconds", 0))
+    words = f"{speed:,.0f} MB/s with {values['processes']} processes, {milliseconds:.3g} ms a read"
+    if values["cached"]:
+        words += " (from the page cache)"
+    rates = [float(step.values["samples_per_second"]) for step in _cuda_steps(measurement)]
+    needed = INPUT_MARGIN * max(rates, default=0) * measurement.machine.gpus * float(values["bytes_per_sample"]) / 1e6
+    if speed < needed:
+        because = f"{words}: the GPUs of a node need {needed:,.0f} MB/s"
+        yield MachineVerdict(row.what, SLOW, because, f"Store the shards nearer, or smaller images: {RECODE}")
+    elif milliseconds > READ_MILLISECONDS:
+        because = f"{words}: the storage has a high latency"
+        yield MachineVerdict(row.what, SLOW, because, READ_AHEAD)
+    else:
+        yield MachineVerdict(row.what, WORKS, words)
+
+
+def _cuda_steps(measurement: Measurement) -> list[MeasuredRow]:
+    return [step for step in measurement.kind("step") if step.values.get("device") == "cuda"]
 
 
 def _disk(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -332,7 +358,7 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
-    _arithmetic, _steps, _links, _nodes, _input, _disk, _saves, _losses, _faults,
+    _arithmetic, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
 )  # fmt: skip
 
 

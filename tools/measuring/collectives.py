@@ -20,6 +20,7 @@ from torch import distributed
 
 from flip.config import schema
 from flip.distributed import parallel
+from flip.runs.files import create_file
 from flip.traffic import PAYLOAD
 
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
@@ -48,7 +49,7 @@ def _run_ranks(device: str, ranks: int, folder: Path) -> list[str]:
     for rank in range(ranks):
         environment = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
         own = os.environ | {name: str(value) for name, value in environment.items()}
-        with (folder / f"errors{rank}").open("w") as errors:
+        with create_file(folder / f"errors{rank}") as errors:
             processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=errors, text=True))
     outputs = [process.communicate()[0] for process in processes]
     for rank, process in enumerate(processes):

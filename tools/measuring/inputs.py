@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -43,13 +44,18 @@ def cost(folder: str, manifest: str, seconds: float) -> dict[str, Any]:
 
 
 def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[str, Any]:
-    """MB/s of reads in the order of training, by one process and by ``processes``; a small set may be cached."""
+    """MB/s of reads in the order of training, by one process and by ``processes``; a small set may be cached.
+
+    ``read_milliseconds``: the median of the reads of a single process.
+    """
     data = _manifest(folder, manifest)
     result: dict[str, Any] = {"cached": bench.cached(data), "bytes_per_sample": round(data.mean_bytes)}
     for count in dict.fromkeys((1, processes)):
         with ProcessPoolExecutor(count, get_context("spawn")) as pool:
             futures = [pool.submit(_read, str(data.folder), seconds, number) for number in range(count)]
-            result[f"megabytes_per_second_{count}"] = round(sum(future.result() for future in futures), 1)
+            rates, milliseconds = zip(*(future.result() for future in futures), strict=True)
+            result[f"megabytes_per_second_{count}"] = round(sum(rates), 1)
+            result.setdefault("read_milliseconds", milliseconds[0])
     return result | {"processes": processes}
 
 
@@ -62,14 +68,19 @@ def _manifest(folder: str, manifest: str) -> Manifest:
     return index([str(path) for path in paths], photos / "manifest", chunk=16)
 
 
-def _read(manifest: str, seconds: float, seed: int) -> float:
-    """MB/s of this process."""
+def _read(manifest: str, seconds: float, seed: int) -> tuple[float, float]:
+    """MB/s of this process, and the median milliseconds of its reads."""
     data = Manifest.load(manifest)
     reader = ChunkReader()
     chunks = bench.chunks_in_random_order(data, seed)
     size = 0
+    times = []
+    for key, start, stop, _ in data.chunk_reads(next(chunks)):  # connects
+        reader.read(key, start, stop)
     start_time = time.perf_counter()
     while (spent := time.perf_counter() - start_time) < seconds or not size:
-        pieces = data.chunk_reads(next(chunks))
-        size += sum(len(reader.read(key, start, stop)) for key, start, stop, _ in pieces)
-    return size / spent / 1e6
+        for key, start, stop, _ in data.chunk_reads(next(chunks)):
+            before = time.perf_counter()
+            size += len(reader.read(key, start, stop))
+            times.append(time.perf_counter() - before)
+    return size / spent / 1e6, float(f"{1000 * statistics.median(times):.3g}")

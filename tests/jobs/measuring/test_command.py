@@ -35,6 +35,7 @@ def measure(tmp_path, monkeypatch, *words):
         (["--only", "disc", "--yes"], "no such row"),
         (["--only", "disk"], "confirmation needed"),
         (["--data", "/no/manifest", "--yes"], "/no/manifest"),
+        (["--cluster", "h100", "--data", "/no/manifest", "--yes"], "/no/manifest"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, words, message):
@@ -134,7 +135,7 @@ def test_page_shows_verdicts_first_and_escapes():
     rows += [MeasuredRow("reads", "reads of shards", FAILED, {}, "<b>broken</b>", 1.0)]
     parts = page.blocks(example(*rows, minutes=9.5))
     text = markdown(parts)
-    assert text.index("1 does not work, 9 work") < text.index("## Verdicts") < text.index("## Training steps")
+    assert text.index("1 does not work, 10 work") < text.index("## Verdicts") < text.index("## Training steps")
     assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
     html = render(page.TITLE, parts)
     assert "&lt;b&gt;broken" in html and "<b>broken" not in html

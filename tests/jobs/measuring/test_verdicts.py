@@ -28,6 +28,10 @@ STEP = {
     "planned_megabytes": 21_000,
 }  # fmt: skip
 DISK = {"write_megabytes_per_second": 900.0, "replace_milliseconds": 2.0, "locks_exclude": True}
+READS = {
+    "processes": 8, "megabytes_per_second_8": 3000.0, "read_milliseconds": 8.0, "cached": False,
+    "bytes_per_sample": 40_000,
+}  # fmt: skip
 SAVE = {"megabytes": 2000, "save_seconds": 2.0, "stall_seconds": 0.1, "restore_seconds": 1.0, "equal": True}
 FAULT = {"next_step_seconds": 2.0, "steps": 60, "different_tensors": []}
 REQUEUED = {"next_step_seconds": 135.0, "requeue_seconds": 121, "setting": "cred_expire=120", "nodes": 2}
@@ -36,6 +40,7 @@ GOOD = {
     "step_b16_0.5": STEP,
     "link_node": {"device": "cuda", "gbps": 2900.0},
     "input_cost": {"rows": [speed(250.0)], "without_kernel_because": ""},
+    "reads": READS,
     "disk": DISK,
     "save": SAVE,
     "losses": {"steps": 50, "rows": [{"form": "bf16, eager", "largest_difference": 0.004, "tolerance": 0.02}]},
@@ -50,7 +55,7 @@ def verdicts(**changes):
 
 
 def test_good_machine_works():
-    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 9
+    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 10
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,8 @@ def test_good_machine_works():
             "input_cost", {"rows": [speed(300.0, False)], "without_kernel_because": "visible-jpeg is missing"},
             "input", SLOW, "visible-jpeg is missing", "make install",
         ),
+        ("reads", {"megabytes_per_second_8": 900.0}, "row reads", SLOW, "GPUs of a node need 1,200 MB/s", "recode"),
+        ("reads", {"read_milliseconds": 300.0}, "row reads", SLOW, "high latency", "data.buffer"),
         ("disk", {"locks_exclude": False}, "locks", BROKEN, "two attempts", "FLIP_RUNS"),
         ("disk", {"replace_milliseconds": 400.0}, "folder of runs", SLOW, "high latency", "FLIP_RUNS"),
         ("disk", {"write_megabytes_per_second": 9.0}, "folder of runs", SLOW, "writes 9 MB/s", "FLIP_RUNS"),
@@ -105,9 +112,9 @@ def test_failed_row_leaves_the_others():
     late = MeasuredRow("reads", "reads of shards", TIME_LIMIT, {}, "it took more than 60 s", 60.0)
     skipped = MeasuredRow("link_network", "collectives between nodes", SKIPPED, {}, "one node")
     judged = judge(example(failed, late, skipped, *rows))
-    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 10
+    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 11
     assert judged[0].because == "No space left on device" and "FLIP_RUNS" in judged[0].then
-    assert page.headline(judged) == "1 does not work, 1 is not measured, 8 work"
+    assert page.headline(judged) == "1 does not work, 1 is not measured, 9 work"
 
 
 def test_rows_without_space_are_one_verdict_of_the_folder_of_runs():

@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flip.runs import commit
 from jobs.common.core_speeds import rows_of
+from jobs.common.measurement import MEASURED, MeasuredRow
+from jobs.measuring.verdicts import SLOW, judge
+from tests.jobs.common.test_measurement import example
 from tools.measuring import arithmetic, collectives, disk, faults, inputs, steps
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,7 +48,7 @@ def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     assert {row.mask for row in rows} == {0, 0.5, 0.75} and {row.short for row in rows} == {384}
     (tmp_path / "again").mkdir()
     read = inputs.reads(str(tmp_path / "again"), "", 0.05, 1)
-    assert read["megabytes_per_second_1"] > 0 and read["cached"]
+    assert read["megabytes_per_second_1"] > 0 and read["cached"] and read["read_milliseconds"] > 0
 
 
 def test_files_are_measured_and_locks_exclude(tmp_path, monkeypatch):
@@ -54,6 +58,14 @@ def test_files_are_measured_and_locks_exclude(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.fcntl, "flock", lambda *_: None)  # as a file system without locks
     (tmp_path / "other").mkdir()
     assert disk.files(str(tmp_path / "other"))["locks_exclude"] is False
+
+
+def test_slow_syncs_are_a_high_latency_of_the_folder_of_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "LARGE", 1 << 20)
+    monkeypatch.setattr(disk, "REPEATS", 2)
+    monkeypatch.setattr("os.fsync", lambda handle: time.sleep(0.15))  # as over a distant mount
+    (judged,) = judge(example(MeasuredRow("disk", "files", MEASURED, disk.files(str(tmp_path)))))
+    assert judged.verdict == SLOW and "high latency" in judged.because and "FLIP_RUNS" in judged.then
 
 
 def test_save_is_restored_bit_for_bit(tmp_path):
