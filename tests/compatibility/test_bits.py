@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ set:
   resources: {nodes: 1, processes: 1, cpus: 1, hours: 1}
 runs:
 """
+#: JPEG files, by the decoder and resize that a machine chooses by itself.
+AUTO = {"manifest": "@DATA@-jpeg", "decoder": "auto", "resize": "auto"}
 VARIANTS = {
     "fp32": {},
     "fp32-two-ranks": {"resources": {"processes": 2}},
@@ -50,7 +53,11 @@ VARIANTS = {
     "packed": {"model": {"text": {"padding": "mask"}}},
     "accumulate": {"compute": {"accumulate": 2}},
     "interrupted": {},
+    "auto": {"data": AUTO},
+    "auto-mask-0.75": {"data": AUTO, "stages": {"pretrain": {"mask": 0.75}}},
 }
+WITHOUT_KERNEL = "auto*"
+"""Runs that this checkout also trains without the visible-patch kernel, which the release does not have."""
 
 
 def git(*arguments):
@@ -71,14 +78,17 @@ def release(tmp_path_factory):
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bits")
     data = make_dataset(folder / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_dataset(folder / "data-jpeg", samples=200, shards=3, chunk=4, classes=8, fmt="jpg")
     make_tokenizer(data / "tokenizer.json")
     runs = "".join(f"  {name}: {json.dumps(settings)}\n" for name, settings in VARIANTS.items())
-    (folder / "bits.yaml").write_text(BASE.replace("@DATA@", str(data)) + runs)
+    (folder / "bits.yaml").write_text((BASE + runs).replace("@DATA@", str(data)))
     return folder / "bits.yaml"
 
 
-def call(checkout, runs, *arguments):
+def call(checkout, runs, *arguments, kernel=True):
     environment = {**os.environ, "FLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    if not kernel:
+        environment["FLIP_KERNEL"] = "0"
     done = subprocess.run([sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
 
@@ -124,10 +134,32 @@ def trained(release, sweep, tmp_path_factory):
     return [runs / "bits" for runs in folders]
 
 
+@pytest.fixture(scope="module")
+def trained_without_kernel(sweep, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    call(ROOT, runs, "jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", WITHOUT_KERNEL, kernel=False)
+    count = sum(fnmatch(name, WITHOUT_KERNEL) for name in VARIANTS)
+    wait(lambda: len(list(runs.glob("bits/*/result.json"))) == count, "the runs without the kernel")
+    return runs / "bits"
+
+
+def kernel_of(run):
+    return json.loads((run / "attempts" / "1" / "ready.json").read_text())["environment"]["kernel"]
+
+
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "interrupted"])
 def test_training_gives_same_weights_as_release(trained, name):
     before, after = (weights(folder / name) for folder in trained)
     assert before and before == after
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if fnmatch(name, WITHOUT_KERNEL)])
+def test_training_without_kernel_gives_same_weights(trained, trained_without_kernel, name):
+    with_kernel = trained[1] / name
+    without = trained_without_kernel / name
+    assert kernel_of(with_kernel).startswith("yes (visible-jpeg")
+    assert kernel_of(without) == "no, because FLIP_KERNEL=0"
+    assert weights(with_kernel) == weights(without)
 
 
 def test_training_resumes_interrupted_run_of_release_to_same_weights(trained):
