@@ -27,7 +27,7 @@ RESERVED_OPTIONS = (
 )  # fmt: skip
 """Options of sbatch that a profile may not set. The launcher sets the first two lines; the others change the output of
 sbatch, the cluster that gets the job, or the time at which sbatch returns."""
-BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
+BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu", "tres-bind", "tres-per-task")
 """Options of sbatch that hide GPUs from ranks: a rank selects its GPU by the number on the node."""
 
 
@@ -90,7 +90,7 @@ class ClusterProfile:
     canary: int = 50
     """Steps that the first run of a shape of resources must pass before the others start; 0: all start at once."""
     peer_seconds: int = 120
-    """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``)."""
+    """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``). With ``agents`` at most 20."""
     agents: bool = False
     """Slurm: start ranks from node agents, which restart a run in its job (docs/restarts.md, Node agents)."""
     array_size: int = 1000

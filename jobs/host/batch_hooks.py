@@ -28,6 +28,7 @@ from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host.agents.coordinator import TIMING
 from jobs.host.agents.job_coordinator import JobCoordinator
 
 EXAMPLES = """examples:
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--attempt", type=int, help="number that begin printed (end); default: the newest")
     parser.add_argument("--shell", type=int, help="process id of the batch shell (watch, release)")
     parser.add_argument("--agents", action="store_true", help="start attempts from node agents (watch)")
+    parser.add_argument("--peer-seconds", type=float, help="the most that peers of a failed rank get (watch --agents)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
     parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
     return parser
@@ -96,7 +98,7 @@ def act(args: argparse.Namespace, sleep: Optional[Callable[[float], Any]] = None
         if args.what == "begin":
             return retry_on_oserror(lambda error: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt, sleep, args.shell, args.agents)
+            return watch(args.run, args.attempt, sleep, args.shell, args.agents, args.peer_seconds)
         if args.what == "release":
             return release(args.run, args.shell)
         return retry_on_oserror(
@@ -382,6 +384,7 @@ def watch(
     sleep: Optional[Callable[[float], Any]] = None,
     shell: Optional[int] = None,
     agents: bool = False,
+    peer_seconds: Optional[float] = None,
 ) -> int:
     """Restart the job if its batch shell is killed, or when Slurm ends it for its wall limit, or for lost nodes without
     a requeue.
@@ -396,7 +399,7 @@ def watch(
         if shell is not None:
             watch_shell(shell)
         if agents:
-            own.start_coordinator()
+            own.start_coordinator(peer_seconds)
         state = own_job.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
         if not state and own.coordinator is not None:
             own.coordinator.join()
@@ -427,11 +430,16 @@ class OwnAttempt:
         self.step: Optional[lost_step.LostStep] = None
         self.coordinator: Optional[JobCoordinator] = None
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, peer_seconds: Optional[float] = None) -> None:
         """Coordinate the node agents of the job from now on, in a thread."""
-        self.coordinator = JobCoordinator(
-            self.run, own_start(), lambda: self.number if self.find() else 0, self._started, start_record, log
-        )
+
+        def find() -> int:
+            return self.number if self.find() else 0
+
+        limit = TIMING.peer_grace
+        if peer_seconds is not None:
+            limit = peer_seconds
+        self.coordinator = JobCoordinator(self.run, own_start(), find, self._started, start_record, log, limit)
         self.coordinator.start_thread()
 
     def _started(self, n: int) -> None:

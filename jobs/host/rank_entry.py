@@ -30,6 +30,7 @@ MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone
     ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"  # bytes
 )
+INTERFACES_6 = Path("/proc/net/if_inet6")  # a line per address: its hexadecimal digits first, its interface last
 SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 
 
@@ -185,7 +186,14 @@ def resolves_to_loopback(name: str) -> bool:
 
 
 def interface(target: str) -> Optional[str]:
-    """Name of the interface that routes to a host, by IPv4; None for loopback. Raises OSError."""
+    """Name of the interface that routes to a host, by IPv4 or else by IPv6; None for loopback. Raises OSError."""
+    try:
+        return _interface_4(target)
+    except OSError:
+        return _interface_6(target)
+
+
+def _interface_4(target: str) -> Optional[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((target, 9))  # sends nothing
         own = probe.getsockname()[0]
@@ -198,6 +206,17 @@ def interface(target: str) -> Optional[str]:
                 continue
             if socket.inet_ntoa(reply[20:24]) == own:
                 return name
+    return None
+
+
+def _interface_6(target: str) -> Optional[str]:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.connect((target, 9))
+        own = socket.inet_pton(socket.AF_INET6, probe.getsockname()[0].partition("%")[0]).hex()
+    for line in INTERFACES_6.read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if words[0] == own and words[-1] != "lo":
+            return words[-1]
     return None
 
 

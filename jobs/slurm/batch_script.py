@@ -239,7 +239,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     after_end = []
     watch = f'{decide} watch "$FLIP_RUN" --shell $$'
     if uses_agents(profile, job):
-        watch += " --agents"
+        watch += f" --agents --peer-seconds {profile.peer_seconds}"
     if job.canary:
         release = f'{decide} release "$FLIP_RUN" --shell $$'
         start_releaser.append(f"{release} & releaser=$!; disown  # the jobs that wait for this canary")

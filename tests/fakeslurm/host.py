@@ -130,6 +130,7 @@ class Life:
     def _python(self, by, over, command, **options):
         """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
         fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "shell": None, "agents": False}
+        fields["peer_seconds"] = None
         args = argparse.Namespace(what=command, run=str(self.path), **{**fields, **options})
         return self._process(by, lambda: batch_hooks.act(args, self._wait), over)
 

@@ -67,7 +67,7 @@ def test_rank_killed_for_memory(site, tmp_path, agents):
     end = read_json(run.attempt(1) / "end.json")
     assert run.newest_attempt() == 2 and (end["cause"], end["action"]) == ("crash", "requeue"), end
     assert "memory" in end["reason"], end
-    assert not pids("sleep 7731.25")
+    wait_until(lambda: not pids("sleep 7731.25"), "the end of its process")
 
 
 def test_killed_batch_shell(site, tmp_path):

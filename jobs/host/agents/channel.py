@@ -256,10 +256,12 @@ def _check_protocol(message: Message) -> None:
 
 
 def listen(host: str, first: int, last: int) -> socket.socket:
-    """A listening socket on the first free port of a range. Raises PortTaken if none is free."""
+    """A listening socket on the first free port of a range. Raises PortTaken if none is free.
+
+    ``host``: an address of this machine; empty: all addresses, of IPv4 and IPv6.
+    """
     for port in range(first, last + 1):
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        server = socket.socket(family, socket.SOCK_STREAM)
+        server = _open(host)
         try:
             server.bind((host, port))
             server.listen(128)
@@ -269,6 +271,33 @@ def listen(host: str, first: int, last: int) -> socket.socket:
         server.setblocking(False)
         return server
     raise PortTaken("no free port on %s from %d to %d" % (host, first, last))
+
+
+def _open(host: str) -> socket.socket:
+    if ":" not in host and (host or not _has_ipv6()):
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    server = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    if not host:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return server
+
+
+def _has_ipv6() -> bool:
+    """Whether this machine can listen at an address of IPv6: the kernel or a container may lack it."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("", 0))
+    except OSError:
+        return False
+    return True
+
+
+def peer_address(channel: Any) -> str:
+    """The address from which the other side of a connection between two machines has connected."""
+    address = str(channel.socket.getpeername()[0])
+    if address.startswith("::ffff:"):  # of IPv4, at a socket of IPv6
+        return address[7:]
+    return address
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:

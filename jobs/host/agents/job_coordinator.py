@@ -11,6 +11,7 @@ start of the job, and if no other process has won an attempt since.
 
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -23,8 +24,8 @@ from flip.runs.restart_place import HERE, Allocation
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
-from jobs.host.agents.channel import CONTACT, listen, new_key, publish
-from jobs.host.agents.coordinator import SUCCESS, TIMING, AttemptOutcome, Coordinator, State
+from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
+from jobs.host.agents.coordinator import SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
 from jobs.host.agents.server import AgentServer
 
 POLL_SECONDS = 0.2
@@ -51,7 +52,8 @@ class JobCoordinator:
     """Serves the agents of this start of this job.
 
     ``find``: returns the first attempt of this start, 0 while there is none. ``on_attempt``: called with the number of
-    each further attempt. ``facts``: what start.json says of the job.
+    each further attempt. ``facts``: what start.json says of the job. ``peer_seconds``: the most that the peers of a
+    failed rank get.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class JobCoordinator:
         on_attempt: Callable[[int], None],
         facts: Callable[[], Dict[str, str]],
         log: Callable[[object], None],
+        peer_seconds: float = TIMING.peer_grace,
     ) -> None:
         self.run = run
         self.start = start
@@ -82,6 +85,9 @@ class JobCoordinator:
         """What Slurm has said of the job at the end of the last attempt."""
         self._asked_at = float("-inf")
         self._suspended = False
+        self._timing = TIMINGS._replace(
+            peer_grace=min(TIMINGS.peer_grace, peer_seconds), killed_grace=min(TIMINGS.killed_grace, peer_seconds)
+        )
         self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
@@ -110,7 +116,9 @@ class JobCoordinator:
         except (OSError, ValueError) as error:
             self._log("no node agents: %s" % error)
             return
-        self.coordinator = Coordinator(TIMINGS, log=self._log, expected=self.nodes, is_suspended=self._is_suspended)
+        self.coordinator = Coordinator(
+            self._timing, log=self._log, expected=self.nodes, is_suspended=self._is_suspended
+        )
         key = new_key()
         host = "127.0.0.1" if self.nodes == 1 else ""
         first_port = rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), "agents")
@@ -234,7 +242,7 @@ class JobCoordinator:
         environ = {"MASTER_PORT": str(rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), str(self.attempt)))}
         first = self.coordinator.ready()[0]
         if first.index:  # agents have the address of the first node
-            environ["MASTER_ADDR"] = first.node
+            environ["MASTER_ADDR"] = address_of(first)
         ranks = [range(node * each, (node + 1) * each) for node in range(nodes)]
         self.coordinator.start(self.attempt, ranks, {"environment": environ})
         self.has_started = True
@@ -347,3 +355,13 @@ class JobCoordinator:
                 file.write(json.dumps(decision._asdict(), sort_keys=True) + "\n")
         except OSError as error:
             self._log(error)
+
+
+def address_of(agent: Agent) -> str:
+    """An address of the node of an agent for its peers: its name or, if no name service knows it, the address from
+    which the agent has connected. Slurm may have another name for a node than the network (NodeAddr)."""
+    try:
+        socket.getaddrinfo(agent.node, None)
+    except (OSError, UnicodeError):
+        return peer_address(agent.channel)
+    return agent.node

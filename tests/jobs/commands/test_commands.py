@@ -370,6 +370,7 @@ def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch)
         ("env: [TOKEN=abc]\n", "name of an environment variable"),
         ("options: [exclusive]\n", "options and their values"),
         ("options: {gpus-per-task: 1}\n", "hides GPUs from ranks"),
+        ("options: {tres-per-task: gres/gpu=1}\n", "hides GPUs from ranks"),
         ("options: {time: 60}\n", "the launcher sets or forbids"),
         ("options: {clusters: other}\n", "the launcher sets or forbids"),
         ("container_runtime: docker\n", "pyxis, apptainer"),

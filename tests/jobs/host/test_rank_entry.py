@@ -78,6 +78,19 @@ def test_interface_returns_network_interface_of_address_except_loopback():
     ) != address.startswith("127.")
 
 
+def test_interface_of_node_that_has_ipv6_alone(tmp_path, monkeypatch):
+    """The table of the kernel has a line per address."""
+    table = tmp_path / "if_inet6"
+    table.write_text(f"{'0' * 31}1 01 80 10 80       lo\n{'0' * 31}1 04 40 00 82     eth7\n")
+    monkeypatch.setattr(rank_entry, "INTERFACES_6", table)
+    try:
+        assert rank_entry.interface("::1") == "eth7"
+    except OSError:
+        pytest.skip("no IPv6 here")
+    table.write_text(f"{'0' * 31}1 01 80 10 80       lo\n")
+    assert rank_entry.interface("::1") is None
+
+
 @pytest.mark.parametrize(
     "given, ways, found",
     [

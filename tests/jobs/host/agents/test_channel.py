@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from jobs.host.agents import job_coordinator
 from jobs.host.agents.channel import (
     AGENT,
     COORDINATOR,
@@ -227,3 +228,32 @@ def test_key_and_lines_are_not_the_same_twice():
     assert len(lines) == 3
     mac, _, body = lines.pop().partition(b" ")
     assert len(mac) == 64 and json.loads(body) == {"is": "beat"}
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+FAMILIES = ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here"))]
+
+
+@pytest.mark.parametrize("host", FAMILIES)
+def test_agents_connect_by_ipv4_and_ipv6_and_ranks_get_an_address_that_works(host, monkeypatch):
+    """The name of the node is Slurm's alone, unless a name service knows it."""
+    key = new_key()
+    listener = listen("", 20000, 30000)
+    server = AgentServer(Coordinator(), key, listener)
+    with connect(host, listener.getsockname()[1], 5.0):
+        while not server._coordinator.agents:
+            server.poll(0.05)
+        (agent,) = server._coordinator.agents
+        agent.node = "node-of-slurm.invalid"
+        assert job_coordinator.address_of(agent) == host
+        agent.node = "localhost"
+        assert job_coordinator.address_of(agent) == "localhost"
+        server.close()

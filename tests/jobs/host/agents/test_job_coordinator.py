@@ -157,6 +157,13 @@ def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypat
     assert run.newest_attempt() == max(1, wins)
 
 
+@pytest.mark.parametrize("seconds, graces", [(None, (20.0, 0.3)), (120, (20.0, 0.3)), (5, (5, 0.3))])
+def test_profile_limits_the_time_of_peers(start, seconds, graces):
+    start.own.start_coordinator(seconds)
+    timing = start.own.coordinator._timing
+    assert (timing.peer_grace, timing.killed_grace) == graces
+
+
 def test_ranks_that_save_end_with_75_and_the_trap_decides(start, commands):
     start.ranks(1)
     os.kill(start.process.pid, signal.SIGUSR2)

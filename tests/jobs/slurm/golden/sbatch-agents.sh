@@ -143,7 +143,7 @@ export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTH
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
 export FLIP_RUN
 trap stop_watcher EXIT
-/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --shell $$ --agents & watcher=$!; disown  # restarts the job if this shell is killed
+/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --shell $$ --agents --peer-seconds 120 & watcher=$!; disown  # restarts the job if this shell is killed
 FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
 export FLIP_ATTEMPT
