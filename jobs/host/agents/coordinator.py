@@ -198,11 +198,13 @@ class Coordinator:
         self._patient_until = self._clock() + self.timing.patience
 
     def leave(self, code: int = COMPLETE, reason: str = "") -> None:
-        """Ask all agents to end with this exit code, with the ranks that they have."""
+        """Ask all agents to end with this exit code, with the ranks that they have. One that still imports the trainer
+        is asked at its hello, with which the key of the connection changes."""
         self.state = State.LEFT
         self._farewell = {"is": "leave", "code": code, "reason": reason}
         for agent in list(self.agents):
-            self._send(agent, self._farewell)
+            if agent.node:
+                self._send(agent, self._farewell)
 
     def exclude(self, node: str, reason: str) -> None:
         """Do not use a node any more, which has no ranks. Its agent is asked to end, now or when it comes back."""

@@ -133,7 +133,10 @@ class JobCoordinator:
             code, reason = self._run_attempts()
             self._log("%s: node agents end: %s" % (self.run.path, reason))
             self.coordinator.leave(code)
-            deadline = time.monotonic() + LEAVE_SECONDS
+            seconds = LEAVE_SECONDS
+            if code == NO_AGENTS:  # agents that import the trainer must learn that srun is to start the ranks
+                seconds = IMPORT_SECONDS
+            deadline = time.monotonic() + seconds
             while self.coordinator.agents and time.monotonic() < deadline:
                 self.server.poll(POLL_SECONDS)
         finally:  # after an error, agents let their ranks save

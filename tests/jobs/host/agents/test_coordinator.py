@@ -345,6 +345,16 @@ def test_all_expected_agents_may_connect_before_the_first_hello():
     assert all(not agent.hello().closed for agent in agents)
 
 
+def test_agent_without_hello_is_asked_to_leave_at_its_hello():
+    """It still imports the trainer, and could not check a line that was signed before."""
+    group = Group(1)
+    late = SimulatedAgent(group, "n1")
+    group.coordinator.leave(74, "too few agents")
+    assert group.agents[0].asked() == ["leave"] and late.messages == []
+    late.hello()
+    assert late.messages == [{"is": "leave", "code": 74, "reason": "too few agents"}]
+
+
 def test_agent_that_comes_after_the_end_is_asked_to_leave():
     group = Group()
     group.coordinator.leave()
