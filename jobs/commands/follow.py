@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tracker", default="wandb", choices=TRACKERS, help="default: wandb")
     parser.add_argument("--project", default="", help="the project there; default: monitor.TRACKER of each run")
     parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)  # of the launcher: end with this attempt
+    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)  # or with its job, at SIGUSR1
     add_root_option(parser)
     args = parser.parse_args(arguments)
     close_umask()  # a tracker's package writes files into the run directory
@@ -103,8 +104,13 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
 
 
 def follow_attempt(args: argparse.Namespace) -> int:
-    """For the launcher: follow until the attempt ends, at low priority, and never for long after that."""
+    """For the launcher: follow until the attempt ends, at low priority, and never for long after that.
+
+    With ``--job`` until the exit trap sends SIGUSR1: node agents may start further attempts in the same job.
+    """
     import os
+    import signal
+    import threading
     from functools import partial
 
     from flip.runs.errors import start_logging
@@ -114,7 +120,15 @@ def follow_attempt(args: argparse.Namespace) -> int:
     start_logging(sys.stderr)
     os.nice(10)
     run = RunDir(args.target[0])
-    ended = partial(follower.has_ended, run, args.attempt, os.getppid())
+    if args.job:
+        asked = threading.Event()
+        signal.signal(signal.SIGUSR1, lambda *_: asked.set())
+        parent = os.getppid()
+
+        def ended() -> bool:
+            return asked.is_set() or not run.path.exists() or os.getppid() != parent
+    else:
+        ended = partial(follower.has_ended, run, args.attempt, os.getppid())
     follower.exit_after(ended)
     with follower.lock(run, args.tracker, ended) as mine:
         if mine:

@@ -49,7 +49,6 @@ from jobs.common.text import count, size
 from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
-from jobs.tracking import tracker
 
 # evenly spread shards whose sizes are compared; an object takes a request each
 MAX_SHARDS = 2000
@@ -353,10 +352,6 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     if resources.spares and not profile.agents:
         what = f"resources.spares: {profile.name} has no node agents, which restart a run on them"
         raise ConfigError(what, value=resources.spares, remedy="Set `agents: true` in the profile, or spares to 0.")
-    if resources.spares and tracker.used(config):
-        what = "resources.spares: a run with a tracker has no node agents, which restart it on spare nodes"
-        remedy = f"Set spares to 0, or remove monitor.{tracker.used(config)[0]}."
-        raise ConfigError(what, value=resources.spares, remedy=remedy)
     if resources.gpus and profile.kind == "local" and not on.cuda:
         what = "resources.gpus: no NVIDIA driver on this machine"
         raise ConfigError(what, value=resources.gpus, remedy="Set it to 0.")

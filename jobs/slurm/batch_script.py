@@ -31,6 +31,8 @@ OWN_JOB = "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM
 AWAIT_FOLLOWERS = (
     '  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done'
 )
+#: Line before that with node agents: followers do not end with an attempt, of which a job may have several.
+END_FOLLOWERS = '  [ -z "${followers:-}" ] || kill -s USR1 $followers 2>/dev/null'
 END_OF_CHECK = "END_OF_OWNERSHIP"
 #: Words of batch_functions.sh and their values.
 CONSTANTS = {
@@ -97,7 +99,7 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
         "error": "/dev/null",
         "chdir": "/",
     }
-    if is_elastic(job) and uses_agents(profile, job):
+    if is_elastic(job) and profile.agents:
         additional["no-kill"] = True  # a lost node does not end the job
     if "no-requeue" not in profile.options:  # of both, sbatch takes the last
         additional["requeue"] = True
@@ -126,11 +128,6 @@ def functions(name: str) -> list[str]:
     return text.splitlines()
 
 
-def uses_agents(profile: ClusterProfile, job: Job) -> bool:
-    """Whether node agents start the ranks. Followers of trackers end with an attempt, so their runs have no agents."""
-    return profile.agents and not job.trackers
-
-
 def is_elastic(job: Job) -> bool:
     """Whether a start may have more nodes than it uses: a range of nodes, or spare ones."""
     return bool(job.resources.least_nodes or job.resources.spares)
@@ -142,7 +139,7 @@ def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     resources = job.resources
     if is_elastic(job):
         lines = [line.replace('exec srun "$@"', 'exec srun "${size[@]}" "$@"') for line in lines]
-    if not uses_agents(profile, job):
+    if not profile.agents:
         return lines
     cpus = resources.processes * resources.cpus
     agents = f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
@@ -238,12 +235,14 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     start_releaser = []
     after_end = []
     watch = f'{decide} watch "$FLIP_RUN" --shell $$'
-    if uses_agents(profile, job):
+    if profile.agents:
         watch += f" --agents --peer-seconds {profile.peer_seconds}"
     if job.canary:
         release = f'{decide} release "$FLIP_RUN" --shell $$'
         start_releaser.append(f"{release} & releaser=$!; disown  # the jobs that wait for this canary")
         after_end.append('  [ -z "$releaser" ] || kill -9 "$releaser"')
+    if job.trackers and profile.agents:
+        after_end.append(END_FOLLOWERS)
     if job.trackers:
         after_end.append(AWAIT_FOLLOWERS)
     return [
@@ -301,8 +300,11 @@ def _followers(profile: ClusterProfile, job: Job) -> list[str]:
     if profile.container and profile.container_runtime == "pyxis":
         return []
     follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
+    place = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT"'
+    if profile.agents:
+        place += " --job"
     return [
-        f'PYTHONPATH={shlex.quote(str(job.host_code))} {follow} "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --tracker {name}'
+        f"PYTHONPATH={shlex.quote(str(job.host_code))} {follow} {place} --tracker {name}"
         f' </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-{name}.log" 2>&1 & followers+=" $!"; disown'
         for name in job.trackers
     ]
@@ -324,10 +326,10 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
     argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0"]
-    if not (is_elastic(job) and uses_agents(profile, job)):  # else the functions of the script add it
+    if not (is_elastic(job) and profile.agents):  # else the functions of the script add it
         argv.append(f"--wait={profile.peer_seconds}")
     argv.append("--export=ALL")
-    if not uses_agents(profile, job):  # else the functions of the script add it
+    if not profile.agents:  # else the functions of the script add it
         argv += _placement(job)
     if profile.container and profile.container_runtime == "pyxis":
         argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]

@@ -237,5 +237,4 @@ def test_spares_need_node_agents():
         preflight._machine(config, profile, NODE)
     preflight._machine(config, replace(profile, agents=True), NODE)
     tracked = planned("resources.nodes=2", "resources.spares=1", "monitor.wandb=masking")
-    with pytest.raises(ConfigError, match=r"spares: a run with a tracker has no node agents.*remove monitor\.wandb"):
-        preflight._machine(tracked, replace(profile, agents=True), NODE)
+    preflight._machine(tracked, replace(profile, agents=True), NODE)

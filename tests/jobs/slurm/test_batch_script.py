@@ -165,10 +165,32 @@ def test_ranks_start_once_if_one_of_several_agents_finds_no_coordinator(stage, m
     assert stage.end()["cause"] == "crash"
 
 
-def test_runs_with_trackers_have_no_agents(monkeypatch):
-    plain = script(ClusterProfile(name="x", kind="slurm"), replace(JOB, trackers=["wandb"]), monkeypatch=monkeypatch)
-    agents = ClusterProfile(name="x", kind="slurm", agents=True)
-    assert script(agents, replace(JOB, trackers=["wandb"]), monkeypatch=monkeypatch) == plain
+@pytest.mark.long
+def test_follower_of_run_with_agents_follows_later_attempts_of_its_job(stage, monkeypatch):
+    """The stand-in for srun is an agent's step: its first attempt ends, and the coordinator starts another."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stage.run.config.write_text("monitor: {wandb: masking}")
+    profile = ClusterProfile(name="x", kind="slurm", python=sys.executable, agents=True)
+    job = Job(stage.run, ROOT, JobResources(), {}, trackers=["wandb"])
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    lines = [
+        "import sys, time; from pathlib import Path",
+        "from tests.jobs.tracking.run_files import *; from flip.runs.rundir import RunDir, write_json",
+        "run = RunDir(sys.argv[1]); log(run, 1, (1, 2)); save(run, 1, 2)",
+        "state = run.path / 'trackers' / 'wandb.json'",
+        "while not list((run.path / 'trackers').glob('wandb/*')): time.sleep(0.1)",  # it follows
+        "write_json(run.attempt(1) / 'end.json', {'attempt': 1, 'action': 'requeue', 'cause': 'crash', 'reason': '',",
+        "    'committed': True, 'delay': 0.0, 'exclude': [], 'time': time.time()})",
+        "start = json.loads((run.attempt(1) / 'start.json').read_text())",
+        "run.start_attempt({key: start[key] for key in ('job', 'restarts') if key in start})",
+        "log(run, 2, (3, 4)); save(run, 2, 4); complete(run, 4)",
+    ]
+    (stage.folder / "work.py").write_text("import json\n" + "\n".join(lines))
+    stage.commands("srun", f'PYTHONPATH={ROOT} {sys.executable} "{stage.folder}/work.py" "$FLIP_RUN"')
+    assert stage.start(SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1").wait(240) == 0
+    output = (stage.run.logs / "1" / "follow-wandb.log").read_text()
+    assert (read_json(stage.run.path / "trackers" / "wandb.json") or {}).get("step") == 4, output
+    assert stage.run.newest_attempt() == 2
 
 
 def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):
