@@ -126,12 +126,18 @@ def restarted_in_place(start: Mapping[str, Any], previous: Mapping[str, Any]) ->
     return bool(start.get("warm") or (job and same_start))
 
 
-def record_failed_restart(run: RunDir, n: int, reason: str) -> None:
-    """Prefix the reason of the end of attempt n with ``reason``: the restart that was decided there has failed."""
+def record_failed_restart(run: RunDir, n: int, reason: str, remedy: str = "") -> None:
+    """Prefix the reason of the end of attempt n with ``reason``: the restart that was decided there has failed.
+
+    ``remedy``: what the user must do if the job does not end (``flip.runs.lifecycle`` shows it).
+    """
     end_abandoned(run)
     path = run.attempt(n) / "end.json"
     row = read_record(path) or {}
-    write_json(path, dict(row, reason="%s; %s" % (reason, row.get("reason", ""))))
+    row = dict(row, reason="%s; %s" % (reason, row.get("reason", "")))
+    if remedy:
+        row["remedy"] = remedy
+    write_json(path, row)
 
 
 def unended(run: RunDir) -> List[int]:

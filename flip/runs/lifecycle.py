@@ -183,6 +183,8 @@ def _activity(facts: Facts, seen: Seen) -> str:
         return seen.reason
     if facts.open:
         return facts.warnings
+    if facts.end is not None and facts.end.get("remedy"):
+        return str(facts.end["remedy"])
     return "starting"
 
 

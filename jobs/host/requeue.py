@@ -17,6 +17,11 @@ from jobs.host.slurm_cli import NoSuchJob, RequeueDisabled, SlurmUnavailable, pa
 
 log = logging.getLogger(__name__)
 FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
+OF_RANKS = (
+    "FLIP_RUN", "FLIP_ATTEMPT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT", "GLOO_SOCKET_IFNAME",
+)  # fmt: skip
+"""Variables that the batch script and ``rank_entry.py`` set, with what belongs to the nodes of the job."""
 HOLD = "\n#SBATCH --hold\n"  # in the batch script of a job that waits for its canary
 
 
@@ -279,5 +284,5 @@ def _original_environment() -> Mapping[str, str]:
     given.pop("", None)
     if given.get("SLURM_JOB_ID") == os.environ.get("SLURM_JOB_ID"):
         return given
-    # the shell was killed, and our parent is another process
-    return {name: value for name, value in os.environ.items() if name not in ("FLIP_RUN", "FLIP_ATTEMPT")}
+    # the shell was killed, or this is a task of the job: our parent is another process
+    return {name: value for name, value in os.environ.items() if name not in OF_RANKS}

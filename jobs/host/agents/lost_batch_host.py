@@ -9,6 +9,8 @@ import socket
 import time
 from typing import Callable, Dict, Mapping
 
+from flip.runs import attempts
+from flip.runs.rundir import RunDir, read_record
 from jobs.host import own_job, requeue, slurm_cli
 from jobs.host.node_list import first_host
 
@@ -37,6 +39,8 @@ def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] =
         first = first_host(fields.get("NodeList", ""))
         if first and first != fields.get("BatchHost", first):
             break
+        if waited >= PATIENCE_SECONDS and state is None:
+            return _leave_to_user(job, environ, "Slurm does not answer")
         if waited >= PATIENCE_SECONDS:
             return "job %s is left alone: Slurm does not say that its first node is lost" % job
         sleep(POLL_SECONDS)
@@ -44,9 +48,31 @@ def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] =
     if first != environ["SLURMD_NODENAME"]:
         return "job %s has lost its first node: %s requeues it" % (job, first)
     try:
-        return "job %s has lost its first node: %s" % (job, requeue.requeue(job, restarts))
+        return "job %s has lost its first node: %s" % (job, _restart(job, restarts, environ))
     except slurm_cli.SlurmUnavailable as error:
-        return "job %s has lost its first node, and cannot be requeued: %s" % (job, error)
+        return _leave_to_user(job, environ, str(error))
+
+
+def _restart(job: str, restarts: int, environ: Mapping[str, str]) -> str:
+    """Requeue the job or, if Slurm does not requeue it, submit its successor and end it; returns what happened."""
+    try:
+        return requeue.requeue(job, restarts)
+    except slurm_cli.RequeueDisabled:
+        attempt = RunDir(environ["FLIP_RUN"]).newest_attempt()
+    what = requeue.submit_successor(job, restarts, attempt)
+    slurm_cli.call("scancel", job)  # the successor waits for its end, which otherwise comes at the wall limit
+    return what
+
+
+def _leave_to_user(job: str, environ: Mapping[str, str], reason: str) -> str:
+    """Record for ``flip status`` what the user must do, as the first of the nodes that are left; returns it."""
+    remedy = "its first node does not answer, and %s could not restart job %s: %s; `scancel %s`, then submit again"
+    text = remedy % (environ["SLURMD_NODENAME"], job, reason, job)
+    run = RunDir(environ["FLIP_RUN"])
+    n = run.newest_attempt()
+    if not (read_record(run.attempt(n) / "end.json") or {}).get("remedy"):
+        attempts.record_failed_restart(run, n, "the job has lost its first node", text)
+    return text
 
 
 def _srun_answers(environ: Mapping[str, str]) -> bool:

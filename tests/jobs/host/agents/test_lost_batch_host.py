@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+from flip.runs import lifecycle
+from flip.runs.rundir import RunDir, write_json
 from jobs.host.agents import lost_batch_host
 
 SHOWN = "JobId=57 Requeue=1 Restarts=0 JobState={state} Reason=None NodeList={nodes} BatchHost=n1\n"
@@ -14,6 +16,16 @@ def environ(node, port=0):
         "SLURM_JOB_ID": "57", "SLURMD_NODENAME": node, "SLURM_SRUN_COMM_HOST": "127.0.0.1",
         "SLURM_SRUN_COMM_PORT": str(port),
     }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose first attempt has lost the first node of its job."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.path / "job.json", {"token": "t", "after": 0, "folder": str(run.path)})
+    run.start_attempt({"resumes_from": 0, "after": 0})
+    return run
 
 
 @pytest.fixture
@@ -63,3 +75,43 @@ def test_task_with_srun_leaves_job_to_exit_trap(slurm):
     with socket.create_server(("127.0.0.1", 0)) as srun:
         assert "left to its exit trap" in lost_batch_host.requeue_if_lost(environ("n2", srun.getsockname()[1]))
     assert not slurm.requeues()
+
+
+DISABLED = """case $1 in
+  show) cat {shown};;
+  requeue) echo 'Requested operation is presently disabled for job 57' >&2; exit 1;;
+  write) echo '#!/bin/bash';;
+esac"""
+
+
+def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(run, slurm, commands, tmp_path, monkeypatch):
+    """Without its end, which nothing else brings, the successor would wait until the wall limit."""
+    slurm("n[2-3]")
+    commands("scontrol", DISABLED.format(shown=tmp_path / "shown"))
+    commands("squeue", "")
+    commands("sbatch", f"env > {tmp_path}/environ; cat > /dev/null; echo 58")
+    commands("scancel", "")
+    monkeypatch.setenv("SLURM_JOB_NAME", "demo.77aa77aa")
+    for name in ("MASTER_ADDR", "RANK"):
+        monkeypatch.setenv(name, "of-a-lost-node")
+    text = lost_batch_host.requeue_if_lost({**environ("n2"), "FLIP_RUN": str(run.path)})
+    assert "submitted its successor 58" in text
+    assert [call.split()[0] for call in commands.calls()[-2:]] == ["sbatch", "scancel"]
+    assert "FLIP_FOLLOWS=1\n" in (tmp_path / "environ").read_text()
+    assert "of-a-lost-node" not in (tmp_path / "environ").read_text()
+
+
+def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, commands):
+    """A container without scontrol. Several nodes record it once."""
+    commands("scontrol", "exit 1")
+    for node in ("n2", "n3"):
+        own = {**environ(node), "FLIP_RUN": str(run.path)}
+        assert "could not restart job 57" in lost_batch_host.requeue_if_lost(own, lambda _: None)
+    state = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.Seen(lifecycle.ACTIVE))
+    assert state.state == "running"
+    assert state.detail == (
+        "its first node does not answer, and n2 could not restart job 57: Slurm does not answer; "
+        "`scancel 57`, then submit again"
+    )
+    gone = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.Seen(lifecycle.ABSENT))
+    assert gone.state == "stopped" and gone.detail.startswith("the job has lost its first node; ")
