@@ -287,6 +287,7 @@ class JobCoordinator:
 
     def _gather(self, most: int) -> int:
         """Wait for the agents of ``most`` nodes. Returns on how many nodes the next attempt starts; 0: too few came."""
+        self.server.poll()  # an agent may have died while Slurm was asked
         while not self.coordinator.has_gathered(most, most):
             self.server.poll(POLL_SECONDS)
             if not self.coordinator.is_patient():
