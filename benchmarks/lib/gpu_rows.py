@@ -48,6 +48,8 @@ def _matmul(result: Mapping[str, Any], card: str) -> str:
 
 def _step(result: Mapping[str, Any], card: str) -> str:
     """Pairs per second, memory, and model FLOPs as a share of the datasheet peak."""
+    if not result["beside_the_peer"]:
+        return "the peer is not installed"
     (row,) = result["beside_the_peer"]
     speed = row["pairs_per_second"]
     words = f"{number(speed)} pairs/s, {row['peak_MB']:,} MB"

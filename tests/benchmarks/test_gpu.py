@@ -88,6 +88,10 @@ def test_share_of_peak_of_packed_captions_counts_their_tokens():
     assert 1.05 < shares[0] / shares[1] < 1.11
 
 
+def test_step_of_absent_peer_has_words_in_table():
+    assert gpu_rows._step({"beside_the_peer": []}, "CPU") == "the peer is not installed"
+
+
 def test_gpu_benchmark_runs_no_row_without_time_left(tmp_path):
     subprocess.run(command(tmp_path, "--minutes", "0"), check=True, capture_output=True)
     assert not list(tmp_path.iterdir())
@@ -135,6 +139,7 @@ def bare(tmp_path, monkeypatch):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "sitecustomize.py").write_text(BARE.format(known=sorted(modules)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins of this environment import hidden modules
 
 
 def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
