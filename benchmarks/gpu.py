@@ -29,18 +29,14 @@ from typing import Any
 
 from benchmarks.lib import results
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
-from benchmarks.lib.profiles import device_rows
 from flip.runs.rundir import write_json
 from jobs.common.measurement import MEASURED, TIME_LIMIT
 from jobs.measuring.limited import MEMORY_ERRORS, run_limited
-from tools.measuring.training_step import OURS, Case, flip_steps
 
 FOLDER = Path(__file__).resolve().parent
 SHAPES = (256, 16, 129, 80), (256, 16, 128, 80), (256, 16, 129, 64)
 """Pairs, heads, tokens and head size of H/14 at mask 0.5, which has 128 visible patches and the class token; the same
 without the class token, and with the head size of B and L: kernels may be slow at odd sizes."""
-LONGEST = 8
-"""Kernels that the row of a trace names."""
 QUICK_LIMIT = 1200
 """Seconds of a row with ``--quick``, on a machine that may be busy."""
 
@@ -165,56 +161,19 @@ def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Three steps of B/16 under torch's profiler, written to trace.json.gz (for ui.perfetto.dev).
+    """Steps of B/16 under torch's profiler, written to trace.json.gz."""
+    from tools.measuring.trace import trace
 
-    ``busy``: time of kernels as a share of the steps, above 1 if streams overlap; ``longest``: shares of kernels.
-    """
-    import torch
-
-    cuda = chosen.device == "cuda"
-    steps = 3
-    options = {"compile": cuda, "precision": "bf16", "threads": 1} | vars(chosen)
-    if chosen.quick:
-        size = "tiny"
-        batch = 4
-    else:
-        size = "B/16"
-        batch = 256
-    (step,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
-    kind = torch.profiler.ProfilerActivity
-
-    def run(times: int) -> float:
-        start_time = time.perf_counter()
-        for _ in range(times):
-            step()
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start_time
-
-    run(5)
-    with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
-        seconds = run(steps)
-    profile.export_chrome_trace(str(chosen.folder / "trace.json.gz"))
-    if cuda:
-        field = "self_device_time_total"
-    else:
-        field = "self_cpu_time_total"
-    averages = device_rows(profile.key_averages(), cuda)
-    rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in averages if getattr(row, field)]
-    longest = {name: results.rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}
-    count = sum(count for _, _, count in rows) // steps
-    busy = results.rounded(sum(spent for spent, _, _ in rows) / seconds)
-    return {"milliseconds": results.rounded(1000 * seconds / steps), "busy": busy, "kernels": count, "longest": longest}
+    size, batch = ("tiny", 4) if chosen.quick else ("B/16", 256)
+    file = str(chosen.folder / "trace.json.gz")
+    return trace(chosen.device, size, "0.5", batch, "bf16", chosen.device == "cuda", file=file)
 
 
 def _matmul(chosen: argparse.Namespace) -> dict[str, Any]:
     """The rate that ``matmul_utilisation`` of a run is a share of."""
-    import torch
+    from tools.measuring.arithmetic import matmul
 
-    from flip.monitoring.utilisation import measure_matmul_flops
-
-    rate = measure_matmul_flops(torch.device(chosen.device), torch.bfloat16, 0.05 if chosen.quick else 1.0)
-    return {"TFLOPS": results.rounded(rate / 1e12)}
+    return {"TFLOPS": matmul(chosen.device, 0.05 if chosen.quick else 1.0)["devices"][0]["bf16"]}
 
 
 CASES = {"tests": _tests, "matmul": _matmul, "attention": _attention, "trace": _trace}

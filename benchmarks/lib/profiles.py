@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.lib.table_rows import number
@@ -13,14 +13,6 @@ sum of the stages; where it is below 0, the stages take longer alone than within
 """
 REST = "all else"
 """All operations that a profile does not name."""
-
-
-def device_rows(rows: Iterable[Any], cuda: bool) -> list[Any]:
-    """Rows of ``key_averages()`` whose times add up: on CUDA those of kernels.
-
-    Rows of operations repeat the time of the kernels that they launched, and annotations that of what is in them.
-    """
-    return [row for row in rows if not cuda or (row.device_type.name == "CUDA" and not row.is_user_annotation)]
 
 
 def profiles(results: Mapping[str, Any]) -> Iterator[str]:

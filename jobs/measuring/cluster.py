@@ -92,18 +92,19 @@ def measure(
 def with_faults(
     measured: Measurement, profile: ClusterProfile, root: Path, seconds: float, only: Sequence[str] | None
 ) -> Measurement:
-    """The measurement with the rows of faults in jobs of the cluster, which run for at most ``seconds`` each."""
+    """The measurement with the rows of faults in jobs of the cluster, which run for at most ``seconds``."""
     device = "cuda" if measured.machine.gpus else "cpu"
     fields = dataclasses.asdict(profile) | {"agents": True, "measured": ""}
     plans = rows.scheduled_faults(device, measured.nodes, profile.gpus_per_node, fields)
     done = []
+    end = time.monotonic() + seconds
     with machine.temporary_folder(root) as shared:
         for plan in plans:
             if only and plan.name not in only:
                 continue
             note(f"{plan.what}: in jobs of their own")
             start_time = time.monotonic()
-            row = machine.run_row(plan, root, start_time + seconds, shared=shared)
+            row = machine.run_row(plan, root, end, shared=shared)
             if plan.options["kind"] == "preemption" and row.status == MEASURED:
                 row = dataclasses.replace(row, values={**row.values, **_requeue_delay(profile)})
             done.append(row)

@@ -45,6 +45,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan("matmul", "products of matrices", "matmul", {"device": device, "seconds": 0.5 * share}, 60),
         RowPlan("copies", "copies from host to device", "copies", {"device": device, "seconds": 0.5 * share}, 40),
         *_step_rows(device, share),
+        RowPlan("trace", "kernels of a step", "trace", _trace_options(device), 90),
         _link_row(device, gpus),
         RowPlan("link_network", "collectives between nodes", skipped=ONE_NODE),
         RowPlan(
@@ -84,6 +85,16 @@ def _loss_options(device: str) -> dict[str, Any]:
     if device == "cuda":
         return {"device": device, "size": "B/16", "batch": 64, "steps": 50}
     return {"device": device, "size": "tiny", "batch": 16, "steps": 50}
+
+
+def _trace_options(device: str) -> dict[str, Any]:
+    """A step that the rows before have measured."""
+    size, batch = next(iter((MODELS if device == "cuda" else SMALL).items()))
+    compiled = device == "cuda"
+    precision = "bf16" if compiled else "fp32"
+    return {
+        "device": device, "size": size, "mask": MASKS[0], "batch": batch, "precision": precision, "compiled": compiled,
+    }  # fmt: skip
 
 
 def _step_rows(device: str, share: float) -> list[RowPlan]:

@@ -30,11 +30,14 @@ REPLACE_MILLISECONDS = 100.0
 WRITE_MEGABYTES = 50.0
 VISIBLE_MILLISECONDS = 3000.0
 READ_MILLISECONDS = 100.0
+BUSY_SHARE = 0.8
+"""Time of kernels as a share of a step, below which the host is named as the cause."""
 THROTTLED_SECONDS = 0.1
 """Seconds for which a CPU limit has stopped the row of products, above which it is named as the cause."""
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
+MORE = "Give it more --minutes; rows that are measured are not run again"
 READ_AHEAD = "Raise data.workers and data.buffer, so that more reads wait at once, or copy the shards nearer"
 RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
 NO_SPACE = re.compile("No space left on device|quota exceeded|are free", re.IGNORECASE)
@@ -88,19 +91,26 @@ def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
             full.setdefault(row.what.partition(", node")[2], row.detail)
     for node, detail in full.items():
         where = f", node{node}" if node else ""
-        yield MachineVerdict(f"space of the folder of runs{where}", BROKEN, detail, SPACE)
+        because = re.sub(r"^(OSError: )?(\[Errno \d+\] )?", "", detail)
+        yield MachineVerdict(f"space of the folder of runs{where}", BROKEN, because, SPACE)
     for row in measurement.rows:
-        if row.status == MEASURED or (row.status == SKIPPED and "--minutes" not in row.detail):
-            continue
-        if NO_SPACE.search(row.detail):
+        if row.status in (MEASURED, SKIPPED) or NO_SPACE.search(row.detail):
             continue
         if row.status == TIME_LIMIT and "link_" in row.name:
             because = f"{row.detail}: packets between the processes may be dropped"
             yield MachineVerdict(row.what, BROKEN, because, _remedy(row))
-        elif row.status in (SKIPPED, TIME_LIMIT):
-            yield MachineVerdict(row.what, UNKNOWN, row.detail, "Give it more --minutes")
+        elif row.status == TIME_LIMIT:
+            yield MachineVerdict(row.what, UNKNOWN, row.detail, MORE)
         else:
             yield MachineVerdict(row.what, BROKEN, row.detail or row.status, _remedy(row))
+
+
+def _left_out(measurement: Measurement) -> Iterator[MachineVerdict]:
+    """One verdict for all rows for which no time was left."""
+    late = [row.what for row in measurement.rows if row.status == SKIPPED and "--minutes" in row.detail]
+    if late:
+        about = f"{len(late)} rows" if len(late) > 1 else late[0]
+        yield MachineVerdict(about, UNKNOWN, f"no time was left for {'; '.join(late)}", MORE)
 
 
 def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -144,9 +154,8 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
             because = f"{words}; {values['recompilations']} graphs were compiled again after the first steps"
             yield MachineVerdict(about, SLOW, because, "Report it with this page")
         elif share and share < LOW_UTILISATION:
-            yield MachineVerdict(
-                about, SLOW, f"{words}; {_low_because(measurement)}", "Look at the trace: make bench-gpu ONLY=trace"
-            )
+            because, remedy = _low_because(measurement)
+            yield MachineVerdict(about, SLOW, f"{words}; {because}", remedy)
         elif float(values.get("spread", 0)) > SPREAD:
             because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
             yield MachineVerdict(about, SLOW, because, "Measure again while nothing else runs")
@@ -154,14 +163,23 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
             yield MachineVerdict(about, WORKS, words)
 
 
-def _low_because(measurement: Measurement) -> str:
-    """Whether the card or the kernels of the step are slow: this step has neither input nor communication."""
+def _low_because(measurement: Measurement) -> tuple[str, str]:
+    """Why a step is slow, and what to do: the card, the host, or kernels. It has neither input nor communication."""
     row = measurement.row("matmul")
     devices = row.values["devices"] if row else []
     peak = devices[0].get("datasheet") if devices else None
     if peak and devices[0]["bf16"] < DATASHEET_SHARE * peak:
-        return "the card is slow: products of matrices are, too"
-    return "its kernels are slow: products of matrices are not"
+        return "the card is slow: products of matrices are, too", "Check power limits: nvidia-smi -q -d POWER,CLOCK"
+    because = "its kernels are slow: products of matrices are not"
+    trace = measurement.row("trace")
+    if trace is None:
+        return because, "Look at the trace: make bench-gpu ONLY=trace"
+    if trace.values["busy"] < BUSY_SHARE:
+        because = f"kernels run for {100 * trace.values['busy']:.0f} % of a step: the host launches them too slowly"
+        return because, "Give a GPU more pairs (stages.batch), and see that other processes leave its cores free"
+    longest = sorted(trace.values["longest"].items(), key=lambda kernel: -kernel[1])[:3]
+    names = ", ".join(f"{name[:40]} {100 * share:.0f} %" for name, share in longest)
+    return f"{because}; the longest: {names}", "Look at the trace: make bench-gpu ONLY=trace"
 
 
 def _links(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -345,8 +363,10 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
             slowest[entry["node"]] = entry
     for node, entry in slowest.items():
         share = 100 * (1 - entry["value"] / entry["peers"])
-        because = f"{share:.0f} % slower than its peers in {entry['row']}, {entry['number'].replace('_', ' ')}:"
-        because += f" {entry['value']:.4g} for {entry['peers']:.4g}"
+        what = next((row.what for row in measurement.rows if row.name == entry["row"]), entry["row"])
+        unit = entry["number"].split(" ")[-1].replace("_", " ")
+        because = f"{share:.0f} % slower than its peers in {what} ({unit}): {entry['value']:.4g}, peers"
+        because += f" {entry['peers']:.4g}"
         remedy = "Look at its clocks and limits; exclude it if it stays"
         if entry.get("throttled_seconds", 0) > THROTTLED_SECONDS:
             because += f"; a limit of its cgroup has stopped its processes for {entry['throttled_seconds']:g} s"
@@ -358,7 +378,7 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
-    _arithmetic, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
+    _left_out, _arithmetic, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
 )  # fmt: skip
 
 

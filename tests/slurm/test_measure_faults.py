@@ -23,7 +23,7 @@ def test_killed_agent_and_preemption_on_two_nodes(start_slurm, tmp_path, monkeyp
     (tmp_path / "runs").mkdir()
     before = example()
     before = replace(before, nodes=2, machine=replace(before.machine, gpus=0, gpu=""))
-    measured = cluster.with_faults(before, load_profile(str(path)), tmp_path / "runs", 500, None)
+    measured = cluster.with_faults(before, load_profile(str(path)), tmp_path / "runs", 800, None)
     agent, preemption = measured.rows
     assert agent.status == preemption.status == MEASURED, (agent.detail, preemption.detail)
     assert (agent.values["cause"], agent.values["attempts"]) == ("node", 2)

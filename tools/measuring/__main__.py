@@ -13,6 +13,7 @@ ROWS = {
     "collective_rank": "collectives:rank",
     "step": "steps:step",
     "losses": "steps:losses",
+    "trace": "trace:trace",
     "input": "inputs:cost",
     "reads": "inputs:reads",
     "disk": "disk:files",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from flip.traffic import PAYLOAD
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
 """Bytes of the full tensor."""
 ROUNDS = {"cuda": 10, "cpu": 5}
+SHORTEST = 1e-9
+"""Seconds of a call, at least: a GPU that only pretends returns 0."""
 TURNS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 """How often a ring passes the data."""
 
@@ -54,9 +57,16 @@ def _run_ranks(device: str, ranks: int, folder: Path) -> list[str]:
     outputs = [process.communicate()[0] for process in processes]
     for rank, process in enumerate(processes):
         if process.returncode:
-            lines = (folder / f"errors{rank}").read_text().strip().splitlines() or [f"code {process.returncode}"]
-            raise SystemExit(f"rank {rank} has failed: {lines[-1]}")
+            errors = (folder / f"errors{rank}").read_text(encoding="utf-8", errors="replace")
+            raise SystemExit(f"rank {rank} has failed: {_reason(errors) or f'code {process.returncode}'}")
     return outputs
+
+
+def _reason(errors: str) -> str:
+    """The line of the exception that ended a process; warnings of torch may follow it."""
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in errors.splitlines()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    return (raised or lines or [""])[-1]
 
 
 def rank(device: str) -> dict[str, Any]:
@@ -67,7 +77,7 @@ def rank(device: str) -> dict[str, Any]:
     rows = []
     for size in SIZES[device]:
         for kind in TURNS:
-            seconds = _seconds(kind, size, world)
+            seconds = max(SHORTEST, _seconds(kind, size, world))
             moved = TURNS[kind] * size * (world.size - 1) / world.size
             row = {"kind": kind, "bytes": size, "milliseconds": _rounded(1000 * seconds)}
             rows.append(row | {"gbytes": _rounded(moved / seconds / 1e9)})

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 import flip
+from flip.config.host import cores
+from flip.environment import processor
 from flip.runs import deletion
 from flip.runs.errors import CRASH, STOPPED, ConfigError
 from flip.runs.files import output_folder
@@ -241,15 +243,7 @@ def spent(folder: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """This machine: processor, cores, load of the last minute."""
-    text = ""
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else os.uname().machine,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 2),
-    }
+    return {"processor": processor(), "cores": cores(), "load": round(os.getloadavg()[0], 2)}
 
 
 # -- calibration -------------------------------------------------------------------------------------------------------

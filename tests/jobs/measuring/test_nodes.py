@@ -57,7 +57,7 @@ def test_slow_node_is_named_with_its_largest_difference():
     assert measured.nodes == 3
     slow = [verdict for verdict in judge(measured) if verdict.about.startswith("node")]
     assert [(each.about, each.verdict) for each in slow] == [("node 2", SLOW)]
-    assert "23 % slower than its peers in matmul, devices 0 bf16: 500 for 648" in slow[0].because
+    assert "23 % slower than its peers in row matmul (bf16): 500, peers 648" in slow[0].because
 
 
 def test_slow_node_that_others_use_is_told_from_a_broken_one():
@@ -136,6 +136,30 @@ def test_job_has_no_agents_and_one_process_a_node(tmp_path, monkeypatch):
     ((used, job),) = submitted
     assert not used.agents and (job.resources.nodes, job.resources.processes, job.resources.gpus) == (2, 1, 8)
     assert (job.rank_module, job.resources.cpus) == ("jobs.measurer", 96)
+
+
+def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):
+    plans = []
+
+    def run_row(plan, root, end, shared):
+        plans.append(plan)
+        return row(plan.name, next_step_seconds=130.0, steps=200, nodes=2, different_tensors=[])
+
+    monkeypatch.setattr(cluster.machine, "run_row", run_row)
+    monkeypatch.setattr(cluster.site, "read", lambda profile: None)
+    monkeypatch.setattr(cluster.site_checks, "requeue_delay", lambda site: (121, "cred_expire=120"))
+    profile = ClusterProfile("far", "slurm", gpus_per_node=8)
+    measured = cluster.with_faults(example(), profile, tmp_path, 60.0, None)
+    assert [plan.name for plan in plans] == ["fault_agent", "fault_preemption"]
+    assert all(plan.options["device"] == "cuda" and plan.options["profile"]["agents"] for plan in plans)
+    judged = {each.about: each for each in judge(measured)}
+    assert (
+        "Slurm waits" not in judged["row fault_agent"].because
+        and "cred_expire" in judged["row fault_preemption"].because
+    )
+    assert list(tmp_path.iterdir()) == [], "the folder that the rows share is deleted"
+    some = cluster.with_faults(example(), profile, tmp_path, 60.0, ["fault_preemption", "disk"])
+    assert [each.name for each in some.rows] == ["fault_preemption"]
 
 
 def test_question_states_the_cost():

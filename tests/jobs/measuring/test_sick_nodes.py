@@ -94,7 +94,7 @@ def test_node_with_a_limit_of_its_cores_is_named(nodes, limited):
     pair.start()
     pair.start(*limited)
     slow = pair.verdicts()["node 1"]
-    assert slow.verdict == SLOW and "slower than its peers in matmul" in slow.because
+    assert slow.verdict == SLOW and "slower than its peers in products of matrices" in slow.because
     assert "a limit of its cgroup has stopped its processes" in slow.because and "Raise" in slow.then
 
 

@@ -97,6 +97,17 @@ def test_each_trouble_is_named_with_cause_and_remedy(name, change, about, verdic
     assert because in first.because and then in first.then
 
 
+@pytest.mark.parametrize(
+    ("busy", "because", "then"),
+    [(0.95, "the longest: flash_fwd 40 %, gemm 30 %", "bench-gpu"), (0.5, "kernels run for 50 % of a step", "pairs")],
+)
+def test_low_utilisation_is_explained_by_the_trace(busy, because, then):
+    trace = row("trace", busy=busy, longest={"gemm": 0.3, "flash_fwd": 0.4}, kernels=900, milliseconds=80.0)
+    slow = row("step_b16_0.5", **(STEP | {"utilisation": 0.2}))
+    (judged,) = judge(example(row("matmul", **GOOD["matmul"]), slow, trace))[:1]
+    assert judged.verdict == SLOW and because in judged.because and then in judged.then
+
+
 def test_input_verdict_takes_the_cost_at_the_mask_of_each_step():
     """Eight GPUs at 3,000 samples/s, and 5,000 us a sample at the mask of the step: 1.25 * 8 * 3000 * 0.005."""
     rows = [speed(200.0), speed(5000.0) | {"mask": 0.5}]

@@ -13,7 +13,7 @@ from jobs.common.core_speeds import rows_of
 from jobs.common.measurement import MEASURED, MeasuredRow
 from jobs.measuring.verdicts import SLOW, judge
 from tests.jobs.common.test_measurement import example
-from tools.measuring import arithmetic, collectives, disk, faults, inputs, steps
+from tools.measuring import arithmetic, collectives, disk, faults, inputs, steps, trace
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,6 +29,12 @@ def test_step_has_all_numbers_that_plans_use():
     assert result["device"] == "cpu" and result["parameters"] == 334_785
     assert result["core_gflops"] > 0 and result["samples_per_second"] > 0 and result["planned_megabytes"] > 0
     assert result["recompilations"] == 0 and "utilisation" not in result
+
+
+def test_trace_names_the_longest_operations(tmp_path):
+    result = trace.trace("cpu", "tiny", "0.5", 4, "fp32", False, file=str(tmp_path / "trace.json.gz"))
+    assert result["kernels"] > 0 and result["busy"] > 0 and len(result["longest"]) == trace.LONGEST
+    assert (tmp_path / "trace.json.gz").stat().st_size > 0
 
 
 def test_losses_in_bf16_are_near_those_in_fp32(monkeypatch):
@@ -77,6 +83,12 @@ def test_link_is_shared_by_the_ranks_of_a_node():
     rows = [{"kind": "all-reduce", "gbytes": 3.0}, {"kind": "all-reduce", "gbytes": 7.5}]
     rows += [{"kind": "all-gather", "gbytes": 9.0}]
     assert collectives.link_gbps(rows, 2, 2) == 64 and collectives.link_gbps(rows, 8, 4) == 16
+
+
+def test_reason_of_a_failed_rank_is_its_exception():
+    lines = ["[rank0]: Traceback (most recent call last):", "[rank0]: torch.distributed.DistBackendError: no route"]
+    assert collectives._reason("\n".join([*lines, "[rank0]:[W1130 x.cpp] Warning: y"])) == lines[1][9:]
+    assert collectives._reason("Killed") == "Killed" and collectives._reason("") == ""
 
 
 @pytest.mark.long
