@@ -72,6 +72,8 @@ class Measurement:
     python: str = ""
     load: float = 0.0
     minutes: float = 0.0
+    rehearsal: bool = False
+    """Whether its GPU only pretends: no number means anything, and plans refuse it."""
 
     @property
     def origin(self) -> str:
@@ -145,6 +147,7 @@ def parsed(content: Any, where: str) -> Measurement:
             python=str(content.get("python", "")),
             load=float(content.get("load", 0.0)),
             minutes=float(content.get("minutes", 0.0)),
+            rehearsal=content.get("rehearsal", False) is True,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError("damaged measurement", where, repr(error), REMEDY) from error

@@ -11,10 +11,11 @@ from typing import Any
 
 from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
 from jobs.common.text import duration
-from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, MachineVerdict, judge
+from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, WORKS, MachineVerdict, judge
 from jobs.reporting.document import Block, Fold, Table, Text, heading
 
 TITLE = "Measurement of a machine"
+REHEARSAL = "Rehearsal: the GPU computed nothing. The rows ran, and their numbers and verdicts mean nothing."
 COLUMNS = {
     "gbytes": "GB/s",
     "samples_per_second": "samples/s",
@@ -40,10 +41,11 @@ def blocks(measurement: Measurement) -> list[Block]:
     verdicts = judge(measurement)
     return [
         Text(TITLE, 1),
+        *([Text(REHEARSAL, tone="trouble")] if measurement.rehearsal else []),
         Text(headline(verdicts), tone="headline"),
+        *(Text(line) for line in named(verdicts)),
         Text(described(measurement), tone="quiet"),
-        heading("Verdicts"),
-        _verdict_table(verdicts),
+        *_verdict_tables(verdicts),
         *_numbers(measurement),
         *_skipped(measurement),
         heading("Versions"),
@@ -55,6 +57,16 @@ def headline(verdicts: Sequence[MachineVerdict]) -> str:
     """How many verdicts of each kind there are: "2 do not work, 1 is slow, 8 work"."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     return ", ".join(f"{counts[name]} {_plural(name, counts[name])}" for name in ORDER if counts[name])
+
+
+def named(verdicts: Sequence[MachineVerdict]) -> list[str]:
+    """What does not work, what is slow, and what is not measured, by name: a line each."""
+    lines = []
+    for kind in ORDER[:-1]:
+        about = [verdict.about for verdict in verdicts if verdict.verdict == kind]
+        if about:
+            lines.append(f"{kind[0].upper()}{kind[1:]}: {'; '.join(about)}.")
+    return lines
 
 
 def described(measurement: Measurement) -> str:
@@ -88,13 +100,21 @@ def text(measurement: Measurement) -> str:
     return "\n".join([*lines, "", headline(verdicts)])
 
 
-def _verdict_table(verdicts: Sequence[MachineVerdict]) -> Table:
-    rows = [
-        {"what": each.about, "verdict": each.verdict, "because": each.because, "what to do": each.then or "-"}
-        for each in verdicts
-    ]
-    trouble = [each.verdict in (BROKEN, SLOW) for each in verdicts]
-    return Table(rows, trouble, long=["because", "what to do"], text=["verdict"])
+def _verdict_tables(verdicts: Sequence[MachineVerdict]) -> list[Block]:
+    """What needs somebody to act, with cause and remedy; then what works, with its numbers."""
+    parts: list[Block] = []
+    acts = [each for each in verdicts if each.verdict != WORKS]
+    if acts:
+        rows = [
+            {"what": each.about, "verdict": each.verdict, "because": each.because, "what to do": each.then or "-"}
+            for each in acts
+        ]
+        trouble = [each.verdict in (BROKEN, SLOW) for each in acts]
+        parts += [heading("What to do"), Table(rows, trouble, long=["because", "what to do"], text=["verdict"])]
+    works = [{"what": each.about, "measured": each.because} for each in verdicts if each.verdict == WORKS]
+    if works:
+        parts += [heading("What works"), Table(works, long=["measured"])]
+    return parts
 
 
 def _numbers(measurement: Measurement) -> list[Block]:

@@ -135,7 +135,8 @@ def test_page_shows_verdicts_first_and_escapes():
     rows += [MeasuredRow("reads", "reads of shards", FAILED, {}, "<b>broken</b>", 1.0)]
     parts = page.blocks(example(*rows, minutes=9.5))
     text = markdown(parts)
-    assert text.index("1 does not work, 10 work") < text.index("## Verdicts") < text.index("## Training steps")
+    assert text.index("1 does not work, 10 work") < text.index("## What to do") < text.index("## What works")
+    assert "Does not work: reads of shards." in text and text.index("## What works") < text.index("## Training steps")
     assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
     html = render(page.TITLE, parts)
     assert "&lt;b&gt;broken" in html and "<b>broken" not in html
