@@ -17,10 +17,11 @@ import numpy as np
 
 from flip.config.schema import Config, Stage
 from flip.costs import find_accelerator, parameters
+from flip.runs.errors import ConfigError
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import ASSUMED, SpeedTable, read_table, rows_of
-from jobs.common.measurement import BUSY_CORES, MeasuredRow, Measurement, number, read_measurement
+from jobs.common.measurement import BUSY_CORES, REMEDY, MeasuredRow, Measurement, number, read_measurement
 
 ARITHMETIC = 0.4
 """Share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an H100
@@ -44,6 +45,8 @@ def measurement_of(profile: ClusterProfile) -> Measurement | None:
     if not profile.measured:
         return None
     measured = _read(profile.measured)
+    if measured.rehearsal:
+        raise ConfigError("a rehearsal measures nothing", profile.measured, remedy=REMEDY)
     if is_other_gpu(measured, profile):
         return None
     return measured

@@ -48,7 +48,8 @@ def saves(folder: str, device: str, megabytes: int) -> dict[str, Any]:
 
     run = RunDir(Path(folder) / "sweep" / "run")
     output_folder(run.attempt(1))
-    world = World(0, 1, torch.device(device), None, None)
+    place = torch.device("cuda", 0) if device == "cuda" else torch.device("cpu")
+    world = World(0, 1, place, None, None)
     count = megabytes * 1_000_000 // 4 // 8
     generator = torch.Generator().manual_seed(0)
     state = {f"model.{i}": torch.randn(count, generator=generator).to(device) for i in range(8)}

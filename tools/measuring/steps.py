@@ -20,6 +20,8 @@ from tools.measuring.training_step import OURS, Case, flip_steps, model
 
 TOLERANCE = {"bf16": 0.02, "fp32": 0.001}
 """Largest difference of a loss from that in fp32 without compilation, as a share of it."""
+SMALLEST = 1e-9
+"""Loss by which differences are divided, at least: a GPU that only pretends returns 0."""
 WARM = 2
 """Steps after the first one that are not timed."""
 
@@ -77,7 +79,8 @@ def losses(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
     rows = []
     for precision, compiled in forms:
         values = _losses(device, size, batch, steps, precision, compiled)
-        difference = float(np.max([abs(a - b) / b for a, b in zip(values, reference, strict=True)]))  # NaN stays
+        pairs = zip(values, reference, strict=True)
+        difference = float(np.max([abs(a - b) / max(b, SMALLEST) for a, b in pairs]))  # NaN stays
         name = f"{precision}, {'compiled' if compiled else 'eager'}"
         tolerance = TOLERANCE[precision]
         largest = _rounded(difference) if math.isfinite(difference) else None
