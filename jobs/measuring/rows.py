@@ -6,7 +6,7 @@ The order is that of value: what a plan uses comes first. Each row has its own p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 NO_GPU = "no GPU on this machine: its CPU form is measured"
@@ -40,7 +40,10 @@ NODES_ROW = RowPlan("nodes", "files and locks between nodes")
 
 
 def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float = 1.0) -> list[RowPlan]:
-    """The rows of one machine. ``share``: of the usual seconds of each measurement, for less time."""
+    """The rows of one machine.
+
+    ``share``: of the usual seconds of each measurement. Above 1, limits grow, too: a busy machine needs more time.
+    """
     rows = [
         RowPlan("matmul", "products of matrices", "matmul", {"device": device, "seconds": 0.5 * share}, 60),
         RowPlan("copies", "copies from host to device", "copies", {"device": device, "seconds": 0.5 * share}, 40),
@@ -61,7 +64,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
             "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
         ),
     ]  # fmt: skip
-    return rows
+    return [replace(row, limit=row.limit * max(1.0, share)) for row in rows]
 
 
 def fault_rows(device: str, ranks: int) -> list[RowPlan]:

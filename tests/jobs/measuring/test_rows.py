@@ -53,6 +53,12 @@ def test_single_gpu_and_single_node_have_no_peers():
     assert not rows_by_name("cuda", 2)["link_node"].skipped
 
 
+def test_more_time_raises_each_limit():
+    usual = rows_by_name("cpu", 0)
+    assert all(row.limit == 3 * usual[row.name].limit for row in local_rows("cpu", 0, 8, "", 3.0))
+    assert all(row.limit == usual[row.name].limit for row in local_rows("cpu", 0, 8, "", 0.5))
+
+
 def test_less_time_shortens_each_measurement():
     short = {row.name: row for row in local_rows("cpu", 0, 2, "", 0.5)}
     usual = rows_by_name("cpu", 0)
