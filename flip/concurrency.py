@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from flip.distributed.shutdown import SIGNALS
-from flip.runs import python_path
+from flip.files import python_path
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json

@@ -33,8 +33,8 @@ import tokenizers  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 from flip.config.schema import TextTower  # noqa: E402
+from flip.files.creation import read_regular  # noqa: E402
 from flip.runs.errors import ConfigError, read_error  # noqa: E402
-from flip.runs.files import read_regular  # noqa: E402
 from flip.runs.rundir import write_text  # noqa: E402
 
 UNKNOWN = "[UNK]"

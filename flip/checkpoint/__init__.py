@@ -6,5 +6,5 @@
 - ``remote``: checkpoints in object storage; ``remote_folder``: the address and the owner of a run's folder there.
 - ``export_record``: the record of an exported folder.
 
-May import ``flip.distributed``, ``flip.data.storage`` and ``flip.runs``.
+May import ``flip.distributed``, ``flip.data.storage``, ``flip.files`` and ``flip.runs``.
 """

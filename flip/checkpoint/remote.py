@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from flip.data.storage.base import RequestError, plain_etag
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryPolicy, RetryState
-from flip.runs import commit, ownership
+from flip.files import ownership
+from flip.files.creation import atomic_write
+from flip.runs import commit
 from flip.runs.errors import PermissionDenied
-from flip.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from flip.data.storage.s3 import S3Storage
@@ -113,7 +114,7 @@ class RemoteCheckpoint:
         return [key.removeprefix(prefix) for key, _ in pages]
 
     def delete(self, name: str) -> None:
-        """Delete one file, which may be missing. ``flip.runs.deletion`` decides which names of a checkpoint."""
+        """Delete one file, which may be missing. ``flip.files.deletion`` decides which names of a checkpoint."""
         key = f"{self.url}/{name}"
         self._with_retries(key, partial(self._storage.delete, key), WRITING)
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from flip.checkpoint.remote import RemoteCheckpoint, as_url
 from flip.data.storage.retry import RetryPolicy
+from flip.files.creation import run_folder
 from flip.runs import records
 from flip.runs.errors import PermissionDenied, StorageError
-from flip.runs.files import run_folder
 from flip.runs.origin import is_copy, is_gone, original_folder
 from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
 from flip.distributed.parallel import local, local_offsets
+from flip.files.creation import OUTPUT_MODE, atomic_path, atomic_write
 from flip.runs.commit import SHARD_FILE, CorruptCheckpoint
 from flip.runs.errors import DataError
-from flip.runs.files import OUTPUT_MODE, atomic_path, atomic_write
 
 HEADER_BYTES = 1 << 18
 """Bytes of a file that are read first for its header."""

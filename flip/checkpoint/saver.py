@@ -28,10 +28,11 @@ from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, broadcast_json, run_on_all
 from flip.distributed.parallel import World
+from flip.files import deletion
+from flip.files.creation import run_folder
 from flip.optimizers import moments_of
-from flip.runs import commit, deletion
+from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
-from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, to_json
 
 log = logging.getLogger(__name__)

@@ -8,5 +8,5 @@
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
 
-No torch. May import ``flip.runs``.
+No torch. May import ``flip.files`` and ``flip.runs``.
 """

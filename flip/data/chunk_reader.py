@@ -28,9 +28,9 @@ from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
 from flip.data.storage.retry import Clock, Outage, RetryPolicy
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import atomic_write, open_lock, private_folder, read_regular, run_folder
 from flip.runs.errors import DataError
-from flip.runs.files import atomic_write, open_lock, private_folder, read_regular, run_folder
 
 FREED_SHARE = 0.1
 """Share of the limit that an eviction frees at once: listing the oldest files takes a while."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.identity import file_digest
+from flip.files.creation import read_regular
 from flip.runs.errors import ConfigError, read_error
-from flip.runs.files import read_regular
 from flip.runs.rundir import write_text
 
 if TYPE_CHECKING:

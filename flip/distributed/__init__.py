@@ -4,5 +4,5 @@
 - ``collectives``: JSON values between ranks; pickles are never exchanged.
 - ``shutdown``: signals, the step at which all ranks agree to stop, and a watchdog for a process that hangs.
 
-May import ``flip.config`` and ``flip.runs``.
+May import ``flip.config``, ``flip.files`` and ``flip.runs``.
 """

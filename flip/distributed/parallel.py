@@ -23,8 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flip.config import gpu_software, schema
 from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
+from flip.files.creation import private_folder
 from flip.runs.errors import FlipError
-from flip.runs.files import private_folder
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

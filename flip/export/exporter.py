@@ -19,11 +19,11 @@ from flip.evaluation.metrics.result_files import read_scores, shown
 from flip.export import fold_padding, format, onnx_models, weights
 from flip.export.differences import differences
 from flip.export.load import TrainedModel
+from flip.files import deletion
+from flip.files.creation import fsync_path, new_output_folder, output_folder, publish_folder
 from flip.models.clip import CLIPModel
-from flip.runs import deletion
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.files import fsync_path, new_output_folder, output_folder, publish_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")

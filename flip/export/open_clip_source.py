@@ -12,8 +12,8 @@ from typing import Any
 
 from flip.config.schema import Augment, Config, ImageTower, Model, TextTower
 from flip.evaluation.encoding.open_clip_folder import FILES, check
+from flip.files.creation import read_regular
 from flip.runs.errors import ConfigError
-from flip.runs.files import read_regular
 
 CONFIG_LIMIT = 1 << 20
 """Bytes of open_clip_config.json; real ones have one or two kB."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from flip.data.decode import DecodeError, Pixels, open_image
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
+from flip.files.creation import read_regular
 from flip.runs.errors import DataError
-from flip.runs.files import read_regular
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8

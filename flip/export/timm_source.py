@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 
 from flip.checkpoint import export_record
 from flip.config.schema import Config
+from flip.files.creation import read_regular
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.files import read_regular
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -20,10 +20,10 @@ from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.data import kernel
+from flip.files.creation import open_append, run_folder
 from flip.losses import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
-from flip.runs.files import open_append, run_folder
 from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, write_json
 

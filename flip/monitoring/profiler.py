@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from flip.runs.files import atomic_write, run_folder
+from flip.files.creation import atomic_write, run_folder
 
 if TYPE_CHECKING:
     from flip.training.callbacks import Training

@@ -16,11 +16,11 @@ from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTow
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
 from flip.evaluation.metrics.result_files import COLUMNS, ScoreRecord, of_result, precision, read_scores, shown
 from flip.evaluation.metrics.score import score_of
+from flip.files.creation import read_regular
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.files import read_regular
 from flip.runs.job_kind import REQUEST
 from flip.runs.lifecycle import RunState, Seen
 from flip.runs.rundir import RunDir, read_record

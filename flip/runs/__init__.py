@@ -4,12 +4,7 @@
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``metric_lines``: the only reader of metrics/<n>.jsonl.
-- ``ownership``: who owns a path, who may write to it, and who may exchange it through a folder above.
-- ``deletion``: the only calls that delete files and folders.
 - ``origin``: whether a run directory was copied, or renamed and moved.
-- ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
-- ``acl``: access control lists of files and folders.
-- ``python_path``: where the Python processes that we start find modules.
 - ``credentials``: what is removed from texts that leave the process, and refused in settings.
 - ``attempts``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
 - ``restart_policy``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.
@@ -20,6 +15,6 @@
 - ``wall_limit``: the time limit of a job, compared with the measured times of its run.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
-Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing
-else of the toolkit.
+Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports
+``flip.files`` alone.
 """

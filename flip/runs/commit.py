@@ -14,11 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from flip.runs import deletion, records
+from flip.files import deletion
+from flip.files.creation import fsync_path, run_folder
+from flip.files.ownership import PathLike
+from flip.runs import records
 from flip.runs.errors import FlipError
-from flip.runs.files import fsync_path, run_folder
 from flip.runs.job_kind import is_evaluation
-from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, list_names, read_record, write_json
 

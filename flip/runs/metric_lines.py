@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
+from flip.files.creation import open_regular
 from flip.runs import records
-from flip.runs.files import open_regular
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 
 #: Bytes at the end of a file that ``newest_first`` reads: more than the longest line.

@@ -9,8 +9,8 @@ which lies in the folder of the sweep. Standard library, Python >= 3.6.
 import os
 from typing import Any, Mapping
 
+from flip.files.ownership import PathLike
 from flip.runs.job_kind import EVALUATIONS, is_evaluation
-from flip.runs.ownership import PathLike
 from flip.runs.rundir import RunDir
 
 

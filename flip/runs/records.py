@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any, Callable, Dict, Optional, Tuple
 
+from flip.files.creation import RECORD_LIMIT
 from flip.runs.credentials import scrub
-from flip.runs.files import RECORD_LIMIT
 
 #: Limit of counts and sizes. FLOPs are floats, with a limit of 1e30.
 LARGEST = 10**18

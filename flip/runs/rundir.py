@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from flip.runs import deletion, records
-from flip.runs.errors import CRASH, DataError
-from flip.runs.files import (
+from flip.files import deletion
+from flip.files.creation import (
     atomic_write,
     close_folders,
     create_sibling,
@@ -25,7 +24,9 @@ from flip.runs.files import (
     replace_link,
     run_folder,
 )
-from flip.runs.ownership import PathLike
+from flip.files.ownership import PathLike
+from flip.runs import records
+from flip.runs.errors import CRASH, DataError
 
 #: Levels of folders in a run directory: checkpoints/<stage>/<S>-<n>.
 RUN_DEPTH = 3

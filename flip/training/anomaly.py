@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flip.files.creation import run_folder
 from flip.runs.errors import Diverged
-from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Any
 from flip import costs
 from flip.config.derived import stage_spans
 from flip.config.schema import Config
-from flip.runs import commit, deletion
+from flip.files import deletion
+from flip.runs import commit
 from flip.runs.rundir import RunDir, create_json
 from flip.training.callbacks import Training
 

@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from flip.runs.files import open_append, run_folder
+from flip.files.creation import open_append, run_folder
 from flip.runs.rundir import RunDir
 from flip.training.callbacks import Callback, Training
 

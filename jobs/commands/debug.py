@@ -133,8 +133,8 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
 
     from flip.checkpoint.remote import local_copy
     from flip.config.merge import dump
+    from flip.files.creation import closed_folder
     from flip.runs import commit
-    from flip.runs.files import closed_folder
     from flip.runs.rundir import RunDir, write_json, write_text
     from jobs.common.filesystem import writing
 
@@ -178,7 +178,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
 
 def in_allocation(run: RunDir, n: int, code: Path) -> int:
     """Train with one rank per task of the current Slurm allocation."""
-    from flip.runs import python_path
+    from flip.files import python_path
     from jobs.common.paths import JOBS
     from jobs.common.text import plain
     from jobs.reporting.run_details import last_lines

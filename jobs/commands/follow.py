@@ -22,7 +22,7 @@ Runs with monitor.wandb are followed while they train; this command is for what 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from flip.runs.files import close_umask
+    from flip.files.creation import close_umask
     from jobs.tracking.tracker import TRACKERS
 
     parser = Parser(

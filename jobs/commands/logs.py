@@ -142,8 +142,8 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
 
 def _blocks(path: Path, start: int) -> Iterator[bytes]:
     """The bytes of a log from ``start`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
+    from flip.files.creation import open_regular
     from flip.runs.errors import DataError, PermissionDenied, StorageError
-    from flip.runs.files import open_regular
 
     try:
         with open_regular(path) as file:

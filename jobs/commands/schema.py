@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def schema(args: argparse.Namespace) -> int:
-    from flip.runs.files import output_folder
+    from flip.files.creation import output_folder
     from flip.runs.rundir import write_text
     from jobs.common.paths import SWEEPS
     from jobs.sweeps.json_schemas import SCHEMAS

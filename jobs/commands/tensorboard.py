@@ -81,7 +81,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
     """Link the events of runs into the folder as SWEEP/RUN, once each; returns new names."""
-    from flip.runs.files import closed_folder
+    from flip.files.creation import closed_folder
 
     added = []
     for run in runs:

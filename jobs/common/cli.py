@@ -188,7 +188,7 @@ def run_main(main: Callable[[], int]) -> int:
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """
-    from flip.runs.python_path import leave_current_folder
+    from flip.files.python_path import leave_current_folder
 
     try:
         os.getcwd()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flip.runs import deletion, ownership
+from flip.files import deletion, ownership
+from flip.files.creation import RefusedPath, create_file
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
-from flip.runs.files import RefusedPath, create_file
 
 #: Remedy if runs cannot be stored in a folder.
 OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."

@@ -90,7 +90,7 @@ class Job:
     """The current code; None: ``snapshot``. See ``host_code``."""
     exposed: Sequence[str] = ()
     """Folders above the run in which other users can rename what lies there, accepted because the run existed before
-    they were checked (``flip.runs.ownership.exposures``): its starts warn about these and refuse others."""
+    they were checked (``flip.files.ownership.exposures``): its starts warn about these and refuse others."""
 
     @property
     def rank_module(self) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flip import environment
+from flip.files.creation import read_regular
 from flip.runs.errors import ConfigError
-from flip.runs.files import read_regular
 
 FORMAT = "flip-measurement"
 VERSION = 1

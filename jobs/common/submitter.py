@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.runs.ownership import user_name
+from flip.files.ownership import user_name
 from flip.runs.rundir import RunDir
 from jobs.common.job import read_lenient, record_of
 
@@ -53,5 +53,5 @@ def _owners(job: dict[str, Any]) -> Iterator[int]:
 
 
 def _is_trusted(uid: int) -> bool:
-    """As in ``flip.runs.ownership``: this user and root."""
+    """As in ``flip.files.ownership``: this user and root."""
     return uid in (os.geteuid(), 0)

@@ -1,15 +1,15 @@
 """Refuses what other users could change before it is executed: cluster profiles, their programs, and runs below folders
-in which others can rename. The rules are in ``flip.runs.ownership``, their reasons in SECURITY.md.
+in which others can rename. The rules are in ``flip.files.ownership``, their reasons in SECURITY.md.
 """
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from flip.runs import ownership
+from flip.files import ownership
+from flip.files.creation import private_folder
+from flip.files.ownership import TRUSTED_GROUP, Exposure, group_name, user_name
 from flip.runs.errors import PermissionDenied
-from flip.runs.files import private_folder
-from flip.runs.ownership import TRUSTED_GROUP, Exposure, group_name, user_name
 from flip.runs.rundir import write_json
 from jobs.common.filesystem import writing
 from jobs.common.paths import REPOSITORY

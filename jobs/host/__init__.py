@@ -14,5 +14,5 @@
 - ``agents/``: the node agents of a job and their coordinator.
 
 ``batch_hooks.py`` and ``rank_entry.py`` are programs: batch scripts start them by their paths, and they alone import
-``agents``. Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.
+``agents``. Python >= 3.6, standard library only, in all files. May import ``flip.files`` and ``flip.runs``.
 """

@@ -12,8 +12,8 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
+from flip.files.creation import run_folder
 from flip.runs import attempts, lifecycle
-from flip.runs.files import run_folder
 from flip.runs.lifecycle import ABSENT, FINAL, HELD, RunState, Seen
 from flip.runs.rundir import RunDir, create_json, read_record
 

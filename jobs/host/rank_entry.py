@@ -36,7 +36,7 @@ SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-    from flip.runs.files import RefusedPath  # after the signals are blocked
+    from flip.files.creation import RefusedPath  # after the signals are blocked
 
     raise_limits()
     os.environ.update(environment(os.environ))
@@ -93,7 +93,7 @@ def allocator(environ: Mapping[str, str]) -> Dict[str, str]:
 
 def open_log(environ: Mapping[str, str]) -> None:
     """Redirect standard output and error to the files of this node and attempt."""
-    from flip.runs.files import open_append
+    from flip.files.creation import open_append
 
     logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
-from flip.runs import deletion, python_path
+from flip.files import deletion, python_path
+from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES, COMPLETE
-from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, write_json
 from jobs.host.agents.channel import KEY_VARIABLE, new_key
 from jobs.host.agents.coordinator import TIMING, Coordinator, State

@@ -9,9 +9,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion, python_path
+from flip.files import deletion, python_path
+from flip.files.creation import open_append, run_folder
 from flip.runs.errors import FlipError
-from flip.runs.files import open_append, run_folder
 from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, UNKNOWN, UNREADABLE, Seen
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json

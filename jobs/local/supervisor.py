@@ -20,9 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from flip.runs import attempts, lifecycle, ownership
+from flip.files import ownership
+from flip.files.creation import close_umask, open_lock, run_folder
+from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, ConfigError, start_logging
-from flip.runs.files import close_umask, open_lock, run_folder
 from flip.runs.lifecycle import Seen
 from flip.runs.origin import is_copy
 from flip.runs.restart_place import HERE, Allocation

@@ -11,8 +11,8 @@ from typing import Any
 
 from flip.config.host import cores
 from flip.config.resolve import cache_root
+from flip.files.creation import closed_folder, run_folder
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.files import closed_folder, run_folder
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cli import command, note

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flip.data.manifest.manifest import Manifest
+from flip.files.creation import closed_folder, output_folder
 from flip.runs.errors import COMPLETE, CONFIG, ConfigError, DataError, StorageError
-from flip.runs.files import closed_folder, output_folder
 from flip.runs.rundir import write_json, write_text
 from jobs.common.cli import confirm, note
 from jobs.common.cluster_profile import ClusterProfile, load_profile

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from flip import environment
 from flip.config.host import core_seconds, this_host
-from flip.runs import python_path
+from flip.files import python_path
 from flip.runs.credentials import scrub
 from jobs.common.measurement import (
     MEASURED,

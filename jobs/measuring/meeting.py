@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flip.runs.files import open_lock, run_folder
+from flip.files.creation import open_lock, run_folder
 from flip.runs.rundir import read_json, write_json
 from jobs.measuring.limited import MeasurementStopped
 

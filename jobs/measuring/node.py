@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flip import environment
-from flip.runs.files import run_folder
+from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, exists, load_record, write_json
 from jobs.common.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
 from jobs.measuring import compare, machine

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flip.config.callback_names import ARGUMENTS, VALUE, CallbackName, parse
+from flip.files.creation import read_regular
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
-from flip.runs.files import read_regular
 from jobs.common import trust
 
 LIMIT = 1_000_000

@@ -18,10 +18,10 @@ from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import is_remote
 from flip.evaluation.metrics import predictions
 from flip.evaluation.metrics.predictions import Predictions
+from flip.files.creation import read_regular
+from flip.files.ownership import is_mine
 from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
-from flip.runs.files import read_regular
-from flip.runs.ownership import is_mine
 from jobs.common.text import percent, plain
 from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading

@@ -8,9 +8,9 @@ from statistics import fmean
 import numpy as np
 
 from flip.evaluation.metrics.score import Score, score_of
+from flip.files.creation import output_folder
 from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome
-from flip.runs.files import output_folder
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import level_percent, percent
 from jobs.reporting import charts, laws, scaling_laws, seed_groups

@@ -8,10 +8,10 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from flip.files.ownership import user_name
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
 from flip.runs.lifecycle import UNREADABLE, RunState, Seen
-from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable

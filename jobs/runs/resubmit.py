@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flip.files.ownership import untrusted
 from flip.runs.job_kind import is_evaluation
-from flip.runs.ownership import untrusted
 from flip.runs.rundir import RunDir
 from jobs.common import cli
 from jobs.common.job import record_of

@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from flip.distributed.shutdown import SIGNALS
-from flip.runs import deletion
-from flip.runs.files import create_sibling, read_regular
+from flip.files import deletion
+from flip.files.creation import create_sibling, read_regular
 from flip.runs.rundir import write_bytes
 from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, parse
 

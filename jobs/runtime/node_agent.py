@@ -41,8 +41,8 @@ if not __package__:  # started by its path, for code of a run that is older than
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
+from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES
-from flip.runs.files import RefusedPath, open_append
 from flip.runs.restart_policy import UNSTARTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions

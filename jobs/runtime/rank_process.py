@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.distributed import shutdown
-from flip.runs import deletion, ownership
+from flip.files import deletion, ownership
+from flip.files.creation import RefusedPath, close_umask
 from flip.runs.errors import (
     CAUSES,
     STORAGE_ERRNOS,
@@ -30,7 +31,6 @@ from flip.runs.errors import (
     StorageError,
     start_logging,
 )
-from flip.runs.files import RefusedPath, close_umask
 from flip.runs.restart_policy import PEER_GONE
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json, write_bytes
 

@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import canary, deletion, lifecycle, wall_limit
+from flip.files import deletion
+from flip.files.creation import new_folder, run_folder
+from flip.runs import canary, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, StorageError
-from flip.runs.files import new_folder, run_folder
 from flip.runs.job_kind import EVALUATE
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import acl, ownership, python_path
+from flip.files import acl, ownership, python_path
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
@@ -183,7 +183,7 @@ def _location(sweep: Path) -> list[str]:
 def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
     """Lines that refuse to execute code that another user can change or exchange, at every start.
 
-    The rule is ``flip.runs.ownership``. Its text is part of the script, because what is to be checked cannot check
+    The rule is ``flip.files.ownership``. Its text is part of the script, because what is to be checked cannot check
     itself: Slurm keeps a copy of the script from the submission on. Places that the submission accepted
     (``Job.exposed``) only give a warning.
     """
@@ -207,9 +207,9 @@ def _trusted_groups() -> str:
 
 @functools.lru_cache(maxsize=1)
 def ownership_program() -> str:
-    """The text of a Python program that runs ``flip.runs.ownership.main`` without any file of ours."""
+    """The text of a Python program that runs ``flip.files.ownership.main`` without any file of ours."""
     rule = Path(ownership.__file__).read_text(encoding="utf-8")
-    lines = [line for line in rule.splitlines() if not line.startswith("from flip.runs.acl import ")]
+    lines = [line for line in rule.splitlines() if not line.startswith("from flip.files.acl import ")]
     lists = Path(acl.__file__).read_text(encoding="utf-8")
     return "\n".join([lists, *lines, "sys.exit(main(sys.argv[1:]))", ""])
 

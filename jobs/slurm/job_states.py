@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flip.files.ownership import user_name
 from flip.runs import canary
 from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, HELD, OVER, QUEUED, UNKNOWN, UNREADABLE, Seen
 from flip.runs.origin import is_copy
-from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import held_jobs, slurm_cli
 from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from flip.files.ownership import user_name
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.ownership import user_name
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import probe
 from jobs.common.paths import runs_root

@@ -21,11 +21,12 @@ from flip.config.merge import dump, to_dict
 from flip.config.schema import Config
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
-from flip.runs import canary, commit, deletion
+from flip.files import deletion
+from flip.files.creation import closed_folder, folder_like, fsync_path, new_folder, open_lock
+from flip.files.ownership import is_mine
+from flip.runs import canary, commit
 from flip.runs.errors import ConfigError
-from flip.runs.files import closed_folder, folder_like, fsync_path, new_folder, open_lock
 from flip.runs.lifecycle import ENDED
-from flip.runs.ownership import is_mine
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing

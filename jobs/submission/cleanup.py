@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from flip.runs import attempts, deletion
+from flip.files import deletion
+from flip.files.ownership import user_name
+from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
 from flip.runs.job_kind import EVALUATIONS
 from flip.runs.lifecycle import ENDED, UNREADABLE
-from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, list_names, parse_int, read_record
 from jobs.common.text import plain
 from jobs.local import supervisor

@@ -33,9 +33,10 @@ from flip.evaluation.encoding.open_clip_folder import claim, conversion, is_pick
 from flip.evaluation.metrics.result_files import precision
 from flip.evaluation.metrics.score import score_of
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
-from flip.runs import commit, deletion
+from flip.files import deletion
+from flip.files.creation import closed_folder, new_folder, run_folder
+from flip.runs import commit
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
-from flip.runs.files import closed_folder, new_folder, run_folder
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, load_record

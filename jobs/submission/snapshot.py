@@ -19,9 +19,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from flip.config import callback_names
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import closed_folder, create_file, fsync_path, read_regular
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
-from flip.runs.files import closed_folder, create_file, fsync_path, read_regular
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 log = logging.getLogger(__name__)

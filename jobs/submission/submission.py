@@ -21,9 +21,9 @@ from flip.config.schema import Config
 from flip.config.validate import warnings
 from flip.config.yaml_io import read_yaml
 from flip.export import timm_source
+from flip.files.ownership import Exposure
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
-from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record
 from jobs.common import trust
 from jobs.common.cli import can_ask, confirm, note

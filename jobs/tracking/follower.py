@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flip.files.creation import open_lock, run_folder
 from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
 from flip.runs import commit
 from flip.runs.credentials import scrub
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.files import open_lock, run_folder
 from flip.runs.metric_lines import MetricFile, metric_file
 from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing

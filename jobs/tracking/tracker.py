@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from flip.runs import python_path
-from flip.runs.files import open_append
+from flip.files import python_path
+from flip.files.creation import open_append
 from jobs.common.paths import REPOSITORY
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import run_folder
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.files import run_folder
 from flip.runs.rundir import parse_int
 from jobs.tracking.tracker import TrackedRun
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flip.config.resolve import cache_root
-from flip.runs.files import private_folder
+from flip.files.creation import private_folder
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-from flip.runs import python_path
+from flip.files import python_path
 from flip.runs.rundir import write_json
 from jobs.common.measurement import Machine
 from jobs.measuring import command, machine, page

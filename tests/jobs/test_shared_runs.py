@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from flip.files.ownership import user_name
 from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.ownership import user_name
 from flip.runs.rundir import read_json, write_json
 from jobs.commands import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile

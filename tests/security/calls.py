@@ -19,9 +19,9 @@ SHELL = "runs a line of shell"
 CODE = "executes code that is chosen at run time"
 OBJECTS = "makes objects of any class"
 UNPACK = "writes where an archive says"
-FOLDER = "makes a folder that others may write to under umask 002 or a default ACL: see flip/runs/files.py"
-WRITES = "opens or makes a file where another user may have prepared a link: see flip/runs/files.py"
-DELETES = "deletes: only flip/runs/deletion.py does, which checks the target"
+FOLDER = "makes a folder that others may write to under umask 002 or a default ACL: see flip/files/creation.py"
+WRITES = "opens or makes a file where another user may have prepared a link: see flip/files/creation.py"
+DELETES = "deletes: only flip/files/deletion.py does, which checks the target"
 
 #: Full name of a module, class or function (shell patterns) -> why it is refused.
 REFUSED = {

@@ -37,17 +37,17 @@ ALLOWED = {
     ("jobs/commands/debug.py", "shutil.copytree"): "in a temporary folder of mode 0700",
     ("jobs/commands/tensorboard.py", "link.symlink_to"): "in a temporary folder of mode 0700",
     ("tools/demo_datasets/icons/build.py", "shutil.copyfile"): "into a new folder of the cache, closed to others",
-    ("flip/data/storage/s3.py", "'delete_object'"): "one request, for flip.runs.deletion",
-    ("flip/data/storage/fsspec_storage.py", "files.rm_file"): "one request, for flip.runs.deletion",
-    ("flip/checkpoint/remote.py", "self._storage.delete"): "one file of a folder, for flip.runs.deletion",
-    ("flip/checkpoint/saver.py", "remote.delete"): "passed to flip.runs.deletion, which chooses the names",
+    ("flip/data/storage/s3.py", "'delete_object'"): "one request, for flip.files.deletion",
+    ("flip/data/storage/fsspec_storage.py", "files.rm_file"): "one request, for flip.files.deletion",
+    ("flip/checkpoint/remote.py", "self._storage.delete"): "one file of a folder, for flip.files.deletion",
+    ("flip/checkpoint/saver.py", "remote.delete"): "passed to flip.files.deletion, which chooses the names",
     ("jobs/planning/preflight.py", "remote.delete"): "an object with a random name that the line above has written",
     ("tools/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
     ("tools/documentation/commands.py", "importlib.import_module"): "a command of jobs/__main__.py",
     ("tools/sandbox/config.py", "gpu.symlink_to"): "in a folder of a test cluster, closed to others",
 }
 #: The modules that make folders, open files to write, and delete: the reasons that do not count there.
-OWN_REASONS = {"flip/runs/files.py": (FOLDER, WRITES), "flip/runs/deletion.py": (DELETES,)}
+OWN_REASONS = {"flip/files/creation.py": (FOLDER, WRITES), "flip/files/deletion.py": (DELETES,)}
 
 
 def test_no_module_makes_a_dangerous_call():
@@ -229,7 +229,7 @@ open(path, 'rb')
 open(path, encoding='utf-8')
 path.open()
 path.open('rb')
-from flip.runs.files import open_append; open_append(path)
+from flip.files.creation import open_append; open_append(path)
 from flip.runs.rundir import write_text; write_text(path, 'a')
 from flip.runs import rundir; rundir.write_text(path, 'a')
 import os; os.fdopen(handle, 'wb')
@@ -241,7 +241,7 @@ source.open(run, 3)
 text.replace('w', 'a')
 names.remove(x)
 del values[key]
-from flip.runs import deletion; deletion.delete_file(path)
+from flip.files import deletion; deletion.delete_file(path)
 import os; os.replace(a, b)
 """
 

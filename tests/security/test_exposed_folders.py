@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 
-from flip.runs import acl
-from flip.runs.acl import Entry
+from flip.files import acl
+from flip.files.acl import Entry
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from tests.flip.runs.test_acl import set_or_skip
+from tests.flip.files.test_acl import set_or_skip
 from tests.jobs.slurm.batch_stage import script
 from tests.security.test_other_users import submitted, supervise
 from tests.security.users import ROOT, TEAM, tree

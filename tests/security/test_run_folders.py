@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import acl
+from flip.files import acl
 from flip.runs.rundir import RunDir
-from tests.flip.runs.test_acl import set_or_skip
+from tests.flip.files.test_acl import set_or_skip
 from tests.security.users import ROOT, TEAM, tree
 
 pytestmark = pytest.mark.long

@@ -99,8 +99,8 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     from flip.checkpoint.export_record import is_export
     from flip.export import exporter  # imports torch: after the run's name was checked
     from flip.export.load import load
+    from flip.files.creation import run_folder
     from flip.runs.errors import ConfigError
-    from flip.runs.files import run_folder
     from flip.runs.rundir import RunDir
     from tools.shards_commands.output import writing
 

@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(options: argparse.Namespace) -> int:
     from flip.evaluation.datasets import prompts
+    from flip.files.creation import output_folder, read_regular
     from flip.runs.errors import ConfigError
-    from flip.runs.files import output_folder, read_regular
     from flip.runs.rundir import to_json, write_text
     from tools.shards_commands.output import writing
 

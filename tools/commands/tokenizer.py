@@ -105,8 +105,8 @@ def _claim(path: Path) -> None:
 
     Raises ConfigError, PermissionDenied, StorageError.
     """
+    from flip.files.creation import output_folder
     from flip.runs.errors import ConfigError, PermissionDenied
-    from flip.runs.files import output_folder
     from tools.shards_commands.output import writing
 
     with writing(path):
@@ -120,7 +120,7 @@ def _claim(path: Path) -> None:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` whose file is then renamed to it. Raises as ``_claim``."""
-    from flip.runs import deletion
+    from flip.files import deletion
     from tools.shards_commands.output import writing
 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

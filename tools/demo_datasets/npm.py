@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import closed_folder
 from flip.runs.errors import DataError, StorageError
-from flip.runs.files import closed_folder
 from jobs.common.terminal import ProgressBar
 
 NODE_LOCK = Path(__file__).resolve().parents[2] / "requirements-node.lock"

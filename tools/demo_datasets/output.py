@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip.runs import deletion
-from flip.runs.files import close_umask, closed_folder, fsync_path, new_folder, open_lock
+from flip.files import deletion
+from flip.files.creation import close_umask, closed_folder, fsync_path, new_folder, open_lock
 from flip.runs.rundir import read_json, write_json
 from jobs.common.filesystem import unwritable
 from tools.demo_datasets import npm

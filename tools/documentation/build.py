@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flip.runs.files import output_folder
+from flip.files.creation import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.paths import REPOSITORY
 from tools.documentation import (

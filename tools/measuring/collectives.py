@@ -21,7 +21,7 @@ from torch import distributed
 
 from flip.config import schema
 from flip.distributed import parallel
-from flip.runs.files import create_file
+from flip.files.creation import create_file
 from flip.traffic import PAYLOAD
 
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flip.runs.files import atomic_write, create_file, open_lock, open_regular, output_folder
+from flip.files.creation import atomic_write, create_file, open_lock, open_regular, output_folder
 from flip.runs.rundir import RunDir
 
 LARGE = 1 << 26

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 from flip.checkpoint.remote import local_copy
 from flip.data.manifest.build import index
+from flip.files.creation import output_folder
 from flip.runs import commit
-from flip.runs.files import output_folder
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_json, write_text
 from flip.tokenizer import train

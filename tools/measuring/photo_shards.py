@@ -15,7 +15,7 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from flip.runs.files import output_folder
+from flip.files.creation import output_folder
 
 QUALITY = 95
 _TEXT = """beautiful old small large wooden vintage modern black white red blue green golden handmade classic original

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.files.creation import output_folder
 from flip.runs.errors import ConfigError
-from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, sorted_glob, write_json
 from tools.records.rule import MARGIN, has_reached
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import closed_folder, open_lock
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
-from flip.runs.files import closed_folder, open_lock
 from flip.runs.rundir import write_text
 from tools.sandbox import daemons, processes
 from tools.sandbox.config import Options, SandboxConfig, free_block

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import atomic_write, open_append
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.files import atomic_write, open_append
 from flip.runs.rundir import write_bytes
 from tools.sandbox import processes
 from tools.sandbox.config import CLUSTER, SandboxConfig

@@ -30,8 +30,8 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.worker import WorkerConfig
 from flip.environment import processor
+from flip.files.creation import OUTPUT_MODE, atomic_write
 from flip.runs.errors import COMPLETE, ConfigError, DataError
-from flip.runs.files import OUTPUT_MODE, atomic_write
 from jobs.common import core_speeds
 from jobs.common.core_speeds import SpeedRow
 from jobs.common.filesystem import writing

@@ -28,8 +28,8 @@ from flip.data.decode import (
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import DatasetSource, load_sources
+from flip.files.creation import create_file
 from flip.runs.errors import DATA, ConfigError, DataError
-from flip.runs.files import create_file
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
 from jobs.common.terminal import ProgressBar

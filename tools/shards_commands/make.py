@@ -33,9 +33,9 @@ from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import split
 from flip.evaluation.datasets.prompts import Prompts, check_prompts, fill_templates
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import create_file, fsync_path, output_folder
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.files import create_file, fsync_path, output_folder
 from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from flip.data.decode import refuse_json_members
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import OUTPUT_MODE, atomic_write, output_folder
 from flip.runs.errors import ConfigError, PermissionDenied
-from flip.runs.files import OUTPUT_MODE, atomic_write, output_folder
 from jobs.common.filesystem import unwritable
 from jobs.common.text import plain
 

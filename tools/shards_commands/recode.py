@@ -37,9 +37,9 @@ from flip.data.manifest.build import ScanResults
 from flip.data.manifest.manifest import RECODED, Manifest, refuse_existing
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import is_remote
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import OUTPUT_MODE, atomic_write, open_lock, output_folder
 from flip.runs.errors import ConfigError, DataError, StorageError
-from flip.runs.files import OUTPUT_MODE, atomic_write, open_lock, output_folder
 from flip.runs.rundir import to_json
 from jobs.common import filesystem
 from jobs.common.terminal import ProgressBar

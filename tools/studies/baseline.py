@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.files.creation import output_folder
 from flip.runs.errors import ConfigError
-from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, sorted_glob, write_json
 from tools.demo_datasets.icons import drawings
 from tools.studies.answers import pack

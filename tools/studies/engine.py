@@ -24,9 +24,9 @@ import numpy as np
 import flip
 from flip.config.host import cores
 from flip.environment import processor
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import output_folder
 from flip.runs.errors import CRASH, STOPPED, ConfigError
-from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, sorted_glob, write_json, write_text
 from jobs.common.paths import REPOSITORY, runs_root
 from tools.studies.answers import pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flip.runs.files import output_folder
+from flip.files.creation import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
 from jobs.reporting import charts

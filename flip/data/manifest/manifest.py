@@ -48,9 +48,9 @@ from flip import __version__
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote, plain_etag
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
-from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.rundir import to_json, write_new
 
 VERSION = 2

@@ -29,9 +29,9 @@ from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
-from flip.runs import deletion
+from flip.files import deletion
+from flip.files.creation import create_file, output_folder
 from flip.runs.errors import DataError, PermissionDenied, StorageError
-from flip.runs.files import create_file, output_folder
 
 if TYPE_CHECKING:
     from flip.data.manifest.filters import Filters

@@ -6,5 +6,5 @@
 - ``retry``: which errors are retried, for how long and how often; second requests; reports of outages.
 - ``checksums``: CRC32 of bytes and of concatenations, ETags.
 
-May import ``flip.runs``.
+May import ``flip.files`` and ``flip.runs``.
 """

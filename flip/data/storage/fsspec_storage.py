@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, completed_future, run_once
+from flip.files.creation import atomic_write, run_folder
 from flip.runs.errors import ConfigError
-from flip.runs.files import atomic_write, run_folder
 
 
 class FsspecStorage:

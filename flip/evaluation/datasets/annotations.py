@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.evaluation.datasets.image_sources import File
+from flip.files.creation import read_regular
 from flip.runs.errors import DataError
-from flip.runs.files import read_regular
 
 KARPATHY = {"test": ("test",), "train": ("train", "restval")}
 HEAD = ["image", "caption"]

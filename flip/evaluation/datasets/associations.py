@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flip.evaluation.datasets.image_sources import File
+from flip.files.creation import read_regular
 from flip.runs.errors import DataError
-from flip.runs.files import read_regular
 
 FILE = "associations.jsonl"
 LIMIT = 64 << 20

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flip.files.creation import read_regular
 from flip.runs.errors import ConfigError, read_error
-from flip.runs.files import read_regular
 
 FORMAT_HELP = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
 

@@ -23,7 +23,7 @@ from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup, all_gather_json
 from flip.evaluation.datasets.image_sources import Images, PreparedImage, prefetch
 from flip.evaluation.encoding.encoders import GREY, Encoder
-from flip.runs.files import FILE_MODE, run_folder
+from flip.files.creation import FILE_MODE, run_folder
 
 log = logging.getLogger(__name__)
 

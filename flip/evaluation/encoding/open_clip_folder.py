@@ -11,10 +11,10 @@ from flip.checkpoint import export_record
 from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.yaml_io import dump_yaml, read_yaml
+from flip.files.creation import read_regular, run_folder
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.files import read_regular, run_folder
 from flip.runs.rundir import RunDir, create_json, create_text, write_json
 
 log = logging.getLogger(__name__)

@@ -7,5 +7,5 @@
 
 A metric of its own is a function in ``measures`` with a row of ``METRICS``, and a row of ``LABELS`` in ``score``.
 
-May import ``flip.data`` and ``flip.runs``.
+May import ``flip.data``, ``flip.files`` and ``flip.runs``.
 """

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.evaluation.metrics.result_files import folder_of
+from flip.files.creation import read_regular, run_folder
 from flip.runs import records
-from flip.runs.files import read_regular, run_folder
 from flip.runs.rundir import RunDir, write_text
 
 TOP = 5

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.files.creation import run_folder
 from flip.runs import records
 from flip.runs.errors import DataError
-from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, read_record, sorted_glob, write_json
 
 COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",), "association": ("",)}

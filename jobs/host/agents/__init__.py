@@ -10,5 +10,5 @@ A node agent (``jobs/runtime/node_agent.py``) starts the ranks of its node; the 
 - ``lost_batch_host.py``: requeues a job whose first node is lost.
 
 On one machine the supervisor has the coordinator (``jobs/local/agents.py``). Python >= 3.6, standard library only, in
-all files. May import ``jobs.host`` and ``flip.runs``.
+all files. May import ``jobs.host``, ``flip.files`` and ``flip.runs``.
 """

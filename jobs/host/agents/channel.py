@@ -35,8 +35,8 @@ import socket
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
-from flip.runs.files import atomic_write
-from flip.runs.ownership import untrusted
+from flip.files.creation import atomic_write
+from flip.files.ownership import untrusted
 from flip.runs.rundir import read_record
 
 PROTOCOL = 1

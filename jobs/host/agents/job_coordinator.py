@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
+from flip.files.creation import open_append
 from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
-from flip.runs.files import open_append
 from flip.runs.restart_place import HERE, Allocation
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, own_job, rank_entry, slurm_cli

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from flip.files.creation import RECORD_LIMIT
 from flip.runs import commit, records
 from flip.runs.errors import CAUSES
-from flip.runs.files import RECORD_LIMIT
 from flip.runs.rundir import RunDir, read_record, write_json
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flip.runs.ownership import user_name
+from flip.files.ownership import user_name
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands.clean import main
 from jobs.common.completion import completer_of

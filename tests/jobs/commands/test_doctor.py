@@ -350,9 +350,9 @@ def test_doctor_help_shows_examples_and_imports_only_cli_module():
     assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
         "flip",
         "flip.runs",
-        "flip.runs.acl",
-        "flip.runs.ownership",
-        "flip.runs.python_path",
+        "flip.files.acl",
+        "flip.files.ownership",
+        "flip.files.python_path",
         "jobs",
         "jobs.commands",
         "jobs.commands.doctor",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flip.runs import ownership
+from flip.files import ownership
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.rundir import read_json
 from jobs.commands import doctor, evaluate

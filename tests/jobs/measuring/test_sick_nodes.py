@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs.files import run_folder
+from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.measurement import read_measurement
 from jobs.measuring import node

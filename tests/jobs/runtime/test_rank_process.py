@@ -210,7 +210,7 @@ def test_files_of_run_raise_storage_error_if_their_storage_fails(tmp_path, monke
 
     tokenizer = make_tokenizer(tmp_path / "tokenizer.json")
     manifest = make_dataset(tmp_path / "data", samples=8, shards=1)
-    monkeypatch.setattr("flip.runs.files.os.open", fail)
+    monkeypatch.setattr("flip.files.creation.os.open", fail)
     monkeypatch.setattr("builtins.open", fail)
     for read in (
         lambda: Tokenizer(tokenizer, 8, prepend_cls=False),

@@ -61,7 +61,7 @@ def test_script_matches_golden_file(name, fields, monkeypatch):
     program = batch_script.ownership_program()
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert text.count(program) == 1
-    text = text.replace(program, "(flip/runs/acl.py and flip/runs/ownership.py)\n")
+    text = text.replace(program, "(flip/files/acl.py and flip/files/ownership.py)\n")
     path = GOLDEN / f"sbatch-{name}.sh"
     if os.environ.get("FLIP_GOLDEN") == "write":
         path.write_text(text)

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from flip.runs import acl
+from flip.files import acl
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.slurm import batch_script
-from tests.flip.runs.test_acl import set_or_skip
+from tests.flip.files.test_acl import set_or_skip
 from tests.jobs.slurm.batch_stage import ROOT, script
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.runs.files import new_folder
+from flip.files.creation import new_folder
 from flip.runs.rundir import write_json, write_text
 from tools.demo_datasets import output
 from tools.demo_datasets.icons import drawings, families, names, selection

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.runs.files import atomic_write
+from flip.files.creation import atomic_write
 from jobs.common.terminal import ProgressBar
 from tools.demo_datasets import npm, render
 from tools.demo_datasets.icons import families, names

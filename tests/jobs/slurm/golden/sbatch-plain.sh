@@ -136,7 +136,7 @@ requeue_elsewhere() {
 log=/runs/demo/.slurm/0123abcd/$id
 exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere
 IFS= read -rd '' ownership <<'END_OF_OWNERSHIP'
-(flip/runs/acl.py and flip/runs/ownership.py)
+(flip/files/acl.py and flip/files/ownership.py)
 END_OF_OWNERSHIP
 exposed=$(/opt/py/bin/python -I -c "$ownership" /runs/demo/.code/c0de /runs/demo/.code/today --) || requeue_elsewhere
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'

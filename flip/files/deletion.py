@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Collection, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from flip.runs.ownership import PathLike, user_name
+from flip.files.ownership import PathLike, user_name
 
 COMMIT_FILE = "commit.json"
 DAMAGED_FILE = "damaged.json"

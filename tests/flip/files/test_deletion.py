@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from flip.runs import commit, deletion
+from flip.files import deletion
+from flip.runs import commit
 from flip.runs.rundir import RunDir
 
 OTHER = 65534

@@ -22,8 +22,8 @@ import stat
 from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple
 
-from flip.runs import acl, deletion
-from flip.runs.ownership import PathLike, user_name
+from flip.files import acl, deletion
+from flip.files.ownership import PathLike, user_name
 
 #: Bytes of a file that are read if its reader states no other limit. flip.runs.records lists the larger records.
 RECORD_LIMIT = 1 << 20

@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from flip.runs import acl, ownership
-from flip.runs.acl import Entry
-from tests.flip.runs.test_acl import set_or_skip
+from flip.files import acl, ownership
+from flip.files.acl import Entry
+from tests.flip.files.test_acl import set_or_skip
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from flip.runs import acl
-from flip.runs.acl import ACCESS, DEFAULT, GROUP, GROUP_OBJ, MASK, NO_ID, OTHER, USER, USER_OBJ, Entry
+from flip.files import acl
+from flip.files.acl import ACCESS, DEFAULT, GROUP, GROUP_OBJ, MASK, NO_ID, OTHER, USER, USER_OBJ, Entry
 
 OPEN = [
     Entry(USER_OBJ, 7, NO_ID),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import python_path
+from flip.files import python_path
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import importlib.util, subprocess, sys
-from flip.runs import python_path
+from flip.files import python_path
 python_path.leave_current_folder()
 print(importlib.util.find_spec("lazy") is not None)
 child = "import importlib.util; print(importlib.util.find_spec('lazy') is not None)"

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Dict, Iterator, List
 
-from flip.runs.ownership import PathLike
+from flip.files.ownership import PathLike
 
 #: Folder from which this code was imported.
 ROOT = os.path.abspath(os.path.join(__file__, "..", "..", ".."))

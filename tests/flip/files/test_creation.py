@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import acl, files, rundir
-from tests.flip.runs.test_acl import OPEN, set_or_skip
+from flip.files import acl
+from flip.files import creation as files
+from flip.runs import rundir
+from tests.flip.files.test_acl import OPEN, set_or_skip
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -147,7 +149,7 @@ def test_published_folder_has_inherited_acl(tmp_path):
 
 
 def test_close_umask_denies_write_access_of_others_and_nothing_else():
-    code = "import os; from flip.runs.files import close_umask; close_umask(); print(oct(os.umask(0)))"
+    code = "import os; from flip.files.creation import close_umask; close_umask(); print(oct(os.umask(0)))"
     for umask, expected in ((0o002, "0o22"), (0o077, "0o77"), (0o000, "0o22")):
         os.umask(umask)
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

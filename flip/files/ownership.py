@@ -5,7 +5,7 @@ write to it. Everything else is data: it may be read, with a limit, but is never
 nothing about the folders that lead to it, ``exposures`` also checks those. Standard library, Python >= 3.6.
 
 Batch scripts contain the text of this module (``jobs/slurm/batch_script.py``), because they check the code before they
-execute any of it: it imports only ``flip.runs.acl``, in the line below.
+execute any of it: it imports only ``flip.files.acl``, in the line below.
 """
 
 import errno
@@ -17,7 +17,7 @@ import stat
 import sys
 from typing import Collection, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from flip.runs.acl import ACCESS, GROUP, GROUP_OBJ, USER, read_acl, writers
+from flip.files.acl import ACCESS, GROUP, GROUP_OBJ, USER, read_acl, writers
 
 PathLike = Union[str, "os.PathLike[str]"]
 
