@@ -13,7 +13,8 @@ takes minutes of queue and start-up, but gets other nodes, new processes and a n
 | node, or nodes to exclude | here, without those nodes, if enough others are left; else requeue |
 
 Whatever the cause, a restart here needs a number of nodes with which the run can go on: that of its submission, of
-which spare nodes make up for lost ones, or a smaller one of its range whose world size divides the lanes.
+which spare nodes make up for lost ones, or a smaller one of its range whose world size divides the lanes. On
+fewer nodes than before it goes on only if that costs less than a requeue now (``too_slow``).
 
 On one machine no queue exists: ``here`` then means the node agent that is running, and ``requeue`` a new one.
 Standard library, Python >= 3.6.
@@ -40,6 +41,10 @@ LONGEST_WAIT = 120.0
 NEAR_WALL_LIMIT = 600.0
 
 
+#: Seconds that a requeue takes at least: queue, start-up, restore.
+LEAST_REQUEUE = 600.0
+
+
 class Allocation(NamedTuple):
     """What a run still holds when its attempt has ended."""
 
@@ -49,6 +54,10 @@ class Allocation(NamedTuple):
     """Numbers of nodes with which the run can go on."""
     seconds_left: Optional[float] = None
     """Until the wall limit; None: none, or unknown."""
+    nodes_before: int = 0
+    """On which the attempt that has ended ran; 0: unknown."""
+    queued: float = 0.0
+    """Seconds for which this start of the job waited in the queue: the best guess for the next one."""
 
 
 class Place(NamedTuple):
@@ -80,7 +89,28 @@ def where(decision: Decision, committed: bool, history: Sequence[Dict[str, Any]]
     if not fitting:
         needed = min(allocation.usable, default=1)
         return Place(REQUEUE, "%d nodes are left, and %d are needed" % (allocation.nodes, needed))
+    reason = too_slow(max(fitting), allocation)
+    if reason:
+        return Place(REQUEUE, reason)
     return Place(HERE, "%s: in this allocation" % decision.cause, max(fitting))
+
+
+def too_slow(nodes: int, allocation: Allocation) -> str:
+    """Why a run does not go on with this number of nodes; empty if it does.
+
+    The lost nodes are missing until the next requeue, which comes at the wall limit: that time is compared with a
+    requeue now, after which the job may have all nodes. Speed is taken to be proportional to the number of nodes.
+    """
+    before = allocation.nodes_before
+    left = allocation.seconds_left
+    if nodes >= before or left is None:
+        return ""
+    lost = left * (before - nodes) / before
+    requeue = max(LEAST_REQUEUE, allocation.queued)
+    if lost < requeue:
+        return ""
+    text = "%d of %d nodes would lose %d s until the wall limit, and a requeue about %d s"
+    return text % (nodes, before, lost, requeue)
 
 
 def _reason_to_leave(decision: Decision, committed: bool, history: Sequence[Dict[str, Any]]) -> str:

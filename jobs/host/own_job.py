@@ -169,6 +169,15 @@ def _end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:
     return ""
 
 
+def seconds_queued(fields: Mapping[str, str]) -> float:
+    """For how long a job could start, but waited in the queue; 0 if unknown."""
+    eligible = timestamp(fields.get("EligibleTime", ""))
+    start = timestamp(fields.get("StartTime", ""))
+    if eligible is None or start is None:
+        return 0.0
+    return max(0.0, start - eligible)
+
+
 def has_lost_node(fields: Mapping[str, str], nodes: int) -> bool:
     """Whether a job that started on this number of nodes has fewer now: with ``--no-kill`` it goes on without them."""
     left = parse_int(fields.get("NumNodes", ""))

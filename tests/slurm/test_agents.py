@@ -235,9 +235,9 @@ def test_job_that_has_lost_its_first_node_is_requeued_by_another(scene):
 
 @pytest.mark.slow
 def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(scene):
-    """It waits a minute for the agent of the lost node to come back."""
+    """It waits a minute for the agent of the lost node to come back. The wall limit is near enough."""
     scene.patience = 240.0
-    submit(scene, shape={"least_nodes": 1, "usable": (1, 2)})
+    submit(scene, hours=0.25, shape={"least_nodes": 1, "usable": (1, 2)})
     lost = scene.facts(1)["node"]
     scene.here.lose(lost)
     causes, restarts, state = end(scene)

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 from flip.files.creation import open_append
 from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
-from flip.runs.restart_place import HERE, Allocation
+from flip.runs.restart_place import HERE, Allocation, too_slow
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
@@ -167,7 +167,7 @@ class JobCoordinator:
                 outcome = self._run_attempt(nodes)
             code = KILLED if outcome.code is None else outcome.code
             try:
-                nodes, reason = self._prepare_next(outcome, unhealthy)
+                nodes, reason = self._prepare_next(nodes, outcome, unhealthy)
             except (OSError, ValueError) as error:
                 return code, str(error)
             if not nodes:
@@ -256,8 +256,10 @@ class JobCoordinator:
 
     # -- between attempts ----------------------------------------------------------------------------------------------
 
-    def _prepare_next(self, outcome: AttemptOutcome, unhealthy: Dict[str, str]) -> Tuple[int, str]:
+    def _prepare_next(self, nodes: int, outcome: AttemptOutcome, unhealthy: Dict[str, str]) -> Tuple[int, str]:
         """(on how many nodes the next attempt starts here, 0 if the exit trap is to decide; why).
+
+        ``nodes``: on which the last one ran.
 
         Raises OSError and ValueError of the records of the run.
         """
@@ -274,7 +276,9 @@ class JobCoordinator:
         )
         self._log_decision(n, decision)
         excluded = set(self.coordinator.excluded) | set(decision.exclude)
-        allocation = Allocation(self.nodes - len(excluded), self.usable, self._seconds_left())
+        allocation = Allocation(
+            self.nodes - len(excluded), self.usable, self._seconds_left(), nodes, own_job.seconds_queued(self._fields)
+        )
         place = attempts.place_of_restart(self.run, n, decision, allocation)
         self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
         if place.place != HERE:
@@ -283,17 +287,22 @@ class JobCoordinator:
             self.coordinator.exclude(node, "%s is excluded" % node)
         self.coordinator.gather()
         self._wait(decision.delay)
-        return self._gather(place.nodes), "a node agent does not come back"
+        return self._gather(place.nodes, allocation)
 
-    def _gather(self, most: int) -> int:
-        """Wait for the agents of ``most`` nodes. Returns on how many nodes the next attempt starts; 0: too few came."""
+    def _gather(self, most: int, allocation: Allocation) -> Tuple[int, str]:
+        """Wait for the agents of ``most`` nodes. Returns (on how many nodes the next attempt starts, 0 if too few came;
+        why)."""
         self.server.poll()  # an agent may have died while Slurm was asked
         while not self.coordinator.has_gathered(most, most):
             self.server.poll(POLL_SECONDS)
             if not self.coordinator.is_patient():
                 ready = len(self.coordinator.ready())
-                return max((nodes for nodes in self.usable if nodes <= ready), default=0)
-        return most
+                nodes = max((nodes for nodes in self.usable if nodes <= ready), default=0)
+                reason = too_slow(nodes, allocation)
+                if nodes and reason:
+                    return 0, reason
+                return nodes, "a node agent does not come back"
+        return most, ""
 
     def _reason_for_trap(self, outcome: AttemptOutcome) -> str:
         """Why the exit trap decides, as without agents; empty if the run may go on in this job."""

@@ -96,3 +96,16 @@ def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(wait, mo
     assert wait(hour, stopped, ending) == ("TIMEOUT", [3000.0, 3000.0]), "scancel -s STOP, and CONT later"
     longer = {"limit": "02:00:00", "ran": "01:00:00"}
     assert wait(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
+
+
+@pytest.mark.parametrize(
+    "eligible, start, seconds",
+    [
+        ("2026-11-30T08:00:00", "2026-11-30T09:00:30", 3630.0),
+        ("2026-11-30T09:00:00", "2026-11-30T09:00:00", 0.0),
+        ("Unknown", "2026-11-30T09:00:00", 0.0),
+        ("2026-11-30T09:00:00", "", 0.0),
+    ],
+)
+def test_seconds_queued_count_from_the_time_at_which_the_job_could_start(eligible, start, seconds):
+    assert own_job.seconds_queued({"EligibleTime": eligible, "StartTime": start}) == seconds

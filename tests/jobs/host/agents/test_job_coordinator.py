@@ -222,6 +222,7 @@ def children(pid):
 
 @pytest.fixture
 def nodes(tmp_path, monkeypatch, commands):
+    """In the last 20 minutes of the job: half of the nodes are worth less than a requeue."""
     timings = job_coordinator.TIMINGS._replace(killed_grace=0.3, patience=2.0)
     monkeypatch.setattr(job_coordinator, "TIMINGS", timings)
     run = RunDir(tmp_path / "sweep" / "run")
@@ -231,7 +232,7 @@ def nodes(tmp_path, monkeypatch, commands):
     monkeypatch.setenv("FLIP_ATTEMPT", "1")  # the watcher sets it: restored at the end
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
-    commands("scontrol", show())
+    commands("scontrol", show(limit="00:28:00"))
     made = []
 
     def make(usable, **fields):
@@ -252,6 +253,16 @@ def test_run_goes_on_with_fewer_nodes_of_range_after_loss(nodes):
     assert rank["environment"]["WORLD_SIZE"] == "1"
     assert read_json(two.run.attempt(1) / "end.json")["cause"] == "node"
     assert read_json(two.run.attempt(2) / "start.json")["world"] == "1"
+
+
+def test_run_with_fewer_nodes_is_requeued_if_that_costs_less(nodes, commands):
+    """Until the end of the day, it would lose half of it."""
+    two = nodes([1, 2])
+    two.ranks(1, 2)
+    commands("scontrol", show())
+    two.lose(1)
+    assert two.tasks[0].wait(60) == 137 and two.run.newest_attempt() == 1
+    assert read_json(two.run.attempt(1) / "end.json")["action"] == "requeue"
 
 
 def test_spare_node_replaces_lost_one(nodes):
