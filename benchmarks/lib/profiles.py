@@ -7,6 +7,10 @@ from typing import Any
 
 from benchmarks.lib.table_rows import number
 
+SPEEDS_HEAD = """\
+stream: samples/s of each pipeline, and microseconds of processor time of a sample. A cell is empty where a pipeline was
+not measured: Grain reads local files only, and of webdataset only the fastest form is measured on two cores.
+"""
 STAGES_HEAD = """\
 stream, ours: microseconds of computing of a sample, each stage alone in warm caches. "all else" is the whole less the
 sum of the stages; where it is below 0, the stages take longer alone than within the whole.
@@ -27,18 +31,35 @@ def profiles(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stream(results: Mapping[str, Any]) -> Iterator[str]:
-    """Stages of our pipeline, and the time of decoding alone."""
+    """Samples/s and processor time of all pipelines, and the stages of ours."""
     sets = results["sets"]
+    places = list(next(iter(sets.values()))["measured"])
+    yield SPEEDS_HEAD
+    columns = [(place, kind) for place in places for kind in sets]
+    lines = [["pipeline", *(f"{place}, {kind}" for place, kind in columns)], ["---"] * (1 + len(columns))]
+    rows = {(place, kind, row["pipeline"]): row for place, kind in columns for row in sets[kind]["measured"][place]}
+    for name in dict.fromkeys(pipeline for *_, pipeline in rows):
+        lines.append([name, *(_speed(rows.get((place, kind, name))) for place, kind in columns)])
+    yield _markdown(lines)
     yield STAGES_HEAD
     stages = [row["stage"] for row in next(iter(sets.values()))["costs"]]
     lines = [["stage", *sets], ["---"] * (1 + len(sets))]
     costs = {kind: {row["stage"]: row["us"] for row in entry["costs"]} for kind, entry in sets.items()}
     lines += [[stage, *(number(costs[kind][stage]) for kind in sets)] for stage in stages]
-    for name in [row["pipeline"] for row in next(iter(sets.values()))["pipelines"]][1:]:
-        totals = {kind: {row["pipeline"]: row["cpu_us"] for row in entry["pipelines"]} for kind, entry in sets.items()}
-        if all(isinstance(each[name], float) for each in totals.values()):
-            lines.append([f"beside it, the whole of: {name}", *(number(totals[kind][name]) for kind in sets)])
-    yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    yield _markdown(lines)
+
+
+def _speed(row: Mapping[str, Any] | None) -> str:
+    """The cell of a pipeline; empty where it is not measured."""
+    if row is None:
+        return ""
+    if row["samples_per_s"] is None:
+        return str(row["note"])
+    return f"{number(row['samples_per_s'])} ({number(row['cpu_us'])} us)"
+
+
+def _markdown(lines: Iterable[Iterable[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _step(results: Mapping[str, Any]) -> Iterator[str]:
@@ -54,4 +75,4 @@ def _step(results: Mapping[str, Any]) -> Iterator[str]:
         ordered = sorted(row["profile"].items(), key=lambda entry: (entry[0] == REST, -entry[1]))
         shares = ", ".join(f"{op.split(': ')[-1]} {100 * share:.0f} %" for op, share in ordered)
         lines.append([what, number(row["milliseconds"]), shares])
-    yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    yield _markdown(lines)

@@ -1,20 +1,23 @@
-"""Image data sets behind an S3 server that runs on other cores than the measured code."""
+"""Image data sets as files, and behind an S3 server that runs on other cores than the measured code."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from benchmarks.lib.pipelines import Work
+from benchmarks.lib import formats
+from benchmarks.lib.work import Work
 from flip.data.manifest.build import index
 from flip.tokenizer import train
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
+from tools.commands import shards as shards_command
 from tools.measuring import photo_shards
 from tools.measuring.photo_shards import Kind
 
@@ -49,16 +52,17 @@ def serving(name: str, folder: Path) -> Iterator[str]:
         server.kill()
 
 
-def alone() -> ProcessPoolExecutor:
-    """A process on the measured core, with one torch thread: more would wait for each other."""
+def alone(count: int = 1) -> ProcessPoolExecutor:
+    """A process on the measured core, or on ``count`` cores, with one torch thread: more would wait for each other."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "benchmarks.lib.pipelines"])  # imported once for all
-    return ProcessPoolExecutor(1, context, _settle, (cores()[0],))
+    return ProcessPoolExecutor(1, context, _settle, (sorted(os.sched_getaffinity(0))[:count],))
 
 
-def _settle(core: int) -> None:
+def _settle(own_cores: list[int]) -> None:
     import atexit
     import ctypes
+    import multiprocessing
     from multiprocessing import util
 
     import torch
@@ -66,38 +70,55 @@ def _settle(core: int) -> None:
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG: one that stands still notices nothing itself
     # Processes of multiprocessing skip what is registered for their exit, where mosaicml-streaming frees its memory.
     util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)  # type: ignore[attr-defined]
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, own_cores)
+    multiprocessing.set_start_method("fork", force=True)  # as in a program of the user, for loader processes of peers
     torch.set_num_threads(1)
 
 
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
     """Create a data set, upload it, and index it."""
     pairs = photo_shards.samples(kind, samples, seed)
-    name = f"{kind.side}"
-    remote_files = files(address)
-    local = photo_shards.write(pairs, folder / name, SHARDS)
-    shards = tuple(f"{name}/{path.name}" for path in local)
-    for path, key in zip(local, shards, strict=True):
-        remote_files.pipe_file(f"{BUCKET}/{key}", path.read_bytes())
-    manifest = index([f"s3://{BUCKET}/{key}" for key in shards], folder / f"{name}-manifest", chunk)
-    train((text for _, text in pairs), 30_522, folder / f"{name}.json")
-    mds = _mds(pairs, folder / f"{name}-mds", remote_files, f"{BUCKET}/{name}-mds")
+    return upload(as_files(pairs, folder / str(kind.side), chunk, batch, seed), address)
+
+
+def as_files(pairs: list[tuple[bytes, str]], folder: Path, chunk: int, batch: int, seed: int) -> Work:
+    """Create a data set of files, in all formats."""
+    paths = photo_shards.write(pairs, folder / "shards", SHARDS)
+    manifest = index([str(path) for path in paths], folder / "manifest", chunk)
+    train((text for _, text in pairs), 30_522, folder / "tokenizer.json")
+    formats.write(pairs, folder)
     return Work(
-        address=address, key=KEY, secret=SECRET, bucket=BUCKET, shards=shards, local=tuple(map(str, local)), mds=mds,
-        manifest=str(manifest.folder), chunk=chunk, tokenizer=str(folder / f"{name}.json"), samples=samples,
-        batch=batch, seed=seed,
+        folder=str(folder), remote="", address="", key=KEY, secret=SECRET, manifest=str(manifest.folder), marked="",
+        chunk=chunk, samples=len(pairs), batch=batch, seed=seed,
     )  # fmt: skip
 
 
-def _mds(pairs: list[tuple[bytes, str]], folder: Path, remote_files: Any, remote: str) -> str:
-    """The same samples in mosaicml-streaming's format; nothing if it is not installed."""
-    try:
-        from streaming import MDSWriter
-    except ModuleNotFoundError:
-        return ""
-    with MDSWriter(out=str(folder), columns={"jpg": "bytes", "txt": "str"}) as writer:
-        for image, text in pairs:
-            writer.write({"jpg": image, "txt": text})
-    for path in sorted(folder.iterdir()):
-        remote_files.pipe_file(f"{remote}/{path.name}", path.read_bytes())
-    return f"s3://{remote}"
+def add_marked(work: Work, side: int) -> Work:
+    """The same, with its images recoded at the same size and quality, with restart markers."""
+    recoded = f"{work.folder}/recoded"
+    _shards("recode", work.manifest, "--short", str(side), "--quality", str(photo_shards.QUALITY), "--out", recoded)
+    return dataclasses.replace(work, marked=recoded)
+
+
+def upload(work: Work, address: str) -> Work:
+    """The same data set in object storage."""
+    folder = Path(work.folder)
+    store = files(address)
+    remote = f"{BUCKET}/{folder.name}"
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.pipe_file(f"{remote}/{path.relative_to(folder)}", path.read_bytes())
+    marked = ""
+    if work.marked:
+        marked = f"{work.marked}-remote"
+        _shards("move", work.marked, "--to", f"s3://{remote}/recoded", "--out", marked)
+    work = dataclasses.replace(work, remote=remote, address=address, marked=marked)
+    manifest = index(work.urls("shards", "*.tar"), folder / "remote-manifest", work.chunk)
+    return dataclasses.replace(work, manifest=str(manifest.folder))
+
+
+def _shards(*arguments: str) -> None:
+    with redirect_stdout(io.StringIO()):
+        status = shards_command.main([*arguments, "--quiet"])
+    if status:
+        raise RuntimeError(f"flip shards {arguments[0]} failed")

@@ -142,22 +142,13 @@ def loss(result: Found) -> list[Row]:
 
 
 def stream(result: Found) -> list[Row]:
-    """Against each pipeline."""
+    """Against decoding alone, each peer, and one core."""
     rows = []
-    for kind, entry in result["sets"].items():
-        flip_row, *others = entry["pipelines"]
-        for row in others:
-            own = row["pipeline"].startswith("ours")
-            masked = flip_row["pipeline"].removeprefix("ours, ")  # peers crop and deliver whole images
-            what = f"S3 to batch on one core, {kind}, {'' if own else f'{masked}, beside '}{row['pipeline']}, samples/s"
-            if row["samples_per_s"] is None:
-                rows.append(Row(what, number(flip_row["samples_per_s"]), row["note"]))
-                continue
-            asked = {}
-            if row["goal"]:
-                asked = goal(row["ours_is"], ">=", row["goal"])
-            speeds = number(flip_row["samples_per_s"]), number(row["samples_per_s"])
-            rows.append(Row(what, *speeds, row["ours_is"], spread(row), **asked))
+    for entry in result["sets"].values():
+        for ratio in entry["ratios"]:
+            asked = goal(ratio["ratio"], ">=", ratio["goal"]) if ratio["goal"] else {}
+            speeds = number(ratio["ours"]), number(ratio["peer"])
+            rows.append(Row(ratio["what"], *speeds, ratio["ratio"], spread(ratio), **asked))
     return rows
 
 

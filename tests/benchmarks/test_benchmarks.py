@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import prefetch, stream, table
-from benchmarks.lib import pipelines, synthetic, table_rows
+from benchmarks.lib import steady, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
 from flip.data.prefetch import chunks_due, phase
@@ -114,13 +115,41 @@ def test_memory_benchmark_reports_predicted_and_measured_bytes(tmp_path):
 def test_stream_benchmark_measures_installed_pipelines_and_stage_costs(tmp_path):
     results = report("stream", "--quick", cwd=tmp_path)
     dataset = results["sets"]["256 px"]
-    assert [row["pipeline"] for row in dataset["pipelines"]] == list(pipelines.PIPELINES)
-    for row in dataset["pipelines"]:
-        measured = row["samples_per_s"] is not None and row["cpu_us"] > 0 and row["ours_is"] > 0
-        assert measured == (row["note"] != "not installed") and (measured or row["pipeline"] in stream.NEEDS)
+    assert set(dataset["measured"]) == set(stream.PLACES)
+    for place, rows in dataset["measured"].items():
+        assert [row["pipeline"] for row in rows] == stream.PLACES[place]
+        for row in rows:
+            measured = row["samples_per_s"] is not None and row["cpu_us"] > 0
+            assert measured == (not row["note"]) and (measured or row["pipeline"] in stream.NEEDS)
+    goals = {row["what"]: row["goal"] for row in dataset["ratios"]}
+    assert goals["files to batch on one core, 256 px, markers, mask 0.75, beside bare decode + crop, processor us"] == 2
+    assert goals["files to batch on two cores, 256 px, mask 0.5, beside one core, samples/s"] == stream.TWO_TO_ONE
+    assert goals["S3 to batch on one core, 256 px, mask 0.75, beside webdataset + s3fs whole, samples/s"] == 1.5
     costs = {row["stage"]: row["us"] for row in dataset["costs"]}
     assert min(cost for stage, cost in costs.items() if stage != "all else") > 0
     assert sum(cost for stage, cost in costs.items() if stage != "whole") == pytest.approx(costs["whole"], rel=0.01)
+
+
+def test_stream_ratio_is_of_speeds_in_the_same_round():
+    own = [stream.Pass(200.0, 10.0), stream.Pass(300.0, 20.0), stream.Pass(100.0, 40.0)]
+    peer = [stream.Pass(100.0, 30.0), stream.Pass(100.0, 40.0), stream.Pass(100.0, 40.0)]
+    by_rate = stream._ratio("what", own, peer, "rate", 1.5)
+    assert by_rate == {"what": "what", "ours": 200, "peer": 100, "goal": 1.5, "ratio": 2, "least": 1, "most": 3}
+    by_cpu = stream._ratio("what", own, peer, "cpu", None)
+    assert [by_cpu[key] for key in ("ours", "peer", "ratio", "least", "most")] == [20, 40, 2, 1, 3]
+
+
+def test_steady_pass_leaves_out_first_and_last_batches():
+    """They come from full buffers, and take no time."""
+
+    def batches(name):
+        for number in range(40):
+            if steady.AHEAD <= number < 40 - steady.AHEAD:
+                time.sleep(0.01)
+            yield 4
+
+    measured = steady.measure(batches, "name", 160, 4)
+    assert 0 < measured.rate <= 4 / 0.01 and measured.cpu < 0.01e6
 
 
 @pytest.mark.slow
