@@ -39,9 +39,11 @@ STEP_COLUMNS = (
 
 def blocks(measurement: Measurement) -> list[Block]:
     verdicts = judge(measurement)
+    parts: list[Block] = [Text(TITLE, 1)]
+    if measurement.rehearsal:
+        parts.append(Text(REHEARSAL, tone="trouble"))
     return [
-        Text(TITLE, 1),
-        *([Text(REHEARSAL, tone="trouble")] if measurement.rehearsal else []),
+        *parts,
         Text(headline(verdicts), tone="headline"),
         *(Text(line) for line in named(verdicts)),
         Text(described(measurement), tone="quiet"),

@@ -44,11 +44,12 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
 
     ``share``: of the usual seconds of each measurement. Above 1, limits grow, too: a busy machine needs more time.
     """
+    steps = _step_rows(device, share)
     rows = [
         RowPlan("matmul", "products of matrices", "matmul", {"device": device, "seconds": 0.5 * share}, 60),
         RowPlan("copies", "copies from host to device", "copies", {"device": device, "seconds": 0.5 * share}, 40),
-        *_step_rows(device, share),
-        RowPlan("trace", "kernels of a step", "trace", _trace_options(device), 90),
+        *steps,
+        _trace_row(steps),
         _link_row(device, gpus),
         RowPlan("link_network", "collectives between nodes", skipped=ONE_NODE),
         RowPlan(
@@ -90,14 +91,11 @@ def _loss_options(device: str) -> dict[str, Any]:
     return {"device": device, "size": "tiny", "batch": 16, "steps": 50}
 
 
-def _trace_options(device: str) -> dict[str, Any]:
-    """A step that the rows before have measured."""
-    size, batch = next(iter((MODELS if device == "cuda" else SMALL).items()))
-    compiled = device == "cuda"
-    precision = "bf16" if compiled else "fp32"
-    return {
-        "device": device, "size": size, "mask": MASKS[0], "batch": batch, "precision": precision, "compiled": compiled,
-    }  # fmt: skip
+def _trace_row(steps: Sequence[RowPlan]) -> RowPlan:
+    """The kernels of the first step that is measured."""
+    step = next(row for row in steps if not row.skipped)
+    options = {name: value for name, value in step.options.items() if name != "seconds"}
+    return RowPlan("trace", "kernels of a step", "trace", options, 90)
 
 
 def _step_rows(device: str, share: float) -> list[RowPlan]:

@@ -88,9 +88,8 @@ def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
     full: dict[str, str] = {}
     for row in measurement.rows:
         if row.status not in (MEASURED, SKIPPED) and NO_SPACE.search(row.detail):
-            full.setdefault(row.what.partition(", node")[2], row.detail)
-    for node, detail in full.items():
-        where = f", node{node}" if node else ""
+            full.setdefault("".join(row.what.partition(", node")[1:]), row.detail)
+    for where, detail in full.items():
         because = re.sub(r"^(OSError: )?(\[Errno \d+\] )?", "", detail)
         yield MachineVerdict(f"space of the folder of runs{where}", BROKEN, because, SPACE)
     for row in measurement.rows:
@@ -108,8 +107,10 @@ def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
 def _left_out(measurement: Measurement) -> Iterator[MachineVerdict]:
     """One verdict for all rows for which no time was left."""
     late = [row.what for row in measurement.rows if row.status == SKIPPED and "--minutes" in row.detail]
+    about = f"{len(late)} rows"
+    if len(late) == 1:
+        about = late[0]
     if late:
-        about = f"{len(late)} rows" if len(late) > 1 else late[0]
         yield MachineVerdict(about, UNKNOWN, f"no time was left for {'; '.join(late)}", MORE)
 
 

@@ -28,7 +28,11 @@ def trace(
     cuda = device == "cuda"
     options = {"device": device, "precision": precision, "threads": threads, "compile": compiled, "seed": 0}
     (step,) = flip_steps(torch, Case(OURS, size, batch, (mask,)), argparse.Namespace(**options))
-    kind = torch.profiler.ProfilerActivity
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    field = "self_cpu_time_total"
+    if cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        field = "self_device_time_total"
 
     def run(times: int) -> float:
         start_time = time.perf_counter()
@@ -39,11 +43,10 @@ def trace(
         return time.perf_counter() - start_time
 
     run(WARM)
-    with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
+    with torch.profiler.profile(activities=activities) as profile:
         seconds = run(STEPS)
     if file:
         profile.export_chrome_trace(str(Path(file)))
-    field = "self_device_time_total" if cuda else "self_cpu_time_total"
     averages = device_rows(profile.key_averages(), cuda)
     rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in averages if getattr(row, field)]
     longest = {name: _rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}
