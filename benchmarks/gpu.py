@@ -113,7 +113,7 @@ def _facts(device: str) -> dict[str, Any]:
 def _tests(chosen: argparse.Namespace) -> dict[str, Any]:
     """The tests marked ``gpu``, or without a GPU none."""
     files = [path for path in (FOLDER.parent / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *map(str, sorted(files))]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *map(str, sorted(files))]
     if chosen.device == "cpu":
         command += ["--collect-only"]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
