@@ -1,6 +1,7 @@
 """Builds the stub and an environment with PyTorch's CUDA build, and runs a command on them.
 
-``python -m tests.cuda_stub.build WORDS ...`` runs Python with these words there, such as ``-m pytest -m gpu``. The
+``python -m tests.cuda_stub.build WORDS ...`` runs Python with these words there, such as ``benchmarks/gpu.py --quick
+--folder FOLDER``. Its figures mean nothing, and the name of the card says so. The
 environment (4.6 GB) has the torch release of this one, by its package's name, and lies in the cache (``FLIP_CACHE``),
 where all clones use it; all other packages are this environment's. On Linux for x86-64 the index has a build for CUDA.
 """
@@ -28,11 +29,17 @@ LIBRARIES = {
     "libnvidia-ml.so.1": ("management.c",),
 }
 """Library -> its sources."""
+REHEARSAL = {
+    "FLIP_STUB_NAME": "NVIDIA H100 80GB HBM3 (stub: a rehearsal)",
+    "FLIP_STUB_CUDNN": "yes",
+    "PYTEST_ADDOPTS": "-p tests.cuda_stub.plugin -k 'pins or (completes and not yes)'",  # these need no values
+}
+"""Variables of a command, which starts others."""
 OPTIONS = ("-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-parameter")
 
 
 def main(words):
-    environment = prepare()
+    environment = REHEARSAL | prepare()
     python = environment.pop("STUB_PYTHON")
     os.execve(python, [python, *words], environment)
 

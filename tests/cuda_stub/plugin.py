@@ -3,9 +3,9 @@
 from unittest import mock
 
 from flip.distributed import parallel
-from tests.cuda_stub import stub
+from tests.cuda_stub import cudnn
 
 
 def pytest_configure():
-    stub.install_cudnn()
+    cudnn.install()
     mock.patch.object(parallel, "check_initialised").start()  # all values are 0, and the check of them is false

@@ -37,7 +37,7 @@ from flip.monitoring.profiler import Profiler
 from flip.traffic import step_phases
 from flip.training import anomaly, conversion, optimizer
 from flip.training.trainer import Trainer
-from tests.cuda_stub import stub
+from tests.cuda_stub import cudnn, stub
 from tests.flip.distributed import rehearsal
 from tests.harness.common import ROOT
 
@@ -428,7 +428,7 @@ PARTS |= {f"traffic of {case}": partial(traffic, case) for case in rehearsal.CAS
 def main(name):
     warnings.filterwarnings("ignore")
     if name != "fall-back":
-        stub.install_cudnn()
+        cudnn.install()
     print(json.dumps(PARTS[name](), indent=1))
 
 

@@ -75,7 +75,8 @@ const char *cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *it, int device) {
     memset(it, 0, sizeof *it);
-    strcpy(it->name, "NVIDIA H100 80GB HBM3");
+    const char *name = getenv("FLIP_STUB_NAME");
+    snprintf(it->name, sizeof it->name, "%s", name ? name : "NVIDIA H100 80GB HBM3");
     it->uuid.bytes[0] = device + 1;
     it->major = stub_capability() / 10;
     it->minor = stub_capability() % 10;
