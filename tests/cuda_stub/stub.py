@@ -75,6 +75,8 @@ def world(compute, size, local=8, **options):
         local = min(local, size)
         environment = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(local)}
         environment |= {"FLIP_STORE": f"{folder}/store", "TORCH_FR_BUFFER_SIZE": "100000", "TORCH_FR_CPP_STACK": "0"}
+        # From 128 ranks on, torch waits for the identifiers of further roots, which are other ranks.
+        environment["TORCH_NCCL_RANKS_PER_ROOT"] = str(size)
         with contextlib.ExitStack() as patches:
             patches.enter_context(mock.patch.dict(os.environ, environment))
             patches.enter_context(mock.patch.object(distributed, "init_process_group", start))
