@@ -30,12 +30,14 @@ def start_cluster(folder, monkeypatch, **options):
 
 
 @pytest.fixture
-def start_slurm(tmp_path, monkeypatch):
-    """``start_slurm(grace=..., ...)``: starts a Slurm for one test, which is always stopped at the end."""
+def start_slurm(tmp_path_factory, monkeypatch):
+    """``start_slurm(grace=..., ...)``: starts a Slurm for one test, which is always stopped at the end.
+
+    Its folder has a short name: the paths of sockets are limited."""
     started = []
 
     def start(**options):
-        started.append(start_cluster(tmp_path / "slurm", monkeypatch, **options))
+        started.append(start_cluster(tmp_path_factory.mktemp("s"), monkeypatch, **options))
         return started[-1]
 
     yield start

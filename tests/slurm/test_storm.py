@@ -15,27 +15,28 @@ SEED = 1
 
 
 @pytest.mark.timeout(1200)
-def test_short_storm_of_12_faults_violates_no_property(tmp_path):
-    assert "12 faults of 12 kinds" in storm(tmp_path, 1100)
+def test_short_storm_of_12_faults_violates_no_property(tmp_path_factory):
+    assert "12 faults of 12 kinds" in storm(tmp_path_factory, 1100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_storm_of_12_faults_with_node_agents_violates_no_property(tmp_path):
-    assert "12 faults of 12 kinds" in storm(tmp_path, 1100, "--site", "agents")
+def test_storm_of_12_faults_with_node_agents_violates_no_property(tmp_path_factory):
+    assert "12 faults of 12 kinds" in storm(tmp_path_factory, 1100, "--site", "agents")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_storm_of_30_faults_on_foreign_site_violates_no_property(tmp_path):
-    assert "30 faults of 30 kinds" in storm(tmp_path, 2300, "--site", "foreign", "--faults", "30")
+def test_storm_of_30_faults_on_foreign_site_violates_no_property(tmp_path_factory):
+    assert "30 faults of 30 kinds" in storm(tmp_path_factory, 2300, "--site", "foreign", "--faults", "30")
 
 
-def storm(tmp_path, seconds, *options):
+def storm(tmp_path_factory, seconds, *options):
     """Run a storm, and return its page."""
     require()
-    command = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(tmp_path / "storm.md"), *options]
-    command += ["--folder", str(tmp_path / "s")]  # Slurm's sockets need a short path
+    parent = tmp_path_factory.mktemp("s")  # Slurm's sockets need a short path
+    command = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(parent / "storm.md"), *options]
+    command += ["--folder", str(parent / "s")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -43,7 +44,7 @@ def storm(tmp_path, seconds, *options):
         process.terminate()  # this also stops its Slurm
         process.wait(60)
     assert process.returncode == 0, output
-    page = (tmp_path / "storm.md").read_text()
+    page = (parent / "storm.md").read_text()
     assert "All properties hold" in page
-    assert not (tmp_path / "s").exists(), "a successful storm deletes its files"
+    assert not (parent / "s").exists(), "a successful storm deletes its files"
     return page

@@ -363,13 +363,13 @@ def test_doctor_help_shows_examples_and_imports_only_cli_module():
 
 
 @pytest.mark.slurm
-def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path):
+def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path, tmp_path_factory):
     """The cluster accepts the written profile. A partition that cancels preempted jobs is reported as degraded."""
     from tests.slurm_site import require
     from tools.sandbox.cluster import SandboxCluster
 
     require()
-    cluster = SandboxCluster(tmp_path / "slurm", nodes=2, grace=9)
+    cluster = SandboxCluster(tmp_path_factory.mktemp("s"), nodes=2, grace=9)  # sockets need a short path
 
     def call(*argv):
         line = [sys.executable, ROOT / "jobs", "doctor", "--json", *argv]
