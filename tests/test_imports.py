@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.storm_site import EDITED
+
 ROOT = Path(__file__).resolve().parents[1]
 TOP_FOLDERS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
@@ -150,6 +152,17 @@ def test_imports_form_no_cycle():
     for name in edges:
         visit(name, [])
     assert not cycles
+
+
+def test_submission_imports_no_file_that_only_runs_use():
+    """A storm edits these files: runs have their own copies, and a submission of the edited tree changes nothing."""
+    reached: set[str] = set()
+    waiting = ["jobs.submission.submission"]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        waiting += {x for x in imports(FILES[name], everywhere=False) if x in FILES} - reached
+    assert not reached & {path.removesuffix(".py").replace("/", ".") for path in EDITED}
 
 
 ALONE = """

@@ -20,7 +20,7 @@ from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.host import failed_starts, own_job, slurm_cli
-from jobs.host.agents import job_coordinator
+from jobs.host.agents.coordinator import NO_AGENTS
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
@@ -151,7 +151,7 @@ def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     words = {
         "AGENTS_OPTIONS": agents,
         "RANKS_OPTIONS": ranks,
-        "NO_AGENTS": str(job_coordinator.NO_AGENTS),
+        "NO_AGENTS": str(NO_AGENTS),
     }
     lines = [line.replace("srun() {", "start_step() {") for line in lines]
     for line in functions("agent_functions.sh"):

@@ -27,6 +27,7 @@ COMPLETE = 0
 STOPPED = 75
 SUCCESS = (COMPLETE, STOPPED)
 SIGNAL_CODES = range(129, 160)
+NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
 """Exit codes of ranks that a signal has ended, as a shell writes them."""
 
 PAUSE_SECONDS = 5.0

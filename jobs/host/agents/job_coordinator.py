@@ -25,7 +25,7 @@ from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
 from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
-from jobs.host.agents.coordinator import SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
+from jobs.host.agents.coordinator import NO_AGENTS, SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
 from jobs.host.agents.server import AgentServer
 
 POLL_SECONDS = 0.2
@@ -36,7 +36,6 @@ STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is se
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
 SUSPENDED = "SUSPENDED"  # state of a job whose processes Slurm has stopped (scontrol suspend, gang scheduling)
-NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
 KILLED = 137  # exit code of an attempt whose ranks were lost
 
 TIMINGS = TIMING._replace(
