@@ -104,12 +104,12 @@ test: lint slurm browser bsdtar  ## what CI runs: check, and one or two tests of
 	$(TYPES_AND_TESTS) TESTS="not slow and not gpu"
 
 test-all: lint slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
-	$(TYPES_AND_TESTS) TESTS="not gpu and not cuda_stub" PROFILE=all
+	$(TYPES_AND_TESTS) TESTS="not gpu and not cuda_stub" PYTEST_OPTIONS="--hypothesis-profile all"
 	$(MAKE) test-cuda-stub
 
 # tests/conftest.py chooses the number of processes, and lets tests that use a real Slurm run one after another.
 run-tests: dev
-	$(PYTEST) -n auto --dist worksteal --hypothesis-profile $(or $(PROFILE),ci) -m "$(TESTS)"
+	$(PYTEST) -n auto --dist worksteal $(PYTEST_OPTIONS) -m "$(TESTS)"
 
 # The packages, 4.6 GB, are installed once into the cache (FLIP_CACHE), where all clones use them.
 test-cuda-stub: dev  ## steps on PyTorch's CUDA build above a stub of CUDA that pretends eight H100s (minutes)
