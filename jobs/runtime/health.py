@@ -15,7 +15,8 @@ reads its results. ``jobs.host.agents.node_health.judge`` judges all nodes toget
 | memory | too little is available |
 | /dev/shm, local disk, shared folder | too little is free, or a file cannot be written, synced, renamed and removed |
 
-Checks run at the same time, because a disk may hang. One without an answer after ``SECONDS`` has failed.
+Checks run at the same time, because a disk may hang. After ``SECONDS`` a disk without an answer has failed; the result
+of any other check is not known, because a cold file system or a slow start is no fault of the node.
 """
 
 import argparse
@@ -46,6 +47,10 @@ SECONDS = 9.0
 """For all checks of a node."""
 GRACE = 2.0
 """After that, for the process to report which checks have no answer."""
+LOCAL_DISK = "local disk"
+SHARED_MEMORY = "/dev/shm"
+DISKS = (SHARED_FOLDER, LOCAL_DISK, SHARED_MEMORY)
+"""Checks that fail if they do not answer."""
 END = {"check": "end"}
 """The last line. A process with a thread that waits for a disk cannot end, so its end is no sign."""
 
@@ -94,8 +99,8 @@ def checks(settings: HealthSettings) -> dict[str, Callable[[], Finding]]:
     """Name of each check -> its function."""
     table: dict[str, Callable[[], Finding]] = {
         SHARED_FOLDER: partial(check_folder, Path(settings.folder)),
-        "local disk": partial(check_folder, Path(tempfile.gettempdir())),
-        "/dev/shm": partial(check_folder, Path("/dev/shm")),
+        LOCAL_DISK: partial(check_folder, Path(tempfile.gettempdir())),
+        SHARED_MEMORY: partial(check_folder, Path("/dev/shm")),
         "memory": check_memory,
         "matrix product": partial(check_product, settings.gpus),
     }
@@ -132,8 +137,15 @@ def run_checks(table: dict[str, Callable[[], Finding]], output: int, seconds: fl
     for thread in threads:
         thread.join(max(0.0, began + seconds - time.monotonic()))
     for name in sorted(waiting):
-        report(name, (FAILED, f"no answer in {seconds:g} s"))
+        report(name, (_silent_result(name), f"no answer in {seconds:g} s"))
     _write(output, END)
+
+
+def _silent_result(name: str) -> str:
+    """The result of a check without an answer."""
+    if name in DISKS:
+        return FAILED
+    return UNKNOWN
 
 
 def _finding(check: Callable[[], Finding]) -> Finding:
@@ -212,7 +224,7 @@ def check_memory_errors() -> Finding:
     except (FileNotFoundError, PermissionError):
         return UNKNOWN, "nvidia-smi cannot be started"
     except subprocess.TimeoutExpired:
-        return FAILED, f"no answer of nvidia-smi in {SECONDS:g} s"
+        return UNKNOWN, f"no answer of nvidia-smi in {SECONDS:g} s"
     if done.returncode:
         return UNKNOWN, f"nvidia-smi ended with {done.returncode}: {done.stdout.strip()[:200]}"
     rows = [dict(zip(fields, map(str.strip, row), strict=False)) for row in csv.reader(io.StringIO(done.stdout))]
@@ -373,8 +385,9 @@ class HealthCheck:
             pass
 
     def _end(self, evidence: str) -> None:
+        """Without its process nothing is known of this node: the code of a run may be older than the checks."""
         self._ended = True
-        self.results.append(NodeCheck("health check", FAILED, evidence))
+        self.results.append(NodeCheck("health check", UNKNOWN, evidence))
 
 
 def start(settings: HealthSettings, may_fork: bool) -> HealthCheck:

@@ -11,7 +11,7 @@ from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks
 from jobs.host.agents import job_coordinator
-from tests.jobs.host.agents.task import end_task, processes_of, start_task
+from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
 from tests.jobs.host.scontrol_answers import NODES, show
 
 pytestmark = pytest.mark.long
@@ -181,6 +181,19 @@ def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, monkeypatch):
     start.process.stderr.close()
     start.process = start_task(start.run)
     assert start.code() == job_coordinator.NO_AGENTS and not start.coordinator.has_started
+
+
+def test_code_without_health_checks_runs_on_its_only_node(start, tmp_path):
+    """A run of an older release: its code has no agent and no checks, so nothing is known of the node."""
+    end_task(start.process, start.run)
+    code = tmp_path / "code"
+    (code / "jobs").mkdir(parents=True)
+    (code / "jobs" / "__init__.py").touch()
+    for name in ("flip", "tests"):
+        (code / name).symlink_to(ROOT / name)
+    start.process = start_task(start.run, FLIP_SNAPSHOT=str(code), PYTHONPATH=str(code))
+    start.ranks(1)
+    assert start.ends() == [None]
 
 
 class Nodes:
