@@ -7,7 +7,7 @@ A node agent (``jobs/runtime/node_agent.py``) starts the ranks of its node; the 
 - ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
 - ``job_coordinator.py``: the coordinator of a Slurm job, in its watcher.
 - ``entry.py``: the task of a Slurm job that starts the agent of its node, and starts it again if it is killed.
-- ``lost_batch_host.py``: requeues a job whose first node is lost.
+- ``lost_batch_host.py``: restarts a job whose first node is lost.
 
 On one machine the supervisor has the coordinator (``jobs/local/agents.py``). Python >= 3.6, standard library only, in
 all files. May import ``jobs.host``, ``flip.files`` and ``flip.runs``.

@@ -57,7 +57,7 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
 
 
 def _end_without_coordinator(environ: Mapping[str, str]) -> int:
-    """Requeue the job if its first node is lost; returns the exit code of this task."""
+    """Restart the job if its first node is lost; returns the exit code of this task."""
     from jobs.host.agents import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
 
     if int(environ.get("SLURM_NNODES") or 1) > 1:

@@ -1,13 +1,15 @@
-"""Requeues a job whose first node is lost, and with it the batch script, its watcher and srun.
+"""Restarts a job whose first node is lost, and with it the batch script, its watcher and srun: a requeue or, if Slurm
+does not requeue it, a successor.
 
 Slurm lets a job with ``--no-kill`` go on without a failed node, also if that is the first one: nothing would end or
 requeue the job before its wall limit. So the task of a node agent that has lost its coordinator asks Slurm. Standard
 library, Python >= 3.6.
 """
 
+import os
 import socket
 import time
-from typing import Callable, Dict, Mapping
+from typing import Callable, Dict, Mapping, Optional
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_record
@@ -17,62 +19,90 @@ from jobs.host.node_list import first_host
 PATIENCE_SECONDS = 900.0
 """For Slurm to notice that the node is lost (SlurmdTimeout, 300 s by default)."""
 POLL_SECONDS = 10.0
+TURN_SECONDS = 60.0
+"""Between the turns of two nodes."""
 CONNECT_SECONDS = 10.0
 
 
 def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] = time.sleep) -> str:
-    """Wait until Slurm has taken the first node out of the job of this task, then requeue the job; returns what
-    happened. Of the nodes that are left, only the first one requeues.
+    """Wait until Slurm has taken the first node out of the job of this task, then restart the job; returns what
+    happened.
 
-    Returns at once if srun answers: the exit trap decides when this task has ended.
+    The nodes take turns, because Slurm does not say which of them have a task left: nodes that were excluded have none,
+    but stay in the job. Each asks Slurm in its turn whether another one has restarted the job. Returns at once if srun
+    answers: the exit trap decides when this task has ended.
     """
     job = own_job.own_job(environ)
     if _srun_answers(environ):
         return "job %s is left to its exit trap" % job
+    run = RunDir(environ["FLIP_RUN"])
+    known = _newest(run)
     restarts = own_job.restart_count(environ)
     waited = 0.0
     while True:
         fields: Dict[str, str] = {}
+        asked_at = time.monotonic()
         state = own_job.job_state(job, restarts, seen=fields)
+        waited += time.monotonic() - asked_at
         if state not in (None, "RUNNING"):
             return "job %s is left alone: it is %s" % (job, state)
         first = first_host(fields.get("NodeList", ""))
         if first and first != fields.get("BatchHost", first):
             break
         if waited >= PATIENCE_SECONDS and state is None:
-            return _leave_to_user(job, environ, "Slurm does not answer")
+            return _leave_to_user(job, run, known, environ, "Slurm does not answer")
         if waited >= PATIENCE_SECONDS:
             return "job %s is left alone: Slurm does not say that its first node is lost" % job
         sleep(POLL_SECONDS)
         waited += POLL_SECONDS
-    if first != environ["SLURMD_NODENAME"]:
-        return "job %s has lost its first node: %s requeues it" % (job, first)
+    sleep(TURN_SECONDS * max(0, int(environ.get("SLURM_NODEID") or 0) - 1))
     try:
-        return "job %s has lost its first node: %s" % (job, _restart(job, restarts, environ))
+        return "job %s has lost its first node: %s" % (job, _restart(job, restarts, known))
     except slurm_cli.SlurmUnavailable as error:
-        return _leave_to_user(job, environ, str(error))
+        return _leave_to_user(job, run, known, environ, str(error))
 
 
-def _restart(job: str, restarts: int, environ: Mapping[str, str]) -> str:
-    """Requeue the job or, if Slurm does not requeue it, submit its successor and end it; returns what happened."""
+def _restart(job: str, restarts: int, attempt: Optional[int]) -> str:
+    """Requeue the job or, if Slurm does not requeue it, submit its successor and end it; returns what happened. Both
+    leave a job alone that another node has restarted."""
     try:
         return requeue.requeue(job, restarts)
     except slurm_cli.RequeueDisabled:
-        attempt = RunDir(environ["FLIP_RUN"]).newest_attempt()
+        pass
     what = requeue.submit_successor(job, restarts, attempt)
     slurm_cli.call("scancel", job)  # the successor waits for its end, which otherwise comes at the wall limit
     return what
 
 
-def _leave_to_user(job: str, environ: Mapping[str, str], reason: str) -> str:
-    """Record for ``flip status`` what the user must do, as the first of the nodes that are left; returns it."""
+def _leave_to_user(job: str, run: RunDir, known: Optional[int], environ: Mapping[str, str], reason: str) -> str:
+    """Record for ``flip status`` what the user must do, unless the run goes on: this node may have lost its network
+    alone; returns what happened. ``known``: the newest attempt when this node lost its coordinator."""
+    if known is None or _goes_on(run, known):
+        return "job %s is left alone: %s, and its run may go on without this node" % (job, reason)
     remedy = "its first node does not answer, and %s could not restart job %s: %s; `scancel %s`, then submit again"
     text = remedy % (environ["SLURMD_NODENAME"], job, reason, job)
-    run = RunDir(environ["FLIP_RUN"])
-    n = run.newest_attempt()
-    if not (read_record(run.attempt(n) / "end.json") or {}).get("remedy"):
-        attempts.record_failed_restart(run, n, "the job has lost its first node", text)
+    if not (read_record(run.attempt(known) / "end.json") or {}).get("remedy"):
+        attempts.record_failed_restart(run, known, "the job has lost its first node", text)
     return text
+
+
+def _newest(run: RunDir) -> Optional[int]:
+    """The newest attempt of the run; None if its files cannot be read."""
+    try:
+        return run.newest_attempt()
+    except OSError:
+        return None
+
+
+def _goes_on(run: RunDir, known: int) -> bool:
+    """Whether another attempt has started, or a rank has written the status of the run a short time ago."""
+    if _newest(run) != known:
+        return True
+    try:
+        age = time.time() - os.stat(str(run.status)).st_mtime
+    except OSError:
+        return False
+    return age < PATIENCE_SECONDS / 2
 
 
 def _srun_answers(environ: Mapping[str, str]) -> bool:

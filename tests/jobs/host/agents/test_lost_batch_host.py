@@ -1,6 +1,8 @@
-"""A task whose agent has lost its coordinator requeues the job if the first node is lost, and otherwise ends."""
+"""A task whose agent has lost its coordinator restarts the job if the first node is lost, and otherwise ends."""
 
+import os
 import socket
+import time
 
 import pytest
 
@@ -11,11 +13,15 @@ from jobs.host.agents import lost_batch_host
 SHOWN = "JobId=57 Requeue=1 Restarts=0 JobState={state} Reason=None NodeList={nodes} BatchHost=n1\n"
 
 
-def environ(node, port=0):
-    return {
-        "SLURM_JOB_ID": "57", "SLURMD_NODENAME": node, "SLURM_SRUN_COMM_HOST": "127.0.0.1",
-        "SLURM_SRUN_COMM_PORT": str(port),
-    }  # fmt: skip
+@pytest.fixture
+def environ(run):
+    def environ(node, port=0):
+        return {
+            "SLURM_JOB_ID": "57", "SLURMD_NODENAME": node, "SLURM_SRUN_COMM_HOST": "127.0.0.1",
+            "SLURM_SRUN_COMM_PORT": str(port), "SLURM_NODEID": str(int(node[1:]) - 1), "FLIP_RUN": str(run.path),
+        }  # fmt: skip
+
+    return environ
 
 
 @pytest.fixture
@@ -41,15 +47,22 @@ def slurm(tmp_path, commands):
     return show
 
 
-def test_first_node_that_is_left_requeues_job(slurm):
+@pytest.mark.parametrize("node, turn", [("n2", 0.0), ("n3", 60.0), ("n4", 120.0)])
+def test_nodes_that_are_left_requeue_job_in_turn(slurm, environ, node, turn):
+    """Any of them may be the first with a task: an excluded node has none, and Slurm counts it as one of the job."""
+    slurm("n[2-4]")
+    waits = []
+    assert "has lost its first node: requeued" in lost_batch_host.requeue_if_lost(environ(node), waits.append)
+    assert (waits, slurm.requeues()) == ([turn], ["scontrol requeue 57"])
+
+
+def test_job_that_another_node_has_requeued_is_left_alone(slurm, environ):
     slurm("n[2-3]")
-    assert "has lost its first node: n2 requeues it" in lost_batch_host.requeue_if_lost(environ("n3"))
-    assert not slurm.requeues()
-    assert "has lost its first node: requeued" in lost_batch_host.requeue_if_lost(environ("n2"))
-    assert slurm.requeues() == ["scontrol requeue 57"]
+    text = lost_batch_host.requeue_if_lost(environ("n3"), lambda _: slurm("(null)", "PENDING"))
+    assert "left alone: it is PENDING" in text and not slurm.requeues()
 
 
-def test_it_waits_until_slurm_has_noticed(slurm):
+def test_it_waits_until_slurm_has_noticed(slurm, environ):
     slurm("n[1-3]")
     waits = []
 
@@ -59,10 +72,10 @@ def test_it_waits_until_slurm_has_noticed(slurm):
             slurm("n[2-3]")
 
     assert "requeued" in lost_batch_host.requeue_if_lost(environ("n2"), sleep)
-    assert len(waits) == 3
+    assert waits == 3 * [lost_batch_host.POLL_SECONDS] + [0.0]
 
 
-def test_job_that_has_lost_no_node_or_ends_is_left_alone(slurm):
+def test_job_that_has_lost_no_node_or_ends_is_left_alone(slurm, environ):
     slurm("n[1-3]")
     assert "does not say that its first node is lost" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
     slurm("n[1-3]", "CANCELLED")
@@ -70,7 +83,7 @@ def test_job_that_has_lost_no_node_or_ends_is_left_alone(slurm):
     assert not slurm.requeues()
 
 
-def test_task_with_srun_leaves_job_to_exit_trap(slurm):
+def test_task_with_srun_leaves_job_to_exit_trap(slurm, environ):
     slurm("n[2-3]")
     with socket.create_server(("127.0.0.1", 0)) as srun:
         assert "left to its exit trap" in lost_batch_host.requeue_if_lost(environ("n2", srun.getsockname()[1]))
@@ -84,7 +97,7 @@ DISABLED = """case $1 in
 esac"""
 
 
-def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(run, slurm, commands, tmp_path, monkeypatch):
+def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(slurm, environ, commands, tmp_path, monkeypatch):
     """Without its end, which nothing else brings, the successor would wait until the wall limit."""
     slurm("n[2-3]")
     commands("scontrol", DISABLED.format(shown=tmp_path / "shown"))
@@ -94,19 +107,18 @@ def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(run, slurm, c
     monkeypatch.setenv("SLURM_JOB_NAME", "demo.77aa77aa")
     for name in ("MASTER_ADDR", "RANK"):
         monkeypatch.setenv(name, "of-a-lost-node")
-    text = lost_batch_host.requeue_if_lost({**environ("n2"), "FLIP_RUN": str(run.path)})
+    text = lost_batch_host.requeue_if_lost(environ("n2"))
     assert "submitted its successor 58" in text
     assert [call.split()[0] for call in commands.calls()[-2:]] == ["sbatch", "scancel"]
     assert "FLIP_FOLLOWS=1\n" in (tmp_path / "environ").read_text()
     assert "of-a-lost-node" not in (tmp_path / "environ").read_text()
 
 
-def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, commands):
+def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, environ, commands):
     """A container without scontrol. Several nodes record it once."""
     commands("scontrol", "exit 1")
     for node in ("n2", "n3"):
-        own = {**environ(node), "FLIP_RUN": str(run.path)}
-        assert "could not restart job 57" in lost_batch_host.requeue_if_lost(own, lambda _: None)
+        assert "could not restart job 57" in lost_batch_host.requeue_if_lost(environ(node), lambda _: None)
     state = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.Seen(lifecycle.ACTIVE))
     assert state.state == "running"
     assert state.detail == (
@@ -115,3 +127,20 @@ def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, comman
     )
     gone = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.Seen(lifecycle.ABSENT))
     assert gone.state == "stopped" and gone.detail.startswith("the job has lost its first node; ")
+
+
+def test_node_without_network_leaves_running_attempt_alone(run, environ, commands):
+    """The coordinator goes on without it: another attempt has started since, or ranks of the same one write."""
+    commands("scontrol", "exit 1")
+
+    def start_next(_):
+        if run.newest_attempt() == 1:
+            run.start_attempt({"resumes_from": 0, "after": 0})
+
+    assert "its run may go on" in lost_batch_host.requeue_if_lost(environ("n2"), start_next)
+    run.status.write_text("{}")
+    assert "its run may go on" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
+    assert not [n for n in (1, 2) if (run.attempt(n) / "end.json").exists()]
+    before = time.time() - lost_batch_host.PATIENCE_SECONDS
+    os.utime(run.status, (before, before))
+    assert "could not restart job 57" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
