@@ -45,10 +45,12 @@ def find_suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
 
 
 def failed_on(run: RunDir, n: int) -> Optional[str]:
-    """The one node that the causes of attempt n name; None if they name none or several."""
-    named = {
-        str(record["host"]) for record in run.causes(n) if record["cause"] in NODE_SUSPECT_CAUSES and record.get("host")
-    }
+    """The one node that the causes of attempt n name; None if they name none or several.
+
+    A rank that was killed for memory is no fault of its node.
+    """
+    causes = [record for record in run.causes(n) if not record.get("out_of_memory")]
+    named = {str(record["host"]) for record in causes if record["cause"] in NODE_SUSPECT_CAUSES and record.get("host")}
     if len(named) == 1:
         return named.pop()
     return None

@@ -17,12 +17,12 @@ NOW = 1_000_000.0
 def sweep(tmp_path):
     """``failed(run, node, ...)`` records an attempt of the run that failed on these nodes ``ago`` seconds ago."""
 
-    def failed(name, *nodes, cause="crash", ago=60.0, ended=True):
+    def failed(name, *nodes, cause="crash", ago=60.0, ended=True, **facts):
         run = RunDir(tmp_path / "sweep" / name)
         run.path.mkdir(parents=True, exist_ok=True)
         n = run.start_attempt({"resumes_from": 0, "after": 0})
         for rank, node in enumerate(nodes):
-            run.write_cause(n, rank, cause, CAUSES[cause], "it broke", host=node)
+            run.write_cause(n, rank, cause, CAUSES[cause], "it broke", host=node, **facts)
         if ended:
             write_json(run.attempt(n) / "end.json", {"attempt": n, "cause": cause, "time": NOW - ago})
         return run, n
@@ -64,6 +64,13 @@ def test_find_suspect_ignores_attempt_with_several_or_no_named_nodes(sweep):
 def test_find_suspect_ignores_old_failures_and_causes_unrelated_to_nodes(sweep, cause, ago):
     sweep("other", "n1", cause=cause, ago=ago)
     assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
+@pytest.mark.parametrize("which", ["mine", "other"])
+def test_find_suspect_ignores_ranks_that_were_killed_for_memory(sweep, which):
+    memory = {which: {"out_of_memory": True}}
+    sweep("other", "n1", **memory.get("other", {}))
+    assert suspect(*sweep("mine", "n1", ended=False, **memory.get("mine", {}))) == ("", "")
 
 
 def test_find_suspect_skips_other_run_with_damaged_record(sweep):
