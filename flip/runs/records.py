@@ -19,7 +19,7 @@ LARGEST = 10**18
 #: Characters after which a text is cut, such as the error of a compiler.
 LONGEST = 4000
 #: Fields that quote errors of libraries and services: they are written without credentials.
-MESSAGES = ("callbacks", "reason", "storage", "trace", "verdict", "what", "why")
+MESSAGES = ("callbacks", "reason", "remedy", "storage", "trace", "verdict", "what", "why")
 #: Characters of a message that are written: a compiler's error of megabytes would make its record unreadable.
 MESSAGE_LIMIT = 100_000
 #: Levels of nesting. Printing a record as JSON takes several calls per level.
@@ -175,9 +175,11 @@ FIELDS: Dict[str, Any] = {
     "end.json": {
         "attempt": COUNT, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
         "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "noticed": TIME, "time": TIME,
+        "remedy": TEXT,
     },
     "cause.json": {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
+        "out_of_memory": FLAG,
     },
     "coordinator.json": {"port": COUNT.needed(), "key": EXACT.needed()},
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
