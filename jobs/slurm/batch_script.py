@@ -142,12 +142,13 @@ def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     if not profile.agents:
         return lines
     cpus = resources.processes * resources.cpus
-    agents = f"--ntasks={resources.nodes} --ntasks-per-node=1 --cpus-per-task={cpus}"
-    ranks = " ".join(_placement(job))
+    # an agent may end while another one imports the trainer, until it learns that srun is to start the ranks
+    tasks = f"--ntasks-per-node=1 --cpus-per-task={cpus} --wait=0"
+    agents = f"--ntasks={resources.nodes} {tasks}"
     if is_elastic(job):  # on all nodes; the agents of other nodes outlive that of a lost one
         all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"'
-        agents = f"{all_nodes} --ntasks-per-node=1 --cpus-per-task={cpus} --no-kill --wait=0"
-        ranks += f" --wait={profile.peer_seconds}"
+        agents = f"{all_nodes} {tasks} --no-kill"
+    ranks = " ".join([*_placement(job), f"--wait={profile.peer_seconds}"])
     words = {
         "AGENTS_OPTIONS": agents,
         "RANKS_OPTIONS": ranks,
@@ -326,7 +327,7 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
     argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0"]
-    if not (is_elastic(job) and profile.agents):  # else the functions of the script add it
+    if not profile.agents:  # else the functions of the script add it
         argv.append(f"--wait={profile.peer_seconds}")
     argv.append("--export=ALL")
     if not profile.agents:  # else the functions of the script add it

@@ -119,9 +119,9 @@ LINES = [
         "--distribution=block:block <WORDS>..."
     ),
     CommandLine(
-        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] --unbuffered "
-        "--output <FILE> --error <FILE> "
-        "--output=all --error=all --kill-on-bad-exit=0 --wait=<N> --export=ALL <WORDS>..."
+        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] --wait=<N> "
+        "--unbuffered --output <FILE> --error <FILE> "
+        "--output=all --error=all --kill-on-bad-exit=0 --export=ALL <WORDS>..."
     ),
     CommandLine("srun --kill-on-bad-exit=1 --export=ALL <WORDS>..."),
     CommandLine(f"sacctmgr -n -P show user name=<USER> cluster=<CLUSTER> withassoc {USER_LIMITS}", accounting=True),

@@ -143,8 +143,8 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     stage.commands("srun", 'echo "agents=$FLIP_AGENTS $*"; [ -z "$FLIP_AGENTS" ] || exit 74; exit 65')
     assert stage.start(SLURM_NTASKS="8", SLURM_JOB_NUM_NODES="2").wait(60) == 65
     output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
-    assert output[0].startswith("agents=1 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=12 --unbuffered ")
-    assert output[1].startswith("agents= --cpus-per-task=3 --distribution=block:block --unbuffered ")
+    assert output[0].startswith("agents=1 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=12 --wait=0 --unbuffered ")
+    assert output[1].startswith("agents= --cpus-per-task=3 --distribution=block:block --wait=120 --unbuffered ")
     for line in output[:2]:
         assert line.endswith("jobs/host/rank_entry.py jobs.worker") and line.count("--cpus-per-task") == 1
     assert "no node agents: srun starts the ranks" in (stage.run.logs / "1" / "job.err").read_text()
@@ -328,7 +328,7 @@ def test_script_of_run_with_spare_starts_agents_on_all_nodes():
     assert any(line.startswith("for nodes in 2; do") for line in lines)
     (agents,) = [line for line in lines if "FLIP_AGENTS=1 start_step" in line]
     all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1'
-    assert f"start_step {all_nodes} --cpus-per-task=3 --no-kill --wait=0 " in agents
+    assert f"start_step {all_nodes} --cpus-per-task=3 --wait=0 --no-kill " in agents
     (ranks,) = [line for line in lines if line.strip().startswith("start_step --cpus-per-task=1")]
     assert "--wait=120" in ranks and '(exec srun "${size[@]}" "$@")' in "".join(lines)
     (command,) = [line for line in lines if line.startswith("srun ")]

@@ -170,14 +170,14 @@ srun() {
   coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
   for _ in {1..100}; do [ ! -e "$coordinator" ] || break; sleep 0.1; done
   if [ -e "$coordinator" ]; then
-    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 "$@" && return
+    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 --wait=0 "$@" && return
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
-  start_step --cpus-per-task=12 --distribution=block:block "$@"
+  start_step --cpus-per-task=12 --distribution=block:block --wait=120 "$@"
 }
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL /opt/py/bin/python /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --export=ALL /opt/py/bin/python /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
