@@ -38,10 +38,8 @@ def record_end(
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
     late = ""
-    if not _restarted_in_place(run, n):  # else it had only the rest of the job's time, and perhaps of its nodes
+    if not restarted_in_place(run, n):  # else it had only the rest of the job's time
         late = wall_limit.limit_reached(run, n, own_job.time_used(fields))
-        if state == "RUNNING" and own_job.has_lost_node(fields, nodes):
-            state = "NODE_FAIL"
     return attempts.end_attempt(
         run,
         n,
@@ -57,7 +55,8 @@ def record_end(
     )
 
 
-def _restarted_in_place(run: RunDir, n: int) -> bool:
+def restarted_in_place(run: RunDir, n: int) -> bool:
+    """Whether attempt n started in the allocation of the one before, without a requeue."""
     start, previous = (read_record(run.attempt(number) / "start.json") or {} for number in (n, n - 1))
     return attempts.restarted_in_place(start, previous)
 

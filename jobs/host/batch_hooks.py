@@ -28,6 +28,7 @@ from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host.agents.channel import CONTACT
 from jobs.host.agents.coordinator import TIMING
 from jobs.host.agents.job_coordinator import JobCoordinator
 
@@ -298,6 +299,8 @@ def end(
         state = own_job.wait_for_state(job, restarts, seen=fields)
     if state is not None:
         end_abandoned(run, n)
+    if state == "RUNNING" and lost_node(run, n, fields):
+        state = "NODE_FAIL"
     decision = attempt_end.record_end(run, n, code, state, fields, last_error)
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
@@ -314,6 +317,16 @@ def end(
         settle_canary(run, decision.action)
         send_notification(run, decision.action)
     return 0
+
+
+def lost_node(run: RunDir, n: int, fields: Dict[str, str]) -> bool:
+    """Whether attempt n may have ended because its job, which goes on (``--no-kill``), has lost a node.
+
+    False if agents started its ranks: their coordinator knows which nodes had ranks, and has recorded such an end.
+    """
+    if (run.attempt(n) / CONTACT).exists() or attempt_end.restarted_in_place(run, n):
+        return False
+    return own_job.has_lost_node(fields, int(os.environ.get("SLURM_JOB_NUM_NODES") or 1))
 
 
 def send_notification(run: RunDir, action: str) -> None:

@@ -8,6 +8,7 @@ srun() {
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq NO_AGENTS ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
+  rm -f "$coordinator" || :  # it would prove that agents have started the ranks
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
   start_step RANKS_OPTIONS "$@"
 }

@@ -140,7 +140,9 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     profile = ClusterProfile(name="x", kind="slurm", agents=True, setup=["set -eu"])
     job = Job(stage.run, ROOT, JobResources(nodes=2, processes=4, cpus=3))
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
-    stage.commands("srun", 'echo "agents=$FLIP_AGENTS $*"; [ -z "$FLIP_AGENTS" ] || exit 74; exit 65')
+    contact = stage.run.attempt(1) / "coordinator.json"
+    copy = f'cp -p "{contact}" "{stage.folder}/contact"; exit 74'
+    stage.commands("srun", f'echo "agents=$FLIP_AGENTS $*"; [ -z "$FLIP_AGENTS" ] || {{ {copy}; }}; exit 65')
     assert stage.start(SLURM_NTASKS="8", SLURM_JOB_NUM_NODES="2").wait(60) == 65
     output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
     assert output[0].startswith("agents=1 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=12 --wait=0 --unbuffered ")
@@ -149,8 +151,9 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
         assert line.endswith("jobs/host/rank_entry.py jobs.worker") and line.count("--cpus-per-task") == 1
     assert "no node agents: srun starts the ranks" in (stage.run.logs / "1" / "job.err").read_text()
     assert stage.end()["cause"] == "data"
-    contact = stage.run.attempt(1) / "coordinator.json"
-    assert contact.stat().st_mode & 0o777 == 0o600 and len(read_json(contact)["key"]) == 64
+    copied = stage.folder / "contact"
+    assert copied.stat().st_mode & 0o777 == 0o600 and len(read_json(copied)["key"]) == 64
+    assert not contact.exists(), "srun has started the ranks"
 
 
 def test_ranks_start_once_if_one_of_several_agents_finds_no_coordinator(stage, monkeypatch):

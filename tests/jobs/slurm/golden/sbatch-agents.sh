@@ -174,6 +174,7 @@ srun() {
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
   fi
+  rm -f "$coordinator" || :  # it would prove that agents have started the ranks
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2
   start_step --cpus-per-task=12 --distribution=block:block --wait=120 "$@"
 }
