@@ -21,8 +21,8 @@ SHELLS = (".", "source", "exec", "bash", "sh", "env")
 KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
 """Words of a shell line after which a command follows."""
 RESERVED_OPTIONS = (
-    "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
-    "output", "requeue", "signal", "time", "wrap",
+    "array", "chdir", "cpus-per-task", "distribution", "error", "export", "job-name", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time", "wrap",
     "clusters", "parsable", "quiet", "test-only", "wait",
 )  # fmt: skip
 """Options of sbatch that a profile may not set. The launcher sets the first two lines; the others change the output of

@@ -7,6 +7,8 @@ srun() {
     FLIP_AGENTS=1 start_step AGENTS_OPTIONS "$@" && return
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq NO_AGENTS ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
+    # nor after the end of an attempt without healthy nodes, which opens no log
+    [ ! -e "${coordinator%/*}/end.json" ] || return "$code"
   fi
   rm -f "$coordinator" || :  # it would prove that agents have started the ranks
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2

@@ -247,6 +247,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     if job.trackers:
         after_end.append(AWAIT_FOLLOWERS)
     return [
+        "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
         *_location(job.sweep),
         OWN_JOB,
         "trap '' TERM USR1 USR2  # the start is not interrupted",

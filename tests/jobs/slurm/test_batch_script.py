@@ -156,13 +156,20 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     assert not contact.exists(), "srun has started the ranks"
 
 
-def test_ranks_start_once_if_one_of_several_agents_finds_no_coordinator(stage, monkeypatch):
-    """srun ends with the highest code of its tasks: 74 of the agent of a spare node, after 70 of the others."""
+@pytest.mark.parametrize("proof", ["logs/1/node0.out", "attempts/1/end.json"])
+def test_ranks_start_once_if_one_of_several_agents_finds_no_coordinator(stage, proof, monkeypatch):
+    """srun ends with the highest code of its tasks: 74 of the agent of a spare node, after 70 of the others.
+
+    The first attempt has a log or, if too many nodes are not healthy, only an end.
+    """
     profile = ClusterProfile(name="x", kind="slurm", agents=True)
     stage.script.write_text(script(profile, Job(stage.run, ROOT, JobResources()), 2, stage.folder, monkeypatch))
-    log = "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out"
-    stage.commands("srun", f'echo "agents=$FLIP_AGENTS"; [ -z "$FLIP_AGENTS" ] || touch "{log}"; exit 74')
-    assert stage.start(SLURM_NTASKS="2", SLURM_JOB_NUM_NODES="2").wait(60) == 74
+    end = {"attempt": 1, "action": "stop", "cause": "crash", "reason": "", "committed": False, "delay": 0}
+    (stage.folder / "proof").write_text(json.dumps(end))
+    work = f'cp "{stage.folder}/proof" "$FLIP_RUN/{proof}"'
+    stage.commands("srun", f'echo "agents=$FLIP_AGENTS"; [ -z "$FLIP_AGENTS" ] || {work}; exit 74')
+    started = stage.start(SLURM_NTASKS="2", SLURM_JOB_NUM_NODES="2", FLIP_AGENTS="inherited", FLIP_ATTEMPT="9")
+    assert started.wait(60) == 74
     output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
     assert [line for line in output if line.startswith("agents=")] == ["agents=1"]
     assert stage.end()["cause"] == "crash"

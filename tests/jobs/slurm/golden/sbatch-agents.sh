@@ -18,6 +18,7 @@
 #SBATCH --time=1434
 
 # setup
+unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor
 sweep=/runs/demo root=
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # the start is not interrupted
@@ -173,6 +174,8 @@ srun() {
     FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 --wait=0 "$@" && return
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
+    # nor after the end of an attempt without healthy nodes, which opens no log
+    [ ! -e "${coordinator%/*}/end.json" ] || return "$code"
   fi
   rm -f "$coordinator" || :  # it would prove that agents have started the ranks
   echo "no node agents: srun starts the ranks, and each restart is a requeue" >&2

@@ -18,6 +18,7 @@
 #SBATCH --time=1434
 
 # setup
+unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor
 sweep=/runs/demo root=
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # the start is not interrupted
