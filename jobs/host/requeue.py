@@ -17,11 +17,8 @@ from jobs.host.slurm_cli import NoSuchJob, RequeueDisabled, SlurmUnavailable, pa
 
 log = logging.getLogger(__name__)
 FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
-OF_RANKS = (
-    "FLIP_RUN", "FLIP_ATTEMPT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
-    "MASTER_PORT", "GLOO_SOCKET_IFNAME",
-)  # fmt: skip
-"""Variables that the batch script and ``rank_entry.py`` set, with what belongs to the nodes of the job."""
+OF_START = ("FLIP_RUN", "FLIP_ATTEMPT", "FLIP_AGENTS")
+"""Variables that the batch script exports for one start of the job."""
 HOLD = "\n#SBATCH --hold\n"  # in the batch script of a job that waits for its canary
 
 
@@ -269,20 +266,25 @@ def _successor_environment(attempt: Optional[int]) -> Dict[str, str]:
     return environment
 
 
-def _original_environment() -> Mapping[str, str]:
-    """The environment with which our job was started: that of the batch shell, which is our parent. What its script
-    has loaded and exported since is not in /proc.
+def _original_environment() -> Dict[str, str]:
+    """The environment with which our job was started, as the batch shell got it, which is our parent. If that was
+    killed, or this is a task of the job: as this process got it, with what the script has exported. What either has
+    set since is not in /proc, such as the addresses that ``rank_entry.py`` sets.
     """
-    given: Dict[str, str] = {}
+    original = dict(os.environ)
+    for process in (str(os.getppid()), "self"):
+        given = _environment_of(process)
+        if given and given.get("SLURM_JOB_ID") == os.environ.get("SLURM_JOB_ID"):
+            original = given
+            break
+    return {name: value for name, value in original.items() if name not in OF_START}
+
+
+def _environment_of(process: str) -> Dict[str, str]:
+    """The environment with which a process of this node was started; empty if it cannot be read."""
     try:
-        with open("/proc/%d/environ" % os.getppid(), "rb") as file:
-            for line in file.read().split(b"\0"):
-                name, _, value = os.fsdecode(line).partition("=")
-                given[name] = value
+        with open("/proc/%s/environ" % process, "rb") as file:
+            pairs = [os.fsdecode(line).partition("=") for line in file.read().split(b"\0")]
     except OSError:
-        given = {}
-    given.pop("", None)
-    if given.get("SLURM_JOB_ID") == os.environ.get("SLURM_JOB_ID"):
-        return given
-    # the shell was killed, or this is a task of the job: our parent is another process
-    return {name: value for name, value in os.environ.items() if name not in OF_RANKS}
+        return {}
+    return {name: value for name, _, value in pairs if name}

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -97,21 +99,31 @@ DISABLED = """case $1 in
 esac"""
 
 
-def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(slurm, environ, commands, tmp_path, monkeypatch):
+#: A task of the job, in which rank_entry.py has set what belongs to its nodes.
+TASK = """
+import os
+from jobs.host.agents import lost_batch_host
+os.environ.update(MASTER_ADDR="of-a-lost-node", GLOO_SOCKET_IFNAME="of-a-lost-node")
+print(lost_batch_host.requeue_if_lost(os.environ))
+"""
+
+
+def test_job_that_slurm_does_not_requeue_gets_a_successor_and_ends(slurm, environ, commands, tmp_path):
     """Without its end, which nothing else brings, the successor would wait until the wall limit."""
     slurm("n[2-3]")
     commands("scontrol", DISABLED.format(shown=tmp_path / "shown"))
     commands("squeue", "")
     commands("sbatch", f"env > {tmp_path}/environ; cat > /dev/null; echo 58")
     commands("scancel", "")
-    monkeypatch.setenv("SLURM_JOB_NAME", "demo.77aa77aa")
-    for name in ("MASTER_ADDR", "RANK"):
-        monkeypatch.setenv(name, "of-a-lost-node")
-    text = lost_batch_host.requeue_if_lost(environ("n2"))
-    assert "submitted its successor 58" in text
+    own = {"SLURM_JOB_NAME": "demo.77aa77aa", "GLOO_SOCKET_IFNAME": "of-the-profile", "FLIP_AGENTS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TASK], env={**os.environ, **environ("n2"), **own}, stdout=subprocess.PIPE, check=True
+    )
+    assert b"submitted its successor 58" in done.stdout
     assert [call.split()[0] for call in commands.calls()[-2:]] == ["sbatch", "scancel"]
-    assert "FLIP_FOLLOWS=1\n" in (tmp_path / "environ").read_text()
-    assert "of-a-lost-node" not in (tmp_path / "environ").read_text()
+    names = dict(line.split("=", 1) for line in (tmp_path / "environ").read_text().splitlines() if "=" in line)
+    assert (names["FLIP_FOLLOWS"], names["GLOO_SOCKET_IFNAME"]) == ("1", "of-the-profile")
+    assert not {"MASTER_ADDR", "FLIP_RUN", "FLIP_AGENTS", "SLURM_JOB_ID"} & names.keys()
 
 
 def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, environ, commands):
