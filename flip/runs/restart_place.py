@@ -14,7 +14,7 @@ takes minutes of queue and start-up, but gets other nodes, new processes and a n
 
 Whatever the cause, a restart here needs a number of nodes with which the run can go on: that of its submission, of
 which spare nodes make up for lost ones, or a smaller one of its range whose world size divides the lanes. On
-fewer nodes than before it goes on only if that costs less than a requeue now (``too_slow``).
+fewer nodes than a requeue would bring it goes on only if that costs less than a requeue now (``too_slow``).
 
 On one machine no queue exists: ``here`` then means the node agent that is running, and ``requeue`` a new one.
 Standard library, Python >= 3.6.
@@ -54,8 +54,8 @@ class Allocation(NamedTuple):
     """Numbers of nodes with which the run can go on."""
     seconds_left: Optional[float] = None
     """Until the wall limit; None: none, or unknown."""
-    nodes_before: int = 0
-    """On which the attempt that has ended ran; 0: unknown."""
+    nodes_after_requeue: int = 0
+    """With which the run would go on after a requeue; 0: unknown."""
     queued: float = 0.0
     """Seconds for which this start of the job waited in the queue: the best guess for the next one."""
 
@@ -101,16 +101,16 @@ def too_slow(nodes: int, allocation: Allocation) -> str:
     The lost nodes are missing until the next requeue, which comes at the wall limit: that time is compared with a
     requeue now, after which the job may have all nodes. Speed is taken to be proportional to the number of nodes.
     """
-    before = allocation.nodes_before
+    most = allocation.nodes_after_requeue
     left = allocation.seconds_left
-    if nodes >= before or left is None:
+    if nodes >= most or left is None:
         return ""
-    lost = left * (before - nodes) / before
+    lost = left * (most - nodes) / most
     requeue = max(LEAST_REQUEUE, allocation.queued)
     if lost < requeue:
         return ""
     text = "%d of %d nodes would lose %d s until the wall limit, and a requeue about %d s"
-    return text % (nodes, before, lost, requeue)
+    return text % (nodes, most, lost, requeue)
 
 
 def _reason_to_leave(decision: Decision, committed: bool, history: Sequence[Dict[str, Any]]) -> str:

@@ -29,7 +29,6 @@ from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
 from jobs.host.agents.channel import CONTACT
-from jobs.host.agents.coordinator import TIMING
 from jobs.host.agents.job_coordinator import JobCoordinator
 
 EXAMPLES = """examples:
@@ -449,10 +448,7 @@ class OwnAttempt:
         def find() -> int:
             return self.number if self.find() else 0
 
-        limit = TIMING.peer_grace
-        if peer_seconds is not None:
-            limit = peer_seconds
-        self.coordinator = JobCoordinator(self.run, own_start(), find, self._started, start_record, log, limit)
+        self.coordinator = JobCoordinator(self.run, own_start(), find, self._started, start_record, log, peer_seconds)
         self.coordinator.start_thread()
 
     def _started(self, n: int) -> None:

@@ -52,7 +52,7 @@ class JobCoordinator:
 
     ``find``: returns the first attempt of this start, 0 while there is none. ``on_attempt``: called with the number of
     each further attempt. ``facts``: what start.json says of the job. ``peer_seconds``: the most that the peers of a
-    failed rank get.
+    failed rank get; None: as ``TIMING``.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class JobCoordinator:
         on_attempt: Callable[[int], None],
         facts: Callable[[], Dict[str, str]],
         log: Callable[[object], None],
-        peer_seconds: float = TIMING.peer_grace,
+        peer_seconds: Optional[float] = None,
     ) -> None:
         self.run = run
         self.start = start
@@ -84,9 +84,11 @@ class JobCoordinator:
         """What Slurm has said of the job at the end of the last attempt."""
         self._asked_at = float("-inf")
         self._suspended = False
-        self._timing = TIMINGS._replace(
-            peer_grace=min(TIMINGS.peer_grace, peer_seconds), killed_grace=min(TIMINGS.killed_grace, peer_seconds)
-        )
+        self._timing = TIMINGS
+        if peer_seconds is not None:
+            self._timing = TIMINGS._replace(
+                peer_grace=min(TIMINGS.peer_grace, peer_seconds), killed_grace=min(TIMINGS.killed_grace, peer_seconds)
+            )
         self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
@@ -166,7 +168,7 @@ class JobCoordinator:
                 outcome = self._run_attempt(nodes)
             code = KILLED if outcome.code is None else outcome.code
             try:
-                nodes, reason = self._prepare_next(nodes, outcome, unhealthy)
+                nodes, reason = self._prepare_next(outcome, unhealthy)
             except (OSError, ValueError) as error:
                 return code, str(error)
             if not nodes:
@@ -207,7 +209,7 @@ class JobCoordinator:
     def _unhealthy(self) -> Dict[str, str]:
         """Node -> evidence, of the agents that are ready.
 
-        Not a node that earlier ends name, which was to be avoided: Slurm has no other one for this job.
+        A node that Slurm gives although an earlier end excludes it counts as healthy: there is no other.
         """
         ready = {agent.node: agent for agent in self.coordinator.ready()}
         is_new = False
@@ -255,10 +257,8 @@ class JobCoordinator:
 
     # -- between attempts ----------------------------------------------------------------------------------------------
 
-    def _prepare_next(self, nodes: int, outcome: AttemptOutcome, unhealthy: Dict[str, str]) -> Tuple[int, str]:
+    def _prepare_next(self, outcome: AttemptOutcome, unhealthy: Dict[str, str]) -> Tuple[int, str]:
         """(on how many nodes the next attempt starts here, 0 if the exit trap is to decide; why).
-
-        ``nodes``: on which the last one ran.
 
         Raises OSError and ValueError of the records of the run.
         """
@@ -275,8 +275,13 @@ class JobCoordinator:
         )
         self._log_decision(n, decision)
         excluded = set(self.coordinator.excluded) | set(decision.exclude)
+        held = min(self.nodes, slurm_cli.parse_int(self._fields.get("NumNodes", "")) or self.nodes)
         allocation = Allocation(
-            self.nodes - len(excluded), self.usable, self._seconds_left(), nodes, own_job.seconds_queued(self._fields)
+            held - len(excluded),
+            self.usable,
+            self._seconds_left(),
+            self.usable[-1],
+            own_job.seconds_queued(self._fields),
         )
         place = attempts.place_of_restart(self.run, n, decision, allocation)
         self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
@@ -374,6 +379,10 @@ def address_of(agent: Agent) -> str:
     which the agent has connected. Slurm may have another name for a node than the network (NodeAddr)."""
     try:
         socket.getaddrinfo(agent.node, None)
+        return agent.node
     except (OSError, UnicodeError):
+        pass
+    try:
         return peer_address(agent.channel)
-    return agent.node
+    except OSError:  # it has just gone: the attempt ends when the coordinator notices that
+        return agent.node

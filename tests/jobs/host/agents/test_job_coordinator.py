@@ -157,10 +157,10 @@ def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypat
     assert run.newest_attempt() == max(1, wins)
 
 
-@pytest.mark.parametrize("seconds, graces", [(None, (20.0, 0.3)), (120, (20.0, 0.3)), (5, (5, 0.3))])
-def test_profile_limits_the_time_of_peers(start, seconds, graces):
-    start.own.start_coordinator(seconds)
-    timing = start.own.coordinator._timing
+@pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
+def test_profile_limits_the_time_of_peers(tmp_path, seconds, graces):
+    coordinator = job_coordinator.JobCoordinator(RunDir(tmp_path), ("57", 0), int, print, dict, print, seconds)
+    timing = coordinator._timing
     assert (timing.peer_grace, timing.killed_grace) == graces
 
 
@@ -246,14 +246,14 @@ def nodes(tmp_path, monkeypatch, commands):
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     commands("scontrol", show(limit="00:28:00"))
-    made = []
+    starts = []
 
     def make(usable, **fields):
-        made.append(Nodes(run, usable, **fields))
-        return made[-1]
+        starts.append(Nodes(run, usable, **fields))
+        return starts[-1]
 
     yield make
-    for task in made[0].tasks:
+    for task in starts[0].tasks:
         end_task(task, run)
 
 
