@@ -319,8 +319,8 @@ class Watchdog:
 
     Before that it writes the stacks of all threads to stderr and calls ``on_end`` with cause hang. The time to the
     first heartbeat is ``LONG_OPERATION_FACTOR`` times as long. While the process is stopped, as in a job that Slurm
-    suspends, no time passes. ``seconds`` 0: never. A thread that holds the
-    interpreter's lock for good stops this one too; then the ranks that wait for it end.
+    suspends, no time passes. ``seconds`` 0: never. A thread that holds the interpreter's lock for good stops this one
+    too; then the ranks that wait for it end.
     """
 
     def __init__(self, seconds: float, on_end: EndCallback) -> None:

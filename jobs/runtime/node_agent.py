@@ -69,7 +69,9 @@ CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its jo
 CONNECT_TRY_SECONDS = 5.0
 NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
-OUT_OF_MEMORY = "out of memory: the kernel killed it, at the memory limit of the job (--mem) or of this machine"
+OUT_OF_MEMORY = (
+    "out of memory: a process of this job was killed, at the memory limit of the job (--mem) or of this machine"
+)
 UNKNOWN_MESSAGE = "a message that is not known here: %s"
 
 
@@ -536,7 +538,7 @@ def share_of_cpus(local_rank: int, ranks: int, environ: Mapping[str, str]) -> li
 
 
 def package(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The number of the socket of a CPU; 0 if the system does not tell."""
+    """The number of the socket of a CPU; 0 if the system does not show it."""
     try:
         return int((folder / f"cpu{cpu}" / "topology" / "physical_package_id").read_text())
     except OSError:
@@ -544,7 +546,7 @@ def package(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
 
 
 def first_thread(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The lowest number of a thread of the same core; the own one if the system does not tell."""
+    """The lowest number of a thread of the same core; the own one if the system does not show it."""
     try:
         text = (folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
     except OSError:

@@ -36,11 +36,6 @@ class NodeVerdict(NamedTuple):
     excluded: Dict[str, str]
     common: Dict[str, str]
 
-    @property
-    def is_storage(self) -> bool:
-        """Whether no node can be blamed because the shared storage fails: the next start waits for it."""
-        return SHARED_FOLDER in self.common
-
 
 def parse(message: Mapping[str, Any]) -> NodeCheck:
     """A result from a line of JSON. Raises ValueError if a process of this run did not write it."""

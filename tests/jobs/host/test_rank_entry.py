@@ -16,6 +16,7 @@ import pytest
 
 from flip.runs import errors, restart_policy
 from jobs.host import node_list, rank_entry
+from tests.jobs.host.agents.test_channel import has_ipv6
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = {
@@ -78,15 +79,13 @@ def test_interface_returns_network_interface_of_address_except_loopback():
     ) != address.startswith("127.")
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_interface_of_node_that_has_ipv6_alone(tmp_path, monkeypatch):
     """The table of the kernel has a line per address."""
     table = tmp_path / "if_inet6"
     table.write_text(f"{'0' * 31}1 01 80 10 80       lo\n{'0' * 31}1 04 40 00 82     eth7\n")
     monkeypatch.setattr(rank_entry, "INTERFACES_6", table)
-    try:
-        assert rank_entry.interface("::1") == "eth7"
-    except OSError:
-        pytest.skip("no IPv6 here")
+    assert rank_entry.interface("::1") == "eth7"
     table.write_text(f"{'0' * 31}1 01 80 10 80       lo\n")
     assert rank_entry.interface("::1") is None
 

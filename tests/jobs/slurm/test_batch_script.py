@@ -187,7 +187,6 @@ def test_follower_of_run_with_agents_follows_later_attempts_of_its_job(stage, mo
         "import sys, time; from pathlib import Path",
         "from tests.jobs.tracking.run_files import *; from flip.runs.rundir import RunDir, write_json",
         "run = RunDir(sys.argv[1]); log(run, 1, (1, 2)); save(run, 1, 2)",
-        "state = run.path / 'trackers' / 'wandb.json'",
         "while not list((run.path / 'trackers').glob('wandb/*')): time.sleep(0.1)",  # it follows
         "write_json(run.attempt(1) / 'end.json', {'attempt': 1, 'action': 'requeue', 'cause': 'crash', 'reason': '',",
         "    'committed': True, 'delay': 0.0, 'exclude': [], 'time': time.time()})",

@@ -32,12 +32,12 @@ def start_task(run, node="n7", index=0, **environ):
 
 def processes_of(run):
     """Pids of living processes of a run."""
-    found = []
+    pids = []
     for pid, environ in processes.own_environments().items():
         ended = processes.has_ended(processes.read_stat(pid)[1])
         if environ.get("FLIP_RUN") == str(run.path) and not ended:
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def end_task(process, run):

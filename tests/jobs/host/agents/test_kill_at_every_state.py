@@ -49,14 +49,14 @@ class AgentJob:
 
     def agent(self):
         """Pid of the agent when it has connected to the coordinator."""
-        found = []
+        agents = []
 
         def is_connected():
-            found[:] = children(self.task.pid)
-            return bool(found) and any("socket:" in name for name in open_files(found[0]))
+            agents[:] = children(self.task.pid)
+            return bool(agents) and any("socket:" in name for name in open_files(agents[0]))
 
         self.until(is_connected)
-        return found[0]
+        return agents[0]
 
     def ranks(self, n):
         """The records of the ranks of attempt n, when they have started."""

@@ -37,7 +37,6 @@ def test_judge_excludes_node_but_not_most_nodes(check, results, excluded, common
     verdict = judge(nodes(check, *results))
     assert list(verdict.excluded) == excluded
     assert list(verdict.common) == common
-    assert verdict.is_storage == (common == [SHARED_FOLDER])
     for node, evidence in verdict.excluded.items():
         assert evidence == f"{check}: evidence of {node}"
     for evidence in verdict.common.values():
