@@ -10,7 +10,7 @@ reads its results. ``jobs.host.agents.node_health.judge`` judges all nodes toget
 |---|---|
 | GPUs | fewer GPUs can be used than are asked for |
 | GPU memory errors | the driver reports a failed or a pending repair of GPU memory |
-| driver log | the driver has logged an error since boot that needs a reset or a repair (``FATAL_XIDS``) |
+| driver log | the driver has logged an error of a GPU of this job since boot that needs a reset (``FATAL_XIDS``) |
 | matrix product | a product is wrong on a GPU; on CPU a small one on the CPU |
 | memory | too little is available |
 | /dev/shm, local disk, shared folder | too little is free, or a file cannot be written, synced, renamed and removed |
@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -240,17 +240,37 @@ def check_memory_errors() -> Finding:
     return OK, "uncorrected errors: " + ", ".join(f"GPU {index}: {number}" for index, number in counts.items())
 
 
-def check_driver_log(path: Path = Path("/dev/kmsg")) -> Finding:
-    """Look for Xid errors in the kernel's log, which starts at boot. Often only root may read it."""
+def gpu_places() -> set[str]:
+    """The places of this job's GPUs on the bus, as the driver writes them; empty if torch does not show them."""
+    import torch
+
+    try:
+        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return {f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}" for gpu in gpus}
+    except (AttributeError, RuntimeError):
+        return set()
+
+
+def check_driver_log(path: Path = Path("/dev/kmsg"), own_places: Callable[[], Collection[str]] = gpu_places) -> Finding:
+    """Look for Xid errors in the kernel's log, which starts at boot. Often only root may read it.
+
+    The log is that of all GPUs of the node: errors of those of other jobs are no reason to leave it.
+    """
     try:
         errors = sorted({match.groups() for match in XID.finditer(_kernel_log(path))})
     except OSError as error:
         return UNKNOWN, f"the log of the kernel cannot be read: {error.strerror}"
     texts = [f"Xid {number} of GPU {place}" for place, number in errors]
-    fatal = [text for text, (_, number) in zip(texts, errors, strict=True) if int(number) in FATAL_XIDS]
-    if fatal:
-        return FAILED, f"since boot: {', '.join(fatal)}"
-    return OK, f"since boot: {', '.join(texts) or 'no Xid'}"
+    evidence = f"since boot: {', '.join(texts) or 'no Xid'}"
+    fatal = {place.lower() for place, number in errors if int(number) in FATAL_XIDS}
+    if not fatal:
+        return OK, evidence
+    own = own_places()
+    if not own:
+        return UNKNOWN, f"{evidence}; perhaps of another job"
+    if fatal & set(own):
+        return FAILED, evidence
+    return OK, evidence
 
 
 def _kernel_log(path: Path) -> str:

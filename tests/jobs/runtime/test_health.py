@@ -140,20 +140,25 @@ def test_memory_errors_are_those_of_nvidia_smi(tmp_path, monkeypatch, answer, re
     assert health.check_memory_errors() == (result, evidence)
 
 
+FATAL = "3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, GPU has"
+
+
 @pytest.mark.parametrize(
-    ("line", "result", "evidence"),
+    ("line", "own", "result", "evidence"),
     [
-        ("6,1,2,-;usb 1-1: new device", OK, "since boot: no Xid"),
-        ("3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 13, pid=7", OK, "since boot: Xid 13 of GPU 0000:3b:00"),
-        ("3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 79, GPU has", FAILED, "since boot: Xid 79 of GPU 0000:3b:00"),
-        (None, UNKNOWN, "the log of the kernel cannot be read: No such file or directory"),
+        ("6,1,2,-;usb 1-1: new device", [], OK, "since boot: no Xid"),
+        ("3,1,2,-;NVRM: Xid (PCI:0000:3b:00): 13, pid=7", ["0000:3b:00"], OK, "since boot: Xid 13 of GPU 0000:3b:00"),
+        (FATAL, ["0000:3b:00", "0000:5e:00"], FAILED, "since boot: Xid 79 of GPU 0000:3b:00"),
+        (FATAL, ["0000:5e:00"], OK, "since boot: Xid 79 of GPU 0000:3b:00"),
+        (FATAL, [], UNKNOWN, "since boot: Xid 79 of GPU 0000:3b:00; perhaps of another job"),
+        (None, [], UNKNOWN, "the log of the kernel cannot be read: No such file or directory"),
     ],
 )
-def test_driver_log_names_errors_since_boot(tmp_path, line, result, evidence):
+def test_driver_log_names_errors_since_boot(tmp_path, line, own, result, evidence):
     path = tmp_path / "kmsg"
     if line is not None:
         path.write_text(f"{line}\n")
-    assert health.check_driver_log(path) == (result, evidence)
+    assert health.check_driver_log(path, lambda: own) == (result, evidence)
 
 
 @pytest.mark.parametrize(
