@@ -36,6 +36,7 @@ STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is se
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
 SUSPENDED = "SUSPENDED"  # state of a job whose processes Slurm has stopped (scontrol suspend, gang scheduling)
+NO_ANSWER = "Slurm does not show the state of the job"
 KILLED = 137  # exit code of an attempt whose ranks were lost
 
 TIMINGS = TIMING._replace(
@@ -263,6 +264,8 @@ class JobCoordinator:
         Raises OSError and ValueError of the records of the run.
         """
         reason = self._reason_for_trap(outcome)
+        if reason == NO_ANSWER and unhealthy:  # the trap does not know of them, and would record a crash
+            attempt_end.record_end(self.run, self.attempt, outcome.code, None, {}, unhealthy=unhealthy)
         if reason:
             return 0, reason
         state: Optional[str] = "RUNNING"
@@ -324,6 +327,8 @@ class JobCoordinator:
         self._fields = {}
         state = own_job.job_state(*self.start, seen=self._fields)
         self._asked_at = time.monotonic()
+        if state is None:
+            return NO_ANSWER
         if state not in ("RUNNING", SUSPENDED):  # this process runs, so the job is about to be resumed
             return "the state of the job: %s" % state
         return ""

@@ -60,6 +60,12 @@ def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] =
         return "job %s has lost its first node: %s" % (job, _restart(job, restarts, known))
     except slurm_cli.SlurmUnavailable as error:
         return _leave_to_user(job, run, known, environ, str(error))
+    except SuccessorWaits as error:
+        return _leave_to_user(job, run, known, environ, str(error), "`scancel %s`" % job)
+
+
+class SuccessorWaits(Exception):
+    """The successor is submitted, but our job was not ended, which otherwise ends at its wall limit."""
 
 
 def _restart(job: str, restarts: int, attempt: Optional[int]) -> str:
@@ -70,17 +76,23 @@ def _restart(job: str, restarts: int, attempt: Optional[int]) -> str:
     except slurm_cli.RequeueDisabled:
         pass
     what = requeue.submit_successor(job, restarts, attempt)
-    slurm_cli.call("scancel", job)  # the successor waits for its end, which otherwise comes at the wall limit
+    try:
+        slurm_cli.call("scancel", job)
+    except slurm_cli.SlurmUnavailable as error:
+        raise SuccessorWaits("%s, which waits for the end of this job: %s" % (what, error)) from error
     return what
 
 
-def _leave_to_user(job: str, run: RunDir, known: Optional[int], environ: Mapping[str, str], reason: str) -> str:
+def _leave_to_user(
+    job: str, run: RunDir, known: Optional[int], environ: Mapping[str, str], reason: str, remedy: str = ""
+) -> str:
     """Record for ``flip status`` what the user must do, unless the run goes on: this node may have lost its network
     alone; returns what happened. ``known``: the newest attempt when this node lost its coordinator."""
     if known is None or _goes_on(run, known):
         return "job %s is left alone: %s, and its run may go on without this node" % (job, reason)
-    remedy = "its first node does not answer, and %s could not restart job %s: %s; `scancel %s`, then submit again"
-    text = remedy % (environ["SLURMD_NODENAME"], job, reason, job)
+    what = "its first node does not answer, and %s could not restart job %s: %s; %s"
+    remedy = remedy or "`scancel %s`, then submit again" % job
+    text = what % (environ["SLURMD_NODENAME"], job, reason, remedy)
     if not (read_record(run.attempt(known) / "end.json") or {}).get("remedy"):
         attempts.record_failed_restart(run, known, "the job has lost its first node", text)
     return text

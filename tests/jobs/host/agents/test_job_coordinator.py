@@ -11,6 +11,7 @@ from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks
 from jobs.host.agents import job_coordinator
+from jobs.host.agents.coordinator import AttemptOutcome
 from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
 from tests.jobs.host.scontrol_answers import NODES, show
 
@@ -155,6 +156,19 @@ def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypat
     monkeypatch.setattr(job_coordinator, "STATE_SECONDS", -1.0)
     assert coordinator._win_next(1) == bool(wins) and sum(started) == wins
     assert run.newest_attempt() == max(1, wins)
+
+
+def test_end_names_unhealthy_nodes_although_slurm_does_not_answer(tmp_path, commands):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    attempts.start_attempt(run, {})
+    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, dict, print)
+    coordinator.attempt = 1
+    commands("scontrol", "exit 1")
+    outcome = AttemptOutcome(None, (), False, "")
+    assert coordinator._prepare_next(outcome, {"n7": "GPUs: 3 of 4"}) == (0, job_coordinator.NO_ANSWER)
+    end = read_json(run.attempt(1) / "end.json")
+    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", ["n7"])
 
 
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])

@@ -141,6 +141,17 @@ def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, enviro
     assert gone.state == "stopped" and gone.detail.startswith("the job has lost its first node; ")
 
 
+def test_job_that_cannot_be_ended_after_its_successor_is_left_to_user(slurm, environ, commands, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NAME", "demo.77aa77aa")
+    slurm("n[2-3]")
+    commands("scontrol", DISABLED.format(shown=tmp_path / "shown"))
+    commands("squeue", "")
+    commands("sbatch", "cat > /dev/null; echo 58")
+    commands("scancel", "exit 1")
+    text = lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
+    assert "successor 58, which waits for the end of this job" in text and text.endswith("; `scancel 57`")
+
+
 def test_node_without_network_leaves_running_attempt_alone(run, environ, commands):
     """The coordinator goes on without it: another attempt has started since, or ranks of the same one write."""
     commands("scontrol", "exit 1")
