@@ -245,7 +245,7 @@ def gpu_places() -> set[str]:
     import torch
 
     try:
-        gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        gpus: list[Any] = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return {f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}" for gpu in gpus}
     except (AttributeError, RuntimeError):
         return set()
