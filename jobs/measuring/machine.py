@@ -179,6 +179,8 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     variables |= python_path.variables(REPOSITORY) | {"TMPDIR": str(folder)}
     ended = run_limited(command, limit, variables, stopped)
+    if ended.status == TIME_LIMIT and limit < row.limit:
+        return MeasuredRow(row.name, row.what, SKIPPED, {}, NO_TIME, ended.seconds)
     detail = private(ended.detail, root)
     if ended.status == TIME_LIMIT and not detail:
         detail = f"it took more than {limit:.0f} s"

@@ -57,6 +57,8 @@ def blocks(measurement: Measurement) -> list[Block]:
 
 def headline(verdicts: Sequence[MachineVerdict]) -> str:
     """How many verdicts of each kind there are: "2 do not work, 1 is slow, 8 work"."""
+    if not verdicts:
+        return "no verdicts"
     counts = Counter(verdict.verdict for verdict in verdicts)
     return ", ".join(f"{counts[name]} {_plural(name, counts[name])}" for name in ORDER if counts[name])
 
@@ -93,7 +95,7 @@ def versions(measurement: Measurement) -> dict[str, str]:
 def text(measurement: Measurement) -> str:
     """The verdicts for a terminal."""
     verdicts = judge(measurement)
-    wide = max(len(verdict.about) for verdict in verdicts)
+    wide = max((len(verdict.about) for verdict in verdicts), default=0)
     lines = [described(measurement), ""]
     for verdict in verdicts:
         lines.append(f"{verdict.about:{wide}}  {verdict.verdict:{len(BROKEN)}}  {verdict.because}")

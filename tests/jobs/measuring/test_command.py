@@ -3,14 +3,23 @@
 import json
 import os
 import socket
+import time
 from dataclasses import replace
 
 import pytest
 
 from flip.runs.errors import CONFIG, ConfigError, DataError, StorageError
 from jobs.commands import doctor
-from jobs.common.measurement import FAILED, MEASURED, MeasuredRow, read_measurement
+from jobs.common.measurement import (
+    FAILED,
+    MEASURED,
+    SKIPPED,
+    TIME_LIMIT,
+    MeasuredRow,
+    read_measurement,
+)
 from jobs.measuring import command, compare, machine, page
+from jobs.measuring.limited import LimitedResult
 from jobs.measuring.rows import RowPlan
 from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
@@ -105,6 +114,16 @@ def test_row_without_time_is_skipped_with_remedy(tmp_path):
     assert "--minutes" in measured.rows[0].detail
 
 
+@pytest.mark.parametrize(("own_limit", "status"), [(60, SKIPPED), (5, TIME_LIMIT)])
+def test_row_that_the_total_time_ends_is_not_called_broken(tmp_path, monkeypatch, own_limit, status):
+    """Ten seconds are left: a row with a limit of 60 would have had more, one with a limit of 5 has had its own."""
+    monkeypatch.setattr(machine, "run_limited", lambda _, limit, *more: LimitedResult(TIME_LIMIT, "", "", limit))
+    plan = RowPlan("link_node", "collectives in a node", "collectives", {}, own_limit)
+    done = machine.run_row(plan, tmp_path, time.monotonic() + 10)
+    assert done.status == status and done.seconds > 4
+    assert (done.detail == machine.NO_TIME) == (status == SKIPPED)
+
+
 def test_names_are_private_unless_asked(tmp_path):
     text = f"/home/ann/runs/x.json of {socket.gethostname()}: cannot write {tmp_path}/y (1/2 done)"
     assert machine.private(text, tmp_path) == "... of ...: cannot write ... (1/2 done)"
@@ -140,6 +159,11 @@ def test_page_shows_verdicts_first_and_escapes():
     assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
     html = render(page.TITLE, parts)
     assert "&lt;b&gt;broken" in html and "<b>broken" not in html
+
+
+def test_rows_without_a_verdict_have_a_page():
+    measured = example(row("copies", devices=[{"number": 0, "gbytes": 20.0}]))
+    assert page.text(measured).endswith("no verdicts") and "no verdicts" in markdown(page.blocks(measured))
 
 
 def test_comparison_names_versions_verdicts_and_slower_numbers(tmp_path, capsys):
