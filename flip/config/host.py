@@ -25,12 +25,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def throttled_seconds(cgroup: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> float:
-    """Seconds for which limits of cgroups have stopped the threads of this process and of others in these groups.
+def throttled_seconds(cgroup: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> dict[str, float]:
+    """Each cgroup that contains this process -> CPU seconds for which its limit has stopped threads so far.
 
-    The largest of the groups that contain this process, which cgroup version 1 and 2 count in their own units.
+    Groups with a history that ended before count it, too: subtract what the same group counted earlier.
     """
-    largest = 0.0
+    counted = {}
     for line in _lines(cgroup):
         _, names, path = line.rstrip().split(":", 2)
         if names and "cpu" not in names.split(","):
@@ -38,9 +38,10 @@ def throttled_seconds(cgroup: str = "/proc/self/cgroup", mounts: str = "/sys/fs/
         for group in (Path(path), *Path(path).parents):
             place = Path(mounts, names, str(group).lstrip("/"), "cpu.stat")
             values = dict(row.split()[:2] for row in _lines(str(place)))
-            counted = int(values.get("throttled_time", 0)) / 1e9 + int(values.get("throttled_usec", 0)) / 1e6
-            largest = max(largest, counted)
-    return largest
+            nanoseconds = int(values.get("throttled_time", 0))  # cgroup version 1
+            microseconds = int(values.get("throttled_usec", 0))  # cgroup version 2
+            counted[str(place.parent)] = nanoseconds / 1e9 + microseconds / 1e6
+    return counted
 
 
 def _lines(path: str) -> list[str]:

@@ -33,7 +33,7 @@ READ_MILLISECONDS = 100.0
 BUSY_SHARE = 0.8
 """Time of kernels as a share of a step, below which the host is named as the cause."""
 THROTTLED_SECONDS = 0.1
-"""Seconds for which a CPU limit has stopped the row of products, above which it is named as the cause."""
+"""CPU seconds for which a limit has stopped the row of products, above which it is named as the cause."""
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
@@ -369,8 +369,9 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         because = f"{share:.0f} % slower than its peers in {what} ({unit}): {entry['value']:.4g}, peers"
         because += f" {entry['peers']:.4g}"
         remedy = "Look at its clocks and limits; exclude it if it stays"
-        if entry.get("throttled_seconds", 0) > THROTTLED_SECONDS:
-            because += f"; a limit of its cgroup has stopped its processes for {entry['throttled_seconds']:g} s"
+        stopped = entry.get("throttled_seconds", 0)
+        if stopped > THROTTLED_SECONDS:
+            because += f"; a limit of its cgroup has stopped its processes for {stopped:g} CPU seconds"
             remedy = "Raise the CPU limit of its cgroup (of the container, or of Slurm)"
         elif entry["load"] > BUSY_CORES:
             because += f"; other processes used {entry['load']:g} of its cores"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def matmul(device: str, seconds: float = 1.0) -> dict[str, Any]:
         if peak is not None:
             row["datasheet"] = peak / 1e12
         rows.append(row)
-    stopped = round(throttled_seconds() - before, 2)
+    stopped = round(_most_throttled(before, throttled_seconds()), 2)
     return {"device": device, "threads": torch.get_num_threads(), "throttled_seconds": stopped, "devices": rows}
 
 
@@ -48,6 +49,11 @@ def copies(device: str, seconds: float = 0.5) -> dict[str, Any]:
         target = torch.empty_like(source, device=torch.device(device, number) if device == "cuda" else None)
         rows.append({"number": number, "gbytes": _gbytes(source, target, seconds)})
     return {"device": device, "devices": rows}
+
+
+def _most_throttled(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """CPU seconds for which the strictest of the groups has stopped threads in between."""
+    return max((seconds - before.get(group, 0.0) for group, seconds in after.items()), default=0.0)
 
 
 def _tflops(device: torch.device, dtype: torch.dtype, seconds: float) -> float:

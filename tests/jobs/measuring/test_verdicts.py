@@ -148,7 +148,7 @@ def test_cpu_limit_of_a_slow_node_is_named():
     entry = {"node": 1, "row": "matmul", "number": "devices 0 bf16", "value": 50.0, "peers": 100.0, "load": 3.0}
     peers = {"slow": [entry | {"throttled_seconds": 4.2}], "versions": []}
     (judged,) = judge(example(row("peers", **peers)))
-    assert "stopped its processes for 4.2 s" in judged.because and "Raise the CPU limit" in judged.then
+    assert "stopped its processes for 4.2 CPU seconds" in judged.because and "Raise the CPU limit" in judged.then
 
 
 def test_busy_machine_is_said_first():

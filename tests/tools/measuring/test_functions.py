@@ -24,6 +24,12 @@ def test_matmul_and_copies_have_a_rate_per_device():
     assert arithmetic.copies("cpu", 0.01)["devices"][0]["gbytes"] > 0
 
 
+def test_cpu_limit_of_an_inner_group_is_seen_below_one_with_a_history():
+    before = {"/job": 90.0, "/job/step": 1.0}
+    assert arithmetic._most_throttled(before, {"/job": 90.0, "/job/step": 3.5}) == 2.5
+    assert arithmetic._most_throttled({}, {}) == 0
+
+
 def test_step_has_all_numbers_that_plans_use():
     result = steps.step("cpu", "tiny", "0.5", 4, "fp32", False, 0.0)
     assert result["device"] == "cpu" and result["parameters"] == 334_785
