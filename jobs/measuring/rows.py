@@ -137,8 +137,3 @@ def _link_row(device: str, gpus: int) -> RowPlan:
 def network_row(device: str) -> RowPlan:
     """The row of which each node of a job runs a part."""
     return RowPlan("link_network", "collectives between nodes", "collective_rank", {"device": device}, 90)
-
-
-def total_limit(rows: Sequence[RowPlan]) -> float:
-    """Seconds that the rows may take together."""
-    return sum(row.limit for row in rows if not row.skipped)

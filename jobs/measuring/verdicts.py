@@ -382,8 +382,3 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
     _left_out, _arithmetic, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
 )  # fmt: skip
-
-
-def failed_rows(measurement: Measurement) -> list[MeasuredRow]:
-    """The rows that were started and gave no numbers."""
-    return [row for row in measurement.rows if row.status not in (MEASURED, SKIPPED)]
