@@ -22,6 +22,9 @@ from flip import environment
 from flip.config.host import core_seconds, this_host
 from flip.files import python_path
 from flip.runs.credentials import scrub
+from flip.runs.errors import FlipError
+from flip.runs.lifecycle import FINAL
+from flip.runs.rundir import RunDir
 from jobs.common.measurement import (
     MEASURED,
     SKIPPED,
@@ -34,6 +37,7 @@ from jobs.common.measurement import (
 from jobs.common.paths import REPOSITORY
 from jobs.measuring.limited import run_limited
 from jobs.measuring.rows import RowPlan
+from jobs.runs import clusters
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 IN_FOLDER = ("disk", "fault", "input", "reads", "saves")
@@ -48,7 +52,7 @@ RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FLIP_STORE",
     "FLIP_RUN", "FLIP_ATTEMPT", "FLIP_SNAPSHOT",
 )  # fmt: skip
-SLURM_SETTINGS = ("SLURM_CONF", "SLURM_CONF_SERVER")
+SLURM_SETTINGS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 """Variables that Slurm's commands need to reach their cluster."""
 NO_TIME = "no time was left: give it more --minutes"
 
@@ -159,12 +163,28 @@ def run_row(
     if limit <= (STOP_SECONDS if row.function in DETACHED else 0):
         return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
     if row.function in DETACHED and shared is not None:
-        return _limited(row, shared, limit, root, stopped)
+        try:
+            return _limited(row, shared, limit, root, stopped)
+        except BaseException:
+            _end_runs(shared)
+            raise
     try:
         with tempfile.TemporaryDirectory(prefix=".measure-", dir=root, ignore_cleanup_errors=True) as folder:
             return _limited(row, Path(folder), limit, root, stopped)
     except OSError as error:
         return MeasuredRow(row.name, row.what, "failed", detail=private(str(error), root))
+
+
+def _end_runs(shared: Path) -> None:
+    """End the runs of faults that have not ended, without a save: their folder is deleted next."""
+    runs = [RunDir(path.parent) for path in shared.glob("runs/*/*/job.json")]
+    try:
+        states = clusters.states(runs)
+        active = [run for run in runs if states[run.path].state not in FINAL]
+        clusters.request_cancel(active, "the measurement was interrupted")
+        clusters.cancel(active, [run.path for run in active])
+    except (FlipError, OSError) as error:
+        print(f"runs of the measurement may still run: {error}", file=sys.stderr)
 
 
 def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Callable[[], bool]) -> MeasuredRow:

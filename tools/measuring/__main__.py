@@ -19,7 +19,6 @@ ROWS = {
     "disk": "disk:files",
     "saves": "disk:saves",
     "fault": "faults:fault",
-    "end_agent": "faults:end_agent",
 }
 """Name of a row -> module of this package and function."""
 

@@ -20,14 +20,18 @@ from flip.checkpoint.remote import local_copy
 from flip.data.manifest.build import index
 from flip.files.creation import output_folder
 from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.lifecycle import RunState
 from flip.runs.metric_lines import metric_file
-from flip.runs.rundir import RunDir, read_json, write_text
+from flip.runs.rundir import RunDir, exists, read_json, write_text
 from flip.tokenizer import train
-from jobs.host import processes, slurm_cli
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.host import slurm_cli
 from jobs.local.backend import live_ranks
 from jobs.measuring.limited import TIMED_OUT
+from jobs.runs.clusters import poll_interval
 from jobs.submission.api import SubmittedRuns
-from tools.measuring import photo_shards
+from tools.measuring import agents, photo_shards
 
 STEPS = 200
 BATCH = 16
@@ -35,13 +39,16 @@ INTERVAL = 20
 """Steps between checkpoints."""
 SAMPLES = 128
 POLL = 0.02
+"""Seconds between two looks at the files of a run."""
+HOURS = 0.5
+"""Time limit of a job of a cluster, at most."""
+MISSED = "the run ended before the fault"
 UNDISTURBED = "undisturbed"
 RANK = "rank"
 AGENT = "agent"
 PREEMPTION = "preemption"
 LOCAL = {"kind": "local", "parallel": 1, "canary": 0}
 """Fields of the profile of this machine."""
-AGENT_MODULE = "jobs.runtime.node_agent"
 
 
 def fault(
@@ -72,44 +79,57 @@ def fault(
     write_text(cluster, json.dumps({**profile, "runs_root": str(runs_root), "canary": 0}))
     sweep = place / "measure.yaml"
     if not sweep.exists():
-        _write_sweep(place, device, ranks, nodes)
+        _write_sweep(place, device, ranks, nodes, profile)
     with contextlib.redirect_stdout(sys.stderr):
         runs = flip.submit(sweep, cluster=str(cluster), only=f"{UNDISTURBED} {kind}", retry=True, yes=True)
     disturbed = RunDir(runs.folder / kind)
     try:
-        _wait(lambda: _is_ready(disturbed), runs, end, "a first checkpoint")
-        moment = time.monotonic()
-        DISTURB[kind](disturbed)
-        _wait(lambda: any(metric_file(disturbed, 2)), runs, end, "the first step after the fault")
-        pause = time.monotonic() - moment
+        pause = _disturbed_seconds(disturbed, kind, load_profile(str(cluster)), runs, end)
         states = runs.wait(max(0.0, end - time.monotonic()))
     except TimeoutError:
         _stop(runs)
         _end_in_time(f"the runs did not end within {seconds:.0f} s")
-    bad = [f"{name} {state.state}: {state.detail}" for name, state in states.items() if state.state != "complete"]
+    except BaseException:
+        _stop(runs)
+        raise
+    unfinished = {name: state for name, state in states.items() if state.state != "complete"}
+    bad = [f"{name} {_described(state, str(profile['kind']))}" for name, state in unfinished.items()]
     if bad:
         raise SystemExit("; ".join(bad))
+    facts = {"device": device, "scheduler": str(profile["kind"]), "nodes": nodes, "ranks": nodes * ranks}
+    return facts | _result(runs.folder, disturbed, pause)
+
+
+def _disturbed_seconds(run: RunDir, kind: str, profile: ClusterProfile, runs: SubmittedRuns, end: float) -> float:
+    """Disturb the run after its first checkpoint; returns the seconds to its next step."""
+    _wait(lambda: _is_ready(run), run, runs, end, "a first checkpoint", profile)
+    start_time = time.monotonic()
+    try:
+        DISTURB[kind](run, profile)
+    except (Exception, SystemExit):
+        if not exists(run.result):  # else it has ended meanwhile: _wait says so
+            raise
+    _wait(lambda: any(metric_file(run, 2)), run, runs, end, "the first step after the fault", profile)
+    return time.monotonic() - start_time
+
+
+def _result(folder: Path, disturbed: RunDir, pause: float) -> dict[str, Any]:
+    """The numbers of the row."""
     return {
-        "device": device,
-        "scheduler": str(profile["kind"]),
-        "nodes": nodes,
-        "ranks": nodes * ranks,
         "steps": STEPS,
         "next_step_seconds": round(pause, 1),
         "attempts": disturbed.newest_attempt(),
-        "different_tensors": different_tensors(RunDir(runs.folder / UNDISTURBED), disturbed),
+        "different_tensors": different_tensors(RunDir(folder / UNDISTURBED), disturbed),
         "cause": (read_json(disturbed.attempt(1) / "end.json") or {}).get("cause", ""),
     }
 
 
-def end_agent(run: str) -> dict[str, Any]:
-    """Kill the agent of a run on this node. Raises SystemExit if none runs."""
-    pids = _agents(run)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    if not pids:
-        raise SystemExit("no agent of the run runs on this node")
-    return {"ended": len(pids)}
+def _described(state: RunState, kind: str) -> str:
+    """The state of a run, for the page. The detail of a job goes to standard error: it may name hosts."""
+    if kind == "local":
+        return f"{state.state}: {state.detail}"
+    print(state.detail, file=sys.stderr)
+    return state.state
 
 
 def _is_ready(run: RunDir) -> bool:
@@ -117,48 +137,43 @@ def _is_ready(run: RunDir) -> bool:
     return len(commit.commits(run)) > 0 and not (run.attempt(1) / "end.json").exists()
 
 
-def _kill_rank(run: RunDir) -> None:
+def _kill_rank(run: RunDir, _: ClusterProfile) -> None:
     os.kill(live_ranks(run)[-1]["pid"], signal.SIGKILL)
 
 
-def _kill_agent(run: RunDir) -> None:
+def _kill_agent(run: RunDir, profile: ClusterProfile) -> None:
     """Kill the agent of the last node."""
-    if _is_local(run):
-        end_agent(str(run.path))
+    if profile.kind == "local":
+        agents.end_agents(str(run.path))
         return
     job = _job(run)
     node = slurm_cli.call("scontrol", "show", "hostnames", job.nodes).split()[-1]
-    words = ["-m", "tools.measuring", "end_agent", json.dumps({"run": str(run.path)})]
-    place = [f"--jobid={job.id}", f"--nodelist={node}", "--nodes=1", "--ntasks=1", "--overlap", "--gres=none"]
-    slurm_cli.call("srun", *place, sys.executable, *words, env=dict(os.environ))
+    words = [profile.hosts_python, "-m", agents.__name__, str(run.path)]
+    place = [f"--jobid={job.id}", f"--nodelist={node}", "--nodes=1", "--ntasks=1"]
+    share = ["--overlap", "--gres=none", "--mem=0"]  # the ranks of the run hold all of the job
+    slurm_cli.call("srun", *place, *share, *words, env=dict(os.environ))
 
 
-def _ask_to_stop(run: RunDir) -> None:
+def _ask_to_stop(run: RunDir, profile: ClusterProfile) -> None:
     """Send the signal that Slurm sends before a preemption."""
-    if _is_local(run):
-        for pid in _agents(str(run.path)):
+    if profile.kind == "local":
+        for pid in agents.agents(str(run.path)):
             os.kill(pid, signal.SIGUSR2)
         return
     slurm_cli.call("scancel", "--signal=USR2", _job(run).id)
 
 
-DISTURB: Mapping[str, Callable[[RunDir], None]] = {RANK: _kill_rank, AGENT: _kill_agent, PREEMPTION: _ask_to_stop}
+DISTURB: Mapping[str, Callable[[RunDir, ClusterProfile], None]] = {
+    RANK: _kill_rank,
+    AGENT: _kill_agent,
+    PREEMPTION: _ask_to_stop,
+}
 """Kind of a fault -> what causes it."""
-
-
-def _is_local(run: RunDir) -> bool:
-    return bool((read_json(run.path / "job.json") or {}).get("kind") == "local")
 
 
 def _job(run: RunDir) -> slurm_cli.QueueRow:
     record = read_json(run.path / "job.json") or {}
     return slurm_cli.queue([record["name"]])[record["name"], record["index"]]
-
-
-def _agents(run: str) -> list[int]:
-    """Pids of the agents of a run on this machine, without the ranks that they have forked."""
-    pids = [pid for pid in processes.own_environments() if {AGENT_MODULE, run} <= set(processes.arguments(pid))]
-    return [pid for pid in pids if int((processes.read_stat(pid)[1][1:2] or ["0"])[0]) not in pids]
 
 
 def different_tensors(first: RunDir, second: RunDir) -> list[str]:
@@ -179,16 +194,21 @@ def _tensors(run: RunDir) -> dict[str, bytes]:
     return tensors
 
 
-def _wait(condition: Callable[[], bool], runs: SubmittedRuns, end: float, event: str) -> None:
-    """Wait for an event. Raises SystemExit if it does not come, or if the runs end before."""
+def _wait(
+    condition: Callable[[], bool], run: RunDir, runs: SubmittedRuns, end: float, event: str, profile: ClusterProfile
+) -> None:
+    """Wait for an event of ``run``. Raises SystemExit if it does not come, or if a run ends before."""
+    next_query = 0.0
     while not condition():
         if time.monotonic() > end:
-            _stop(runs)
             _end_in_time(f"no time was left for {event}")
-        failed = [state for state in runs.states().values() if state.state == "failed"]
-        if failed:
-            _stop(runs)
-            raise SystemExit(f"a run has failed before {event}: {failed[0].detail}")
+        if exists(run.result) and not condition():
+            _end_in_time(MISSED)
+        if time.monotonic() > next_query:
+            failed = [state for state in runs.states().values() if state.state == "failed"]
+            if failed:
+                raise SystemExit(f"before {event}, a run has {_described(failed[0], profile.kind)}")
+            next_query = time.monotonic() + poll_interval(runs.runs)
         time.sleep(POLL)
 
 
@@ -200,19 +220,23 @@ def _end_in_time(why: str) -> NoReturn:
 
 def _stop(runs: SubmittedRuns) -> None:
     """End the runs, as their folder is deleted next."""
-    runs.cancel("the measurement has ended")
-    with contextlib.suppress(TimeoutError):
+    try:
+        runs.cancel("the measurement has ended")
         runs.wait(20)
+    except TimeoutError:
+        pass
+    except FlipError as error:  # such as Slurm that does not answer
+        print(error, file=sys.stderr)
 
 
-def _write_sweep(place: Path, device: str, ranks: int, nodes: int) -> None:
+def _write_sweep(place: Path, device: str, ranks: int, nodes: int, profile: Mapping[str, Any]) -> None:
     """A sweep of equal runs of a tiny model on synthetic photographs."""
     pairs = photo_shards.samples(photo_shards.KINDS[0], SAMPLES, 0)
     paths = photo_shards.write(pairs, place / "photos", 2)
     index([str(path) for path in paths], place / "manifest", chunk=4)
     train((text for _, text in pairs), 300, place / "tokenizer.json")
     output_folder(place / "runs")
-    settings = {
+    settings: dict[str, Any] = {
         "model": {"size": "tiny"},
         "data": {
             "manifest": str(place / "manifest"), "tokenizer": str(place / "tokenizer.json"),
@@ -225,6 +249,8 @@ def _write_sweep(place: Path, device: str, ranks: int, nodes: int) -> None:
         "monitor": {"log_every": 1, "status_seconds": 0.1},
         "resources": {"nodes": nodes, "processes": ranks, "gpus": ranks if device == "cuda" else 0},
     }  # fmt: skip
+    if "hours" in profile:  # a short job starts earlier
+        settings["resources"]["hours"] = min(HOURS, profile["hours"])
     runs: dict[str, dict[str, Any]] = {name: {} for name in (UNDISTURBED, *DISTURB)}
     content = {"title": "Measurement", "recipe": "paper", "set": settings, "runs": runs}
     write_text(place / "measure.yaml", json.dumps(content))

@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from flip.files.creation import run_folder
 from flip.runs.errors import CONFIG, ConfigError, DataError, StorageError
+from flip.runs.lifecycle import RunState
+from flip.runs.rundir import write_json
 from jobs.commands import doctor
 from jobs.common.measurement import (
     FAILED,
@@ -122,6 +125,23 @@ def test_row_that_the_total_time_ends_is_not_called_broken(tmp_path, monkeypatch
     done = machine.run_row(plan, tmp_path, time.monotonic() + 10)
     assert done.status == status and done.seconds > 4
     assert (done.detail == machine.NO_TIME) == (status == SKIPPED)
+
+
+def test_interrupted_fault_ends_its_runs_without_a_save(tmp_path, monkeypatch):
+    events = []
+
+    def interrupted(*_):
+        write_json(run_folder(tmp_path / "runs" / "measure" / "agent") / "job.json", {"kind": "slurm"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "run_limited", interrupted)
+    monkeypatch.setattr(machine.clusters, "states", lambda runs: {run.path: RunState("running") for run in runs})
+    monkeypatch.setattr(machine.clusters, "request_cancel", lambda runs, why: events.extend(run.name for run in runs))
+    monkeypatch.setattr(machine.clusters, "cancel", lambda runs, again: events.extend(again))
+    plan = RowPlan("fault_agent", "a killed agent", "fault", {}, 240)
+    with pytest.raises(KeyboardInterrupt):
+        machine.run_row(plan, tmp_path, time.monotonic() + 100, shared=tmp_path)
+    assert events == ["agent", tmp_path / "runs" / "measure" / "agent"]
 
 
 def test_names_are_private_unless_asked(tmp_path):

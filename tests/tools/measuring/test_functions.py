@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from flip.runs import commit
+from flip.runs.lifecycle import RunState
+from flip.runs.rundir import write_json
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import rows_of
 from jobs.common.measurement import MEASURED, MeasuredRow
+from jobs.host.slurm_cli import SlurmUnavailable
 from jobs.measuring.verdicts import SLOW, judge
+from tests.harness.common import make_run
 from tests.jobs.common.test_measurement import example
-from tools.measuring import arithmetic, collectives, disk, faults, inputs, steps, trace
+from tools.measuring import agents, arithmetic, collectives, disk, faults, inputs, steps, trace
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -123,14 +128,67 @@ def test_faults_continue_to_the_weights_of_one_undisturbed_run(tmp_path):
 def test_agents_of_a_run_are_found_without_its_ranks(monkeypatch):
     words = ["python", "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker"]
     known = {5: words, 6: words, 7: ["python", "-m", "jobs.runtime.node_agent", "/runs/b", "jobs.worker"]}
-    monkeypatch.setattr(faults.processes, "own_environments", lambda: dict.fromkeys(known, {}))
-    monkeypatch.setattr(faults.processes, "arguments", known.get)
-    monkeypatch.setattr(faults.processes, "read_stat", lambda pid: ("python", ["S", {5: "1", 6: "5", 7: "1"}[pid]]))
+    monkeypatch.setattr(agents.processes, "own_environments", lambda: dict.fromkeys(known, {}))
+    monkeypatch.setattr(agents.processes, "arguments", known.get)
+    monkeypatch.setattr(agents.processes, "read_stat", lambda pid: ("python", ["S", {5: "1", 6: "5", 7: "1"}[pid]]))
     ended = []
-    monkeypatch.setattr(faults.os, "kill", lambda pid, number: ended.append(pid))
-    assert faults.end_agent("/runs/a") == {"ended": 1} and ended == [5], "6 is a rank that 5 has forked"
+    monkeypatch.setattr(agents.os, "kill", lambda pid, number: ended.append(pid))
+    agents.end_agents("/runs/a")
+    assert ended == [5], "6 is a rank that 5 has forked"
     with pytest.raises(SystemExit, match="no agent"):
-        faults.end_agent("/runs/c")
+        agents.end_agents("/runs/c")
+
+
+class _Runs:
+    """Submitted runs whose scheduler has an answer, or an exception, for each query of their states."""
+
+    def __init__(self, folder, answer):
+        self.folder = folder
+        self.answer = answer
+        self.runs = []
+        self.events = []
+
+    def states(self):
+        self.events.append("states")
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return {"agent": RunState(*self.answer)}
+
+    def cancel(self, why):
+        self.events.append("cancel")
+
+    def wait(self, timeout):
+        self.events.append("wait")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "detail"),
+    [
+        (SlurmUnavailable("squeue: no answer"), SlurmUnavailable, "no answer"),
+        (("failed", 1, "node17 is gone"), SystemExit, "before a first checkpoint, a run has failed$"),
+        (("running",), SystemExit, "124"),
+    ],
+)
+def test_runs_of_a_fault_end_with_it(tmp_path, monkeypatch, answer, error, detail):
+    """Slurm that does not answer, a failed run, whose node is not named, and a run that ends before the fault."""
+    runs = _Runs(tmp_path / "runs" / "measure", answer)
+    if answer == ("running",):
+        write_json(make_run(runs.folder / "agent").result, {})
+    monkeypatch.setattr("flip.submit", lambda *_, **options: runs)
+    monkeypatch.setattr(faults, "_write_sweep", lambda *_: None)
+    profile = {"kind": "slurm", "partition": "gpu"}
+    with pytest.raises(error, match=detail):
+        faults.fault(str(tmp_path), "cpu", 1, 30.0, "agent", 2, profile)
+    assert runs.events[-2:] == ["cancel", "wait"]
+
+
+def test_queries_of_a_scheduler_are_seconds_apart(tmp_path, monkeypatch):
+    """Files are looked at often, and the scheduler, which others share, each ``poll_interval``."""
+    runs = _Runs(tmp_path, ("running",))
+    monkeypatch.setattr(faults, "poll_interval", lambda runs: 60.0)
+    looks = iter(range(20))
+    faults._wait(lambda: next(looks) == 10, make_run(tmp_path / "agent"), runs, 1e12, "a step", ClusterProfile())
+    assert runs.events == ["states"]
 
 
 def test_different_tensors_are_named(tmp_path, monkeypatch):
