@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,22 @@ EXTRA_HOURS = 0.1
 POLL_SECONDS = 2.0
 JOB_SHARE = 0.6
 """Share of the minutes that the measuring job gets; the faults that are caused in jobs of their own get the rest."""
+RUNS_AT_ONCE = 2
+FAULT_NODES = 2
+FAULT_JOBS = 4
+"""Jobs of the faults: nodes of each, at once, and in all."""
 
 
 def question(profile: ClusterProfile, nodes: int, minutes: float) -> str:
     """The cost of a measuring job, and whether to submit it."""
-    cost = f"{nodes * minutes / 60:.2g} node-hours"
+    fault_nodes = RUNS_AT_ONCE * min(FAULT_NODES, nodes)
+    hours = (JOB_SHARE * nodes + (1 - JOB_SHARE) * fault_nodes) * minutes / 60
+    cost = f"{hours:.2g} node-hours"
     if profile.gpus_per_node:
-        cost = f"{nodes * profile.gpus_per_node * minutes / 60:.2g} GPU-hours"
+        cost = f"{hours * profile.gpus_per_node:.2g} GPU-hours"
     return (
-        f"This submits a job on {nodes} nodes of partition {profile.partition or 'by default'} for up to {minutes:g}"
-        f" minutes, {cost} at most. Submit?"
+        f"This submits a job on {nodes} nodes of partition {profile.partition or 'by default'}, then up to"
+        f" {FAULT_JOBS} small ones, for up to {minutes:g} minutes, {cost} at most. Submit?"
     )
 
 
@@ -60,9 +66,11 @@ def check(profile: ClusterProfile, nodes: int, minutes: float) -> None:
 
 def measure(
     profile: ClusterProfile, nodes: int, minutes: float, manifest: str, only: Sequence[str] | None, names: bool,
-    share: float,
+    share: float, progress: Callable[[Measurement], None] = lambda so_far: None,
 ) -> Measurement:  # fmt: skip
     """Submit the job, wait for its end, then cause faults in jobs of their own; returns the result.
+
+    ``progress`` gets the measurement before the faults, which may be interrupted.
 
     Raises FlipError with the reason if there is none.
     """
@@ -86,6 +94,7 @@ def measure(
     note(f"the job is {run.path}; to end it: {command('cancel', run.path)}")
     _wait(run)
     measured = read_measurement(str(run.path / node.RESULT))
+    progress(measured)
     return with_faults(measured, profile, folder, 60 * (1 - JOB_SHARE) * minutes, only)
 
 

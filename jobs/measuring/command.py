@@ -98,11 +98,15 @@ def measure_cluster(
     if not args.yes and not confirm(cluster.question(profile, nodes, minutes)):
         return None
     share = share_of(minutes / 2)  # nodes wait for each other, and start cold
-    measured = cluster.measure(profile, nodes, minutes, manifest, args.only, args.names, share)
-    with writing(folder, "Name another folder with --out."):
-        output_folder(folder)
-        write_json(folder / FILE, measured.as_dict())
-        write_pages(folder, page.blocks(measured), page.TITLE, "report")
+
+    def report(measured: Measurement) -> None:
+        with writing(folder, "Name another folder with --out."):
+            output_folder(folder)
+            write_json(folder / FILE, measured.as_dict())
+            write_pages(folder, page.blocks(measured), page.TITLE, "report")
+
+    measured = cluster.measure(profile, nodes, minutes, manifest, args.only, args.names, share, report)
+    report(measured)
     return measured
 
 

@@ -164,8 +164,9 @@ def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):
 
 def test_question_states_the_cost():
     profile = ClusterProfile("far", "slurm", partition="gpu", gpus_per_node=8)
-    assert "2 nodes of partition gpu for up to 10 minutes, 2.7 GPU-hours at most" in cluster.question(profile, 2, 10)
-    assert "0.33 node-hours" in cluster.question(ClusterProfile("far", "slurm"), 2, 10)
+    words = "2 nodes of partition gpu, then up to 4 small ones, for up to 10 minutes, 3.7 GPU-hours at most"
+    assert words in cluster.question(profile, 2, 10)
+    assert "1.1 node-hours" in cluster.question(ClusterProfile("far", "slurm"), 8, 10)
 
 
 def test_node_without_the_gpus_of_its_job_is_named_once():
