@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -21,6 +22,9 @@ from tools.shards_commands import bench
 SYNTHETIC = 128
 """Synthetic photographs of 384 px: they take about two seconds to make."""
 SHARDS = 2
+SMALL_READ = 4096
+SMALL_READS = 16
+"""Bytes of a read that shows the latency of the storage, and how many there are."""
 SIZE = 224
 PATCH = 16
 
@@ -46,7 +50,7 @@ def cost(folder: str, manifest: str, seconds: float) -> dict[str, Any]:
 def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[str, Any]:
     """MB/s of reads in the order of training, by one process and by ``processes``; a small set may be cached.
 
-    ``read_milliseconds``: the median of the reads of a single process.
+    ``read_milliseconds``: the median of small reads of a single process, which is the latency of the storage.
     """
     data = _manifest(folder, manifest)
     result: dict[str, Any] = {"cached": bench.cached(data), "bytes_per_sample": round(data.mean_bytes)}
@@ -69,18 +73,27 @@ def _manifest(folder: str, manifest: str) -> Manifest:
 
 
 def _read(manifest: str, seconds: float, seed: int) -> tuple[float, float]:
-    """MB/s of this process, and the median milliseconds of its reads."""
+    """MB/s of this process, and the median milliseconds of small reads."""
     data = Manifest.load(manifest)
     reader = ChunkReader()
     chunks = bench.chunks_in_random_order(data, seed)
     size = 0
-    times = []
     for key, start, stop, _ in data.chunk_reads(next(chunks)):  # connects
         reader.read(key, start, stop)
+    latency = _latency(data, reader, chunks, seconds)
     start_time = time.perf_counter()
     while (spent := time.perf_counter() - start_time) < seconds or not size:
         for key, start, stop, _ in data.chunk_reads(next(chunks)):
-            before = time.perf_counter()
             size += len(reader.read(key, start, stop))
-            times.append(time.perf_counter() - before)
-    return size / spent / 1e6, float(f"{1000 * statistics.median(times):.3g}")
+    return size / spent / 1e6, float(f"{1000 * latency:.3g}")
+
+
+def _latency(data: Manifest, reader: ChunkReader, chunks: Iterator[int], limit: float) -> float:
+    """The median seconds of small reads, which take about ``limit`` seconds at most."""
+    times = list[float]()
+    while len(times) < SMALL_READS and sum(times) < limit:
+        key, start, stop, _ = next(iter(data.chunk_reads(next(chunks))))
+        before = time.perf_counter()
+        reader.read(key, start, min(start + SMALL_READ, stop))
+        times.append(time.perf_counter() - before)
+    return statistics.median(times)

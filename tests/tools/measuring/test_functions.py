@@ -68,6 +68,24 @@ def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     assert read["megabytes_per_second_1"] > 0 and read["cached"] and read["read_milliseconds"] > 0
 
 
+def test_latency_of_storage_is_that_of_small_reads(tmp_path, monkeypatch):
+    """A storage without latency that delivers 1 MB/s: reads of whole chunks take 0.1 s."""
+    monkeypatch.setattr(inputs, "SYNTHETIC", 32)
+    sizes = []
+
+    class Slow:
+        def read(self, key, start, stop):
+            sizes.append(stop - start)
+            time.sleep((stop - start) / 1e6)
+            return bytes(stop - start)
+
+    monkeypatch.setattr(inputs, "ChunkReader", Slow)
+    data = inputs._manifest(str(tmp_path), "")
+    rate, milliseconds = inputs._read(str(data.folder), 0.05, 0)
+    assert max(sizes) > 100_000 and rate <= 1
+    assert inputs.SMALL_READ in sizes and 4 <= milliseconds < 1000 * max(sizes) / 1e6
+
+
 def test_files_are_measured_and_locks_exclude(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "LARGE", 1 << 20)
     result = disk.files(str(tmp_path))
