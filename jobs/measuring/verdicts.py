@@ -32,12 +32,14 @@ VISIBLE_MILLISECONDS = 3000.0
 READ_MILLISECONDS = 100.0
 BUSY_SHARE = 0.8
 """Time of kernels as a share of a step, below which the host is named as the cause."""
+LOAD_SHARE = 0.5
+"""Share of its cores that other processes used on a slow node, per share of speed that it lacks: less is no cause."""
 THROTTLED_SECONDS = 0.1
 """CPU seconds for which a limit has stopped the row of products, above which it is named as the cause."""
 RESUME_SECONDS = 60.0
 SPREAD = 0.5
 """(slowest - fastest) / median of steps, above which they are uneven."""
-MORE = "Give it more --minutes; rows that are measured are not run again"
+MORE = "Give it more --minutes; without --cluster, rows that are measured are not run again"
 READ_AHEAD = "Raise data.workers and data.buffer, so that more reads wait at once, or copy the shards nearer"
 RECODE = "flip shards recode MANIFEST --short 256 --out NEW_FOLDER"
 NO_SPACE = re.compile("No space left on device|quota exceeded|are free", re.IGNORECASE)
@@ -155,7 +157,7 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
             because = f"{words}; {values['recompilations']} graphs were compiled again after the first steps"
             yield MachineVerdict(about, SLOW, because, "Report it with this page")
         elif share and share < LOW_UTILISATION:
-            because, remedy = _low_because(measurement)
+            because, remedy = _low_because(measurement, values)
             yield MachineVerdict(about, SLOW, f"{words}; {because}", remedy)
         elif float(values.get("spread", 0)) > SPREAD:
             because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
@@ -164,7 +166,7 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
             yield MachineVerdict(about, WORKS, words)
 
 
-def _low_because(measurement: Measurement) -> tuple[str, str]:
+def _low_because(measurement: Measurement, step: Mapping[str, Any]) -> tuple[str, str]:
     """Why a step is slow, and what to do: the card, the host, or kernels. It has neither input nor communication."""
     row = measurement.row("matmul")
     devices = row.values["devices"] if row else []
@@ -173,10 +175,11 @@ def _low_because(measurement: Measurement) -> tuple[str, str]:
         return "the card is slow: products of matrices are, too", "Check power limits: nvidia-smi -q -d POWER,CLOCK"
     because = "its kernels are slow: products of matrices are not"
     trace = measurement.row("trace")
-    if trace is None:
+    if trace is None or any(trace.values[key] != step[key] for key in ("size", "mask")):
         return because, "Look at the trace: make bench-gpu ONLY=trace"
-    if trace.values["busy"] < BUSY_SHARE:
-        because = f"kernels run for {100 * trace.values['busy']:.0f} % of a step: the host launches them too slowly"
+    busy = trace.values["busy"] * trace.values["milliseconds"] / step["milliseconds"]  # the profiler slows the host
+    if busy < BUSY_SHARE:
+        because = f"kernels run for {100 * busy:.0f} % of a step: the host launches them too slowly"
         return because, "Give a GPU more pairs (stages.batch), and see that other processes leave its cores free"
     longest = sorted(trace.values["longest"].items(), key=lambda kernel: -kernel[1])[:3]
     names = ", ".join(f"{name[:40]} {100 * share:.0f} %" for name, share in longest)
@@ -363,17 +366,17 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         if entry["value"] / entry["peers"] < worst["value"] / worst["peers"]:
             slowest[entry["node"]] = entry
     for node, entry in slowest.items():
-        share = 100 * (1 - entry["value"] / entry["peers"])
+        share = 1 - entry["value"] / entry["peers"]
         what = next((row.what for row in measurement.rows if row.name == entry["row"]), entry["row"])
         unit = entry["number"].split(" ")[-1].replace("_", " ")
-        because = f"{share:.0f} % slower than its peers in {what} ({unit}): {entry['value']:.4g}, peers"
+        because = f"{100 * share:.0f} % slower than its peers in {what} ({unit}): {entry['value']:.4g}, peers"
         because += f" {entry['peers']:.4g}"
         remedy = "Look at its clocks and limits; exclude it if it stays"
         stopped = entry.get("throttled_seconds", 0)
         if stopped > THROTTLED_SECONDS:
             because += f"; a limit of its cgroup has stopped its processes for {stopped:g} CPU seconds"
             remedy = "Raise the CPU limit of its cgroup (of the container, or of Slurm)"
-        elif entry["load"] > BUSY_CORES:
+        elif entry["load"] > max(BUSY_CORES, LOAD_SHARE * share * measurement.machine.cores):
             because += f"; other processes used {entry['load']:g} of its cores"
             remedy = "Measure again while nothing else runs on it"
         yield MachineVerdict(f"node {node}", SLOW, because, remedy)

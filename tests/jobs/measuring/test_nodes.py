@@ -64,6 +64,9 @@ def test_slow_node_that_others_use_is_told_from_a_broken_one():
     nodes = [node_example(650.0, 900.0), node_example(300.0, 900.0, load=40.0)]
     (slow,) = [each for each in judge(node.merged(nodes, [ENVIRONMENT] * 2)) if each.about.startswith("node")]
     assert "other processes used 40 of its cores" in slow.because and "nothing else runs on it" in slow.then
+    nodes[1] = replace(nodes[1], load=5.0)  # a twentieth of the cores does not halve the speed
+    (slow,) = [each for each in judge(node.merged(nodes, [ENVIRONMENT] * 2)) if each.about.startswith("node")]
+    assert "other processes" not in slow.because and "exclude it" in slow.then
 
 
 def test_single_sizes_of_collectives_name_no_node():

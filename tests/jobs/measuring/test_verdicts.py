@@ -24,8 +24,8 @@ def speed(microseconds, kernel=True):
 
 STEP = {
     "device": "cuda", "size": "B/16", "mask": "0.5", "batch": 256, "parameters": 150e6, "samples_per_second": 3000.0,
-    "utilisation": 0.42, "tflops": 415.0, "spread": 0.05, "recompilations": 0, "megabytes": 20_000,
-    "planned_megabytes": 21_000,
+    "milliseconds": 85.0, "utilisation": 0.42, "tflops": 415.0, "spread": 0.05, "recompilations": 0,
+    "megabytes": 20_000, "planned_megabytes": 21_000,
 }  # fmt: skip
 DISK = {"write_megabytes_per_second": 900.0, "replace_milliseconds": 2.0, "locks_exclude": True}
 READS = {
@@ -97,15 +97,29 @@ def test_each_trouble_is_named_with_cause_and_remedy(name, change, about, verdic
     assert because in first.because and then in first.then
 
 
+TRACE = {"size": "B/16", "mask": "0.5", "longest": {"gemm": 0.3, "flash_fwd": 0.4}, "kernels": 900}
+
+
 @pytest.mark.parametrize(
     ("busy", "because", "then"),
     [(0.95, "the longest: flash_fwd 40 %, gemm 30 %", "bench-gpu"), (0.5, "kernels run for 50 % of a step", "pairs")],
 )
 def test_low_utilisation_is_explained_by_the_trace(busy, because, then):
-    trace = row("trace", busy=busy, longest={"gemm": 0.3, "flash_fwd": 0.4}, kernels=900, milliseconds=80.0)
+    trace = row("trace", busy=busy, milliseconds=85.0, **TRACE)
     slow = row("step_b16_0.5", **(STEP | {"utilisation": 0.2}))
     (judged,) = judge(example(row("matmul", **GOOD["matmul"]), slow, trace))[:1]
     assert judged.verdict == SLOW and because in judged.because and then in judged.then
+
+
+def test_trace_counts_the_time_of_a_step_without_profiler_and_explains_no_other_step():
+    """Kernels of 85 ms in a profiled step of 170 ms: an ordinary step of 85 ms has nothing but kernels."""
+    trace = row("trace", busy=0.5, milliseconds=170.0, **TRACE)
+    slow = STEP | {"utilisation": 0.2}
+    (judged,) = judge(example(row("step_b16_0.5", **slow), trace))
+    assert "the longest: flash_fwd" in judged.because
+    for other in ({"size": "L/16"}, {"mask": "0.75"}):
+        (judged,) = judge(example(row("step_other", **(slow | other)), trace))
+        assert "its kernels are slow" in judged.because and "flash_fwd" not in judged.because
 
 
 def test_input_verdict_takes_the_cost_at_the_mask_of_each_step():
