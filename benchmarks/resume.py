@@ -25,7 +25,6 @@ import statistics
 import tempfile
 import time
 from contextlib import closing
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -151,14 +150,14 @@ def skipping(small: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
 
 def _read(small: Work) -> float:
     start_time = time.perf_counter()
-    seen = sum(1 for _ in peers.samples_of_webdataset(small, whole=False))
+    seen = sum(1 for _ in peers.samples_of_webdataset(small, at_once=False))
     return seen / (time.perf_counter() - start_time)
 
 
 def mosaicml(small: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
     """mosaicml-streaming: seconds from its state to the first sample, each in a new process with an empty cache."""
-    if not find_spec("streaming"):
-        return [{"passes": share, "note": "not installed"} for share in SHARES]
+    if not results.is_installed("streaming"):
+        return [{"passes": share, "note": results.ABSENT} for share in SHARES]
     index = json.loads(Path(small.folder, "mds", "index.json").read_text())
     times = max(1, samples // small.samples)
     index["shards"] = list(itertools.islice(itertools.cycle(index["shards"]), times * len(index["shards"])))

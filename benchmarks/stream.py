@@ -3,13 +3,16 @@
 Synthetic photographs (tools/measuring/photo_shards.py) of 256 and 384 px, in each peer's format. Three places:
 
 - An S3 server on the other cores, one core: all pipelines take turns, a batch each (benchmarks/lib/interleaved.py). The
-  clock starts with the third batch, after clients are created and buffers filled.
+  clock starts with the third batch, after clients are created. A pass reads the data set to its end: at the end of a
+  pass the buffers of peers are empty, ours are full again.
 - Local files, one core: ours, with and without restart markers, and decoding alone, in turns.
 - Local files, two cores: each pipeline alone, with two loader processes of its own kind, while its buffers are full
   (benchmarks/lib/steady.py).
 
-Medians over rounds are reported; ratios are of passes of the same round. `costs` measures each stage of our pipeline
-alone, in warm caches. Peers come with `make bench-install`; SPDL needs FFmpeg's libraries, too.
+Medians over rounds are reported. On one core, ratios are of passes that take turns in the same round. On two cores
+pipelines run one after the other, so that ratios include changes of the machine's speed between them. `costs` measures
+each stage of our pipeline alone, in warm caches. Peers come with `make bench-install`; SPDL needs FFmpeg's libraries,
+too.
 """
 
 from __future__ import annotations
@@ -46,12 +49,12 @@ PLACES = {
     TWO_CORES: [*PLAIN, *(name for name in peers.PIPELINES if name not in peers.ONE_CORE)],
 }
 """Where -> the pipelines that are measured there."""
-BESIDE_BARE = {
+RATIO_TO_DECODING = {
     "256 px": {"ours, mask 0": 1.25, "ours, mask 0.5": 1.4, "ours, mask 0.75": 1.6, "ours, markers, mask 0.75": 2.0},
     "384 px": {"ours, mask 0": 1.25, "ours, mask 0.5": 1.6, "ours, mask 0.75": 1.8, "ours, markers, mask 0.75": 2.6},
 }
 """Least speed relative to decoding and cropping whole images, from local files."""
-BESIDE_PEERS = 1.5
+RATIO_TO_PEERS = 1.5
 """Least speed relative to each peer, at the masks of ``MASKED``."""
 MASKED = MASKS[1:]
 TWO_TO_ONE = 1.8
@@ -72,7 +75,7 @@ PACKAGES = (
 CHUNK = 256
 """R of a data set of a million samples or more."""
 REPEATS = 4
-"""Of the images in a data set, so that it has chunks of the usual size. A pass on one core ends after one of each."""
+"""Of the images in a data set, so that it has chunks of the usual size."""
 Passes = dict[str, list[Pass]]
 """Pipeline -> a pass of each round."""
 
@@ -144,12 +147,12 @@ def _measure_kind(
     remote = s3_datasets.upload(files, address)
     with_workers = dataclasses.replace(files, batch=chosen.batch // 2, workers=2)
     passes = {
-        S3: _in_turns(_those(processes, S3), dataclasses.replace(remote, samples=samples), chosen.rounds),
-        FILES: _in_turns(_those(processes, FILES), dataclasses.replace(files, samples=samples), chosen.rounds),
+        S3: _in_turns(_those(processes, S3), remote, chosen.rounds),
+        FILES: _in_turns(_those(processes, FILES), files, chosen.rounds),
         TWO_CORES: _on_two_cores(_those(processes, TWO_CORES), with_workers, chosen.rounds),
     }
     return {
-        "samples": samples,
+        "samples": files.samples,
         "R": chunk,
         "measured": {place: [_row(name, passes[place], absent) for name in PLACES[place]] for place in PLACES},
         "ratios": list(_ratios(kind.name, passes)),
@@ -205,15 +208,15 @@ def _ratios(kind: str, passes: Mapping[str, Passes]) -> Iterator[dict[str, Any]]
     """Our speed relative to decoding alone, to each peer, and of two cores to one."""
     for place in (FILES, S3):
         for name in (*PLAIN, *MARKED):
-            what = f"{place}, {kind}, {name.removeprefix('ours, ')}, beside {BARE}, processor us"
-            goal = BESIDE_BARE[kind].get(name) if place == FILES else None
+            what = f"{place}, {kind}, {name.removeprefix('ours, ')}, beside {BARE}, samples per processor second"
+            goal = RATIO_TO_DECODING[kind].get(name) if place == FILES else None
             yield _ratio(what, passes[place][name], passes[place][BARE], "cpu", goal)
     for place in (S3, TWO_CORES):
         for name in passes[place]:
             for mask in MASKED:
                 if name in (BARE, BARE_TORCHVISION) or name in peers.PIPELINES:
                     what = f"{place}, {kind}, mask {mask}, beside {name}, samples/s"
-                    goal = BESIDE_PEERS if name in peers.PIPELINES else None
+                    goal = RATIO_TO_PEERS if name in peers.PIPELINES else None
                     yield _ratio(what, passes[place][name_of(mask)], passes[place][name], "rate", goal)
     for name in PLAIN:
         what = f"{TWO_CORES}, {kind}, {name.removeprefix('ours, ')}, beside one core, samples/s"
@@ -221,13 +224,17 @@ def _ratios(kind: str, passes: Mapping[str, Passes]) -> Iterator[dict[str, Any]]
 
 
 def _ratio(what: str, own: list[Pass], peer: list[Pass], field: str, goal: float | None) -> dict[str, Any]:
-    """How many times as fast ours is, in the same round: median, least and most."""
-    values = [[getattr(each, field) for each in passes] for passes in (own, peer)]
-    over, under = reversed(values) if field == "cpu" else values
+    """How many times as fast ours is, in the same round: median, least and most.
+
+    ``field``: "rate", or "cpu", of which samples per processor second are shown.
+    """
+    over, under = ([getattr(each, field) for each in passes] for passes in (own, peer))
+    if field == "cpu":
+        over, under = ([1e6 / microseconds for microseconds in values] for values in (over, under))
     return {
         "what": what,
-        "ours": rounded(statistics.median(values[0])),
-        "peer": rounded(statistics.median(values[1])),
+        "ours": rounded(statistics.median(over)),
+        "peer": rounded(statistics.median(under)),
         "goal": goal,
     } | results.ratio(over, under)
 

@@ -61,14 +61,14 @@ def open_clip(work: Work) -> Iterator[int]:
 
 def webdataset_open(work: Work) -> Iterator[int]:
     """webdataset over files opened by s3fs; our decoder and tokenizer, and our crop, which is faster."""
-    yield from map(Finish(work), batched(samples_of_webdataset(work, whole=False), work.batch))
+    yield from map(Finish(work), batched(samples_of_webdataset(work, at_once=False), work.batch))
 
 
-def webdataset_whole(work: Work) -> Iterator[int]:
+def webdataset_at_once(work: Work) -> Iterator[int]:
     """webdataset over objects fetched at once by s3fs; our decoder, tokenizer and crop."""
     import webdataset
 
-    samples = samples_of_webdataset(work, whole=True)
+    samples = samples_of_webdataset(work, at_once=True)
     if not work.workers:
         yield from map(Finish(work), batched(samples, work.batch))
         return
@@ -77,16 +77,16 @@ def webdataset_whole(work: Work) -> Iterator[int]:
 
 
 def webdataset_torchvision(work: Work) -> Iterator[int]:
-    """As ``webdataset_whole``, but cropped by torchvision's public transform, as usual; our decoder."""
+    """As ``webdataset_at_once``, but cropped by torchvision's public transform, as usual; our decoder."""
     crop = torchvisions_crop(work.seed)
     tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
-    for samples in batched(samples_of_webdataset(work, whole=True), work.batch):
+    for samples in batched(samples_of_webdataset(work, at_once=True), work.batch):
         images = crop(decode.decode(sample["jpg"], "simplejpeg") for sample in samples)
         assert len(images) == len(tokenizer([captions_of(sample, ["txt"])[0] for sample in samples]))
         yield len(images)
 
 
-def samples_of_webdataset(work: Work, whole: bool) -> Iterable[dict[str, Any]]:
+def samples_of_webdataset(work: Work, at_once: bool) -> Iterable[dict[str, Any]]:
     """webdataset as users have it: dictionaries of bytes, shuffled, one pass."""
     import webdataset
 
@@ -96,7 +96,7 @@ def samples_of_webdataset(work: Work, whole: bool) -> Iterable[dict[str, Any]]:
 
         store = s3fs.S3FileSystem(key=work.key, secret=work.secret, endpoint_url=work.address, skip_instance_cache=True)
         webdataset.gopen_schemes["s3"] = lambda url, mode, bufsize: (
-            io.BytesIO(store.cat_file(url)) if whole else store.open(url, mode)
+            io.BytesIO(store.cat_file(url)) if at_once else store.open(url, mode)
         )
     return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=work.seed).shuffle(SHUFFLE)
 
@@ -280,7 +280,7 @@ def energon(work: Work) -> Iterator[int]:
 PIPELINES: dict[str, Callable[[Work], Iterator[int]]] = {
     "open_clip": open_clip,
     "webdataset + s3fs open": webdataset_open,
-    "webdataset + s3fs whole": webdataset_whole,
+    "webdataset + s3fs whole": webdataset_at_once,
     "webdataset + s3fs whole, torchvision's crop": webdataset_torchvision,
     "mosaicml-streaming": mosaicml,
     "LitData": litdata,
