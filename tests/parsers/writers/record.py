@@ -2,8 +2,8 @@
 
     python -m tests.parsers.writers.record GO RUST_DEPENDENCIES JAVA_CLASS_PATH NODE_TAR
 
-The arguments are the program go, a folder with the sources of Rust's crates (a cargo registry), the class path of
-Apache Commons Compress, and the folder of node's module tar. busybox, cpio, pax, 7z, perl and git must be on the PATH.
+The arguments are the program go, a folder of vendored crates of Rust, the class path of Apache Commons
+Compress, and the folder of node's module tar. busybox, cpio, pax, 7z, perl and git must be on the PATH.
 Each archive is named WRITER-FORMAT-CONTENT.tar. Recorded were Go 1.24.4, Rust's tar 0.4.43, Commons Compress 1.27.1,
 node's tar of node 20.20.2, Perl's Archive::Tar 3.02, busybox 1.37.0, GNU cpio 2.15, MirBSD's pax 20240817, 7-Zip 25.01
 and git.
@@ -165,7 +165,8 @@ def archive(command, writer, members, place):
 
 def main(go, crates, java, node_tar):
     refused = []
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(ARCHIVES, "w:xz") as archives:
+    new = ARCHIVES.with_suffix(".new")  # replaces the committed file once it is complete
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(new, "w:xz") as archives:
         place = Path(folder)
         for (writer, form), command in programs(go, crates, java, node_tar, place).items():
             for content, members in CONTENTS.items():
@@ -177,6 +178,7 @@ def main(go, crates, java, node_tar):
                 info = tarfile.TarInfo(f"{name}.tar")
                 info.size = len(data)
                 archives.addfile(info, io.BytesIO(data))
+    new.replace(ARCHIVES)
     print(f"{ARCHIVES}: {ARCHIVES.stat().st_size} bytes; writers refused: {', '.join(refused)}")
 
 
