@@ -59,7 +59,12 @@ def add_measure_options(parser: Parser) -> None:
     group.add_argument("--measure", action="store_true", help="measure this machine, or nodes of --cluster in a job")
     group.add_argument("--minutes", type=float, help="most minutes of the measurement; default: 3, in a job 10")
     group.add_argument("--nodes", type=int, help="number of nodes of the job; default: 2")
-    group.add_argument("--data", metavar="MANIFEST", help="measure input of this data set; default: synthetic shards")
+    group.add_argument(
+        "--data",
+        metavar="MANIFEST",
+        help="measure input of this data set, whose first shard must exist on this machine, even with --cluster;"
+        " default: synthetic shards",
+    )
     group.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows alone")
     group.add_argument(
         "--out", metavar="FOLDER", help="of the result; one that has rows continues. Default: measured-DATE"

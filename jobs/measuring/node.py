@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flip import environment
@@ -84,11 +85,11 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     return _gathered(meeting, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
 
 
-def _missing_gpus(asked: int, found: int) -> list[MeasuredRow]:
+def _missing_gpus(asked: int, shown: int) -> list[MeasuredRow]:
     """A failed row if the node shows fewer GPUs than its job has asked for."""
-    if found >= asked:
+    if shown >= asked:
         return []
-    detail = f"the profile asks for {asked} GPUs of a node, and its driver shows {found}"
+    detail = f"the profile asks for {asked} GPUs of a node, and its driver shows {shown}"
     return [MeasuredRow("gpus", "GPUs of a node", FAILED, {}, detail)]
 
 
@@ -109,7 +110,7 @@ def _between_nodes(
     if meeting.nodes == 1:
         return rows
     if NODES_ROW.name not in done and _is_wanted(NODES_ROW, only):
-        rows.append(_nodes_row(meeting))
+        rows.append(_nodes_row(meeting, run.path))
     network = network_row(device)
     if "link_network" not in done and _is_wanted(network, only):
         meeting.exchange("network", None, MEETING_SECONDS)
@@ -117,16 +118,15 @@ def _between_nodes(
     return rows
 
 
-def _nodes_row(meeting: Meeting) -> MeasuredRow:
+def _nodes_row(meeting: Meeting, root: Path) -> MeasuredRow:
     """Visibility of files and locks between nodes."""
     start_time = time.monotonic()
     try:
         visible = meeting.visible_milliseconds(MEETING_SECONDS)
         excluded = meeting.locks_exclude(MEETING_SECONDS)
     except (OSError, ValueError) as error:
-        return MeasuredRow(
-            NODES_ROW.name, NODES_ROW.what, FAILED, {}, type(error).__name__, round(time.monotonic() - start_time, 1)
-        )
+        detail = machine.private(str(error), root) or type(error).__name__
+        return MeasuredRow(NODES_ROW.name, NODES_ROW.what, FAILED, {}, detail, round(time.monotonic() - start_time, 1))
     values = {"nodes": meeting.nodes, "visible_milliseconds": visible, "locks_exclude": excluded}
     return MeasuredRow(NODES_ROW.name, NODES_ROW.what, MEASURED, values, "", round(time.monotonic() - start_time, 1))
 
