@@ -69,6 +69,12 @@ def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
     return 0.0, 0.0
 
 
+def others_since(before: tuple[float, float]) -> tuple[float, float]:
+    """Core-seconds that other processes used since ``before`` (``core_seconds``), and those that passed."""
+    used, total = core_seconds()
+    return used - before[0], total - before[1]
+
+
 def this_host() -> Host:
     """This machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

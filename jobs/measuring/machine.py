@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flip import environment
-from flip.config.host import core_seconds, this_host
+from flip.config.host import core_seconds, others_since, this_host
 from flip.files import python_path
 from flip.runs.credentials import scrub
 from flip.runs.errors import FlipError
@@ -120,7 +120,7 @@ def measure(
             before = core_seconds()
             done = (earlier or {}).get(row.name) or run_row(row, root, end, stopped, shared)
             if row.function not in DETACHED:
-                busy.append(_others(before))
+                busy.append(others_since(before))
             spent = round((time.monotonic() - start_time) / 60, 2)
             so_far = dataclasses.replace(empty, rows=(*so_far.rows, done), load=_cores(busy), minutes=spent)
             progress(so_far)
@@ -213,12 +213,6 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
 def _of_rank(name: str) -> bool:
     """Whether a variable belongs to the rank of a job, so that a row that starts ranks of its own must not see it."""
     return name in RANK_VARIABLES or (name.startswith("SLURM_") and name not in SLURM_SETTINGS)
-
-
-def _others(before: tuple[float, float]) -> tuple[float, float]:
-    """Core-seconds that other processes used since, and those that passed."""
-    used, total = core_seconds()
-    return used - before[0], total - before[1]
 
 
 def _cores(busy: Sequence[tuple[float, float]]) -> float:

@@ -25,7 +25,7 @@ from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config import gpu_software
 from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
-from flip.config.host import Host, core_seconds, cores
+from flip.config.host import Host, cores, others_since
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
 from flip.data import kernel, order
@@ -409,7 +409,7 @@ def _asked_by_ranks(compiled: bool) -> str:
 
 def load_note(before: tuple[float, float]) -> str:
     """What the load of this machine since ``before`` (``core_seconds``) means for its runs; empty if nearly idle."""
-    used, total = (now - then for now, then in zip(core_seconds(), before, strict=True))
+    used, total = others_since(before)
     if total:
         share = used / total
     else:
