@@ -160,7 +160,10 @@ def run_row(
     if row.skipped:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=row.skipped)
     limit = min(row.limit, end - time.monotonic())
-    if limit <= (STOP_SECONDS if row.function in DETACHED else 0):
+    least = 0.0
+    if row.function in DETACHED:
+        least = STOP_SECONDS
+    if limit <= least:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
     if row.function in DETACHED and shared is not None:
         try:

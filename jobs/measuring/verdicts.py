@@ -169,10 +169,10 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
 def _low_because(measurement: Measurement, step: Mapping[str, Any]) -> tuple[str, str]:
     """Why a step is slow, and what to do: the card, the host, or kernels. It has neither input nor communication."""
     row = measurement.row("matmul")
-    devices = row.values["devices"] if row else []
-    peak = devices[0].get("datasheet") if devices else None
-    if peak and devices[0]["bf16"] < DATASHEET_SHARE * peak:
-        return "the card is slow: products of matrices are, too", "Check power limits: nvidia-smi -q -d POWER,CLOCK"
+    if row is not None:
+        card = row.values["devices"][0]
+        if card["bf16"] < DATASHEET_SHARE * (card.get("datasheet") or 0):
+            return "the card is slow: products of matrices are, too", "Check power limits: nvidia-smi -q -d POWER,CLOCK"
     because = "its kernels are slow: products of matrices are not"
     trace = measurement.row("trace")
     if trace is None or any(trace.values[key] != step[key] for key in ("size", "mask")):
