@@ -66,7 +66,7 @@ typedef struct { int count; Kernel kernels[MAX_CUBIN_KERNELS]; } Module;
 static Kernel *kernel_of(Module *it, const char *name) {
     for (int i = 0; i < it->count; i++)
         if (strcmp(it->kernels[i].name, name) == 0) return &it->kernels[i];
-    if (it->count == MAX_CUBIN_KERNELS) return &it->kernels[0];
+    if (it->count == MAX_CUBIN_KERNELS) abort(); /* else the attributes of two kernels would mix */
     it->kernels[it->count].name = strdup(name);
     return &it->kernels[it->count++];
 }
@@ -140,6 +140,7 @@ static CUresult launched(CUfunction function) {
     const Kernel *kernel = (const Kernel *)function;
     stub_count("launch");
     stub_count(kernel->name);
+    if (!kernel->registers) stub_count("no attributes"); /* then a spill would not be seen, either */
     if (kernel->frame) {
         char text[512];
         snprintf(text, sizeof text, "spill in %s", kernel->name);

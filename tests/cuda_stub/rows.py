@@ -165,6 +165,7 @@ def observe(training, stage, number):
         "attention": stub.attention_kernels(counted),
         "cubins": {name: n for name, n in counted.items() if name.startswith("cubin ")},
         "spills": [name for name in counted if name.startswith("spill in ")],
+        "kernels without attributes": counted.get("no attributes", 0),
         "triton": sum(n for name, n in counted.items() if name.startswith("triton_")),
         "devices": sorted({str(value.device) for value in (loss, norm)}),
     }
