@@ -73,6 +73,8 @@ class Nanio(Server):
     """Keeps an object as a file: ``folder/bucket/key``."""
 
     def command(self):
+        for unfinished in self.folder.rglob(".tmp." + "?" * 32):  # of a killed server, which would list it as an object
+            unfinished.unlink()
         return [
             sys.executable, "-m", "nanio", "serve", "--data-dir", str(self.folder), "--host", "127.0.0.1",
             "--port", str(self.port), "--no-access-log", "--log-level", "error",
