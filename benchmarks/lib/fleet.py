@@ -248,7 +248,8 @@ def measured() -> dict[str, float]:
     def read(name: str) -> Any:
         return json.loads((Path(__file__).parents[1] / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
-    pipelines = {row["pipeline"]: row for row in read("stream")["sets"]["384 px"]["pipelines"]}
+    passes = read("stream")["sets"]["384 px"]["measured"]["S3 to batch on one core"]
+    pipelines = {row["pipeline"]: row for row in passes}
     ways = {row["way"]: row for row in read("checkpoint")["cases"] if row["ranks"] == 2}
     return {
         "samples_per_s_a_core": pipelines["ours, mask 0.5"]["samples_per_s"],

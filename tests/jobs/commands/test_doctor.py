@@ -350,6 +350,7 @@ def test_doctor_help_shows_examples_and_imports_only_cli_module():
     assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
         "flip",
         "flip.runs",
+        "flip.files",
         "flip.files.acl",
         "flip.files.ownership",
         "flip.files.python_path",

@@ -30,8 +30,10 @@ from tools.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
-PUBLIC = ("flip", "flip.runs", "jobs.common", "jobs.reporting", "tools.studies", "tools")
-"""What studies may import of this repository: the public interface, errors and files, and the parts of pages."""
+PUBLIC = ("flip", "flip.files", "flip.runs", "jobs.common", "jobs.reporting", "tools.studies", "tools")
+PUBLIC += ("flip.config.host", "flip.environment")
+"""What studies may import of this repository: the public interface, errors and files, the parts of pages, and facts of
+this machine."""
 PUBLISHED = "jobs.sweeps.published"
 """The numbers of the paper, for the page of the scaling study."""
 
