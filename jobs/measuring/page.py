@@ -105,7 +105,7 @@ def text(measurement: Measurement) -> str:
 
 
 def _verdict_tables(verdicts: Sequence[MachineVerdict]) -> list[Block]:
-    """What needs somebody to act, with cause and remedy; then what works, with its numbers."""
+    """Verdicts that ask for an action, with cause and remedy; then those that work, with their numbers."""
     parts: list[Block] = []
     acts = [each for each in verdicts if each.verdict != WORKS]
     if acts:

@@ -121,8 +121,8 @@ class SlurmScene:
 
     def kill_shell(self):
         """Send SIGKILL to the batch shell only."""
-        job = fields_of(self.call("scontrol", "show", "job", self.id()))["JobId"]
-        (pid,) = pids(f"/job{int(job):05d}/slurm_script")
+        job = fields_of(self.call("scontrol", "show", "job", self.id()))
+        (pid,) = batch_shells(self.here, job)
         os.kill(pid, signal.SIGKILL)
 
     def cancel(self):
@@ -271,6 +271,11 @@ def pids(text):
             if text in " ".join(path.read_text().split("\0")[:2]):
                 matches.append(int(path.parent.name))
     return matches
+
+
+def batch_shells(sandbox, job):
+    """Return pids of the batch shell of a job with these fields: another Slurm here may have a job of its number."""
+    return pids(f"{sandbox.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script")
 
 
 def masked(arguments):

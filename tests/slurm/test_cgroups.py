@@ -12,7 +12,7 @@ from jobs.host import slurm_cli
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
-from tests.harness.slurm_scene import pids, profile
+from tests.harness.slurm_scene import batch_shells, pids, profile
 from tests.slurm.scenarios import AGAIN, SHORT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -75,7 +75,7 @@ def test_killed_batch_shell(site, tmp_path):
     run = submit(tmp_path, AGAIN)
     wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank")
     job = fields(run)
-    (shell,) = pids(f"{site.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script")
+    (shell,) = batch_shells(site, job)
     os.kill(shell, signal.SIGKILL)
     wait_until(lambda: fields(run)["JobState"] == "FAILED", "its end", story=story(run))
     assert not pids(f"batch_hooks.py watch {run.path}")

@@ -16,7 +16,7 @@ from jobs.reporting import run_details
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
-from tests.harness.slurm_scene import pids, profile
+from tests.harness.slurm_scene import batch_shells, profile
 from tests.slurm.conftest import start_cluster
 from tests.slurm.scenarios import AGAIN, SHORT
 
@@ -107,11 +107,11 @@ def test_failed_starts_are_shown_until_the_interpreter_is_back(site):
 
 def test_job_is_restarted_after_kill_of_batch_shell_during_start_up(site):
     """``begin`` has not won an attempt yet."""
-    _, folder = site
+    cluster, folder = site
     (folder / "slow").touch()
     run = submit(site, "killed", {"steps": SHORT})
     wait_until((folder / "begun").exists, "begin")
-    (shell,) = pids(f"/job{int(fields(run)['JobId']):05d}/slurm_script")
+    (shell,) = batch_shells(cluster, fields(run))
     os.kill(shell, signal.SIGKILL)
     (folder / "slow").unlink()
     complete(run)

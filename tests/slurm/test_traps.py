@@ -14,7 +14,7 @@ from jobs.host import slurm_cli
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
-from tests.harness.slurm_scene import pids, profile
+from tests.harness.slurm_scene import batch_shells, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -111,10 +111,10 @@ def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slur
     for run in runs:
         ready(run)
         watchers += matching_pids(f"batch_hooks.py watch {run.path}")
-        script = f"/job{int(job(run)['JobId']):05d}/slurm_script"
-        (shell,) = pids(script)
+        fields = job(run)
+        (shell,) = batch_shells(cluster, fields)
         os.kill(shell, signal.SIGKILL)
-        wait_until(lambda script=script: not pids(script), "the end of the shell", pause=0.01)
+        wait_until(lambda fields=fields: not batch_shells(cluster, fields), "the end of the shell", pause=0.01)
         os.kill(watchers[-1], signal.SIGSTOP)  # within SHELL_EXIT_SECONDS; before, the kernel would continue it
     number = read_json(next((tmp_path / "orphans" / ".slurm").glob("*/submitted.json")))["job"]
 
