@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def test_recode_keeps_samples_and_writes_smaller_pictures(source, tmp_path, caps
 
 def test_batches_of_recoded_shards_have_equal_ids_masks_and_captions(tmp_path, capsys):
     make_tokenizer(tmp_path / "tokenizer.json")
-    source = make_dataset(tmp_path / "shards", 120, 5, size=40, chunk=CHUNK)
+    source = make_dataset(tmp_path / "shards", 120, 5, size=64, fmt="jpg", chunk=CHUNK)
     (tmp_path / "few").mkdir()
     assert call(capsys, "exclude", source, "--ids", "3,50-51", "--out", tmp_path / "few" / "m")[0] == 0
     out = tmp_path / "out"
@@ -145,6 +146,20 @@ def test_restart_marker_follows_every_unit(grey, size):
     for marker in (0xD0, 0xD1)[: units - 1]:
         assert not recode_picture._has_marker_per_unit(recoded.replace(bytes([0xFF, marker]), b"\xff\xd7"), units)
     assert not recode_picture._has_marker_per_unit(jpeg(pixels), units)
+
+
+def test_all_images_have_the_usual_huffman_tables():
+    """The kernel builds tables once for images that share them."""
+    recoded = [recode_picture.recode_picture(jpeg(smooth(96, side, channels=3)), WANTED) for side in (64, 96)]
+    tables = [huffman_tables(image) for image in recoded]
+    assert tables[0] == tables[1] == huffman_tables(jpeg(smooth(96, 96, channels=3)))
+    assert tables[0] != huffman_tables(jpeg(smooth(96, 96, channels=3), optimize=True))
+
+
+def huffman_tables(data):
+    """The segments DHT of a JPEG."""
+    starts = [match.start() for match in re.finditer(b"\xff\xc4", data)]
+    return [data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")] for at in starts]
 
 
 def test_picture_that_does_not_pass_the_check_stays(monkeypatch):
