@@ -202,6 +202,7 @@ def test_no_class_name_is_defined_twice():
     assert not {name: definitions for name, definitions in places.items() if len(definitions) > 1}
 
 
+@pytest.mark.long
 def test_trainer_import_leaves_inductor_cache_dir_unset():
     """The import of varlen would set TORCHINDUCTOR_CACHE_DIR, and ``parallel.set_compile_caches`` keeps a set value."""
     code = "import os, flip.training.trainer; assert 'TORCHINDUCTOR_CACHE_DIR' not in os.environ"
@@ -209,6 +210,7 @@ def test_trainer_import_leaves_inductor_cache_dir_unset():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, timeout=120)
 
 
+@pytest.mark.long
 def test_trainer_import_does_not_wait_for_fsdp():
     """An unsharded model needs neither FSDP nor DTensor, whose import takes as long as half of torch's."""
     code = "import sys, flip.training.trainer; print({'torch.distributed.fsdp', 'sympy'} & sys.modules.keys())"

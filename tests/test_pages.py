@@ -228,6 +228,7 @@ def test_yaml_blocks_on_pages_are_valid(page, text, tmp_path):
         load_profile(str(path))
 
 
+@pytest.mark.long
 def test_shards_page_rewrite_script_keeps_texts(tmp_path):
     """The script rewrite.py of docs/shards.md writes the samples of a manifest, but excluded ones, into new shards."""
     data = make_dataset(tmp_path / "data", samples=13, shards=2, size=16)

@@ -52,6 +52,7 @@ def test_manifest_loads_all_versions_written_by_release(old, name):
     assert (version, manifest.samples, manifest.digest) == MANIFESTS[name]
 
 
+@pytest.mark.long
 def test_status_explain_and_report_read_runs_of_release(old):
     rows = {row["run"]: row for row in json.loads(call(old, "jobs", "status", "old", "--json"))}
     assert {name: row["state"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
@@ -61,6 +62,7 @@ def test_status_explain_and_report_read_runs_of_release(old):
     assert report["complete"]["state"] == "complete" and report["stopped"]["state"] == "cancelled"
 
 
+@pytest.mark.long
 def test_submit_plans_no_change_for_unchanged_sweep_of_release(old):
     plan = json.loads(call(old, "jobs/submit.py", "--sweep", str(old / "old.yaml"), "--dry-run", "--json"))
     rows = {row["name"]: row for row in plan["runs"]}

@@ -43,6 +43,7 @@ def published():
     return Tokenizer.of(PUBLISHED, TOWER)
 
 
+@pytest.mark.long
 def test_published_file_gives_ids_of_open_clip(published):
     texts = TEXTS + odd_texts()
     actual = published(texts)

@@ -129,6 +129,7 @@ def test_checkout_runs_without_installation_from_any_folder(tmp_path, start, saf
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: flip submit [options]")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["jobs.worker", "jobs.evaluator", "jobs.supervisor", "jobs.follow"])
 def test_modules_of_old_records_start(module, tmp_path):
     """Records of jobs and queued batch scripts name them; each reports a folder that is no run."""

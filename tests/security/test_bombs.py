@@ -179,6 +179,7 @@ def header(name, size, kind=b"0"):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+@pytest.mark.long
 def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
     half = 512 * MB
     limit = f"{tar.SAMPLE_LIMIT:,}"

@@ -47,6 +47,7 @@ def call(sweep, *arguments, before=()):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.long
 def test_status_and_report_list_every_run_despite_fifos(sweep):
     for arguments in (("jobs", "status", "demo", "--json"), ("jobs", "report", "demo", "--json")):
         done = call(sweep, *arguments)
@@ -59,6 +60,7 @@ def test_status_and_report_list_every_run_despite_fifos(sweep):
 BULKY = (*(name for name in RECORDS if name.endswith(".json")), "checkpoints/pretrain/8-1/commit.json")
 
 
+@pytest.mark.long
 def test_too_large_records_are_named_and_not_read(tmp_path):
     """Each is 18 MB of empty lists; as values of Python these are 400 MB. A sound run is shown as ever."""
     make(tmp_path / "demo", "sound", "0.5")

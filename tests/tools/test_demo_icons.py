@@ -220,6 +220,7 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
     assert Manifest.load(tiny / "elsewhere" / "train-1of8").samples == 11
 
 
+@pytest.mark.long
 def test_build_reuses_rendered_sets_after_interrupt(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complete = build.DATA.build(tiny)
     before = contents(tiny / "icons")

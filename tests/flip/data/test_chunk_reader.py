@@ -161,6 +161,7 @@ def test_chunk_cache_rejects_folder_of_other_user(manifest, tmp_path, caplog):
     assert "remove it or choose another place" in caplog.text
 
 
+@pytest.mark.long
 def test_chunk_cache_is_shared_by_processes_within_size_limit(original, manifest, tmp_path):
     """Four processes with too little space for all chunks read correct data and together stay within the limit."""
     script = (

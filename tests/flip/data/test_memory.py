@@ -28,6 +28,7 @@ def buffered_bytes(stream):
     return sum(len(piece) for future in futures for piece in future.result(60).pieces)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lead", [0.0, prefetch.LOOKAHEAD_SECONDS])
 def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead):
     monkeypatch.setattr(prefetch, "LOOKAHEAD_SECONDS", lead)

@@ -80,6 +80,7 @@ def test_each_rank_reads_a_share_and_all_raise_the_error(data, tmp_path):
     assert ends[0][1] == ends[1][1] and "90 of 120 labels have no class name" in ends[0][1]
 
 
+@pytest.mark.long
 def test_run_stops_before_its_first_step(data, tmp_path):
     config = configuration(data, world=1)
     config.data.workers = 0

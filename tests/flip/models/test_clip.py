@@ -295,6 +295,7 @@ def test_encode_image_with_all_patches_visible_equals_unmasked():
     assert torch.allclose(moved, pair.encode_image(patches), atol=2e-6)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_image_encoder_exports_with_dynamic_batch():
     """torch.export keeps the batch size symbolic. A constant in the graph would fix it to that of the example."""

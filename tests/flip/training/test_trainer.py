@@ -180,6 +180,7 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
     assert point.scores == [results[0] | {"commit": {"samples": 8}}]
 
 
+@pytest.mark.long
 def test_train_saves_where_asked_and_after_first_step_of_restart_and_leaves_result_to_newest_attempt(
     data, tmp_path, monkeypatch
 ):

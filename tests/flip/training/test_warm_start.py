@@ -394,6 +394,7 @@ def test_load_converted_keeps_own_logit_bias_if_objectives_differ(exported, tmp_
     assert not other.loss_parameters()
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_load_converted_resizes_learned_positions_of_recipe_clip(exported, tmp_path):
     folder, *_ = exported

@@ -86,6 +86,7 @@ def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeyp
         select.select_single("one", [root])
 
 
+@pytest.mark.long
 def test_status_reports_progress_and_exit_codes_from_run_directories(root, tmp_path):
     rows = json.loads(call("status", "--root", str(root), "one", "--json", cwd="/").stdout)
     assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "stopped", 1)]
@@ -230,6 +231,7 @@ def test_commands_refuse_contradictory_or_ignored_flags(words, capsys):
     assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_logs_selects_files_by_stream_node_and_attempt(root):
     assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
     assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")

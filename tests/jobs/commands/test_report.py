@@ -83,6 +83,7 @@ def outcomes(folder):
     return results.outcomes([read_run(path.parent).run for path in sorted(folder.glob("*/config.yaml"))])
 
 
+@pytest.mark.long
 def test_report_prints_results_table_in_sweep_order(sweep):
     done = command("demo", root=sweep.parent)
     assert done.returncode == 0, done.stderr
@@ -289,6 +290,7 @@ def parsed(html):
     return parser
 
 
+@pytest.mark.long
 def test_html_page_shows_all_results_without_external_resources(sweep):
     html = page(outcomes(sweep))
     parser = parsed(html)
@@ -386,6 +388,7 @@ def test_charts_are_deterministic_and_escape_names():
     assert not re.search(r"<metadata|date|id=\"\w+_\d+\"", svg(plot))
 
 
+@pytest.mark.long
 def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
     out = tmp_path / "deep" / "results"
     done = command("demo", "--folder", str(out), root=sweep.parent)
@@ -432,6 +435,7 @@ def test_markdown_escapes_hostile_texts():
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
+@pytest.mark.long
 def test_focus_colours_best_seven_arms_and_greys_rest(tmp_path):
     for i in range(20):
         make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)

@@ -63,6 +63,7 @@ def test_plan_matches_hand_calculated_costs(desk):
     assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
 
 
+@pytest.mark.long
 def test_plan_counts_only_added_samples_for_cooldown_runs(desk):
     """The trunk is not trained yet. A plan needs no commit of the trunk; a submission does."""
     settings = desk.text.split("runs:")[0]
@@ -94,6 +95,7 @@ def test_dry_run_imports_no_torch_or_rich(desk):
     assert "128 samples in 2 shards" in done.stdout, "the plan reads the data"
 
 
+@pytest.mark.long
 def test_submit_needs_slurm_commands_but_dry_run_does_not(desk, tmp_path):
     (tmp_path / "far.yaml").write_text("kind: slurm\npartition: gpu\n")
     done = desk.submit("--cluster", str(tmp_path / "far.yaml"), env={"PATH": "/nowhere"})
@@ -329,6 +331,7 @@ def test_dry_run_prints_batch_scripts_with_script_option(desk):
     assert "#SBATCH --nodes=16\n" in shown and "#SBATCH --nodes=32\n" in shown
 
 
+@pytest.mark.long
 def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     """A sweep from another person may bring its own profile."""
     folder = tmp_path / "bin"

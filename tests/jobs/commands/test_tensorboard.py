@@ -50,6 +50,7 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
     assert name.startswith("one@") and name.endswith("cluster/a"), "a run of the same name in another root"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     for name, value in (("mask50", 3.0), ("clip", 4.0)):

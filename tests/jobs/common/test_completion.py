@@ -66,6 +66,7 @@ def terminal(request, tmp_path):
     started.close()
 
 
+@pytest.mark.long
 def test_completion_completes_commands_options_sweeps_and_runs(terminal):
     clear = "\x15"  # Ctrl-U
     terminal.type("flip statu\t", "flip status")

@@ -174,6 +174,7 @@ def test_progress_bar_prints_periodic_lines_without_terminal(capsys):
     assert first == "indexing: 4 %, 4 TB of 92 TB, 0 B/s, 1 of 23 shards" and second.endswith("left, 2 of 23 shards")
 
 
+@pytest.mark.long
 def test_rich_is_imported_lazily_and_only_for_terminals_and_their_pictures():
     importers = {name for name, path in FILES.items() if any(other.split(".")[0] == "rich" for other in imports(path))}
     assert importers == {"jobs.common.terminal", "tools.documentation.pictures"}

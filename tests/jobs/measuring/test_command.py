@@ -102,6 +102,7 @@ def test_result_of_another_machine_is_not_continued(tmp_path):
     assert command.earlier_rows(tmp_path / "measured.json", facts, force=True) == {}
 
 
+@pytest.mark.long
 def test_failed_row_is_recorded_without_paths_and_others_run(tmp_path):
     rows = [
         RowPlan("reads", "reads", "reads", {"manifest": "/shared/secret/manifest", "seconds": 1, "processes": 1}, 60)

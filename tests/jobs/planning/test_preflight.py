@@ -114,6 +114,7 @@ def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
             preflight.refuse_blank_blocks(config, facts, run)
 
 
+@pytest.mark.long
 def test_dry_run_refuses_unmounted_data_except_in_plan_without_data(desk, data, tmp_path):
     profile = tmp_path / "boxed.yaml"
     mounts_line = f"container_mounts: [{data}]"
@@ -127,6 +128,7 @@ def test_dry_run_refuses_unmounted_data_except_in_plan_without_data(desk, data, 
     assert done.returncode == 0 and "sees all that is read" in done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_preflight_checks_first_sample_of_evaluation_set(desk, data, tmp_path):
     plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
     desk.refuses(65, "no label 'cls'", f"evaluate.sets.small.manifest={plain}")
@@ -136,6 +138,7 @@ def test_preflight_checks_first_sample_of_evaluation_set(desk, data, tmp_path):
     desk.refuses(65, "1 of 1 labels have no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
 
 
+@pytest.mark.long
 def test_preflight_compares_all_labels_with_class_names_without_reading_the_set(desk, tmp_path, monkeypatch):
     """With 2 names and 8 labels all runs trained, and failed in the final evaluation."""
     labelled = make_dataset(tmp_path / "labelled", samples=64, shards=2, classes=8)
@@ -202,6 +205,7 @@ def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir()), "the check leaves no files"
 
 
+@pytest.mark.long
 def test_submit_refuses_damaged_or_missing_shards(desk, tmp_path):
     broken = make_dataset(tmp_path / "broken", samples=64, shards=2)
     shard = broken / "00001.tar"

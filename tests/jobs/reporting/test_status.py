@@ -195,6 +195,7 @@ def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
         assert "━" * 20 in screen.close().text() and b"\x1b[2K" in screen.raw
 
 
+@pytest.mark.long
 def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
     field.run("[red]run")
     command = (sys.executable, ROOT / "jobs", "status", field.sweep)

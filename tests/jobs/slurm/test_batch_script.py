@@ -225,6 +225,7 @@ DISABLED = """case $1 in
 """scontrol for a job with Requeue=0."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("refused", [False, True])
 def test_script_submits_successor_job_if_requeue_is_disabled(stage, tmp_path, refused):
     stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")
@@ -469,6 +470,7 @@ def test_broken_node_counts_consecutive_failed_starts_without_preemptions(stage,
     assert len(changes) == (3 if again else 0), "the number of retries is limited"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hours", [0, 24])
 def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, hours):
     """Slurm reports the present limit, and when a job was preempted. A run whose limit was 24 hours at its submission

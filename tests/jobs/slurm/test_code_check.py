@@ -66,6 +66,7 @@ def test_script_does_not_execute_code_of_other_user(stage, code, monkeypatch, pl
     assert stage.run.newest_attempt() == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_script_carries_trusted_groups_and_accepted_places(stage, code, monkeypatch):
     """Nodes may not have the user's record of trusted groups, nor the variable of the submission."""

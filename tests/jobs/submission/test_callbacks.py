@@ -28,6 +28,7 @@ def checksum(file):
     return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
+@pytest.mark.long
 def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk, typed, monkeypatch):
     monkeypatch.setattr(submission, "take", snapshot.take)
     file = desk.folder / "my_metric.py"

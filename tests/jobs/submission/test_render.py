@@ -91,6 +91,7 @@ def test_plan_of_many_passes_has_no_exponent(tmp_path, monkeypatch, capsys):
     assert "1,667 passes" in text and "e+0" not in text.split("passes", 1)[0]
 
 
+@pytest.mark.long
 def test_submit_command_prints_styled_plan_on_terminal(desk):
     command = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
     with Terminal(80, 50) as screen:

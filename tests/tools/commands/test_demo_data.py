@@ -275,6 +275,7 @@ def test_built_files_are_closed_to_writing_by_others(tiny: Path) -> None:
     assert not [path for path in built if path.stat().st_mode & 0o022]
 
 
+@pytest.mark.long
 def test_build_writes_equal_bytes_from_equal_packages(tiny: Path) -> None:
     build.DATA.build(tiny)
     before = contents(tiny / "emoji")

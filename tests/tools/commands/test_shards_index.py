@@ -328,6 +328,7 @@ def test_index_reports_output_whose_folder_cannot_be_looked_up(data, tmp_path, c
     assert code == 69 and "cannot be written: File name too long" in text and text.count("\n") == 1
 
 
+@pytest.mark.long
 def test_index_rejects_invalid_arguments(data, tmp_path):
     result = run("index", data / "{0..3.tar", "--out", tmp_path / "m")
     assert result.returncode == 78 and "unbalanced braces" in result.stderr and result.stderr.count("\n") == 1

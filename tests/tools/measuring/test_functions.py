@@ -58,6 +58,7 @@ def test_losses_in_bf16_are_near_those_in_fp32(monkeypatch):
     assert steps.losses("cpu", "tiny", 4, 2)["rows"][0]["largest_difference"] is None
 
 
+@pytest.mark.long
 def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "SYNTHETIC", 32)
     result = inputs.cost(str(tmp_path), "", 0.2)

@@ -276,6 +276,7 @@ def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     assert {row["twemoji"] for row in rows if row["kind"] == "trial"} == {""}
 
 
+@pytest.mark.long
 def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
     """Both arms miss the same 500 of 1,000 pictures; mask50 is right on 100 more: pictures add little to 10 points."""
     complete(tmp_path, SMALL)
@@ -323,6 +324,7 @@ def test_study_of_one_learning_rate_and_two_seeds_has_no_trials_and_no_verdict(t
     assert "It was not tuned" in text and "## Trials" not in text
 
 
+@pytest.mark.long
 def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "jobs", "study", "--docs", str(tmp_path), *arguments]

@@ -67,6 +67,7 @@ def test_studies_use_public_interface_alone() -> None:
 # -- committed studies -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", command.studies())
 def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -> None:
     study = study_of(name)
@@ -78,6 +79,7 @@ def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -
         assert is_same, f"{path.name}: after a change of its drawing or text: flip study --page --study {name}"
 
 
+@pytest.mark.long
 def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """identities.json has the digests of the configurations that the engines before this one gave to the same runs."""
     monkeypatch.setenv("FLIP_CACHE", "/absent")  # data sets and tokenizer by path

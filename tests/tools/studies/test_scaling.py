@@ -259,6 +259,7 @@ def test_small_sweep_has_settings_of_study(tmp_path: Path) -> None:
     assert ours == set(small) and len(small) == len(points)
 
 
+@pytest.mark.long
 def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     study = complete(tmp_path, single())
     predict(study)
@@ -287,6 +288,7 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
         assert f"](scaling_study/{name}.svg)" in text
 
 
+@pytest.mark.long
 def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
     text = page(complete(tmp_path, []))
     assert "runs are missing" in text and row(text, "A larger model is more accurate")[2:] == ["-", "-"]
@@ -301,6 +303,7 @@ def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
     assert "(no interval, one seed)" in row(text.partition("### Speed-up by masking")[2], "50 %")[-1], "so far"
 
 
+@pytest.mark.long
 def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = ["--study", "scaling", "--docs", str(tmp_path)]
     assert command.main([*study, "--plan"]) == 78

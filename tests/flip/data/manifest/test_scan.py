@@ -25,6 +25,7 @@ def judge(samples, _):
     return np.array([zlib.crc32(sample.key.encode()) % 2 for sample in samples], dtype=np.uint8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_scan_tar_is_independent_of_piece_size(tmp_path, format):
     deep = "k" * (90 if format == tarfile.USTAR_FORMAT else 150)
