@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import table
 from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
 from flip.data.chunk_reader import ChunkReader
@@ -244,6 +245,25 @@ def test_shards_page_rewrite_script_keeps_texts(tmp_path):
 def texts(manifest: Manifest):
     for j in range(manifest.chunks):
         yield from zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_no_comment_begins_a_line_of_a_paragraph(page):
+    """Such a line is a block of HTML: code hosts end the paragraph before it, and show its links as they are written."""
+    assert not re.findall(r"^ {0,3}<!--.*-->.*\S.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_readme_names_the_best_peer_of_the_stream_benchmark():
+    """benchmarks/table.py fills in the ratios; which peer is the best one may change with the next measurement."""
+    prefix = "S3 to batch on one core, 256 px, mask 0.5, beside "
+    of_peers = {}
+    for row in table.rows(table.read(table.RESULTS))["stream"]:
+        peer = row.what.removeprefix(prefix).removesuffix(", samples/s")
+        if row.what.startswith(prefix) and row.ratio is not None and not peer.startswith("bare"):
+            of_peers[peer] = row.ratio
+    quoted = re.findall(rf"<!-- figure stream: {prefix}(.+?), samples/s -->", (ROOT / "README.md").read_text("utf-8"))
+    best = min(of_peers, key=of_peers.__getitem__)
+    assert quoted == ["open_clip", best], "name the best peer in README.md, in its comment and in its sentence"
 
 
 def test_readme_repeats_gain_of_the_study():

@@ -26,8 +26,14 @@ from jobs.common.paths import JOBS, REPOSITORY
 
 FOLDER = REPOSITORY / "docs" / "pictures"
 PLAN = ("submit", "masking", "--dry-run", "--cluster", "h100")
-SHOWN = (r"^mask50: new$", r"^mask75: new$"), (r"^all runs$", r"^  GPU-hours of runs")
-"""First line, and the line after the last one, of the parts of the plan that the picture shows."""
+SHOWN = (
+    (r"^mask50: new$", r"^  differs "),
+    (r"^  stage +samples ", r"^  a step "),
+    (r"^all runs$", r"^  GPU-hours of runs"),
+)
+"""First line, and the line after the last one, of the parts of the plan that the picture shows, in their order."""
+REPORT_SIZE = {"width": 640, "height": 442}
+"""Of the page of ``flip report``. README shows it in 410 pixels, where its text is still readable."""
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 DARK = {
     "#ffffff": "#0d1117", "#d0d7de": "#30363d", "#1f2328": "#e6edf3", "#57606a": "#9198a1", "#afb8c1": "#484f58",
@@ -82,30 +88,29 @@ def timeline(record: dict[str, Any]) -> str:
     at = record["seconds"]
     saved = f"{record['saved']:,}"
     rows = [
-        (at["signal"], record["signal"], "Slurm preempts the job"),
-        (at["saved"], "checkpoint", f"committed at sample {saved}, with checksums"),
-        (at["exit"], "exit 75", "the ranks end: stopped, not failed"),
-        (at["requeued"], "requeue", "the exit trap has queued the job again"),
-        (at["started"], "attempt 2", "the other job is gone: Slurm starts this one"),
-        (at["ready"], "resumed", f"training continues at sample {saved}"),
+        (at["signal"], "warn", record["signal"], "Slurm preempts the job"),
+        (at["saved"], "good", "checkpoint", f"committed at sample {saved}"),
+        (at["exit"], "soft", "exit 75", "stopped, not failed"),
+        (at["requeued"], "soft", "requeue", "the exit trap queues the job"),
+        (at["started"], "soft", "attempt 2", "the other job has ended"),
+        (at["ready"], "good", "resumed", f"continues at sample {saved}"),
     ]
     lines = []
-    for i, (seconds, name, text) in enumerate(rows):
-        y = 46 + 38 * i
-        kind = ("warn", "good", "soft", "soft", "soft", "good")[i]
+    for i, (seconds, kind, name, text) in enumerate(rows):
+        y = 34 + 36 * i
         lines.append(
-            f'<circle class="{kind}" cx="112" cy="{y - 6}" r="7"/>'
-            f'<text class="soft" x="92" y="{y}" text-anchor="end">{seconds:.1f} s</text>'
-            f'<text class="ink name" x="134" y="{y}">{name}</text><text class="soft" x="250" y="{y}">{text}</text>'
+            f'<circle class="{kind}" cx="86" cy="{y - 6}" r="7"/>'
+            f'<text class="soft" x="70" y="{y}" text-anchor="end">{seconds:.1f} s</text>'
+            f'<text class="ink name" x="106" y="{y}">{name}</text><text class="soft" x="210" y="{y}">{text}</text>'
         )
-    gap = 46 + 38 * 3.5 - 6
+    gap = 34 + 36 * 3.5 - 6
     return _TIMELINE.format(rows="\n".join(lines), gap=gap, above=gap - 8, below=gap + 8)
 
 
-_TIMELINE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 270" role="img" \
+_TIMELINE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 234" role="img" \
 aria-label="Timeline of one preempted run: signal, checkpoint, exit, requeue, next attempt.">
 <style>
-text {{ font: 17px system-ui, "Segoe UI", Helvetica, Arial, sans-serif }}
+text {{ font: 15px system-ui, "Segoe UI", Helvetica, Arial, sans-serif }}
 text.name {{ font-weight: 600 }}
 .panel {{ fill: #ffffff; stroke: #d0d7de }}
 .ink {{ fill: #1f2328 }}
@@ -115,9 +120,9 @@ text.name {{ font-weight: 600 }}
 .line {{ stroke: #d0d7de; stroke-width: 3 }}
 .gap {{ stroke: #ffffff; stroke-width: 5; stroke-dasharray: 4 4 }}
 </style>
-<rect class="panel" x="1" y="1" width="718" height="268" rx="10"/>
-<path class="line" d="M112 40 V230"/>
-<path class="gap" d="M112 {above} V{below}"/>
+<rect class="panel" x="1" y="1" width="478" height="232" rx="10"/>
+<path class="line" d="M86 28 V208"/>
+<path class="gap" d="M86 {above} V{below}"/>
 {rows}
 </svg>
 """
@@ -130,12 +135,29 @@ def dry_run() -> str:
         environment |= {"FLIP_CACHE": f"{folder}/cache"}
         line = [sys.executable, str(JOBS), *PLAN]
         done = subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    return parts_of(done.stdout)
+
+
+def parts_of(plan: str) -> str:
+    """The parts of a plan that ``SHOWN`` names, with an empty line before the last one."""
+    lines = plan.splitlines()
     parts = []
+    end = 0
     for first, after in SHOWN:
-        start, end = (next(i for i, line in enumerate(lines) if re.search(p, line)) for p in (first, after))
+        start = position(first, lines, end)
+        end = position(after, lines, start)
         parts.append("\n".join(lines[start:end]).rstrip())
-    return "\n\n".join(parts)
+    return "\n".join([*parts[:-1], "", parts[-1]])
+
+
+def position(pattern: str, lines: Sequence[str], start: int) -> int:
+    """Number of the first line from ``start`` on that the pattern fits, colours aside."""
+    for number in range(start, len(lines)):
+        if re.search(pattern, re.sub(r"\x1b\[[\d;]*m", "", lines[number])):
+            return number
+    raise SystemExit(
+        f"the plan has no line {pattern!r} after line {start}: change SHOWN in tools/documentation/pictures.py"
+    )
 
 
 def terminal(output: str, command: str) -> str:
@@ -159,7 +181,8 @@ def screenshot(page: Path, scheme: str) -> bytes:
         raise SystemExit("no browser: run `make browser`")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1000, "height": 980}, color_scheme=scheme)  # type: ignore[arg-type]
+        context = browser.new_context(viewport=REPORT_SIZE, device_scale_factor=1.5, color_scheme=scheme)  # type: ignore[arg-type]
+        view = context.new_page()
         view.goto(page.resolve().as_uri())
         picture = view.screenshot()
         browser.close()

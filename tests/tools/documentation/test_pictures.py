@@ -25,6 +25,25 @@ def test_every_picture_of_the_readme_exists_with_a_text():
     assert all(re.search(r'alt="[^"]{20,}"', tag) for tag in re.findall(r"<img [^>]*>", README))
 
 
+def test_readme_has_two_screens():
+    """1,930 pixels at 1280 x 1000 with 643 words and these pictures. Pairs fit side by side, and are readable on a phone."""
+    assert len(re.sub(r"<!--.*?-->|<[^>]+>", "", README).split()) <= 650, "move a part to docs/"
+    widths = [int(width) for width in re.findall(r'<img [^>]*width="(\d+)"', README)]
+    assert len(widths) == 5 and sorted(widths)[:-1] == [410] * 4 and max(widths) <= 832
+    assert len(re.findall("^## ", README, re.MULTILINE)) <= 3, "a heading takes 77 pixels"
+
+
+def test_parts_of_a_plan_are_taken_in_their_order():
+    lines = [
+        "mask0: new", "  stage     samples  steps", "  pretrain  1  2", "  a step  1", "", "\x1b[1mmask50: new\x1b[0m",
+        "  differs  x", "  stage     samples  steps", "  pretrain  3  4", "  a step  2", "", "all runs", "  total", "  GPU-hours of runs",
+    ]  # fmt: skip
+    shown = ["\x1b[1mmask50: new\x1b[0m", "  stage     samples  steps", "  pretrain  3  4", "", "all runs", "  total"]
+    assert pictures.parts_of("\n".join(lines)) == "\n".join(shown)
+    with pytest.raises(SystemExit, match="change SHOWN"):
+        pictures.parts_of("\n".join(lines[:-1]))
+
+
 def test_drawings_have_dark_forms_and_the_timeline_is_that_of_the_record():
     assert read("preemption.svg") == pictures.timeline(json.loads(read("preemption.json"))), "run `make pictures`"
     for name in ("towers", "preemption"):
@@ -63,4 +82,6 @@ def test_picture_of_the_plan_shows_the_numbers_of_today():
     line = [sys.executable, str(ROOT / "jobs"), *command]
     plan = json.loads(subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     for run in plan["runs"]:
-        assert f"{run['cost']['gpu_hours']:,.0f}" in text and f"{run['cost']['steps']:,}" in text, "run `make pictures`"
+        assert (
+            run["run"] in text and f"{run['cost']['gpu_hours']:,.0f}" in text and f"{run['cost']['steps']:,}" in text
+        ), "run `make pictures`"
