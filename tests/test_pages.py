@@ -11,14 +11,17 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import types
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import table
 from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
+from flip.data.augment import AugmentationStep, View
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
@@ -242,6 +245,23 @@ def test_shards_page_rewrite_script_keeps_texts(tmp_path):
     assert before.pop(12) and len(before) == 12 and before == after
 
 
+def test_augmentation_step_on_contributing_page_blackens_a_square():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    source = re.search(r"^      class Erase\(.*?view\.changes\.append\(erase\)\n", text, re.MULTILINE | re.DOTALL)[0]
+    scope = {"AugmentationStep": AugmentationStep}
+    exec(textwrap.dedent(source), scope)
+    step = scope["Erase"]()
+    purposes = re.findall(r"^\| (\d+) \w+ \|", (ROOT / "docs" / "contracts.md").read_text("utf-8"), re.MULTILINE)
+    assert step.purpose == max(map(int, purposes)) + 1, "the next free one"
+    view = View(width=64, height=64, size=32)
+    step.apply(view, types.SimpleNamespace(erase=0.25), np.array([0.0, 0.99]))
+    (change,) = view.changes
+    white = np.full((32, 32, 3), 255, dtype=np.uint8)
+    expected = white.copy()
+    expected[:8, 24:] = 0
+    assert (change(white) == expected).all() and white.all()
+
+
 def texts(manifest: Manifest):
     for j in range(manifest.chunks):
         yield from zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True)
@@ -249,7 +269,7 @@ def texts(manifest: Manifest):
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_no_comment_begins_a_line_of_a_paragraph(page):
-    """Such a line is a block of HTML: code hosts end the paragraph before it, and show its links as they are written."""
+    """Such a line is a block of HTML: code hosts end the paragraph before it, and show its links as typed."""
     assert not re.findall(r"^ {0,3}<!--.*-->.*\S.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 

@@ -26,7 +26,7 @@ def test_every_picture_of_the_readme_exists_with_a_text():
 
 
 def test_readme_has_two_screens():
-    """1,930 pixels at 1280 x 1000 with 643 words and these pictures. Pairs fit side by side, and are readable on a phone."""
+    """1,929 pixels at 1280 x 1000, with 643 words and these pictures. Pairs fit side by side and on a phone."""
     assert len(re.sub(r"<!--.*?-->|<[^>]+>", "", README).split()) <= 650, "move a part to docs/"
     widths = [int(width) for width in re.findall(r'<img [^>]*width="(\d+)"', README)]
     assert len(widths) == 5 and sorted(widths)[:-1] == [410] * 4 and max(widths) <= 832
@@ -35,8 +35,9 @@ def test_readme_has_two_screens():
 
 def test_parts_of_a_plan_are_taken_in_their_order():
     lines = [
-        "mask0: new", "  stage     samples  steps", "  pretrain  1  2", "  a step  1", "", "\x1b[1mmask50: new\x1b[0m",
-        "  differs  x", "  stage     samples  steps", "  pretrain  3  4", "  a step  2", "", "all runs", "  total", "  GPU-hours of runs",
+        "mask0: new", "  stage     samples  steps", "  pretrain  1  2", "  a step  1", "",
+        "\x1b[1mmask50: new\x1b[0m", "  differs  x", "  stage     samples  steps", "  pretrain  3  4", "  a step  2",
+        "", "all runs", "  total", "  GPU-hours of runs",
     ]  # fmt: skip
     shown = ["\x1b[1mmask50: new\x1b[0m", "  stage     samples  steps", "  pretrain  3  4", "", "all runs", "  total"]
     assert pictures.parts_of("\n".join(lines)) == "\n".join(shown)
