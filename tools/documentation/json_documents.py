@@ -39,6 +39,20 @@ more than 75.
 """
 
 
+NEXT = {
+    "plan": ("flip submit SWEEP --yes --json", "flip status SWEEP --json", "flip cancel SWEEP --yes --json"),
+    "status": ("flip explain RUN --json", "flip submit SWEEP --retry --yes --json", "flip report SWEEP --json"),
+    "goodput": ("flip explain RUN --json",),
+    "explain": ("flip logs RUN --json", "flip submit SWEEP --retry --yes --json"),
+    "report": ("flip evaluate RUN --json", "flip export RUN --json"),
+    "logs": ("flip explain RUN --json",),
+    "cancel": ("flip status SWEEP --json", "flip submit SWEEP --retry --yes --json"),
+    "clean": ("flip clean --all --yes --json",),
+    "error": ("flip explain RUN --json",),
+}
+"""Document -> the commands that usually follow. Of a run, `next.command` of `explain` has the one to type."""
+
+
 def text() -> str:
     """The page."""
     parts = [_HEAD]
@@ -50,7 +64,8 @@ def text() -> str:
             body = f"{about}\n\n{table(('key', 'type', 'meaning'), keys)}"
         else:
             body = "A list of texts.\n"
-        parts.append(f"## {name}\n\nOf {title}.\n\n{body}")
+        following = ", ".join(map(code, NEXT[name]))
+        parts.append(f"## {name}\n\nOf {title}.\n\n{body}\nNext: {following}.\n")
     causes = {value: [cause for cause, known in CAUSES.items() if known == value] for value in _MEANINGS}
     rows = [(str(value), ", ".join(map(code, causes[value])), meaning) for value, meaning in _MEANINGS.items()]
     return "\n".join([*parts, _CODES, table(("code", "causes", "meaning"), rows), _OF_RUNS])

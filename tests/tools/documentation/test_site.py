@@ -64,6 +64,18 @@ def test_page_of_exit_codes_has_every_code():
     assert {str(code) for code in codes} <= set(re.findall(r"^\| (\d+) \|", page, re.MULTILINE))
 
 
+def test_each_document_names_next_commands_with_options_that_exist():
+    assert json_documents.NEXT.keys() == DOCUMENTS.keys()
+    page = json_documents.text()
+    for document, following in json_documents.NEXT.items():
+        section = page[page.index(f"\n## {document}\n") :]
+        for line in following:
+            assert f"`{line}`" in section[: section.find("\n## ", 1)]
+            _, command, *words = line.split()
+            options = {option for action in commands.parser_of(command)._actions for option in action.option_strings}
+            assert {word for word in words if word.startswith("--")} <= options, line
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_schema_of_document_is_valid_and_printed(name, capsys):
     from jobs.commands.schema import main
