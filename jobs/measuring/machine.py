@@ -1,6 +1,6 @@
 """Measures this machine: facts, then the rows one after the other, each limited.
 
-Rows work in a folder of their own below the folder of runs, which is deleted afterwards.
+Rows work in folders below the folder of runs, which are deleted afterwards: of their own, or shared (``SHARED``).
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ from jobs.common.measurement import (
 )
 from jobs.common.paths import REPOSITORY
 from jobs.measuring.limited import run_limited
-from jobs.measuring.rows import RowPlan
+from jobs.measuring.rows import NO_TIME, RowPlan
 from jobs.runs import clusters
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-IN_FOLDER = ("disk", "fault", "input", "reads", "saves")
+IN_FOLDER = ("disk", "saves")
 """Functions that work in a folder of the row."""
+SHARED = ("fault", "input", "reads")
+"""Functions that work in a folder of all rows: one row makes the data, or the run, that the next one uses again."""
 DETACHED = ("fault",)
-"""Functions that share a folder, and whose processes are not children of the row: they look like those of others."""
+"""Functions whose processes are not children of the row: they look like those of others."""
 STOP_SECONDS = 25.0
 """Seconds before its limit at which such a row ends its processes itself: the end of the row does not."""
 TOGETHER = ("collective_rank",)
@@ -54,7 +56,6 @@ RANK_VARIABLES = (
 )  # fmt: skip
 SLURM_SETTINGS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 """Variables that Slurm's commands need to reach their cluster."""
-NO_TIME = "no time was left: give it more --minutes"
 
 
 def gpu_names() -> list[str]:
@@ -156,7 +157,7 @@ def run_row(
     stopped: Callable[[], bool] = lambda: False,
     shared: Path | None = None,
 ) -> MeasuredRow:
-    """Run one row until its limit or ``end``, a moment of the monotonic clock. ``shared``: the folder of faults."""
+    """Run one row until its limit or ``end``, a moment of the monotonic clock. ``shared``: a folder of several rows."""
     if row.skipped:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=row.skipped)
     limit = min(row.limit, end - time.monotonic())
@@ -165,7 +166,7 @@ def run_row(
         least = STOP_SECONDS
     if limit <= least:
         return MeasuredRow(row.name, row.what, SKIPPED, detail=NO_TIME)
-    if row.function in DETACHED and shared is not None:
+    if row.function in SHARED and shared is not None:
         try:
             return _limited(row, shared, limit, root, stopped)
         except BaseException:
@@ -192,7 +193,7 @@ def _end_runs(shared: Path) -> None:
 
 def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Callable[[], bool]) -> MeasuredRow:
     options = {**row.options}
-    if row.function in IN_FOLDER:
+    if row.function in (*IN_FOLDER, *SHARED):
         options["folder"] = str(folder)
     if row.function in DETACHED:
         options["seconds"] = limit - STOP_SECONDS

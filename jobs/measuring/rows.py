@@ -11,6 +11,7 @@ from typing import Any
 
 NO_GPU = "no GPU on this machine: its CPU form is measured"
 NO_PEER = "one GPU has no peer"
+NO_TIME = "no time was left: give it more --minutes"
 ONE_NODE = "one node: there is no network between nodes"
 MODELS = {"B/16": 256, "L/16": 64, "H/14": 32}
 """Models of the rows on GPUs -> pairs of a step."""
@@ -53,7 +54,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         _link_row(device, gpus),
         RowPlan("link_network", "collectives between nodes", skipped=ONE_NODE),
         RowPlan(
-            "input_cost", "cost of a sample on a core", "input", {"manifest": manifest, "seconds": 8 * share}, 60
+            "input_cost", "cost of a sample on a core", "input", {"manifest": manifest, "seconds": 5 * share}, 60
         ),
         RowPlan("disk", "files in the folder of runs", "disk", {}, 30),
         RowPlan(
@@ -105,7 +106,7 @@ def _step_rows(device: str, share: float) -> list[RowPlan]:
             skipped = NO_GPU if device == "cpu" else ""
             rows.append(_step_row("cuda", size, mask, batch, 4 * share, 150, skipped))
     if device == "cpu":
-        rows += [_step_row(device, size, mask, batch, 3 * share, 60) for size, batch in SMALL.items() for mask in MASKS]
+        rows += [_step_row(device, size, mask, batch, 2 * share, 60) for size, batch in SMALL.items() for mask in MASKS]
     return rows
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.kernel import obstacle
 from flip.data.manifest.build import index
-from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.environment import processor
 from tools.measuring import photo_shards
 from tools.shards_commands import bench
@@ -54,8 +57,10 @@ def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[st
     """
     data = _manifest(folder, manifest)
     result: dict[str, Any] = {"cached": bench.cached(data), "bytes_per_sample": round(data.mean_bytes)}
-    for count in dict.fromkeys((1, processes)):
-        with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _meet, (context.Barrier(processes),)) as pool:
+        wait([pool.submit(os.getpid) for _ in range(processes)])  # all have been started
+        for count in dict.fromkeys((1, processes)):
             futures = [pool.submit(_read, str(data.folder), seconds, number) for number in range(count)]
             rates, milliseconds = zip(*(future.result() for future in futures), strict=True)
             result[f"megabytes_per_second_{count}"] = round(sum(rates), 1)
@@ -63,12 +68,20 @@ def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[st
     return result | {"processes": processes}
 
 
+def _meet(barrier: Barrier) -> None:
+    """Wait until all processes of the pool have started, so that none of them imports while another one reads."""
+    barrier.wait()
+
+
 def _manifest(folder: str, manifest: str) -> Manifest:
+    """The manifest, or one of synthetic photographs, which rows with the same folder share."""
     if manifest:
         return Manifest.load(manifest)
-    photos = Path(folder) / "photos"
+    for mark in Path(folder).glob(f"photos-*/manifest/{MARK}"):
+        return Manifest.load(str(mark.parent))
+    photos = Path(tempfile.mkdtemp(prefix="photos-", dir=folder))
     pairs = photo_shards.samples(photo_shards.KINDS[1], SYNTHETIC, 0)
-    paths = photo_shards.write(pairs, photos, SHARDS)
+    paths = photo_shards.write(pairs, photos / "shards", SHARDS)
     return index([str(path) for path in paths], photos / "manifest", chunk=16)
 
 
