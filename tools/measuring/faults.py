@@ -2,6 +2,9 @@
 
 A rank is killed, the agent of one node is killed, or the run is asked to stop, as before a preemption. On this machine,
 or as jobs of a Slurm cluster. The rows of a measurement share a folder, and with it the undisturbed run.
+
+The time is that of the launcher, of processes and of a restore: the model is tiny, and its loader processes do without
+torch, whose import would take longer than all else.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, NoReturn
 from flip.checkpoint.remote import local_copy
 from flip.data.manifest.build import index
 from flip.files.creation import output_folder
+from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import RunState
@@ -29,15 +33,18 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.host import slurm_cli
 from jobs.local.backend import live_ranks
 from jobs.measuring.limited import TIMED_OUT
+from jobs.reporting import goodput
 from jobs.runs.clusters import poll_interval
 from jobs.submission.api import SubmittedRuns
 from tools.measuring import agents, photo_shards
 
 STEPS = 200
 BATCH = 16
-INTERVAL = 20
+INTERVAL = 50
 """Steps between checkpoints."""
 SAMPLES = 128
+PHOTOS = photo_shards.Kind("64 px", 64, True, 1.75)
+"""The pictures, as large as the model's."""
 POLL = 0.02
 """Seconds between two looks at the files of a run."""
 HOURS = 0.5
@@ -83,8 +90,10 @@ def fault(
     with contextlib.redirect_stdout(sys.stderr):
         runs = flip.submit(sweep, cluster=str(cluster), only=f"{UNDISTURBED} {kind}", retry=True, yes=True)
     disturbed = RunDir(runs.folder / kind)
+    scheduler = str(profile["kind"])
     try:
         pause = _disturbed_seconds(disturbed, kind, load_profile(str(cluster)), runs, end)
+        _wait(lambda: all(map(_is_over, runs.runs)), runs, end, "the end of the runs", scheduler)
         states = runs.wait(max(0.0, end - time.monotonic()))
     except TimeoutError:
         _stop(runs)
@@ -93,23 +102,23 @@ def fault(
         _stop(runs)
         raise
     unfinished = {name: state for name, state in states.items() if state.state != "complete"}
-    bad = [f"{name} {_described(state, str(profile['kind']))}" for name, state in unfinished.items()]
+    bad = [f"{name} {_described(state, scheduler)}" for name, state in unfinished.items()]
     if bad:
         raise SystemExit("; ".join(bad))
-    facts = {"device": device, "scheduler": str(profile["kind"]), "nodes": nodes, "ranks": nodes * ranks}
+    facts = {"device": device, "scheduler": scheduler, "nodes": nodes, "ranks": nodes * ranks}
     return facts | _result(runs.folder, disturbed, pause)
 
 
 def _disturbed_seconds(run: RunDir, kind: str, profile: ClusterProfile, runs: SubmittedRuns, end: float) -> float:
     """Disturb the run after its first checkpoint; returns the seconds to its next step."""
-    _wait(lambda: _is_ready(run), run, runs, end, "a first checkpoint", profile)
+    _wait(lambda: _is_ready(run), runs, end, "a first checkpoint", profile.kind, run)
     start_time = time.monotonic()
     try:
         DISTURB[kind](run, profile)
     except (Exception, SystemExit):
         if not exists(run.result):  # else it has ended meanwhile: _wait says so
             raise
-    _wait(lambda: any(metric_file(run, 2)), run, runs, end, "the first step after the fault", profile)
+    _wait(lambda: any(metric_file(run, 2)), runs, end, "the first step after the fault", profile.kind, run)
     return time.monotonic() - start_time
 
 
@@ -121,7 +130,15 @@ def _result(folder: Path, disturbed: RunDir, pause: float) -> dict[str, Any]:
         "attempts": disturbed.newest_attempt(),
         "different_tensors": different_tensors(RunDir(folder / UNDISTURBED), disturbed),
         "cause": (read_json(disturbed.attempt(1) / "end.json") or {}).get("cause", ""),
+        **_parts(disturbed),
     }
+
+
+def _parts(disturbed: RunDir) -> dict[str, float]:
+    """The seconds of each part of the first fault of a run, as `flip status --goodput` shows them."""
+    for fault in goodput.of_run(read_run(disturbed.path)).faults[:1]:
+        return {f"{part}_seconds": round(spent, 1) for part, spent in fault.seconds.items() if spent is not None}
+    return {}
 
 
 def _described(state: RunState, kind: str) -> str:
@@ -135,6 +152,11 @@ def _described(state: RunState, kind: str) -> str:
 def _is_ready(run: RunDir) -> bool:
     """Whether the run trains and has a checkpoint."""
     return len(commit.commits(run)) > 0 and not (run.attempt(1) / "end.json").exists()
+
+
+def _is_over(run: RunDir) -> bool:
+    """Whether the run is complete and its launcher has recorded that: its folder may be deleted next."""
+    return exists(run.result) and (run.attempt(run.newest_attempt()) / "end.json").exists()
 
 
 def _kill_rank(run: RunDir, _: ClusterProfile) -> None:
@@ -195,19 +217,22 @@ def _tensors(run: RunDir) -> dict[str, bytes]:
 
 
 def _wait(
-    condition: Callable[[], bool], run: RunDir, runs: SubmittedRuns, end: float, event: str, profile: ClusterProfile
+    condition: Callable[[], bool], runs: SubmittedRuns, end: float, event: str, kind: str, run: RunDir | None = None
 ) -> None:
-    """Wait for an event of ``run``. Raises SystemExit if it does not come, or if a run ends before."""
+    """Wait for an event. Raises SystemExit if it does not come, if a run fails, or if ``run`` ends before it.
+
+    It looks at files often, and seldom at the scheduler, which others share.
+    """
     next_query = 0.0
     while not condition():
         if time.monotonic() > end:
             _end_in_time(f"no time was left for {event}")
-        if exists(run.result) and not condition():
+        if run is not None and exists(run.result) and not condition():
             _end_in_time(MISSED)
         if time.monotonic() > next_query:
-            failed = [state for state in runs.states().values() if state.state == "failed"]
+            failed = [state for state in runs.states().values() if state.state in ("failed", "cancelled")]
             if failed:
-                raise SystemExit(f"before {event}, a run has {_described(failed[0], profile.kind)}")
+                raise SystemExit(f"before {event}, a run has {_described(failed[0], kind)}")
             next_query = time.monotonic() + poll_interval(runs.runs)
         time.sleep(POLL)
 
@@ -231,7 +256,7 @@ def _stop(runs: SubmittedRuns) -> None:
 
 def _write_sweep(place: Path, device: str, ranks: int, nodes: int, profile: Mapping[str, Any]) -> None:
     """A sweep of equal runs of a tiny model on synthetic photographs."""
-    pairs = photo_shards.samples(photo_shards.KINDS[0], SAMPLES, 0)
+    pairs = photo_shards.samples(PHOTOS, SAMPLES, 0)
     paths = photo_shards.write(pairs, place / "photos", 2)
     index([str(path) for path in paths], place / "manifest", chunk=4)
     train((text for _, text in pairs), 300, place / "tokenizer.json")
@@ -240,13 +265,13 @@ def _write_sweep(place: Path, device: str, ranks: int, nodes: int, profile: Mapp
         "model": {"size": "tiny"},
         "data": {
             "manifest": str(place / "manifest"), "tokenizer": str(place / "tokenizer.json"),
-            "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28,
+            "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28, "resize": "pillow",
         },
         "stages": [{"name": "pretrain", "samples": STEPS * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01}],
         "compute": {"device": device, "precision": "fp32", "threads": 1, "deterministic": "yes", "compile": "no"},
         "checkpoint": {"samples": INTERVAL * BATCH},
         "evaluate": {"sets": []},
-        "monitor": {"log_every": 1, "status_seconds": 0.1},
+        "monitor": {"log_every": 1},
         "resources": {"nodes": nodes, "processes": ranks, "gpus": ranks if device == "cuda" else 0},
     }  # fmt: skip
     if "hours" in profile:  # a short job starts earlier
