@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
-from jobs.common.text import duration
+from jobs.common.text import duration, shortened
+from jobs.measuring.rows import NO_TIME
 from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, WORKS, MachineVerdict, judge
 from jobs.reporting.document import Block, Fold, Table, Text, heading
 
 TITLE = "Measurement of a machine"
+NOTHING = "Nothing. Plans use these numbers if the cluster profile names their file: measured: FOLDER/measured.json"
+NAMED = 2
+"""Rows that are named of those that were left out for the same reason; the last table has all."""
 REHEARSAL = "Rehearsal: the GPU computed nothing. The rows ran, and their numbers and verdicts mean nothing."
 COLUMNS = {
     "gbytes": "GB/s",
@@ -28,6 +32,12 @@ COLUMNS = {
     "utilisation": "share of the peak",
     "megabytes": "MB",
     "planned_megabytes": "MB, planned",
+    "microseconds": "microseconds of a core",
+    "short": "short side of an image, px",
+    "kernel": "visible-patch kernel",
+    "markers": "restart markers",
+    "number": "device",
+    "longest": "share of a step",
 }
 """Key of a value -> head of its column."""
 
@@ -46,10 +56,11 @@ def blocks(measurement: Measurement) -> list[Block]:
         *parts,
         Text(headline(verdicts), tone="headline"),
         *(Text(line) for line in named(verdicts)),
+        *(Text(line) for line in left_out(measurement)),
         Text(described(measurement), tone="quiet"),
         *_verdict_tables(verdicts),
         *_numbers(measurement),
-        *_skipped(measurement),
+        _rows(measurement),
         heading("Versions"),
         Table([{"package": name, "version": version} for name, version in versions(measurement).items()]),
     ]
@@ -73,10 +84,21 @@ def named(verdicts: Sequence[MachineVerdict]) -> list[str]:
     return lines
 
 
+def left_out(measurement: Measurement) -> list[str]:
+    """What this machine cannot show, with the reason: a line for each reason. Rows without time have a verdict."""
+    reasons: dict[str, list[str]] = {}
+    for row in measurement.rows:
+        if row.status == SKIPPED and row.detail != NO_TIME:
+            reasons.setdefault(row.detail, []).append(row.what)
+    return [f"Left out ({reason}): {shortened(rows, NAMED, '; ')}." for reason, rows in reasons.items()]
+
+
 def described(measurement: Measurement) -> str:
     """What was measured, and when."""
     machine = measurement.machine
-    gpus = f"{machine.gpus} x {machine.gpu}, driver {machine.driver}; " if machine.gpus else "no GPU; "
+    gpus = "No GPU; "
+    if machine.gpus:
+        gpus = f"{machine.gpus} x {machine.gpu}, driver {machine.driver}; "
     names = f" ({', '.join(measurement.names)})" if measurement.names else ""
     origin = measurement.origin[0].upper() + measurement.origin[1:]
     return (
@@ -115,6 +137,8 @@ def _verdict_tables(verdicts: Sequence[MachineVerdict]) -> list[Block]:
         ]
         trouble = [each.verdict in (BROKEN, SLOW) for each in acts]
         parts += [heading("What to do"), Table(rows, trouble, long=["because", "what to do"], text=["verdict"])]
+    elif verdicts:
+        parts += [heading("What to do"), Text(NOTHING)]
     works = [{"what": each.about, "measured": each.because} for each in verdicts if each.verdict == WORKS]
     if works:
         parts += [heading("What works"), Table(works, long=["measured"])]
@@ -142,17 +166,20 @@ def _tables(row: MeasuredRow) -> list[Block]:
         parts.append(Table([{"value": _name(key), "is": _cell(value)} for key, value in single.items()], text=["is"]))
     for key, value in row.values.items():
         if isinstance(value, dict) and value:
-            parts.append(Table([{_name(key): name, "is": _cell(each)} for name, each in value.items()]))
+            parts.append(Table([{"of": name, _name(key): _cell(each)} for name, each in value.items()]))
         if isinstance(value, list) and value and isinstance(value[0], dict):
             parts.append(Table([{_name(name): _cell(each) for name, each in entry.items()} for entry in value]))
     return parts
 
 
-def _skipped(measurement: Measurement) -> list[Block]:
-    rows = [{"row": row.what, "why": row.detail} for row in measurement.rows if row.status == SKIPPED]
-    if not rows:
-        return []
-    return [Fold(f"{len(rows)} rows were skipped", [Table(rows, long=["why"])])]
+def _rows(measurement: Measurement) -> Block:
+    """Where the minutes went."""
+    rows = [
+        {"row": row.what, "status": row.status, "s": f"{row.seconds:.1f}", "why": row.detail or "-"}
+        for row in measurement.rows
+    ]
+    seconds = sum(row.seconds for row in measurement.rows)
+    return Fold(f"{len(rows)} rows, {duration(seconds)}", [Table(rows, long=["why"], text=["status"])])
 
 
 def _cells(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, str]:

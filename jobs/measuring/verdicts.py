@@ -11,6 +11,8 @@ from typing import Any
 
 from jobs.common.measurement import BUSY_CORES, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
 from jobs.common.text import shortened
+from jobs.measuring.rows import NO_TIME
+from jobs.reporting.faults import PARTS
 
 WORKS = "works"
 SLOW = "slow"
@@ -47,6 +49,11 @@ SPACE = "Free some, raise the quota, or name another folder: export FLIP_RUNS=FO
 REQUEUE = (
     "Ask the administrator for SchedulerParameters=requeue_delay, or before Slurm 25.11 a lower cred_expire of AuthInfo"
 )
+RESUME_REMEDIES = {
+    "start": "Put the code and its environment on a faster file system: imports take most of a start",
+    "restore": "Name a faster folder for runs: export FLIP_RUNS=FOLDER",
+}
+"""Longest part of a slow restart -> what to do."""
 REMEDIES = {
     "gpus": "Name the partition that has them, or correct gpus_per_node of the profile",
     "disk": "Name another folder for runs: export FLIP_RUNS=FOLDER, or runs_root of the profile",
@@ -79,10 +86,15 @@ def judge(measurement: Measurement) -> list[MachineVerdict]:
 
 
 def _busy(measurement: Measurement) -> Iterator[MachineVerdict]:
-    if measurement.load > BUSY_CORES:
+    if is_busy(measurement):
         cores = measurement.machine.cores
-        because = f"other processes used {measurement.load:g} of {cores} cores: the speeds below are too low"
+        because = f"other processes used {measurement.load:g} of {cores} cores: all speeds here are too low"
         yield MachineVerdict("load of the machine", SLOW, because, "Measure again while nothing else runs")
+
+
+def is_busy(measurement: Measurement) -> bool:
+    """Whether other processes used so much that each speed is doubtful: then no uneven one is a trouble of its own."""
+    return measurement.load > BUSY_CORES
 
 
 def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -108,7 +120,7 @@ def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 def _left_out(measurement: Measurement) -> Iterator[MachineVerdict]:
     """One verdict for all rows for which no time was left."""
-    late = [row.what for row in measurement.rows if row.status == SKIPPED and "--minutes" in row.detail]
+    late = [row.what for row in measurement.rows if row.status == SKIPPED and row.detail == NO_TIME]
     about = f"{len(late)} rows"
     if len(late) == 1:
         about = late[0]
@@ -141,7 +153,10 @@ def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
 def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
     for row in measurement.kind("step"):
         values = row.values
-        about = f"training of {values['size']}, mask {values['mask']}"
+        model = values["size"]
+        if values.get("device") == "cpu":
+            model = f"a small model ({model})"
+        about = f"training of {model}, mask {values['mask']}"
         share = number(row, "utilisation")
         words = f"{values['samples_per_second']:,.0f} samples/s"
         if share:
@@ -159,7 +174,7 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
         elif share and share < LOW_UTILISATION:
             because, remedy = _low_because(measurement, values)
             yield MachineVerdict(about, SLOW, f"{words}; {because}", remedy)
-        elif float(values.get("spread", 0)) > SPREAD:
+        elif float(values.get("spread", 0)) > SPREAD and not is_busy(measurement):
             because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
             yield MachineVerdict(about, SLOW, because, "Measure again while nothing else runs")
         else:
@@ -323,15 +338,19 @@ def _fault(row: MeasuredRow) -> MachineVerdict:
     place = ""
     if values.get("nodes", 1) > 1:
         place = f" on {values['nodes']} nodes"
-    words = f"the next step came after {values['next_step_seconds']:g} s{place}, and the weights of"
-    words += f" {values['steps']} steps are those of an undisturbed run, bit for bit"
+    parts = {part: float(values[f"{part}_seconds"]) for part in PARTS if f"{part}_seconds" in values}
+    words = f"the next step came after {values['next_step_seconds']:g} s{place}"
+    if parts:
+        words += f" ({', '.join(f'{part} {seconds:g}' for part, seconds in parts.items())})"
+    words += f", and the weights of {values['steps']} steps are those of an undisturbed run, bit for bit"
     if values["next_step_seconds"] <= RESUME_SECONDS:
         return MachineVerdict(row.what, WORKS, words)
     delay = values.get("requeue_seconds", 0)
     if delay > RESUME_SECONDS / 2:
         words += f"; of these seconds, Slurm waits {delay:g} before it starts a requeued job ({values['setting']})"
         return MachineVerdict(row.what, SLOW, words, REQUEUE)
-    return MachineVerdict(row.what, SLOW, words, "Look at the time of starts: flip status --goodput")
+    longest = max(parts, key=lambda part: parts[part], default="")
+    return MachineVerdict(row.what, SLOW, words, RESUME_REMEDIES.get(longest, "Report it with this page"))
 
 
 def _remedy(row: MeasuredRow) -> str:

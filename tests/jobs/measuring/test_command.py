@@ -23,7 +23,7 @@ from jobs.common.measurement import (
 )
 from jobs.measuring import command, compare, machine, page
 from jobs.measuring.limited import LimitedResult
-from jobs.measuring.rows import RowPlan
+from jobs.measuring.rows import NO_GPU, RowPlan
 from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
 from tests.jobs.common.test_measurement import example
@@ -180,6 +180,20 @@ def test_page_shows_verdicts_first_and_escapes():
     assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
     html = render(page.TITLE, parts)
     assert "&lt;b&gt;broken" in html and "<b>broken" not in html
+
+
+def test_page_says_first_what_was_left_out_and_what_to_do_if_all_works():
+    """A reader who was not there must not take a small model on a CPU for the model of a cluster."""
+    step = {"device": "cpu", "size": "emoji", "mask": "0.5", "samples_per_second": 700.0, "spread": 0.1}
+    rows = [row("step_emoji_0.5", **step), row("trace", longest={"addmm": 0.4}, busy=0.9, milliseconds=1.0)]
+    rows += [MeasuredRow(f"step_{size}", f"step of {size}", SKIPPED, detail=NO_GPU) for size in ("B/16", "H/14")]
+    measured = example(*rows)
+    text = markdown(page.blocks(replace(measured, machine=replace(measured.machine, gpus=0, gpu=""))))
+    assert f"Left out ({NO_GPU}): step of B/16; step of H/14." in text.partition("## What to do")[0]
+    assert "Nothing. Plans use these numbers" in text and "training of a small model (emoji), mask 0.5" in text
+    assert ". No GPU; 96 cores" in text and "**4 rows, 2 s**" in text
+    assert "| row step\\_emoji\\_0.5 | measured | 1.0 | - |" in text
+    assert "| of | share of a step |" in text and "| addmm | 0.4 |" in text
 
 
 def test_rows_without_a_verdict_have_a_page():

@@ -33,7 +33,11 @@ READS = {
     "bytes_per_sample": 40_000,
 }  # fmt: skip
 SAVE = {"megabytes": 2000, "save_seconds": 2.0, "stall_seconds": 0.1, "restore_seconds": 1.0, "equal": True}
-FAULT = {"next_step_seconds": 2.0, "steps": 60, "different_tensors": []}
+FAULT = {
+    "next_step_seconds": 4.5, "steps": 200, "different_tensors": [], "detect_seconds": 0.1, "decide_seconds": 2.0,
+    "start_seconds": 1.5, "restore_seconds": 0.2, "replay_seconds": 0.1,
+}  # fmt: skip
+LATE_START = {"next_step_seconds": 95.0, "start_seconds": 90.5}
 REQUEUED = {"next_step_seconds": 135.0, "requeue_seconds": 121, "setting": "cred_expire=120", "nodes": 2}
 GOOD = {
     "matmul": {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 648.0), gpu(3, 652.0)]},
@@ -87,7 +91,9 @@ def test_good_machine_works():
             "losses in bf16, eager", BROKEN, "not finite", "fp32",
         ),
         ("fault_rank", {"different_tensors": ["a", "b"]}, "fault_rank", BROKEN, "2 tensors differ", "report it"),
-        ("fault_rank", {"next_step_seconds": 130.0}, "fault_rank", SLOW, "after 130 s", "--goodput"),
+        ("fault_rank", {"next_step_seconds": 130.0}, "fault_rank", SLOW, "after 130 s (detect", "Report"),
+        ("fault_rank", LATE_START, "fault_rank", SLOW, "decide 2, start 90.5, restore", "faster file system"),
+        ("fault_rank", {**LATE_START, "restore_seconds": 200.0}, "fault_rank", SLOW, "restore 200", "FLIP_RUNS"),
         ("fault_preemption", REQUEUED, "fault_preemption", SLOW, "Slurm waits 121 before it starts", "requeue_delay"),
     ],
 )  # fmt: skip
@@ -165,8 +171,8 @@ def test_cpu_limit_of_a_slow_node_is_named():
     assert "stopped its processes for 4.2 CPU seconds" in judged.because and "Raise the CPU limit" in judged.then
 
 
-def test_busy_machine_is_said_first():
-    judged = judge(replace(example(row("disk", **DISK)), load=1.7))
-    assert (judged[0].about, judged[0].verdict) == ("load of the machine", SLOW) and "1.7 of 96 cores" in judged[
-        0
-    ].because
+def test_busy_machine_is_said_first_and_explains_uneven_steps():
+    uneven = row("step_tiny_0.5", **{**STEP, "device": "cpu", "spread": 0.9})
+    judged = judge(replace(example(row("disk", **DISK), uneven), load=1.7))
+    assert (judged[0].about, judged[0].verdict) == ("load of the machine", SLOW)
+    assert "1.7 of 96 cores" in judged[0].because and [each.verdict for each in judged[1:]] == [WORKS] * 2
