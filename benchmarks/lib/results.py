@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.config.host import cores
+from flip.config.host import core_seconds, cores
 from flip.environment import processor
 from flip.runs.rundir import write_json
 
@@ -93,7 +93,7 @@ def options(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
-    parser.set_defaults(began=(time.perf_counter(), _used()))
+    parser.set_defaults(began=(time.perf_counter(), _others()))
 
 
 def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
@@ -108,28 +108,28 @@ def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
         print("\n".join(_lines(report)))
 
 
-def _used() -> tuple[float, float]:
-    """CPU seconds used so far by the machine, and by this process with its children."""
-    times = os.times()
-    busy = 0.0
-    own = sum(times[:4])
-    if Path("/proc/stat").exists():
-        fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
-        busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+def _others() -> float:
+    """Core-seconds that other processes have used so far."""
+    used, _ = core_seconds()  # without this process, and without children that it has waited for
+    return used - _running_children()
+
+
+def _running_children() -> float:
+    """CPU seconds of children that run: a forkserver has waited for its workers, and this process not for it."""
+    used = 0.0
     with contextlib.suppress(ModuleNotFoundError):  # a machine with a GPU may lack it
         import psutil
 
-        for child in psutil.Process().children(recursive=True):  # a forkserver has waited for workers, we have not
+        for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                own += sum(child.cpu_times()[:4])  # those of its own children that have ended are the last two
-    return busy, own
+                used += sum(child.cpu_times()[:4])  # those of its own children that have ended are the last two
+    return used
 
 
-def _took(start_time: float, before: tuple[float, float]) -> dict[str, float]:
+def _took(start_time: float, before: float) -> dict[str, float]:
     """Seconds, and the cores that other processes used meanwhile; the machine was not idle if much above a tenth."""
     took = time.perf_counter() - start_time
-    busy, own = _used()
-    others = (busy - before[0] - (own - before[1])) / took
+    others = (_others() - before) / took
     return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}
 
 
