@@ -25,6 +25,8 @@ from flip.optimizers import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once by default."""
+USUAL_PASSES = 3
+"""The cost of a step in forward passes if none is repeated: the backward pass counts as two."""
 
 # Memory of a transformer block, in values per token and unit of width.
 SAVED = 16
@@ -139,8 +141,8 @@ def training_flops(model: Model, mask: str, positions: float | None = None) -> d
 
 
 def forward_passes(compute: Compute) -> int:
-    """Cost of a step in forward passes: 3, because the backward pass counts as two, plus those that are repeated."""
-    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
+    """Cost of a step in forward passes: the usual ones, plus those that are repeated."""
+    return USUAL_PASSES + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
 def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, objective: str = Model.objective) -> int:

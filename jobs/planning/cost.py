@@ -10,7 +10,7 @@ from typing import Any
 from flip.config.derived import at_world, for_stage, usable_nodes, world_size, world_sizes
 from flip.config.schema import Config, Stage
 from flip.config.validate import plan_numbers
-from flip.costs import forward_passes, parameters, stage_flops, stage_memory
+from flip.costs import USUAL_PASSES, forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import assumptions, throughput
 from jobs.planning.step_time import StepTime, step_time
@@ -148,7 +148,7 @@ def _step_seconds(config: Config, stage: Stage, profile: ClusterProfile) -> floa
     if config.resources.gpus:
         step = step_time(config, stage, profile)
         return None if step is None else step.total
-    again = forward_passes(for_stage(config, stage).compute) / 3
+    again = forward_passes(for_stage(config, stage).compute) / USUAL_PASSES
     speed = 1e9 * assumptions.core_gflops(config, stage, profile) * config.compute.threads * world_size(config)
     return again * stage.batch * stage_flops(config, stage) / speed
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flip.config.derived import for_stage, world_size
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Stage
-from flip.costs import forward_passes, stage_flops
+from flip.costs import USUAL_PASSES, forward_passes, stage_flops
 from flip.traffic import exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
@@ -59,7 +59,7 @@ def step_time(
         return None
     work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
     share = profile.utilisation or assumptions.arithmetic_share(config, stage, profile)
-    compute = work * forward_passes(for_stage(config, stage).compute) / 3 / share
+    compute = work * forward_passes(for_stage(config, stage).compute) / USUAL_PASSES / share
     exposed = 0.0
     if not profile.utilisation:
         exposed = _exposed(config, stage, profile, compute, network)

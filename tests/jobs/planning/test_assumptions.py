@@ -1,7 +1,9 @@
 """Tests of the numbers that plans assume: what a measurement replaces, and that nothing else changes without one."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from jobs.planning import assumptions, cost, step_time, throughput
 from tests.jobs.common.test_measurement import example
 from tests.jobs.planning.test_memory_fit import planned
 
+ROOT = Path(__file__).resolve().parents[3]
 H100 = load_profile("h100")
 B16 = 150e6
 H14 = 980e6
@@ -62,6 +65,27 @@ def test_plan_uses_measured_steps_links_and_cores_and_says_so(tmp_path):
     text = cost.assumption(profile)
     assert text.count("measured 2026-11-29 on 2 nodes") == 4 and "assumed" not in text
     assert "2,900 Gbit/s (nvlink_gbps, measured" in text and "none of it was measured" not in text
+
+
+def test_plan_of_model_scaling_says_measured_at_each_number_that_was(desk, tmp_path):
+    """Before a measurement and after it, which has an older torch."""
+    base = (ROOT / "sweeps" / "clusters" / "h100.yaml").read_text()
+    measured_profile(tmp_path, *ROWS, base=f"{base}\n")
+    old = replace(example(*ROWS), packages={"torch": "1.0.0"})
+    (tmp_path / "measured.json").write_text(json.dumps(old.as_dict()))
+    plans = []
+    for profile in ("h100", str(tmp_path / "mine.yaml")):
+        done = desk.submit("--dry-run", "--cluster", profile, sweep="model_scaling")
+        assert done.returncode == 0, done.stderr
+        plans.append(done.stdout)
+    before, after = plans
+    origin = "measured 2026-11-29 on 2 nodes"
+    assert origin not in before and before.count("assumed") == 2 and "none of it was measured on GPUs" in before
+    assert after.count(origin) == 4 and "assumed" not in after and "none of it was measured" not in after
+    for words in ("20 to 51 % of 989 TFLOP/s", "2,900 Gbit/s (nvlink_gbps", "340 Gbit/s (network_gbps", "of a core"):
+        assert re.search(rf"{re.escape(words)}[^;]*?{origin}", after), words
+    assert "0.258 s arithmetic" in before and "0.204 s arithmetic" in after
+    assert "the measurement of 2026-11-29 is older than torch 1.0.0 -> " in after
 
 
 @pytest.mark.parametrize(("size", "mask", "rate"), [("B/16", "0.625", 250), ("B/16", "0", 300), ("L/16", "0.5", 500)])
