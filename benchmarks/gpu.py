@@ -4,6 +4,9 @@ Rows that have a file are skipped, so an interrupted run continues where it was.
 of a row, is a result. Rows for which no time is left stay "not run". Nothing is downloaded; a peer that is not
 installed is left out. `make bench-gpu` runs this and writes benchmarks/RESULTS.md.
 
+`flip doctor --measure` asks another question: how fast a site is, for its plans. Limits, steps, products of matrices
+and traces are the same code (``jobs.measuring.limited``, ``tools.measuring``); rows beside other projects are here.
+
 Examples:
   python benchmarks/gpu.py                                        # all rows, 25 minutes at most
   python benchmarks/gpu.py --only step_b16 step_h14 --again       # measure two rows again

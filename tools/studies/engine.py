@@ -252,6 +252,9 @@ def machine() -> dict[str, Any]:
 def calibrate(study: Study, docs: Path, profile: str) -> None:
     """Measure the step times of each kind of work and write calibration.json: another study, so choices.json goes.
 
+    `flip doctor --measure` times steps whose batch is in memory, by the clock. A study needs the processor time of its
+    own runs, input included, which other work on the machine does not change: so it measures them by itself.
+
     Two runs of each kind, two at a time, as in the study. Kinds with uneven step times are measured again, up to TRIES
     times in all. Raises Unfinished, also if step times stay uneven.
     """
