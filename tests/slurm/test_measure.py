@@ -8,8 +8,9 @@ import pytest
 
 from flip.runs.rundir import RunDir
 from jobs.commands import doctor
-from jobs.common.measurement import read_measurement
+from jobs.common.measurement import MEASURED, read_measurement
 from jobs.host import slurm_cli
+from jobs.measuring.rows import NO_GPU
 from jobs.measuring.verdicts import BROKEN, judge
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -50,6 +51,26 @@ def test_job_on_two_nodes_continues_after_requeue(start_slurm, tmp_path, monkeyp
     assert measured.row("nodes").values["locks_exclude"] is True
     assert (measured.row("link_network").values["ranks"], measured.row("link_network").values["nodes"]) == (2, 2)
     assert "folder of runs, between nodes" in output.out and "on 2 nodes" in output.out
+
+
+@pytest.mark.timeout(1500)
+def test_whole_measurement_of_two_nodes_ends_in_its_ten_minutes(start_slurm, tmp_path, monkeypatch, capsys):
+    """All rows, faults included: those for which no time is left would be skipped with that reason."""
+    cluster = start_slurm()
+    for name in ("RUNS", "CACHE"):
+        monkeypatch.setenv(f"FLIP_{name}", str(tmp_path / name.lower()))
+    profile = tmp_path / "cpus.yaml"  # its GPUs are none that a driver shows
+    profile.write_text(cluster.profile.read_text().replace("gpus_per_node: 8", "gpus_per_node: 0"))
+    words = ["--measure", "--cluster", str(profile), "--nodes", "2", "--yes", "--out", str(tmp_path / "out")]
+    code = doctor.main(words)
+    output = capsys.readouterr()
+    measured = read_measurement(str(tmp_path / "out" / "measured.json"))
+    seconds = {row.name: row.seconds for row in measured.rows}
+    assert code == 0, (seconds, output.out, output.err)
+    missing = {row.name: row.detail for row in measured.rows if row.status != MEASURED}
+    assert set(missing.values()) == {NO_GPU}, (seconds, missing)
+    assert {"nodes", "link_network", "peers", "fault_rank", "fault_agent", "fault_preemption"} <= seconds.keys()
+    assert measured.nodes == 2
 
 
 @pytest.mark.timeout(900)
