@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   flip doctor --partition gpu --account vision --write mine
   flip doctor --cluster mine                      check a profile against the site
   flip doctor --json
-  flip doctor --measure                           measure this machine: about three minutes; asks first
+  flip doctor --measure                           measure this machine: at most three minutes; asks first
   flip doctor --measure --data MANIFEST --minutes 10 --out measured --yes
   flip doctor --measure --cluster mine --nodes 2    # in a job
   flip doctor --measure --compare measured-2026-11-29 measured
