@@ -200,7 +200,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
     if reason and not below:
         what = f"names an address, and its record is not trusted: {reason}"
         remedy = (
-            "To read it anyway, name a place above it: flip.load(..., url=ADDRESS), evaluate.py --url ADDRESS, or"
+            "To read it anyway, name a place above it: flip.load(..., url=ADDRESS), flip evaluate --url ADDRESS, or"
             " checkpoint.url of the run that starts from it."
         )
         raise PermissionDenied(what, str(record), address, remedy)

@@ -11,6 +11,7 @@ import json
 import math
 import mimetypes
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,7 @@ def source_remedy(path: str) -> str:
         with contextlib.suppress(OSError):
             is_source = any(_is_picture(name) for name in _names_below(path))
     if is_source:
-        return f"Make shards and a manifest of it: flip shards make {path} --out data/mine"
+        return f"Make shards and a manifest of it: flip shards make {shlex.quote(path)} --out data/mine"
     return ""
 
 

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import re
+import shlex
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -204,7 +205,7 @@ def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
         f"chunk {j} (samples {first} to {last}) is damaged: {what}",
         where,
         remedy="Restore the shard, or leave the samples out: "
-        f"flip shards exclude {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
+        f"flip shards exclude {shlex.quote(str(manifest.folder))} --ids {first}-{last} --out NEW_FOLDER",
     )
 
 

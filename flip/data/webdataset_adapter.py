@@ -1,10 +1,11 @@
-"""Samples in the order of training for webdataset pipelines (docs/shards.md, Your own pipeline).
+"""Samples in the order of training for webdataset pipelines (docs/reading.md, Your own pipeline).
 
 Yields what webdataset's readers yield: dictionaries of ``__key__``, ``__url__``, and the bytes of each member by its
 extension.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -86,7 +87,8 @@ class Samples:
         if usable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             what = f"the manifest excludes all {len(ids)} samples of this block"
-            remedy = f"Remove them: flip shards drop {self.manifest.folder} --out NEW_FOLDER"
+            again = f"flip shards drop {shlex.quote(str(self.manifest.folder))} --out NEW_FOLDER"
+            remedy = f"Remove them: {again}"
             raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
         return int(ids[usable[0]])
 

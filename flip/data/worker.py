@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -258,7 +259,7 @@ class DatasetStream:
                 f"none of the {len(ids)} samples of block {k} of lane {self.lanes[lane]} can be decoded",
                 f"{shard}, sample {ordinal}",
                 self.bad[int(ids[n])],
-                f"Look for what is bad: flip shards verify {self.manifest.folder}",
+                f"Look for what is bad: flip shards verify {shlex.quote(str(self.manifest.folder))}",
             )
         for step in range((decodable[0] - n) % len(ids)):
             id = int(ids[(n + step) % len(ids)])

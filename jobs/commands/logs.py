@@ -165,7 +165,7 @@ def _report_empty(attempt: int, err: bool) -> None:
     else:
         kind = "output"
         hint = "--err shows errors"
-    print(f"standard {kind} of attempt {attempt} is empty; {hint}, status.py progress", file=sys.stderr)
+    print(f"standard {kind} of attempt {attempt} is empty; {hint}, flip status progress", file=sys.stderr)
 
 
 def _over(runs: Sequence[RunDir], attempt: int | None) -> bool:

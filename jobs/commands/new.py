@@ -13,8 +13,8 @@ from jobs.common.cli import Parser, command, run_command
 EXAMPLES = """examples:
   flip new mine                                   data/manifest and data/tokenizer.json, a model for CPUs
   flip new mine --data /data/manifest --tokenizer /data/tokenizer.json --cluster h100 --size L/16
-  flip new mine --recipe clip                     a model for `export --to transformers`
-  flip new mine --data data/mine --test data/mine/test    (both from `shards make --split 0.2`)
+  flip new mine --recipe clip                     a model for `flip export --to transformers`
+  flip new mine --data data/mine --test data/mine/test    (both from `flip shards make --split 0.2`)
 """
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
-    about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"
+    about = "clip is for transformers, and needs `flip tokenizer train --kind bpe` (default: %(default)s)"
     parser.add_argument("--recipe", choices=list(RECIPES), default="portable2", help=about)
     about = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
     parser.add_argument("--cluster", default="local", metavar="NAME", help=about)

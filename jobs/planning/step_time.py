@@ -159,10 +159,11 @@ def recoding_advice(config: Config, profile: ClusterProfile) -> str:
         size += facts.dataset_size * facts.mean_bytes
         less += facts.dataset_size * facts.mean_bytes * (1 - throughput.byte_share(old, new))
     manifest = next(name for name, old, new in zip(manifests, before, after, strict=True) if old != new)
-    recode = command("shards", "recode", manifest or "MANIFEST", "--short", str(RECODED_SHORT))
+    source = manifest or "MANIFEST"
+    recode = command("shards", "recode", source, "--short", RECODED_SHORT, "--out", "NEW_FOLDER")
     return (
         f"Smaller images with restart markers would save about {saved:,.0f} of {hours:,.0f} GPU-hours and"
-        f" {less / 1e12:.2g} of {size / 1e12:.2g} TB: {recode} --out NEW_FOLDER"
+        f" {less / 1e12:.2g} of {size / 1e12:.2g} TB: {recode}"
     )
 
 

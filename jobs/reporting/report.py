@@ -97,7 +97,7 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'reason unknown'}" for o in stopped[:ROWS_PER_RUN]]
     if len(stopped) > ROWS_PER_RUN:
         lines += [f"and {len(stopped) - ROWS_PER_RUN} more"]
-    how = f"Why: {command('explain', first.run.path)}. Restart failed runs with submit --retry."
+    how = f"Why: {command('explain', first.run.path)}. Restart failed runs: flip submit SWEEP --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
 
 

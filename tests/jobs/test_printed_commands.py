@@ -1,10 +1,16 @@
 """Every command that a program prints can be pasted as it is, in any folder and without FLIP_RUNS."""
 
+import argparse
+import ast
+import contextlib
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +26,7 @@ from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from tests.harness.common import ROOT
 from tests.jobs.outcomes import make
+from tools.documentation.commands import parser_of, subcommands
 
 SWEEP = """
 name: printed
@@ -36,6 +43,14 @@ runs:
 TYPED = re.compile(r"(?<![\w./-])(?<!from )(?<!import )(?<!horizontal )flip ([a-z][\w-]+)")
 """A command line in a page, a message or a comment."""
 SCRIPTS = re.compile(r"python3? (?:\S*/)?(?:jobs|tools)/\S+\.py")
+LINE = re.compile(TYPED.pattern + r"([^\n`]*)")
+"""The same with the rest of its line: words of the command line, and perhaps of the sentence."""
+END = re.compile(r"\s{3,}|\s#\s|[.:;] |\.?$|[()\"|]| && | -- ")
+"""What ends a command line within a text."""
+OLD_NAMES = re.compile(rf"(?<![\w/.-])(?:{'|'.join({*PACKAGES} - {'submit'})})\.py(?! (?:is|has)\b)")
+"""Command files of release 0.1; ``submit.py`` alone stays."""
+PLACEHOLDER = "1"
+"""Stands for a value in an f-string: a path, a name or a number."""
 
 
 @pytest.fixture(params=["absolute", "relative"])
@@ -123,6 +138,150 @@ def test_pages_messages_and_sweeps_name_existing_commands():
     assert not [(name, word) for name, word in typed if word.replace("-", "_") not in PACKAGES]
     files = [(name, found[0]) for name, text in texts.items() for found in SCRIPTS.finditer(text)]
     assert not [(name, line) for name, line in files if "jobs/submit.py" not in line and "jobs/host/" not in line]
+
+
+@pytest.mark.parametrize("name", ["flip", "jobs", "tools", "docs", "sweeps"])
+def test_options_that_follow_a_command_exist(name):
+    """In messages, help texts, comments and pages: a line that is pasted must not end with a wrong usage."""
+    lines = {line: place for place, text in _texts(name) for line in _command_lines(text)}
+    assert len(lines) > 10
+    wrong = {f"{place}: {line}": word for line, place in lines.items() if (word := _unknown_word(line))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line, word",
+    [
+        ("flip shards exclude data --id 3", "--id"),
+        ("flip shards difference old new", "difference"),
+        ("flip tokenizer --member json:caption", "--member"),
+        ("flip tensorboard mine --port 7007", "--port"),
+        ("flip shards verify data/manifest --out NEW_FOLDER", ""),
+        ("flip submit my.yaml --only 'mask*' data.workers=2", ""),
+    ],
+)
+def test_check_of_options_names_the_unknown_word(line, word):
+    assert _unknown_word(line) == word
+
+
+def test_calls_of_command_are_accepted_by_its_parser():
+    """The arguments of ``cli.command(name, ...)`` in the code, with placeholders for values.
+
+    An argument ``*values`` may be one or none.
+    """
+    calls = [call for package in ("jobs", "tools") for call in _calls_of_command(package)]
+    assert len(calls) > 15
+    errors = {place: [_usage_error(words) for words in ways] for place, ways in calls}
+    assert not {place: refused for place, refused in errors.items() if all(refused)}
+
+
+def test_messages_name_no_command_files_of_earlier_releases():
+    texts = [(place, text) for name in ("flip", "jobs", "tools") for place, text in _texts(name, docstrings=False)]
+    assert OLD_NAMES.search("see evaluate.py --url ADDRESS")
+    assert not [(place, found[0]) for place, text in texts for found in OLD_NAMES.finditer(text)]
+
+
+def test_values_in_command_lines_of_messages_are_quoted():
+    """A folder with a space must not become two words. Numbers and names of runs need no quotes."""
+    plain = {"id", "first", "last", "name", "run", "masked_1_"}
+    found = [
+        (place, line, value)
+        for folder in ("flip", "jobs", "tools")
+        for place, text in _texts(folder, docstrings=False, keep_values=True)
+        for line in _command_lines(text)
+        for value in re.findall(r"<([a-z][\w.]*)>", line)
+    ]
+    assert len(found) > 8
+    assert not [each for each in found if not each[2].startswith("shlex.quote_") and each[2] not in plain]
+
+
+def _texts(name, docstrings=True, keep_values=False) -> Iterator[tuple[str, str]]:
+    """(file, text) of the pages and files below a folder: all of a page, the strings of a program."""
+    listed = subprocess.run(["git", "ls-files", name], cwd=ROOT, capture_output=True, text=True, check=True)
+    for path in listed.stdout.split():
+        if path.endswith((".md", ".yaml")):
+            yield path, (ROOT / path).read_text(encoding="utf-8").replace("\\\n", " ")
+        elif path.endswith(".py"):
+            for text in _strings((ROOT / path).read_text(encoding="utf-8"), docstrings, keep_values):
+                yield path, text
+
+
+def _strings(source: str, docstrings: bool, keep_values: bool) -> Iterator[str]:
+    """The strings of a program; in f-strings, values are placeholders, or ``<expression>`` without brackets."""
+    tree = ast.parse(source)
+    skipped = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    if not docstrings:
+        skipped |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(_part(part, keep_values) for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+def _part(part: ast.expr, keep_values: bool) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    if not keep_values:
+        return PLACEHOLDER
+    expression = re.sub(r"[^\w.]", "_", ast.unparse(part.value))
+    return f"<{expression}>"
+
+
+def _command_lines(text: str) -> Iterator[str]:
+    for found in LINE.finditer(text):
+        if found[1].replace("-", "_") in PACKAGES:
+            yield f"flip {found[1]} {END.split(found[2])[0].lstrip(' ,')}".strip()
+
+
+@cache
+def _parser(name: str) -> argparse.ArgumentParser:
+    return parser_of(name.replace("-", "_"))
+
+
+def _unknown_word(line: str) -> str:
+    """The first option, or the subcommand, that the command does not have; empty: all exist."""
+    _, name, *words = line.split()
+    top = _parser(name)
+    known = {option for action in top._actions for option in action.option_strings}
+    subparsers = {parser.prog.split()[-1]: parser for parser in subcommands(top)}
+    if subparsers and words and words[0].strip(",").islower():
+        if words[0].strip(",") not in subparsers:
+            return words[0]
+        known |= {option for action in subparsers[words[0].strip(",")]._actions for option in action.option_strings}
+    for word in words:
+        option = word.strip(",'\"").partition("=")[0]
+        if re.fullmatch(r"--?[a-z][\w-]*", option) and option not in known:
+            return option
+    return ""
+
+
+def _calls_of_command(package: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """(place, the words with and without ``*values``) of each call of ``command`` with the name of a command."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("command", "cli.command"):
+                continue
+            if not isinstance(node.args[0], ast.Constant) or node.args[0].value not in PACKAGES:
+                continue
+            single = [each for each in node.args if not isinstance(each, ast.Starred)]
+            yield f"{path.relative_to(ROOT)}:{node.lineno}", [_words(node.args), _words(single)]
+
+
+def _words(arguments: list[ast.expr]) -> list[str]:
+    return [str(each.value) if isinstance(each, ast.Constant) else PLACEHOLDER for each in arguments]
+
+
+def _usage_error(words: list[str]) -> str:
+    """What the parser of the command says of these words; empty: it accepts them."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        try:
+            _parser(words[0]).parse_args(words[1:])
+        except SystemExit:
+            return errors.getvalue().strip().rpartition("\n")[2]
+    return ""
 
 
 def _is_read_by_users(name):

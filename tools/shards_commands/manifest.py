@@ -84,7 +84,7 @@ def drop(options: argparse.Namespace) -> CommandResult:
         try:
             scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
         except DamagedShards as error:
-            remedy = "drop reads whole shards: restore them, or index the others again (shards index --skip-damaged)."
+            remedy = "drop reads whole shards: restore them, or index the others (flip shards index --skip-damaged)."
             raise DataError(error.what, error.where, remedy=remedy) from error
         for shard, size, etag in zip(scanned.shards, old.shards[:, 1].tolist(), old.etags, strict=True):
             what = ""

@@ -8,6 +8,7 @@ image in messages, and ``remedy`` says what to do if it cannot be decoded.
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -85,7 +86,7 @@ class Shards:
         return f"{shard}, sample {ordinal}"
 
     def remedy(self, id: int) -> str:
-        return f"Leave it out: flip shards exclude {self.where} --ids {id} --out NEW_FOLDER"
+        return f"Leave it out: flip shards exclude {shlex.quote(self.where)} --ids {id} --out NEW_FOLDER"
 
 
 class File(NamedTuple):

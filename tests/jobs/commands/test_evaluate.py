@@ -367,7 +367,7 @@ def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, t
     write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{remote}"})
     (last.path / commit.COMMIT_FILE).chmod(0o666)
     assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
-    assert "evaluate.py --url ADDRESS" in capsys.readouterr().err
+    assert "flip evaluate --url ADDRESS" in capsys.readouterr().err
     assert not (run.path.parent / ".evaluate").exists()
     (result,) = run_evaluate(capsys, str(run.path), "--root", str(tmp_path), "--url", f"file://{remote}")
     assert result["samples"] == 64
