@@ -40,6 +40,8 @@ COMMAND = r"(?:python3? benchmarks/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
 LINE = re.compile(rf"^(?:[#\s]|sbatch .*)*({COMMAND}.*)$|^\|[^|]*\| `({COMMAND}.*)` \|$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:flip|jobs|tools|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
+HEADING = re.compile(r"(docs/\w+\.md), ([A-Z][^.,:;()`]*)")
+"""A page and, after a comma, the heading of one of its sections."""
 SETTING = re.compile(
     r"`((?:model|data|augment|stages|optim|compute|checkpoint|evaluate|monitor|resources|init)\.[\w.]+)"
 )
@@ -160,6 +162,31 @@ def test_pages_name_existing_files_and_settings():
             if not {key, plain} & keys:
                 missing += [f"{page.name}: {key}"]
     assert not missing
+
+
+def test_code_names_existing_headings_of_pages():
+    """As in "docs/restarts.md, Stop and resume": sections move to other pages."""
+    sources = [path for folder in ("flip", "jobs", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    named = {
+        (path.relative_to(ROOT), page, title)
+        for path in sources
+        for page, title in HEADING.findall(re.sub(r"\s+#?\s*", " ", path.read_text(encoding="utf-8")))
+    }
+    assert len(named) > 30
+    missing = [each for each in named if not any(_is_same(each[2], title) for title in headings(ROOT / each[1]))]
+    assert not missing
+
+
+def headings(page: Path) -> list[str]:
+    """The headings of a page; none if there is no such page."""
+    if not page.exists():
+        return []
+    return re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def _is_same(named: str, title: str) -> bool:
+    """Whether the words after the page begin with a heading, or are one up to its first comma."""
+    return named.startswith(title) or title.startswith(f"{named},")
 
 
 def test_command_help_has_usage_examples():

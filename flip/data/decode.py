@@ -307,7 +307,6 @@ def file_name(sample: Sample) -> str:
     """The name of a picture in the source that ``shards make`` packed; empty if it is not recorded."""
     name = None
     with contextlib.suppress(DecodeError):
-        name = None
         if "json" in sample:
             name = _parse(sample, "json").get(FILE_FIELD)
     if isinstance(name, str):

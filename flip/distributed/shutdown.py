@@ -1,7 +1,7 @@
 """Stops a run: signals and files set a flag, all ranks agree on the step, and watchers end a process that hangs or has
 lost a peer.
 
-docs/contracts.md, Stop and resume, has the rules. This file imports no torch: the signal handlers are installed before
+docs/restarts.md, Stop and resume, has the rules. This file imports no torch: the signal handlers are installed before
 anything slow is loaded.
 """
 

@@ -1,9 +1,9 @@
 """Converts a text tower that ignores padding to one that attends to all positions, for libraries without such a mask.
 
-The result has one channel more per head and computes the same numbers (docs/recipe.md, Text without padding). The first
-new channel of the residual stream marks padding: it is large in the embedding of [PAD] (id 0), zero in all others, and
-no block writes to it. Each head gets one dimension more, in which every query is constant and the key of padding is
-strongly negative, so that the softmax weight of padding is exactly zero.
+The result has one channel more per head and computes the same numbers (docs/variants.md, Text without padding). The
+first new channel of the residual stream marks padding: it is large in the embedding of [PAD] (id 0), zero in all
+others, and no block writes to it. Each head gets one dimension more, in which every query is constant and the key of
+padding is strongly negative, so that the softmax weight of padding is exactly zero.
 
 The new channels affect two operations. LayerNorm: everything written to the stream is centred, so that the mean is zero
 (it is subtracted anyway), and the deviation shrinks by a known factor. The scale of attention: 1 / sqrt(head size).

@@ -1,4 +1,4 @@
-"""The commit protocol of checkpoints (docs/contracts.md, Commits): a folder without ``commit.json`` does not exist.
+"""The commit protocol of checkpoints (docs/checkpoints.md, Commits): a folder without ``commit.json`` does not exist.
 
 Folders are named ``checkpoints/<stage>/<S>-<n>/`` with the attempt's number n, so an older attempt that still runs
 never writes into a newer one's folder. A pin (``pins/``) keeps a commit because another run directory needs it: a run

@@ -1,4 +1,4 @@
-"""Decides what follows from the end of an attempt: ``decide`` (docs/contracts.md, Causes and exit codes).
+"""Decides what follows from the end of an attempt: ``decide`` (docs/restarts.md, Causes and exit codes).
 
 ``decide`` is a pure function; ``flip.runs.attempts`` reads files and clocks. The patterns below classify the message of
 a crash. Add a new message to its pattern, and as an example to the test.

@@ -1,6 +1,6 @@
 """The Slurm backend: runs as array jobs that are requeued.
 
-- ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch through submitit, cancel.
+- ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch, queue, cancel.
 - ``batch_script.py``: the text of the batch script, and the environment of jobs. ``batch_functions.sh`` (restart
   without mount or interpreter) and ``srun_functions.sh`` hold its fixed functions.
 - ``job_states.py``: what Slurm shows of the jobs of runs, by one call of squeue.

@@ -1,7 +1,7 @@
 """The text of the batch script of one array, which submitit writes from our parameters.
 
 The script's exit trap decides on the host, outside the trainer and its container, whether the job restarts
-(docs/contracts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh``, ``srun_functions.sh`` and, if
+(docs/restarts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh``, ``srun_functions.sh`` and, if
 node agents start the ranks, ``agent_functions.sh``.
 """
 

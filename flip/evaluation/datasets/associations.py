@@ -36,7 +36,7 @@ def read(folder: str) -> tuple[list[File], list[Association]]:
     try:
         lines = read_regular(path, LIMIT).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        remedy = "Write it from the published data: docs/evaluation.md, Suites."
+        remedy = "Write it from the published data: docs/evaluation.md, Data sets."
         raise DataError("the instances cannot be read", str(path), str(error), remedy) from error
     for n, line in enumerate(lines, start=1):
         try:
