@@ -77,8 +77,8 @@ def test_training_continues_from_a_checkpoint_as_without_it(tmp_path, optim, sav
     (newest,) = commit.commits(run)
     saver.restorer.load(newest, model_state(second) | optimizer_state(second, optimizer))
     train(second, optimizer, range(saved_after, 6))
-    for (name, ours), (_, theirs) in zip(straight.named_parameters(), second.named_parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+    for (name, expected), (_, resumed) in zip(straight.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(expected, resumed), f"{optim.name}: first_moments lacks a value, or has a wrong one: {name}"
 
 
 def test_step_with_found_inf_changes_nothing(optim):
@@ -90,7 +90,8 @@ def test_step_with_found_inf_changes_nothing(optim):
     optimizer.found_inf = torch.ones(())
     train(pair, optimizer, [1])
     after = model_state(pair) | optimizer_state(pair, optimizer)
-    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert not changed, f"{optim.name}: its torch optimiser must change nothing if found_inf is 1"
 
 
 def test_optimiser_that_does_not_obey_found_inf_is_refused(monkeypatch):
@@ -110,7 +111,8 @@ def test_moments_take_the_declared_memory(optim):
     moments = [value for name, value in optimizer_state(pair, optimizer).items() if value.dim() or ".step." not in name]
     config = replace(Config(), model=sized("tiny"), optim=optim)
     expected = sum(value.nbytes for value in moments)
-    assert costs.moment_bytes(config.model, optim.name) == expected
+    what = f"{optim.name}: moment_bytes in flip/optimizers.py is not the size of its moments for one parameter"
+    assert costs.moment_bytes(config.model, optim.name) == expected, what
     assert costs.state_bytes(config) == 4 * costs.parameters(config.model)["total"] + expected
     planned = costs.device_memory(config.model, config.compute, 8, "0.5", optimizer=optim.name)
     assert planned["moments"] == expected
@@ -124,7 +126,9 @@ def test_last_change_is_the_difference_of_the_weights(optim):
     train(pair, optimizer, [3])
     steps = [old - new.detach().double() for old, new in zip(before, pair.parameters(), strict=True)]
     expected = torch.stack([step.norm() for step in steps]).norm()
-    assert float(training_optimizer.weight_norms(optimizer, 1)[1]) == pytest.approx(float(expected), rel=1e-4)
+    change = float(training_optimizer.weight_norms(optimizer, 1)[1])
+    what = f"{optim.name}: last_change in flip/optimizers.py is not what its step has changed"
+    assert change == pytest.approx(float(expected), rel=1e-4), what
 
 
 def test_optimiser_with_other_moments_than_declared_is_refused_at_its_first_save(monkeypatch):
