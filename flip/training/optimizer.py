@@ -56,15 +56,15 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     return optimizer
 
 
-def learning_rate(stage: schema.Stage, samples: int) -> float:
-    """The rate of the step that starts after so many ``samples`` of this stage.
+def learning_rate(stage: schema.Stage, position: int) -> float:
+    """The rate of the step that starts after ``position`` samples of this stage.
 
     Linear from 0 over ``warmup`` samples to base_lr * batch / 256, then by ``schedule``. The decay of schedule wsd is
     1 - sqrt (Haegele et al. 2024, arXiv 2405.18392). The curve is evaluated in the middle of the step, so that neither
     the first nor the last step has a rate of 0.
     """
     peak = stage.base_lr * stage.batch / 256
-    middle = samples + stage.batch / 2
+    middle = position + stage.batch / 2
     if middle < stage.warmup:
         return peak * middle / stage.warmup
     end = -(-stage.samples // stage.batch) * stage.batch
@@ -77,9 +77,9 @@ def learning_rate(stage: schema.Stage, samples: int) -> float:
     return peak * (1 - math.sqrt(1 - left / stage.cooldown))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, samples: int) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, position: int) -> float:
     """Set the rate of the next step in all groups and return it."""
-    rate = learning_rate(stage, samples)
+    rate = learning_rate(stage, position)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

@@ -68,7 +68,7 @@ class ClusterProfile:
     """Share of the peak that plans assume for complete steps (FLOPs as in docs/recipe.md), for example the measured
     ``mfu``. 0: calculated from 40 % of the peak for the arithmetic, and from the speeds of the links."""
     core_gflops: float = 100.0
-    """Speed that plans assume for a CPU core in training, GFLOP/s. Ours reach 100 to 160 with AVX-512, others less."""
+    """Speed that plans assume for a CPU core in training, GFLOP/s. With AVX-512 they reach 100 to 160, others less."""
     core_samples: float = 0.0
     """Samples per second that plans assume a core to read, decode and crop for GPUs; 0: by ``core_speeds``."""
     core_speeds: str = ""

@@ -16,7 +16,7 @@ import numpy as np
 from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 
-BESIDE = 51.0
+FIXED_COST = 51.0
 """Microseconds per sample that do not depend on its pixels: tar headers, draws, masks, tokens, prefetch."""
 
 
@@ -42,8 +42,8 @@ class SpeedRow:
     microseconds: float
 
 
-def _rows(short: int, mask: float, whole: float, kernel: float, markers: float) -> list[SpeedRow]:
-    values = [(False, False, whole), (False, True, kernel), (True, True, markers)]
+def _rows(short: int, mask: float, decoded: float, kernel: float, markers: float) -> list[SpeedRow]:
+    values = [(False, False, decoded), (False, True, kernel), (True, True, markers)]
     return [SpeedRow(short, marked, 224, mask, used, cost) for marked, used, cost in values]
 
 
@@ -71,17 +71,17 @@ class SpeedTable:
     def microseconds(self, images: Images, size: int, mask: float, kernel: bool) -> float:
         """The cost of a sample: of the nearest view size, linear in the mask and in the pixels between rows.
 
-        Beyond the rows it is in proportion to the pixels, but for ``BESIDE``.
+        Beyond the rows it is in proportion to the pixels, but for ``FIXED_COST``.
         """
         rows = self._like(kernel, images.markers)
         nearest = min({row.size for row in rows}, key=lambda known: abs(known - size))
         rows = [row for row in rows if row.size == nearest]
         sides = sorted({row.short for row in rows})
         pixels = [0, *(side**2 for side in sides)]
-        costs = [BESIDE, *(_at_mask(mask, [row for row in rows if row.short == side]) for side in sides)]
+        costs = [FIXED_COST, *(_at_mask(mask, [row for row in rows if row.short == side]) for side in sides)]
         wanted = images.short**2
         if wanted > pixels[-1]:
-            return BESIDE + (costs[-1] - BESIDE) * wanted / pixels[-1]
+            return FIXED_COST + (costs[-1] - FIXED_COST) * wanted / pixels[-1]
         return float(np.interp(wanted, pixels, costs))
 
     def _like(self, kernel: bool, markers: bool) -> list[SpeedRow]:
@@ -94,7 +94,7 @@ class SpeedTable:
 
 
 def read_table(path: str) -> SpeedTable:
-    """A file of `shards bench --write`. Raises ConfigError if it is missing or damaged."""
+    """A file of `flip shards bench --write`. Raises ConfigError if it is missing or damaged."""
     remedy = "Write it with: flip shards bench MANIFEST --write FILE"
     try:
         content = read_yaml(Path(path))

@@ -14,7 +14,8 @@ INTEGER: Node = {"type": "integer"}
 NUMBER: Node = {"type": "number"}
 YES_NO: Node = {"type": "boolean"}
 VALUE: Node = {}
-STATES = ("queued", "running", "waiting", "complete", "stopped", "failed", "cancelled", "unknown")
+STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
+"""``flip.runs.lifecycle.STATES``, which --help has no time to import; a test compares them."""
 
 
 def field(node: Node, about: str, null: bool = False) -> Node:
@@ -183,7 +184,7 @@ _EXPLAIN = record({
     "attempts": field(rows(mapping(VALUE)), "a row per attempt"),
     "next": field(_NEXT, "what follows"),
     "incidents": field(rows(mapping(VALUE)), "failures that count, with their limits"),
-    "goodput": field(_GOODPUT, "as `status --goodput` prints it"),
+    "goodput": field(_GOODPUT, "as `flip status --goodput` prints it"),
     "verdict": field(TEXT, "the bottleneck", null=True),
     "anomalies": field(rows(TEXT), "files of recorded steps"),
     "damaged": field(rows(TEXT), "records that cannot be read"),

@@ -25,15 +25,13 @@ def time_figure(grouped: Sequence[SeedGroup]) -> list[Block]:
         return []
     masks = list(dict.fromkeys(_mask(row) for row in rows))
     series = [_paper(mask, [row for row in rows if _mask(row) == mask], style) for style, mask in enumerate(masks)]
-    ours = _ours(grouped)
-    series += [_series(f"ours, mask {mask}", ours.get(mask, []), style) for style, mask in enumerate(masks)]
+    placed = _placed(grouped)
+    series += [_series(f"ours, mask {mask}", placed.get(mask, []), style) for style, mask in enumerate(masks)]
     label = "training time, 1: no mask, the shortest run"
     plot = Plot(label, f"{SET}, top-1, %", [each for each in series if each.marks], large=True, legend=True)
-    caption = (
-        "Accuracy against training time, as in Figure 1 of the paper: the paper's points, and ours with intervals."
-    )
-    if not ours:
-        caption += " Ours need the complete run of time 1, by whose hours the others are divided."
+    caption = "Accuracy against training time, as in Figure 1 of the paper: its points, and these runs with intervals."
+    if not placed:
+        caption += " Points of these runs need the complete run of time 1, by whose hours the others are divided."
     return [heading("Accuracy against training time, and the paper's"), Figure("paper-time", [plot], caption)]
 
 
@@ -47,7 +45,7 @@ def _paper(mask: str, rows: Sequence[Published], style: int) -> Series:
     return Series(f"paper, mask {mask}", [sorted(points)], marks, style + 3)
 
 
-def _ours(grouped: Sequence[SeedGroup]) -> Mapping[str, list[Placed]]:
+def _placed(grouped: Sequence[SeedGroup]) -> Mapping[str, list[Placed]]:
     """Mask -> (relative time, mark) of complete groups; empty without a complete run of time 1."""
     unit = seed_groups.hours_unit(grouped)
     hours = [group.mean(lambda outcome: seed_groups.hours(outcome, unit)) for group in grouped]

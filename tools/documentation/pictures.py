@@ -69,18 +69,18 @@ def dark(svg: str) -> str:
 
 def events_of(run: RunDir) -> dict[str, Any]:
     """The seconds of a preempted run since its signal, from the files that its attempts left."""
-    told = read_record(run.attempt(1) / "told.json") or {}
+    request = read_record(run.attempt(1) / "told.json") or {}
     cause = read_record(run.attempt(1) / "cause.0.json") or {}
     end = read_record(run.attempt(1) / "end.json") or {}
     start, ready = (read_record(run.attempt(2) / name) or {} for name in ("start.json", "ready.json"))
     (commit,) = run.path.glob(f"checkpoints/*/{end['commits']}-1/commit.json")
     moments = {
-        "signal": told["time"], "saved": commit.stat().st_mtime, "exit": cause["time"], "requeued": end["time"],
+        "signal": request["time"], "saved": commit.stat().st_mtime, "exit": cause["time"], "requeued": end["time"],
         "started": start["time"], "ready": ready["time"],
     }  # fmt: skip
-    seconds = {name: round(moment - told["time"], 2) for name, moment in moments.items()}
+    seconds = {name: round(moment - request["time"], 2) for name, moment in moments.items()}
     total = newest_line(run)["samples"]
-    return {"signal": told["signal"], "seconds": seconds, "saved": end["commits"], "total": total}
+    return {"signal": request["signal"], "seconds": seconds, "saved": end["commits"], "total": total}
 
 
 def timeline(record: dict[str, Any]) -> str:

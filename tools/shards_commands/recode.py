@@ -156,11 +156,11 @@ class RecodeFolder:
         """Claim the folder. Raises ConfigError if it holds something else, or another command writes to it."""
         refuse_existing(self.out)
         plan = {"source": self.source.digest} | asdict(self.recoding)
-        found = _read_json(self.part / PLAN)
-        if not found and self.out.exists() and any(self.out.iterdir()):
+        recorded = _read_json(self.part / PLAN)
+        if not recorded and self.out.exists() and any(self.out.iterdir()):
             raise ConfigError("the folder is not empty", str(self.out), remedy="Choose another --out.")
-        if found and found != plan:
-            what = f"a command with other options was interrupted: {json.dumps(found)}"
+        if recorded and recorded != plan:
+            what = f"a command with other options was interrupted: {json.dumps(recorded)}"
             remedy = f"Repeat that one, choose another --out, or delete {self.out} and {self.part}."
             raise ConfigError(what, str(self.part / PLAN), remedy=remedy)
         output_folder(self.part)

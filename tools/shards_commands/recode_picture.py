@@ -123,16 +123,16 @@ def _shrunk(picture: Image.Image, short: int) -> Image.Image:
 
 def _exif(data: bytes | memoryview) -> bytes:
     """EXIF data with the orientation, which ``data.exif: apply`` reads, and the names of artist and rights holder."""
-    kept = Image.Exif()
+    result = Image.Exif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             exif = image.getexif()
             tags = [ExifTags.Base.Orientation, *_CREDITS]
             if image.format == "TIFF":  # the pixels are turned already
                 tags = list(_CREDITS)
-            kept.update({tag: exif[tag] for tag in tags if tag in exif})
-            if kept:
-                return kept.tobytes()
+            result.update({tag: exif[tag] for tag in tags if tag in exif})
+            if result:
+                return result.tobytes()
             return b""
     except _DAMAGED_EXIF:  # training reads no orientation from it
         return b""

@@ -153,12 +153,12 @@ def collect(study: Study, docs: Path) -> Results:
     for run in new:
         place = runs_root() / run.sweep / run.name
         entry = study.entry(run, results.times, results.peaks)
-        found = record(run, entry, place, hours[run.name])
-        if not agree(found["settings"], entry):
+        measured = record(run, entry, place, hours[run.name])
+        if not agree(measured["settings"], entry):
             remedy = "Name another folder for the runs of this study: export FLIP_RUNS=FOLDER."
             raise ConfigError("the run has other settings than the study", str(place), remedy=remedy)
         output_folder(results_folder(results.folder))
-        write_json(results_folder(results.folder) / f"{run.name}.json", found)
+        write_json(results_folder(results.folder) / f"{run.name}.json", measured)
         results = read(study, docs)  # the next run may need a learning rate that is known now
     if not results.choices and results.peaks.keys() == study.peaks().keys():
         write_json(results.folder / "choices.json", results.peaks)
@@ -205,8 +205,8 @@ def record(run: StudyRun, entry: Entry, place: Path, spent: Mapping[str, Any]) -
 
 
 def evaluation(item: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: item[key] for key in SCORE_FIELDS if key in item}
-    return kept | {"task": item.get("task", "zeroshot")}
+    fields = {key: item[key] for key in SCORE_FIELDS if key in item}
+    return fields | {"task": item.get("task", "zeroshot")}
 
 
 def answered(place: Path, item: Mapping[str, Any]) -> dict[str, str]:

@@ -194,11 +194,11 @@ def claims(study: ScalingResults) -> list[Block]:
     lines = []
     for claim, terms, paper in CLAIMS:
         estimate = difference(study, terms)
-        theirs = "-"
+        paper_text = "-"
         if paper:
-            theirs = f"{sum(factor * published[name]['imagenet'] for factor, name in paper):+.1f}"
+            paper_text = f"{sum(factor * published[name]['imagenet'] for factor, name in paper):+.1f}"
         masks = [point.mask for _, point in terms]
-        lines.append((claim, theirs, shown(estimate), _word(estimate, 0.0, masks)))
+        lines.append((claim, paper_text, shown(estimate), _word(estimate, 0.0, masks)))
     for mask in MASKS[1:]:
         speed = None
         if has_all_seeds(study, mask):

@@ -117,7 +117,7 @@ def speed_up(
         return None
     random = np.random.default_rng(seed)
     drawn = _drawn((first, second), (a, b), random, draws, shared)
-    ratios = [_ratio(first, ours, second, theirs, level)[0] for ours, theirs in drawn]
+    ratios = [_ratio(first, of_first, second, of_second, level)[0] for of_first, of_second in drawn]
     ratio, reached = _ratio(first, a, second, b, level)
     low = 0.0
     high = np.inf

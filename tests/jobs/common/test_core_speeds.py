@@ -5,7 +5,7 @@ import pytest
 from flip.config.yaml_io import dump_yaml
 from flip.runs.errors import ConfigError
 from jobs.common import core_speeds
-from jobs.common.core_speeds import ASSUMED, BESIDE, Images, SpeedRow, SpeedTable
+from jobs.common.core_speeds import ASSUMED, FIXED_COST, Images, SpeedRow, SpeedTable
 
 LARGE = Images(384, markers=False, stated=True)
 SMALL = Images(256, markers=True, stated=True)
@@ -31,8 +31,9 @@ def test_cost_is_linear_in_pixels():
     def cost(short):
         return ASSUMED.microseconds(Images(short, False, True), 224, 0.5, False)
 
-    assert cost(256) < cost(320) < cost(384) and cost(768) == pytest.approx(BESIDE + 4 * (1068 - BESIDE))
-    assert cost(128) == pytest.approx(BESIDE + (592 - BESIDE) / 4) and cost(1) == pytest.approx(BESIDE, abs=0.1)
+    assert cost(256) < cost(320) < cost(384) and cost(768) == pytest.approx(FIXED_COST + 4 * (1068 - FIXED_COST))
+    assert cost(128) == pytest.approx(FIXED_COST + (592 - FIXED_COST) / 4)
+    assert cost(1) == pytest.approx(FIXED_COST, abs=0.1)
 
 
 def test_missing_rows_are_replaced_by_slower_ones():

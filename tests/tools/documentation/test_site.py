@@ -14,8 +14,9 @@ import flip
 from flip.config.identity import UNHASHED
 from flip.config.merge import _paths
 from flip.config.schema import Config
-from flip.runs import errors
+from flip.runs import errors, lifecycle
 from jobs.__main__ import PACKAGES
+from jobs.common import documents
 from jobs.common.documents import DOCUMENTS, schema_of
 from tests.harness.common import ROOT
 from tools.documentation import build, choices, commands, configuration, json_documents, python_api
@@ -85,6 +86,10 @@ def test_schema_of_document_is_valid_and_printed(name, capsys):
     assert printed == json.loads(json.dumps(schema_of(name)))
     jsonschema.Draft7Validator.check_schema(printed)
     assert f"\n## {name}\n" in json_documents.text()
+
+
+def test_documents_have_the_states_of_the_lifecycle():
+    assert documents.STATES == lifecycle.STATES
 
 
 def test_python_page_has_every_public_name():
