@@ -45,7 +45,10 @@ def study_of(name: str) -> Study:
 
 
 def test_studies_are_the_files_with_a_study() -> None:
-    assert command.studies() == ["cheapest", "masking", "scaling"]
+    """A new study is one file: no list names it."""
+    assert {"cheapest", "masking", "scaling"} <= set(command.studies())
+    for name in command.studies():
+        assert study_of(name).head.startswith("# ")
 
 
 def test_studies_use_public_interface_alone() -> None:
@@ -81,7 +84,8 @@ def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -
 
 @pytest.mark.long
 def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """identities.json has the digests of the configurations that the engines before this one gave to the same runs."""
+    """identities.json has the digests of the configurations that the engines before this one gave to the same runs. A
+    study that is newer than this engine has none there."""
     monkeypatch.setenv("FLIP_CACHE", "/absent")  # data sets and tokenizer by path
     digests = {}
     for name in command.studies():
@@ -96,7 +100,7 @@ def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytes
             for run in load(path, [], None, None).runs:
                 digests[f"{sweep}/{run.name}"] = identity(run.config, "")["hash"]
     known = json.loads((Path(__file__).parent / "identities.json").read_text(encoding="utf-8"))
-    assert digests == known
+    assert {name: digests.get(name) for name in known} == known
 
 
 def test_result_of_other_settings_is_refused(tmp_path: Path) -> None:
