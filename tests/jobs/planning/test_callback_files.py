@@ -1,11 +1,13 @@
 """Tests of the checks of monitor.callbacks before a submission: the file is read, never executed."""
 
+import inspect
 import os
 
 import pytest
 
-from flip.config.callback_names import parse
+from flip.config.callback_names import ARGUMENTS, parse
 from flip.runs.errors import ConfigError, PermissionDenied
+from flip.training.callbacks import HOOKS, Callback
 from jobs.planning import callback_files
 
 GOOD = """
@@ -30,6 +32,12 @@ class GradNoise:
 def folder(tmp_path):
     (tmp_path / "my_metric.py").write_text(GOOD)
     return tmp_path
+
+
+def test_names_and_arguments_are_those_of_the_hooks():
+    """``combine`` alone is no hook of the trainer."""
+    of_hooks = {name: len(inspect.signature(getattr(Callback, name)).parameters) - 1 for name in HOOKS}
+    assert {**of_hooks, "combine": 1} == ARGUMENTS
 
 
 def test_read_returns_content_of_each_file_once(folder):
