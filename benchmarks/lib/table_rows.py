@@ -12,6 +12,10 @@ from typing import Any
 
 SIGNS = {">=": operator.ge, "<=": operator.le, "<": operator.lt, "=": operator.eq}
 NOT_MEASURED = "not measured"
+Found = Mapping[str, Any]
+"""Results of a script."""
+EXACT = 1e-12
+HYDRA = "a Hydra multirun"
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,6 @@ def limited(what: str, result: Mapping[str, Any], peer: str = "") -> Row:
     least, most = spread(result) or (result["seconds"], result["seconds"])
     own = f"{number(result['seconds'])} s ({number(least)} to {number(most)})"
     return Row(what, own, peer, **goal(result["seconds"], "<", result["limit"], " s"))
-
-
-Found = Mapping[str, Any]
-"""Results of a script."""
-EXACT = 1e-12
 
 
 def step(result: Found) -> list[Row]:
@@ -222,9 +221,6 @@ def memory(result: Found) -> list[Row]:
     at = f"b = {worst['b']}, mask {worst['mask']}"
     sizes = f"{worst['measured_MB']:,} MB, {at}", f"{worst['predicted_MB']:,} MB foretold"
     return [Row(what, *sizes, max(ratios), (min(ratios), max(ratios)), **goal(max(ratios), "<=", 1.1))]
-
-
-HYDRA = "a Hydra multirun"
 
 
 def launcher(result: Found) -> list[Row]:

@@ -42,10 +42,12 @@ def explain(args: argparse.Namespace) -> int:
 
     facts = [run_details.explain(run) for run in select.chosen(args)]
     if args.json:
-        print(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
+        document = facts[0] if len(facts) == 1 else facts
+        print(json.dumps(document, indent=1))
         return 0
     for i, each in enumerate(facts):
-        print(end="\n\n" if i else "", flush=True)
+        if i:
+            print(end="\n\n", flush=True)
         show(page(each))
     return 0
 
@@ -57,12 +59,11 @@ def page(facts: Mapping[str, Any]) -> Page:
     """The details; control characters from files are escaped."""
     from jobs.common.terminal import Page, TextTable
 
-    code = facts["code"]
     next_ = facts["next"]
     heads = [
         ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
         *_subject(facts),
-        ("code", f"{code['digest'] or 'unknown'}, {code['folder']}" + ("" if code["present"] else " (absent)")),
+        ("code", _code(facts["code"])),
         ("state", _state(facts["state"])),
         *_decision(facts["evidence"]),
         *_start(facts["start"]),
@@ -85,12 +86,19 @@ def page(facts: Mapping[str, Any]) -> Page:
     return Page(*lines, "", *_spent(facts["goodput"]))
 
 
+def _code(code: Mapping[str, Any]) -> str:
+    place = f"{code['digest'] or 'unknown'}, {code['folder']}"
+    if code["present"]:
+        return place
+    return f"{place} (absent)"
+
+
 def _subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is trained or evaluated."""
     job = facts["evaluation"]
     if job:
-        commits = f", {', '.join(job['commits'])}" if job["commits"] else ""
-        return [("what", f"evaluation of {job['model']}{commits}"), ("sets", ", ".join(job["sets"]))]
+        evaluated = ", ".join([job["model"], *job["commits"]])
+        return [("what", f"evaluation of {evaluated}"), ("sets", ", ".join(job["sets"]))]
     about = facts["about"]
     stages = "; ".join(
         f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
@@ -117,7 +125,7 @@ def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
+    parts = [": ".join(filter(None, [row["state"], row.get("reason")]))]
     if row.get("samples") is not None and row.get("total"):
         parts.append(f"S = {count(row['samples'])} of {count(row['total'])}")
     if row.get("loss") is not None:
@@ -160,7 +168,10 @@ def _coming(next_: Mapping[str, Any]) -> str:
         parts.append(f"not before {_clock(next_['not_before'])}")
     if next_["estimate"]:
         parts.append(f"Slurm expects {next_['estimate']}")
-    return ", ".join(parts) + (f": {next_['command']}" if next_["command"] else "")
+    text = ", ".join(parts)
+    if next_["command"]:
+        text += f": {next_['command']}"
+    return text
 
 
 def _clock(moment: float | None) -> str | None:
@@ -179,10 +190,16 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "S from": count(a["from"]),
             "to": count(a["to"]),
             "cause of end": a["cause"] and ": ".join(dict.fromkeys(filter(None, [a["cause"], a["reason"]]))),
-            "decided": a["action"] and a["action"] + (f" after {a['delay']:g} s" if a["delay"] else ""),
+            "decided": _decided(a),
         }
         for a in attempts
     ]
+
+
+def _decided(attempt: Mapping[str, Any]) -> str | None:
+    if attempt["action"] and attempt["delay"]:
+        return f"{attempt['action']} after {attempt['delay']:g} s"
+    return attempt["action"]
 
 
 def _environment_changes(attempts: list[dict[str, Any]]) -> list[str]:
@@ -209,4 +226,6 @@ def _spent(spent: Mapping[str, Any]) -> list[str]:
     else:
         waited = duration(3600 * spent["waiting_hours"])
     lines = [f"time      {hours_text(spent['total'])} {spent['unit']}: {parts}; waited for a start: {waited}"]
-    return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])
+    if spent["advice"]:
+        lines.append(f"try       {spent['advice']}")
+    return lines

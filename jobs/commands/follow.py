@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     args = parser.parse_args(arguments)
     close_umask()  # a tracker's package writes files into the run directory
-    return run_command(follow if args.attempt is None else follow_attempt, args)
+    if args.attempt is None:
+        return run_command(follow, args)
+    return run_command(follow_attempt, args)
 
 
 def follow(args: argparse.Namespace) -> int:

@@ -49,13 +49,19 @@ def status(args: argparse.Namespace) -> int:
         from jobs.reporting import goodput
 
         sums = goodput.of_runs(runs)
-        print(json.dumps(goodput.as_dict(sums), indent=1)) if args.json else show(goodput.render(sums))
+        if args.json:
+            print(json.dumps(goodput.as_dict(sums), indent=1))
+        else:
+            show(goodput.render(sums))
         return COMPLETE
     if not args.quiet:
         for text in trust.warnings(dict.fromkeys(run.path.parent for run in runs)):
             print(text, file=sys.stderr)
     rows = table(runs)
-    print(json.dumps(rows, indent=1)) if args.json else show(render(rows))
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(render(rows))
     if all(row["state"] == "unknown" for row in rows):
         return STORAGE
     return COMPLETE

@@ -79,7 +79,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--script shows the batch scripts of a dry run: add --dry-run")
     if (args.watch or args.foreground) and (args.json or args.dry_run):
         option = "--watch" if args.watch else "--foreground"
-        parser.error(f"{option} cannot be combined with {'--json' if args.json else '--dry-run'}")
+        other = "--json" if args.json else "--dry-run"
+        parser.error(f"{option} cannot be combined with {other}")
     args.watch = args.watch or args.foreground
     more = [word for word in args.overrides if "=" not in word]
     if args.only is not None and more:  # names after the first pattern; a setting has a =

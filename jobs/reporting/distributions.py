@@ -5,6 +5,8 @@ from math import exp, lgamma, log
 
 LEVEL = 0.95
 """Of all intervals, unless a caller asks for another."""
+_EPS = 1e-15
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,6 @@ class Interval:
         if self.high < level:
             return "opposite"
         return "not shown"
-
-
-_EPS = 1e-15
-_TINY = 1e-300
 
 
 def t_quantile(freedom: float, level: float = LEVEL) -> float:

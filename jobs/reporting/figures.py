@@ -27,6 +27,12 @@ UNSTEADY = "†"
 """Mark of groups whose speed was unsteady."""
 
 Styles = Sequence[int | None]
+LAWS = (
+    f"Power law: {laws.POWER.formula}; log-odds, if the mean accuracy is below 50 %: {laws.LOG_ODDS.formula}. Least"
+    " squares in the logarithms, with 95 % intervals by Student's t. Lack of fit: F test against the spread of runs at"
+    " equal x; below p = 0.05 the law is refused and not drawn; not tested without such runs. A law needs"
+    f" {scaling_laws.MIN_RUNS} runs at three values of x; do not extrapolate."
+)
 
 
 def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int | None]:
@@ -222,14 +228,6 @@ def _mean_mark(xs: Sequence[float], score: GroupScore, name: str) -> Mark:
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------
-
-
-LAWS = (
-    f"Power law: {laws.POWER.formula}; log-odds, if the mean accuracy is below 50 %: {laws.LOG_ODDS.formula}. Least"
-    " squares in the logarithms, with 95 % intervals by Student's t. Lack of fit: F test against the spread of runs at"
-    " equal x; below p = 0.05 the law is refused and not drawn; not tested without such runs. A law needs"
-    f" {scaling_laws.MIN_RUNS} runs at three values of x; do not extrapolate."
-)
 
 
 def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:

@@ -26,6 +26,8 @@ from jobs.reporting.faults import Fault
 
 PARTS = ("useful", "repeated", "starting", "saving", "other", "lost", "unknown")
 """Where the seconds of an attempt went."""
+MIN_GAIN = 0.02
+"""Share of the time that an advised change must save."""
 
 
 @dataclass
@@ -371,10 +373,6 @@ def render(accounts: Sequence[Account]) -> Page:
     drop = ("unknown %", "other %", "starting %", "saving %", "waited", "lost %", "repeated %", "useful %")
     named = [(account.name, fault) for account in accounts for fault in account.faults]
     return Page(TextTable(cells(accounts), drop=drop), *advice(accounts), *faults.table(named))
-
-
-MIN_GAIN = 0.02
-"""Share of the time that an advised change must save."""
 
 
 def advise(outcome: Outcome, times: Sequence[Times]) -> tuple[str, float]:

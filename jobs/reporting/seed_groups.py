@@ -20,6 +20,11 @@ from jobs.reporting.goodput import resources
 from jobs.runs import resubmit
 from jobs.sweeps.published import Published, published
 
+COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
+"""What training time, hours and samples per second count."""
+FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} | {"seed"}
+"""Settings that may differ in a group: the seed, and those that do not change results."""
+
 
 @dataclass(frozen=True)
 class GroupScore:
@@ -127,10 +132,6 @@ class SeedGroup:
         return self.mean(lambda outcome: outcome.progress[key])
 
 
-COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
-"""What training time, hours and samples per second count."""
-
-
 def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | None:
     """Hours (``goodput.resources``) of useful training, until now or of ``seconds``.
 
@@ -200,10 +201,6 @@ def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if len(folders) == 1:
         return read_lenient(folders.pop() / "sweep.json")
     return {}
-
-
-FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} | {"seed"}
-"""Settings that may differ in a group: the seed, and those that do not change results."""
 
 
 def source(outcome: Outcome) -> Any:

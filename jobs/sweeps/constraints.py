@@ -82,11 +82,13 @@ class Condition:
             else:
                 name = comparison.other or "the right side"
                 value = right
-            what = f"{name} is {'absent' if value is None else repr(value)} in run {run}: only numbers can be ordered"
             if value is None:
+                shown = "absent"
                 remedy = f"Start the line with `{comparison.key} == null or`."
             else:
+                shown = repr(value)
                 remedy = "Use ==, != or in."
+            what = f"{name} is {shown} in run {run}: only numbers can be ordered"
             raise self.place.error(what, self.text, remedy)
         return _ORDER[comparison.op](*numbers)
 

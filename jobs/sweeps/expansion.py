@@ -170,7 +170,9 @@ def _value(key: str, value: Any, named: bool, place: SourceLocation) -> Point:
     name = slug(key, value)
     if not name:
         raise place.error("cannot be part of a name", value, "Name it under runs or list.")
-    return Point(name if named else "", ((place.where, LocatedDict({key: value}, {key: place.line})),))
+    if not named:
+        name = ""
+    return Point(name, ((place.where, LocatedDict({key: value}, {key: place.line})),))
 
 
 def _table(value: Any, place: SourceLocation) -> LocatedDict:
@@ -198,7 +200,7 @@ def slug(key: str, value: Any) -> str:
         return "-".join([last, *(slug("", item) for item in value)])
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return last + _short(value)
-    return f"{last}-{'none' if value is None else str(value).lower()}"
+    return f"{last}-{str(value).lower()}"
 
 
 def _short(number: int | float) -> str:

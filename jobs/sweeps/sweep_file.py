@@ -110,7 +110,9 @@ class _File:
             line = here.lines.get(part, line)
             here = here[part]
         place = f"{self.path}:{line}" if line else str(self.path)
-        return ConfigError(f"{key}: {what}" if key else what, place, value, remedy)
+        if key:
+            what = f"{key}: {what}"
+        return ConfigError(what, place, value, remedy)
 
 
 def _setting_remedy(key: str) -> str:
@@ -171,7 +173,9 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     if repeated is not None:
         what = "a seed is repeated"
         remedy = "Give each seed once."
-        raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
+        if seeds:
+            raise ConfigError(what, "--seeds", repeated, remedy)
+        raise place.error(what, repeated, remedy)
     layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
     # The default seed adds nothing to a name, so that seeds can be added to existing runs.
     tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
@@ -247,7 +251,10 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
         chosen = list(range(len(points)))
     base = merge(below, overrides)
     layers = [points[i].layers for i in chosen]
-    configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in chosen]
+    if overrides:
+        configs = [merge([*below, *points[i].layers], overrides) for i in chosen]
+    else:
+        configs = [plain[i] for i in chosen]
     names = {(pairs[i][0].name, pairs[i][1].name): points[i].name for i in chosen}
     for i, config in zip(chosen, configs, strict=True):  # each seed starts from the run of its own seed
         config.init.run = names.get((config.init.run, pairs[i][1].name), config.init.run)

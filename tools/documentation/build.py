@@ -105,9 +105,11 @@ def follow_references(text: str, page: Path) -> str:
     to_docs = os.path.relpath(REPOSITORY / "docs", page.parent)
 
     def follow(match: re.Match[str]) -> str:
-        link, anchor = match[2], match[3] or ""
+        link = match[2]
+        anchor = match[3] or ""
         if Path(link).name == "reference.md" and anchor in pages:
-            link, anchor = os.path.normpath(f"{to_docs}/reference/{pages[anchor]}.md"), ""
+            link = os.path.normpath(f"{to_docs}/reference/{pages[anchor]}.md")
+            anchor = ""
         return f"{match[1]}{link}{anchor}{match[4]}"
 
     return NAME_OF_PAGE.sub("[]", LINK.sub(follow, text))

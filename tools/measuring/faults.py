@@ -200,7 +200,8 @@ def _job(run: RunDir) -> slurm_cli.QueueRow:
 
 def different_tensors(first: RunDir, second: RunDir) -> list[str]:
     """Names of weights and moments that differ in any bit between the last commits of two runs."""
-    before, after = _tensors(first), _tensors(second)
+    before = _tensors(first)
+    after = _tensors(second)
     return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 

@@ -79,6 +79,7 @@ continues for the same time with its mask, because more training alone may help.
 by trials of the full length.
 
 """
+VERDICTS = {"more": "more accurate", "less": "less accurate", "undecided": "undecided"}
 
 
 class ArmStudy(ArmDesign):
@@ -195,9 +196,6 @@ def _p(p: float) -> str:
     if p < 0.001:
         return "< 0.001"
     return f"{p:.2g}"
-
-
-VERDICTS = {"more": "more accurate", "less": "less accurate", "undecided": "undecided"}
 
 
 def _sentence(first: str, second: str, compared: Mapping[str, Compared | None]) -> str:

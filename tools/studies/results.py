@@ -18,6 +18,8 @@ from tools.studies.study import VALIDATION, Entry, Peaks, Study, StudyRun
 
 Record = Mapping[str, Any]
 """The file of a complete run (``engine.record``)."""
+FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.")
+"""Settings, or beginnings of settings, that must agree between a run and its design."""
 
 
 @dataclass
@@ -222,9 +224,6 @@ def is_zero_shot_test(item: Mapping[str, Any]) -> bool:
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
-
-FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.")
-"""Settings, or beginnings of settings, that must agree between a run and its design."""
 
 
 def checked(entry: Entry) -> dict[str, Any]:

@@ -145,6 +145,7 @@ curves: here, a run of length 2 sees each picture of the largest set about once,
 to 64 times. A mask saves about as much time as in the paper, at 75 % more. All icons are drawings: photographs have
 more redundant patches. Batches of {batch} pairs have few negatives; the paper
 gains from the larger batch that a mask allows, which is not tested here."""
+PIXELS = "nearest training picture"
 
 
 class ScalingStudy(ScalingDesign):
@@ -376,7 +377,6 @@ def cost_of(study: ScalingResults, point: StudyPoint) -> float:
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
-PIXELS = "nearest training picture"
 
 AXES = (
     ("parameters", "parameters", [StudyPoint(model) for model in scaling_design.MODELS]),

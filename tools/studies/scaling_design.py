@@ -89,6 +89,8 @@ study of early training.
 
 Every complete run leaves a file in scaling_study/results with the digests of its configuration and of its data. Runs
 with such a file are not trained again, so that another machine goes on with what is missing."""
+AXES = ("parameters", "data_samples", "samples")
+"""Fields of a record that a law has as axes."""
 
 
 @dataclass(frozen=True)
@@ -333,10 +335,6 @@ class ScalingResults(Results):
 def as_scaling_run(run: StudyRun) -> ScalingRun:
     assert isinstance(run, ScalingRun)
     return run
-
-
-AXES = ("parameters", "data_samples", "samples")
-"""Fields of a record that a law has as axes."""
 
 
 def law(study: ScalingResults, form: Form | None = None, longest: float = LENGTHS[-1]) -> tuple[Law, list[Record]]:
