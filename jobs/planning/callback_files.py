@@ -2,7 +2,8 @@
 
 import ast
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from flip.config.callback_names import ARGUMENTS, VALUE, CallbackName, parse
@@ -71,6 +72,7 @@ def _check_class(path: Path, content: bytes, name: CallbackName) -> None:
             _check_every(where, node.value)
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["values"]:
             _check_values(where, node.value)
+    _check_returned(where, definition)
 
 
 def _check_method(where: str, method: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
@@ -106,6 +108,36 @@ def _check_values(where: str, value: ast.expr) -> None:
     if not isinstance(names, list | tuple) or not all(isinstance(x, str) and VALUE.fullmatch(x) for x in names):
         remedy = 'A tuple of names, as in values = ("noise",).'
         raise ConfigError(f"{_KEY}: values: needs names of numbers", where, names, remedy)
+
+
+def _check_returned(where: str, definition: ast.ClassDef) -> None:
+    """Raise ConfigError if ``step`` returns a number that ``values`` does not name, as far as both are written out."""
+    named = _named_values(definition)
+    steps = [node for node in definition.body if isinstance(node, ast.FunctionDef) and node.name == "step"]
+    if named is None or not steps:
+        return
+    returned = [node.value for node in ast.walk(steps[0]) if isinstance(node, ast.Return)]
+    keys = [key for value in returned if isinstance(value, ast.Dict) for key in value.keys]
+    for key in keys:
+        if isinstance(key, ast.Constant) and key.value not in named:
+            remedy = f"Write values = ({key.value!r},) in the class, with all names of numbers."
+            raise ConfigError(f"{_KEY}: step returns a number that `values` does not name", where, key.value, remedy)
+
+
+def _named_values(definition: ast.ClassDef) -> Collection[object] | None:
+    """The names in ``values`` of a class, none without it; None if they are not written out in its body."""
+    if definition.bases:
+        return None
+    named: Collection[object] = ()
+    for node in definition.body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["values"]:
+            literal = _literal(node.value)
+            if not isinstance(literal, list | tuple):
+                return None
+            named = literal
+        elif re.search(r"\bvalues\b *[=:(]", ast.unparse(node)):  # with an annotation, or of self
+            return None
+    return named
 
 
 def _literal(value: ast.expr) -> object:

@@ -78,6 +78,8 @@ def test_two_classes_of_one_name_are_refused():
         ("every = 100", "every = 2.5", "whole number from 1"),
         ('values = ("noise", "scale")', 'values = "noise"', "needs names of numbers"),
         ('values = ("noise", "scale")', 'values = ("noise/scale",)', "needs names of numbers"),
+        ('    values = ("noise", "scale")\n', "", "step returns a number that `values` does not name .*noise"),
+        ('values = ("noise", "scale")', 'values = ("scale",)', "step returns a number .*noise.*Write values = "),
         ("raise SystemExit", "raise (", "is not valid Python"),
     ],
 )
@@ -87,6 +89,15 @@ def test_mistakes_are_found_without_execution(folder, before, after, message):
     with pytest.raises(ConfigError, match=message) as error:
         callback_files.read(["my_metric.py:GradNoise"], folder)
     assert error.value.code == 78 and "my_metric.py" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["values = tuple(NAMES)", "values: tuple = tuple(NAMES)", "def __init__(self):\n        self.values = NAMES"],
+)
+def test_values_that_are_not_written_out_are_left_to_training(folder, other):
+    (folder / "my_metric.py").write_text(GOOD.replace('values = ("noise", "scale")', other))
+    assert callback_files.read(["my_metric.py:GradNoise"], folder)
 
 
 def test_class_without_hooks_and_missing_or_large_file_are_refused(folder):
