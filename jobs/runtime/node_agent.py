@@ -182,10 +182,9 @@ class NodeAgent:
 
     def preload(self) -> None:
         """Import what the ranks need. Without it, or if it cannot be imported, ranks start in new interpreters."""
-        limit = "OPENBLAS_NUM_THREADS"
-        is_own = limit not in os.environ
-        if is_own:  # OpenBLAS starts its threads when it is loaded. Training does not use it.
-            os.environ[limit] = "1"
+        before = dict(os.environ)
+        # OpenBLAS starts its threads when it is loaded. Training does not use it.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         try:
             for name in preloads(self.module):
                 importlib.import_module(name)
@@ -193,8 +192,9 @@ class NodeAgent:
             note(f"ranks start in new interpreters: {error}")
             return
         finally:
-            if is_own:
-                del os.environ[limit]
+            # Imports set variables: torch._dynamo a folder for compiled code, where ranks would keep theirs.
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
         gc.collect()
         gc.freeze()  # these objects stay shared with the ranks
         self.may_fork = True

@@ -147,6 +147,14 @@ def test_agent_that_cannot_fork_starts_new_interpreters_and_says_so(node, preloa
     assert ("2 threads" in said) or ("no_such_library" in said)
 
 
+def test_ranks_do_not_inherit_variables_that_imports_of_the_agent_set(node):
+    """Otherwise torch would keep compiled code in its own folder, where the next attempt does not look."""
+    (record,) = node.start_agent(TEST_PRELOAD="tests.jobs.runtime.variable_setter").start(world=1)
+    assert record["forked"] and record["environment"]["EXTRA"] == ""
+    node.coordinator.leave()
+    node.end(0)
+
+
 def test_process_that_has_opened_a_gpu_is_not_forked(tmp_path):
     (tmp_path / "task" / "1").mkdir(parents=True)
     (tmp_path / "fd").mkdir()
