@@ -164,14 +164,13 @@ def test_gpu_defaults_resume_to_same_bits(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_request_travels_with_statistics_and_stalled_rank_detects_dead_peer(data, tmp_path):
+def test_stop_request_travels_with_statistics_and_stalled_peer_of_killed_rank_is_ended(data, tmp_path):
     """As on GPUs, rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the stop signal."""
     config = configuration(data, world=2, samples=(12, 4))
     config.evaluate.every = 0
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
     storm = TrainingRun(tmp_path, "storm", config, pause=0.2)
     storm.env |= {"KILL_REQUESTS": "with-statistics", "KILL_STALL": "0:8"}
-    storm.cluster.peer_grace = 600.0  # so that the supervisor does not end rank 0
     calm.submit()
     calm.wait_over()
     storm.submit()
@@ -183,7 +182,8 @@ def test_stop_request_travels_with_statistics_and_stalled_rank_detects_dead_peer
     storm.wait_over()
     check_equal(calm, storm, scores=3)
     causes = [sorted(cause["cause"] for cause in storm.run.causes(n)) for n in storm.run.attempt_numbers()]
-    assert causes == [["peer_lost"], ["stopped", "stopped"], ["complete", "complete"]]
+    assert causes == [[], ["stopped", "stopped"], ["complete", "complete"]]
+    assert "killed by signal 9" in ends(storm, 1)[0]["reason"]
 
 
 @pytest.mark.slow
@@ -263,8 +263,9 @@ def test_stopped_run_resumes_over_moved_shards_to_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_hung_rank_is_ended_and_run_resumes_to_same_bits(data, tmp_path):
-    """The peers of a stopped process get no error: they wait. The run ends with the same bits."""
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["waits", "is stopped"])
+def test_hung_rank_is_ended_and_run_resumes_to_same_bits(is_stopped, data, tmp_path):
+    """A rank hangs in step 8. Its peer gets no error: it waits. The run ends with the same bits."""
     config = configuration(data, world=2)
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
     calm.submit()
@@ -272,14 +273,20 @@ def test_hung_rank_is_ended_and_run_resumes_to_same_bits(data, tmp_path):
     config.monitor.hang_minutes = 0.15
     config.data.deadline = 5.0
     arena = TrainingRun(tmp_path, "hung", config)
+    if not is_stopped:
+        arena.env["KILL_STALL"] = "1:8"
     arena.submit()
     arena.wait_step(7)
-    arena.kill(rank=1, number=signal.SIGSTOP)
+    if is_stopped:
+        arena.kill(rank=1, number=signal.SIGSTOP)
     arena.wait_attempt(2)
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("hang", 71, "requeue"), arena.story()
-    assert "no progress for" in end["reason"] and "a step from S" in end["reason"]
-    assert "in run_stage" in (arena.run.logs / "1" / "node0.err").read_text()
+    if is_stopped:
+        assert "rank 1: its process was stopped by a signal (SIGSTOP)" in end["reason"]
+    else:
+        assert "no progress for" in end["reason"] and "a step from S" in end["reason"]
+        assert "in run_stage" in (arena.run.logs / "1" / "node0.err").read_text()
     arena.wait_over()
     check_equal(calm, arena)
     assert arena.leftovers() == ([], [])
