@@ -155,6 +155,7 @@ def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # compiles twelve steps
 def test_gpu_benchmark_measures_every_row_at_quick_size(tmp_path, bare):
     """The first row, FLIP's own tests, needs all packages. The others continue without them."""
     every = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

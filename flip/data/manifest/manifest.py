@@ -291,6 +291,7 @@ class Manifest(ChunkTable):
         wrong = {
             "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
             "samples": self.samples != facts["samples"] or (shards < 0).any() or (shards[:, 2] > shards[:, 1]).any(),
+            "digest": not isinstance(self.digest, str),
             "mean_bytes": type(self.mean_bytes) not in (int, float) or not 0 <= self.mean_bytes < float("inf"),
             "settings": not isinstance(self.settings, dict),
             "keys.txt": len(self.keys) != len(shards) or len(self.etags) != len(shards),
