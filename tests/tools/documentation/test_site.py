@@ -109,7 +109,8 @@ def test_navigation_contains_every_page_once():
     entries = re.findall(r"^[\w./]+$", build.navigation(index), re.MULTILINE)
     assert len(entries) == len(set(entries))
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
-    assert pages | {f"reference/{name}" for name in build.GENERATED} <= set(entries)
+    projects = {f"../{name}".removesuffix(".md") for name in build.PROJECT_PAGES}
+    assert pages | projects | {f"reference/{name}" for name in build.GENERATED} <= set(entries)
 
 
 @pytest.mark.long
