@@ -77,14 +77,18 @@ class Metrics:
         stages = np.searchsorted(ends, self.columns["samples"][rows])
         parts = [self.columns["samples_per_second"][rows[stages == stage][1:]] for stage in np.unique(stages)]
         verdicts = [verdict for part in parts if (verdict := is_unsteady(part)) is not None]
-        return any(verdicts) if verdicts else None
+        if not verdicts:
+            return None
+        return any(verdicts)
 
     def last(self, name: str) -> float | None:
         """A field of the newest line that counts; None without a line or value."""
         if not len(self):
             return None
         value = float(self.columns[name][self.effective_rows[-1]])
-        return None if np.isnan(value) else value
+        if np.isnan(value):
+            return None
+        return value
 
     def seconds_at(self, samples_seen: float) -> float | None:
         """Training seconds at the nearest line at or before S = ``samples_seen``."""

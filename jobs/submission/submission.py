@@ -177,7 +177,8 @@ class Submission:
             return STORAGE, None
         if self.options.watch and not dry:
             return COMPLETE, [self.folder / action.name for action in plan.actions]
-        note("" if dry else render.next_commands(plan))
+        if not dry:
+            note(render.next_commands(plan))
         return COMPLETE, None
 
     def resolve_runs(self) -> list[ResolvedRun]:
