@@ -29,8 +29,8 @@ settings.load_profile("ci")
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers():
-    """Run one process more than there are cores, for four cores at most: tests that wait leave a core idle."""
-    return min(len(os.sched_getaffinity(0)), 4) + 1
+    """Run two processes more than there are cores, for four cores at most: tests that wait leave cores idle."""
+    return min(len(os.sched_getaffinity(0)), 4) + 2
 
 
 def pytest_collection_modifyitems(items):
