@@ -16,6 +16,8 @@ from tests.harness.common import ROOT
 
 AMPERE = 80
 """A compute capability without cuDNN's attention, which plans on a real device."""
+PRETENDED = 8
+"""GPUs of the stub."""
 
 
 @pytest.mark.timeout(3600)
@@ -32,7 +34,7 @@ def test_rows_of_gpus_pass_through_to_a_page_of_a_rehearsal(tmp_path):
     assert [row.name for row in measured.rows if row.status == SKIPPED] == ["link_network"]
     on_gpus = [row for row in measured.rows if row.values.get("device") == "cuda"]
     assert len(on_gpus) == 12, "products, copies, six steps, a trace, collectives, a save, losses"
-    assert measured.row("link_node").values["ranks"] == measure.GPUS
+    assert measured.row("link_node").values["ranks"] == PRETENDED
     assert os.path.getsize(tmp_path / "report.html") and REHEARSAL in (tmp_path / "report.md").read_text()
     with pytest.raises(ConfigError, match="a rehearsal measures nothing"):
         assumptions.measurement_of(ClusterProfile("a", measured=str(tmp_path / "measured.json")))

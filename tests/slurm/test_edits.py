@@ -43,9 +43,10 @@ def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
     output = edited(desk, one="mask: 0.25").submit("--prune", "--changed", "fork", "--watch", "--yes")
     assert "one-v2: complete" in output and states(desk) == {"one": "complete", "one-v2": "complete"}
     assert [path.name for path in desk.runs.glob(".trash/*/demo/*")] == ["long"]
-    # with `restart` the changed run replaces the old run
+    # with `restart` the changed run replaces its newest version
     edited(desk, one="mask: 0.75").submit("--changed", "restart", "--watch", "--yes")
-    assert desk.run("one").result.exists() and "mask: '0.75'" in desk.run("one").config.read_text()
+    assert desk.run("one-v2").result.exists() and "mask: '0.75'" in desk.run("one-v2").config.read_text()
+    assert states(desk) == {"one": "complete", "one-v2": "complete"}
     desk.until_idle()
     assert desk.processes() == []
     # the report and the doctor work afterwards
