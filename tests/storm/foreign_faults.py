@@ -146,7 +146,9 @@ def shell_killed_at_start(run):
             os.kill(shell, signal.SIGKILL)
     if _is_lost(run):
         state = run.state()
-        assert "its batch script was killed before it could act" in state.detail, state
+        # After an attempt with a recorded end, status repeats its reason, and does not judge the next script.
+        assert state.state == "stopped" and "its job ended (FAILED)" in state.detail, state
+        assert "submit again" in state.detail, state
         run.scene.resubmit(run.run.name)
         run.intervene(f"submitted again; status: {state.state}, {state.detail}")
     return f"{killed}, then SIGKILL to the next batch shell after {delay:g} s"
