@@ -250,19 +250,20 @@ def arms(study: ArmDesign, results: Results) -> list[Block]:
 
 def _baseline_row(study: ArmDesign, results: Results, like: Mapping[str, str]) -> list[dict[str, str]]:
     """The row of the nearest training picture; none if it was not computed."""
-    shown = {name: results.pixels(name) for name in (*study.tests, VALIDATION)}
-    if None in shown.values():
+    values = {name: results.pixels(name) for name in (*study.tests, VALIDATION)}
+    shown = {name: percent(value) for name, value in values.items() if value is not None}
+    if not shown:
         return []
-    row = dict.fromkeys(like, "-") | {"arm": BASELINE, "cost": "0"}
-    return [row | {name: percent(value) for name, value in shown.items()}]
+    return [dict.fromkeys(like, "-") | {"arm": BASELINE, "cost": "0"} | shown]
 
 
 def _near(study: ArmDesign, results: Results) -> str:
     rows = {row["set"]: row for row in (results.baseline or {}).get("sets", ())}
     if not rows:
         return ""
-    near = ", ".join(f"{100 * rows[name]['near']:.1f} %" for name in study.tests)
-    return " ".join(PIXELS.format(near=near, test=" and ".join(study.tests)).split())
+    tests = [name for name in study.tests if name in rows]
+    near = ", ".join(f"{100 * rows[name]['near']:.1f} %" for name in tests)
+    return " ".join(PIXELS.format(near=near, test=" and ".join(tests)).split())
 
 
 def length(study: ArmDesign, arm: Arm, results: Results) -> dict[str, str]:

@@ -140,7 +140,10 @@ class ArmDesign(Study):
     validation: Mapping[str, str] = field(default_factory=lambda: EMOJI)
     """The only evaluation set of a trial; other runs use those of the recipe."""
     tests: tuple[str, ...] = ("twemoji", "openmoji")
-    """The test sets of the recipe; the verdicts are about the first."""
+    """The test sets; the verdicts are about the first."""
+    added_sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    """Test sets that the recipe lacks: name -> further fields of the set. They have no baseline of pixels, because
+    training need not have their classes."""
     about: str = ""
     """The last paragraph of the page."""
 
@@ -287,7 +290,8 @@ class ArmDesign(Study):
 
     def test_sets(self) -> Sequence[TestSet]:
         classes = self.validation["classes"].removeprefix("cache:")
-        tests = [TestSet(name, f"{self.recipe}/{name}", classes) for name in self.tests]
+        of_recipe = [name for name in self.tests if name not in self.added_sets]
+        tests = [TestSet(name, f"{self.recipe}/{name}", classes) for name in of_recipe]
         return [TestSet(VALIDATION, self.validation["manifest"].removeprefix("cache:"), classes), *tests]
 
     def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -296,6 +300,8 @@ class ArmDesign(Study):
         if name.endswith("_trials"):
             title += ": trials of learning rates"
             evaluate["sets"] = [dict(self.validation)]
+        elif self.added_sets:
+            evaluate["sets"] = {name: {"name": name, **fields} for name, fields in self.added_sets.items()}
         fixed = {**ONE_CORE, "evaluate": evaluate}
         return {
             "name": name,

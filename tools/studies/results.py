@@ -18,7 +18,7 @@ from tools.studies.study import VALIDATION, Entry, Peaks, Study, StudyRun
 
 Record = Mapping[str, Any]
 """The file of a complete run (``engine.record``)."""
-FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.")
+FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.", "optim.")
 """Settings, or beginnings of settings, that must agree between a run and its design."""
 
 

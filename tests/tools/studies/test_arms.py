@@ -22,7 +22,7 @@ from jobs.sweeps.sweep_file import load
 from tools.studies import answers, cheapest, masking, page
 from tools.studies.arms import Arm, ArmStudy, Round
 from tools.studies.arms_design import FULL_RATE
-from tools.studies.results import Results, checked, read
+from tools.studies.results import Results, agree, checked, read
 from tools.studies.study import TRIAL_SEED, StudyRun
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -159,6 +159,27 @@ def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypa
             assert bool(run.config.init.run) == ("tuning" in sweep)
     branch = MASKING.entry(MASKING.run(MASKING.arms["mask75-masked"], 2), TIMES, peaks)
     assert branch["init"] == {"run": "study_arms/mask75-s2", "stage": "pretrain"} and branch["seed"] == 2
+
+
+def test_set_that_recipe_lacks_is_scored_by_runs_and_has_no_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"manifest": "cache:emoji/unseen", "classes": "cache:emoji/classes-unseen.json", "role": "test"}
+    study = replace(SMALL, rates=(1e-3, 2e-3), tests=(*SMALL.tests, "unseen"), added_sets={"unseen": fields})
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    arm = study.arms["clip"]
+    sets = {}
+    for run in (study.run(arm, 1), study.trial_of(arm, 2e-3)):
+        (loaded,) = loaded_runs(tmp_path, study.sweep(run.sweep, {run.name: study.entry(run, TIMES, {"clip": 2e-3})}))
+        sets[run.kind] = [item.name for item in loaded.config.evaluate.sets]
+    assert sets == {"run": ["validation", *study.tests], "trial": ["validation"]}
+    assert [item.name for item in study.test_sets()] == ["validation", *SMALL.tests]
+
+
+def test_run_of_another_optimiser_is_not_that_of_the_entry() -> None:
+    entry = {"optim.name": "muon", "seed": 1}
+    assert agree(checked(entry), entry)
+    assert not agree(checked(entry | {"optim.name": "adamw"}), entry)
 
 
 # -- choice and pairs --------------------------------------------------------------------------------------------------
@@ -300,6 +321,10 @@ def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
     low, high = map(float, re.findall(r"twemoji more accurate, \+10\.0 \(\+(\d+\.\d) to \+(\d+\.\d)\)", text)[0])
     assert 7.5 < low < 9.0 and 11.0 < high < 12.5, "1.96 * sqrt(0.1 * 0.9 / 1000) = 1.9 points; unpaired 4.4"
     assert "| nearest training picture | - | - | - | - | - | 0 | - | 70.0 | 70.0 | 70.0 |" in text
+    write_json(tmp_path / "small" / "baseline.json", {"sets": pixels[:2]})
+    page.write(tmp_path, read(three, tmp_path))
+    text = (tmp_path / "small.md").read_text(encoding="utf-8")
+    assert "| 0 | - | 70.0 | - | 70.0 |" in text and "10.0 % of the twemoji pictures" in text
     chart = (tmp_path / "small" / "course-1.svg").read_text(encoding="utf-8")
     assert "nearest training picture, 70.0" in chart
     assert (tmp_path / "small" / "course.csv").read_text(encoding="utf-8").startswith("arm,seed,samples,cost,top1")
