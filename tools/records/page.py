@@ -23,7 +23,8 @@ HEAD = f"""\
 `flip records` writes this page from the files in docs/records. It lists recipes for the emoji of `flip demo_data` by
 the core-seconds of training with which they reach {100 * GOAL:.1f} % zero-shot accuracy on {SET}, whose drawings
 training never sees. That is the accuracy of the arm clipa of [cheapest.md](cheapest.md), which takes
-{REFERENCE_SECONDS:.0f} core-seconds. The recipes are the runs of `sweeps/records.yaml`.
+{REFERENCE_SECONDS:.0f} core-seconds. The recipes are the runs of `sweeps/records.yaml`. A recipe may set every field of
+a configuration, the model included. Only the training set and the evaluation are fixed.
 
 - **Accuracy.** A row is {SEEDS} runs with new seeds, from 100 on. A recipe has reached the goal if the 95 % interval of
   the mean lies above it (Student's t). The interval covers seeds, not images.
