@@ -26,6 +26,8 @@ def start():
     def spawn(*argv, **environment):
         process = subprocess.Popen([str(arg) for arg in argv], env={**os.environ, **JOB, **environment})
         started.append(process)
+        while not processes.arguments(process.pid):  # for an instant after exec they are empty
+            time.sleep(0.001)
         return process
 
     yield spawn
