@@ -313,3 +313,10 @@ def test_manifest_checksums_are_crc32_of_chunk_bytes(folder):
     for j, checksum in enumerate(manifest.checksums.tolist()):
         reads = manifest.chunk_reads(j)
         assert checksum == zlib.crc32(b"".join(Path(key).read_bytes()[start:stop] for key, start, stop, _ in reads))
+
+
+def test_digest_that_is_no_text_is_refused_without_the_check_too(folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": None}))
+    with pytest.raises(DataError, match="digest"):
+        Manifest.load(folder, check=False)
