@@ -128,6 +128,7 @@ def wheel(tmp_path_factory):
     return copy / "installed"
 
 
+@pytest.mark.long
 def test_wheel_holds_every_file_of_package(wheel):
     sources = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
     sources = {str(path) for path in sources if "__pycache__" not in path.parts}

@@ -53,6 +53,7 @@ def test_development_lock_agrees_with_runtime_lock():
     assert {name: development.get(name) for name in runtime} == runtime
 
 
+@pytest.mark.long
 def test_make_install_with_unlock_updates_an_existing_environment(tmp_path):
     names = ["Makefile", "pyproject.toml", *(path.name for path in ROOT.glob("requirements*"))]
     for name in names:

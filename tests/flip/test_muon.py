@@ -59,6 +59,7 @@ def test_update_of_matrices_is_the_plain_formula_and_that_of_the_rest_is_adamw()
     train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(STEPS))
     train(reference, training_optimizer.build(reference.named_parameters(), Optim(weight_decay=0.2)), range(STEPS))
     expected = dict(reference.named_parameters())
+    steps = [gradients(pair, step) for step in range(STEPS)]
     matrices = 0
     for name, start in tiny().double().named_parameters():
         weight = start.detach()
@@ -68,8 +69,8 @@ def test_update_of_matrices_is_the_plain_formula_and_that_of_the_rest_is_adamw()
             continue
         matrices += 1
         momentum = torch.zeros_like(weight)
-        for step in range(STEPS):
-            weight, momentum = plain_update(weight, momentum, gradients(pair, step)[name])
+        for gradient in steps:
+            weight, momentum = plain_update(weight, momentum, gradient[name])
         assert torch.allclose(result, weight, rtol=1e-10, atol=1e-12), name
     assert matrices == 4 * 5 == len(costs.block_matrices(sized("tiny")))
 

@@ -57,6 +57,7 @@ def train(pair, optimizer, steps):
         optimizer.step()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved_after", [0, 3])
 def test_training_continues_from_a_checkpoint_as_without_it(tmp_path, optim, saved_after):
     """Also from one that is saved before the first step, when torch has no moments yet."""

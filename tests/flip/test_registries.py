@@ -173,6 +173,7 @@ def trained(pair, optimizer, steps):
     return {name: value.detach().clone() for name, value in pair.named_parameters()}
 
 
+@pytest.mark.long
 def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective, tmp_path):
     pair = tiny(objective=objective)
     optimizer = training_optimizer.build(pair.named_parameters(), schema.Optim())

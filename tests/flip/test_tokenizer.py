@@ -152,6 +152,7 @@ def test_error_for_published_tokenizer_does_not_suggest_training(path, tmp_path,
         Tokenizer(tmp_path / "bert-uncased.json", 32, False)
 
 
+@pytest.mark.long
 def test_train_is_deterministic_for_any_process_and_order(tmp_path):
     """Words of random letters give many ties. The trainer of the tokenizers package writes another file per process."""
     draw = random.Random(1)

@@ -376,6 +376,7 @@ def test_readers_refuse_sparse_terabyte_files(tmp_path):
 # -- captions ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_tokenizer_and_filters_bound_memory_for_huge_captions(tmp_path):
     """A caption of megabytes is cut: encoding it in full took 280 bytes per character."""
     train(["a red cat"], 60, tmp_path / "tokenizer.json")

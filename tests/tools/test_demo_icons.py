@@ -176,6 +176,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> None:
     facts = build.DATA.build(tiny)
     folder = tiny / "icons"

@@ -78,6 +78,7 @@ def test_restorer_reads_headers_once_for_weights_and_moments(run, world, monkeyp
         reads.clear()
 
 
+@pytest.mark.long
 def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
     """Training continues during a background save. Only one save runs at a time, so the next save waits."""
     pair, optimizer = trained()

@@ -123,6 +123,7 @@ def test_index_rejects_incomplete_or_malformed_tar(folder, tmp_path, name):
     assert error.value.code == 65 and error.value.remedy and not (tmp_path / "m").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*WHOLE, *UNSEEN_BY_INDEX])
 def test_damage_after_indexing_stops_training_until_excepted(original, folder, tmp_path, name):
     manifest = Manifest.load(folder)

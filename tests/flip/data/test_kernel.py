@@ -75,6 +75,7 @@ def test_batches_are_equal_with_and_without_kernel(jpegs, accepted, monkeypatch,
     assert len(accepted) == 6 * BATCH
 
 
+@pytest.mark.long
 def test_batches_of_other_ranks_and_worker_processes_are_equal(jpegs, accepted, monkeypatch):
     used = digests(jpegs, **FAST)
     assert digests(jpegs, world=2, **FAST) == digests(jpegs, world=2, workers=2, **FAST)

@@ -125,6 +125,7 @@ def test_read_that_hangs_is_an_outage_of_storage(storage):
     prefetcher.close()
 
 
+@pytest.mark.long
 def test_read_behind_others_in_the_queue_is_waited_for(monkeypatch):
     """Each read takes much less than the patience, all before this one take more."""
     monkeypatch.setattr(prefetch, "THREADS", 1)

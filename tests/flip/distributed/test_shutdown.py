@@ -234,6 +234,7 @@ def run_watched(seconds, end, times=1.0):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.long
 def test_watchdog_ends_process_without_heartbeats():
     ended = run_watched(1.0, "dog.heartbeat('a step from S = 7'); waits_for_nobody()", times=60)
     assert ended.returncode == HANG == 71
@@ -241,11 +242,13 @@ def test_watchdog_ends_process_without_heartbeats():
     assert "in waits_for_nobody" in ended.stderr
 
 
+@pytest.mark.long
 def test_watchdog_ends_process_if_its_callback_fails():
     ended = run_watched(1.0, "dog._on_end = None; dog.heartbeat('the last'); waits_for_nobody()", times=60)
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
+@pytest.mark.long
 def test_watchdog_ends_process_that_connects_for_too_long_and_names_step():
     """The limit of connecting is short however long the limit before it is, which returns at the end of the step."""
     slow = "from flip.distributed import shutdown; shutdown.CONNECT_SECONDS = 0.2\n"

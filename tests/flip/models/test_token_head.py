@@ -121,6 +121,7 @@ def gradients(pair, micro, classification):
     return torch.stack(statistics), {name: p.grad for name, p in pair.named_parameters()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", ["patches", "class"])
 def test_micro_batches_and_plain_sum_of_losses_give_the_same_gradient(pool):
     statistics, full = gradients(with_head(pool=pool), 1, token_batch())
@@ -321,6 +322,7 @@ def test_plan_counts_the_head():
     assert saved == 12 * costs.head_parameters(sized("tiny"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("accumulate, reshard", [(1, "yes"), (3, "yes"), (2, "no")])
 def test_traffic_of_the_head_is_that_of_a_traced_step(accumulate, reshard):
     config = compute(accumulate=accumulate, reshard=reshard)

@@ -247,6 +247,7 @@ def _prepare():
     return _fail
 
 
+@pytest.mark.long
 def test_traceback_of_a_child_process_holds_no_credentials(tmp_path):
     program = (
         "from flip.concurrency import map_in_processes\nfrom tests.flip.runs.test_credentials import _prepare\n"

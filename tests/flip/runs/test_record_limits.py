@@ -42,6 +42,7 @@ def test_record_with_too_many_values_is_refused_before_it_is_parsed(piece):
         records.parse(text)
 
 
+@pytest.mark.long
 def test_long_messages_are_written_in_part(tmp_path):
     """A compiler may write megabytes; the end has the error."""
     run = RunDir(tmp_path / "run")

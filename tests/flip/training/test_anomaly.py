@@ -68,6 +68,7 @@ def hurt_gradient(value):
     return hurt
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "hurt", [lambda _, loss: loss * NAN, lambda _, loss: loss + INF, hurt_gradient(NAN), hurt_gradient(-INF)]
 )
@@ -96,6 +97,7 @@ def test_guard_flush_raises_diverged_once(tmp_path):
     training.guard.flush()  # the error is raised only once
 
 
+@pytest.mark.long
 def test_guarded_finite_steps_are_bitwise_equal_to_unguarded(tmp_path):
     guarded = Training(tmp_path)
     bare = Training(tmp_path, guarded=False)
@@ -199,6 +201,7 @@ def test_spike_detection_restarts_with_new_stage(tmp_path):
     assert not (tmp_path / "anomalies").exists()
 
 
+@pytest.mark.long
 def test_guard_stops_recording_spikes_at_limit(tmp_path):
     training = Training(tmp_path, spike=6.0)
     training.guard._spike_count = MAX_RECORDS

@@ -91,6 +91,7 @@ def two_fake_ranks():
     distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeypatch):
     """Forward: the gather starts after the text tower and ends after the image tower. Backward: the reduce-scatter
     overlaps the image tower and ends before the text tower needs the gradient."""

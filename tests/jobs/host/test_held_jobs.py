@@ -76,6 +76,7 @@ def submit_with_canary(field, steps, first, *waiting):
     field.cluster.submit(apply.assign_canaries(jobs, field.sweep, steps))
 
 
+@pytest.mark.long
 def test_local_runs_start_after_canary_has_passed(field):
     first = field.run("a", total=200)
     other = field.run("b")
@@ -93,6 +94,7 @@ def test_local_runs_start_after_canary_has_passed(field):
     field.until(lambda: not field.left())
 
 
+@pytest.mark.long
 def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
     first, *waiting = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b"), field.run("c")
     submit_with_canary(field, 5, first, *waiting)

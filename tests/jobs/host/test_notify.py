@@ -135,6 +135,7 @@ def test_notify_reports_unobserved_end_once_at_next_start(sweep, commands):
     assert act("begin", sweep.a.path) == 78 and len(sweep.events()) == 1
 
 
+@pytest.mark.long
 def test_supervisor_sends_notifications(field, tmp_path):
     field.cluster.profile.notify = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
     bad = field.run("a", attempts={"1": {"0": "exit:78"}})

@@ -38,6 +38,7 @@ def test_failure_has_status_and_last_line(code, status, detail):
     assert (ended.status, ended.detail, ended.output) == (status, detail, "")
 
 
+@pytest.mark.long
 def test_time_limit_ends_all_processes(tmp_path):
     file = tmp_path / "pid"
     limit = 2.0

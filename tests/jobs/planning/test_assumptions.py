@@ -67,6 +67,7 @@ def test_plan_uses_measured_steps_links_and_cores_and_says_so(tmp_path):
     assert "2,900 Gbit/s (nvlink_gbps, measured" in text and "none of it was measured" not in text
 
 
+@pytest.mark.long
 def test_plan_of_model_scaling_says_measured_at_each_number_that_was(desk, tmp_path):
     """Before a measurement and after it, which has an older torch."""
     base = (ROOT / "sweeps" / "clusters" / "h100.yaml").read_text()

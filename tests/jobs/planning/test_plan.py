@@ -201,6 +201,7 @@ def test_plan_names_changed_keys_and_marks_changed_defaults():
     assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: edited" in action.reason
 
 
+@pytest.mark.long
 def test_prune_stops_running_run_and_spares_others(field):
     a = field.run("a", step=0.1, total=10_000)
     b = field.run("b", step=0.1, total=10_000)

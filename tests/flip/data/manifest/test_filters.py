@@ -75,6 +75,7 @@ def bits(*shards):
     return [[(bit == "1", 0) for bit in shard] for shard in shards]
 
 
+@pytest.mark.long
 @example(bits("1111", "0110", "111"), 3)  # chunk across shards, first and last sample of a shard dropped
 @example(bits("0001", "0000", "", "0100"), 2)  # chunk across a shard without kept samples and an empty shard
 @example(bits("000", "00", "0010", "000"), 1)  # no kept sample in the shards before and after
