@@ -97,10 +97,10 @@ bsdtar: install  ## install bsdtar and zsh for the tests of foreign tars and com
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
 		echo "no bsdtar or no zsh: tests that need them are skipped"
 
-check: lint  ## lint, types and unit tests (3 to 5 minutes on two cores): no Slurm, no S3 server, no long training
+check: lint  ## lint, types and unit tests (3 minutes on two cores): no Slurm, no S3 server, no long training
 	$(TYPES_AND_TESTS) TESTS="not slow and not gpu and not ($(LONG))"
 
-test: lint slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 to 35 minutes on two cores)
+test: lint slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 minutes on two cores)
 	$(TYPES_AND_TESTS) TESTS="not slow and not gpu"
 
 test-all: lint slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores: a second thread of each would only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 pytest.register_assert_rewrite("tests.harness")  # before its first import
 
 from tests.harness import slurm_command_lines  # noqa: E402
