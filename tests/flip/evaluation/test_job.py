@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir
 pytestmark = pytest.mark.long
 
 RANK = """
-import functools, sys, threading
+import functools, os, sys, threading
 from pathlib import Path
 from flip.distributed.shutdown import StopFlag
 from flip.evaluation import job
@@ -30,7 +30,10 @@ class Evaluation:
         threading.Event().wait()  # as in a collective of NCCL, which does not notice that a rank has ended
 
 job.Evaluation, job.PeerWatcher = Evaluation, functools.partial(job.PeerWatcher, seconds=0.1)
-job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
+try:
+    job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
+except DataError:
+    os._exit(1)  # as jobs.runtime.rank_process: the interpreter may abort while threads of torch run
 """
 
 

@@ -524,8 +524,10 @@ def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field):
 def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, recorded):
     run = field.run(world=2, total=10_000)
     attempt = start_attempt(field, run)
+    pids = run.attempt(1) / "pids.json"
+    field.until(lambda: attempt.poll() or len(read_json(pids) or ()) == 2)
     field.until(lambda: attempt.poll() or (read_json(run.status) or {}).get("step", 0) >= 1)
-    write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
+    write_json(pids, read_json(pids)[:recorded])
     left = adopted.adopt(run, 1, patience=float("inf"))
     attempt.agent.leave()  # the ranks stop
     field.until(lambda: not field.left() or attempt.agent.code)
