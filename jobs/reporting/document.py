@@ -61,9 +61,13 @@ class Picture:
     """Empty: it cannot be shown."""
 
     @property
+    def is_right(self) -> bool:
+        nearest, _ = self.captions[0]
+        return nearest == self.label
+
+    @property
     def verdict(self) -> str:
-        nearest = [caption for caption, _ in self.captions]
-        if nearest[0] == self.label:
+        if self.is_right:
             return "right"
         return f"wrong, label: {self.label}"
 

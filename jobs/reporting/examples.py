@@ -27,7 +27,7 @@ from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
 
-PICTURES = 8
+PICTURES = 24
 CAPTIONS = 3
 CLASSES = 8
 ANSWERS = 3
@@ -64,7 +64,7 @@ def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predi
 def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pictures: int) -> list[Block]:
     items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
     note = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
-    note += " nearest captions and their cosine similarities; the right one is bold."
+    note += " nearest captions and their cosine similarities; the right one is bold. Right pictures are marked."
     if problem:
         note += f" Not shown: {problem}."
     shown: list[Block] = []

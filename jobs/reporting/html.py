@@ -110,8 +110,11 @@ def _picture(item: Picture) -> str:
         image = f'<img src="{source}" alt="{escape(f"{item.name}: {item.label}")}">'
     texts = [(f"<b>{escape(text)}</b>" if text == item.label else escape(text), score) for text, score in item.captions]
     lines = "".join(f"<li>{text} {score:.2f}</li>" for text, score in texts)
+    kinds = ["picture"]
+    if item.is_right:
+        kinds.append("right")
     return (
-        f'<li class="picture">{image}<div><b>{escape(item.verdict)}</b><ol>{lines}</ol>'
+        f"<li{_class(kinds)}>{image}<div><b>{escape(item.verdict)}</b><ol>{lines}</ol>"
         f'<span class="quiet">{escape(item.name)}</span></div></li>'
     )
 

@@ -54,7 +54,7 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
     blocks = example_blocks(worse, best)
     (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
-    assert len(pictures.items) == 8 and example_blocks(worse, best)[2] == pictures, (
+    assert len(pictures.items) == 12 < examples.PICTURES and example_blocks(worse, best)[2] == pictures, (
         "every report shows the same pictures"
     )
     for item in pictures.items:
@@ -69,7 +69,8 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
         ("cat", "50.0", "dog (2)"), ("<script>bird", "75.0", "dog (1)"),
     ]  # fmt: skip
     page = html.render("t", blocks)
-    assert page.count('src="data:image/jpeg;base64,') == 8 and "<script" not in page and "best on twemoji" in page
+    assert page.count('<li class="picture right">') == list(verdicts.values()).count("right") == 9
+    assert page.count('src="data:image/jpeg;base64,') == 12 and "<script" not in page and "best on twemoji" in page
     assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, pictures=0)) == 3
 
 
