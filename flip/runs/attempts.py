@@ -51,6 +51,7 @@ def end_attempt(
     disk_full: str = "",
     noticed: Optional[float] = None,
     unhealthy: Optional[Mapping[str, str]] = None,
+    observed: bool = True,
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
@@ -61,6 +62,7 @@ def end_attempt(
         late, unstarted, out_of_memory, unhealthy: as for ``restart_policy.decide``.
         disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
         noticed: when the launcher saw the first rank fail; by default, now.
+        observed: whether its launcher saw it end; else this is a later record of that.
     """
     if noticed is None:
         noticed = time.time()
@@ -102,6 +104,7 @@ def end_attempt(
     record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
     record["exclude"] = list(decision.exclude)
     record["noticed"] = noticed
+    record["observed"] = observed
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
     row = read_record(run.attempt(n) / "end.json") or record
@@ -160,12 +163,13 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
         if before is not None and n >= before:
             break
         if n == unwritten:
-            end_attempt(run, n, STORAGE, None)
+            end_attempt(run, n, STORAGE, None, observed=False)
         elif run.hit_time_limit(n):
             limit = wall_limit.recorded_limit(run, n)
-            end_attempt(run, n, None, "TIMEOUT", late=wall_limit.no_progress(run, limit) if limit else False)
+            late = wall_limit.no_progress(run, limit) if limit else False
+            end_attempt(run, n, None, "TIMEOUT", late=late, observed=False)
         else:  # one that was asked to stop was killed while it saved
-            end_attempt(run, n, None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN)
+            end_attempt(run, n, None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN, observed=False)
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:

@@ -9,7 +9,7 @@ may rely on their types. Standard library, Python >= 3.6. YAML files of users ha
 import json
 import math
 import re
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from flip.files.creation import RECORD_LIMIT
 from flip.runs.credentials import scrub
@@ -174,8 +174,8 @@ FIELDS: Dict[str, Any] = {
     "wall.json": {"limit": COUNT},
     "end.json": {
         "attempt": COUNT, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
-        "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "noticed": TIME, "time": TIME,
-        "remedy": TEXT,
+        "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "noticed": TIME, "observed": FLAG,
+        "time": TIME, "remedy": TEXT,
     },
     "cause.json": {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
@@ -249,6 +249,14 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
         if isinstance(declared, FieldType) and declared.required and name not in result:
             raise ValueError("lacks `%s`" % (where + "." + name if where else name))
     return result
+
+
+def is_observed(end: Mapping[str, Any]) -> bool:
+    """Whether ``time`` of an end.json is that of the end, and not of a later record; False for an empty one.
+
+    Older releases do not say so: there, an end without an exit code was not observed.
+    """
+    return bool(end.get("observed", end.get("code") is not None))
 
 
 def without_credentials(record: Dict[str, Any]) -> Dict[str, Any]:

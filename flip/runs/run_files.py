@@ -50,7 +50,7 @@ RUN_FILES = {
     "attempts/<n>/progress.json": "an evaluation stored a score",
     "attempts/<n>/end.json": (
         "what was decided: action, cause, reason, delay; code, state, commits, committed; `noticed`: when the"
-        " launcher saw the first rank fail"
+        " launcher saw the first rank fail; `observed`: whether it saw the end"
     ),
     "metrics/<n>.jsonl": (
         "a line per logged step; of a repeated step the highest n counts. saves, saving: commits of this "

@@ -8,7 +8,7 @@ import time
 from typing import Any, Dict, NamedTuple, Optional
 
 from flip.runs import commit
-from flip.runs.records import COUNT
+from flip.runs.records import COUNT, is_observed
 from flip.runs.rundir import RunDir, read_record, write_json
 
 EARLY = 75  # seconds by which the warning may come earlier than requested, and a few for the ranks to exit
@@ -43,7 +43,7 @@ def startup_seconds(run: RunDir) -> float:
         start, ready, end = (read_record(run.attempt(n) / (name + ".json")) or {} for name in ("start", "ready", "end"))
         if "time" in start and "time" in ready:  # both are written on the first node
             return max(0.0, float(ready["time"]) - float(start["time"]))
-        if "time" in start and "time" in end and end.get("code") is not None:
+        if "time" in start and "time" in end and is_observed(end):
             cut_short.append(float(end["time"]) - float(start["time"]))
     return max(cut_short)
 

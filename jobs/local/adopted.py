@@ -41,6 +41,8 @@ class AdoptedAttempt:
     agent = None
     code = None
     failure = None
+    noticed = None  # when a rank was seen to fail
+    observed = False  # whether its launcher saw its end
 
     def __init__(self, run: RunDir, n: int, ranks: Sequence[AdoptedRank]) -> None:
         self.run = run

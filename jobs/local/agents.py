@@ -111,6 +111,8 @@ class LocalAgent:
 class AgentAttempt:
     """Attempt n of a run, from its start to the end of its last rank."""
 
+    observed = True
+
     def __init__(self, run: RunDir, n: int, agent: LocalAgent, gpus: Sequence[str]) -> None:
         self.run = run
         self.n = n
@@ -119,6 +121,7 @@ class AgentAttempt:
         self.world: int = agent.job["world"]
         self.code: int | None = None  # of the attempt, when ``poll`` has returned True
         self.failure: tuple[str, str] | None = None  # (cause, reason) if it could not be started
+        self.noticed: float | None = None  # when a rank was seen to fail, or the agent to die
         self.stop_requested = False  # whether a rank was asked to save and stop
         self.store: Path | None = None  # private folder of the file in which several ranks publish their addresses
         if self.world > 1:
@@ -141,6 +144,8 @@ class AgentAttempt:
         outcome = self.agent.coordinator.outcome
         assert outcome is not None
         self.code = outcome.code
+        if self.noticed is None:
+            self.noticed = time.time() - outcome.settling
         self.stop_requested = self.stop_requested or outcome.stop_requested
         if self.code == COMPLETE:  # no attempt follows
             self.agent.leave()
@@ -192,6 +197,8 @@ class FailedAttempt:
     world = 0
     gpus: Sequence[str] = ()
     stop_requested = False
+    noticed = None
+    observed = True
 
     def __init__(self, run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> None:
         self.run = run

@@ -302,13 +302,10 @@ class Supervisor:
         if attempt.failure:
             cause, reason = attempt.failure
             run.write_cause(n, 0, cause, CAUSES[cause], reason)
-        noticed = time.time()
-        if attempt.agent is not None and attempt.agent.coordinator.outcome is not None:
-            noticed -= attempt.agent.coordinator.outcome.settling
         state = LAUNCHER_STOPPED if self.stopping else "RUNNING"
-        decision = attempts.end_attempt(
-            run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.stop_requested else state, noticed=noticed
-        )
+        if attempt.stop_requested:
+            state = f"{state},{STOP_REQUESTED}"
+        decision = attempts.end_attempt(run, n, attempt.code, state, noticed=attempt.noticed, observed=attempt.observed)
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
         if attempt.agent is not None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from flip.monitoring.results import Attempt, Outcome
 from flip.runs.attempts import restarted_in_place
+from flip.runs.records import is_observed
 from jobs.common.terminal import TextTable
 from jobs.common.text import duration
 
@@ -89,7 +90,7 @@ def _parts(
     last_work = _last_work(outcome, attempt, ready)
     ended = attempt.end.get("time")
     noticed = attempt.end.get("noticed", ended)
-    if attempt.end.get("code") is None:  # the next start has written it
+    if not is_observed(attempt.end):
         ended = last_work
         noticed = None
     trains = next_ready.get("time")

@@ -17,6 +17,7 @@ import numpy as np
 
 from flip.monitoring.metrics_reader import Columns
 from flip.monitoring.results import Attempt, Outcome, read_run
+from flip.runs.records import is_observed
 from flip.runs.rundir import RunDir
 from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Page, TextTable
@@ -174,7 +175,7 @@ def _end(
     attempt: Attempt, lines: Columns, ready: Mapping[str, Any] | None, status: Mapping[str, Any], now: float | None,
 ) -> tuple[float | None, bool]:  # fmt: skip
     """(time of the end, whether it was observed); else the last time that any of its files has."""
-    if attempt.end and attempt.end.get("code") is not None:
+    if is_observed(attempt.end):
         return attempt.end.get("time"), True
     if not attempt.end and now is not None:
         return now, True
@@ -264,7 +265,7 @@ def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> floa
         since = job.get("time")
     elif i and attempts[i].start.get("after") != attempts[i - 1].number:  # else the first of an earlier submission
         since = None
-        if attempts[i - 1].end.get("code") is not None:
+        if is_observed(attempts[i - 1].end):
             since = attempts[i - 1].end.get("time")
     else:
         since = None

@@ -15,6 +15,7 @@ from flip.runs.errors import FlipError
 from flip.runs.job_kind import EVALUATE, job_kind, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
+from flip.runs.records import is_observed
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.cli import command
@@ -188,7 +189,7 @@ def _attempt(outcome: Outcome, i: int, state: RunState) -> dict[str, Any]:
     if not end and i == len(outcome.attempts) - 1:
         end = _unrecorded(outcome, state)
     seconds = None
-    if end.get("code") is not None and end.get("time") is not None and start.get("time") is not None:
+    if is_observed(end) and end.get("time") is not None and start.get("time") is not None:
         seconds = max(0.0, end["time"] - start["time"])
     return {
         "attempt": attempt.number,

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from flip.runs import attempts
 from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
+from flip.runs.records import is_observed
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import read_lenient, record_of
@@ -141,7 +142,7 @@ def _final_seconds(path: Path, n: int, submitted: float | None) -> float:
     """
     run = RunDir(path)
     start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
-    if end.get("code") is not None:
+    if is_observed(end):
         last = end
     else:
         last = next(metric_file(run, n).newest_first(), {})
@@ -156,7 +157,7 @@ def _wall_seconds(run: RunDir, state: RunState, live: Mapping[str, Any], submitt
             total += _final_seconds(run.path, n, submitted)
     start, end = (read_lenient(run.attempt(state.attempt) / name) for name in ("start.json", "end.json"))
     until = None
-    if end.get("code") is not None:
+    if is_observed(end):
         until = end.get("time")
     if until is None:
         if state.state == "running":

@@ -8,6 +8,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.common.measurement import MEASURED
 from jobs.measuring import cluster
 from jobs.measuring.verdicts import WORKS, judge
+from jobs.reporting.faults import PARTS
 from tests.jobs.common.test_measurement import example
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -30,5 +31,8 @@ def test_killed_agent_and_preemption_on_two_nodes(start_slurm, tmp_path, monkeyp
     assert (preemption.values["cause"], preemption.values["attempts"]) == ("stopped", 2)
     assert preemption.values["requeue_seconds"] == 6 and "cred_expire" in preemption.values["setting"]
     for row in (agent, preemption):
+        assert {f"{part}_seconds" for part in PARTS} <= row.values.keys(), (
+            "the end of a killed agent has all parts, too"
+        )
         assert (row.values["scheduler"], row.values["nodes"], row.values["ranks"]) == ("slurm", 2, 2)
     assert {verdict.verdict for verdict in judge(measured) if "bit for bit" in verdict.because} == {WORKS}

@@ -2,6 +2,7 @@
 
 from flip.runs import attempts, commit
 from flip.runs.errors import CAUSES
+from flip.runs.records import is_observed
 from flip.runs.rundir import RunDir, read_json, write_json
 
 
@@ -78,6 +79,7 @@ def test_end_abandoned_records_node_failure_for_unobserved_attempt(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     attempts.end_abandoned(run)
+    assert not is_observed(attempts.last_end(run))
     assert attempts.start_attempt(run, {}) == 2
     assert [(row["attempt"], row["cause"]) for row in list(attempts.ends(run))[::-1]] == [(1, "node")]
     assert attempts.last_end(run)["reason"].startswith("ended unseen"), "Slurm did not say that a node failed"

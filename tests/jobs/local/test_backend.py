@@ -193,6 +193,8 @@ def test_ranks_of_killed_agent_save_and_run_continues(field):
     field.until_state(run, "complete")
     assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
     assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
+    end = read_json(run.attempt(1) / "end.json")
+    assert end["code"] is None and end["observed"] and end["noticed"] < end["time"]  # its ranks save in between
     field.until(lambda: not field.left())
 
 
@@ -303,7 +305,7 @@ def test_adopted_rank_that_ignores_stop_is_killed(field):
     attempt = adopted.adopt(run, 1, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
-    assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node"
+    assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node" and not attempt.observed
 
 
 @pytest.fixture

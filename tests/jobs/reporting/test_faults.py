@@ -71,6 +71,16 @@ def test_unobserved_end_has_neither_detect_nor_decide(tmp_path):
     assert fault.seconds["start"] == 1767.75 - 5.0 - 1460.0
 
 
+def test_end_of_killed_agent_has_all_parts_although_its_code_is_lost(tmp_path):
+    killed = (*FIRST[:3], ended(1460.5, 1463.5, 500, "stopped", None) | {"observed": True})
+    (fault,) = of(tmp_path, killed, REQUEUED)
+    assert fault.seconds["detect"] == 0.5 and fault.seconds["decide"] == 3.0
+    assert fault.seconds["start"] == 1767.75 - 5.0 - 1463.5
+    late = (*FIRST[:3], ended(1700.0, 1700.0, 500, "stopped", 75) | {"observed": False})
+    (fault,) = of(tmp_path / "late", late, REQUEUED)
+    assert fault.seconds["detect"] is None and fault.seconds["start"] == 1767.75 - 5.0 - 1460.0
+
+
 def test_end_before_new_submission_is_no_fault(tmp_path):
     again = (start(1700.0, 500, job="8", restarts=0) | {"after": 1}, *REQUEUED[1:])
     assert not of(tmp_path, FIRST, again)

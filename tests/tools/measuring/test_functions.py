@@ -144,7 +144,7 @@ def test_faults_continue_to_the_weights_of_one_undisturbed_run(tmp_path):
         result = json.loads(done.stdout.strip().splitlines()[-1])
         assert result["attempts"] == 2 and result["different_tensors"] == [] and result["cause"] == cause
         assert (result["steps"], result["ranks"]) == (200, 2)
-        parts = [result.get(f"{part}_seconds", 0) for part in PARTS]
+        parts = [result[f"{part}_seconds"] for part in PARTS]
         assert 0 < sum(parts) <= result["next_step_seconds"] + 2, parts
     (undisturbed,) = (tmp_path / "runs" / "measure" / "undisturbed" / "attempts").iterdir()
     assert undisturbed.name == "1"
