@@ -34,6 +34,10 @@ ADOPTION = ORPHAN_GRACE_SECONDS + 10.0  # for ranks whose agent or supervisor di
 
 STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is seen at once, by the end of its connection
 LEAVE_SECONDS = 10.0  # for an agent without ranks to end
+LATE = (
+    f"its node agent was not ready within {IMPORT_SECONDS:g} s and was ended: see that the file systems of the code and"
+    " of its Python answer, and that the machine is not overloaded"
+)
 
 log = logging.getLogger("supervisor")
 
@@ -171,6 +175,8 @@ class AgentAttempt:
             self._started = True
             return False
         if not coordinator.agents:
+            if coordinator.late_hello:
+                self.failure = "hang", LATE
             self.agent.kill()
         self.code = self.agent.code
         return self.code is not None

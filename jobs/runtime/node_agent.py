@@ -272,6 +272,8 @@ class NodeAgent:
         elif kind == "kill":
             self._is_killing = True
             for rank in self.ranks:
+                if message.get("reason"):
+                    self._end_hung(rank, str(message["reason"]))
                 sessions.kill_group(rank.pid)
         elif kind == "leave":
             self._code = int(message.get("code", 0))
@@ -491,11 +493,10 @@ class NodeAgent:
             elif rank.stopped_at is None:
                 rank.stopped_at = now
             elif now - rank.stopped_at >= STOPPED_SECONDS and rank.code is None:
-                self._end_stopped(rank)
+                self._end_hung(rank, f"its process was stopped by a signal (SIGSTOP) for {STOPPED_SECONDS:g} s")
 
-    def _end_stopped(self, rank: RankProcess) -> None:
+    def _end_hung(self, rank: RankProcess, reason: str) -> None:
         rank.code = CAUSES["hang"]
-        reason = f"its process was stopped by a signal (SIGSTOP) for {STOPPED_SECONDS:g} s"
         with contextlib.suppress(OSError):  # the code says it too
             self.run.write_cause(self.attempt, rank.rank, "hang", rank.code, reason)
         sessions.kill_group(rank.pid)

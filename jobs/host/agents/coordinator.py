@@ -123,6 +123,8 @@ class Coordinator:
         self.attempt = 0
         self.agents: List[Agent] = []
         self.outcome: Optional[AttemptOutcome] = None
+        self.late_hello = ""
+        """Why an agent was given up before it was ready; empty: none was."""
         self.excluded: Dict[str, str] = {}
         """Nodes that are not used any more -> the reason. Their agents are asked to leave, also if they come back."""
         self._clock = clock
@@ -271,7 +273,8 @@ class Coordinator:
             if agent.node and now - agent.heard > self.timing.silence:
                 self.lost(agent, "silent for %g s" % self.timing.silence)
             elif not agent.node and now - agent.heard > self.timing.hello:
-                self.lost(agent, "no hello for %g s" % self.timing.hello)
+                self.late_hello = "no hello for %g s" % self.timing.hello
+                self.lost(agent, self.late_hello)
             elif now >= agent.kill_by:
                 self.lost(agent, "it did not end its ranks within %g s" % self.timing.kill)
         if self.state is State.RUN and now >= self._deadline:
@@ -357,9 +360,12 @@ class Coordinator:
     def _kill(self) -> None:
         self.state = State.KILL
         self._log("attempt %d: its remaining ranks are killed" % self.attempt)
+        message: Message = {"is": "kill", "attempt": self.attempt}
+        if self._codes and set(self._codes) == {COMPLETE} and not self._stop_requested:
+            message["reason"] = "it did not end within %g s after its peers had ended well" % self.timing.stragglers
         for agent in self._agents_with_ranks():
             agent.kill_by = self._clock() + self.timing.kill
-            self._send(agent, {"is": "kill", "attempt": self.attempt})
+            self._send(agent, message)
 
     def _send(self, agent: Agent, message: Message) -> None:
         try:

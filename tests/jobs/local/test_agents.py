@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from flip.runs import attempts
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.host import sessions
-from jobs.local import agents
+from jobs.local import agents, supervisor
 from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
 
@@ -138,6 +139,17 @@ def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, mo
     assert agents.FailedAttempt(run, 1, job, error.value).failure[0] == "storage"
     missing = FileNotFoundError(2, "No such file or directory", "python")
     assert agents.FailedAttempt(run, 1, job, missing).failure[0] == "config"
+
+
+def test_agent_that_is_never_ready_is_a_hang_and_not_killed_for_memory(run, monkeypatch):
+    monkeypatch.setattr(agents, "IMPORT_SECONDS", 0.0)  # its process has not even started then
+    attempt = start_attempt(run)
+    until(attempt.poll)
+    assert attempt.code == 137
+    supervisor.Supervisor(run.path.parent).finish(attempt)
+    end = attempts.last_end(run)
+    assert (end["cause"], end["action"]) == ("hang", "requeue")
+    assert "was not ready within 600 s" in end["reason"] and "memory" not in end["reason"]
 
 
 def test_process_is_alive_until_last_thread_ends():

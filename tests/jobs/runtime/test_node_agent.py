@@ -236,7 +236,7 @@ def test_rank_of_suspended_job_is_left_alone(node, monkeypatch):
     agent = node_agent.NodeAgent(node.run, "tests.jobs.runtime.agent_rank")
     agent.ranks = [node_agent.RankProcess(0, 2**22)]
     ended = []
-    monkeypatch.setattr(agent, "_end_stopped", ended.append)
+    monkeypatch.setattr(agent, "_end_hung", lambda rank, reason: ended.append(rank))
     for seconds in (0.5, 3600.0, 0.5, 0.5, 0.5):
         clock[0] += seconds
         agent._look_for_stopped()

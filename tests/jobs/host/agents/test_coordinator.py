@@ -140,6 +140,20 @@ def test_peers_of_ended_rank_are_killed_after_grace(code, seconds):
     assert group.agents[0].asked() == ["start", "kill"]
 
 
+@pytest.mark.parametrize(
+    ("code", "is_stopped", "has_reason"), [(0, False, True), (0, True, False), (75, False, False), (70, False, False)]
+)
+def test_killed_rank_is_called_hung_only_if_all_others_ended_well(code, is_stopped, has_reason):
+    group = Group(nodes=1)
+    group.start()
+    if is_stopped:
+        group.coordinator.stop("TERM", 60.0)
+    group.agents[0].end(1, code)
+    group.wait(2 * TIMING.stragglers, State.KILL)
+    kill = group.agents[0].messages[-1]
+    assert kill["is"] == "kill" and ("did not end within 600 s" in kill.get("reason", "")) == has_reason
+
+
 def test_next_attempt_starts_on_same_agents():
     group = Group()
     for n in (1, 2, 3):
@@ -331,6 +345,7 @@ def test_connections_without_hello_are_dropped():
     assert [stranger.closed for stranger in strangers] == [True] + [False] * MOST_STRANGERS
     group.wait(TIMING.hello + 1)
     assert all(stranger.closed for stranger in strangers) and len(group.coordinator.agents) == 2
+    assert group.coordinator.late_hello == "no hello for 10 s"
     late = SimulatedAgent(group, "").hello()
     assert late.closed
 
