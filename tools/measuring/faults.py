@@ -40,7 +40,7 @@ from tools.measuring import agents, photo_shards
 
 STEPS = 200
 BATCH = 8
-"""A step costs processor time for each operation, not for each pair: hence a model of two layers."""
+"""Pairs of a step, of all ranks together."""
 INTERVAL = 50
 """Steps between checkpoints."""
 SAMPLES = 128
@@ -264,6 +264,7 @@ def _write_sweep(place: Path, device: str, ranks: int, nodes: int, profile: Mapp
     train((text for _, text in pairs), 300, place / "tokenizer.json")
     output_folder(place / "runs")
     settings: dict[str, Any] = {
+        # a step costs processor time for each operation, not for each pair: few layers
         "model": {"size": "tiny", "image": {"layers": 1}, "text": {"layers": 1}},
         "data": {
             "manifest": str(place / "manifest"), "tokenizer": str(place / "tokenizer.json"),
