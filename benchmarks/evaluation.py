@@ -24,8 +24,8 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from benchmarks.lib import results
-from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
+from tools.measuring.peak_memory import peak_bytes, start_peak
 
 OURS = "ours"
 PEER = "clip_benchmark"

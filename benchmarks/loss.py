@@ -22,9 +22,9 @@ from multiprocessing import get_context
 from typing import Any
 
 from benchmarks.lib import results
-from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 from flip.costs import LOSS_TILE, loss_bytes
+from tools.measuring.peak_memory import peak_bytes, start_peak
 
 WIDTH = 512
 """E of B/16."""

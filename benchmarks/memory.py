@@ -20,12 +20,12 @@ from multiprocessing import get_context
 from typing import Any
 
 from benchmarks.lib import results
-from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 from benchmarks.loss import device
 from flip import costs
 from flip.config.derived import visible_patch_count
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
+from tools.measuring.peak_memory import peak_bytes, start_peak
 
 LARGER = 128, 256, 512
 """b on a GPU."""

@@ -29,13 +29,13 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.lib import results, training_steps
-from benchmarks.lib.peak_memory import peak_bytes
 from benchmarks.lib.profiles import REST
 from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import PEER
 from flip import costs
 from flip.config.schema import MODEL_PRESETS
 from tools.measuring import training_step
+from tools.measuring.peak_memory import peak_bytes
 from tools.measuring.trace import device_rows
 from tools.measuring.training_step import LEFT_OUT, OURS, Case
 

@@ -60,7 +60,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan(
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
         ),
-        RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device), 150),
+        RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device, gpus), 150),
         *fault_rows(device, max(1, min(2, gpus or cores))),
         RowPlan(
             "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
@@ -86,10 +86,11 @@ def scheduled_faults(device: str, nodes: int, gpus: int, profile: Mapping[str, A
     ]
 
 
-def _loss_options(device: str) -> dict[str, Any]:
+def _loss_options(device: str, gpus: int) -> dict[str, Any]:
+    """``ranks``: one per GPU, or two on CPUs; their shares of the batch are equal."""
     if device == "cuda":
-        return {"device": device, "size": "B/16", "batch": 64, "steps": 50}
-    return {"device": device, "size": "tiny", "batch": 16, "steps": 50}
+        return {"device": device, "size": "B/16", "batch": gpus * max(1, 64 // gpus), "steps": 50, "ranks": gpus}
+    return {"device": device, "size": "tiny", "batch": 16, "steps": 50, "ranks": 2}
 
 
 def _trace_row(steps: Sequence[RowPlan]) -> RowPlan:

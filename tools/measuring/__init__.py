@@ -6,7 +6,8 @@ what a cluster will run.
 
 - ``arithmetic.py``: products of matrices by dtype, and copies between host and device.
 - ``collectives.py``: all-reduce, all-gather and reduce-scatter between processes, by size.
-- ``steps.py``: training steps of one process (``training_step.py``), with memory and compilations.
+- ``steps.py``: training steps of one process (``training_step.py``), with memory and compilations; their losses in
+  other arithmetic, and on several ranks (``ranks.py``).
 - ``trace.py``: the kernels of such steps under torch's profiler.
 - ``inputs.py``: the cost of a sample on a core (`flip shards bench`), and reads by one and several processes.
 - ``disk.py``: writes, syncs, renames and locks below the folder of runs, and a save and a restore.

@@ -13,6 +13,7 @@ ROWS = {
     "collective_rank": "collectives:rank",
     "step": "steps:step",
     "losses": "steps:losses",
+    "losses_rank": "steps:losses_rank",
     "trace": "trace:trace",
     "input": "inputs:cost",
     "reads": "inputs:reads",

@@ -5,15 +5,9 @@ NCCL between the GPUs of a node or of several nodes, gloo between processes on C
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +15,8 @@ from torch import distributed
 
 from flip.config import schema
 from flip.distributed import parallel
-from flip.files.creation import create_file
 from flip.traffic import PAYLOAD
+from tools.measuring.ranks import run_ranks
 
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
 """Bytes of the full tensor."""
@@ -39,34 +33,7 @@ def in_node(device: str, ranks: int = 0) -> dict[str, Any]:
         ranks = torch.cuda.device_count() if device == "cuda" else 2
     if ranks < 2:
         raise SystemExit("a single GPU has no peer")
-    with tempfile.TemporaryDirectory() as folder:  # closed to other users, like the store in it
-        outputs = _run_ranks(device, ranks, Path(folder))
-    return dict(json.loads(outputs[0].strip().splitlines()[-1]))
-
-
-def _run_ranks(device: str, ranks: int, folder: Path) -> list[str]:
-    """The outputs of ranks on this machine. Raises SystemExit with the last error of one that fails."""
-    place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "FLIP_STORE": folder / "store"}
-    command = [sys.executable, "-m", "tools.measuring", "collective_rank", json.dumps({"device": device})]
-    processes = []
-    for rank in range(ranks):
-        environment = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
-        own = os.environ | {name: str(value) for name, value in environment.items()}
-        with create_file(folder / f"errors{rank}") as errors:
-            processes.append(subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=errors, text=True))
-    outputs = [process.communicate()[0] for process in processes]
-    for rank, process in enumerate(processes):
-        if process.returncode:
-            errors = (folder / f"errors{rank}").read_text(encoding="utf-8", errors="replace")
-            raise SystemExit(f"rank {rank} has failed: {_reason(errors) or f'code {process.returncode}'}")
-    return outputs
-
-
-def _reason(errors: str) -> str:
-    """The line of the exception that ended a process; warnings of torch may follow it."""
-    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in errors.splitlines()]
-    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
-    return (raised or lines or [""])[-1]
+    return run_ranks("collective_rank", {"device": device}, ranks)
 
 
 def rank(device: str) -> dict[str, Any]:

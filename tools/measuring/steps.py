@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from flip import costs
 from flip.config.schema import Compute
+from flip.distributed import parallel
+from tools.measuring.peak_memory import peak_bytes
+from tools.measuring.ranks import run_ranks
 from tools.measuring.training_step import OURS, Case, flip_steps, model
 
 TOLERANCE = {"bf16": 0.02, "fp32": 0.001}
-"""Largest difference of a loss from that in fp32 without compilation, as a share of it."""
+"""Largest difference of a loss from that in fp32 without compilation, as a share of the first one."""
 SMALLEST = 1e-9
 """Loss by which differences are divided, at least: a GPU that only pretends returns 0."""
 WARM = 2
@@ -57,7 +59,7 @@ def step(
         "recompilations": _graphs() - graphs,
         "tflops": _rounded(flops / 1e12),
         "planned_megabytes": round(_planned(size, mask, batch, device, precision) / 1e6),
-        "megabytes": round(_peak_bytes(device) / 1e6),
+        "megabytes": round(peak_bytes(device) / 1e6),
     }
     if device == "cpu":
         return result | {"threads": threads, "core_gflops": _rounded(flops / 1e9 / threads)}
@@ -67,10 +69,11 @@ def step(
     return result
 
 
-def losses(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
-    """The losses of the same steps in other arithmetic, against fp32 without compilation.
+def losses(device: str, size: str, batch: int, steps: int, ranks: int) -> dict[str, Any]:
+    """The losses of the same steps in other arithmetic and on ``ranks`` ranks, against one in fp32 without compilation.
 
-    ``largest_difference``: of a step, as a share of the loss; None if a loss is not finite.
+    Weights change with each step, so that gradients count, too. ``largest_difference``: of a step, as a share of the
+    first loss; None if a loss is not finite.
     """
     reference = _losses(device, size, batch, steps, "fp32", False)
     forms = [("bf16", False)]
@@ -79,19 +82,39 @@ def losses(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
     rows = []
     for precision, compiled in forms:
         values = _losses(device, size, batch, steps, precision, compiled)
-        pairs = zip(values, reference, strict=True)
-        difference = float(np.max([abs(a - b) / max(b, SMALLEST) for a, b in pairs]))  # NaN stays
-        name = f"{precision}, {'compiled' if compiled else 'eager'}"
-        tolerance = TOLERANCE[precision]
-        largest = _rounded(difference) if math.isfinite(difference) else None
-        rows.append({"form": name, "largest_difference": largest, "tolerance": tolerance})
-    return {"device": device, "size": size, "steps": steps, "last_loss": _rounded(reference[-1]), "rows": rows}
+        form = f"{precision}, {'compiled' if compiled else 'eager'}"
+        rows.append(_compared(form, values, reference, TOLERANCE[precision]))
+    if ranks > 1:
+        options = {"device": device, "size": size, "batch": batch, "steps": steps}
+        values = run_ranks("losses_rank", options, ranks)["losses"]
+        rows.append(_compared(f"fp32, eager, {ranks} ranks", values, reference, TOLERANCE["fp32"]))
+    first, last = (_rounded(reference[step]) for step in (0, -1))
+    return {"device": device, "size": size, "steps": steps, "first_loss": first, "last_loss": last, "rows": rows}
 
 
-def _losses(device: str, size: str, batch: int, steps: int, precision: str, compiled: bool) -> list[float]:
+def losses_rank(device: str, size: str, batch: int, steps: int) -> dict[str, Any]:
+    """The part of one rank of the steps in fp32 without compilation: the loss of each step, of all ranks."""
+    world = parallel.start(Compute(device=device, threads=1, deterministic="no", compile="no"), hang_minutes=1.0)
+    shares = _losses(device, size, batch, steps, "fp32", False, world)
+    total = torch.tensor(shares, dtype=torch.float64, device=world.device)
+    distributed.all_reduce(total)
+    parallel.stop()
+    return {"losses": (total / world.size).tolist()}
+
+
+def _compared(form: str, values: Sequence[float], reference: Sequence[float], tolerance: float) -> dict[str, Any]:
+    differences = [abs(a - b) for a, b in zip(values, reference, strict=True)]
+    difference = float(np.max(differences)) / max(reference[0], SMALLEST)  # NaN stays
+    largest = _rounded(difference) if math.isfinite(difference) else None
+    return {"form": form, "largest_difference": largest, "tolerance": tolerance}
+
+
+def _losses(
+    device: str, size: str, batch: int, steps: int, precision: str, compiled: bool, world: parallel.World | None = None
+) -> list[float]:
     torch.set_num_threads(1)  # of a small model: more would wait for each other on a busy machine
     options = {"device": device, "precision": precision, "threads": 1, "compile": compiled, "seed": 0}
-    (run,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
+    (run,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options), world)
     return [float(run()) for _ in range(steps)]
 
 
@@ -106,14 +129,6 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
 def _planned(size: str, mask: str, batch: int, device: str, precision: str) -> int:
     """Bytes that a plan counts for such a step."""
     return costs.device_memory(model(size), Compute(device=device, precision=precision), batch, mask)["total"]
-
-
-def _peak_bytes(device: str) -> int:
-    """Of the allocator on CUDA, of the process on a CPU, which includes the libraries."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return 1024 * int(match[1]) if match else 0
 
 
 def _graphs() -> int:

@@ -14,6 +14,8 @@ from flip.config.schema import MODEL_PRESETS
 
 OURS = "ours"
 LEFT_OUT = "ours, padding left out"
+RATE = 2e-5
+"""Learning rate: 50 steps with the same batch change the weights and the loss, but do not learn the batch by heart."""
 
 
 class Case(NamedTuple):
@@ -46,8 +48,11 @@ def tokens_of(batch: int, text: schema.TextTower, seed: int) -> Any:
     return tokens
 
 
-def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """Steps of one model at each mask of the case, as flip.training.trainer with one process. Each returns its loss."""
+def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace, world: Any = None) -> list[Callable[[], Any]]:
+    """Steps of one model at each mask of the case, as flip.training.trainer. Each returns its loss.
+
+    ``world``: this rank, which has its share of the batch and returns the loss of that; by default a single process.
+    """
     from flip.config.host import Host
     from flip.config.resolve import _resolve_compute
     from flip.distributed import parallel
@@ -65,20 +70,25 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does
     image = config.model.image
-    device = torch.device(chosen.device)
-    pair = towers.CLIPModel(config.model, config.augment, config.compute.attention)
-    towers.init_weights(pair, chosen.seed)
-    here = parallel.World(0, 1, device, None, None)
+    here = world or parallel.World(0, 1, torch.device(chosen.device), None, None)
     config.compute.compile = "yes" if chosen.compile else "no"
+    with torch.device("meta"):
+        pair = towers.CLIPModel(config.model, config.augment, config.compute.attention)
     parallel.apply_parallelism(pair, here, config.compute)
+    towers.init_weights(pair, chosen.seed)
     optimizer = optim.build(pair.named_parameters(), config.optim)
+    for group in optimizer.param_groups:
+        group["lr"] = RATE
 
     def at(mask: str) -> Callable[[], Any]:
-        inputs = _inputs(torch, config, case.batch, visible_patch_count(image, mask), chosen)
+        fields = _inputs(torch, config, case.batch, visible_patch_count(image, mask), chosen)
+        inputs = tuple(field.chunk(here.size)[here.rank] for field in fields)
 
         def run() -> Any:
             optimizer.zero_grad(set_to_none=True)
-            loss, _ = grad_cache.grad_cache_backward(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            loss, _ = grad_cache.grad_cache_backward(
+                pair, inputs, 1, here.device, parallel.autocast(config.compute, here)
+            )
             optimizer.step()
             return loss
 

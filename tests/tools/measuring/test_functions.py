@@ -19,7 +19,7 @@ from jobs.measuring.verdicts import SLOW, judge
 from jobs.reporting.faults import PARTS
 from tests.harness.common import make_run
 from tests.jobs.common.test_measurement import example
-from tools.measuring import agents, arithmetic, collectives, disk, faults, inputs, steps, trace
+from tools.measuring import agents, arithmetic, collectives, disk, faults, inputs, ranks, steps, trace
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -51,13 +51,21 @@ def test_trace_names_the_longest_operations(tmp_path):
 
 
 def test_losses_in_bf16_are_near_those_in_fp32(monkeypatch):
-    result = steps.losses("cpu", "tiny", 4, 3)
+    result = steps.losses("cpu", "tiny", 4, 3, 1)
     (row,) = result["rows"]
+    assert result["last_loss"] < 0.99 * result["first_loss"], "the weights change"
     assert row["form"] == "bf16, eager" and 0 < row["largest_difference"] <= row["tolerance"] == 0.02
     monkeypatch.setattr(steps, "_losses", lambda *form: [1.0, 2.0 if form[4] == "bf16" else 1.0])
-    assert steps.losses("cpu", "tiny", 4, 2)["rows"][0]["largest_difference"] == 1
+    assert steps.losses("cpu", "tiny", 4, 2, 1)["rows"][0]["largest_difference"] == 1
     monkeypatch.setattr(steps, "_losses", lambda *form: [1.0, float("nan") if form[4] == "bf16" else 1.0])
-    assert steps.losses("cpu", "tiny", 4, 2)["rows"][0]["largest_difference"] is None
+    assert steps.losses("cpu", "tiny", 4, 2, 1)["rows"][0]["largest_difference"] is None
+
+
+@pytest.mark.long
+def test_losses_of_two_ranks_are_those_of_one():
+    """Each rank has half of the pairs, and the gradients of both: another batch of negatives would be seen at once."""
+    *_, row = steps.losses("cpu", "tiny", 4, 3, 2)["rows"]
+    assert row["form"] == "fp32, eager, 2 ranks" and row["largest_difference"] <= row["tolerance"] == 0.001
 
 
 @pytest.mark.long
@@ -121,8 +129,8 @@ def test_link_is_shared_by_the_ranks_of_a_node():
 
 def test_reason_of_a_failed_rank_is_its_exception():
     lines = ["[rank0]: Traceback (most recent call last):", "[rank0]: torch.distributed.DistBackendError: no route"]
-    assert collectives._reason("\n".join([*lines, "[rank0]:[W1130 x.cpp] Warning: y"])) == lines[1][9:]
-    assert collectives._reason("Killed") == "Killed" and collectives._reason("") == ""
+    assert ranks.reason("\n".join([*lines, "[rank0]:[W1130 x.cpp] Warning: y"])) == lines[1][9:]
+    assert ranks.reason("Killed") == "Killed" and ranks.reason("") == ""
 
 
 @pytest.mark.long
