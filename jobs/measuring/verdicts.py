@@ -58,13 +58,14 @@ REMEDIES = {
     "gpus": "Name the partition that has them, or correct gpus_per_node of the profile",
     "disk": "Name another folder for runs: export FLIP_RUNS=FOLDER, or runs_root of the profile",
     "save": "Check the space and the limits of the folder of runs",
-    "fault": "Run it again with --only {row}; if it fails again, report it with this page",
     "peers": "Look at its log below .measure of the folder of runs, and at its state in Slurm: sinfo -R",
     "link": "Check NCCL_SOCKET_IFNAME, or GLOO_SOCKET_IFNAME, and the firewall between the nodes",
     "input": "Check the manifest: flip shards verify MANIFEST",
     "reads": "Check the manifest: flip shards verify MANIFEST",
 }
 """Kind of a row -> what to do if it fails."""
+AGAIN = "Run it again with --only {row}; if it fails again, report it with this page"
+"""The same for all other rows."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,24 @@ def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
         )
     elif not slow:
         yield MachineVerdict("products of matrices", WORKS, because)
+
+
+def _copies(measurement: Measurement) -> Iterator[MachineVerdict]:
+    row = measurement.row("copies")
+    if row is None:
+        return
+    rates = {device["number"]: float(device["gbytes"]) for device in row.values["devices"]}
+    middle = statistics.median(rates.values())
+    slow = {gpu: rate for gpu, rate in rates.items() if rate < PEER_SHARE * middle}
+    for gpu, rate in slow.items():
+        because = f"{rate:g} GB/s from the host, its peers {middle:g}"
+        remedy = (
+            "Compare its slot: nvidia-smi --query-gpu=index,pcie.link.gen.current,pcie.link.width.current --format=csv"
+        )
+        yield MachineVerdict(f"copies to GPU {gpu}", SLOW, because, remedy)
+    if not slow:
+        place = "within memory" if row.values.get("device") == "cpu" else "to each GPU"
+        yield MachineVerdict(row.what, WORKS, f"{middle:g} GB/s {place}")
 
 
 def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -354,8 +373,9 @@ def _fault(row: MeasuredRow) -> MachineVerdict:
 
 
 def _remedy(row: MeasuredRow) -> str:
-    """What to do if a row fails."""
-    return REMEDIES.get(row.name.removeprefix("node").lstrip("0123456789_").split("_")[0], "").format(row=row.name)
+    """What to do if a row fails, of this node or of another one (``jobs.measuring.node.merged``)."""
+    name = re.sub(r"^node\d+_", "", row.name)
+    return REMEDIES.get(name.split("_")[0], AGAIN).format(row=name)
 
 
 def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -402,5 +422,5 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (
-    _left_out, _arithmetic, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
+    _left_out, _arithmetic, _copies, _steps, _links, _nodes, _input, _reads, _disk, _saves, _losses, _faults,
 )  # fmt: skip

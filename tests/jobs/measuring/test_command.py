@@ -175,7 +175,7 @@ def test_page_shows_verdicts_first_and_escapes():
     rows += [MeasuredRow("reads", "reads of shards", FAILED, {}, "<b>broken</b>", 1.0)]
     parts = page.blocks(example(*rows, minutes=9.5))
     text = markdown(parts)
-    assert text.index("1 does not work, 10 work") < text.index("## What to do") < text.index("## What works")
+    assert text.index("1 does not work, 11 work") < text.index("## What to do") < text.index("## What works")
     assert "Does not work: reads of shards." in text and text.index("## What works") < text.index("## Training steps")
     assert "Measured 2026-11-29 on 2 nodes in 9 min 30 s" in text and "driver 570.86.10" in text
     html = render(page.TITLE, parts)
@@ -197,7 +197,7 @@ def test_page_says_first_what_was_left_out_and_what_to_do_if_all_works():
 
 
 def test_rows_without_a_verdict_have_a_page():
-    measured = example(row("copies", devices=[{"number": 0, "gbytes": 20.0}]))
+    measured = example(row("trace", device="cpu", busy=0.9))
     assert page.text(measured).endswith("no verdicts") and "no verdicts" in markdown(page.blocks(measured))
 
 

@@ -39,8 +39,10 @@ FAULT = {
 }  # fmt: skip
 LATE_START = {"next_step_seconds": 95.0, "start_seconds": 90.5}
 REQUEUED = {"next_step_seconds": 135.0, "requeue_seconds": 121, "setting": "cred_expire=120", "nodes": 2}
+COPIES = {"devices": [{"number": number, "gbytes": rate} for number, rate in enumerate((52.0, 52.5, 26.0))]}
 GOOD = {
     "matmul": {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 648.0), gpu(3, 652.0)]},
+    "copies": {"devices": [{"number": 0, "gbytes": 52.0}, {"number": 1, "gbytes": 51.0}]},
     "step_b16_0.5": STEP,
     "link_node": {"device": "cuda", "gbps": 2900.0},
     "input_cost": {"rows": [speed(250.0)], "without_kernel_because": ""},
@@ -59,7 +61,7 @@ def verdicts(**changes):
 
 
 def test_good_machine_works():
-    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 10
+    assert {verdict.verdict for verdict in verdicts()} == {WORKS} and len(verdicts()) == 11
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_good_machine_works():
     [
         ("matmul", {"devices": [gpu(0, 650.0), gpu(1, 655.0), gpu(2, 560.0)]}, "GPU 2", SLOW, "560 TFLOP/s", "CLOCK"),
         ("matmul", {"devices": [gpu(0, 400.0)]}, "products", SLOW, "40 % of the data sheet", "POWER"),
+        ("copies", COPIES, "copies to GPU 2", SLOW, "26 GB/s from the host, its peers 52", "pcie.link.width"),
         ("step_b16_0.5", {"utilisation": 0.2}, "training of B/16", SLOW, "its kernels are slow", "trace"),
         ("step_b16_0.5", {"recompilations": 3}, "training of B/16", SLOW, "3 graphs were compiled again", "Report"),
         ("step_b16_0.5", {"spread": 0.9}, "training of B/16", SLOW, "90 % of the median longer", "nothing else runs"),
@@ -143,9 +146,15 @@ def test_failed_row_leaves_the_others():
     late = MeasuredRow("reads", "reads of shards", TIME_LIMIT, {}, "it took more than 60 s", 60.0)
     skipped = MeasuredRow("link_network", "collectives between nodes", SKIPPED, {}, "one node")
     judged = judge(example(failed, late, skipped, *rows))
-    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 11
+    assert [each.verdict for each in judged[:3]] == [BROKEN, UNKNOWN, WORKS] and len(judged) == 12
     assert judged[0].because == "No space left on device" and "FLIP_RUNS" in judged[0].then
-    assert page.headline(judged) == "1 does not work, 1 is not measured, 9 work"
+    assert page.headline(judged) == "1 does not work, 1 is not measured, 10 work"
+
+
+@pytest.mark.parametrize("name", ["matmul", "step_b16_0.5", "losses", "fault_rank", "nodes", "node2_losses"])
+def test_each_row_that_fails_has_a_remedy(name):
+    (judged,) = judge(example(MeasuredRow(name, name, FAILED, {}, "RuntimeError: x")))
+    assert judged.verdict == BROKEN and f"--only {name.removeprefix('node2_')};" in judged.then
 
 
 def test_rows_without_space_are_one_verdict_of_the_folder_of_runs():
