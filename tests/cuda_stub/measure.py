@@ -1,7 +1,7 @@
 """``python -m tests.cuda_stub.measure OUT``: rehearses the rows of `flip doctor --measure` for GPUs on the stub.
 
 The rows are those of a node with two GPUs, each in processes of its own. One of the steps is compiled, the others are
-not, and their batches are small. Faults stay out: ranks on the stub have weights of 0, which the trainer refuses.
+not, and their batches are small. Faults are skipped: ``ZEROS``.
 """
 
 import os
@@ -21,16 +21,18 @@ GPUS = 2
 BATCH = 4
 COMPILED = "step_b16_0.5"
 MINUTES = 60.0
+ZEROS = "ranks on the stub have weights of 0, which the trainer refuses: the CPU form runs in the tests"
 
 
 def rows() -> list[RowPlan]:
-    planned = local_rows("cuda", GPUS, 2, "", 0.02)
-    return [small(row) for row in planned if row.function != "fault"]
+    return [small(row) for row in local_rows("cuda", GPUS, 2, "", 0.02)]
 
 
 def small(row: RowPlan) -> RowPlan:
     """The row with less work, and the time that a busy machine needs."""
     options = dict(row.options)
+    if row.function == "fault":
+        return replace(row, skipped=ZEROS)
     if row.function == "step":
         options |= {"batch": BATCH, "compiled": row.name == COMPILED}
     elif row.function == "trace":

@@ -9,6 +9,7 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.measurement import MEASURED, SKIPPED, read_measurement
 from jobs.measuring.page import REHEARSAL
+from jobs.measuring.rows import FAULTS, ONE_NODE, local_rows
 from jobs.planning import assumptions
 from tests.cuda_stub import build, measure
 from tests.cuda_stub.test_cuda_stub import pytestmark  # noqa: F401
@@ -30,8 +31,9 @@ def test_rows_of_gpus_pass_through_to_a_page_of_a_rehearsal(tmp_path):
     measured = read_measurement(str(tmp_path / "measured.json"))
     failed = {row.name: (row.status, row.detail) for row in measured.rows if row.status not in (MEASURED, SKIPPED)}
     assert failed == {}
-    assert [row.name for row in measured.rows] == [row.name for row in measure.rows()]
-    assert [row.name for row in measured.rows if row.status == SKIPPED] == ["link_network"]
+    assert [row.name for row in measured.rows] == [row.name for row in local_rows("cuda", measure.GPUS, 2, "")]
+    skipped = {"link_network": ONE_NODE, **{f"fault_{kind}": measure.ZEROS for kind in FAULTS}}
+    assert {row.name: row.detail for row in measured.rows if row.status == SKIPPED} == skipped
     on_gpus = [row for row in measured.rows if row.values.get("device") == "cuda"]
     assert len(on_gpus) == 12, "products, copies, six steps, a trace, collectives, a save, losses"
     assert measured.row("link_node").values["ranks"] == PRETENDED

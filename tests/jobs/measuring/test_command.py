@@ -56,6 +56,13 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] in ([], ["runs"])
 
 
+def test_profile_that_cannot_submit_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    """This machine has no Slurm."""
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert measure(tmp_path, monkeypatch, "--cluster", "h100", "--yes") == CONFIG
+    assert "sbatch" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_options_of_a_measurement_need_it(capsys):
     assert doctor.main(["--minutes", "3"]) == CONFIG and "Add --measure" in capsys.readouterr().err
 

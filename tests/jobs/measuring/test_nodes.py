@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from flip.distributed.shutdown import StopFlag
+from flip.files.creation import run_folder
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.measurement import FAILED, MeasuredRow
+from jobs.common.measurement import FAILED, MeasuredRow, read_measurement
 from jobs.measuring import cluster, node
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.meeting import Meeting
@@ -163,6 +166,39 @@ def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [], "the folder that the rows share is deleted"
     some = cluster.with_faults(example(), profile, tmp_path, 60.0, ["fault_preemption", "disk"])
     assert [each.name for each in some.rows] == ["fault_preemption"]
+
+
+def test_preempted_measurement_continues_with_the_rows_that_are_missing(tmp_path, monkeypatch):
+    run = RunDir(run_folder(run_folder(tmp_path / "sweep") / "run"))
+    request = {"minutes": 4.0, "manifest": "", "only": ["matmul", "disk"], "names": False, "share": 1.0, "gpus": 0}
+    write_json(run.path / node.REQUEST, request)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(node.machine, "gpu_names", list)
+    values = {"matmul": {"devices": [gpu(0, 650.0)]}, "disk": DISK}
+    started = []
+
+    def run_row(plan, *_):
+        started.append(plan.name)
+        if started == ["matmul", "disk"]:
+            raise MeasurementStopped
+        return row(plan.name, **values[plan.name])
+
+    monkeypatch.setattr(node.machine, "run_row", run_row)
+    flag = StopFlag()
+    flag.set("asked to stop by USR2", "USR2")
+    assert node.measure_node(run, 1, flag) == ("stopped", "asked to stop by USR2")
+    assert node.measure_node(run, 2, StopFlag()) == ("complete", "")
+    assert started == ["matmul", "disk", "disk"], "a measured row is not run again"
+    assert [each.name for each in read_measurement(str(run.path / node.RESULT)).rows] == ["matmul", "disk"]
+
+
+def test_node_that_never_answers_leaves_the_rows_of_the_first_one(tmp_path):
+    own = replace(node_example(650.0, 900.0), nodes=1)
+    measured = node._gathered(Meeting(tmp_path / "a", 0, 2), own, [ENVIRONMENT] * 2, 0.05)
+    lost, *others = judge(measured)
+    assert (lost.about, lost.verdict) == ("nodes compared", BROKEN) and "node 1 did not finish" in lost.because
+    assert "sinfo" in lost.then and measured.nodes == 2 and {each.verdict for each in others} == {WORKS}
 
 
 def test_question_states_the_cost():
