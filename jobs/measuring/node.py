@@ -180,7 +180,8 @@ def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
         speeds = [compare.numbers(each) if (each := measured.row(row.name)) else {} for measured in nodes]
         for key in speeds[0]:
             values = {number: each[key] for number, each in enumerate(speeds) if key in each}
-            if not compare.is_speed(key) or key.startswith("rows ") or len(values) < 2:  # single sizes are noisy
+            # single sizes are noisy, and links have verdicts of their own
+            if not compare.is_speed(key) or key.startswith(("rows ", "links ")) or len(values) < 2:
                 continue
             middle = statistics.median_high(values.values())
             for number, value in values.items():

@@ -226,6 +226,24 @@ def _links(measurement: Measurement) -> Iterator[MachineVerdict]:
         if row is not None:
             backend = "gloo between processes" if row.values.get("device") == "cpu" else "NCCL"
             yield MachineVerdict(about, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
+            yield from _slow_links(row)
+
+
+def _slow_links(row: MeasuredRow) -> Iterator[MachineVerdict]:
+    """Links of GPUs that are slower than their peers. Processes on CPUs share one link, and two GPUs have no other."""
+    links = row.values.get("links", ())
+    if row.values.get("device") != "cuda" or len(links) < 3:
+        return
+    middle = statistics.median(link["gbytes"] for link in links)
+    what = "node" if row.values["nodes"] > 1 else "GPU"
+    for link in links:
+        if link["gbytes"] < PEER_SHARE * middle:
+            first, second = link["between"]
+            because = f"{link['gbytes']:g} GB/s in each direction, its peers {middle:g}"
+            remedy = REMEDIES["link"]
+            if what == "GPU":
+                remedy = f"Look at its links: nvidia-smi nvlink --status -i {first}"
+            yield MachineVerdict(f"link of {what} {first} and {what} {second}", SLOW, because, remedy)
 
 
 def _input(measurement: Measurement) -> Iterator[MachineVerdict]:

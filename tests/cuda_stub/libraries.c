@@ -134,6 +134,10 @@ const char *ncclGetErrorString(ncclResult_t error) { return "an error of the stu
 const char *ncclGetLastError(ncclComm_t it) { return ""; }
 ncclResult_t ncclGroupStart(void) { return ncclSuccess; }
 ncclResult_t ncclGroupEnd(void) { return ncclSuccess; }
+ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t it,
+                      cudaStream_t stream) { stub_count("ncclSend"); return ncclSuccess; }
+ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t it,
+                      cudaStream_t stream) { stub_count("ncclRecv"); return ncclSuccess; }
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t op, ncclComm_t it,
                            cudaStream_t stream) { stub_count("ncclAllReduce"); return ncclSuccess; }
 ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t it,

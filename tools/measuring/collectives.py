@@ -1,4 +1,5 @@
-"""All-reduce, all-gather and reduce-scatter between processes, by size: the speed of the link that they share.
+"""All-reduce, all-gather and reduce-scatter between processes, by size: the speed of the link that they share; and the
+speed between each process and the next one.
 
 NCCL between the GPUs of a node or of several nodes, gloo between processes on CPUs.
 """
@@ -21,6 +22,8 @@ from tools.measuring.ranks import run_ranks
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
 """Bytes of the full tensor."""
 ROUNDS = {"cuda": 10, "cpu": 5}
+LINK_BYTES = {"cuda": 1 << 26, "cpu": 1 << 22}
+"""Bytes that two neighbours send to each other."""
 SHORTEST = 1e-9
 """Seconds of a call, at least: a GPU that only pretends returns 0."""
 TURNS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
@@ -48,6 +51,7 @@ def rank(device: str) -> dict[str, Any]:
             moved = TURNS[kind] * size * (world.size - 1) / world.size
             row = {"kind": kind, "bytes": size, "milliseconds": _rounded(1000 * seconds)}
             rows.append(row | {"gbytes": _rounded(moved / seconds / 1e9)})
+    links = _links(world, local)
     parallel.stop()
     return {
         "device": device,
@@ -55,6 +59,7 @@ def rank(device: str) -> dict[str, Any]:
         "nodes": world.size // local,
         "gbps": link_gbps(rows, world.size, local),
         "rows": rows,
+        "links": links,
     }
 
 
@@ -69,7 +74,7 @@ def link_gbps(rows: list[dict[str, Any]], ranks: int, local: int) -> float:
 
 
 def _seconds(kind: str, size: int, world: parallel.World) -> float:
-    """The median over rounds of the slowest rank, seconds of a call."""
+    """Seconds of a collective."""
     count = size // 4 // world.size * world.size
     full = torch.ones(count, device=world.device)
     part = torch.ones(count // world.size, device=world.device)
@@ -78,7 +83,38 @@ def _seconds(kind: str, size: int, world: parallel.World) -> float:
         "all-gather": lambda: distributed.all_gather_into_tensor(full, part),
         "reduce-scatter": lambda: distributed.reduce_scatter_tensor(part, full),
     }
-    call = calls[kind]
+    return _median_of_slowest(calls[kind], world)
+
+
+def _links(world: parallel.World, local: int) -> list[dict[str, Any]]:
+    """GB/s in each direction between neighbours, both at once, pair after pair; if there are nodes, between these."""
+    sent = torch.ones(LINK_BYTES[world.device.type] // 4, device=world.device)
+    received = torch.empty_like(sent)
+    pairs = [(first, (first + 1) % world.size) for first in range(world.size)]
+    if world.size > local:
+        pairs = [pair for pair in pairs if pair[0] // local != pair[1] // local]
+    if world.size == 2:
+        pairs = pairs[:1]
+    rows = []
+    for pair in pairs:
+        seconds = max(SHORTEST, _median_of_slowest(lambda pair=pair: _swap(world.rank, pair, sent, received), world))  # type: ignore[misc]
+        numbers = [rank // local if world.size > local else rank for rank in pair]
+        rows.append({"between": numbers, "gbytes": _rounded(sent.nbytes / seconds / 1e9)})
+    return rows
+
+
+def _swap(rank: int, pair: tuple[int, int], sent: torch.Tensor, received: torch.Tensor) -> None:
+    """Send to the other rank of a pair and receive from it; other ranks do nothing."""
+    if rank not in pair:
+        return
+    peer = sum(pair) - rank
+    calls = [distributed.P2POp(distributed.isend, sent, peer), distributed.P2POp(distributed.irecv, received, peer)]
+    for work in distributed.batch_isend_irecv(calls):
+        work.wait()
+
+
+def _median_of_slowest(call: Callable[[], Any], world: parallel.World) -> float:
+    """Seconds of a call: the median over rounds of the slowest rank."""
     times = []
     for number in range(ROUNDS[world.device.type] + 1):
         distributed.barrier()

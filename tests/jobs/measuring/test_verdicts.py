@@ -173,6 +173,28 @@ def test_link_without_an_answer_does_not_work_and_one_without_time_is_not_measur
     assert judged.verdict == UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("fields", "about", "then"),
+    [
+        ({"device": "cuda", "nodes": 1}, "link of GPU 1 and GPU 2", "nvlink --status -i 1"),
+        ({"device": "cuda", "nodes": 3}, "link of node 1 and node 2", "firewall"),
+        ({"device": "cpu", "nodes": 1}, "", ""),
+    ],
+)
+def test_slow_link_is_named_beside_its_peers(fields, about, then):
+    links = [
+        {"between": [0, 1], "gbytes": 48.0},
+        {"between": [1, 2], "gbytes": 40.0},
+        {"between": [2, 0], "gbytes": 49.0},
+    ]
+    judged = judge(example(row("link_node", gbps=2900.0, links=links, **fields)))
+    slow = [each for each in judged if each.verdict == SLOW]
+    assert [each.about for each in slow] == ([about] if about else []) and judged[-1].verdict == WORKS
+    if about:
+        assert "40 GB/s in each direction, its peers 48" in slow[0].because and then in slow[0].then
+    assert len(judge(example(row("link_node", gbps=2900.0, links=links[:2], **fields)))) == 1, "no peer to compare with"
+
+
 def test_cpu_limit_of_a_slow_node_is_named():
     entry = {"node": 1, "row": "matmul", "number": "devices 0 bf16", "value": 50.0, "peers": 100.0, "load": 3.0}
     peers = {"slow": [entry | {"throttled_seconds": 4.2}], "versions": []}

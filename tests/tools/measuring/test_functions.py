@@ -134,11 +134,13 @@ def test_reason_of_a_failed_rank_is_its_exception():
 
 
 @pytest.mark.long
-def test_collectives_between_two_processes():
-    command = [sys.executable, "-m", "tools.measuring", "collectives", '{"device": "cpu"}']
+def test_collectives_and_links_between_three_processes():
+    command = [sys.executable, "-m", "tools.measuring", "collectives", '{"device": "cpu", "ranks": 3}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (result["ranks"], result["nodes"], len(result["rows"])) == (2, 1, 9) and result["gbps"] > 0
+    assert (result["ranks"], result["nodes"], len(result["rows"])) == (3, 1, 9) and result["gbps"] > 0
+    assert [link["between"] for link in result["links"]] == [[0, 1], [1, 2], [2, 0]]
+    assert all(link["gbytes"] > 0 for link in result["links"])
 
 
 @pytest.mark.slow
