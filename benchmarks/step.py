@@ -36,13 +36,10 @@ from flip import costs
 from flip.config.schema import MODEL_PRESETS
 from tools.measuring import training_step
 from tools.measuring.peak_memory import peak_bytes
-from tools.measuring.trace import device_rows
 from tools.measuring.training_step import LEFT_OUT, OURS, Case
 
 WARM = {"cpu": 2, "cuda": 4}
 """Warm-up steps: optimiser states, caches, compilation."""
-LONGEST = 8
-"""Operations that a profile names."""
 GPU = "not measured; make bench-gpu"
 
 
@@ -203,22 +200,18 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     pipe.send("ready")
     while (i := pipe.recv()) is not None:
         pipe.send(timed(i))
-    pipe.send([(peaks[i], _profile(torch, lambda i=i: timed(i), cuda)) for i in range(len(steps))])
+    pipe.send([(peaks[i], _profile(lambda i=i: timed(i), cuda)) for i in range(len(steps))])
 
 
-def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, float]:
+def _profile(timed: Callable[[], float], cuda: bool) -> dict[str, float]:
     """Share of each of torch's operations in one more step: the longest ones, and all others."""
-    kind = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
+    from tools.measuring import trace
+
+    with trace.profiler(cuda) as profile:
         timed()
-    if cuda:
-        field = "self_device_time_total"
-    else:
-        field = "self_cpu_time_total"
-    spent = {row.key: getattr(row, field) for row in device_rows(profile.key_averages(), cuda)}
-    total = sum(spent.values()) or 1.0
-    first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
-    shares = {name.removeprefix("aten::"): rounded(spent[name] / total) for name in first}
+    rows = trace.times(profile, cuda)
+    total = sum(seconds for seconds, _, _ in rows) or 1.0
+    shares = {name.removeprefix("aten::"): rounded(seconds / total) for seconds, name, _ in rows[: trace.LONGEST]}
     return shares | {REST: rounded(max(0.0, 1 - sum(shares.values())))}
 
 

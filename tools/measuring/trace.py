@@ -28,11 +28,6 @@ def trace(
     cuda = device == "cuda"
     options = {"device": device, "precision": precision, "threads": threads, "compile": compiled, "seed": 0}
     (step,) = flip_steps(torch, Case(OURS, size, batch, (mask,)), argparse.Namespace(**options))
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    field = "self_cpu_time_total"
-    if cuda:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-        field = "self_device_time_total"
 
     def run(times: int) -> float:
         start_time = time.perf_counter()
@@ -43,13 +38,12 @@ def trace(
         return time.perf_counter() - start_time
 
     run(WARM)
-    with torch.profiler.profile(activities=activities) as profile:
+    with profiler(cuda) as profile:
         seconds = run(STEPS)
     if file:
         profile.export_chrome_trace(str(Path(file)))
-    averages = device_rows(profile.key_averages(), cuda)
-    rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in averages if getattr(row, field)]
-    longest = {name: _rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}
+    rows = times(profile, cuda)
+    longest = {name: _rounded(spent / seconds) for spent, name, _ in rows[:LONGEST]}
     return {
         "device": device,
         "size": size,
@@ -59,6 +53,24 @@ def trace(
         "kernels": sum(count for _, _, count in rows) // STEPS,
         "longest": longest,
     }
+
+
+def profiler(cuda: bool) -> Any:
+    """A profiler of the host and, if there is one, of the GPU: a context."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities)
+
+
+def times(profile: Any, cuda: bool) -> list[tuple[float, str, int]]:
+    """(seconds, name, count) of each operation, on CUDA of each kernel; the longest first."""
+    field = "self_cpu_time_total"
+    if cuda:
+        field = "self_device_time_total"
+    rows = device_rows(profile.key_averages(), cuda)
+    spent = [(getattr(row, field) / 1e6, row.key, row.count) for row in rows]
+    return sorted((row for row in spent if row[0]), reverse=True)
 
 
 def device_rows(rows: Iterable[Any], cuda: bool) -> list[Any]:
