@@ -35,16 +35,13 @@ LEAST_MINUTES = 0.5
 FREE_BYTES = {"cpu": 1e9, "cuda": 8e9}
 """Free space that the rows need in the folder of runs."""
 FILE = "measured.json"
+PLACE = ("partition", "account", "qos")
+"""Options that replace fields of the profile."""
 
 
 def measure(args: argparse.Namespace) -> int:
     """Measure this machine, or nodes of a cluster. Raises FlipError before anything runs."""
-    profile = ClusterProfile()
-    if args.cluster:
-        profile = load_profile(args.cluster)
-    if args.nodes is not None and profile.kind != "slurm":
-        remedy = "Name a profile of a Slurm cluster: --cluster NAME (flip doctor --write NAME)."
-        raise ConfigError("nodes of a cluster need its profile", "--nodes", args.nodes, remedy)
+    profile = requested_profile(args)
     minutes = args.minutes
     if minutes is None:
         minutes = CLUSTER_MINUTES if profile.kind == "slurm" else MINUTES
@@ -59,6 +56,23 @@ def measure(args: argparse.Namespace) -> int:
     if measured is None:
         return COMPLETE
     return show(measured, folder, args.json)
+
+
+def requested_profile(args: argparse.Namespace) -> ClusterProfile:
+    """The profile of the cluster with the options of the command line, or that of this machine.
+
+    Raises ConfigError for options that have no meaning here.
+    """
+    profile = ClusterProfile()
+    if args.cluster:
+        profile = load_profile(args.cluster)
+    for name in ("nodes", *PLACE):
+        if getattr(args, name) is not None and profile.kind != "slurm":
+            remedy = "Name a profile of a Slurm cluster: --cluster NAME (flip doctor --write NAME)."
+            raise ConfigError("nodes of a cluster need its profile", f"--{name}", getattr(args, name), remedy)
+    if args.write:
+        raise ConfigError("a measurement writes no profile", "--write", args.write, "Call it without --measure first.")
+    return dataclasses.replace(profile, **{name: getattr(args, name) for name in PLACE if getattr(args, name)})
 
 
 def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: float, folder: Path) -> Measurement | None:

@@ -42,6 +42,8 @@ def measure(tmp_path, monkeypatch, *words):
     [
         (["--minutes", "0.1", "--yes"], "not a time for a measurement"),
         (["--nodes", "2", "--yes"], "nodes of a cluster need its profile"),
+        (["--partition", "gpu", "--yes"], "nodes of a cluster need its profile"),
+        (["--write", "mine", "--yes"], "a measurement writes no profile"),
         (["--cluster", "h100", "--minutes", "1440", "--yes"], "time limit is too short"),
         (["--cluster", "h100", "--only", "disc", "--yes"], "no such row"),
         (["--only", "disc", "--yes"], "no such row"),
@@ -54,6 +56,13 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
     assert measure(tmp_path, monkeypatch, *words) in (65, 78)
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] in ([], ["runs"])
+
+
+def test_partition_of_the_command_line_replaces_that_of_the_profile(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.cluster, "check", lambda *_: None)
+    words = ["--cluster", "h100", "--partition", "other", "--account", "vision"]
+    assert measure(tmp_path, monkeypatch, *words) == CONFIG  # nobody answers the question
+    assert "nodes of partition other" in capsys.readouterr().err
 
 
 def test_profile_that_cannot_submit_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
