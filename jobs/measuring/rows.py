@@ -60,7 +60,7 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         RowPlan(
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
         ),
-        RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device, gpus), 150),
+        RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device, gpus), 180),
         *fault_rows(device, max(1, min(2, gpus or cores))),
         RowPlan(
             "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60

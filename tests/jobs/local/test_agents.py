@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flip.runs import attempts
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.host import sessions
+from jobs.host.agents.coordinator import AttemptOutcome, State
 from jobs.local import agents, supervisor
 from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
@@ -150,6 +152,17 @@ def test_agent_that_is_never_ready_is_a_hang_and_not_killed_for_memory(run, monk
     end = attempts.last_end(run)
     assert (end["cause"], end["action"]) == ("hang", "requeue")
     assert "was not ready within 600 s" in end["reason"] and "memory" not in end["reason"]
+
+
+def test_death_of_an_agent_is_noticed_before_its_ranks_have_ended(run, monkeypatch):
+    coordinator = SimpleNamespace(state=State.DECIDE, outcome=AttemptOutcome(None, ("node",), False, "lost"))
+    agent = SimpleNamespace(job={"world": 1}, coordinator=coordinator, poll=lambda: None, kill=lambda: None)
+    monkeypatch.setattr(agents, "adopt", lambda *_: SimpleNamespace(poll=lambda: False))
+    attempt = agents.AgentAttempt(run, 1, agent, ())
+    attempt._started = True
+    assert not attempt.poll() and attempt.noticed is not None
+    noticed = attempt.noticed
+    assert not attempt.poll() and attempt.noticed == noticed and attempt.observed
 
 
 def test_process_is_alive_until_last_thread_ends():
