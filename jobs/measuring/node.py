@@ -113,9 +113,17 @@ def _between_nodes(
         rows.append(_nodes_row(meeting, run.path))
     network = network_row(device)
     if "link_network" not in done and _is_wanted(network, only):
-        meeting.exchange("network", None, MEETING_SECONDS)
-        rows.append(machine.run_row(network, run.path, end, stopped))
+        rows.append(_network_row(network, meeting, run.path, end, stopped))
     return rows
+
+
+def _network_row(plan: RowPlan, meeting: Meeting, root: Path, end: float, stopped: Any) -> MeasuredRow:
+    """The collectives between nodes; a failed row if one of them has gone."""
+    try:
+        meeting.exchange("network", None, MEETING_SECONDS)
+    except TimeoutError as error:
+        return MeasuredRow(plan.name, plan.what, FAILED, {}, str(error))
+    return machine.run_row(plan, root, end, stopped)
 
 
 def _nodes_row(meeting: Meeting, root: Path) -> MeasuredRow:

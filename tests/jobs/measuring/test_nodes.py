@@ -193,6 +193,15 @@ def test_preempted_measurement_continues_with_the_rows_that_are_missing(tmp_path
     assert [each.name for each in read_measurement(str(run.path / node.RESULT)).rows] == ["matmul", "disk"]
 
 
+def test_node_that_dies_before_the_network_is_measured_leaves_the_other_rows(tmp_path, monkeypatch):
+    run = RunDir(run_folder(run_folder(tmp_path / "sweep") / "run"))
+    monkeypatch.setattr(node, "MEETING_SECONDS", 0.05)
+    monkeypatch.setattr(node.machine, "run_row", None)  # there is nobody to talk to
+    rows = node._between_nodes(run, Meeting(tmp_path / "a", 0, 2), set(), {}, "cpu", 1e12, None, bool)
+    assert [(each.name, each.status) for each in rows] == [("nodes", FAILED), ("link_network", FAILED)]
+    assert all("node 1 did not finish" in each.detail for each in rows)
+
+
 def test_node_that_never_answers_leaves_the_rows_of_the_first_one(tmp_path):
     own = replace(node_example(650.0, 900.0), nodes=1)
     measured = node._gathered(Meeting(tmp_path / "a", 0, 2), own, [ENVIRONMENT] * 2, 0.05)
