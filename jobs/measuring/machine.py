@@ -35,6 +35,7 @@ from jobs.common.measurement import (
     driver,
 )
 from jobs.common.paths import REPOSITORY
+from jobs.host.rank_entry import allocator
 from jobs.measuring.limited import run_limited
 from jobs.measuring.rows import NO_TIME, RowPlan
 from jobs.runs import clusters
@@ -198,7 +199,7 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
     if row.function in DETACHED:
         options["seconds"] = limit - STOP_SECONDS
     command = [sys.executable, "-m", "tools.measuring", row.function, json.dumps(options)]
-    variables = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
+    variables = _allocator(row)
     variables |= {name: value for name, value in os.environ.items() if row.function in TOGETHER or not _of_rank(name)}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     variables |= python_path.variables(REPOSITORY) | {"TMPDIR": str(folder)}
@@ -212,6 +213,14 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
         return MeasuredRow(row.name, row.what, ended.status, {}, detail, ended.seconds)
     values = json.loads(ended.output.strip().splitlines()[-1])
     return MeasuredRow(row.name, row.what, MEASURED, values, "", ended.seconds)
+
+
+def _allocator(row: RowPlan) -> dict[str, str]:
+    """Settings of the allocators, as the ranks of a run on this device have them."""
+    settings = allocator(os.environ)
+    if row.options.get("device") != "cpu":
+        settings.pop("GLIBC_TUNABLES", None)
+    return settings
 
 
 def _of_rank(name: str) -> bool:

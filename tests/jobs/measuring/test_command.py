@@ -21,6 +21,7 @@ from jobs.common.measurement import (
     MeasuredRow,
     read_measurement,
 )
+from jobs.host.rank_entry import MALLOC
 from jobs.measuring import command, compare, machine, page
 from jobs.measuring.limited import LimitedResult
 from jobs.measuring.rows import NO_GPU, RowPlan
@@ -127,6 +128,26 @@ def test_failed_row_is_recorded_without_paths_and_others_run(tmp_path):
     measured = machine.measure(rows, example().machine, tmp_path, 3.0)
     assert [each.status for each in measured.rows] == [FAILED, MEASURED]
     assert "secret" not in json.dumps(measured.as_dict()) and measured.rows[0].detail
+
+
+def test_row_has_the_allocator_of_a_rank(tmp_path, monkeypatch):
+    """Without it, a step on a CPU returns its memory to the kernel, and takes longer than that of a run."""
+    for name in ("GLIBC_TUNABLES", "PYTORCH_ALLOC_CONF", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+
+    def run_limited(command, limit, environment, stopped):
+        seen.append({name: environment.get(name) for name in ("GLIBC_TUNABLES", "PYTORCH_ALLOC_CONF")})
+        return LimitedResult(MEASURED, "{}", "", 1.0)
+
+    monkeypatch.setattr(machine, "run_limited", run_limited)
+    for device in ("cpu", "cuda"):
+        machine.run_row(RowPlan("step", "a step", "step", {"device": device}, 30), tmp_path, time.monotonic() + 60)
+    expandable = "expandable_segments:True"
+    assert seen == [
+        {"GLIBC_TUNABLES": MALLOC, "PYTORCH_ALLOC_CONF": expandable},
+        {"GLIBC_TUNABLES": None, "PYTORCH_ALLOC_CONF": expandable},
+    ]
 
 
 def test_row_without_time_is_skipped_with_remedy(tmp_path):
