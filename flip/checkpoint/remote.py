@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flip.data.storage.base import RequestError, plain_etag
 from flip.data.storage.fsspec_storage import FsspecStorage
-from flip.data.storage.retry import ErrorWording, OutageDetector, RetryPolicy, RetryState
+from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector, RetryPolicy, RetryState
 from flip.files import ownership
 from flip.files.creation import atomic_write
 from flip.runs import commit
@@ -207,7 +207,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
 
 @contextmanager
-def local_copy(source: commit.Commit, retry_policy: RetryPolicy | None = None, url: str = "") -> Iterator[Path]:
+def local_copy(source: commit.Commit, retry_policy: RetryPolicy = DEFAULT_POLICY, url: str = "") -> Iterator[Path]:
     """A folder with the verified files of a commit: its own, or a temporary copy if they are at a URL.
 
     ``url``: as in ``refuse_foreign``. Raises CorruptCheckpoint, PermissionDenied, and what ``RemoteCheckpoint`` raises.
@@ -218,6 +218,6 @@ def local_copy(source: commit.Commit, retry_policy: RetryPolicy | None = None, u
         return
     refuse_foreign(source, url)
     with TemporaryDirectory(prefix="flip-") as folder:
-        remote = RemoteCheckpoint(source.record["url"], retry_policy or RetryPolicy())
+        remote = RemoteCheckpoint(source.record["url"], retry_policy)
         remote.verify(source.record["files"], Path(folder))
         yield Path(folder)

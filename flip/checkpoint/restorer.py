@@ -11,7 +11,7 @@ import torch
 
 from flip.checkpoint.remote import RemoteCheckpoint, refuse_foreign
 from flip.checkpoint.safetensors_io import CheckpointFiles, CheckpointIndex, read_headers, read_tensors
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import DAMAGED, broadcast_json, run_on_all, run_on_first
 from flip.distributed.parallel import World
 from flip.runs import commit
@@ -31,13 +31,13 @@ class CheckpointRestorer:
     """
 
     def __init__(
-        self, run: RunDir, attempt: int, world: World, retry_policy: RetryPolicy | None = None, url: str = ""
+        self, run: RunDir, attempt: int, world: World, retry_policy: RetryPolicy = DEFAULT_POLICY, url: str = ""
     ) -> None:
         self._run = run
         self._attempt = attempt
         self.world = world
         self._url = url
-        self._retry_policy = retry_policy or RetryPolicy()
+        self._retry_policy = retry_policy
         self._index: tuple[Path, CheckpointIndex] | None = None
         self.parent = ""
         """Folder name of the commit that this attempt resumed from."""

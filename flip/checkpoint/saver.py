@@ -25,7 +25,7 @@ from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.checkpoint.staging import StagedShard
 from flip.concurrency import DaemonExecutor
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, broadcast_json, run_on_all
 from flip.distributed.parallel import World
 from flip.files import deletion
@@ -70,7 +70,7 @@ class Checkpointer:
 
     def __init__(
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
-        url: str = "", retry_policy: RetryPolicy | None = None, keep_at: Sequence[int] = (),
+        url: str = "", retry_policy: RetryPolicy = DEFAULT_POLICY, keep_at: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._run = run
         self._attempt = attempt
@@ -78,7 +78,7 @@ class Checkpointer:
         self._keep = keep
         self._url = url
         self._keep_at = keep_at
-        self._retry_policy = retry_policy or RetryPolicy()
+        self._retry_policy = retry_policy
         self._remote_folder: RemoteFolder | None = None
         if url:
             self._remote_folder = RemoteFolder(run, url, self._retry_policy, attempt)

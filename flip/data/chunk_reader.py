@@ -28,7 +28,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
-from flip.data.storage.retry import Clock, Outage, RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, Clock, Outage, RetryPolicy
 from flip.files import deletion
 from flip.files.creation import atomic_write, open_lock, private_folder, read_regular, run_folder
 from flip.runs.errors import DataError
@@ -216,7 +216,7 @@ class ChunkReader(StorageClient):
     """
 
     def __init__(
-        self, deadline: float | None = None, retry_policy: RetryPolicy | None = None, clock: Clock | None = None,
+        self, deadline: float | None = None, retry_policy: RetryPolicy = DEFAULT_POLICY, clock: Clock | None = None,
         remote: Storage | None = None, cache: ChunkCache | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(deadline, retry_policy, clock, remote, report)

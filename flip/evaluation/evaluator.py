@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flip.data.chunk_reader import Sample
 from flip.data.decode import DecodeError, captions_of, label_of
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation.datasets import associations
 from flip.evaluation.datasets.catalog import ResolvedDataset
@@ -42,7 +42,7 @@ class Evaluator:
     """Inverse regularisation of a probe; 0: chosen on held-out training images."""
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """On rank 0, filled by ``score``: the predictions of zero-shot results, by name."""
-    retry_policy: RetryPolicy | None = None
+    retry_policy: RetryPolicy = DEFAULT_POLICY
     """How long storage is waited for."""
 
     def score(self, data: ResolvedDataset, role: str = "test") -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from flip.config.schema import EvaluationSet
 from flip.data.manifest.labels import MEMBER, REMEDY, LabelCounts
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup, all_gather_json, run_on_all
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.datasets.image_sources import Images, Shards
@@ -27,7 +27,7 @@ BATCH = 256
 def check_labels(
     sets: Sequence[EvaluationSet],
     ranks: RankGroup = SINGLE_RANK,
-    retry_policy: RetryPolicy | None = None,
+    retry_policy: RetryPolicy = DEFAULT_POLICY,
     progress: Callable[[], None] = no_op,
 ) -> None:
     """Check that every label of a run's zero-shot sets has a class name. Collective.
@@ -43,7 +43,7 @@ def check_labels(
 def check_resolved_labels(
     datasets: Sequence[ResolvedDataset],
     ranks: RankGroup = SINGLE_RANK,
-    retry_policy: RetryPolicy | None = None,
+    retry_policy: RetryPolicy = DEFAULT_POLICY,
     progress: Callable[[], None] = no_op,
 ) -> None:
     """``check_labels`` for the data sets of an evaluation job."""
@@ -53,11 +53,11 @@ def check_resolved_labels(
             _check(_SetLabels(read, dataset.location.where, dataset.name, ranks, progress), ranks)
 
 
-def _labelled(item: EvaluationSet, retry_policy: RetryPolicy | None) -> tuple[Images, int]:
+def _labelled(item: EvaluationSet, retry_policy: RetryPolicy) -> tuple[Images, int]:
     return Shards(item.manifest, retry_policy), len(read_prompts(item.classes).names)
 
 
-def _resolved(dataset: ResolvedDataset, retry_policy: RetryPolicy | None) -> tuple[Images, int]:
+def _resolved(dataset: ResolvedDataset, retry_policy: RetryPolicy) -> tuple[Images, int]:
     assert dataset.prompts is not None
     return dataset.location.open(retry_policy), len(dataset.prompts.names)
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from flip.data.storage import base, retry
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, Storage, completed_future
-from flip.data.storage.retry import Clock, Outage, RetryPolicy, RetryState
+from flip.data.storage.retry import DEFAULT_POLICY, Clock, Outage, RetryPolicy, RetryState
 
 _T = TypeVar("_T")
 
@@ -114,10 +114,10 @@ class StorageClient:
     """
 
     def __init__(
-        self, deadline: float | None = None, retry_policy: RetryPolicy | None = None, clock: Clock | None = None,
+        self, deadline: float | None = None, retry_policy: RetryPolicy = DEFAULT_POLICY, clock: Clock | None = None,
         remote: Storage | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
-        self.retry_policy = retry_policy or RetryPolicy()
+        self.retry_policy = retry_policy
         if deadline is not None:
             self.retry_policy = dataclasses.replace(self.retry_policy, deadline=deadline)
         self._clock = clock or Clock()

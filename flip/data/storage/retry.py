@@ -115,6 +115,10 @@ class RetryPolicy:
         return cls(deadline=settings.deadline, timeout=settings.timeout, **more)
 
 
+DEFAULT_POLICY = RetryPolicy()
+"""Of readers and checkpoints without settings of a job."""
+
+
 @dataclass(frozen=True)
 class Clock:
     """Time and randomness, replaceable in tests."""

@@ -33,7 +33,7 @@ from flip.data.manifest.labels import LabelCounts, defect_of
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.evaluation.datasets import associations
 from flip.evaluation.datasets.annotations import is_other_table, read_annotations
 from flip.evaluation.datasets.image_sources import File, ImageFiles, Images, Shards
@@ -104,7 +104,7 @@ class DatasetLocation:
         files = tuple(File(key, label, tuple(captions)) for key, label, captions in values["files"])
         return cls(values["where"], values["manifest"], files, tuple(values["classes"]))
 
-    def open(self, retry_policy: RetryPolicy | None = None) -> Images:
+    def open(self, retry_policy: RetryPolicy = DEFAULT_POLICY) -> Images:
         if self.manifest:
             return Shards(self.manifest, retry_policy)
         if os.path.isfile(self.where):
@@ -194,7 +194,7 @@ def missing(request: DatasetRequest, below: str) -> str:
     return ""
 
 
-def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPolicy | None = None) -> ResolvedDataset:
+def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPolicy = DEFAULT_POLICY) -> ResolvedDataset:
     """Find a data set below the data root ``below``, or at its path.
 
     Raises ConfigError, which says how to get a missing data set, or DataError.

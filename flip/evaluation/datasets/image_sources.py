@@ -25,7 +25,7 @@ from flip.data.decode import DecodeError, encoded_image, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat
-from flip.data.storage.retry import RetryPolicy
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.runs.errors import ConfigError, DataError
 
 DECODER_THREADS = min(8, cores())
@@ -45,7 +45,7 @@ class PreparedImage(NamedTuple):
 class Shards:
     """All samples of a manifest but its exceptions, including the last ones, which training leaves out."""
 
-    def __init__(self, manifest: Manifest | os.PathLike[str] | str, retry_policy: RetryPolicy | None = None) -> None:
+    def __init__(self, manifest: Manifest | os.PathLike[str] | str, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
         if isinstance(manifest, Manifest):
             self.manifest = manifest
         else:
@@ -101,7 +101,7 @@ class ImageFiles:
     """Single image files, local or in object storage. The digest contains their names relative to ``root``."""
 
     def __init__(
-        self, files: Sequence[File], root: str, where: str = "", retry_policy: RetryPolicy | None = None
+        self, files: Sequence[File], root: str, where: str = "", retry_policy: RetryPolicy = DEFAULT_POLICY
     ) -> None:
         if not files:
             raise ConfigError("there are no images here", where or root)
