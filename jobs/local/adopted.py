@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import processes
 from jobs.host.sessions import HAS_PROC, is_rank, kill_session
+from jobs.local.stores import delete_stores
 
 TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts may be lost
 
@@ -84,7 +85,7 @@ class AdoptedAttempt:
                     os.kill(rank.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """Nothing is open."""
+        delete_stores(self.run, self.n)
 
 
 def adopt(run: RunDir, n: int, patience: float) -> AdoptedAttempt:

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.files import deletion, python_path
 from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES, COMPLETE
-from flip.runs.rundir import OWNER, RunDir, write_json
+from flip.runs.rundir import RunDir
 from jobs.host.agents.channel import KEY_VARIABLE, new_key
 from jobs.host.agents.coordinator import TIMING, Coordinator, State
 from jobs.host.agents.server import AgentServer
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import allocator
 from jobs.local.adopted import AdoptedAttempt, adopt
+from jobs.local.stores import make_store
 
 JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` needs of a job.json
 AGENT = Path("jobs") / "runtime" / "node_agent.py"
@@ -264,21 +264,6 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in environ:
         return list(filter(None, environ["CUDA_VISIBLE_DEVICES"].split(",")))
     return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
-
-
-def make_store(run: RunDir, n: int) -> Path:
-    """Create the folder of the ranks' store, with mode 0700, on a local disk, because its file is locked at every
-    access.
-
-    Its record lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.rank_process``).
-    """
-    folder = Path(tempfile.mkdtemp(prefix="flip-store-"))
-    try:
-        write_json(folder / OWNER, {"run": str(run.path), "attempt": n})
-    except OSError:
-        deletion.discard_own_folder(folder)
-        raise
-    return folder
 
 
 def _has_agent(job: Mapping[str, Any]) -> bool:

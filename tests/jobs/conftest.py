@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from flip.runs.rundir import RunDir
 from jobs.commands.submit import main as submit_main
+from jobs.local import stores
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from tests.harness.command_line import SubmitCommandLine
@@ -33,6 +35,9 @@ def field(tmp_path):
     for pid in sweep.left():
         with contextlib.suppress(ProcessLookupError):  # it may be ending by itself
             os.kill(pid, signal.SIGKILL)
+    for name in sweep.worlds:  # of supervisors that a test killed, and that have no successor
+        run = RunDir(sweep.sweep / name)
+        stores.delete_stores(run, run.newest_attempt())
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from flip.runs import attempts
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.host import sessions
 from jobs.host.agents.coordinator import AttemptOutcome, State
-from jobs.local import agents, supervisor
+from jobs.local import adopted, agents, stores, supervisor
 from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
 
@@ -122,13 +122,24 @@ def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
 
 def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = agents.make_store(run, 1)
-    other = agents.make_store(RunDir(tmp_path / "sweep" / "other"), 1)
+    store = stores.make_store(run, 1)
+    other = stores.make_store(RunDir(tmp_path / "sweep" / "other"), 1)
     assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
     rank_process.clear_temporaries(run, 1)
     assert store.exists()
     rank_process.clear_temporaries(run, 2)
     assert not store.exists() and other.exists()
+
+
+def test_adopted_attempt_deletes_its_store(run, tmp_path, monkeypatch):
+    """Of a run that is cancelled then, no later attempt would do it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folders = [stores.make_store(each, 1) for each in (run, RunDir(tmp_path / "sweep" / "other"))]
+    later = stores.make_store(run, 2)
+    (tmp_path / "flip-store-damaged").mkdir()
+    (tmp_path / "flip-store-damaged" / OWNER).write_text("{")
+    adopted.adopt(run, 1, patience=0.0).close()
+    assert [folder.exists() for folder in (*folders, later)] == [False, True, True]
 
 
 def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, monkeypatch):
