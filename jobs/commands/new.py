@@ -1,14 +1,19 @@
 """flip new NAME: write NAME.yaml, a short commented sweep on one's own data."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.common.cli import Parser, command, run_command
+
+if TYPE_CHECKING:
+    from flip.tokenizer import Tokenizer
 
 EXAMPLES = """examples:
   flip new mine                                   data/manifest and data/tokenizer.json, a model for CPUs
@@ -35,8 +40,10 @@ RECIPES = {
     "portable2": "the paper's recipe, which open_clip and timm load; transformers: recipe clip",
     "clip": "the architecture of CLIP, which transformers, open_clip and timm load",
 }
-SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the entries of the tokenizer"
+SMALL_TEXT = "\n  model.text: {{length: 32, vocabulary: {entries}}}   # at least the entries of the tokenizer"
 """For recipe clip, whose text encoder is large."""
+USUAL_ENTRIES = 4000
+"""Of a tokenizer that does not exist yet."""
 CACHE = "cache:"
 """Start of a path in the cache."""
 NO_SETS = "  # evaluate.sets: test sets, by docs/evaluation.md; without them the report has no accuracy"
@@ -88,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
-    about = "clip is for transformers, and needs `flip tokenizer train --kind bpe` (default: %(default)s)"
-    parser.add_argument("--recipe", choices=list(RECIPES), default="portable2", help=about)
+    about = "clip is for transformers, and needs `flip tokenizer train --kind bpe` (default: as the tokenizer needs)"
+    parser.add_argument("--recipe", choices=list(RECIPES), help=about)
     about = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
     parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
     return run_command(new, parser.parse_args(arguments))
@@ -139,22 +146,25 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
     small = MODEL_PRESETS[size]["image"]["width"] < SMALL_WIDTH
     data = _place(args.data)
     record = manifest_record(data) or {}
+    tokenizer = _tokenizer(args.tokenizer, data)
+    known = _known_tokenizer(tokenizer)
+    recipe = _recipe(args.recipe, known)
     test = _test_manifest(args.test, data)
     sets = NO_SETS
     if test:
         sets = _test_set(target.stem, test)
     text = ""
-    if small and args.recipe == "clip":
-        text = SMALL_TEXT
+    if small and recipe == "clip":
+        text = SMALL_TEXT.format(entries=known.size if known else USUAL_ENTRIES)
     lengths = SMALL if small else LARGE
     return {
-        "recipe": args.recipe,
-        "about": RECIPES[args.recipe],
+        "recipe": recipe,
+        "about": RECIPES[recipe],
         "text": text,
         "schema": _schema(target),
         "cluster": _cluster(args.cluster),
         "data": json.dumps(data, ensure_ascii=False),
-        "tokenizer": json.dumps(_tokenizer(args.tokenizer, data), ensure_ascii=False),
+        "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
         "pictures": _of_pictures(record),
@@ -191,6 +201,30 @@ def _tokenizer(path: str, data: str) -> str:
     cache = CACHE if data.startswith(CACHE) else ""
     default = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
     return default if cache else resolve_path(default)
+
+
+def _known_tokenizer(path: str) -> Tokenizer | None:
+    """The tokenizer at ``path``; None if there is none yet. Raises ConfigError if it is damaged."""
+    from flip.config.resolve import resolve_path
+    from flip.tokenizer import Tokenizer
+
+    file = resolve_path(path)
+    if not os.path.isfile(file):
+        return None
+    return Tokenizer(file, length=1, prepend_cls=False)
+
+
+def _recipe(chosen: str | None, tokenizer: Tokenizer | None) -> str:
+    """The recipe: ``chosen``, or the one for the tokenizer. Raises ConfigError if the two do not fit."""
+    from flip.runs.errors import ConfigError
+
+    if tokenizer is None:
+        return chosen or "portable2"
+    fitting = "clip" if tokenizer.kind.has_end else "portable2"
+    if chosen not in (None, fitting):
+        what = f"does not fit {tokenizer.path}, a tokenizer of {tokenizer.kind.title}"
+        raise ConfigError(what, "--recipe", chosen, f"Use --recipe {fitting}, or name another file with --tokenizer.")
+    return fitting
 
 
 def _test_manifest(path: str, data: str) -> str:

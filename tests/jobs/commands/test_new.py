@@ -9,6 +9,7 @@ from PIL import Image
 
 from flip.config.yaml_io import read_yaml
 from flip.data.manifest.manifest import Manifest
+from flip.tokenizer import train_byte_pairs
 from jobs.commands import new, submit
 from jobs.common import paths
 from jobs.common.paths import SWEEPS
@@ -149,6 +150,23 @@ def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, opti
     assert table["set"]["model.size"] == size
     assert table["recipe"] == ("clip" if "clip" in options else "portable2")
     assert ("model.text" in table["set"]) == ("clip" in options)
+
+
+def test_new_sweep_has_the_recipe_of_its_tokenizer(tmp_path, data, monkeypatch, capsys):
+    """Byte pairs with recipe portable2 were refused by the dry run, not before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    size = train_byte_pairs(["a photo of a cat", "two dogs"], 600, tmp_path / "bpe.json")
+    pairs = ["--data", str(data), "--tokenizer", "bpe.json"]
+    assert new.main(["mine", *pairs, "--recipe", "portable2"]) == 78 and not (tmp_path / "mine.yaml").exists()
+    assert "a tokenizer of byte pairs" in (error := capsys.readouterr().err) and "Use --recipe clip" in error
+    written(capsys, "mine", *pairs)
+    table = read_yaml(tmp_path / "mine.yaml")
+    assert table["recipe"] == "clip" and table["set"]["model.text"]["vocabulary"] == size
+    assert submit.main(["mine.yaml", "--dry-run"]) == 0
+    capsys.readouterr()
+    own = ["--data", str(data), "--tokenizer", str(data / "tokenizer.json")]
+    assert new.main(["other", *own, "--recipe", "clip"]) == 78 and "Use --recipe portable2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
