@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import distributed, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flip import costs
 from flip.checkpoint import saver
@@ -13,7 +14,7 @@ from flip.config import identity, merge, schema
 from flip.config.schema import Compute, Optim
 from flip.distributed import parallel
 from flip.muon import orthogonalised
-from flip.optimizers import KIND, is_block_matrix
+from flip.optimizers import KIND, OPTIMIZERS, is_block_matrix
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
@@ -185,6 +186,13 @@ def test_matrices_are_decayed_and_all_other_groups_are_those_of_adamw():
     alone = training_optimizer.build(pair.named_parameters(), Optim()).param_groups
     assert [group[KIND] for group in alone] == ["adamw", "adamw"]
     assert groups[2]["params"] == alone[1]["params"]
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (64, 16), (32, 32)])
+def test_flops_of_an_update_are_those_that_torch_counts(shape):
+    with FlopCounterMode(display=False) as counter:
+        orthogonalised(torch.ones(shape))
+    assert counter.get_total_flops() == OPTIMIZERS["muon"].matrix_flops(*shape)
 
 
 def test_plan_counts_flops_of_the_update_per_pair_of_the_batch():
