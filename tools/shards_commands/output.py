@@ -31,6 +31,15 @@ class CommandResult(NamedTuple):
         return self.text or "\n".join(lines(self.report))
 
 
+_WORDS = {
+    "B": "B, pairs of a batch",
+    "L": "L, lanes",
+    "Q": "Q, chunks of a block",
+    "R": "R, samples of a chunk",
+}
+"""Key of a report -> what people read in its place."""
+
+
 def print_details(options: argparse.Namespace, report: Mapping[str, Any]) -> None:
     """With --json, print what an error that is raised next is about, as the one document on standard output."""
     if options.json:
@@ -39,9 +48,10 @@ def print_details(options: argparse.Namespace, report: Mapping[str, Any]) -> Non
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
     """One line per name; for a table or list, one line per entry below the name. Text from files is escaped."""
-    width = max((len(name) for name, value in report.items() if not isinstance(value, (dict, list))), default=0)
+    labels = {name: plain(_WORDS.get(name, name.replace("_", " "))) for name in report}
+    width = max((len(labels[name]) for name, value in report.items() if not isinstance(value, (dict, list))), default=0)
     for name, value in report.items():
-        name = plain(name.replace("_", " "))
+        name = labels[name]
         if isinstance(value, dict):
             yield name
             yield from (f"  {line}" for line in lines(value))

@@ -42,6 +42,7 @@ from flip.files.creation import OUTPUT_MODE, atomic_write, open_lock, output_fol
 from flip.runs.errors import ConfigError, DataError, StorageError
 from flip.runs.rundir import to_json
 from jobs.common import filesystem
+from jobs.common.cli import command
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind, shuffling
 from tools.shards_commands.output import CommandResult, copy_classes
@@ -67,6 +68,8 @@ EXCLUDED = "excluded by the manifest"
 DAMAGED = "in a damaged chunk, all of which the manifest excludes"
 _FILTERED = ("filters", "seen", "kept", "dropped", "uids")
 """Settings about samples that the source left out of its shards, and that the new shards do not hold."""
+_UNCHANGED = "kept"
+"""Key of ``RecodeResult.unchanged`` in the record of a shard, which another release may read."""
 _LEFTOVER = re.compile(r"\d+\.tar\.tmp\.[0-9a-f]{16}")
 
 
@@ -76,10 +79,10 @@ class RecodeResult:
 
     samples: int = 0
     recoded: int = 0
-    kept: dict[str, int] = field(default_factory=dict)
+    unchanged: dict[str, int] = field(default_factory=dict)
     """Reason -> samples whose image is as it was."""
     unverified: int = 0
-    """Kept JPEGs with restart markers that simplejpeg refuses."""
+    """Unchanged JPEGs with restart markers that simplejpeg refuses."""
     source_bytes: int = 0
     """Bytes of the images before."""
     bytes: int = 0
@@ -90,15 +93,15 @@ class RecodeResult:
     def add(self, other: RecodeResult) -> None:
         self.samples += other.samples
         self.recoded += other.recoded
-        for reason, count in other.kept.items():
-            self.keep(reason, count)
+        for reason, count in other.unchanged.items():
+            self.leave(reason, count)
         self.unverified += other.unverified
         self.source_bytes += other.source_bytes
         self.bytes += other.bytes
         self.psnr += other.psnr
 
-    def keep(self, reason: str, count: int = 1) -> None:
-        self.kept[reason] = self.kept.get(reason, 0) + count
+    def leave(self, reason: str, count: int = 1) -> None:
+        self.unchanged[reason] = self.unchanged.get(reason, 0) + count
 
 
 def recode(options: argparse.Namespace) -> CommandResult:
@@ -193,12 +196,14 @@ class RecodeFolder:
             return None
         if record.pop("file", None) != [info.st_size, info.st_mtime_ns]:
             return None
-        return RecodeResult(**record)
+        return RecodeResult(unchanged=record.pop(_UNCHANGED), **record)
 
     def finish(self, number: int, outcome: RecodeResult) -> None:
         """Record that a shard is complete."""
         info = os.stat(self.shard(number))
-        _write_json(self._record(number), asdict(outcome) | {"file": [info.st_size, info.st_mtime_ns]})
+        record = asdict(outcome)
+        record[_UNCHANGED] = record.pop("unchanged")
+        _write_json(self._record(number), record | {"file": [info.st_size, info.st_mtime_ns]})
 
     def remove(self) -> None:
         """Delete OUT.part."""
@@ -308,12 +313,12 @@ class ShardRecoder:
     def _members(self, id: int, sample: Sample, outcome: RecodeResult) -> dict[str, bytes]:
         """The members to write. Only the image that training reads may differ from the source."""
         if not sample:
-            outcome.keep(DAMAGED)
+            outcome.leave(DAMAGED)
             return {"damaged": b""}  # a sample has a member
         members = {extension: bytes(data) for extension, data in sample.items()}
         image = next((extension for extension in EXTENSIONS if extension in members), None)
         if image is None:
-            outcome.keep("no image")
+            outcome.leave("no image")
             return members
         data = members[image]
         encoded = self._recoded(id, data, outcome)
@@ -331,12 +336,12 @@ class ShardRecoder:
     def _recoded(self, id: int, data: bytes, outcome: RecodeResult) -> bytes | None:
         """The recoded image; None if it stays as it is."""
         if id in self.manifest.exceptions:
-            outcome.keep(EXCLUDED)
+            outcome.leave(EXCLUDED)
             return None
         try:
             encoded = recode_picture(data, self.work.recoding)
         except (Unsuitable, DecodeError) as error:
-            outcome.keep(kind(str(error)))
+            outcome.leave(kind(str(error)))
             outcome.unverified += not markers_are_safe(data)
             return None
         outcome.recoded += 1
@@ -379,7 +384,7 @@ def _index(work: RecodeFolder, outcome: RecodeResult, workers: int) -> Manifest:
         "source": work.source.digest,
         "subsampling": SUBSAMPLING,
         "images": outcome.recoded,
-        "kept": outcome.kept,
+        _UNCHANGED: outcome.unchanged,
         "restart_markers_verified": work.recoding.markers and not outcome.unverified,
     }
     filters = work.source.settings.get("filters")
@@ -402,25 +407,25 @@ def _check_counts(work: RecodeFolder, scanned: ScanResults) -> None:
 def _report(old: Manifest, new: Manifest, outcome: RecodeResult, shuffle: Mapping[str, Any]) -> dict[str, Any]:
     report = facts(new) | {
         "images_recoded": outcome.recoded,
-        "images_kept": sum(outcome.kept.values()),
+        "images_kept": sum(outcome.unchanged.values()),
         "image_bytes_before": outcome.source_bytes,
         "image_bytes": outcome.bytes,
         "times_fewer_bytes": round(old.mean_bytes / max(1.0, new.mean_bytes), 2),
         "restart_markers_verified": new.restart_markers_verified,
     }
-    if outcome.kept:
-        report["kept_by_reason"] = dict(sorted(outcome.kept.items(), key=lambda row: -row[1]))
+    if outcome.unchanged:
+        report["kept_by_reason"] = dict(sorted(outcome.unchanged.items(), key=lambda row: -row[1]))
     if outcome.psnr:
         low, median = np.percentile(outcome.psnr, [5, 50]).round(1).tolist()
         report["views_compared"] = len(outcome.psnr)
         report["psnr_median_db"] = median
         report["psnr_of_the_worst_5_percent_db"] = low
     report["source"] = {"digest": old.digest, "mean_bytes": round(old.mean_bytes), **shuffle}
-    report["advice"] = list(_advice(outcome, shuffle))
+    report["advice"] = list(_advice(outcome, shuffle, old.folder.absolute()))
     return report
 
 
-def _advice(outcome: RecodeResult, shuffle: Mapping[str, Any]) -> Iterator[str]:
+def _advice(outcome: RecodeResult, shuffle: Mapping[str, Any], source: Path) -> Iterator[str]:
     yield (
         "The default of data.lanes follows the mean bytes of a sample. For the source's order at batch"
         f" {shuffle['B']:,} set data.lanes: {shuffle['L']}, or the number in the record of your run."
@@ -429,5 +434,5 @@ def _advice(outcome: RecodeResult, shuffle: Mapping[str, Any]) -> Iterator[str]:
     if outcome.unverified:
         yield (
             f"{outcome.unverified:,} damaged JPEGs have restart markers, so that readers must not skip between markers."
-            " Exclude them from the source first: flip shards verify SOURCE --out NEW_FOLDER"
+            f" Exclude them from the source first: {command('shards', 'verify', source, '--out', 'NEW_FOLDER')}"
         )

@@ -394,7 +394,9 @@ def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     shuffling = report["shuffling_on_one_node_like_this"]
     assert (shuffling["B"], shuffling["L"], shuffling["Q"], shuffling["R"]) == (64, 2, 4, 4)
     assert 1.5 * 32 * report["mean_bytes"] == pytest.approx(shuffling["buffer_bytes"], rel=0.01)
-    assert "samples per shard\n  min     40\n" in call(capsys, "info", data)[1]
+    text = call(capsys, "info", data)[1]
+    assert "samples per shard\n  min     40\n" in text
+    assert "  Q, chunks of a block   4\n" in text and "  L, lanes " in text, "letters had no words"
     assert call(capsys, "info", data, "--batch", 0)[0] == 78
 
 
