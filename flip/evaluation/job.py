@@ -29,7 +29,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_resolved_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import path_of
-from flip.evaluation.metrics.result_files import COLUMNS, is_shown, scores_of_job, suffix, write_result
+from flip.evaluation.metrics.result_files import COLUMNS, PUBLISHED, is_shown, scores_of_job, suffix, write_result
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.models import attention, clip
 from flip.runs import commit
@@ -124,7 +124,7 @@ class Evaluation:
             folder = self.request.model.partition(":")[2]
             self._beat("verifying the model")
             digest = self.ranks.on_rank0(partial(open_clip_folder.verified_digest, folder))
-            return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
+            return [{"path": folder, "stage": PUBLISHED, "samples": 0, "digest": digest}]
         names = self.ranks.on_rank0(lambda: list(self.request.commits) or self._newest())
         return [self._commit(name) for name in names]
 

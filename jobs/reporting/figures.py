@@ -100,14 +100,14 @@ def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot
         return []
     label = next(iter(scores.values())).label
     shown = [
-        i for i, group in enumerate(grouped) if not group.is_foreign and (i not in scores or scores[i].label == label)
+        i for i, group in enumerate(grouped) if not group.is_published and (i not in scores or scores[i].label == label)
     ]
     chance = next((score.chance for score in scores.values() if score.chance), None)
     levels = []
     if chance is not None:
         levels = [Level(100 * chance, f"chance, {level_percent(chance)}")]
     for i, score in scores.items():
-        if grouped[i].is_foreign and score.label == label:
+        if grouped[i].is_published and score.label == label:
             levels.append(Level(100 * score.mean, f"{grouped[i].name} {percent(score.mean)}", must_show=True))
     plots = []
     for cost, axis in _costs(grouped):

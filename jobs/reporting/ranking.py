@@ -61,7 +61,7 @@ def rank(groups: Sequence[SeedGroup], name: str) -> list[Standing]:
     Models of others are ranked only if there is no other group. Groups that were scored by another metric are left out.
     """
     standings = _standings(groups, name)
-    return [standing for standing in standings if not standing.group.is_foreign] or standings
+    return [standing for standing in standings if not standing.group.is_published] or standings
 
 
 def _standings(groups: Sequence[SeedGroup], name: str) -> list[Standing]:
@@ -127,7 +127,7 @@ def _sentence(name: str, ranked: Sequence[Standing]) -> str:
 def _about(ranked: Sequence[Standing]) -> str:
     """In brackets: the number of seeds, and the chance level if it is known."""
     facts = []
-    seeds = sorted({standing.score.runs for standing in ranked if not standing.group.is_foreign})
+    seeds = sorted({standing.score.runs for standing in ranked if not standing.group.is_published})
     if seeds == [1]:
         facts.append("one seed each" if len(ranked) > 1 else "one seed")
     elif seeds:

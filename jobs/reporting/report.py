@@ -180,7 +180,7 @@ def _column(name: str, role: str, label: str | None) -> str:
 def _seeds(group: SeedGroup) -> str:
     done = len(group.complete)
     all_ = len(group.outcomes)
-    if group.is_foreign:
+    if group.is_published:
         return "-"
     if done == all_:
         return str(all_)

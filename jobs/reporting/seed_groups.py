@@ -75,7 +75,7 @@ class SeedGroup:
         return " > ".join(str(fields["mask"]) for fields in stages if "mask" in fields) or "-"
 
     @property
-    def is_foreign(self) -> bool:
+    def is_published(self) -> bool:
         """Whether it is a model of open_clip that was not trained here: it has no seed, cost or course."""
         return "model.open_clip" in self.outcomes[0].settings
 
@@ -276,9 +276,12 @@ def set_label(groups: Sequence[SeedGroup], name: str) -> str | None:
 
 def seeds_caution(groups: Sequence[SeedGroup]) -> str:
     """A caution about complete designs with a single seed, else empty."""
-    named = zip(labels(groups), groups, strict=True)
-    own = {label: len(group.complete) for label, group in named if group.complete and not group.is_foreign}
-    single = [label for label, runs in own.items() if runs == 1]
+    own = {
+        label: group.complete
+        for label, group in zip(labels(groups), groups, strict=True)
+        if group.complete and not group.is_published
+    }
+    single = {label: runs[0] for label, runs in own.items() if len(runs) == 1}
     if not single:
         return ""
     if len(groups) == 1:
@@ -287,8 +290,11 @@ def seeds_caution(groups: Sequence[SeedGroup]) -> str:
         what = "One seed of each cannot rank runs: an"
     else:
         what = f"One seed of {', '.join(single)} cannot rank runs: an"
-    first = next(group for group in groups if not group.is_foreign and group.complete)
-    how = resubmit.with_seeds(first.outcomes[0].run, (0, 1, 2)) or "submit the sweep again with --seeds 0 1 2"
+    designs = [resubmit.design_of(outcome.run, outcome.settings.get("seed", 0)) for outcome in single.values()]
+    first = next(iter(single.values()))
+    how = resubmit.with_seeds(first.run, (0, 1, 2), list(dict.fromkeys(designs)))
+    if how is None:
+        how = "submit the sweep again with --seeds 0 1 2"
     return (
         f"{what} interval covers the luck of the test pictures, not that of the training run. For several seeds: {how}"
     )

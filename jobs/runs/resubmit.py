@@ -2,17 +2,20 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.files.ownership import untrusted
+from flip.runs.errors import FlipError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.rundir import RunDir
 from jobs.common import cli
 from jobs.common.job import record_of
 from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
+from jobs.sweeps import sweep_file
+from jobs.sweeps.sweep_file import seed_tail
 
 _COMMAND = re.compile(
     r"jobs/submit\.py\n--sweep\n[^-\n].*"
@@ -105,15 +108,43 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 
 
-def with_seeds(run: RunDir, seeds: Sequence[int]) -> str | None:
-    """The command that submits the sweep of a run with these seeds; None if its sweep file is unknown."""
+def with_seeds(run: RunDir, seeds: Sequence[int], designs: Collection[str] = ()) -> str | None:
+    """The command that submits the sweep of a run with these seeds; None if its sweep file is unknown.
+
+    ``designs``: names of runs without their seeds. The command has --only unless they are all that the sweep has, or
+    none are given.
+    """
     stored = _stored_command(record_of(run))
     argv = stored.argv
     if not argv or untrusted(run.path / "job.json"):
         return None
     selecting = [argv.index(option) for option in ("--root", "--seeds", "--only", "--changed") if option in argv]
     argv = argv[: min(selecting, default=len(argv))]
-    return _line(run, argv, stored.folder, ["--seeds", *map(str, seeds)])
+    options = ["--seeds", *map(str, seeds)]
+    if designs and set(designs) != _designs(argv):
+        tails = [seed_tail(seed) for seed in seeds]
+        options += ["--only", *("-".join(filter(None, [design, tail])) for design in designs for tail in tails)]
+    return _line(run, argv, stored.folder, options)
+
+
+def design_of(run: RunDir, seed: int) -> str:
+    """The name of a run in its sweep file, without its seed."""
+    name = name_in_sweep(run, record_of(run))
+    tail = seed_tail(seed)
+    if tail:
+        return name.removesuffix(f"-{tail}")
+    return name
+
+
+def _designs(argv: Sequence[str]) -> set[str]:
+    """The names without seeds of all runs of a sweep file; empty if it cannot be read."""
+    path = REPOSITORY / argv[argv.index("--sweep") + 1]
+    if not path.is_file() or untrusted(path):
+        return set()
+    try:
+        return {run.arm for run in sweep_file.load(path).runs}
+    except FlipError:
+        return set()
 
 
 def _line(run: RunDir, argv: Sequence[str], folder: str, options: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.datasets.prompts import read_prompts
 from flip.evaluation.encoding.open_clip_folder import claim, conversion, is_pickle
-from flip.evaluation.metrics.result_files import precision
+from flip.evaluation.metrics.result_files import is_of_published_model, precision
 from flip.evaluation.metrics.score import score_of
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.files import deletion
@@ -116,7 +116,7 @@ class EvaluateCommand:
         for word in (*self.args.target, folder_of_model):
             _refuse_pickle(word)
         if self.args.model:
-            subjects = [self._foreign()]
+            subjects = [self._published_model()]
         else:
             subjects = select.select_many(self.args.target, known)
         programs = [path for _, path in executed_files(self.profile)]
@@ -329,7 +329,7 @@ class EvaluateCommand:
             raise ConfigError("a model is given as open_clip:FOLDER", "--model", self.args.model)
         return KIND + str(Path(folder).expanduser().absolute())
 
-    def _foreign(self) -> RunDir:
+    def _published_model(self) -> RunDir:
         """The run directory for the model, which the job creates (``open_clip_folder.register``) with its scores.
 
         Raises ConfigError or DataError if the folder is no model, or if another run has that directory.
@@ -473,9 +473,12 @@ def row(result: dict[str, Any]) -> dict[str, str]:
         interval = f" ({percent(low)}-{percent(high)})"
     return {
         **({"run": result["run"]} if "run" in result else {}),
-        "stage": str(result.get("stage", "-")),
+        "stage": stage,
         "S": _integer(result.get("samples")),
         "set": str(result["name"]),
+    stage = str(result.get("stage", "-"))
+    if is_of_published_model(result):
+        stage = "published model"
         "n": _integer(result.get("n")),
         "metric": score.label,
         "score": f"{percent(score.value)}{interval}",

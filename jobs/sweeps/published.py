@@ -51,9 +51,8 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
     base = _recipe(paper["recipe"])
     result = {}
     for name, row in tables[table]["rows"].items():
-        foreign = row.get("foreign", False)  # another's model has no settings
         needs = {}
-        if not foreign:
+        if not row.get("other_model"):  # it has no settings
             needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
         if "model.size" in needs:
             needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model")
@@ -64,7 +63,7 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
             if value != "any" and not any(key.startswith(f"{prefix}.") for prefix in absent)
         }
         defaults = {key: tables[table].get(key, paper[key]) for key in ("within", "images", "near")}
-        row = {key: value for key, value in row.items() if key != "foreign"}
+        row = {key: value for key, value in row.items() if key != "other_model"}
         row = {**defaults, **row, "needs": needs}
         result[f"{table}, {name}"] = {"row": f"{table}, {name}", "title": tables[table]["title"], **row}
     return result

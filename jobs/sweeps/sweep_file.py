@@ -177,9 +177,7 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
             raise ConfigError(what, "--seeds", repeated, remedy)
         raise place.error(what, repeated, remedy)
     layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
-    # The default seed adds nothing to a name, so that seeds can be added to existing runs.
-    tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
-    points = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
+    points = [Point(seed_tail(seed), (layer,)) for seed, layer in zip(chosen, layers, strict=True)]
     return expansion.distinct(points, place) or [Point()]
 
 
@@ -354,6 +352,16 @@ def load(
     title = table.get("title", "")
     notes = table.get("notes", "")
     return Sweep(name, title, notes, cluster, runs, names, published, rows, folder)
+
+
+def seed_tail(seed: int) -> str:
+    """The last part of the name of a run with this seed.
+
+    The default seed adds nothing to a name, so that seeds can be added to existing runs.
+    """
+    if seed == Config.seed:
+        return ""
+    return f"s{seed}"
 
 
 def find(typed: str) -> Path:

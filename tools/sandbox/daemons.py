@@ -69,8 +69,8 @@ def search_path() -> str:
 
 def environment(site: SandboxConfig) -> dict[str, str]:
     """Environment of this process without variables of a job or of another Slurm."""
-    foreign = ("SLURM", "SBATCH", "SRUN", "SALLOC")
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    of_slurm = ("SLURM", "SBATCH", "SRUN", "SALLOC")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(of_slurm)}
     return {**variables, "PATH": search_path(), "SLURM_CONF": str(site.conf)}
 
 

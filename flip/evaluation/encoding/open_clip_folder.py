@@ -11,6 +11,7 @@ from flip.checkpoint import export_record
 from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.yaml_io import dump_yaml, read_yaml
+from flip.evaluation.metrics.result_files import PUBLISHED
 from flip.files.creation import read_regular, run_folder
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
@@ -134,7 +135,7 @@ def register(subject: RunDir, folder: str) -> None:
     if subject.result.exists():
         return
     settings = _settings(folder)
-    about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
+    about = {"run": subject.name, "stage": PUBLISHED, "samples": 0, "evaluations": [], "attempts": 0}
     write_json(subject.identity, {"hash": identity.digest(settings), "schema": SCHEMA, "code": "", "config": settings})
     create_json(subject.result, about)
 

@@ -22,6 +22,8 @@ COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-prob
 
 UNKNOWN_PRECISION = "as trained"
 """Precision of results without the field, whose scores were computed in ``compute.precision``."""
+PUBLISHED = "foreign"
+"""The stage in records of a published model, which has none."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,17 @@ def _is_better(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 def precision(result: Mapping[str, Any]) -> str:
     """fp32 or bf16; for results of older versions UNKNOWN_PRECISION or ``unknown``."""
-    return str(result.get("precision") or ("unknown" if result.get("stage") == "foreign" else UNKNOWN_PRECISION))
+    recorded = result.get("precision")
+    if recorded:
+        return str(recorded)
+    if is_of_published_model(result):
+        return "unknown"
+    return UNKNOWN_PRECISION
+
+
+def is_of_published_model(result: Mapping[str, Any]) -> bool:
+    """Whether it is the score of a published model, which has no stages."""
+    return bool(result.get("stage") == PUBLISHED)
 
 
 def curve(name: str, task: str) -> str:

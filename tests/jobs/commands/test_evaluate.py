@@ -159,6 +159,13 @@ def test_evaluate_adds_foreign_model_to_report(place, capsys):
     assert "is the directory of another run or model" in capsys.readouterr().err
 
 
+def test_table_names_published_model_in_place_of_a_stage():
+    """It had the stage `foreign`, which stays in records and in --json."""
+    result = {"name": "mnist", "stage": "foreign", "samples": 0, "n": 10, "top1": 0.5, "task": "zeroshot"}
+    assert evaluation.row(result)["stage"] == "published model"
+    assert evaluation.row({**result, "stage": "pretrain"})["stage"] == "pretrain"
+
+
 def damage(folder, into):
     """Copy the model and add an export.json whose checksum does not match the weights."""
     shutil.copytree(folder, into)

@@ -127,6 +127,21 @@ def test_command_for_more_seeds_submits_whole_sweep(desk, monkeypatch):
     assert resubmit.with_seeds(run, (0, 1)) is None
 
 
+def test_command_for_more_seeds_names_runs_unless_it_is_for_all_of_the_sweep(desk, monkeypatch):
+    """After `submit --only half` the hint of the report started runs that nobody had asked for."""
+    text = (desk.folder / "mine.yaml").read_text()
+    (desk.folder / "mine.yaml").write_text(text.replace("half: }", "half: , whole: {data.block: 2}}"))
+    assert desk("mine.yaml", "--only", "half-s1", "--seeds", "1") == ["half-s1"]
+    run = RunDir(desk.folder / "runs" / "other" / "half-s1")
+    assert resubmit.design_of(run, 1) == "half"
+    monkeypatch.chdir(desk.folder / "away")
+    some = resubmit.with_seeds(run, (0, 1), ["half"])
+    assert desk(*shlex.split(some)[3:]) == ["half", "half-s1"]
+    assert "--only" not in resubmit.with_seeds(run, (0, 1), ["whole", "half"])
+    (desk.folder / "mine.yaml").unlink()
+    assert resubmit.with_seeds(run, (0, 1), ["half", "whole"]).endswith("--only half half-s1 whole whole-s1")
+
+
 def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
     assert desk("--sweep", "mine.yaml") == ["half"]
     desk.write("0.25")
