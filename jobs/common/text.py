@@ -98,6 +98,14 @@ def hours_text(number: float | None) -> str:
     return _three_digits(number)
 
 
+def counted(number: float, noun: str) -> str:
+    """A whole number of things: "1 minute", "78 minutes", "2,040 runs"; ``noun``: in the singular."""
+    rounded = f"{number:,.0f}"
+    if rounded == "1":
+        return f"1 {noun}"
+    return f"{rounded} {noun}s"
+
+
 def shortened(names: Sequence[str], most: int, separator: str = ", ") -> str:
     """The first ``most`` names, and the number of the others: "a, b and 3 more"."""
     text = separator.join(names[:most])

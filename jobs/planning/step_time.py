@@ -15,6 +15,7 @@ from flip.traffic import exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import Images
+from jobs.common.text import hours_text, size
 from jobs.planning import assumptions, throughput
 from jobs.planning.assumptions import MARGIN, RECODED_SHORT, USUAL_WORKERS
 from jobs.planning.memory_fit import fit_reshard, fits_gpu
@@ -153,17 +154,17 @@ def recoding_advice(config: Config, profile: ClusterProfile) -> str:
     if saved < WORTH * hours:
         return ""
     manifests = [each.manifest for each in config.data.sets] or [config.data.manifest]
-    size = 0.0
+    total = 0.0
     less = 0.0
     for facts, old, new in zip(dataset_facts(config), before, after, strict=True):
-        size += facts.dataset_size * facts.mean_bytes
+        total += facts.dataset_size * facts.mean_bytes
         less += facts.dataset_size * facts.mean_bytes * (1 - throughput.byte_share(old, new))
     manifest = next(name for name, old, new in zip(manifests, before, after, strict=True) if old != new)
     source = manifest or "MANIFEST"
     recode = command("shards", "recode", source, "--short", RECODED_SHORT, "--out", "NEW_FOLDER")
     return (
-        f"Smaller images with restart markers would save about {saved:,.0f} of {hours:,.0f} GPU-hours and"
-        f" {less / 1e12:.2g} of {size / 1e12:.2g} TB: {recode}"
+        f"Smaller images with restart markers would save about {hours_text(saved)} of {hours_text(hours)} GPU-hours and"
+        f" {size(less)} of {size(total)}: {recode}"
     )
 
 

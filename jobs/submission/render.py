@@ -16,7 +16,7 @@ from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
-from jobs.common.text import count, duration, formatted, plain, size
+from jobs.common.text import count, duration, formatted, hours_text, plain, size
 from jobs.planning.cost import Cost, assumption, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
@@ -212,7 +212,9 @@ def _time(hours: float | None, attempts: int | None) -> dict[str, Any]:
 
 def _costs(cost: Cost) -> dict[str, Any]:
     cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
-    cells["GPU-hours"] = formatted(cost.gpu_hours, ",.0f")
+    cells["GPU-hours"] = None
+    if cost.gpu_hours is not None:
+        cells["GPU-hours"] = hours_text(cost.gpu_hours)
     if cost.price is not None:
         cells["price"] = formatted(cost.price, ",.0f")
     return cells

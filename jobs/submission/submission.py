@@ -38,6 +38,7 @@ from jobs.common.cluster_profile import (
 from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import show
+from jobs.common.text import counted
 from jobs.planning import callback_files, preflight, step_time
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate, total
@@ -405,11 +406,13 @@ class Submission:
             stopped = ""
             if active:
                 stopped = f" ({', '.join(active)}: cancelled first)"
-            asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
+            asked.append(f"moves {counted(len(plan.pruned), 'run')} to the trash: {', '.join(plan.pruned)}{stopped}")
         moved = [f"{action.name} ({action.existing})" for action in plan.starting if action.moves]
         if moved:
             them = "it" if len(moved) == 1 else "them"
-            asked.append(f"moves {_runs(len(moved))} to the trash and starts {them} from zero: {', '.join(moved)}")
+            asked.append(
+                f"moves {counted(len(moved), 'run')} to the trash and starts {them} from zero: {', '.join(moved)}"
+            )
         unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
         known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
         cost = total(action.wanted.estimate.cost for action in known)
@@ -417,9 +420,9 @@ class Submission:
             price = ""
             if cost.price is not None:
                 price = f", a price of {cost.price:,.0f}"
-            asked.append(f"starts {_runs(len(known))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+            asked.append(f"starts {counted(len(known), 'run')} of {cost.gpu_hours:,.0f} GPU-hours{price}")
         if unknown:
-            asked.append(f"starts {_runs(len(unknown))} of unknown GPU-hours ({', '.join(unknown)})")
+            asked.append(f"starts {counted(len(unknown), 'run')} of unknown GPU-hours ({', '.join(unknown)})")
         if asked:
             return f"This {' and '.join(asked)}."
         return ""
@@ -508,9 +511,3 @@ def _without_callbacks(plan: Plan) -> list[str]:
 def _starts_new(plan: Plan) -> bool:
     """Whether a run starts that has no directory yet, or whose directory goes to the trash."""
     return any(action.kind == "new" or action.moves for action in plan.starting)
-
-
-def _runs(number: int) -> str:
-    if number == 1:
-        return "1 run"
-    return f"{number} runs"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.common.text import percent
+from jobs.common.text import counted, percent
 from jobs.reporting.charts import Level, Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.outcomes import csv_text
@@ -61,8 +61,8 @@ Trials do not load them; a compared run scores them once, when it is complete. T
 Evaluation view. {views} (docs/recipe.md): scores of an export in open_clip, which resizes before it crops, can differ
 for pictures that are not square.
 
-Spent: {spent:,.0f} s of training in {count} complete runs, as measured while they ran, on a machine that may have been
-shared. By the calibration, the complete plan takes {planned:,.0f} core-seconds, which is {minutes:.0f} minutes on two
+Spent: {spent:,.0f} s of training in {runs}, as measured while they ran, on a machine that may have been
+shared. By the calibration, the complete plan takes {planned:,.0f} core-seconds, which is {minutes} on two
 idle cores, plus some minutes for start-up and evaluation."""
 
 TRIALS = """\
@@ -356,8 +356,8 @@ def method(study: ArmDesign, results: Results) -> list[Block]:
         **results.calibration["machine"], time=results.calibration["time"], seconds=study.seconds, rates=rates,
         tuning=tuning, seeds=", ".join(map(str, study.seeds)), tests=" and ".join(study.tests),
         views=f"evaluate.preprocess: {', '.join(sorted(views))}",
-        spent=sum(each["seconds"] for each in every), count=len(every), name=study.name,
-        planned=study.core_seconds(), minutes=study.core_seconds() / 120,
+        spent=sum(each["seconds"] for each in every), runs=counted(len(every), "complete run"), name=study.name,
+        planned=study.core_seconds(), minutes=counted(study.core_seconds() / 120, "minute"),
     )  # fmt: skip
     blocks = [heading("Method"), *paragraphs(text)]
     cells = rates_table(results, ("arm",), [((arm,), arm) for arm in study.arms if results.trials[arm]])

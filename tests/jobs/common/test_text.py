@@ -16,6 +16,12 @@ def test_size_uses_next_unit_instead_of_exponent(number, words):
     assert text.size(number) == words
 
 
+def test_counted_has_singular_of_what_is_rounded_to_one():
+    """The page of a study said `1 minutes`."""
+    words = [text.counted(number, "minute") for number in (0.2, 0.6, 1, 78.3, 2040)]
+    assert words == ["0 minutes", "1 minute", "1 minute", "78 minutes", "2,040 minutes"]
+
+
 @pytest.mark.parametrize(
     "hours, words",
     [(None, "-"), (0.0123, "0.0123"), (12.34, "12.3"), (999.4, "999"), (999.7, "1,000"), (1790, "1,790")],

@@ -9,6 +9,7 @@ from flip.config.yaml_io import dump_yaml
 from jobs.common import core_speeds
 from jobs.common.cluster_profile import load_profile
 from jobs.common.core_speeds import SpeedRow
+from jobs.common.text import hours_text
 from jobs.planning import cost, step_time, throughput
 from tests.jobs.planning.test_memory_fit import planned
 from tests.synthetic import make_dataset
@@ -86,7 +87,10 @@ def test_warning_names_the_command_and_what_it_saves(kernel):
         hours.append(seconds * 8 / 3600)
     warning = step_time.input_warning(config, slow)
     assert hours[1] < 0.7 * hours[0]
-    assert f"would save about {hours[0] - hours[1]:,.0f} of {hours[0]:,.0f} GPU-hours and 11 of 16 TB" in warning
+    saved = f"{hours_text(hours[0] - hours[1])} of {hours_text(hours[0])} GPU-hours"
+    assert f"would save about {saved} and 11.2 TB of 16 TB: " in warning
     assert "shards recode /no/cache/laion400m --short 256 --out NEW_FOLDER" in warning
     assert "recode" not in step_time.input_warning(config, replace(slow, core_samples=100.0))
     assert not step_time.input_warning(config, replace(slow, core_samples=10.0**5))
+    config.stages[0].samples //= 10**5
+    assert " 0 of 0" not in step_time.input_warning(config, slow), "of a short run"
