@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.cli import Parser, add_root_option, confirm, note, run_command
+from jobs.common.cli import Parser, add_root_option, command, confirm, note, run_command
 
 if TYPE_CHECKING:
     from jobs.submission.cleanup import Folder, Listing
@@ -59,14 +61,14 @@ def clean(args: argparse.Namespace) -> int:
     if not args.json:
         _show(listing)
     if args.dry_run or not listing.folders:
-        _print_json(args, listing, deleted)
+        _print_json(args, listing, deleted, [_deleting(args, kinds)] if listing.folders else [])
         return 0
     folders = _folders(listing)
     if not args.yes and not confirm(f"Delete {folders}, {size(listing.bytes)}, for good?"):
         return 0
     errors = cleanup.delete(listing.folders, args.older, deleted.append)
     note(f"deleted: {len(deleted)} of {folders}, {size(sum(folder.bytes for folder in deleted))}")
-    _print_json(args, listing, deleted)
+    _print_json(args, listing, deleted, [])
     for error in errors[:-1]:
         print(str(error), file=sys.stderr)
     if errors:
@@ -98,7 +100,15 @@ def _folders(listing: Listing) -> str:
     return f"{number} folders"
 
 
-def _print_json(args: argparse.Namespace, listing: Listing, deleted: list[Folder]) -> None:
+def _deleting(args: argparse.Namespace, kinds: Sequence[str]) -> str:
+    """The command that deletes what a dry run has listed."""
+    words = [*args.target, *(f"--{kind}" for kind in kinds), f"--older={args.older:g}"]
+    if args.root:
+        words.append(f"--root={Path(args.root).absolute()}")
+    return command("clean", *words, "--yes")
+
+
+def _print_json(args: argparse.Namespace, listing: Listing, deleted: list[Folder], following: list[str]) -> None:
     import json
 
     if not args.json:
@@ -117,5 +127,6 @@ def _print_json(args: argparse.Namespace, listing: Listing, deleted: list[Folder
         ],
         "bytes": listing.bytes,
         "left_alone": {str(path): reason for path, reason in listing.spared.items()},
+        "next": following,
     }
     print(json.dumps(document, indent=1))

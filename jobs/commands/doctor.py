@@ -116,9 +116,16 @@ def examine(args: argparse.Namespace) -> int:
     cluster = site.config.get("ClusterName", "")
     if args.json:
         rows = [result._asdict() for result in results]
-        report = {"cluster": cluster, "partition": site.partition["PartitionName"], "promises": rows, "written": None}
+        written = None
         if target:
-            report["written"] = str(target)
+            written = str(target)
+        report = {
+            "cluster": cluster,
+            "partition": site.partition["PartitionName"],
+            "promises": rows,
+            "written": written,
+            "next": [next_command(args, target)],
+        }
         print(json.dumps(report, indent=1))
     else:
         print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
@@ -127,6 +134,21 @@ def examine(args: argparse.Namespace) -> int:
     if any(result.verdict == FAIL for result in results):
         return CONFIG
     return COMPLETE
+
+
+def next_command(args: argparse.Namespace, target: Path | None) -> str:
+    """The command that writes a profile; with a profile, a dry run on it."""
+    from jobs.common.cli import command
+
+    if target:
+        return command("submit", "quickstart", "--cluster", target.absolute(), "--dry-run")
+    if args.cluster:
+        profile = args.cluster
+        if profile.endswith((".yaml", ".yml")):
+            profile = Path(profile).expanduser().absolute()
+        return command("submit", "quickstart", "--cluster", profile, "--dry-run")
+    options = [f"--{name}={getattr(args, name)}" for name in ("partition", "account", "qos") if getattr(args, name)]
+    return command("doctor", *options, "--write", "NAME")
 
 
 def gpu_software_row(profile: ClusterProfile) -> CheckResult:

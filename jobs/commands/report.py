@@ -7,7 +7,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.common.cli import Parser, add_run_arguments, run_command
 
@@ -72,7 +72,7 @@ def report(args: argparse.Namespace) -> int:
         _check_folder(name)
     results = outcomes(select.chosen(args))
     if args.json:
-        print(json.dumps(rows(results), indent=1))
+        print(json.dumps(_with_next_commands(results), indent=1))
     if args.csv:
         _save(args.csv, csv_text(rows(results)))
     if args.json or args.csv == "-":
@@ -91,6 +91,18 @@ def report(args: argparse.Namespace) -> int:
     _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
     return 0
+
+
+def _with_next_commands(results: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The rows of the runs for --json."""
+    from flip.runs.job_kind import is_evaluation
+    from jobs.common import next_commands
+    from jobs.reporting.outcomes import rows
+
+    document = rows(results)
+    for outcome, row in zip(results, document, strict=True):
+        row["next"] = next_commands.of_run(outcome.run.path, outcome.state, trains=not is_evaluation(outcome.run))
+    return document
 
 
 def _own_folder(folder: Path) -> Path:

@@ -43,6 +43,9 @@ def mapping(node: Node) -> Node:
     return {"type": "object", "additionalProperties": node}
 
 
+NEXT = rows(TEXT)
+"""Key ``next``: command lines (``jobs.common.next_commands``)."""
+
 _COST = record({
     "samples": field(INTEGER, "samples of training"),
     "steps": field(INTEGER, "optimiser steps"),
@@ -109,7 +112,8 @@ _PLAN = record({
         "runs": field(rows(TEXT), "runs that it concerns; empty: all"),
     })), "the checks that passed"),
     "outcome": field(_OUTCOME, "what was done; empty lists in a dry run"),
-}, optional=("outcome",))  # fmt: skip
+    "next": field(NEXT, "commands that usually follow; empty if it was refused"),
+}, optional=("outcome", "next"))  # fmt: skip
 _STATUS = record({
     "sweep": field(TEXT, "name of the sweep"),
     "run": field(TEXT, "name of the run"),
@@ -133,6 +137,7 @@ _STATUS = record({
     "wall_seconds": field(NUMBER, "seconds of all attempts", null=True),
     "gpu_hours": field(NUMBER, "GPU-hours of all attempts", null=True),
     "progress_time": field(NUMBER, "Unix time of the newest progress", null=True),
+    "next": field(NEXT, "commands about it that usually follow"),
 })  # fmt: skip
 _GOODPUT = record({
     "name": field(TEXT, "the run, or the sum of a sweep"),
@@ -170,6 +175,7 @@ _NEXT = record({
     "command": field(TEXT, "a command to type", null=True),
     "not_before": field(VALUE, "when a waiting run starts at the earliest"),
     "estimate": field(VALUE, "when Slurm expects to start it"),
+    "commands": field(NEXT, "that command, and others that usually follow"),
 })  # fmt: skip
 _EXPLAIN = record({
     "sweep": field(TEXT, "name of the sweep"),
@@ -205,7 +211,8 @@ _REPORT = record({
     "flops": field(NUMBER, "floating-point operations of training", null=True),
     "loss": field(NUMBER, "last loss", null=True),
     "accuracy": field(NUMBER, "last accuracy within the batch", null=True),
-})  # fmt: skip
+    "next": field(NEXT, "commands about it that usually follow; not of flip.read_runs"),
+}, optional=("next",))  # fmt: skip
 _REPORT["patternProperties"] = {
     r"^(test|validation)\..+\.(top1|low|high|score)$": field(NUMBER, "score and 95 % interval, 0 to 1", null=True),
     r"^(test|validation)\..+\.n$": field(INTEGER, "images of the set", null=True),
@@ -223,6 +230,39 @@ _CLEAN = record({
     })), "folders that no run needs"),
     "bytes": field(INTEGER, "their size"),
     "left_alone": field(mapping(TEXT), "folder -> why it stays"),
+    "next": field(NEXT, "the command that deletes the listed folders; empty after it"),
+})  # fmt: skip
+_SCORE = record({
+    "run": field(TEXT, "the run; if several were named"),
+    "name": field(TEXT, "name of the evaluation set, with a suffix for the direction or kind of task"),
+    "task": field(TEXT, "zeroshot, retrieval, probe or association"),
+    "stage": field(TEXT, "stage of the checkpoint; of a published model `foreign`"),
+    "samples": field(INTEGER, "samples seen at the checkpoint"),
+    "n": field(INTEGER, "images that were scored"),
+    "top1": field(NUMBER, "accuracy, 0 to 1"),
+    "precision": field(TEXT, "arithmetic of the encoders"),
+    "next": field(NEXT, "the report of its sweep"),
+}, optional=("run", "n", "top1"))  # fmt: skip
+_EVALUATION_JOB = record({
+    "run": field(TEXT, "the run that is scored"),
+    "job": field(TEXT, "folder of the job, which `status`, `logs` and `cancel` accept"),
+    "next": field(NEXT, "commands about the job"),
+})  # fmt: skip
+_NEW = record({
+    "file": field(TEXT, "the sweep file that was written"),
+    "next": field(NEXT, "a dry run, and the submission"),
+})  # fmt: skip
+_DOCTOR = record({
+    "cluster": field(TEXT, "name of the Slurm cluster"),
+    "partition": field(TEXT, "the partition that was checked"),
+    "promises": field(rows(record({
+        "promise": field(TEXT, "what should hold"),
+        "verdict": field(TEXT, "whether it holds"),
+        "read": field(TEXT, "what the site says"),
+        "then": field(TEXT, "what follows if it does not hold"),
+    })), "a row per guarantee"),
+    "written": field(TEXT, "path of the profile that was written", null=True),
+    "next": field(NEXT, "the command that writes a profile, or a dry run on it"),
 })  # fmt: skip
 _ERROR = record({
     "error": record({
@@ -241,6 +281,10 @@ DOCUMENTS: dict[str, tuple[str, Node]] = {
     "goodput": ("flip status --goodput --json", rows(_GOODPUT)),
     "explain": ("flip explain RUN --json; a list of several runs", _EXPLAIN),
     "report": ("flip report --json, and flip.read_runs", rows(_REPORT)),
+    "evaluate": ("flip evaluate RUN --json", rows(_SCORE)),
+    "detached": ("flip evaluate RUN --detach --json", rows(_EVALUATION_JOB)),
+    "new": ("flip new NAME --json", _NEW),
+    "doctor": ("flip doctor --json, without --measure", _DOCTOR),
     "logs": ("flip logs RUN --json: paths", rows(TEXT)),
     "cancel": ("flip cancel RUN --yes --json: names of the runs that were asked to stop", rows(TEXT)),
     "clean": ("flip clean --json", _CLEAN),

@@ -12,12 +12,13 @@ from flip.environment import changes_in
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
 from flip.runs.errors import FlipError
-from flip.runs.job_kind import EVALUATE, job_kind, sweep_folder
+from flip.runs.job_kind import EVALUATE, is_evaluation, job_kind, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.records import is_observed
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
+from jobs.common import next_commands
 from jobs.common.cli import command
 from jobs.common.job import read_lenient, record_of
 from jobs.reporting import goodput
@@ -235,11 +236,15 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
         more, typed = resubmit.command(run, retry=state.state != "stopped")
         step += f"; {more}"
     estimate = state.starts or None
+    of_state = next_commands.of_run(run.path, state.state, trains=not is_evaluation(run))
+    own = command("explain", run.path.absolute())
+    more_commands = [line for line in of_state if line not in (own, typed)]
     return {
         "what": step,
         "command": typed,
         "not_before": until,
         "estimate": estimate,
+        "commands": [*filter(None, [typed]), *more_commands],
     }
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs import attempts
+from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
 from flip.runs.records import is_observed
 from flip.runs.rundir import RunDir, read_record
+from jobs.common import next_commands
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
@@ -94,6 +96,7 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         **{"wall_seconds": seconds, "gpu_hours": gpu_hours},
         "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
+        "next": next_commands.of_run(run.path, state.state, trains=not is_evaluation(run, job)),
     }
 
 

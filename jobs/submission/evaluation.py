@@ -40,7 +40,7 @@ from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, load_record
-from jobs.common import trust
+from jobs.common import next_commands, trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
     executed_files,
@@ -130,11 +130,18 @@ class EvaluateCommand:
             for folder in dict.fromkeys(folders):
                 locks.enter_context(lock(folder, shared=True))
             self._submit([self._plan(subject) for subject in subjects])
-        rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
+        rows: list[dict[str, Any]] = [
+            {"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()
+        ]
         if not self.args.detach:
             note("\n".join("{run}: the job is {job}".format(**row) for row in rows))
             return self._wait()
-        show(Page(Verbatim(json.dumps(rows, indent=1)) if self.args.json else TextTable(rows)))
+        if not self.args.json:
+            show(Page(TextTable(rows)))
+            return COMPLETE
+        for row, job in zip(rows, self.jobs.values(), strict=True):
+            row["next"] = [command("status", job.path), *next_commands.of_run(job.path, "queued", trains=False)]
+        print(json.dumps(rows, indent=1))
         return COMPLETE
 
     def _plan(self, subject: RunDir) -> PlannedEvaluation:
@@ -429,7 +436,8 @@ class EvaluateCommand:
                 named = {}
                 if len(jobs) > 1:
                     named = {"run": _name(subject)}
-                results += [{**named, **result} for result in load_record(job.result).get("evaluations", [])]
+                scores = load_record(job.result).get("evaluations", [])
+                results += [{**named, **score, "next": [command("report", subject.path.parent)]} for score in scores]
                 continue
             detail = f"{state.state}: {state.detail} ({command('logs', job.path)})"
             print(plain(detail), file=sys.stderr)
@@ -468,6 +476,9 @@ def row(result: dict[str, Any]) -> dict[str, str]:
     """One result as cells of the table."""
     score = score_of(result)
     low, high = score.interval or (None, None)
+    stage = str(result.get("stage", "-"))
+    if is_of_published_model(result):
+        stage = "published model"
     interval = ""
     if low is not None:
         interval = f" ({percent(low)}-{percent(high)})"
@@ -476,9 +487,6 @@ def row(result: dict[str, Any]) -> dict[str, str]:
         "stage": stage,
         "S": _integer(result.get("samples")),
         "set": str(result["name"]),
-    stage = str(result.get("stage", "-"))
-    if is_of_published_model(result):
-        stage = "published model"
         "n": _integer(result.get("n")),
         "metric": score.label,
         "score": f"{percent(score.value)}{interval}",

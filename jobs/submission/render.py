@@ -12,7 +12,6 @@ from flip.config.derived import missing_in_transformers, model_label
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS, Config
-from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
@@ -464,15 +463,3 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
         place = path
     back = shlex.join(["mv", str(target), str(place)])
     return plain(f"moved to the trash: {path.name}; restore it with: {back}")
-
-
-def next_commands(plan: Plan) -> str:
-    """The next commands to type."""
-    folder = plan.folder.absolute()
-    lines = [
-        f"  {command('status', folder)}",
-        *(f"  {command('logs', folder / action.name, '-f')}" for action in plan.actions[:1]),
-        f"  {command('report', folder)}",
-        f"  {command('tensorboard', folder)}",
-    ]
-    return "\n".join(["next:", *lines])

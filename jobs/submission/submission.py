@@ -25,7 +25,7 @@ from flip.files.ownership import Exposure
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.rundir import RunDir, load_record
-from jobs.common import trust
+from jobs.common import next_commands, trust
 from jobs.common.cli import can_ask, confirm, note
 from jobs.common.cluster_profile import (
     ClusterProfile,
@@ -163,23 +163,26 @@ class Submission:
                 self._check_trust(plan)
             question = self._question(plan)
             shown = self._show(plan, question)
+            following: list[str] = []
             try:
                 plan.refuse_changed()
                 plan.refuse_prune(self.options.prune_most)
                 plan.refuse_pinned()
+                following = self._next_commands(plan, question)
                 if not dry:
                     self._trust(plan)
                     self._confirm(question)
                     self._commit(plan)
+                    following = _of_submitted(plan)
             finally:
                 if self.options.json:
-                    print(json.dumps({**shown, "outcome": self.outcome}, indent=1))
+                    print(json.dumps({**shown, "outcome": self.outcome, "next": following}, indent=1))
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
             return STORAGE, None
         if self.options.watch and not dry:
             return COMPLETE, [self.folder / action.name for action in plan.actions]
-        if not dry:
-            note(render.next_commands(plan))
+        if following and not dry:
+            note("\n  ".join(["next:", *following]))
         return COMPLETE, None
 
     def resolve_runs(self) -> list[ResolvedRun]:
@@ -390,6 +393,21 @@ class Submission:
             show(render.summary(plan, self.sweep, self.profile, files))
         return render.as_dict(plan, self.sweep, self.profile, checks, asked, self.batches, files)
 
+    def _next_commands(self, plan: Plan, question: str) -> list[str]:
+        """Before anything is done: the submission itself, or if it would start nothing, what shows the runs."""
+        if not plan.starting and not plan.pruned:
+            return _of_submitted(plan)
+        options = self.options
+        words: list[str] = []
+        if options.only is not None:
+            words += ["--only", *options.only.split()]
+        if options.changed:
+            words += ["--changed", options.changed]
+        flags = {"--retry": options.retry, "--prune": options.prune, "--no-canary": options.no_canary}
+        flags |= {"--allow-prune-majority": options.prune_most, "--yes": bool(question)}
+        words += [flag for flag, is_given in flags.items() if is_given]
+        return [self._again.line(self.folder.parent, *words)]
+
     def _list_unknown(self, plan: Plan) -> None:
         """List runs of unknown state as not checked: a dry run does not guess what would start."""
         for action in plan.actions:
@@ -485,6 +503,13 @@ class Submission:
         file = resubmit.recorded_path(self.file)
         about |= {"file": file, "cluster": self.profile.name}
         return {**about, "runs": order, "paper": paper, "rows": self.sweep.rows}
+
+
+def _of_submitted(plan: Plan) -> list[str]:
+    names = [action.name for action in plan.actions if os.path.exists(plan.folder / action.name)]
+    if not names:
+        return []
+    return next_commands.of_sweep(plan.folder, names[0])
 
 
 def is_default(key: str, given: Collection[str]) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -15,17 +16,26 @@ from pathlib import Path
 
 import pytest
 
+from flip.config.merge import merge
+from flip.config.resolve import dataset_facts
+from flip.data.chunk_reader import ChunkReader
+from flip.data.manifest.manifest import Manifest
 from flip.monitoring.results import read_outcomes
+from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, write_json
 from jobs.__main__ import PACKAGES
 from jobs.commands import explain, new, report, status, submit
+from jobs.common.cluster_profile import load_profile
 from jobs.local import backend
+from jobs.planning import preflight, step_time
 from jobs.reporting.document import Text
 from jobs.reporting.report import findings
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from tests.harness.common import ROOT
 from tests.jobs.outcomes import make
+from tests.synthetic import make_dataset
+from tools.commands import shards
 from tools.documentation.commands import parser_of, subcommands
 
 SWEEP = """
@@ -76,6 +86,11 @@ def printed(request, tmp_path, data, monkeypatch, capsys):
         assert command.main(list(words)) == code, capsys.readouterr()
         shown = capsys.readouterr()
         texts.append(shown.out + shown.err)
+        if command is not new:
+            assert command.main([*words, "--json"]) == code
+            following = next_lines(json.loads(capsys.readouterr().out))
+            assert following, (command, words)
+            texts.append("\n".join(following))
 
     Path("profile.yaml").write_text("kind: local\n")
     words = ["--data", str(manifest), "--tokenizer", str(manifest / "tokenizer.json"), "--cluster", "profile.yaml"]
@@ -104,18 +119,31 @@ def printed(request, tmp_path, data, monkeypatch, capsys):
     return sorted(lines)
 
 
+def next_lines(document: object) -> list[str]:
+    """The values of keys ``next`` in a document, which are lists of command lines; ``commands`` in that of explain."""
+    if isinstance(document, list):
+        return [line for each in document for line in next_lines(each)]
+    if not isinstance(document, dict):
+        return []
+    own = document.get("next", [])
+    if isinstance(own, dict):
+        own = own["commands"]
+    return [*own, *(line for value in document.values() for line in next_lines(value))]
+
+
 @pytest.mark.long
 def test_printed_commands_work_in_empty_folder(printed, tmp_path):
     names = {shlex.split(line.rpartition("&& ")[2])[2] for line in printed}
-    assert names >= {"submit", "status", "logs", "report", "tensorboard", "explain"}, printed
+    expected = {"submit", "status", "logs", "report", "tensorboard", "explain", "evaluate", "export"}
+    assert names == expected, printed
     (tmp_path / "empty").mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "FLIP_RUNS"}
     for line in printed:
         folder, and_then, typed = line.partition(". ")[0].rpartition("&& ")
         words = shlex.split(typed)
         name = words[2]
-        if name == "tensorboard":  # a server
-            assert Path(words[3]).is_dir()
+        if name in ("tensorboard", "evaluate", "export"):  # a server; the others need a model
+            assert Path(words[3]).is_dir() and not _usage_error(words[2:])
             continue
         words = [word for word in words if word not in ("-f", "--watch")]
         if name == "submit" and "--dry-run" not in words:
@@ -125,6 +153,57 @@ def test_printed_commands_work_in_empty_folder(printed, tmp_path):
         done = subprocess.run(["bash", "-c", pasted], **where, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         assert name in ("submit", "explain", "report") or "trunk" in done.stdout or "a line" in done.stdout, line
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.long
+def test_commands_about_damaged_shards_repair_them(tmp_path, capsys, monkeypatch):
+    """Those that verify, reading, planning and recode print, executed one after the other from an empty folder."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = make_dataset(tmp_path / "the data", samples=32, shards=2, size=96, fmt="jpg", chunk=4)
+    original = Manifest.load(folder)
+    with open(original.keys[0], "r+b") as file:
+        file.seek(original.chunk_reads(1)[0][1] + 600)
+        file.write(b"rotten")
+    places = (f"the new {number}" for number in range(9))
+
+    def execute(text: str) -> tuple[str, Path]:
+        """Execute the last command line of a text, with a new folder; returns its output and that folder."""
+        line = re.findall(r"(?:\S*python\S* \S*jobs|flip) (shards [^\n]*NEW_FOLDER)", text)[-1]
+        new_folder = tmp_path / next(places)
+        words = [
+            sys.executable,
+            str(ROOT / "jobs"),
+            *shlex.split(line.replace("NEW_FOLDER", shlex.quote(str(new_folder)))),
+        ]
+        done = subprocess.run(words, cwd=tmp_path / "empty", capture_output=True, text=True)
+        assert done.returncode in (0, 65), (line, done.stdout, done.stderr)
+        return done.stdout, new_folder
+
+    assert shards.main(["verify", str(folder), "--workers", "1"]) == 65
+    _, without = execute(capsys.readouterr().out)
+    assert set(Manifest.load(without).exceptions) == {4, 5, 6, 7}
+    with pytest.raises(DataError) as error:
+        ChunkReader().read_chunk(original, 1)
+    _, excluding = execute(error.value.remedy)
+    assert set(Manifest.load(excluding).exceptions) == {4, 5, 6, 7}
+
+    data = {"manifest": str(excluding), "samples": 32, "chunk": 4, "block": 1, "lanes": 2}
+    config = merge([("test", {"data": data, "stages": [{"samples": 640, "batch": 8}]})])
+    with pytest.raises(DataError) as error:
+        preflight.refuse_blank_blocks(config, dataset_facts(config), None)
+    _, dropped = execute(error.value.remedy.replace(". Name it", "\nName it"))
+    assert Manifest.load(dropped).samples == 28
+
+    monkeypatch.setattr(
+        step_time, "_gpu_hours", lambda config, profile, images: 100.0 if images[0].short > 256 else 50.0
+    )
+    monkeypatch.setattr(step_time, "RECODED_SHORT", 64)
+    config.data.manifest = str(dropped)
+    advice = step_time.recoding_advice(config, load_profile("h100"))
+    output, recoded = execute(advice)
+    assert "images recoded" in output and Manifest.load(recoded).samples == 28
     assert not list((tmp_path / "empty").iterdir())
 
 

@@ -45,12 +45,16 @@ NEXT = {
     "goodput": ("flip explain RUN --json",),
     "explain": ("flip logs RUN --json", "flip submit SWEEP --retry --yes --json"),
     "report": ("flip evaluate RUN --json", "flip export RUN --json"),
+    "evaluate": ("flip report SWEEP --json",),
+    "detached": ("flip status JOB --json", "flip cancel JOB --yes --json"),
+    "new": ("flip submit NAME.yaml --dry-run --json",),
+    "doctor": ("flip submit SWEEP --cluster NAME --dry-run --json",),
     "logs": ("flip explain RUN --json",),
     "cancel": ("flip status SWEEP --json", "flip submit SWEEP --retry --yes --json"),
     "clean": ("flip clean --all --yes --json",),
     "error": ("flip explain RUN --json",),
 }
-"""Document -> the commands that usually follow. Of a run, `next.command` of `explain` has the one to type."""
+"""Document -> the commands that usually follow. Key `next` of most documents has the lines to type."""
 
 
 def text() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from types import SimpleNamespace
@@ -137,8 +138,13 @@ def test_dry_run_and_refused_question_delete_nothing(desk, monkeypatch):
 def test_json_document_has_sizes_ages_and_deletions(desk, capsys):
     old = desk.trash()
     total = sum(path.stat().st_size for path in old.rglob("*") if path.is_file())
-    assert main(["--yes", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["folders"]
+    assert main(["--older", "29", "--root", str(desk.runs), "--dry-run", "--json"]) == 0
+    (following,) = json.loads(capsys.readouterr().out)["next"]
+    words = shlex.split(following)
+    assert main([*words[words.index("clean") + 1 :], "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (row,) = document["folders"]
+    assert document["next"] == []
     assert (row["path"], row["kind"], row["sweep"], row["bytes"]) == (str(old), "trash", "demo", total)
     assert row["deleted"] is True and 29.9 < row["days"] < 30.1 and not old.exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobs.slurm import site as reading
 from jobs.slurm import site_checks
 from jobs.slurm.site import Node, Site
 from jobs.slurm.site_checks import DEGRADED, FAIL, OK, UNKNOWN
+from tests.jobs.test_automation import check as check_document
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {
@@ -275,7 +277,9 @@ def test_doctor_reads_limits_of_association_and_qos(far, capsys):
     ]
     assert check["verdict"] == DEGRADED and "MaxSubmitJobsPerUser of the QOS 30" in check["read"]
     assert doctor.main(["--json", "--account", "root", "--qos", "none"]) == 0
-    assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "MaxSubmitJobs of the association 7" in out
+    assert json.loads(out)["next"][0].endswith(" doctor --account=root --qos=none --write NAME")
 
 
 def test_doctor_json_lists_failed_checks_of_unsuitable_profile(far, tmp_path, capsys):
@@ -283,6 +287,9 @@ def test_doctor_json_lists_failed_checks_of_unsuitable_profile(far, tmp_path, ca
     assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), "--json"]) == 78
     report = json.loads(capsys.readouterr().out)
     assert (report["cluster"], report["partition"], report["written"]) == ("far", "gpu", None)
+    words = shlex.split(report["next"][0])
+    assert words[-5:] == ["submit", "quickstart", "--cluster", str(tmp_path / "mine.yaml"), "--dry-run"]
+    check_document("doctor", report)
     wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAIL}
     assert wrong == {"a run is warned before the time limit", "the environment of jobs is defined"}
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 
 import flip
@@ -20,6 +21,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json, write_text
 from jobs.commands import evaluate, explain, report, status
+from jobs.common.documents import schema_of
 from jobs.common.text import percent
 from jobs.slurm import site
 from jobs.submission import evaluation
@@ -151,6 +153,7 @@ def test_evaluate_adds_foreign_model_to_report(place, capsys):
     results = run_evaluate(capsys, "--model", f"open_clip:{model}", "--sets", "mnist", "--into", "sweep/theirs")
     output = [(result["name"], result["n"], result["stage"], result["precision"]) for result in results]
     assert output == [("mnist", 10, "foreign", "fp32")]
+    jsonschema.validate(results, schema_of("evaluate"))
     rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
     assert rows["theirs"]["test.mnist.top1"] == results[0]["top1"] and rows["theirs"]["state"] == "complete"
     assert report.main(["sweep"]) == 0

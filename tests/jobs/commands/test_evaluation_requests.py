@@ -18,10 +18,12 @@ from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.commands import evaluate
+from jobs.common.cli import command
 from jobs.runs import clusters
 from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
 from tests.harness.evaluation_place import committed
+from tests.jobs.test_automation import check as check_document
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("environment")]
 
@@ -248,12 +250,16 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     assert evaluate.main([*argv, "--json"]) == 70
     shown = capsys.readouterr()
     (row,) = json.loads(shown.out)
+    assert row["next"] == [command("report", tmp_path / "two")]
     assert (row["run"], row["top1"]) == ("two/a", 0.5) and len(submitted) == 2
     assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "jobs logs " in shown.err
     assert evaluate.main([*argv, "--json", "--detach", "--quiet"]) == 0
     shown = capsys.readouterr()
-    expected = [{"run": f"two/{run.name[0]}", "job": str(run.path)} for run in submitted[2:]]
-    assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
+    expected = [(f"two/{run.name[0]}", str(run.path)) for run in submitted[2:]]
+    detached = json.loads(shown.out)
+    check_document("detached", detached)
+    assert [(row["run"], row["job"]) for row in detached] == expected and len(expected) == 2 and not shown.err
+    assert detached[0]["next"] == [command(name, expected[0][1]) for name in ("status", "explain", "cancel")]
     assert evaluate.main(["two/a", *argv[1:]]) == 0
     assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
 

@@ -1,0 +1,38 @@
+"""The commands that usually follow: key ``next`` of the documents that ``--json`` prints.
+
+Each is a command line that works in any folder. A document has them itself, or in each of its rows. Of ``explain``,
+whose ``next`` has more to say, they are ``next.commands``.
+"""
+
+from pathlib import Path
+
+from jobs.common.cli import command
+
+_OF_STATE = {
+    "queued": ("explain", "cancel"),
+    "running": ("explain", "logs", "cancel"),
+    "waiting": ("explain", "logs", "cancel"),
+    "complete": ("report", "evaluate", "export"),
+    "failed": ("explain", "logs"),
+    "cancelled": ("explain",),
+    "stopped": ("explain", "logs"),
+    "unknown": ("status",),
+}
+"""State of a run -> commands about it. ``explain`` has the line that submits a run again."""
+_OF_MODELS = ("evaluate", "export")
+"""Not for jobs that evaluate."""
+
+
+def of_run(folder: Path, state: str, trains: bool = True) -> list[str]:
+    """Those about one run. ``trains``: whether it is a training, not the evaluation of one."""
+    names = [name for name in _OF_STATE[state] if trains or name not in _OF_MODELS]
+    return [command(name, folder.absolute()) for name in names]
+
+
+def of_sweep(folder: Path, first: str) -> list[str]:
+    """Those about the runs below a folder that have been submitted. ``first``: name of a run to follow, or empty."""
+    folder = folder.absolute()
+    lines = [command("status", folder)]
+    if first:
+        lines.append(command("logs", folder / first, "-f"))
+    return [*lines, command("report", folder), command("tensorboard", folder)]
