@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.common.cli import Parser, command, run_command
+from jobs.common.cli import Parser, command, note, run_command
 
 if TYPE_CHECKING:
     from flip.tokenizer import Tokenizer
@@ -119,9 +119,10 @@ def new(args: argparse.Namespace) -> int:
         raise ConfigError("already exists", str(target), remedy="Choose another name.")
     if not target.parent.is_dir():
         raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
-    text = TEMPLATE.format(**_fields(args, target))
+    fields = _fields(args, target)
     with writing(target):
-        write_text(target, text)
+        write_text(target, TEMPLATE.format(**fields))
+    note(_missing_data(_place(args.data)))
     submit = partial(command, "submit", target.absolute())
     report = {"file": str(target), "next": [submit("--dry-run"), submit("--watch")]}
     if args.json:
@@ -171,6 +172,18 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
         "sets": sets,
         **lengths.fields(int(record.get("samples", 0))),
     }
+
+
+def _missing_data(data: str) -> str:
+    """A note if there is no manifest yet; empty if there is one, or for an address."""
+    from flip.config.resolve import manifest_record
+
+    if "://" in data or manifest_record(data):
+        return ""
+    return (
+        f"{data}: no manifest yet. Make it before the dry run, from tar files (flip shards index) or from images (flip"
+        " shards make)."
+    )
 
 
 def _schema(target: Path) -> Path:

@@ -12,6 +12,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.tokenizer import train_byte_pairs
 from jobs.commands import new, submit
 from jobs.common import paths
+from jobs.common.documents import schema_of
 from jobs.common.paths import SWEEPS
 from jobs.sweeps.json_schemas import SCHEMAS
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
@@ -26,8 +27,14 @@ def written(capsys, *argv):
 def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
-    report = written(capsys, "mine", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"))
+    assert new.main(["early"]) == 0
+    assert f"{tmp_path}/data/manifest: no manifest yet. Make it before the dry run" in capsys.readouterr().out
+    assert new.main(["mine", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"), "--json"]) == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert not shown.err
     assert report["file"] == "mine.yaml" and len(report["next"]) == 2
+    jsonschema.validate(report, schema_of("new"))
     lines = (tmp_path / "mine.yaml").read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 11
     argv = shlex.split(report["next"][0])
