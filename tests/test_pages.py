@@ -117,6 +117,56 @@ def test_documented_commands_parse(monkeypatch):
     assert not wrong
 
 
+def executed(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and error of a command line. ``submit`` only plans, with a profile that every clone has."""
+    _, name, *argv = shlex.split(line)
+    if name == "submit":
+        for waiting in ("--watch", "--foreground", "--retry"):
+            argv = [word for word in argv if word != waiting]
+        argv = [{"mine": "h100"}.get(word, word) for word in [*argv, "--dry-run"]]
+    command = name.replace("-", "_")
+    capsys.readouterr()
+    code = importlib.import_module(f"{PACKAGES[command]}.{command}").main(argv)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_documented_sweeps_plan_in_empty_folder(tmp_path, monkeypatch, capsys):
+    """All shipped sweeps that a page or a comment submits, without data; and what needs nothing else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    shipped = "|".join(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+    sweep = re.compile(rf"flip submit (?:sweeps/)?(?:{shipped})(?:\.yaml)?(?: |$)")
+    others = ("flip schema sweep", "flip schema status", "flip evaluate --list", "flip study --plan")
+    lines = [line for line in commands() if sweep.match(line) or line in others]
+    lines = [line for line in lines if "~/" not in line and "=/" not in line]  # they need a Slurm, and data
+    assert len(lines) > 35 and set(others) <= set(lines)
+    wrong = {}
+    for line in lines:
+        code, error = executed(line, capsys)
+        if code and not (code == 65 and "flip demo_data" in error):
+            wrong[f"{commands()[line]}: {line}"] = error
+    assert not wrong and not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_start_page_plans_own_sweep_from_shards(tmp_path, monkeypatch, capsys):
+    """The commands of its section on an own sweep, one after the other, in an empty folder."""
+    place = tmp_path / "data"
+    make_dataset(place, samples=200, shards=2, size=32)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    lines = re.split(r"\s+#.*\n|\n", block("start.md", "flip shards index").strip())
+    lines = [line.replace("/data", str(place)).replace(" --watch", " --dry-run") for line in lines]
+    assert [line.split()[1] for line in lines] == ["shards", "tokenizer", "new", "submit", "submit", "report"]
+    for line in lines[:-1]:
+        code, error = executed(line, capsys)
+        assert code == 0, (line, error)
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["my.yaml"]
+
+
 def anchors(path: Path) -> set[str]:
     """Return the anchors of the headings, as sites that render Markdown create them."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
