@@ -61,7 +61,10 @@ def clean(args: argparse.Namespace) -> int:
     if not args.json:
         _show(listing)
     if args.dry_run or not listing.folders:
-        _print_json(args, listing, deleted, [_deleting(args, kinds)] if listing.folders else [])
+        following = []
+        if listing.folders:
+            following.append(_deleting(args, kinds))
+        _print_json(args, listing, deleted, following)
         return 0
     folders = _folders(listing)
     if not args.yes and not confirm(f"Delete {folders}, {size(listing.bytes)}, for good?"):

@@ -156,7 +156,10 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
         sets = _test_set(target.stem, test)
     text = ""
     if small and recipe == "clip":
-        text = SMALL_TEXT.format(entries=known.size if known else USUAL_ENTRIES)
+        entries = USUAL_ENTRIES
+        if known:
+            entries = known.size
+        text = SMALL_TEXT.format(entries=entries)
     lengths = SMALL if small else LARGE
     return {
         "recipe": recipe,
@@ -233,7 +236,9 @@ def _recipe(chosen: str | None, tokenizer: Tokenizer | None) -> str:
 
     if tokenizer is None:
         return chosen or "portable2"
-    fitting = "clip" if tokenizer.kind.has_end else "portable2"
+    fitting = "portable2"
+    if tokenizer.kind.has_end:
+        fitting = "clip"
     if chosen not in (None, fitting):
         what = f"does not fit {tokenizer.path}, a tokenizer of {tokenizer.kind.title}"
         raise ConfigError(what, "--recipe", chosen, f"Use --recipe {fitting}, or name another file with --tokenizer.")
