@@ -61,7 +61,7 @@ def clean(args: argparse.Namespace) -> int:
     if not args.json:
         _show(listing)
     if args.dry_run or not listing.folders:
-        following = []
+        following: list[str] = []
         if listing.folders:
             following.append(_deleting(args, kinds))
         _print_json(args, listing, deleted, following)
