@@ -67,19 +67,13 @@ def end_attempt(
     if noticed is None:
         noticed = time.time()
     start = read_record(run.attempt(n) / "start.json") or {}
-    following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
-    commits = following.get("resumes_from", committed_samples(run))
-    committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
-    committed = committed or run.has_progress(n)
-    if "after" in start:
-        first = start["after"]
-    else:
-        first = submitted_after(run)
-    trap = []
+    commits, committed = _progress(run, n, start)
+    first = start["after"] if "after" in start else submitted_after(run)
+    causes = run.causes(n)
     if disk_full:
-        trap = [{"cause": "storage", "by": "the exit trap", "reason": disk_full}]
+        causes = causes + [{"cause": "storage", "by": "the exit trap", "reason": disk_full}]
     decision = decide(
-        run.causes(n) + trap,
+        causes,
         code,
         state,
         earlier_ends(run, first, n),
@@ -96,18 +90,37 @@ def end_attempt(
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancel_reason(run))
-    node, other = suspect
+    decision = _without_suspect(decision, *suspect)
+    facts = {"attempt": n, "code": code, "state": state, "commits": commits, "committed": committed}
+    return _record_end(run, n, decision, dict(facts, noticed=noticed, observed=observed))
+
+
+def _progress(run: RunDir, n: int, start: Mapping[str, Any]) -> Tuple[int, bool]:
+    """(the newest committed S at the end of attempt n, whether it made progress). ``start``: its start.json."""
+    following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
+    commits = following.get("resumes_from", committed_samples(run))
+    committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
+    return commits, committed or run.has_progress(n)
+
+
+def _without_suspect(decision: Decision, node: str, other: str) -> Decision:
+    """The decision, which also excludes ``node`` if an attempt that failed there is retried. ``other``: see
+    ``end_attempt``, suspect."""
     suspicious = decision.action == "requeue" and decision.cause in NODE_SUSPECT_CAUSES
-    if node and suspicious and node not in decision.exclude:
-        reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
-        decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
-    record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
+    if not node or not suspicious or node in decision.exclude:
+        return decision
+    reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
+    return decision._replace(reason=reason, exclude=decision.exclude + (node,))
+
+
+def _record_end(run: RunDir, n: int, decision: Decision, facts: Mapping[str, Any]) -> Decision:
+    """Write end.json; returns its decision, which is that of an earlier call if there was one."""
+    path = run.attempt(n) / "end.json"
+    record = dict(decision._asdict(), **facts)
     record["exclude"] = list(decision.exclude)
-    record["noticed"] = noticed
-    record["observed"] = observed
     record["time"] = time.time()
-    create_json(run.attempt(n) / "end.json", record)
-    row = read_record(run.attempt(n) / "end.json") or record
+    create_json(path, record)
+    row = read_record(path) or record
     return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
 
 

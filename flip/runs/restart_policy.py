@@ -42,6 +42,8 @@ UNKNOWN = "UNSEEN"
 #: Exit code of a rank that could not open its log or its code (jobs/host/rank_entry.py, which imports nothing of ours).
 UNSTARTED = 73
 
+ENDED_UNSEEN = "ended unseen: its host or its launcher went away"
+
 DAY = 24 * 3600
 
 
@@ -106,32 +108,50 @@ def decide(
     if cancelled or "CANCELLED" in states:
         return Decision("stop", "cancelled", "cancelled")
     cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory, unhealthy)
-    if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
-        if isinstance(late, str):
-            limit = late
-        else:
-            limit = "it had its whole wall limit, and nothing new was kept"
-        cause = "timeout"
-        reason = "%s; %s: give it more hours" % (reason, limit)
-        if lowered:  # as free as a preemption, but it waits longer each time
-            cause = "stopped"
-            reason = "%s; %s" % (reason, lowered)
+    if cause in ("stopped", "timeout") and late and not committed:
+        cause, reason = _after_whole_limit(reason, late, lowered)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
-    if "PENDING" in states:
-        return decision._replace(action="nothing", reason=reason + "; the scheduler has requeued it already")
-    if LAUNCHER_STOPPED in states:
-        return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was asked to end")
-    unread = not states or (states == {UNKNOWN} and code is not None)  # without a code the job was restarted since
-    if unread and _ended_by_term(causes, code):
-        # scancel and preemption both send TERM: a requeue could revive a cancelled job
-        return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
-    crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
-    hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
+    left_alone = _left_alone(decision, causes, code, states)
+    if left_alone:
+        return left_alone
+    hosts = _hosts_with_broken_hardware(causes)
     if cause == "node":  # codes of ranks that did start and left a cause say nothing about their node
         hosts.update(unstarted, unhealthy or ())
     return decision._replace(exclude=tuple(sorted(hosts)))
+
+
+def _after_whole_limit(reason: str, late: Union[bool, str], lowered: str) -> Tuple[str, str]:
+    """(cause, reason) of an attempt that used its wall limit without a commit: unlike a preemption this repeats."""
+    limit = "it had its whole wall limit, and nothing new was kept"
+    if isinstance(late, str):
+        limit = late
+    reason = "%s; %s: give it more hours" % (reason, limit)
+    if lowered:  # as free as a preemption, but it waits longer each time
+        return "stopped", "%s; %s" % (reason, lowered)
+    return "timeout", reason
+
+
+def _left_alone(
+    decision: Decision, causes: List[Dict[str, Any]], code: Optional[int], states: Set[str]
+) -> Optional[Decision]:
+    """The decision in place of a requeue if this process must not requeue the job, else None."""
+    nothing = decision._replace(action="nothing")
+    if "PENDING" in states:
+        return nothing._replace(reason=decision.reason + "; the scheduler has requeued it already")
+    if LAUNCHER_STOPPED in states:
+        return nothing._replace(delay=0.0, reason=decision.reason + "; the launcher was asked to end")
+    unread = not states or (states == {UNKNOWN} and code is not None)  # without a code the job was restarted since
+    if unread and _ended_by_term(causes, code):
+        # scancel and preemption both send TERM: a requeue could revive a cancelled job
+        return nothing._replace(reason=decision.reason + "; the job's state could not be read")
+    return None
+
+
+def _hosts_with_broken_hardware(causes: List[Dict[str, Any]]) -> Set[str]:
+    crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
+    return {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
 
 
 def root_cause(
@@ -151,12 +171,37 @@ def root_cause(
         echoes += ["hang", "stopped"]
     if root and root["cause"] not in echoes:
         return root["cause"], _describe(root)
+    lost = _lost_job(states, code) or _bad_nodes(unhealthy or {}, unstarted, out_of_memory)
+    if lost:
+        return lost
+    if root:
+        taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
+        return "port" if taken else "crash", _describe(root)
+    by_state = _named_by_state(states, code)
+    if by_state:
+        return by_state
+    if not states - {UNKNOWN} and code is not None and any(c["cause"] == "peer_lost" for c in causes):
+        if stop_requested:
+            return "stopped", "asked to save and stop, but a rank was lost before it had"
+        return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"
+    return _named_by_code(code)
+
+
+def _lost_job(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]]:
+    """(cause, reason) if a node or the job itself went away under the ranks: their crashes are then echoes."""
     if states & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
     if UNKNOWN in states and code is None:  # a crash may be a rank that lost its peers with their node
-        return "node", "ended unseen: its host or its launcher went away"
+        return "node", ENDED_UNSEEN
     if "PENDING" in states:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
+    return None
+
+
+def _bad_nodes(
+    unhealthy: Mapping[str, str], unstarted: Sequence[str], out_of_memory: Sequence[str]
+) -> Optional[Tuple[str, str]]:
+    """(cause, reason) if the launcher knows nodes on which ranks could not start or go on."""
     if unhealthy:
         evidence = ["%s (%s)" % pair for pair in sorted(unhealthy.items())]
         return "node", "failed the health check before the start: %s" % ", ".join(evidence)
@@ -165,9 +210,11 @@ def root_cause(
     if out_of_memory:  # causes of other ranks are then echoes
         where = ", ".join(out_of_memory)
         return "crash", "out of memory: a rank on %s was killed at the memory limit of the job (--mem)" % where
-    if root:
-        taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
-        return "port" if taken else "crash", _describe(root)
+    return None
+
+
+def _named_by_state(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]]:
+    """(cause, reason) if the scheduler's state explains an end of which no rank has recorded the cause."""
     if STOP_REQUESTED in states and code in (None, 137, 143):
         return "stopped", "killed: asked to save and stop, it did not do so in time"
     if "TIMEOUT" in states:
@@ -176,12 +223,13 @@ def root_cause(
         return "stopped", "preempted before a clean stop"
     if "OUT_OF_MEMORY" in states:
         return "crash", "out of memory (killed by the scheduler)"
+    return None
+
+
+def _named_by_code(code: Optional[int]) -> Tuple[str, str]:
+    """(cause, reason) of an end about which nothing else is known."""
     if code is None:
-        return "node", "ended unseen: its host or its launcher went away"
-    if not states - {UNKNOWN} and any(c["cause"] == "peer_lost" for c in causes):
-        if stop_requested:
-            return "stopped", "asked to save and stop, but a rank was lost before it had"
-        return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"
+        return "node", ENDED_UNSEEN
     if code == UNSTARTED:
         return "storage", "a rank could not open its log or its code"
     if code == 0:

@@ -217,10 +217,49 @@ def ownership_program() -> str:
 
 def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. It gets TERM at a preemption without grace, and from scancel."""
-    snapshot = Path(job.snapshot).absolute()
-    runs = shlex.quote(str(folder / "runs"))
     hooks = shlex.quote(str(job.host_code / "jobs" / "host" / "batch_hooks.py"))
     decide = f"{shlex.quote(profile.hosts_python)} -I {hooks}"  # -I: variables of modules are for other Pythons
+    return [
+        *_opening(profile, job, folder),
+        *_watcher(profile, decide),
+        *_size(job),
+        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
+        '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
+        "export FLIP_ATTEMPT",
+        *_exit_trap(profile, job, decide),
+        'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
+        '[ -z "$exposed" ] || echo "$exposed" >&2',
+        *_releaser(job, decide),
+        *_step_functions(profile, job),
+        *_modules(profile.modules),
+        *profile.setup,
+        *_followers(profile, job),
+    ]
+
+
+def _opening(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
+    """Lines up to the run's directory: the log of the job, trusted code, and the environment."""
+    exports = [f"{key}={shlex.quote(value)}" for key, value in _exported(profile, job).items()]
+    runs = shlex.quote(str(folder / "runs"))
+    return [
+        "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
+        *_location(job.sweep),
+        OWN_JOB,
+        "trap '' TERM USR1 USR2  # the start is not interrupted",
+        "umask go-w  # also for what the ranks create",
+        *functions("batch_functions.sh"),
+        f"log={shlex.quote(str(folder))}/$id",
+        'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
+        *_ownership(profile, job),
+        f"export {' '.join(exports)}",
+        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
+        "export FLIP_RUN",
+    ]
+
+
+def _exported(profile: ClusterProfile, job: Job) -> dict[str, str]:
+    """Variables of all processes of the job."""
+    snapshot = Path(job.snapshot).absolute()
     exported = {
         "FLIP_SNAPSHOT": str(snapshot),
         **python_path.variables(snapshot),
@@ -233,38 +272,30 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         exported[ownership.TRUSTED_GROUP] = trusted
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
-    start_releaser = []
-    after_end = []
+    return exported
+
+
+def _watcher(profile: ClusterProfile, decide: str) -> list[str]:
+    """Lines that start the watcher. ``decide``: the command line of ``batch_hooks``, without what it is to do."""
     watch = f'{decide} watch "$FLIP_RUN" --shell $$'
     if profile.agents:
         watch += f" --agents --peer-seconds {profile.peer_seconds}"
+    return [
+        "trap stop_watcher EXIT",
+        f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
+    ]
+
+
+def _exit_trap(profile: ClusterProfile, job: Job, decide: str) -> list[str]:
+    """Lines that record the end of an attempt, and requeue the job, when the shell exits."""
+    after_end = []
     if job.canary:
-        release = f'{decide} release "$FLIP_RUN" --shell $$'
-        start_releaser.append(f"{release} & releaser=$!; disown  # the jobs that wait for this canary")
         after_end.append('  [ -z "$releaser" ] || kill -9 "$releaser"')
     if job.trackers and profile.agents:
         after_end.append(END_FOLLOWERS)
     if job.trackers:
         after_end.append(AWAIT_FOLLOWERS)
     return [
-        "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
-        *_location(job.sweep),
-        OWN_JOB,
-        "trap '' TERM USR1 USR2  # the start is not interrupted",
-        "umask go-w  # also for what the ranks create",
-        *functions("batch_functions.sh"),
-        f"log={shlex.quote(str(folder))}/$id",
-        'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
-        *_ownership(profile, job),
-        f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
-        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
-        "export FLIP_RUN",
-        "trap stop_watcher EXIT",
-        f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
-        *_size(job),
-        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
-        '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
-        "export FLIP_ATTEMPT",
         "finish() {",
         "  code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT",
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
@@ -273,14 +304,15 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         '  exit "$code"',
         "}",
         "trap finish EXIT",
-        'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
-        '[ -z "$exposed" ] || echo "$exposed" >&2',
-        *start_releaser,
-        *_step_functions(profile, job),
-        *_modules(profile.modules),
-        *profile.setup,
-        *_followers(profile, job),
     ]
+
+
+def _releaser(job: Job, decide: str) -> list[str]:
+    """Lines that start the process which releases the jobs that wait for this canary."""
+    if not job.canary:
+        return []
+    release = f'{decide} release "$FLIP_RUN" --shell $$'
+    return [f"{release} & releaser=$!; disown  # the jobs that wait for this canary"]
 
 
 def _size(job: Job) -> list[str]:
