@@ -27,7 +27,18 @@ from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import attempt_end, failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host import (
+    attempt_end,
+    failed_starts,
+    held_jobs,
+    lost_step,
+    notify,
+    own_job,
+    processes,
+    rank_entry,
+    requeue,
+    slurm_cli,
+)  # fmt: skip
 from jobs.host.agents.channel import CONTACT
 from jobs.host.agents.job_coordinator import JobCoordinator
 
@@ -50,6 +61,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     if args.what == "watch":  # a blocked signal stays pending, although it is ignored
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    if args.agents:  # a connection per node
+        rank_entry.raise_limits()
     return act(args, sleep_until_term)
 
 

@@ -4,6 +4,7 @@ On one machine the only connection is one end of a socket pair; between nodes, a
 Standard library, Python >= 3.6.
 """
 
+import errno
 import select
 import socket
 from typing import Dict, Optional
@@ -19,6 +20,8 @@ class AgentServer:
         self._coordinator = coordinator
         self._key = key
         self._listener = listener
+        self._may_accept = True
+        """Cleared for one call of ``poll`` when no descriptor is free: the listener stays readable."""
 
     def add(self, sock: socket.socket) -> None:
         """Talk to an agent over a connected socket."""
@@ -52,8 +55,9 @@ class AgentServer:
             if agent.channel.has_unsent:
                 events |= select.POLLOUT
             poll.register(number, events)
-        if self._listener is not None:
+        if self._listener is not None and self._may_accept:
             poll.register(self._listener, select.POLLIN)
+        self._may_accept = True
         ready = dict(poll.poll(int(1000 * seconds)))
         if self._listener is not None and self._listener.fileno() in ready:
             self._accept()
@@ -63,7 +67,8 @@ class AgentServer:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # it has gone already, or no descriptor is free: its next try comes
+        except OSError as error:  # it has gone already, or it waits for a free descriptor
+            self._may_accept = error.errno not in (errno.EMFILE, errno.ENFILE)
             return
         self.add(sock)
 

@@ -1,6 +1,8 @@
 """Tests of the signed lines between coordinator and agents, over real sockets."""
 
 import json
+import os
+import resource
 import socket
 import time
 
@@ -206,6 +208,35 @@ def test_server_admits_agents_with_the_key_alone():
     finally:
         server.close()
     assert coordinator.agents == []
+
+
+def test_server_at_its_limit_of_open_files_serves_others_and_accepts_when_one_is_free():
+    """It waits in between, and does not spin: the listening socket stays readable."""
+    key = new_key()
+    coordinator = Coordinator()
+    listener = listen("127.0.0.1", 20000, 29999)
+    server = AgentServer(coordinator, key, listener)
+    clients = [connect("127.0.0.1", listener.getsockname()[1], 5.0) for _ in range(2)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        wait_for(lambda: len(coordinator.agents) == 1, server)
+        first = list(coordinator.agents)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        asked = [server._may_accept]
+        for _ in range(4):
+            server.poll()
+            asked.append(server._may_accept)
+        assert len(coordinator.agents) == 1 and asked == [True, False, True, False, True]
+        clients[0].close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        wait_for(lambda: len(coordinator.agents) == 1 and coordinator.agents != first, server)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        server.close()
+        for client in clients:
+            client.close()
 
 
 def test_second_coordinator_cannot_command_agents_of_the_first():

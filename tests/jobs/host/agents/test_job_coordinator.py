@@ -1,7 +1,10 @@
 """Tests of the coordinator of a Slurm job with a real agent and stand-ins for Slurm's commands."""
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -344,3 +347,21 @@ def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken, capfd):
     errors = capfd.readouterr().err
     assert "health of n7: GPU memory errors: GPU 0: remapped_rows.failure is Yes" in errors
     assert "health of most nodes: GPUs on 2 of 2 nodes, as n" in errors
+
+
+def test_coordinator_has_limit_of_open_files_raised_to_hard_limit(tmp_path, commands):
+    """It has a connection per node. Slurm passes on the limit of the submitting shell, usually 1024."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    commands("scontrol", show())
+    watch = f"{sys.executable} {ROOT}/jobs/host/batch_hooks.py watch {run.path} --agents"
+    watcher = subprocess.Popen(["bash", "-c", f"ulimit -Sn 64 && exec {watch}"])
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        limit = time.monotonic() + 60.0
+        while resource.prlimit(watcher.pid, resource.RLIMIT_NOFILE) != (hard, hard):
+            assert watcher.poll() is None and time.monotonic() < limit
+            time.sleep(0.02)
+    finally:
+        watcher.kill()
+        watcher.wait()
