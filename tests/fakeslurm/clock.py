@@ -76,15 +76,32 @@ class Process:
         self.about = about
         """Whatever its maker wants to know of it later."""
         self._code = 1
+        self._threads = []
         self._greenlet = greenlet(self._body)
         self._event = clock.at(0.0, self._go)
 
+    def start_thread(self, do):
+        """Call ``do()`` with the environment and output of this process, and end it with this process."""
+        thread = Process(self._clock, do, {}, lambda code, output: None, self._skin, self.about)
+        thread._greenlet.parent = self._greenlet.parent
+        thread.environ = self.environ
+        thread.out = self.out
+        thread.err = self.err
+        self._threads.append(thread)
+        return thread
+
     def kill(self):
         """End the process at once, as by SIGKILL."""
+        self._kill_threads()
         self._clock.cancel(self._event)
         self._over = None
         if self._greenlet is not getcurrent():
             self._greenlet.throw(GreenletExit)
+
+    def _kill_threads(self):
+        for thread in self._threads:
+            if thread.alive:
+                thread.kill()
 
     def interrupt(self, error):
         """Raise ``error`` in the waiting process, as a signal handler does."""
@@ -126,6 +143,7 @@ class Process:
             os.environ, sys.stdout, sys.stderr = before
             clock.current = None
         if self._greenlet.dead and self._over is not None:
+            self._kill_threads()
             over = self._over
             self._over = None
             over(self._code, self.out.getvalue())

@@ -15,7 +15,13 @@ from pathlib import Path
 from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir
 from jobs.host import batch_hooks
+from jobs.host.agents.channel import CONTACT
+from jobs.host.agents.coordinator import NO_AGENTS
+from tests.fakeslurm.agents import AgentsStep
 from tests.fakeslurm.clock import Process
+
+CONTACT_TRIES = 100
+"""Times that the script looks for the coordinator of its agents, every 0.1 s (jobs/slurm/agent_functions.sh)."""
 
 
 @dataclass
@@ -28,6 +34,8 @@ class Script:
     peer_seconds: float
     canary: bool = False
     """Whether others are held until it has passed."""
+    agents: bool = False
+    """Whether node agents start the ranks."""
     text: str = ""
 
     @classmethod
@@ -38,14 +46,15 @@ class Script:
         nodes = int(options["nodes"])
         array = re.match(r"0-(\d+)", options.get("array", ""))
         tasks = nodes * int(options["ntasks-per-node"])
-        peers = float(re.search(r"--wait=(\d+)", text)[1])
+        agents = re.search(r"--agents --peer-seconds (\d+)", text)
+        peers = float((agents or re.search(r"--wait=(\d+)", text))[1])
         canary = "releaser=$!" in text
         return {
             "name": options["job-name"],
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, peers, canary, text),
+            "script": cls(Path(folder), tasks, peers, canary, bool(agents), text),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -83,6 +92,8 @@ class Life:
         self.path = job.script.run(job.index)
         self.attempt = None
         self.body = None
+        self.listener = None
+        """Where the coordinator of its agents can be reached."""
         self._processes = []
         self._over = False
         self.events = []
@@ -114,6 +125,7 @@ class Life:
         job = self.job
         environ = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": self.host.name}
         environ |= {"SLURM_NTASKS": str(self.script.tasks), "SLURM_JOB_NODELIST": ",".join(n.name for n in self.nodes)}
+        environ["SLURM_JOB_NUM_NODES"] = str(len(self.nodes))
         if job.index is not None:
             environ |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
         if self.restarts:
@@ -163,10 +175,39 @@ class Life:
         else:
             self.attempt = int(out)
             self.began = self.clock.now
-            self._side_processes = [self._python("watcher", lambda code, out: None, "watch")]
+            options = {}
+            if self.script.agents:
+                options = {"agents": True, "peer_seconds": self.script.peer_seconds}
+            self._side_processes = [self._python("watcher", lambda code, out: None, "watch", **options)]
             if self.script.canary:
                 self._side_processes.append(self._python("releaser", lambda code, out: None, "release"))
-            self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
+            if self.script.agents:
+                self._start_agents()
+            else:
+                self._start_ranks()
+
+    def _start_ranks(self):
+        self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
+
+    def _start_agents(self, tries=CONTACT_TRIES):
+        """The function srun of agent_functions.sh."""
+        if self._over:
+            return
+        contact = RunDir(self.path).attempt(self.attempt) / CONTACT
+        if contact.exists():
+            self.body = AgentsStep(self, RunDir(self.path), self._agents_ended)
+        elif tries:
+            self.clock.at(0.1, self._start_agents, tries - 1)
+        else:
+            self._start_ranks()
+
+    def _agents_ended(self, code):
+        unused = self.body.ranks is None and not (RunDir(self.path).attempt(self.attempt) / "end.json").exists()
+        if code == NO_AGENTS and unused and not self._over:
+            (RunDir(self.path).attempt(self.attempt) / CONTACT).unlink()
+            self._start_ranks()
+        else:
+            self._srun_ended(code)
 
     def _requeue_elsewhere(self, code):
         """The function of this name in batch_functions.sh; tests/slurm/test_requeue.py shows that its twin is equal."""

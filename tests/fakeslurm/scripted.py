@@ -14,7 +14,7 @@ LISTENS = 0.6
 class Scripted:
     """The ranks of a step, one per node, and srun."""
 
-    def __init__(self, life, run, n, over):
+    def __init__(self, life, run, n, over, nodes=None):
         self.life = life
         self.run = run
         self.n = n
@@ -22,7 +22,9 @@ class Scripted:
         self._over = over
         play = json.loads((run.path / "play.json").read_text())
         self.play = play | play.get("attempts", {}).get(str(n), {})
-        self.ranks = [Rank(self, rank, node) for rank, node in enumerate(life.nodes)]
+        if nodes is None:
+            nodes = life.nodes
+        self.ranks = [Rank(self, rank, node, self._rank_ended) for rank, node in enumerate(nodes)]
         self._lost = set()
         self._returned = False
 
@@ -36,6 +38,8 @@ class Scripted:
     def kill(self, nodes):
         for rank in self.on(nodes):
             rank.end(137)
+
+    kill_ranks = kill
 
     def lose(self, node):
         self._lost.add(node)
@@ -51,6 +55,9 @@ class Scripted:
                     rank.code = 1
             self.ended()
 
+    def _rank_ended(self, rank):
+        self.ended()
+
     def ended(self):
         """Called after a rank has ended: srun waits for the other ranks, for a limited time."""
         codes = [rank.code for rank in self.ranks]
@@ -64,8 +71,11 @@ class Scripted:
 
 
 class Rank:
-    def __init__(self, step, rank, node):
+    """``on_end(rank)`` is called when it has ended with a code."""
+
+    def __init__(self, step, rank, node, on_end):
         self.step = step
+        self._on_end = on_end
         self.rank = rank
         self.node = node
         self.clock = step.clock
@@ -118,7 +128,7 @@ class Rank:
     def end(self, code):
         self.code = code
         self.drop()
-        self.step.ended()
+        self._on_end(self)
 
     def drop(self):
         self.clock.cancel(self.event)

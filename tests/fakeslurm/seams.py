@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from types import SimpleNamespace
 from unittest import mock
 
 from flip.runs import attempts, rundir, wall_limit
 from jobs.host import batch_hooks, lost_step, own_job, processes, requeue, slurm_cli
+from jobs.host.agents import coordinator, job_coordinator
+from tests.fakeslurm.agents import AgentServer, Listener, SimulatedThread
 
 
 @contextlib.contextmanager
 def in_place(clock, commands):
     """Let the code of jobs/ call the simulated Slurm and use the simulated clock."""
     with contextlib.ExitStack() as stack:
-        for module in (slurm_cli, own_job, requeue, batch_hooks, attempts, wall_limit, rundir):
+        for module in (slurm_cli, own_job, requeue, batch_hooks, job_coordinator, attempts, wall_limit, rundir):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
+        for name, stand_in in _for_coordinator(clock).items():
+            stack.enter_context(mock.patch.object(job_coordinator, name, stand_in))
         stack.enter_context(
             mock.patch.object(processes, "kill_orphans", lambda *args: [])
         )  # it reads processes of this host
         stack.enter_context(mock.patch.object(lost_step, "POLL_SECONDS", float("inf")))  # the same
         yield
+
+
+def _for_coordinator(clock):
+    """Name in ``job_coordinator`` -> what replaces it."""
+    return {
+        "Coordinator": functools.partial(coordinator.Coordinator, clock=lambda: clock.now),
+        "AgentServer": functools.partial(AgentServer, clock),
+        "listen": lambda host, first, last: Listener(clock.current.about.life),
+        "address_of": lambda agent: agent.node,
+        "threading": SimpleNamespace(Thread=functools.partial(SimulatedThread, clock)),
+    }

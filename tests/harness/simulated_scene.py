@@ -55,7 +55,7 @@ class SimulatedScene(SlurmScene):
 
     def kill(self, rank, index=0):
         (life,) = [job.life for job in self._jobs() if (job.index or 0) == index]
-        life.body.kill({life.nodes[rank].name})
+        life.body.kill_ranks({life.nodes[rank].name})
 
     def kill_shell(self):
         self._jobs()[0].life.kill_shell()

@@ -19,6 +19,8 @@ HERE = {"user_signal": True, "kill_wait": KILL_WAIT}
 MUTE = {**HERE, "user_signal": False}
 """Preemption does not send the warning signal."""
 WATCHFUL = {**HERE, "node_timeout": 5}
+AGENTS = {**HERE, "kill_wait": 15}
+"""With node agents the exit trap starts after that of the ranks and of the agents: a busy machine needs more time."""
 OTHER = {**HERE, "accounting": True, "select": "linear"}
 """Another kind of site: accounting, and whole nodes only."""
 JOB_SUBMIT = """
@@ -400,3 +402,55 @@ def requeue_disabled_refused(scene):
 @scenario("SIGKILL to the batch shell, where the job has Requeue=0: a successor goes on", options=FOREIGN)
 def requeue_disabled_shell_killed(scene):
     shell_killed(scene)
+
+
+def with_agents(scene, play=AGAIN, **fields):
+    scene.submit(play, agents=True, peer_seconds=2, **fields)
+    scene.ready()
+
+
+@scenario("SIGKILL to rank 1 of a run with node agents: it goes on in its job")
+def agents_rank_killed(scene):
+    with_agents(scene)
+    scene.kill(rank=1)
+
+
+@scenario(
+    "the ranks end with 1 at each start; node agents: first in the job, then by a requeue, then never",
+    ends=(3, "failed"),
+)
+def agents_crash(scene):
+    scene.submit({"exit": 1}, agents=True, peer_seconds=2)
+
+
+@scenario("a job of higher priority; node agents")
+def agents_preempted(scene):
+    with_agents(scene)
+    scene.preempt()
+    scene.until(lambda: scene.rows[0]["state"] not in ("RUNNING",), "a reaction")
+
+
+@scenario("a job of higher priority after a restart in the job; node agents", options=AGENTS, ends=(3, "complete"))
+def agents_restarted_preempted(scene):
+    with_agents(scene, {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}})
+    scene.kill(rank=0)
+    scene.ready(2)
+    scene.preempt()
+
+
+@scenario("scancel while it runs; node agents", options=AGENTS, ends=(1, "cancelled"))
+def agents_scancelled(scene):
+    with_agents(scene)
+    scene.call("scancel", scene.id())
+
+
+@scenario("scancel --batch --signal=USR1; node agents")
+def agents_warned_batch(scene):
+    with_agents(scene)
+    scene.call("scancel", "--batch", "--signal=USR1", scene.id())
+
+
+@scenario("SIGKILL to the batch shell; node agents", options=AGENTS)
+def agents_shell_killed(scene):
+    with_agents(scene, {**AGAIN, "save": 4.0})  # the job ends after the watcher has requeued it
+    scene.kill_shell()
