@@ -317,8 +317,42 @@ def report(result: Found) -> list[Row]:
     ]
 
 
+def recovery(result: Found) -> list[Row]:
+    """Seconds from a fault to the next step."""
+    cases = {case["case"]: case for case in result["cases"] if "seconds" in case}
+    requeue = cases.get("requeue")
+    rows = []
+    for name, (what, most) in RECOVERY.items():
+        if name not in cases:
+            continue
+        seconds = cases[name]["seconds"]
+        peer = ""
+        ratio = None
+        if requeue and name != "requeue":
+            peer = f"requeue: {number(requeue['seconds'])} s"
+            ratio = seconds / requeue["seconds"]
+        limit = {}
+        if most:
+            limit = goal(seconds, "<=", most, " s")
+        rows.append(Row(f"{what}, to the next step", f"{number(seconds)} s", peer, ratio, **limit))
+    if requeue and "submitit" in cases:
+        peer_seconds = cases["submitit"]["seconds"]
+        what = "killed rank, requeue, to the next step; submitit after SIGUSR2"
+        ratio = requeue["seconds"] / peer_seconds
+        rows.append(Row(what, f"{number(requeue['seconds'])} s", f"{number(peer_seconds)} s", ratio))
+    return rows
+
+
+RECOVERY = {
+    "agents": ("killed rank, node agents", 5.0),
+    "spare": ("lost node, a spare node takes over", 15.0),
+    "requeue": ("killed rank, requeue", 0.0),
+}
+"""Case of the benchmark -> its name, and the most seconds that it should take (0: no goal)."""
+
 ROWS: dict[str, Callable[[Found], list[Row]]] = {
     "step": step, "loss": loss, "stream": stream, "resume": resume, "checkpoint": checkpoint, "memory": memory,
     "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation, "report": report,
+    "recovery": recovery,
 }  # fmt: skip
 """Name of a file of results -> its rows."""

@@ -15,6 +15,7 @@ from benchmarks.lib import steady, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
 from flip.data.prefetch import chunks_due, phase
+from tests.slurm_site import require
 from tools.measuring import photo_shards
 
 pytestmark = pytest.mark.long
@@ -254,3 +255,16 @@ def test_prefetch_plan_follows_sample_order_and_chunks_due():
 def test_synthetic_held_bytes_counts_cached_blocks():
     stream = SampleOrder(1, 100_000, 16, 4, 512)
     assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.block_samples
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_recovery_benchmark_times_restarts_in_job_and_by_requeue(tmp_path):
+    require(False)
+    results = report("recovery", "--quick", cwd=tmp_path)
+    cases = {case["case"]: case for case in results["cases"]}
+    assert {name: case["requeues"] for name, case in cases.items()} == {
+        "agents": 0, "requeue": 1, "spare": 0, "submitit": 1,
+    }  # fmt: skip
+    assert all(case["seconds"] > 0 for case in cases.values())
+    assert cases["submitit"]["after_killed_rank"] == "FAILED"

@@ -1,0 +1,269 @@
+"""Seconds from a fault to the next step, on a real Slurm on this machine (``flip slurm_sandbox``).
+
+A tiny model trains with two ranks on two virtual nodes. Cases:
+
+  agents    a rank is killed; node agents restart the run in its job
+  requeue   a rank is killed, without node agents: Slurm requeues the job
+  spare     a node is lost with all its processes; the run goes on in its job on a spare node
+  submitit  SIGUSR2, after which submitit requeues its job; a job of it whose rank is killed is not restarted
+
+submitit's ranks are a loop of all-reduces, without data, model or checkpoint. Slurm holds a requeued job back for
+``requeue_delay`` seconds (120 s by default). For figures that mean something, no other program may run: five rounds
+take about eight minutes on two idle cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.lib import results, submitit_loop
+from benchmarks.lib.results import ABSENT, rounded
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import read_json
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import JobResources
+from jobs.host import processes
+from jobs.host.slurm_cli import ENDED
+from jobs.slurm.backend import SlurmBackend
+from tests.harness.common import wait_until
+from tests.harness.training_run import TrainingRun, configuration
+from tests.jobs.host.agents.task import processes_of
+from tests.synthetic import make_dataset, make_tokenizer
+from tools.sandbox.cluster import SandboxCluster
+from tools.sandbox.config import CRED_EXPIRE
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 12
+"""Of an attempt before its fault, with two commits: the cost of its start is then over."""
+NODE_TIMEOUT = 8
+KILL_WAIT = 5
+PATIENCE = 180.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="medians are over these (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="default: all cases")
+    results.options(parser, "recovery")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.rounds = 1
+    results.publish(measure(chosen.only, chosen.rounds), chosen)
+    return 0
+
+
+def measure(names: list[str], rounds: int) -> dict[str, Any]:
+    """The report."""
+    facts = results.machine()
+    with tempfile.TemporaryDirectory(prefix="flip-recovery-") as name, slurm(Path(name)) as bench:
+        cases = [{"case": case, **_measured(case, bench, rounds)} for case in names]
+        return {
+            "benchmark": "recovery",
+            "machine": facts,
+            "versions": results.versions(("torch", "submitit")),
+            "slurm": {
+                "version": bench.cluster.call("scontrol", "--version").split()[-1],
+                "requeue_delay": CRED_EXPIRE + 1, "node_timeout": NODE_TIMEOUT, "kill_wait": KILL_WAIT,
+            },
+            "cases": cases,
+        }  # fmt: skip
+
+
+def _measured(case: str, bench: Bench, rounds: int) -> dict[str, Any]:
+    """The result of a case. One that fails does not cost the others."""
+    try:
+        return CASES[case](bench, rounds)
+    except (AssertionError, FlipError) as error:
+        print(f"{case}: {error}", file=sys.stderr)
+        bench.cancel_all()
+        return {"note": str(error).splitlines()[0]}
+
+
+class Bench:
+    """A running Slurm, a folder for runs, and a configuration that trains longer than any case takes."""
+
+    def __init__(self, cluster: SandboxCluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        data = make_dataset(folder / "data", samples=200, shards=3, chunk=4, classes=8)
+        make_tokenizer(data / "tokenizer.json")
+        self.config = configuration(data, 2, samples=(10**6, 16))
+        self.config.evaluate.sets = []
+
+    def cancel(self, job: str) -> None:
+        with contextlib.suppress(FlipError):  # it may have ended
+            self.cluster.call("scancel", job)
+
+    def cancel_all(self) -> None:
+        for job in self.cluster.call("squeue", "-h", "-o", "%F").split():
+            self.cancel(job)
+
+    def state(self, job: str) -> str:
+        """The state of a job, as ``scontrol show job`` prints it."""
+        words = self.cluster.call("scontrol", "show", "job", job).split()
+        return next(word.partition("=")[2] for word in words if word.startswith("JobState="))
+
+
+@contextlib.contextmanager
+def slurm(folder: Path) -> Iterator[Bench]:
+    cluster = SandboxCluster(
+        folder / "slurm", nodes=4, user_signal=True, kill_wait=KILL_WAIT, node_timeout=NODE_TIMEOUT
+    )
+    before = dict(os.environ)
+    os.environ.update(cluster.env(), PYTHONPATH=str(ROOT))
+    try:
+        cluster.start()
+        yield Bench(cluster, folder)
+    finally:
+        cluster.stop()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Training(TrainingRun):
+    """A run of two ranks on two nodes."""
+
+    def __init__(self, bench: Bench, name: str, agents: bool, spares: int = 0) -> None:
+        self.bench = bench
+        self.agents = agents
+        self.spares = spares
+        super().__init__(bench.folder, name, bench.config)
+        self.submit()
+
+    def open(self) -> SlurmBackend:
+        return SlurmBackend(ClusterProfile(name="here", kind="slurm", partition="low", hours=0.5, agents=self.agents))
+
+    def shape(self) -> JobResources:
+        return JobResources(nodes=2, processes=1, cpus=1, hours=0.5, spares=self.spares)
+
+    def ranks(self) -> list[dict[str, int]]:
+        """Rows {pid}."""
+        pids = processes_of(self.run)
+        if self.agents:
+            return [{"pid": pid} for pid in pids if _is_agent(pid) and _is_agent(_parent(pid))]
+        return [{"pid": pid} for pid in pids if processes.arguments(pid)[1:3] == ["-m", "tests.kill_rank"]]
+
+    def start_record(self) -> dict[str, Any]:
+        record: dict[str, Any] = read_json(self.run.attempt(self.run.newest_attempt()) / "start.json") or {}
+        return record
+
+    def seconds_of_first_start(self) -> float:
+        """From the record of the first attempt's start, without the queue, to its first step."""
+        self.wait(lambda: bool(self.lines(1)), "the first step", PATIENCE)
+        return time.time() - (self.run.attempt(1) / "start.json").stat().st_mtime
+
+    def settle(self) -> None:
+        """Wait until the newest attempt has trained for a while and has made a commit."""
+
+        def settled() -> bool:
+            n = self.run.newest_attempt()
+            commits = commit.commits(self.run)
+            return len(self.lines(n)) >= STEPS and bool(commits) and commits[-1].attempt == n and bool(self.ranks())
+
+        self.wait(settled, "a commit", PATIENCE)
+
+    def seconds_to_next_step(self, fault: Callable[[], Any]) -> float:
+        """Cause a fault and wait for the first step of the next attempt."""
+        n = self.run.newest_attempt()
+        start = time.perf_counter()
+        fault()
+        self.wait(lambda: bool(self.lines(n + 1)), "the next step", PATIENCE)
+        return time.perf_counter() - start
+
+    def end(self) -> None:
+        """Cancel the job, and wait for the end of all its processes."""
+        self.bench.cancel(self.start_record()["job"])
+        wait_until(lambda: not processes_of(self.run), "the end of its processes", PATIENCE)
+
+
+def killed_rank(bench: Bench, rounds: int, agents: bool) -> dict[str, Any]:
+    run = Training(bench, f"killed-{agents}", agents)
+    start = run.seconds_of_first_start()
+    seconds = []
+    restarts = []
+    for _ in range(rounds):
+        run.settle()
+        pid = run.ranks()[0]["pid"]
+        seconds.append(run.seconds_to_next_step(lambda pid=pid: os.kill(pid, signal.SIGKILL)))  # type: ignore[misc]
+        restarts.append(int(run.start_record().get("restarts") or 0))
+    run.end()
+    return _summary(seconds) | {"requeues": restarts[-1], "start_seconds": rounded(start)}
+
+
+def lost_node(bench: Bench, rounds: int) -> dict[str, Any]:
+    """A new run for each round: a lost node does not come back to its job."""
+    seconds = []
+    requeues = 0
+    for number in range(rounds):
+        run = Training(bench, f"spare-{number}", agents=True, spares=1)
+        run.settle()
+        hosts = bench.cluster.call("scontrol", "show", "hostnames", run.start_record()["nodes"]).split()
+        seconds.append(run.seconds_to_next_step(lambda host=hosts[1]: bench.cluster.lose(host)))  # type: ignore[misc]
+        requeues += int(run.start_record().get("restarts") or 0)
+        run.end()
+        bench.cluster.bring_back(hosts[1])
+    return _summary(seconds) | {"requeues": requeues}
+
+
+def submitit_requeue(bench: Bench, rounds: int) -> dict[str, Any]:
+    if not results.is_installed("submitit"):
+        return {"note": ABSENT}
+    folder = bench.folder / "submitit"
+    job = submitit_loop.submit(folder, "low")
+    loop = submitit_loop.Loop(folder)
+    seconds = []
+    for number in range(rounds):
+        wait_until(lambda n=number: loop.steps(n) >= STEPS, "the steps of submitit's job", PATIENCE, 0.01)
+        start = time.perf_counter()
+        bench.cluster.call("scancel", "--signal=USR2", job)
+        wait_until(lambda n=number: loop.steps(n + 1), "the next step of submitit's job", PATIENCE, 0.01)
+        seconds.append(time.perf_counter() - start)
+    os.kill(loop.pid(1), signal.SIGKILL)
+    wait_until(lambda: bench.state(job) in ENDED, "the end of submitit's job", PATIENCE)
+    state = bench.state(job)
+    bench.cancel(job)
+    shutil.rmtree(folder)
+    return _summary(seconds) | {"requeues": rounds, "after_killed_rank": state}
+
+
+CASES: dict[str, Callable[[Bench, int], dict[str, Any]]] = {
+    "agents": lambda bench, rounds: killed_rank(bench, rounds, agents=True),
+    "requeue": lambda bench, rounds: killed_rank(bench, rounds, agents=False),
+    "spare": lost_node,
+    "submitit": submitit_requeue,
+}
+
+
+def _summary(seconds: list[float]) -> dict[str, Any]:
+    return {
+        "seconds": rounded(statistics.median(seconds)), "least": rounded(min(seconds)), "most": rounded(max(seconds)),
+        "rounds": len(seconds),
+    }  # fmt: skip
+
+
+def _is_agent(pid: int) -> bool:
+    """Whether a process is an agent, or was forked by one."""
+    return any(word.endswith("node_agent") for word in processes.arguments(pid))
+
+
+def _parent(pid: int) -> int:
+    return int(processes.read_stat(pid)[1][1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
