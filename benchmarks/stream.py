@@ -26,7 +26,7 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -107,9 +107,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
         address = stack.enter_context(s3_datasets.serving(chosen.server, folder))
-        processes = {name: stack.enter_context(s3_datasets.alone()) for name in PIPELINES if name not in absent}
         for kind in photo_shards.KINDS[: 1 if chosen.quick else None]:
-            sets[kind.name] = _measure_kind(kind, processes, absent, chosen, address, folder)
+            sets[kind.name] = _measure_kind(kind, absent, chosen, address, folder)
     settings = {"server": chosen.server, "rounds": chosen.rounds, "batch": chosen.batch, "repeats": REPEATS}
     return {
         "benchmark": "stream",
@@ -135,9 +134,8 @@ def _obstacle(name: str) -> str:
 
 
 def _measure_kind(
-    kind: Kind, processes: dict[str, ProcessPoolExecutor], absent: Mapping[str, str], chosen: argparse.Namespace,
-    address: str, folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+    kind: Kind, absent: Mapping[str, str], chosen: argparse.Namespace, address: str, folder: Path
+) -> dict[str, Any]:
     """All places, with images of one kind."""
     samples = chosen.samples * photo_shards.KINDS[0].side // kind.side // 64 * 64
     chunk = min(CHUNK, samples * REPEATS // 16)
@@ -146,17 +144,21 @@ def _measure_kind(
     files = s3_datasets.add_marked(files, kind.side)
     remote = s3_datasets.upload(files, address)
     with_workers = dataclasses.replace(files, batch=chosen.batch // 2, workers=2)
-    passes = {
-        S3: _in_turns(_those(processes, S3), remote, chosen.rounds),
-        FILES: _in_turns(_those(processes, FILES), files, chosen.rounds),
-        TWO_CORES: _on_two_cores(_those(processes, TWO_CORES), with_workers, chosen.rounds),
-    }
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(s3_datasets.alone()) for name in PIPELINES if name not in absent}
+        passes = {
+            S3: _in_turns(_those(processes, S3), remote, chosen.rounds),
+            FILES: _in_turns(_those(processes, FILES), files, chosen.rounds),
+        }
+        costs = _costs(processes[PLAIN[1]], remote, passes[S3][PLAIN[1]])
+    present = [name for name in PLACES[TWO_CORES] if name not in absent]
+    passes[TWO_CORES] = {name: _on_two_cores(name, with_workers, chosen.rounds) for name in present}
     return {
         "samples": files.samples,
         "R": chunk,
         "measured": {place: [_row(name, passes[place], absent) for name in PLACES[place]] for place in PLACES},
         "ratios": list(_ratios(kind.name, passes)),
-        "costs": _costs(processes[PLAIN[1]], remote, passes[S3][PLAIN[1]]),
+        "costs": costs,
     }
 
 
@@ -172,16 +174,11 @@ def _in_turns(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int
     return {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
 
 
-def _on_two_cores(names: Iterable[str], work: Work, rounds: int) -> Passes:
-    """Passes of pipelines one after the other, each in a process of its own."""
-    passes: Passes = {name: [] for name in names}
-    with ExitStack() as stack:
-        processes = {name: stack.enter_context(s3_datasets.alone(2)) for name in passes}
-        for _ in range(rounds):
-            for name, process in processes.items():
-                arguments = partial(open_batches, work), name, work.samples, work.batch
-                passes[name].append(process.submit(steady.measure, *arguments).result())
-    return passes
+def _on_two_cores(name: str, work: Work, rounds: int) -> list[Pass]:
+    """Passes of a pipeline in a process of its own, which ends before the next pipeline: one needs 5 GB."""
+    arguments = partial(open_batches, work), name, work.samples, work.batch
+    with s3_datasets.alone(2) as process:
+        return [process.submit(steady.measure, *arguments).result() for _ in range(rounds)]
 
 
 def open_batches(work: Work, name: str) -> Iterator[int]:

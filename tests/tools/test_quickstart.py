@@ -1,6 +1,7 @@
 """Tests of the commands of ``make quickstart``, which run in order with a small data set and few samples."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -27,9 +28,10 @@ def lines(*make_arguments):
 def environment(tmp_path):
     """Create a cache with small demonstration sets that ``flip demo_data`` accepts as complete."""
     folder = tmp_path / "cache" / "emoji"
-    for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16)):
+    for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16), ("unseen", 16)):
         dataset = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
-    (dataset / "classes.json").rename(folder / "classes.json")
+    for name in ("classes.json", "classes-unseen.json"):
+        shutil.copyfile(dataset / "classes.json", folder / name)
     make_tokenizer(folder / "tokenizer.json")
     counts = dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 16)
     write_json(folder / "done.json", DATA.source | {"counts": counts, "sets": {}})
