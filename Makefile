@@ -126,7 +126,7 @@ types: dev  ## mypy on flip/, jobs/ and tools/
 QUICKSTART := quickstart$(if $(FULL),_full)
 SUBMIT := $(BIN)/flip submit $(QUICKSTART) --cluster local --foreground --retry $(if $(FULL),--seeds 0 1 2)
 
-quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 8 (two idle cores; FULL=1: longer runs, three seeds, about an hour)
+quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 5 (two idle cores; FULL=1: longer runs, three seeds, about an hour)
 	$(BIN)/flip demo_data
 ifndef FULL
 	$(SUBMIT) --only masked
