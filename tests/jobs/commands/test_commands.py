@@ -63,7 +63,7 @@ def test_status_row_shows_storage_outage_only_for_running_attempt(root):
     write_json(run.status, {"attempt": 1, "storage": text, "unsteady": True})
     assert run_status.row(run, RunState("running", 1))["reason"] == text
     assert [run_status.row(run, RunState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
-    assert run_status.row(run, RunState("pending", 1))["reason"] == ""
+    assert run_status.row(run, RunState("waiting", 1))["reason"] == ""
     assert run_status.row(run, RunState("running", 2))["reason"] == "", "the outage belongs to an older attempt"
 
 
@@ -170,7 +170,7 @@ def test_logs_follow_prints_last_lines_of_attempts_that_restarted_at_once(root, 
 
 def complete_row(row, numbers):
     """Whether a row of ``status`` has all keys and the given samples and loss."""
-    return len(row) == 22 and (row["samples"], row["loss"]) == numbers
+    return len(row) == 23 and (row["samples"], row["loss"]) == numbers
 
 
 @pytest.mark.parametrize("name, numbers", [("status.json", (None, None)), ("attempts/1/end.json", (51200, 2.5))])

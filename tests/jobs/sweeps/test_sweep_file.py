@@ -144,7 +144,7 @@ PINNED = {
     "masking": {"mask0": "2e0623b0993aa644", "mask50": "c03567327a9e848e", "mask75": "96df6e0ee3426f1c"},
     "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
     "model_scaling": {"baseline": "22e3cd27d7370b93", "model": "3cac345a9607fe74"},
-    "quickstart": {"masked": "bc3b31507d7a2325", "unmasked": "439c01330b8b946b"},
+    "quickstart": {"masked": "b702ff624ac7f378", "unmasked": "eb407674e67d2d7c"},
     "quickstart_full": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "d8239374e3f38dc9"},
     "sizes": {
