@@ -28,6 +28,8 @@ ALLOWED = {
     ("jobs/runtime/node_agent.py", "runpy"): "the module of the job, as `python -m` would execute it",
     ("jobs/runtime/node_agent.py", "runpy.run_module"): "the module of the job, as `python -m` would execute it",
     ("flip/config/gpu_software.py", "ctypes.CDLL"): "the library of NVIDIA's driver, which torch loads too",
+    ("tools/measuring/peak_memory.py", "ctypes.CDLL"): "malloc_trim of the C library, loaded anyway",
+    ("tools/measuring/peak_memory.py", "Path('/proc/self/clear_refs').write_text"): "a file of the kernel, no real one",
     ("jobs/host/processes.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
     ("kernel/visible_jpeg/__init__.py", "ctypes.CDLL"): "the library of its own package, beside the module",
     ("flip/checkpoint/safetensors_io.py", "safetensors.torch.save_file"): "to a path of atomic_path",
