@@ -14,6 +14,9 @@ from jobs.reporting.markdown import markdown
 from tools.records import rows as records
 from tools.records.rows import GOAL, REFERENCE_SECONDS, SET, RecordRow
 from tools.records.rule import MARGIN, SEEDS, false_rate, half_width
+from tools.studies import results
+from tools.studies.arms import BASELINE
+from tools.studies.cheapest import STUDY
 
 STUDIES = ("study", "cheapest")
 """Folders of docs whose runs have three seeds each."""
@@ -24,7 +27,8 @@ HEAD = f"""\
 the core-seconds of training with which they reach {100 * GOAL:.1f} % zero-shot accuracy on {SET}, whose drawings
 training never sees. That is the accuracy of the arm clipa of [cheapest.md](cheapest.md), which takes
 {REFERENCE_SECONDS:.0f} core-seconds. The recipes are the runs of `sweeps/records.yaml`. A recipe may set every field of
-a configuration, the model included. Only the training set and the evaluation are fixed.
+a configuration, the model included. Only the training set and the evaluation are fixed. The last row is a baseline
+without a model, the nearest training picture at 16 x 16 pixels: {{}}
 
 - **Accuracy.** A row is {SEEDS} runs with new seeds, from 100 on. A recipe has reached the goal if the 95 % interval of
   the mean lies above it (Student's t). The interval covers seeds, not images.
@@ -42,13 +46,24 @@ def write(docs: Path) -> Path:
     """Write the page and return its path. Raises ConfigError, OSError."""
     folder = docs / "records"
     rows = records.read(folder)
-    blocks = [*_table(rows), *_rule(docs, rows), *_tried(folder)]
+    pixels = results.read(STUDY, docs).pixels(SET)
+    blocks = [*_table(rows, pixels), *_rule(docs, rows), *_tried(folder)]
     page = docs / "records.md"
-    write_text(page, f"{HEAD}\n\n{markdown(blocks, 'records')}")
+    write_text(page, f"{HEAD.format(_compared(rows, pixels))}\n\n{markdown(blocks, 'records')}")
     return page
 
 
-def _table(rows: Sequence[RecordRow]) -> list[Block]:
+def _compared(rows: Sequence[RecordRow], pixels: float | None) -> str:
+    """The end of the sentence about the baseline."""
+    if pixels is None:
+        return "not computed."
+    above = [row.run for row in rows if np.mean(row.values) > pixels]
+    if above:
+        return f"{', '.join(above)} exceed its {100 * pixels:.1f} %."
+    return f"no recipe reaches its {100 * pixels:.1f} %, so that all are early training."
+
+
+def _table(rows: Sequence[RecordRow], pixels: float | None) -> list[Block]:
     if not rows:
         return [heading("Rows", 2), Text("No recipe has been measured with five seeds yet.")]
     names = records.records(rows)
@@ -67,6 +82,9 @@ def _table(rows: Sequence[RecordRow]) -> list[Block]:
             "samples": f"{row.samples:,}", "commit": row.commit, "date": row.date,
             "processor": row.machine["processor"],
         })  # fmt: skip
+    if pixels is not None:
+        baseline = {"recipe": BASELINE, "core-seconds": "0", f"{SET}, %": f"{100 * pixels:.1f}"}
+        cells.append(dict.fromkeys(cells[0], "-") | baseline)
     return [heading("Rows", 2), Table(cells, text=("recipe", "verdict", "commit", "date", "processor"))]
 
 

@@ -93,6 +93,11 @@ def test_page_lists_rows_rule_and_trials(tmp_path, capsys):
     assert any("weak" in line and "not reached" in line and "120" in line for line in lines)
     assert any("fast" in line and "record" in line and "23.3 (22.3 to 24.3)" in line for line in lines)
     assert any("a wish" in line for line in lines)
+    assert "| nearest training picture | 0 | 48.0 | - | - | - | - | - |" in lines
+    assert "no recipe reaches its 48.0 %, so that all are early training" in text
+    rows.write(folder, row("strong", mean=0.5))
+    assert command.main(["--docs", str(tmp_path)]) == 0
+    assert "strong exceed its 48.0 %" in (tmp_path / "records.md").read_text(encoding="utf-8")
 
 
 def test_damaged_row_and_unknown_recipe_are_refused(tmp_path):
