@@ -135,7 +135,7 @@ def compare(study: ArmDesign, results: Results, name: str, first: str, second: s
         return None
     of_first, of_second = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
     if of_first and of_second:
-        return arms_stats.with_pictures(compared, arms_stats.bootstrap(of_first, of_second, between))
+        return arms_stats.with_pictures(compared, *arms_stats.bootstrap(of_first, of_second, between))
     return compared
 
 

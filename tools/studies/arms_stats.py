@@ -26,6 +26,8 @@ Scores = Mapping[int, float]
 LEAST = 3
 """Minimum number of common seeds of a comparison."""
 DRAWS = 4000
+NOISES = 8
+"""Draws of pictures in a bootstrap, and draws of seeds for each of them."""
 
 
 @dataclass(frozen=True)
@@ -91,25 +93,30 @@ def compare(first: Scores, second: Scores, between: Residual, pictures: int) -> 
     return Compared(seeds, _interval(value, total, freedom), t_tail(value / sqrt(total), freedom), False, by_seed)
 
 
-def bootstrap(first: Mapping[int, Bits], second: Mapping[int, Bits], between: Residual, draws: int = DRAWS) -> Interval:
-    """The difference with the interval over seeds and pictures, from answers of both arms on the same pictures.
+def bootstrap(
+    first: Mapping[int, Bits], second: Mapping[int, Bits], between: Residual, draws: int = DRAWS
+) -> tuple[Interval, float]:
+    """The difference with the interval over seeds and pictures, from answers of both arms on the same pictures; its p.
 
-    A draw has other pictures, the same ones for both arms and all seeds, and other deviations of both arms' runs.
+    A draw has other pictures, the same ones for both arms and all seeds, and other deviations of both arms' runs. The
+    size of these deviations is drawn as well, because few runs determine it: without pictures the interval is that of
+    Student's t.
     """
     random = np.random.default_rng(0)
     seeds = sorted(first.keys() & second.keys())
     difference = 100 * np.mean([first[seed].astype(float) - second[seed] for seed in seeds], axis=0)
     counts = random.multinomial(len(difference), np.full(len(difference), 1 / len(difference)), draws)
-    noise = random.choice(between.each, (2, draws, len(seeds))).mean(axis=2)
-    drawn = counts @ difference / len(difference) + noise[0] - noise[1]
+    sampled = np.repeat(counts @ difference / len(difference), NOISES)
+    noise = random.choice(between.each, (2, len(sampled), len(seeds))).mean(axis=2)
+    scale = np.sqrt(between.freedom / random.chisquare(between.freedom, len(sampled)))
+    drawn = sampled + scale * (noise[0] - noise[1])
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return Interval(float(difference.mean()), float(low), float(high))
+    beyond = max(1 / len(drawn), min(float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0))))
+    return Interval(float(difference.mean()), float(low), float(high)), min(1.0, 2 * beyond)
 
 
-def with_pictures(compared: Compared, interval: Interval) -> Compared:
-    """The comparison with the interval of `bootstrap`; p as of a normal distribution with its width."""
-    error = (interval.high - interval.low) / (2 * 1.96)
-    p = t_tail(interval.value / error, 1e6) if error else float(interval.value == 0)
+def with_pictures(compared: Compared, interval: Interval, p: float) -> Compared:
+    """The comparison with the interval and p of `bootstrap`."""
     return replace(compared, both=interval, p=p, paired=True)
 
 

@@ -59,13 +59,24 @@ def test_bootstrap_over_seeds_and_pictures_covers_truth_and_is_narrower_than_unp
         answers = simulated(seed, gain=0.0)
         between = arms_stats.residual(scores_of(answers))
         assert between is not None
-        interval = arms_stats.bootstrap(answers["0"], answers["1"], between, draws=400)
+        interval, p = arms_stats.bootstrap(answers["0"], answers["1"], between, draws=400)
         plain = arms_stats.compare(*(scores_of(answers)[arm] for arm in "01"), between, 400)
         assert plain is not None
         assert interval.value == pytest.approx(plain.both.value)
         inside.append(interval.contains(0.0))
+        assert abs(p - 0.05) < 0.005 or interval.contains(0.0) == (p > 0.05)
         widths.append((interval.high - interval.low) / (plain.both.high - plain.both.low))
     assert np.mean(inside) >= 0.9 and np.mean(widths) < 0.8
+
+
+def test_bootstrap_has_students_interval_if_few_runs_determine_the_deviation() -> None:
+    """Both arms answer alike: without pictures the interval is t(4) * sqrt(2 / 3) = 2.27, of a normal one 1.60."""
+    normal = np.random.default_rng(0).standard_normal(2000)
+    between = Residual(1.0, 4, normal / normal.std())
+    bits = {seed: np.arange(100) < 30 for seed in range(3)}
+    interval, p = arms_stats.bootstrap(bits, bits, between)
+    assert (interval.value, p) == (0, pytest.approx(1, abs=0.03))
+    assert [interval.low, interval.high] == pytest.approx([-2.267, 2.267], rel=0.04)
 
 
 def test_holm_corrects_for_number_of_comparisons() -> None:
