@@ -67,8 +67,11 @@ idle cores, plus some minutes for start-up and evaluation."""
 
 TRIALS = """\
 {count} per arm, the same in all arms, one trial each with seed {seed}, which no compared run has; trials have
-{trial:g} of the length. The best on the validation vendor ({validation}) is used. Nothing else was tuned in any arm.
+{trial:g} of the length. {best} is used. {further}Nothing else was tuned in any arm.
 {name}/choices.json records the choice, so that another machine trains the same arms."""
+BY_ACCURACY = "The best on the validation vendor ({validation})"
+BY_LOSS = "The smallest contrastive loss over all pictures of the validation vendor ({validation})"
+FURTHER = "While the best rate of an arm is at the edge of its range, it also tries the next of {further}. "
 
 UNTRIED = "The peak is {peak:g} in all arms. It was not tuned, so that an arm may lack its best one."
 
@@ -93,9 +96,8 @@ class ArmStudy(ArmDesign):
 
     def files(self, results: Results) -> dict[str, str]:
         """results.csv: one row per complete run. course.csv: the points of the figure of the course."""
-        if not results.records:
-            return {}
-        return {"results.csv": csv_text(list(rows(self, results))), "course.csv": csv_text(list(steps(self, results)))}
+        tables = {"results.csv": list(rows(self, results)), "course.csv": list(steps(self, results))}
+        return {name: csv_text(table) for name, table in tables.items() if table}
 
 
 def records(study: ArmDesign, results: Results, arm: Arm) -> dict[int, Record]:
@@ -346,18 +348,18 @@ def method(study: ArmDesign, results: Results) -> list[Block]:
     validation = study.validation["manifest"].rpartition("/")[2]
     rates = UNTRIED.format(peak=study.rates[0])
     if len(study.rates) > 1:
-        rates = TRIALS.format(
-            count=len(study.rates), seed=TRIAL_SEED, trial=study.trial, validation=validation, name=study.name
-        )
+        rates = _trials(study, results, validation)
+    planned = study.core_seconds(run for run in results.runs if results.asked(run) is not False)
     tuning = ""
     if any(arm.after for arm in study.arms.values()):
         tuning = TUNING.format(share=100 * study.tuning)
     text = METHOD.format(
         **results.calibration["machine"], time=results.calibration["time"], seconds=study.seconds, rates=rates,
-        tuning=tuning, seeds=", ".join(map(str, study.seeds)), tests=" and ".join(study.tests),
+        tuning=tuning, seeds=", ".join(map(str, study.seeds)),
+        tests=" and ".join(test for test in study.tests if test not in study.added_sets),
         views=f"evaluate.preprocess: {', '.join(sorted(views))}",
         spent=sum(each["seconds"] for each in every), runs=counted(len(every), "complete run"), name=study.name,
-        planned=study.core_seconds(), minutes=counted(study.core_seconds() / 120, "minute"),
+        planned=planned, minutes=counted(planned / 120, "minute"),
     )  # fmt: skip
     blocks = [heading("Method"), *paragraphs(text)]
     cells = rates_table(results, ("arm",), [((arm,), arm) for arm in study.arms if results.trials[arm]])
@@ -365,6 +367,20 @@ def method(study: ArmDesign, results: Results) -> list[Block]:
         blocks += [heading("Trials"), Table(cells, text=list(cells[0])[1:])]
     complete = f"All runs with their scores: {study.name}/results.csv. {study.about}"
     return [*blocks, *paragraphs(complete)]
+
+
+def _trials(study: ArmDesign, results: Results, validation: str) -> str:
+    """How learning rates were chosen."""
+    best = BY_ACCURACY
+    if any(results.losses.values()):
+        best = BY_LOSS
+    further = ""
+    if study.further:
+        further = FURTHER.format(further=", ".join(f"{peak:g}" for peak in sorted(study.further)))
+    return TRIALS.format(
+        count=len(study.rates), seed=TRIAL_SEED, trial=study.trial, name=study.name, further=further,
+        best=best.format(validation=validation),
+    )  # fmt: skip
 
 
 def rows(study: ArmDesign, results: Results) -> Iterator[dict[str, Any]]:

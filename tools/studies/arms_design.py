@@ -6,7 +6,7 @@ trains with every seed. Questions compare two arms by the differences of equal s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -131,6 +131,8 @@ class ArmDesign(Study):
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     """Peak learning rates that are tried from scratch, the same in every arm."""
+    further: tuple[float, ...] = ()
+    """Beyond both ends of ``rates``: an arm tries the next of them while its best rate is at the edge."""
     trial: float = 0.5
     """Length of a trial as a share of the runs of its arm."""
     tuning: float = 0.15
@@ -174,10 +176,10 @@ class ArmDesign(Study):
         return {arm.name: self.tried(arm) for arm in self.arms.values()}
 
     def tried(self, arm: Arm) -> tuple[float, ...]:
-        """The peak learning rates that are tried for an arm."""
+        """The peak learning rates that may be tried for an arm, ascending."""
         if arm.after:
             return self.tuning_rates
-        return self.rates
+        return tuple(sorted((*self.rates, *self.further)))
 
     def needs(self, run: StudyRun) -> Sequence[str]:
         after = self.arms[run.rates].after
@@ -211,9 +213,11 @@ class ArmDesign(Study):
             return self.seconds * self.tuning
         return self.seconds
 
-    def core_seconds(self) -> float:
-        """Core-seconds of training in the complete study, by the calibration."""
-        return sum(self.length(run) * self.seconds_of(self.arms[run.rates]) for run in self.runs())
+    def core_seconds(self, runs: Iterable[StudyRun] | None = None) -> float:
+        """Core-seconds of training by the calibration, of these runs or of all that may be asked for."""
+        if runs is None:
+            runs = self.runs()
+        return sum(self.length(run) * self.seconds_of(self.arms[run.rates]) for run in runs)
 
     def stages(self, arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, dict[str, Any]]:
         """The stages of a run that lasts ``share`` of its arm's seconds, each rounded to at least one batch."""

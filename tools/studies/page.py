@@ -70,10 +70,11 @@ def rates_table(
     """Validation scores of the trials. ``arms``: cells of the first columns, and name of the learning rates.
 
     A choice is marked if it is at the edge of the tried range, and if the trials of this study would choose another.
+    Losses are shown if trials have them.
     """
     rows = []
     for cells, rates in arms:
-        tried = results.study.peaks()[rates]
+        tried = results.tried(rates)
         chosen = results.peaks.get(rates)
         shown = "-"
         if chosen is not None:
@@ -83,8 +84,12 @@ def rates_table(
             best = results.best(rates)
             if best not in (None, chosen):
                 shown += f" (these trials: {best:g})"
-        values = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in results.trials[rates].items()) or "-"
+        scores = sorted(results.trials[rates].items())
+        values = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores) or "-"
         row = dict(zip(columns, cells, strict=True))
+        if any(results.losses.values()):
+            losses = [f"{peak:g}: {value:.3f}" for peak, value in sorted(results.losses[rates].items())]
+            row["validation loss, by peak lr"] = ", ".join(losses) or "-"
         rows.append(row | {"validation top-1, %, by peak lr": values, "chosen": shown})
     return rows
 

@@ -5,7 +5,7 @@ The files are committed in docs/NAME/results, so that another machine continues 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,16 +72,32 @@ class Results:
         Best is the smallest loss over all validation pictures. Trials of earlier versions have no loss: the highest
         accuracy, which few right pictures decide.
         """
-        tried = self.study.peaks()[rates]
+        return self._best_of(rates, self.tried(rates))
+
+    def tried(self, rates: str) -> list[float]:
+        """The peaks of the range, ascending. While the best is at an edge, the next further peak belongs to it, too."""
+        every = sorted(self.study.peaks()[rates])
+        tried = [peak for peak in every if peak not in self.study.further]
+        while True:
+            best = self._best_of(rates, tried)
+            if best is None:
+                return tried
+            place = every.index(best)
+            added = set(every[max(0, place - 1) : place + 2]) - set(tried)
+            if not added:
+                return tried
+            tried = sorted({*tried, *added})
+
+    def _best_of(self, rates: str, tried: Sequence[float]) -> float | None:
         if len(tried) == 1:
             return tried[0]
         scores = self.trials[rates]
-        if len(scores) < len(tried):
-            return None
         losses = self.losses[rates]
-        if len(losses) == len(tried):
-            return min(losses, key=lambda peak: (losses[peak], peak))
-        return max(scores, key=lambda peak: (scores[peak], -peak))
+        if not all(peak in scores for peak in tried):
+            return None
+        if all(peak in losses for peak in tried):
+            return min(tried, key=lambda peak: (losses[peak], peak))
+        return max(tried, key=lambda peak: (scores[peak], -peak))
 
     def pixels(self, name: str, train: str = "train") -> float | None:
         """Top-1 of the nearest training picture on a set, by the comparison that is better on the validation set; None
@@ -105,7 +121,11 @@ class Results:
 
     def asked(self, run: StudyRun) -> bool | None:
         """Whether a run belongs to the study; None: not known yet."""
-        return True
+        if run.kind != "trial" or run.peak in self.tried(run.rates):
+            return True
+        if self.best(run.rates) is None:
+            return None
+        return False
 
     def missing(self) -> list[StudyRun]:
         """Runs without a result, in order, and those from whose checkpoints they start."""

@@ -79,6 +79,8 @@ class Study(ABC):
     """The beginning of the page, Markdown."""
     results_class: type[Results] | None = None
     """A class of results of its own."""
+    further: Sequence[float] = ()
+    """Of ``peaks`` those that are tried only if the best of the others is next to them."""
 
     @abstractmethod
     def runs(self) -> Sequence[StudyRun]:

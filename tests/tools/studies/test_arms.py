@@ -206,6 +206,31 @@ def test_loss_over_all_pictures_chooses_rate_if_trials_have_it(tmp_path: Path) -
     assert results.best("clip") == 5e-4 and results.best("mask50") == 1e-3, "mask50 has no losses"
 
 
+def test_range_is_extended_while_its_edge_is_best(tmp_path: Path) -> None:
+    """The next rate is tried for the arm whose edge wins, until the best one has a worse one on both sides."""
+    study = replace(SMALL, rates=(1e-3, 2e-3), further=(5e-4, 4e-3, 8e-3))
+    complete(tmp_path, study, "nothing")
+    losses = {"clip": {1e-3: 5.0, 2e-3: 4.9, 4e-3: 4.8, 8e-3: 4.9}, "mask50": {1e-3: 4.0, 2e-3: 4.1, 5e-4: 4.2}}
+    order = []
+    while trials := [run for run in read(study, tmp_path).ready(()) if run.kind == "trial"]:
+        order.append([run.name for run in trials])
+        for run in trials:
+            content = record(study, run, validation=0.1)
+            content["evaluations"][0]["loss"] = losses[run.rates][run.peak]
+            write_json(tmp_path / "small" / "results" / f"{run.name}.json", content)
+    first = ["clip-lr0.001", "clip-lr0.002", "mask50-lr0.001", "mask50-lr0.002"]
+    assert order == [first, ["clip-lr0.004", "mask50-lr0.0005"], ["clip-lr0.008"]]
+    results = read(study, tmp_path)
+    assert results.peaks == {"clip": 4e-3, "mask50": 1e-3}
+    assert [run.name for run in results.missing()] == ["clip", "mask50", "clip-s1", "mask50-s1"]
+    page.write(tmp_path, results)
+    text = (tmp_path / "small.md").read_text(encoding="utf-8")
+    assert "smallest contrastive loss over all pictures of the validation vendor" in text
+    assert "tries the next of 0.0005, 0.004, 0.008" in text and "edge of the range)" not in text
+    assert "| clip | 0.001: 5.000, 0.002: 4.900, 0.004: 4.800, 0.008: 4.900 |" in text
+    assert "the complete plan takes 150 core-seconds" in text, "4 runs of 20 s and 7 trials of half of it"
+
+
 def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
     """If two trials are almost equal, another processor could choose differently; the record prevents that."""
     complete(tmp_path, MASKING, "_trials")
