@@ -44,9 +44,14 @@ def study_of(name: str) -> Study:
     return study
 
 
+def trained() -> list[str]:
+    """Studies with results. The design of a new one is committed before it is trained."""
+    return [name for name in command.studies() if (DOCS / study_of(name).name / "results").is_dir()]
+
+
 def test_studies_are_the_files_with_a_study() -> None:
     """A new study is one file: no list names it."""
-    assert {"cheapest", "masking", "scaling"} <= set(command.studies())
+    assert {"cheapest", "masking", "scaling"} <= set(trained())
     for name in command.studies():
         assert study_of(name).head.startswith("# ")
 
@@ -71,7 +76,7 @@ def test_studies_use_public_interface_alone() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", command.studies())
+@pytest.mark.parametrize("name", trained())
 def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -> None:
     study = study_of(name)
     shutil.copytree(DOCS / study.name, tmp_path / study.name)
@@ -88,7 +93,7 @@ def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytes
     study that is newer than this engine has none there."""
     monkeypatch.setenv("FLIP_CACHE", "/absent")  # data sets and tokenizer by path
     digests = {}
-    for name in command.studies():
+    for name in trained():
         study = study_of(name)
         results = read(study, DOCS)
         assert not results.missing(), "the study is complete"
