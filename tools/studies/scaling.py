@@ -268,12 +268,14 @@ def lengths(study: ScalingResults, mask: str) -> list[tuple[float, list[float]]]
     return [(length * seconds, study.scores(StudyPoint(mask=mask, length=length))) for length in LENGTHS]
 
 
-def speed_up(study: ScalingResults, mask: str, shared: bool = False, level: float | None = None) -> SpeedUp | None:
-    """Over the reference without a mask, from the runs that are complete; None if a length has none."""
-    works = [study.calibration["work"][f"{REFERENCE.model}, mask {each}"] for each in ("0", mask)]
+def speed_up(
+    study: ScalingResults, mask: str, shared: bool = False, level: float | None = None, against: str = "0"
+) -> SpeedUp | None:
+    """Over the reference with mask ``against``, from the runs that are complete; None if a length has none."""
+    works = [study.calibration["work"][f"{REFERENCE.model}, mask {each}"] for each in (against, mask)]
     error = sum(scaling_stats.relative_error(facts) ** 2 for facts in works if "quartiles" in facts) ** 0.5
     return scaling_stats.speed_up(
-        lengths(study, "0"), lengths(study, mask), shared=shared, level=level, calibration=error
+        lengths(study, against), lengths(study, mask), shared=shared, level=level, calibration=error
     )
 
 
@@ -334,14 +336,18 @@ EQUAL = (
 def _speed_ups(study: ScalingResults) -> list[Block]:
     at = levels(study)
     lines = []
-    for mask in MASKS[1:]:
-        each = [factor(speed_up(study, mask, level=level)) for level in at]
-        best = speed_up(study, mask)
+    for against, mask in (("0", "0.5"), ("0", "0.75"), ("0.5", "0.75")):
+        each = [factor(speed_up(study, mask, level=level, against=against)) for level in at]
+        best = speed_up(study, mask, against=against)
         highest = "-"
         if best:
             highest = f"{factor(best)} at {percent(best.level)} %"
-        lines.append((f"{percent(float(mask), 0)} %", *each, highest))
-    note = "Cost without a mask divided by cost with it, at equal accuracy."
+        name = f"{percent(float(mask), 0)} %"
+        if against != "0":
+            name += f" instead of {percent(float(against), 0)} %"
+        lines.append((name, *each, highest))
+    note = "Cost without a mask divided by cost with it, at equal accuracy; in the last row cost with the smaller mask"
+    note += " divided by cost with the larger one."
     both = [f"{percent(float(mask), 0)} % {factor(speed_up(study, mask, shared=True))}" for mask in MASKS[1:]]
     if all(has_all_seeds(study, mask) for mask in MASKS[1:]):
         note += (

@@ -86,6 +86,29 @@ def difference(study: str, name: str, first: str, second: str) -> tuple[float, f
     return float(a - b), float(a - b - half), float(a - b + half), t_tail((a - b) / np.sqrt(total), degrees)
 
 
+def bits(entry: Record) -> np.ndarray:
+    """Whether each picture was right, as 0 or 1."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(entry["right"]), np.uint8))[: entry["n"]].astype(float)
+
+
+def paired_difference(study: str, name: str, first: str, second: str) -> tuple[float, float, float]:
+    """(value, low, high) over seeds and pictures, from answers of both arms on the same pictures.
+
+    The variance of a difference of means over pictures, and that of seeds with its degrees of freedom: no bootstrap.
+    """
+    runs = records(study)
+    ends = ("", "-s1", "-s2")
+    each = np.mean([bits(item(runs[first + e], name)) - bits(item(runs[second + e], name)) for e in ends], axis=0)
+    table = np.array(list(arm_scores(study, name).values()))
+    rest = table - table.mean(1)[:, None] - table.mean(0)[None] + table.mean()
+    freedom = (len(table) - 1) * 2
+    seeds = 2 * (rest**2).sum() / freedom / 3
+    total = seeds + 1e4 * each.var() / len(each)
+    half = t_quantile(freedom * (total / seeds) ** 2) * np.sqrt(total)
+    value = 100 * each.mean()
+    return float(value), float(value - half), float(value + half)
+
+
 # -- the scaling study -------------------------------------------------------------------------------------------------
 
 
@@ -185,11 +208,11 @@ def contrast(*terms: tuple[int, Sequence[Record]]) -> tuple[float, float, float]
     return value, float(value - half), float(value + half)
 
 
-def speed_up(mask: str) -> tuple[float, float]:
+def speed_up(mask: str, against: str = "0") -> tuple[float, float]:
     """(ratio of costs, accuracy in per cent) at the highest accuracy that both reach."""
     times = json.loads((DOCS / "scaling_study" / "calibration.json").read_text(encoding="utf-8"))["work"]
     curves = []
-    for each in ("0", mask):
+    for each in (against, mask):
         costs = [length * times[f"2M/8, mask {each}"]["seconds"] for length in (1, 2, 4)]
         means = [float(np.mean(list(map(accuracy, pair(f"2m-data8-mask{each}-s{{}}-x{n}"))))) for n in (1, 2, 4)]
         curves.append((np.log(costs), means))
@@ -213,8 +236,7 @@ def pixels(study: str) -> dict[tuple[str, str], tuple[float, float]]:
         best = max((row["top1"], row["by"]) for row in own if row["set"] == "validation")[1]
         for row in own:
             if row["by"] == best:
-                bits = np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))[: row["n"]]
-                counted[train, row["set"]] = 100 * row["top1"], 100 * float(bits.mean())
+                counted[train, row["set"]] = 100 * row["top1"], 100 * float(bits(row).mean())
     return counted
 
 

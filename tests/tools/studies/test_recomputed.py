@@ -133,7 +133,7 @@ def test_claims_and_speed_ups() -> None:
     }
     for claim, terms in claims.items():
         assert row("scaling_study.md", claim)[2] == shown(*recomputed.contrast(*terms))
-    for mask, share in (("0.5", "50 %"), ("0.75", "75 %")):
-        ratio, level = recomputed.speed_up(mask)
+    for against, mask, share in (("0", "0.5", "50 %"), ("0", "0.75", "75 %"), ("0.5", "0.75", "75 % instead of 50 %")):
+        ratio, level = recomputed.speed_up(mask, against)
         cell = row("scaling_study.md", share, after="### Speed-up by masking")[-1]
         assert cell.startswith(f"{ratio:.2f} (") and cell.endswith(f"at {level:.1f} %")

@@ -278,6 +278,11 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     assert row(masks, "50 %")[1:5] == ["69.6", "68.5", "2.0", "1.92"], "the paper's numbers"
     speeds = row(text.partition("### Speed-up by masking")[2], "50 %")
     assert all(1.7 < float(cell.split()[0]) < 2.3 for cell in speeds[1:]), "half the cost at equal accuracy"
+    half, most, between = (
+        [float(cell.split()[0]) for cell in row(text.partition("### Speed-up by masking")[2], name)[1:4]]
+        for name in ("50 %", "75 % |", "75 % instead of 50 %")
+    )
+    assert between == pytest.approx([b / a for a, b in zip(half, most, strict=True)], rel=0.01), "at the same levels"
     assert row(text, "length 4")[-1] == "yes" and row(text, "chance")[2:] == ["0.10"] * 5
     assert row(text, "tabler")[2:4] == ["12.00", "0.00"]
     assert row(text, "1/64") == ["1/64", "digest", "2"] and "several digests" not in text
