@@ -143,6 +143,10 @@ def test_calibration_is_median_of_intervals_after_warmup(tmp_path: Path) -> None
     assert uneven == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
     assert not engine.is_even(uneven)
     assert engine.is_even(engine.step_times("work", slow))
+    assert not engine.is_even({"seconds": 1.159e-3, "quartiles": [1.105e-3, 1.229e-3]}), "a machine with a load of 9"
+    for study in trained():
+        work = read(study_of(study), DOCS).calibration["work"].values()
+        assert all(engine.is_even(facts) for facts in work if "quartiles" in facts), "idle machines"
     with pytest.raises(ConfigError, match="was not timed"):
         engine.step_times("work", timed(tmp_path, "b", [0.9, 0.9]))
 
