@@ -494,11 +494,6 @@ def measures(study: ScalingResults) -> list[Block]:
     if known:
         note += f" {PIXELS.capitalize()} at 16 x 16 pixels (flip study --baseline), mean over the test families:"
         note += f" {', '.join(known)}. By colour or by shape, whichever is better on validation."
-        rows = (study.baseline or {}).get("sets", ())
-        for data in scaling_design.DATA:
-            by = {row["by"] for row in rows if row["train"] == data}
-            if len(by) == 1:
-                note += f" With {data} of the data by {by.pop()} alone."
     return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
 
 
