@@ -33,8 +33,8 @@ without a model, the nearest training picture at 16 x 16 pixels: {{}}
 - **Accuracy.** A row is {SEEDS} runs with new seeds, from 100 on. A recipe has reached the goal if the 95 % interval of
   the mean lies above it (Student's t). The interval covers seeds, not images.
 - **Cost.** Processor seconds per sample, the median over intervals between metric lines, times samples. Probes of
-  the reference run at the same time on the same cores, and their cost defines the unit. So another processor gives
-  about the same number.
+  the reference run at the same time on the same cores, and their cost defines the unit. So another processor, or
+  other load, gives about the same number. The load is that of the last minute, and about 2 without other work.
 - **Record.** A recipe that has reached the goal at least {100 * MARGIN:.0f} % cheaper than every row before it.
 - **Choices** use the validation set alone (`noto-v1`), with other seeds. The test set is scored once, at the end of
   the runs of a row.
@@ -80,7 +80,7 @@ def _table(rows: Sequence[RecordRow], pixels: float | None) -> list[Block]:
             "recipe": row.run, "core-seconds": f"{row.seconds:.0f}",
             f"{SET}, %": f"{mean:.1f} ({mean - width:.1f} to {mean + width:.1f})", "verdict": verdict,
             "samples": f"{row.samples:,}", "commit": row.commit, "date": row.date,
-            "processor": row.machine["processor"],
+            "processor": row.machine["processor"], "load": f"{row.machine['load']:.1f}",
         })  # fmt: skip
     if pixels is not None:
         baseline = {"recipe": BASELINE, "core-seconds": "0", f"{SET}, %": f"{100 * pixels:.1f}"}

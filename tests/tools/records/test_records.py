@@ -18,7 +18,7 @@ DOCS = REPOSITORY / "docs"
 
 def row(run="fast", mean=GOAL + 0.02, seconds=150.0, spread=0.005, date="2026-11-30 08:00"):
     scores = {str(100 + i): mean + spread * (i - 2) for i in range(5)}
-    return RecordRow(run, scores, seconds, {}, 1000, "c0ffee", date, {"processor": "a processor"})
+    return RecordRow(run, scores, seconds, {}, 1000, "c0ffee", date, {"processor": "a processor", "load": 2.04})
 
 
 def test_rule_needs_five_seeds_whose_lower_bound_is_at_the_goal():
@@ -91,9 +91,10 @@ def test_page_lists_rows_rule_and_trials(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "records.md")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert any("weak" in line and "not reached" in line and "120" in line for line in lines)
+    assert any("weak" in line and line.endswith("| a processor | 2.0 |") for line in lines)
     assert any("fast" in line and "record" in line and "23.3 (22.3 to 24.3)" in line for line in lines)
     assert any("a wish" in line for line in lines)
-    assert "| nearest training picture | 0 | 48.0 | - | - | - | - | - |" in lines
+    assert "| nearest training picture | 0 | 48.0 | - | - | - | - | - | - |" in lines
     assert "no recipe reaches its 48.0 %, so that all are early training" in text
     rows.write(folder, row("strong", mean=0.5))
     assert command.main(["--docs", str(tmp_path)]) == 0
