@@ -37,14 +37,18 @@ weights, so that pictures cannot be paired: an upper bound, unless arms err on o
 PAIRED = "resampled together with seeds (bootstrap), the same for both arms."
 
 BASELINE = "nearest training picture"
+PROBED = "linear probe, random features"
+BASELINES = {"nearest": BASELINE, "probe": PROBED}
+"""Method of ``baseline.py`` -> the name of its row."""
 
 SCORES = """\
 Zero-shot top-1 in per cent: the mean, in brackets each seed. {chance}Cost: core-seconds of training by the
 calibration. {baseline}"""
 PIXELS = """\
 Nearest training picture: no model; the class of the training picture that differs least at 16 x 16 pixels, by colour
-or by shape, whichever is better on validation (flip study --baseline). {near} of the {test} pictures have a
+or by shape, whichever is better on validation (flip study --baseline). {probe}{near} of the {test} pictures have a
 near-duplicate in training (docs/icons.md)."""
+PROBE_NOTE = """Linear probe: ridge regression of the classes on 2,048 random features of the same pixels. """
 
 METHOD = """\
 Cost. A run is one process on one core (data.workers 0), so its processor time, which other load hardly changes, is its
@@ -244,19 +248,22 @@ def arms(study: ArmDesign, results: Results) -> list[Block]:
             if values:
                 row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})"
         cells.append(row)
-    cells += _baseline_row(study, results, cells[0])
+    for method, name in BASELINES.items():
+        cells += _baseline_row(study, results, cells[0], method, name)
     chance = _test_facts(study, results, "chance")
     note = SCORES.format(chance=f"Chance is {percent(chance, 2)}. " if chance else "", baseline=_near(study, results))
     return [heading("Arms"), Table(cells, text=["arm", *study.tests, VALIDATION]), *paragraphs(note)]
 
 
-def _baseline_row(study: ArmDesign, results: Results, like: Mapping[str, str]) -> list[dict[str, str]]:
-    """The row of the nearest training picture; none if it was not computed."""
-    values = {name: results.pixels(name) for name in (*study.tests, VALIDATION)}
-    shown = {name: percent(value) for name, value in values.items() if value is not None}
+def _baseline_row(
+    study: ArmDesign, results: Results, like: Mapping[str, str], method: str, name: str
+) -> list[dict[str, str]]:
+    """The row of a baseline; none if it was not computed."""
+    values = {test: results.pixels(test, method=method) for test in (*study.tests, VALIDATION)}
+    shown = {test: percent(value) for test, value in values.items() if value is not None}
     if not shown:
         return []
-    return [dict.fromkeys(like, "-") | {"arm": BASELINE, "cost": "0"} | shown]
+    return [dict.fromkeys(like, "-") | {"arm": name, "cost": "0"} | shown]
 
 
 def _near(study: ArmDesign, results: Results) -> str:
@@ -265,7 +272,10 @@ def _near(study: ArmDesign, results: Results) -> str:
         return ""
     tests = [name for name in study.tests if name in rows]
     near = ", ".join(f"{100 * rows[name]['near']:.1f} %" for name in tests)
-    return " ".join(PIXELS.format(near=near, test=" and ".join(tests)).split())
+    probe = ""
+    if any("method" in row for row in rows.values()):
+        probe = PROBE_NOTE
+    return " ".join(PIXELS.format(probe=probe, near=near, test=" and ".join(tests)).split())
 
 
 def length(study: ArmDesign, arm: Arm, results: Results) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""The baseline without learning: a test picture gets the class of the nearest training picture, at 16 x 16 pixels.
+"""The baselines without a model, at 16 x 16 pixels: a test picture gets the class of the nearest training picture, or
+that of a linear classifier on random features (`PROBE`).
 
-``flip study --baseline`` computes it for each training set and each zero-shot set of a study and writes
+``flip study --baseline`` computes them for each training set and each zero-shot set of a study and writes
 docs/NAME/baseline.json. A training picture has a class if one of its captions is a prompt of that class; pictures
 without a class of the set are left out, as a model chooses among the classes of the set, too.
 
@@ -36,10 +37,17 @@ NEAR = 0.1
 BLOCK = 4096
 FILE = "baseline.json"
 REMEDY = "Make it: flip demo_data, or flip demo_data icons."
+PROBE = "probe"
+"""The method of a row of the classifier. Rows of the nearest picture have none, as in older files."""
+FEATURES = 2048
+RIDGE = 10.0
+"""Of the probe: positive parts of random projections of the pixels, and the penalty of the squared weights."""
 WHAT = (
     "top-1 of the class of the nearest training picture at 16 x 16 pixels, by the root mean square difference; colour:"
     " of the RGB pictures; shape: of the grey pictures without margins, the darkest part black; near, near_2x: share of"
-    " test pictures with a near-duplicate in training, at the limit of docs/icons.md and at twice the limit"
+    " test pictures with a near-duplicate in training, at the limit of docs/icons.md and at twice the limit; probe:"
+    f" instead, ridge regression ({RIDGE:g}) of the classes on {FEATURES} random features, positive parts of random"
+    " projections of the pixels"
 )
 BY = ("colour", "shape")
 
@@ -72,8 +80,10 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
             known = labels(learned, classes)
             distances = near(learned, shown[test.name])
             for by in BY:
-                scored = score(learned, known, shown[test.name], by)
-                rows.append({"train": name, "set": test.name, "by": by, **scored, **distances})
+                row = {"train": name, "set": test.name, "by": by}
+                rows.append(row | score(learned, known, shown[test.name], by) | distances)
+                probed = probe(learned, known, shown[test.name], by)
+                rows.append(row | {"method": PROBE} | probed | distances)
     output_folder(docs / study.name)
     path = docs / study.name / FILE
     write_json(path, {"what": WHAT, "sets": rows, "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
@@ -124,13 +134,44 @@ def labels(learned: Reduced, classes: Mapping[str, Any]) -> NDArray[np.int64]:
 def score(learned: Reduced, known: NDArray[np.int64], shown: Reduced, by: str) -> dict[str, Any]:
     """Top-1 of the nearest training picture that has a class, and the answers."""
     usable = known >= 0
+    index, _ = nearest(_pixels(shown, by), _pixels(learned, by)[usable])
+    return _answers(known[usable][index], shown, int(usable.sum()))
+
+
+def probe(learned: Reduced, known: NDArray[np.int64], shown: Reduced, by: str) -> dict[str, Any]:
+    """Top-1 of a linear classifier on random features of the pixels, and the answers."""
+    usable = known >= 0
+    learned_pixels = _pixels(learned, by)[usable]
+    mean = learned_pixels.mean(axis=0)
+    deviation = max(float(learned_pixels.std()), 1e-6)
+    random = np.random.default_rng(0)
+    side = learned_pixels.shape[1]
+    weights = (random.standard_normal((side, FEATURES)) / np.sqrt(side)).astype(np.float32)
+    biases = random.uniform(-1, 1, FEATURES).astype(np.float32)
+
+    def features(pixels: Array) -> Array:
+        return np.maximum((pixels - mean) / deviation @ weights + biases, 0)
+
+    classes, targets = np.unique(known[usable], return_inverse=True)
+    squares = RIDGE * np.eye(FEATURES, dtype=np.float32)
+    sums = np.zeros((len(classes), FEATURES), np.float32)
+    for start in range(0, len(learned_pixels), BLOCK):
+        part = features(learned_pixels[start : start + BLOCK])
+        squares += part.T @ part
+        np.add.at(sums, targets[start : start + BLOCK], part)
+    scores = features(_pixels(shown, by)) @ np.linalg.solve(squares, sums.T)
+    return _answers(classes[scores.argmax(axis=1)], shown, len(learned_pixels))
+
+
+def _pixels(pictures: Reduced, by: str) -> Array:
     if by == "colour":
-        index, _ = nearest(shown.thumbnails, learned.thumbnails[usable])
-    else:
-        index, _ = nearest(shown.shapes, learned.shapes[usable])
-    right = known[usable][index] == shown.labels
-    counted = {"pictures": int(usable.sum()), "top1": float(right.mean()), "n": len(right)}
-    return counted | pack(shown.keys, right)
+        return pictures.thumbnails
+    return pictures.shapes
+
+
+def _answers(named: NDArray[np.int64], shown: Reduced, pictures: int) -> dict[str, Any]:
+    right = named == shown.labels
+    return {"pictures": pictures, "top1": float(right.mean()), "n": len(right)} | pack(shown.keys, right)
 
 
 def near(learned: Reduced, shown: Reduced) -> dict[str, float]:

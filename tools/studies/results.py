@@ -99,10 +99,11 @@ class Results:
             return min(tried, key=lambda peak: (losses[peak], peak))
         return max(tried, key=lambda peak: (scores[peak], -peak))
 
-    def pixels(self, name: str, train: str = "train") -> float | None:
-        """Top-1 of the nearest training picture on a set, by the comparison that is better on the validation set; None
+    def pixels(self, name: str, train: str = "train", method: str = "nearest") -> float | None:
+        """Top-1 of a baseline (``baseline.py``) on a set, by the comparison that is better on the validation set; None
         if it was not computed."""
-        rows = [row for row in (self.baseline or {}).get("sets", ()) if row["train"] == train]
+        every = (self.baseline or {}).get("sets", ())
+        rows = [row for row in every if row["train"] == train and row.get("method", "nearest") == method]
         tried = {row["by"]: row["top1"] for row in rows if row["set"] == VALIDATION}
         if not tried:
             return None

@@ -18,6 +18,7 @@ from jobs.reporting.distributions import Interval
 from jobs.reporting.document import Block, Figure, Text, heading
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats
+from tools.studies.arms import BASELINES
 from tools.studies.page import interval, paragraphs, section
 from tools.studies.results import Results, is_zero_shot_test, score
 from tools.studies.scaling_design import (
@@ -145,7 +146,7 @@ curves: here, a run of length 2 sees each picture of the largest set about once,
 to 64 times. A mask saves about as much time as in the paper, at 75 % more. All icons are drawings: photographs have
 more redundant patches. Batches of {batch} pairs have few negatives; the paper
 gains from the larger batch that a mask allows, which is not tested here."""
-PIXELS = "nearest training picture"
+PIXELS = BASELINES["nearest"]
 
 
 class ScalingStudy(ScalingDesign):
@@ -480,11 +481,12 @@ def measures(study: ScalingResults) -> list[Block]:
         (str(point), str(len(runs)), *(percent(fmean(score(run, name) for run in runs)) for name in names))
         for point, runs in points.items()
     ]
-    for data in scaling_design.DATA:
-        pixels = [study.pixels(name, data) for name in names]
-        if lines and any(value is not None for value in pixels):
-            cells = ["-" if value is None else percent(value) for value in pixels]
-            lines.append((f"{PIXELS}, {data} of the data", "-", *cells))
+    for method, baseline in BASELINES.items():
+        for data in scaling_design.DATA:
+            pixels = [study.pixels(name, data, method) for name in names]
+            if lines and any(value is not None for value in pixels):
+                cells = ["-" if value is None else percent(value) for value in pixels]
+                lines.append((f"{baseline}, {data} of the data", "-", *cells))
     chance = ("chance", "-", *(percent(item["chance"], 2) if item.get("chance") else "-" for item in items))
     families = ", ".join(item["name"] for item in items if is_zero_shot_test(item))
     note = f"top-1 in per cent. Zero-shot on the test families ({families}) and on validation; retrieval in both"

@@ -224,12 +224,13 @@ def speed_up(mask: str, against: str = "0") -> tuple[float, float]:
 # -- the baseline ------------------------------------------------------------------------------------------------------
 
 
-def pixels(study: str) -> dict[tuple[str, str], tuple[float, float]]:
+def pixels(study: str, method: str | None = None) -> dict[tuple[str, str], tuple[float, float]]:
     """(training set, test set) -> top-1 in per cent: as stated, and counted from the answers.
 
     Of two comparisons the one that is better on validation counts.
     """
     rows = json.loads((DOCS / study / "baseline.json").read_text(encoding="utf-8"))["sets"]
+    rows = [row for row in rows if row.get("method") == method]
     counted: dict[tuple[str, str], tuple[float, float]] = {}
     for train in dict.fromkeys(row["train"] for row in rows):
         own = [row for row in rows if row["train"] == train]

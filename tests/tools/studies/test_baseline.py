@@ -47,6 +47,7 @@ def test_command_writes_nearest_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(baseline, "FEATURES", 256)
     docs = tmp_path / "docs"
     shutil.copytree(REPOSITORY / "docs" / "study", docs / "study")
     assert command.main(["--study", "masking", "--baseline", "--docs", str(docs)]) == 78
@@ -55,11 +56,15 @@ def test_command_writes_nearest_neighbours(
     assert command.main(["--study", "masking", "--baseline", "--docs", str(docs)]) == 0
     written = read_json(docs / "study" / "baseline.json")
     assert written is not None
-    rows = {row["set"]: row for row in written["sets"] if row["by"] == "colour"}
-    shapes = {row["set"]: row for row in written["sets"] if row["by"] == "shape"}
+    nearest = [row for row in written["sets"] if "method" not in row]
+    rows = {row["set"]: row for row in nearest if row["by"] == "colour"}
+    shapes = {row["set"]: row for row in nearest if row["by"] == "shape"}
     assert {name: row["top1"] for name, row in rows.items()} == {"validation": 1.0, "twemoji": 1.0, "openmoji": 0.75}
     assert shapes["twemoji"]["top1"] == 0.25, "without margins and colours all pictures are equal: the first one counts"
     assert all(row["pictures"] == 4 and row["near"] == 1.0 for row in rows.values()), "shapes without margins are equal"
+    probes = {(row["by"], row["set"]): row["top1"] for row in written["sets"] if row.get("method") == baseline.PROBE}
+    assert [probes["colour", name] for name in rows] == [1.0, 1.0, 0.75], "as the nearest picture"
+    assert probes["shape", "twemoji"] == 0.25 and len(nearest) == len(probes) == 6
     right = answers.right(rows["openmoji"])
     assert right is not None and right.sum() == 3
     assert SMALL.test_sets()[0].name == "validation"
@@ -76,6 +81,23 @@ def test_nearest_agrees_with_plain_distances() -> None:
     index, distance = baseline.nearest(a, b)
     plain = np.sqrt(((a[:, None] - b) ** 2).mean(2))
     assert (index == plain.argmin(1)).all() and distance == pytest.approx(plain.min(1), abs=1e-6)
+
+
+def test_probe_is_ridge_regression_on_random_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of several blocks, with pictures that have no class. A line divides the classes, so all are right."""
+    monkeypatch.setattr(baseline, "FEATURES", 256)
+    monkeypatch.setattr(baseline, "BLOCK", 1024)
+    random = np.random.default_rng(0)
+    pixels = random.random((3 * baseline.BLOCK // 2, 12), np.float32)
+    labels = (pixels[:, 0] + pixels[:, 1] > 1).astype(np.int64) * 2
+    keys = list(map(str, range(len(pixels))))
+    learned = baseline.Reduced(pixels, pixels[:, :6], [], labels, keys)
+    known = np.where(random.random(len(pixels)) < 0.1, -1, labels)
+    shown = baseline.Reduced(pixels[:500], pixels[:500, :6], [], labels[:500], keys[:500])
+    probed = baseline.probe(learned, known, shown, "colour")
+    assert probed["pictures"] == (known >= 0).sum() and probed["top1"] > 0.95
+    other = baseline.Reduced(shown.thumbnails, shown.shapes, [], 2 - labels[:500], keys[:500])
+    assert baseline.probe(learned, known, other, "colour")["top1"] == pytest.approx(1 - probed["top1"])
 
 
 def test_answers_are_packed_and_checked() -> None:

@@ -67,6 +67,9 @@ def test_arms_and_baseline(study: str) -> None:
         assert stated == pytest.approx(counted, abs=1e-9)
         best = max(np.mean(scores) for scores in recomputed.arm_scores(study, name).values())
         assert best < counted, "the first paragraph says that no arm reaches the baseline"
+        stated, counted = recomputed.pixels(study, "probe")["train", name]
+        assert row(f"{study}.md", "linear probe, random features")[column] == f"{counted:.1f}"
+        assert stated == pytest.approx(counted, abs=1e-9)
     assert "No arm" in (DOCS / f"{study}.md").read_text(encoding="utf-8").partition("## Results")[0]
 
 
