@@ -19,8 +19,12 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
 from flip.training import optimizer as training_optimizer
+from flip.training import trainer
 from tests.flip.distributed.test_parallel import built, compute, launch
 from tests.flip.models.test_clip import sized, tiny
+from tests.flip.training.test_user_callbacks import assert_same, created, state, trained
+from tests.harness.training_run import BATCH, configuration
+from tests.synthetic import make_dataset, make_tokenizer
 
 RATE = 1e-2
 STEPS = 3
@@ -172,6 +176,31 @@ def uninterrupted(config, world):
     pair = built(config, world)
     train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(2 * STEPS))
     return {name: value.detach().clone() for name, value in pair.named_parameters()}
+
+
+@pytest.mark.long
+def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """Stopped in both stages: between commits, and after the border at which the momenta start new."""
+    data = make_dataset(tmp_path / "data", samples=120, shards=2, chunk=4, classes=4)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, world=1, samples=(4, 4))
+    config.data.workers = 0
+    config.evaluate.sets = config.evaluate.sets[:1]
+    config.checkpoint.samples = 2 * BATCH
+    config.optim.name = "muon"
+    calm = trained(created(tmp_path, "calm", config), None)
+    original_step = trainer.Trainer.train_step
+
+    def interrupted(self, *args):
+        if (self.attempt, self.step) in ((1, 3), (2, 6)):
+            self.flag.set("signal SIGTERM")
+        return original_step(self, *args)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", interrupted)
+    stopped = trained(created(tmp_path, "stopped", config), None, attempts=3)
+    assert stopped.newest_attempt() == 3 and stopped.result.exists()
+    assert any("momentum_buffer" in name for _, name in state(calm))
+    assert_same(stopped, calm)
 
 
 def test_model_without_matrices_in_blocks_is_refused():
