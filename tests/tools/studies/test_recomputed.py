@@ -56,12 +56,34 @@ def test_every_difference_and_corrected_p_of_arms(study: str) -> None:
         assert re.search(sentence, (DOCS / f"{study}.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("study", ["study", "cheapest"])
+def test_every_difference_of_paired_pictures() -> None:
+    """The bootstrap of the page and plain variances agree on the interval to a twelfth of its width."""
+    page = "head_muon.md"
+    for arm, minus in (("head", "adamw"), ("muon", "adamw")):
+        head, *_ = lines(page, "## Differences")
+        cells = next(cells for cells in lines(page, "## Differences") if cells[1:3] == [arm, minus])
+        for name in ("twemoji", "openmoji", "unseen"):
+            value, low, high = recomputed.paired_difference("head_muon", name, arm, minus)
+            stated = [float(number) for number in re.findall(r"[+-]\d+\.\d", cells[head.index(name)])]
+            assert stated[0] == pytest.approx(value, abs=0.051)
+            assert stated[1:] == pytest.approx([low, high], abs=(high - low) / 12 + 0.05), (arm, name)
+            p = cells[head.index(f"{name}, p")]
+            is_decided = p.startswith("&lt;") or float(p) < 0.05
+            sentence = f"{arm} against {minus}: .*on {name} {'(more|less) accurate' if is_decided else 'undecided'}, "
+            assert re.search(sentence, (DOCS / page).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("study", ["study", "cheapest", "head_muon"])
 def test_arms_and_baseline(study: str) -> None:
-    for name, column in (("twemoji", 8), ("openmoji", 9), ("validation", 10)):
+    head = lines(f"{study}.md", "## Arms")[0]
+    for name in head[8:]:
+        column = head.index(name)
         for arm, scores in recomputed.arm_scores(study, name).items():
             cell = row(f"{study}.md", arm, after="## Arms")[column]
             assert cell == f"{np.mean(scores):.1f} ({', '.join(f'{s:.1f}' for s in scores)})"
+        if name == "unseen":
+            assert row(f"{study}.md", "nearest training picture")[column] == "-", "training has none of its classes"
+            continue
         stated, counted = recomputed.pixels(study)["train", name]
         assert row(f"{study}.md", "nearest training picture")[column] == f"{counted:.1f}"
         assert stated == pytest.approx(counted, abs=1e-9)
