@@ -1,4 +1,4 @@
-"""``python -m tools.measuring.agents RUN``: kills the agent of a run on this node.
+"""``python -m tools.measuring.agents RUN SECONDS``: kills the agent of a run on this node after its first checkpoint.
 
 Standard library, Python >= 3.6: on a node it runs with the interpreter of batch scripts.
 """
@@ -6,11 +6,16 @@ Standard library, Python >= 3.6: on a node it runs with the interpreter of batch
 import os
 import signal
 import sys
+import time
 from typing import List
 
+from flip.runs import commit
+from flip.runs.rundir import RunDir
 from jobs.host import processes
 
 MODULE = "jobs.runtime.node_agent"
+POLL = 0.02
+"""Seconds between two looks at the files of a run."""
 
 
 def agents(run: str) -> List[int]:
@@ -28,5 +33,15 @@ def end_agents(run: str) -> None:
         raise SystemExit("no agent of the run runs on this node")
 
 
+def end_agents_after_checkpoint(run: str, seconds: float) -> None:
+    """Kill them as soon as the run has a checkpoint. Raises SystemExit if it has none in ``seconds``."""
+    end = time.monotonic() + seconds
+    while not commit.commits(RunDir(run)):
+        if time.monotonic() > end:
+            raise SystemExit("no time was left for a first checkpoint")
+        time.sleep(POLL)
+    end_agents(run)
+
+
 if __name__ == "__main__":
-    end_agents(sys.argv[1])
+    end_agents_after_checkpoint(sys.argv[1], float(sys.argv[2]))

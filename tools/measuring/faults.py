@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,8 +49,6 @@ INTERVAL = 50
 SAMPLES = 128
 PHOTOS = photo_shards.Kind("64 px", 64, True, 1.75)
 """The pictures, as large as the model's."""
-POLL = 0.02
-"""Seconds between two looks at the files of a run."""
 HOURS = 0.5
 """Time limit of a job of a cluster, at most."""
 MISSED = "the run ended before the fault"
@@ -111,16 +112,18 @@ def fault(
 
 
 def _disturbed_seconds(run: RunDir, kind: str, profile: ClusterProfile, runs: SubmittedRuns, end: float) -> float:
-    """Disturb the run after its first checkpoint; returns the seconds to its next step."""
-    _wait(lambda: _is_ready(run), runs, end, "a first checkpoint", profile.kind, run)
-    start_time = time.monotonic()
-    try:
-        DISTURB[kind](run, profile)
-    except (Exception, SystemExit):
-        if not exists(run.result):  # else it has ended meanwhile: _wait says so
-            raise
-    _wait(lambda: any(metric_file(run, 2)), runs, end, "the first step after the fault", profile.kind, run)
-    return time.monotonic() - start_time
+    """Disturb the run after its first checkpoint; returns the seconds from there to its next step."""
+    _wait(lambda: exists(run.attempt(1)), runs, end, "the start of the run", profile.kind, run)
+    with DISTURB[kind](run, profile, end) as disturb:
+        _wait(lambda: _is_ready(run), runs, end, "a first checkpoint", profile.kind, run)
+        start_time = time.monotonic()
+        try:
+            disturb()
+        except (Exception, SystemExit):
+            if not exists(run.result):  # else it has ended meanwhile: _wait says so
+                raise
+        _wait(lambda: any(metric_file(run, 2)), runs, end, "the first step after the fault", profile.kind, run)
+        return time.monotonic() - start_time
 
 
 def _result(folder: Path, disturbed: RunDir, pause: float) -> dict[str, Any]:
@@ -160,38 +163,65 @@ def _is_over(run: RunDir) -> bool:
     return exists(run.result) and (run.attempt(run.newest_attempt()) / "end.json").exists()
 
 
-def _kill_rank(run: RunDir, _: ClusterProfile) -> None:
-    os.kill(live_ranks(run)[-1]["pid"], signal.SIGKILL)
+Disturb = Callable[[], object]
+"""Causes a fault of a run that has a checkpoint."""
 
 
-def _kill_agent(run: RunDir, profile: ClusterProfile) -> None:
-    """Kill the agent of the last node."""
+@contextlib.contextmanager
+def _rank_to_kill(run: RunDir, _: ClusterProfile, __: float) -> Iterator[Disturb]:
+    yield lambda: os.kill(live_ranks(run)[-1]["pid"], signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _agent_to_kill(run: RunDir, profile: ClusterProfile, end: float) -> Iterator[Disturb]:
+    """The agent of the last node.
+
+    On a cluster a program waits on its node for the checkpoint: srun may take longer than the rest of the run.
+    """
     if profile.kind == "local":
-        agents.end_agents(str(run.path))
+        yield lambda: agents.end_agents(str(run.path))
         return
     job = _job(run)
     node = slurm_cli.call("scontrol", "show", "hostnames", job.nodes).split()[-1]
-    words = [profile.hosts_python, "-m", agents.__name__, str(run.path)]
+    words = [profile.hosts_python, "-m", agents.__name__, str(run.path), str(max(0.0, end - time.monotonic()))]
     place = [f"--jobid={job.id}", f"--nodelist={node}", "--nodes=1", "--ntasks=1"]
     share = ["--overlap", "--gres=none", "--mem=0"]  # the ranks of the run hold all of the job
-    slurm_cli.call("srun", *place, *share, *words, env=dict(os.environ))
+    step = subprocess.Popen([shutil.which("srun") or "srun", *place, *share, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        yield lambda: _succeeded(step)
+    finally:
+        step.terminate()  # if the run has ended before
+        step.wait()
 
 
-def _ask_to_stop(run: RunDir, profile: ClusterProfile) -> None:
-    """Send the signal that Slurm sends before a preemption."""
+def _succeeded(step: subprocess.Popen[str]) -> None:
+    """Wait until a job step has ended. Raises SystemExit with its last line on standard error if it failed."""
+    _, errors = step.communicate()
+    if step.returncode:
+        raise SystemExit((errors.strip().splitlines() or [f"srun ended with code {step.returncode}"])[-1])
+
+
+@contextlib.contextmanager
+def _run_to_stop(run: RunDir, profile: ClusterProfile, _: float) -> Iterator[Disturb]:
+    """The signal that Slurm sends before a preemption."""
     if profile.kind == "local":
-        for pid in agents.agents(str(run.path)):
-            os.kill(pid, signal.SIGUSR2)
+        yield lambda: _ask_to_stop(run)
         return
-    slurm_cli.call("scancel", "--signal=USR2", _job(run).id)
+    job = _job(run).id
+    yield lambda: slurm_cli.call("scancel", "--signal=USR2", job)
 
 
-DISTURB: Mapping[str, Callable[[RunDir, ClusterProfile], None]] = {
-    RANK: _kill_rank,
-    AGENT: _kill_agent,
-    PREEMPTION: _ask_to_stop,
+def _ask_to_stop(run: RunDir) -> None:
+    for pid in agents.agents(str(run.path)):
+        os.kill(pid, signal.SIGUSR2)
+
+
+DISTURB: Mapping[str, Callable[[RunDir, ClusterProfile, float], AbstractContextManager[Disturb]]] = {
+    RANK: _rank_to_kill,
+    AGENT: _agent_to_kill,
+    PREEMPTION: _run_to_stop,
 }
-"""Kind of a fault -> what causes it."""
+"""Kind of a fault -> what prepares it for a run that has started, until the time ``end`` of the monotonic clock."""
 
 
 def _job(run: RunDir) -> slurm_cli.QueueRow:
@@ -236,7 +266,7 @@ def _wait(
             if failed:
                 raise SystemExit(f"before {event}, a run has {_described(failed[0], kind)}")
             next_query = time.monotonic() + poll_interval(runs.runs)
-        time.sleep(POLL)
+        time.sleep(agents.POLL)
 
 
 def _end_in_time(why: str) -> NoReturn:

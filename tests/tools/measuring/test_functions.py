@@ -1,17 +1,19 @@
 """Tests of the rows of `flip doctor --measure`, in their CPU form and at a small size."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flip.files.creation import output_folder
 from flip.runs import commit
 from flip.runs.lifecycle import RunState
-from flip.runs.rundir import write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.common.core_speeds import rows_of
 from jobs.common.measurement import MEASURED, MeasuredRow
 from jobs.host.slurm_cli import SlurmUnavailable
@@ -174,6 +176,42 @@ def test_agents_of_a_run_are_found_without_its_ranks(monkeypatch):
         agents.end_agents("/runs/c")
 
 
+def test_agents_are_ended_after_the_first_checkpoint(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(agents, "end_agents", ended.append)
+    looks = iter([[], [], ["a commit"]])
+    monkeypatch.setattr(agents.commit, "commits", lambda run: next(looks))
+    agents.end_agents_after_checkpoint(str(tmp_path), 60)
+    assert ended == [str(tmp_path)]
+    monkeypatch.setattr(agents.commit, "commits", lambda run: [])
+    with pytest.raises(SystemExit, match="first checkpoint"):
+        agents.end_agents_after_checkpoint(str(tmp_path), 0)
+    assert ended == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("script", "error"), [("exec sleep 60", None), ("echo srun: error: no node >&2; exit 1", "no n")]
+)
+def test_step_that_waits_for_a_checkpoint_ends_with_its_run(tmp_path, monkeypatch, script, error):
+    """A run may end before its fault; a step that failed says why."""
+    command = tmp_path / "srun"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(faults, "_job", lambda run: SimpleNamespace(id="7", nodes="n[1-2]"))
+    monkeypatch.setattr(faults.slurm_cli, "call", lambda *words: "n1\nn2\n")
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(faults.subprocess, "Popen", lambda *a, **b: started.append(popen(*a, **b)) or started[-1])
+    profile = SimpleNamespace(kind="slurm", hosts_python="python3")
+    with faults.DISTURB["agent"](RunDir(tmp_path), profile, time.monotonic() + 60) as disturb:
+        if error:
+            with pytest.raises(SystemExit, match=error):
+                disturb()
+    (step,) = started
+    assert step.poll() is not None and step.args[1:3] == ["--jobid=7", "--nodelist=n2"]
+
+
 class _Runs:
     """Submitted runs whose scheduler has an answer, or an exception, for each query of their states."""
 
@@ -200,7 +238,7 @@ class _Runs:
     ("answer", "error", "detail"),
     [
         (SlurmUnavailable("squeue: no answer"), SlurmUnavailable, "no answer"),
-        (("failed", 1, "node17 is gone"), SystemExit, "before a first checkpoint, a run has failed$"),
+        (("failed", 1, "node17 is gone"), SystemExit, "before the start of the run, a run has failed$"),
         (("running",), SystemExit, "124"),
     ],
 )
