@@ -83,7 +83,11 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
     patches = (SIZE // PATCH) ** 2
     epochs = np.zeros_like(ids)
     keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
-    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.draw(work.seed, epochs, ids), keep
+    return (
+        [bytes(view[at : at + size]) for view, at, size in places],
+        augmenting.draw(AUGMENT, work.seed, epochs, ids),
+        keep,
+    )
 
 
 def name_of(mask: str, marked: bool = False) -> str:

@@ -92,7 +92,7 @@ def _cpu(stage: Callable[[], Iterable[Any]]) -> float:
 def _drawn(work: Work, epochs: Any, ids: Any) -> tuple[augmenting.Draws, Any]:
     patches = (SIZE // PATCH) ** 2
     keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
-    return augmenting.draw(work.seed, epochs, ids), keep
+    return augmenting.draw(AUGMENT, work.seed, epochs, ids), keep
 
 
 def _ordered(work: Work, batches: int) -> Iterator[Any]:

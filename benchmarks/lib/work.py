@@ -99,7 +99,7 @@ class Finish:
 
     def describe(self, width: int, height: int) -> augmenting.View:
         """Crop and flip of the next view."""
-        draws = augmenting.draw(self._seed, np.zeros(1, np.int64), np.array([self._seen]))
+        draws = augmenting.draw(AUGMENT, self._seed, np.zeros(1, np.int64), np.array([self._seen]))
         self._seen += 1
         return augmenting.describe(width, height, SIZE, AUGMENT, draws, 0)
 

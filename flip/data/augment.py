@@ -31,7 +31,7 @@ _GREY = 127.5
 
 
 Draws = Mapping[str, NDArray[np.float64]]
-"""Uniform numbers of n samples: name of a step -> (n, ``count``)."""
+"""Uniform numbers of n samples: name of a step in use -> (n, ``count``)."""
 
 
 @dataclass
@@ -66,6 +66,10 @@ class AugmentationStep(ABC):
     """Its fields of ``augment``; all 0: the step is off, which must be the default."""
     probability: str = ""
     """The field with the probability that it is applied to an image, by draw 0; "": always."""
+
+    def is_used(self, augment: schema.Augment) -> bool:
+        """Whether any of its fields is set."""
+        return any(getattr(augment, field) for field in self.fields)
 
     @abstractmethod
     def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
@@ -127,12 +131,13 @@ AUGMENTATIONS: dict[str, AugmentationStep] = {
 }
 
 
-def draw(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
-    """The draws of all steps for n samples."""
+def draw(augment: schema.Augment, seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
+    """The draws of the steps in use, in the order in which they are applied, for n samples."""
     draws = {}
     for name, step in AUGMENTATIONS.items():
-        numbers = np.arange(step.first, step.first + step.count)
-        draws[name] = masking.draw(seed, epochs[:, None], ids[:, None], step.purpose, numbers)
+        if step.is_used(augment):
+            numbers = np.arange(step.first, step.first + step.count)
+            draws[name] = masking.draw(seed, epochs[:, None], ids[:, None], step.purpose, numbers)
     return draws
 
 
@@ -157,10 +162,9 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
 def describe(width: int, height: int, size: int, augment: schema.Augment, draws: Draws, row: int) -> View:
     """The training view of an image of ``width`` x ``height`` pixels for row ``row`` of the draws, not yet computed."""
     described = View(width, height, size)
-    for name, step in AUGMENTATIONS.items():
-        if not any(getattr(augment, key) for key in step.fields):
-            continue
-        drawn = draws[name][row]
+    for name, rows in draws.items():
+        step = AUGMENTATIONS[name]
+        drawn = rows[row]
         if not step.probability or drawn[0] < getattr(augment, step.probability):
             step.apply(described, augment, drawn)
     return described

@@ -72,6 +72,8 @@ class Prefetch:
     def chunk(self, lane: int, k: int, j: int) -> Chunk:
         """Chunk j for block k of a lane (its index in ``lanes``). Raises StorageError if it does not come in time."""
         future = self._request(lane, k, j)
+        if future.done():
+            return future.result()
         last_end = time.monotonic()
         while True:
             last_end = max(last_end, self._last_end)

@@ -298,6 +298,6 @@ class _Draws:
         seed = stream.config.seed
         self.epochs = epochs
         self.ids = ids + stream.first_id
-        self.view = augmenting.draw(seed, epochs, self.ids)
+        self.view = augmenting.draw(stream.config.augment, seed, epochs, self.ids)
         self.keep_indices = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
         self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)

@@ -228,18 +228,19 @@ def decoded_images(data):
 def seen_hashes(config, span, samples, images):
     """Return (ids, hashes of the visible patches) of the global batch at S = ``samples``, as ``SampleLog`` writes them,
     from ``decoded_images``: without reader, decoder, loader and workers."""
-    image = for_stage(config, span.stage).model.image
+    staged = for_stage(config, span.stage)
+    image = staged.model.image
     data = config.data
     manifest = json.loads((Path(data.manifest) / "manifest.json").read_text())
     order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
     ids, epochs = order.batch(samples, span.stage.batch)
-    draws = augment.draw(config.seed, epochs, ids)
+    draws = augment.draw(staged.augment, config.seed, epochs, ids)
     keep = masking.visible_patches(
         config.seed, epochs, ids, patches(image), visible_patch_count(image, span.stage.mask)
     )
     rows = []
     for row, id in enumerate(ids.tolist()):
-        view = augment.view(images[id], image.size, for_stage(config, span.stage).augment, draws, row, data.resize)
+        view = augment.view(images[id], image.size, staged.augment, draws, row, data.resize)
         cells = view.reshape(image.size // image.patch, image.patch, image.size // image.patch, image.patch, 3)
         rows.append(np.ascontiguousarray(cells.swapaxes(1, 2).reshape(patches(image), -1)[keep[row]]))
     return ids.tolist(), patch_hashes(torch.from_numpy(np.stack(rows)))

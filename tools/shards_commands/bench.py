@@ -262,7 +262,7 @@ def _all_stages(
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)
-    draws = augment.draw(spec.seed, epochs, ids)
+    draws = augment.draw(spec.augment, spec.seed, epochs, ids)
     keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, visible_patch_count)
     out = np.empty((visible_patch_count, 3 * spec.image.patch**2), np.uint8)
     verified = manifest.restart_markers_verified

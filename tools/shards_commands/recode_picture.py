@@ -88,9 +88,10 @@ def markers_are_safe(data: bytes | memoryview) -> bool:
 
 def view_psnr(source: bytes | memoryview, recoded: bytes | memoryview, id: int) -> float:
     """Peak signal-to-noise ratio between the views of a sample's picture before and after, dB. Raises DecodeError."""
-    draws = augment.draw(0, np.zeros(1, dtype=np.int64), np.array([id], dtype=np.int64))
+    settings = Augment()
+    draws = augment.draw(settings, 0, np.zeros(1, dtype=np.int64), np.array([id], dtype=np.int64))
     before, after = (
-        augment.view(decode.decode(data, "simplejpeg"), VIEW, Augment(), draws, 0).astype(np.float64)
+        augment.view(decode.decode(data, "simplejpeg"), VIEW, settings, draws, 0).astype(np.float64)
         for data in (source, recoded)
     )
     error = float(np.mean((before - after) ** 2))

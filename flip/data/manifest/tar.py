@@ -6,9 +6,12 @@ Here an archive that is not valid to its last byte raises ``InvalidTar``.
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flip.data.storage.checksums import BLOCK
 
@@ -27,8 +30,17 @@ _NUMERIC_FIELD = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 """A number in base 256, or octal digits with spaces around them, or nothing."""
 _EXTENSION_TYPES = frozenset((b"x", b"g", b"L", b"K"))
 """Types of headers that extend the next one."""
-_PLAIN_FIELDS = struct.Struct("100s24x11sc20xc188xc").unpack_from
-"""Name, octal digits of the size, the byte after them, type, first byte of the prefix."""
+_PLAIN_HEADER = np.dtype({
+    "names": ["name", "size", "terminator", "kind", "magic", "prefix"],
+    "formats": ["S100", "11u1", "u1", "u1", "<u4", "u1"],
+    "offsets": [0, 124, 135, 156, 257, 345],
+    "itemsize": BLOCK,
+})  # fmt: skip
+"""Of a POSIX header: the first byte of its prefix, and four bytes of its magic."""
+_USTAR = int.from_bytes(b"usta", "little")
+_OCTAL = 8 ** np.arange(10, -1, -1)
+_PLAIN_PAX = 100
+"""Bytes of a pax header that are looked at together with others, which are as many as a name has."""
 _DATA_TYPES = b"0\x007"
 """Types of regular files."""
 _BARE_TYPES = b"123456"
@@ -245,56 +257,80 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
 
 
 def _plain_samples(buffer: memoryview) -> list[Sample] | None:
-    """What ``samples`` finds, in about half of its time; None for headers that usual writers do not make.
+    """What ``samples`` finds, in a fourth of its time; None for headers that usual writers do not make.
 
-    Plain are files with octal sizes and names of up to 100 bytes, and pax headers without name and size.
+    Plain are POSIX headers of files with octal sizes and names of up to 100 bytes, and pax headers of up to
+    ``_PLAIN_PAX`` bytes without name and size. All of them are parsed together: blocks with the magic of a header are
+    headers if each begins where the member before it ends.
     """
-    plain = list[Sample]()
-    members: dict[str, tuple[int, int]] = {}
-    key = ""
+    if len(buffer) < BLOCK:
+        return None
+    blocks = np.frombuffer(buffer, _PLAIN_HEADER, len(buffer) // BLOCK)
+    at = np.flatnonzero(blocks["magic"] == _USTAR)
+    headers = blocks[at]
+    sizes = _plain_sizes(headers)
+    if sizes is None:
+        return None
+    ends = BLOCK * (at + 1) + sizes + -sizes % BLOCK
+    starts = BLOCK * at
+    is_file = headers["kind"] == ord("0")
+    if (
+        not np.array_equal(starts, [0, *ends[:-1]])
+        or ends[-1] != len(buffer)
+        or headers["prefix"].any()
+        or not is_file[-1]
+        or not _are_plain_pax(blocks, at[~is_file], headers["kind"][~is_file], sizes[~is_file])
+    ):
+        return None
+    first = [0, *ends[is_file][:-1].tolist()]  # a sample begins with the pax header of its first member
+    fields = headers["name"][is_file], np.array(first), (starts + BLOCK)[is_file], sizes[is_file]
+    return _grouped(zip(*(field.tolist() for field in fields), strict=True))
+
+
+def _plain_sizes(headers: NDArray[np.void]) -> NDArray[np.int64] | None:
+    """The sizes in headers; None if there is no header, or a size is not written as eleven octal digits."""
+    digits = headers["size"].astype(np.int64) - ord("0")
+    if not len(headers) or headers["terminator"].any() or digits.min() < 0 or digits.max() > 7:
+        return None
+    return digits @ _OCTAL
+
+
+def _are_plain_pax(
+    blocks: NDArray[np.void], at: NDArray[np.int64], kinds: NDArray[np.uint8], sizes: NDArray[np.int64]
+) -> bool:
+    """Whether the headers in the blocks ``at`` are short pax headers that give neither a name nor a size."""
+    if not len(at):
+        return True
+    if (kinds != ord("x")).any() or sizes.max() > _PLAIN_PAX:
+        return False
+    content = blocks["name"][at + 1].tobytes()
+    return b"path=" not in content and b"size=" not in content
+
+
+def _grouped(members: Iterable[tuple[bytes, int, int, int]]) -> list[Sample] | None:
+    """Samples of (name, first header, data, size); None where only ``samples`` can say what they are."""
+    grouped = list[Sample]()
+    own: dict[str, tuple[int, int]] = {}
     stem = "\0"  # no name begins with it
-    start = offset = 0
-    extended = False
-    end = len(buffer)
-    while offset + BLOCK <= end:
-        field, digits, terminator, kind, prefix = _PLAIN_FIELDS(buffer, offset)
-        if terminator != b"\0" or not digits.isdigit():
-            return None
-        try:
-            size = int(digits, 8)
-        except ValueError:  # the digits 8 and 9
-            return None
-        data = offset + BLOCK
-        offset = data + size + -size % BLOCK
-        if kind == b"x" and offset <= end:
-            content = bytes(buffer[data : data + size])
-            if b"path=" in content or b"size=" in content:
-                return None
-            extended = True
-            continue
+    for field, start, data, size in members:
         name = field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        if kind != b"0" or prefix != b"\0" or offset > end or name[-1:] in ("", "/"):
+        if name[-1:] in ("", "/"):
             return None
         extension = name[len(stem) :]
         if not name.startswith(stem) or "/" in extension or "__" in extension:
             parts = split(name)
             if parts is None:
                 return None
-            if parts[0] != key:
-                key = parts[0]
-                stem = key + "."
-                members = {}
-                plain.append(Sample(key, start, members))
+            if parts[0] + "." != stem:
+                stem = parts[0] + "."
+                own = {}
+                grouped.append(Sample(parts[0], start, own))
             extension = parts[1]
         extension = extension.lower()
-        if extension in members:
+        if extension in own:
             return None
-        members[extension] = (data, size)
-        extended = False
-        start = offset
-    if extended or offset != end:
-        return None
-    return plain
+        own[extension] = (data, size)
+    return grouped
 
 
 def _extended(

@@ -13,12 +13,18 @@ from flip.data import augment as augmenting
 from flip.data.augment import AUGMENTATIONS
 from tests.synthetic import picture
 
+DEFAULT = Augment()
 WHOLE = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0.0}
 
 
-def draws(n=1, **fixed):
-    drawn = augmenting.draw(3, np.zeros(n, dtype=np.int64), np.arange(n))
-    return drawn | {name: np.full_like(drawn[name], value) for name, value in fixed.items()}
+def draws(n=1, augment=DEFAULT, **fixed):
+    """Draws of the steps that ``augment`` uses. ``fixed``: step -> the value of all of its draws."""
+    drawn = augmenting.draw(augment, 3, np.zeros(n, dtype=np.int64), np.arange(n))
+    return drawn | {name: np.full_like(drawn[name], value) for name, value in fixed.items() if name in drawn}
+
+
+def view(image, size, augment, **fixed):
+    return augmenting.view(image, size, augment, draws(1, augment, **fixed), 0)
 
 
 def test_crop_boxes_span_configured_areas_and_aspects():
@@ -42,8 +48,10 @@ def test_crop_box_is_central_if_no_drawn_box_fits():
 @pytest.mark.parametrize("resize", ["pillow", "torchvision"])
 def test_view_without_crop_equals_image_or_its_mirror(resize):
     image = picture(3, 32)
-    assert np.array_equal(augmenting.view(image, 32, Augment(**WHOLE), draws(), 0, resize), image)
-    mirrored = augmenting.view(image, 32, Augment(**WHOLE | {"flip": 1.0}), draws(), 0, resize)
+    whole = Augment(**WHOLE)
+    assert np.array_equal(augmenting.view(image, 32, whole, draws(1, whole), 0, resize), image)
+    flipped = Augment(**WHOLE | {"flip": 1.0})
+    mirrored = augmenting.view(image, 32, flipped, draws(1, flipped), 0, resize)
     assert np.array_equal(mirrored, image[:, ::-1])
 
 
@@ -71,12 +79,10 @@ def test_torchvision_resize_equals_public_torchvision_function():
 def test_affine_view_mirrors_rotates_and_shifts_pixels():
     """Draws of 0.5 change nothing; mirror, quarter turn and shift move pixels to the expected places."""
     image = picture(4, 32)
-    rest = draws(affine=0.5, colour=0.5)
     turned = Augment(**WHOLE, rotate=180.0)
+    rest = draws(1, turned, affine=0.5)
     assert np.array_equal(augmenting.view(image, 32, turned, rest, 0), image)
-    assert np.array_equal(
-        augmenting.view(image, 32, Augment(**WHOLE | {"flip": 1.0}, zoom=0.1), rest, 0), image[:, ::-1]
-    )
+    assert np.array_equal(view(image, 32, Augment(**WHOLE | {"flip": 1.0}, zoom=0.1), affine=0.5), image[:, ::-1])
     quarter = rest | {"affine": np.array([[0.75, 0.5, 0.5, 0.5]])}
     clockwise = augmenting.view(image, 32, turned, quarter, 0).astype(int)
     assert np.abs(clockwise - np.rot90(image, -1)).max() <= 1
@@ -87,21 +93,21 @@ def test_affine_view_mirrors_rotates_and_shifts_pixels():
 
 def test_affine_view_averages_large_image_before_sampling():
     stripes = np.tile(np.array([[[0] * 3], [[255] * 3]], dtype=np.uint8).reshape(1, 2, 3), (256, 128, 1))
-    view = augmenting.view(stripes, 32, Augment(**WHOLE, rotate=1.0), draws(affine=0.5, colour=0.5), 0)
-    assert np.abs(view.astype(int) - 127).max() <= 2
+    reduced = view(stripes, 32, Augment(**WHOLE, rotate=1.0), affine=0.5)
+    assert np.abs(reduced.astype(int) - 127).max() <= 2
 
 
 def test_colour_augmentation_scales_values_and_removes_saturation():
     image = picture(2, 16)
     for name in ("brightness", "contrast", "saturation"):
-        assert np.array_equal(
-            augmenting.view(image, 16, Augment(**WHOLE, **{name: 0.5}), draws(affine=0.5, colour=0.5), 0), image
-        )
-    low = {name: augmenting.view(image, 16, Augment(**WHOLE, **{name: 0.5}), draws(colour=0.0), 0).astype(int)
-           for name in ("brightness", "contrast")}  # fmt: skip
+        assert np.array_equal(view(image, 16, Augment(**WHOLE, **{name: 0.5}), colour=0.5), image)
+    low = {
+        name: view(image, 16, Augment(**WHOLE, **{name: 0.5}), colour=0.0).astype(int)
+        for name in ("brightness", "contrast")
+    }
     assert np.abs(low["brightness"] - image / 2).max() <= 1
     assert np.abs(low["contrast"] - (image / 2 + 63.75)).max() <= 1
-    grey = augmenting.view(image, 16, Augment(**WHOLE, grey=1.0), draws(), 0)
+    grey = view(image, 16, Augment(**WHOLE, grey=1.0))
     assert (grey.max(axis=2) == grey.min(axis=2)).all()
 
 
@@ -116,7 +122,7 @@ GOLDEN = {
 
 def views_digest(augment):
     image = np.kron(picture(5, 32), np.ones((3, 2, 1), dtype=np.uint8))
-    many = draws(8)
+    many = draws(8, augment)
     views = [augmenting.view(image, 48, augment, many, row) for row in range(8)]
     return hashlib.sha256(np.stack(views).tobytes()).hexdigest()[:16]
 

@@ -150,7 +150,7 @@ def test_files_that_kernel_refuses_are_decoded_as_before(mixed, accepted, monkey
 def test_kernel_decodes_what_it_reproduces(accepted, exif):
     data = schema.Data(decoder="simplejpeg", resize="torchvision", exif=exif)
     writer = kernel.VisiblePatches.of(data, PLAIN, TOWER)
-    draws = kernel.augmenting.draw(1, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    draws = kernel.augmenting.draw(PLAIN, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
     out = np.empty((9, 768), np.uint8)
     for name, (content, is_decoded) in odd_files().items():
         is_written = writer.write(memoryview(content), draws, 0, np.arange(9, dtype=np.int16), out)

@@ -55,7 +55,7 @@ def test_batch_matches_order_masks_and_images(original, reference):
     assert batch["ids"].tolist() == ids.tolist()
     assert batch["keep_indices"].tolist() == masking.visible_patches(11, epochs, ids, 9, 4).tolist()
     for row, (id, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
-        draws = augmenting.draw(11, np.array([epoch]), np.array([id]))
+        draws = augmenting.draw(reference[0], 11, np.array([epoch]), np.array([id]))
         pixels = augmenting.view(picture(id, 32), 24, reference[0], draws, 0)
         cells = pixels.reshape(3, 8, 3, 8, 3).swapaxes(1, 2).reshape(9, 192)
         assert np.array_equal(batch["patches"][row].numpy(), cells[batch["keep_indices"][row].numpy()]), id
