@@ -5,14 +5,15 @@ Synthetic photographs (tools/measuring/photo_shards.py) of 256 and 384 px, in ea
 - An S3 server on the other cores, one core: all pipelines take turns, a batch each (benchmarks/lib/interleaved.py). The
   clock starts with the third batch, after clients are created. A pass reads the data set to its end: at the end of a
   pass the buffers of peers are empty, ours are full again.
-- Local files, one core: ours, with and without restart markers, and decoding alone, in turns.
-- Local files, two cores: each pipeline alone, with two loader processes of its own kind, while its buffers are full
-  (benchmarks/lib/steady.py).
+- Local files, one core: ours, with and without restart markers, and decoding alone. A round has a pass of each, one
+  after the other, while its buffers are full (benchmarks/lib/steady.py): processor time hardly depends on what other
+  programs do, and between turns of a batch a pipeline would lose its caches.
+- Local files, two cores: ours and decoding alone right after their pass on one core, which shows how far two cores of
+  this machine are independent; each peer alone. Pipelines have two loader processes of their own kind.
 
-Medians over rounds are reported. On one core, ratios are of passes that take turns in the same round. On two cores
-pipelines run one after the other, so that ratios include changes of the machine's speed between them. `costs` measures
-each stage of our pipeline alone, in warm caches. Peers come with `make bench-install`; SPDL needs FFmpeg's libraries,
-too.
+Medians over rounds are reported. Ratios are of passes in the same round. Those to peers on two cores include changes
+of the machine's speed between passes. `costs` measures each stage of our pipeline alone, in warm caches. Peers come
+with `make bench-install`; SPDL needs FFmpeg's libraries, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import dataclasses
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ TWO_CORES = "files to batch on two cores"
 PLACES = {
     S3: [name for name in PIPELINES if name not in peers.ONLY_FILES],
     FILES: [*PLAIN, *MARKED, BARE],
-    TWO_CORES: [*PLAIN, *(name for name in peers.PIPELINES if name not in peers.ONE_CORE)],
+    TWO_CORES: [*PLAIN, BARE, *(name for name in peers.PIPELINES if name not in peers.ONE_CORE)],
 }
 """Where -> the pipelines that are measured there."""
 RATIO_TO_DECODING = {
@@ -143,16 +144,14 @@ def _measure_kind(
     files = s3_datasets.as_files(pairs, folder / str(kind.side), chunk, chosen.batch, chosen.seed)
     files = s3_datasets.add_marked(files, kind.side)
     remote = s3_datasets.upload(files, address)
-    with_workers = dataclasses.replace(files, batch=chosen.batch // 2, workers=2)
+    local = dataclasses.replace(files, batch=chosen.batch // 2)
     with ExitStack() as stack:
         processes = {name: stack.enter_context(s3_datasets.alone()) for name in PIPELINES if name not in absent}
-        passes = {
-            S3: _in_turns(_those(processes, S3), remote, chosen.rounds),
-            FILES: _in_turns(_those(processes, FILES), files, chosen.rounds),
-        }
+        passes = {S3: _in_turns(_those(processes, S3), remote, chosen.rounds)}
         costs = _costs(processes[PLAIN[1]], remote, passes[S3][PLAIN[1]])
-    present = [name for name in PLACES[TWO_CORES] if name not in absent]
-    passes[TWO_CORES] = {name: _on_two_cores(name, with_workers, chosen.rounds) for name in present}
+    passes |= _of_files(local, chosen.rounds)
+    others = [name for name in PLACES[TWO_CORES] if name not in (*passes[TWO_CORES], *absent)]
+    passes[TWO_CORES] |= {name: _alone_on_two_cores(name, local, chosen.rounds) for name in others}
     return {
         "samples": files.samples,
         "R": chunk,
@@ -174,11 +173,40 @@ def _in_turns(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int
     return {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
 
 
-def _on_two_cores(name: str, work: Work, rounds: int) -> list[Pass]:
-    """Passes of a pipeline in a process of its own, which ends before the next pipeline: one needs 5 GB."""
-    arguments = partial(open_batches, work), name, work.samples, work.batch
+def _of_files(work: Work, rounds: int) -> dict[str, Passes]:
+    """Passes of ours and of decoding alone, on one core and on two."""
+    with_workers = dataclasses.replace(work, workers=2)
+    one: Passes = {name: [] for name in PLACES[FILES]}
+    two: Passes = {name: [] for name in PLACES[TWO_CORES] if name in one}
+    with ExitStack() as stack:
+        on_one = {name: stack.enter_context(s3_datasets.alone()) for name in one}
+        on_two = {name: stack.enter_context(s3_datasets.alone(2)) for name in two}
+        on_other = stack.enter_context(s3_datasets.alone(1, 1))
+        for _ in range(rounds):
+            for name in one:
+                one[name].append(_steady(on_one[name], name, work).result())
+                if name == BARE:
+                    both = [_steady(process, name, work) for process in (on_one[name], on_other)]
+                    two[name].append(_sum([each.result() for each in both]))
+                elif name in two:
+                    two[name].append(_steady(on_two[name], name, with_workers).result())
+    return {FILES: one, TWO_CORES: two}
+
+
+def _alone_on_two_cores(name: str, work: Work, rounds: int) -> list[Pass]:
+    """Passes of a peer in a process of its own, which ends before the next peer: one needs 5 GB."""
+    work = dataclasses.replace(work, workers=2)
     with s3_datasets.alone(2) as process:
-        return [process.submit(steady.measure, *arguments).result() for _ in range(rounds)]
+        return [_steady(process, name, work).result() for _ in range(rounds)]
+
+
+def _steady(process: ProcessPoolExecutor, name: str, work: Work) -> Future[Pass]:
+    return process.submit(steady.measure, partial(open_batches, work), name, work.samples, work.batch)
+
+
+def _sum(passes: list[Pass]) -> Pass:
+    """Of pipelines that run at the same time."""
+    return Pass(sum(each.rate for each in passes), statistics.mean(each.cpu for each in passes))
 
 
 def open_batches(work: Work, name: str) -> Iterator[int]:
@@ -215,9 +243,10 @@ def _ratios(kind: str, passes: Mapping[str, Passes]) -> Iterator[dict[str, Any]]
                     what = f"{place}, {kind}, mask {mask}, beside {name}, samples/s"
                     goal = RATIO_TO_PEERS if name in peers.PIPELINES else None
                     yield _ratio(what, passes[place][name_of(mask)], passes[place][name], "rate", goal)
-    for name in PLAIN:
+    for name in (*PLAIN, BARE):
         what = f"{TWO_CORES}, {kind}, {name.removeprefix('ours, ')}, beside one core, samples/s"
-        yield _ratio(what, passes[TWO_CORES][name], passes[FILES][name], "rate", TWO_TO_ONE)
+        goal = TWO_TO_ONE if name in PLAIN else None
+        yield _ratio(what, passes[TWO_CORES][name], passes[FILES][name], "rate", goal)
 
 
 def _ratio(what: str, own: list[Pass], peer: list[Pass], field: str, goal: float | None) -> dict[str, Any]:

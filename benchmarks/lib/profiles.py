@@ -12,11 +12,7 @@ stream: samples/s of each pipeline, and microseconds of processor time of a samp
 """
 EMPTY_CELLS = """\
 A cell is empty where a pipeline was not measured: Grain reads local files only, and of webdataset only the fastest form
-is measured on two cores. There pipelines do not take turns: they run one after the other.
-"""
-EARLIER_FORM = """\
-Measured by an earlier form of this benchmark: without the visible-patch kernel, from S3 on one core alone, and with
-other goals, of which 1.3 times the speed of webdataset was missed.
+is measured on two cores. From S3 pipelines take turns, a batch each; from files a pass each.
 """
 STAGES_HEAD = """\
 stream, ours: microseconds of computing of a sample, each stage alone in warm caches. "all else" is the whole less the
@@ -42,8 +38,6 @@ def _stream(results: Mapping[str, Any]) -> Iterator[str]:
     sets = results["sets"]
     places = list(next(iter(sets.values()))["measured"])
     yield SPEEDS_HEAD
-    if "repeats" not in results["settings"]:
-        yield EARLIER_FORM
     if len(places) > 1:
         yield EMPTY_CELLS
     columns = [(place, kind) for place in places for kind in sets]

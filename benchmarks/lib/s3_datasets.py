@@ -52,11 +52,16 @@ def serving(name: str, folder: Path) -> Iterator[str]:
         server.kill()
 
 
-def alone(count: int = 1) -> ProcessPoolExecutor:
-    """A process on the measured core, or on ``count`` cores, with one torch thread: more would wait for each other."""
+def alone(count: int = 1, first: int = 0) -> ProcessPoolExecutor:
+    """A process on the measured core, with one torch thread: more would wait for each other.
+
+    ``count``: how many cores it may use, from the core ``first`` on; of those that exist.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    own_cores = cores[first : first + count] or cores[:count]
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "benchmarks.lib.pipelines"])  # imported once for all
-    return ProcessPoolExecutor(1, context, _settle, (sorted(os.sched_getaffinity(0))[:count],))
+    return ProcessPoolExecutor(1, context, _settle, (own_cores,))
 
 
 def _settle(own_cores: list[int]) -> None:
