@@ -285,6 +285,30 @@ def prefetch(result: Found) -> list[Row]:
     return rows
 
 
+def storage(result: Found) -> list[Row]:
+    """Processor time of the clients, and the wait for late answers with second requests beside the wait without."""
+    rows = []
+    first, *others = result["processor"]
+    for other in others:
+        what = f"reading from S3, processor time, {other['client']}"
+        values = f"{number(other['ms_per_MB'])} ms/MB", f"{first['client']} {number(first['ms_per_MB'])} ms/MB"
+        rows.append(Row(what, *values, other["to_first"]["ratio"], spread(other["to_first"])))
+    cases = {(case["client"], bool(case["hedge"])): case for case in result["late"]}
+    share = f"{100 * result['settings']['tail_share']:g} %"
+    for (client, is_hedged), case in cases.items():
+        without = cases[client, False]
+        if not is_hedged:
+            continue
+        what = f"reading through a proxy that delays {share} of answers, {client}, second requests"
+        for name, key in (("99 % of reads within", "p99_s"), ("all reads", "all_s")):
+            values = f"{number(case[key])} s", f"without {number(without[key])} s"
+            rows.append(Row(f"{what}: {name}", *values, case[key] / without[key]))
+        more = case["requests"] / without["requests"]
+        values = f"{case['requests']:,}", f"without {without['requests']:,}"
+        rows.append(Row(f"{what}: requests", *values, more))
+    return rows
+
+
 def evaluation(result: Found) -> list[Row]:
     """Speed, memory and equality."""
     rows = []
@@ -351,8 +375,8 @@ RECOVERY = {
 """Case of the benchmark -> its name, and the most seconds that it should take (0: no goal)."""
 
 ROWS: dict[str, Callable[[Found], list[Row]]] = {
-    "step": step, "loss": loss, "stream": stream, "resume": resume, "checkpoint": checkpoint, "memory": memory,
-    "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation, "report": report,
-    "recovery": recovery,
+    "step": step, "loss": loss, "stream": stream, "storage": storage, "resume": resume, "checkpoint": checkpoint,
+    "memory": memory, "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation,
+    "report": report, "recovery": recovery,
 }  # fmt: skip
 """Name of a file of results -> its rows."""

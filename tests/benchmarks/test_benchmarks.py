@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import prefetch, stream, table
+from benchmarks import prefetch, storage, stream, table
 from benchmarks.lib import steady, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
@@ -165,6 +165,25 @@ def test_resume_benchmark_times_first_batch_at_several_starts(tmp_path):
     assert all(
         row.get("note") == "not installed" or row["first_sample_seconds"] > 0 for row in results["mosaicml_streaming"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_storage_benchmark_compares_clients_and_second_requests(tmp_path):
+    results = report("storage", "--quick", cwd=tmp_path)
+    assert [row["client"] for row in results["processor"]] == ["s3fs", "obstore"]
+    cases = [(row["client"], row["hedge"]) for row in results["late"]]
+    assert cases == [("s3fs", 0.0), ("s3fs", 1.0), ("obstore", 0.0), ("obstore", 1.0)]
+    assert all(row["requests"] >= results["settings"]["reads"] for row in results["late"])
+
+
+def test_delay_of_an_answer_is_drawn_from_seed_range_and_count():
+    head = b"GET /data/object.tar HTTP/1.1\r\nRange: bytes=%d-%d\r\n\r\n"
+    one, same, other = (storage.Latency(seed, 100) for seed in (0, 0, 1))
+    delays = [one(head % (100 * number, 100 * number + 99)) for number in (0, 1, 1)]
+    assert delays == [same(head % (100 * number, 100 * number + 99)) for number in (0, 1, 1)]
+    assert len({*delays, other(head % (0, 99))}) == 4
+    assert one(b"GET /data?list-type=2 HTTP/1.1\r\n\r\n") == 0
 
 
 def test_photo_shards_have_file_sizes_of_photographs():

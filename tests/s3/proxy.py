@@ -54,6 +54,8 @@ class Proxy:
         self.pace = 0.0
         self._turn = 0.0
         """Seconds from one GET of a shard to the next: the storage is as slow as that."""
+        self.latency = lambda head: 0.0
+        """Seconds before the reply to a request, from its head."""
         self.plan((), 0)
 
     def plan(self, faults, share, seed=0, limit=10**9, after=0, writes=False):
@@ -126,6 +128,7 @@ class Proxy:
                     self.counts["away"] += not reused
                     break
                 await self._wait(head)
+                await asyncio.sleep(self.latency(head))
                 head = _answer_expectation(head, writer)
                 fault = self._draw(head)
                 if fault == "refuse":
