@@ -24,7 +24,6 @@ import contextlib
 import gc
 import importlib
 import os
-import re
 import runpy
 import select
 import signal
@@ -61,6 +60,7 @@ from jobs.host.agents.channel import (
 from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.runtime import health
+from jobs.runtime.cpu_shares import share_of_cpus
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
@@ -524,35 +524,6 @@ def own_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     """What the agent says of itself: its node, by the scheduler's name, and the number of it in the allocation."""
     node = environ.get("SLURMD_NODENAME") or socket.gethostname()
     return {"node": node, "index": int(environ.get("SLURM_NODEID", 0)), "pid": os.getpid()}
-
-
-def share_of_cpus(local_rank: int, ranks: int, environ: Mapping[str, str]) -> list[int]:
-    """The CPUs of a rank, if Slurm has bound this process to those of all its ranks; empty: as this process.
-
-    Threads of a core stay together, and neighbouring ranks on a socket, as Slurm distributes them by block:block.
-    """
-    if not re.search("(mask|map)_(cpu|ldom)", environ.get("SLURM_CPU_BIND", "")):
-        return []
-    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (package(cpu), first_thread(cpu), cpu))
-    each = len(cpus) // ranks
-    return cpus[local_rank * each : (local_rank + 1) * each]
-
-
-def package(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The number of the socket of a CPU; 0 if the system does not show it."""
-    try:
-        return int((folder / f"cpu{cpu}" / "topology" / "physical_package_id").read_text())
-    except OSError:
-        return 0
-
-
-def first_thread(cpu: int, folder: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The lowest number of a thread of the same core; the own one if the system does not show it."""
-    try:
-        text = (folder / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
-    except OSError:
-        return cpu
-    return int(re.split("[,-]", text)[0])
 
 
 def preloads(module: str) -> Sequence[str]:
