@@ -2,6 +2,7 @@
 
 - ``parallel``: the process group, FSDP, numeric modes, and helpers for sharded tensors.
 - ``collectives``: JSON values between ranks; pickles are never exchanged.
+- ``link_speed``: the speed of collectives and of links between ranks.
 - ``shutdown``: signals, the step at which all ranks agree to stop, and a watchdog for a process that hangs.
 
 May import ``flip.config``, ``flip.files`` and ``flip.runs``.

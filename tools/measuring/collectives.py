@@ -7,7 +7,6 @@ NCCL between the GPUs of a node or of several nodes, gloo between processes on C
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import distributed
 
 from flip.config import schema
-from flip.distributed import parallel
+from flip.distributed import link_speed, parallel
 from flip.traffic import PAYLOAD
 from tools.measuring.ranks import run_ranks
 
@@ -24,8 +23,6 @@ SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20,
 ROUNDS = {"cuda": 10, "cpu": 5}
 LINK_BYTES = {"cuda": 1 << 26, "cpu": 1 << 22}
 """Bytes that two neighbours send to each other."""
-SHORTEST = 1e-9
-"""Seconds of a call, at least: a GPU that only pretends returns 0."""
 TURNS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 """How often a ring passes the data."""
 
@@ -47,7 +44,7 @@ def rank(device: str) -> dict[str, Any]:
     rows = []
     for size in SIZES[device]:
         for kind in TURNS:
-            seconds = max(SHORTEST, _seconds(kind, size, world))
+            seconds = _seconds(kind, size, world)
             moved = TURNS[kind] * size * (world.size - 1) / world.size
             row = {"kind": kind, "bytes": size, "milliseconds": _rounded(1000 * seconds)}
             rows.append(row | {"gbytes": _rounded(moved / seconds / 1e9)})
@@ -83,50 +80,18 @@ def _seconds(kind: str, size: int, world: parallel.World) -> float:
         "all-gather": lambda: distributed.all_gather_into_tensor(full, part),
         "reduce-scatter": lambda: distributed.reduce_scatter_tensor(part, full),
     }
-    return _median_of_slowest(calls[kind], world)
+    return float(link_speed.collective_seconds(calls[kind], world.device, ROUNDS[world.device.type]).median())
 
 
 def _links(world: parallel.World, local: int) -> list[dict[str, Any]]:
     """GB/s in each direction between neighbours, both at once, pair after pair; if there are nodes, between these."""
-    sent = torch.ones(LINK_BYTES[world.device.type] // 4, device=world.device)
-    received = torch.empty_like(sent)
-    pairs = [(first, (first + 1) % world.size) for first in range(world.size)]
-    if world.size > local:
-        pairs = [pair for pair in pairs if pair[0] // local != pair[1] // local]
-    if world.size == 2:
-        pairs = pairs[:1]
+    size = LINK_BYTES[world.device.type]
     rows = []
-    for pair in pairs:
-        seconds = max(SHORTEST, _median_of_slowest(lambda pair=pair: _swap(world.rank, pair, sent, received), world))  # type: ignore[misc]
+    for pair in link_speed.neighbours(world.size, local):
+        (seconds,) = link_speed.link_seconds([pair], size, world.device, ROUNDS[world.device.type])
         numbers = [rank // local if world.size > local else rank for rank in pair]
-        rows.append({"between": numbers, "gbytes": _rounded(sent.nbytes / seconds / 1e9)})
+        rows.append({"between": numbers, "gbytes": _rounded(size / float(seconds.median()) / 1e9)})
     return rows
-
-
-def _swap(rank: int, pair: tuple[int, int], sent: torch.Tensor, received: torch.Tensor) -> None:
-    """Send to the other rank of a pair and receive from it; other ranks do nothing."""
-    if rank not in pair:
-        return
-    peer = sum(pair) - rank
-    calls = [distributed.P2POp(distributed.isend, sent, peer), distributed.P2POp(distributed.irecv, received, peer)]
-    for work in distributed.batch_isend_irecv(calls):
-        work.wait()
-
-
-def _median_of_slowest(call: Callable[[], Any], world: parallel.World) -> float:
-    """Seconds of a call: the median over rounds of the slowest rank."""
-    times = []
-    for number in range(ROUNDS[world.device.type] + 1):
-        distributed.barrier()
-        start_time = time.perf_counter()
-        call()
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
-        if number:  # the first one connects
-            times.append(time.perf_counter() - start_time)
-    slowest = torch.tensor(times, device=world.device)
-    distributed.all_reduce(slowest, op=distributed.ReduceOp.MAX)
-    return float(slowest.median())
 
 
 def _rounded(value: float) -> float:
