@@ -5,7 +5,8 @@
   calling process, for ``flip debug``.
 - ``node_agent.py``: one process per node that forks the ranks of each attempt and reports their ends to a coordinator.
   ``cpu_shares.py`` divides the CPUs of the node between them.
-- ``health.py``: a process that checks the GPUs, memory and disks of a node before it works.
+- ``health.py``: a process that checks the GPUs, memory and disks of a node before it works; ``network_check.py``: one
+  that measures the network with those of the other nodes. Both are a ``CheckProcess`` of ``check_process.py``.
 
 ``jobs/worker.py`` and ``jobs/evaluator.py`` start it as ``python -m jobs.worker RUN_DIR``.
 

@@ -3,8 +3,8 @@
     python -m jobs.runtime.health FOLDER [--gpus N]
 
 prints a line of JSON per check: {check, result (ok, failed, not known), evidence, seconds}. A GPU is used in this
-process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process and ``HealthCheck``
-reads its results. ``jobs.host.agents.node_health.judge`` judges all nodes together.
+process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process.
+``jobs.host.agents.node_health.judge`` judges all nodes together.
 
 | check | fails if |
 |---|---|
@@ -22,26 +22,24 @@ of any other check is not known, because a cold file system or a slow start is n
 import argparse
 import csv
 import io
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from flip.distributed.shutdown import SIGNALS
 from flip.files import deletion
 from flip.files.creation import create_sibling, read_regular
 from flip.runs.rundir import write_bytes
-from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck, parse
+from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN
+from jobs.runtime import check_process
+from jobs.runtime.check_process import END, CheckProcess, write_row
 
 SECONDS = 9.0
 """For all checks of a node."""
@@ -51,8 +49,6 @@ LOCAL_DISK = "local disk"
 SHARED_MEMORY = "/dev/shm"
 DISKS = (SHARED_FOLDER, LOCAL_DISK, SHARED_MEMORY)
 """Checks that fail if they do not answer."""
-END = {"check": "end"}
-"""The last line. A process with a thread that waits for a disk cannot end, so its end is no sign."""
 
 MEBIBYTE = 1 << 20
 LEAST_MEMORY = 256 * MEBIBYTE
@@ -102,7 +98,7 @@ def checks(settings: HealthSettings) -> dict[str, Callable[[], Finding]]:
         LOCAL_DISK: partial(check_folder, Path(tempfile.gettempdir())),
         SHARED_MEMORY: partial(check_folder, Path("/dev/shm")),
         "memory": check_memory,
-        "matrix product": partial(check_product, settings.gpus),
+        PRODUCT: partial(check_product, settings.gpus),
     }
     if settings.gpus:
         table["GPUs"] = partial(check_gpu_count, settings.gpus)
@@ -126,7 +122,7 @@ def run_checks(table: dict[str, Callable[[], Finding]], output: int, seconds: fl
             row = {"check": name, "result": result, "evidence": evidence, "seconds": time.monotonic() - began}
             if rates:
                 row["rates"] = rates[0]
-            _write(output, row)
+            write_row(output, row)
 
     def run(name: str) -> None:
         report(name, _finding(table[name]))
@@ -138,7 +134,7 @@ def run_checks(table: dict[str, Callable[[], Finding]], output: int, seconds: fl
         thread.join(max(0.0, began + seconds - time.monotonic()))
     for name in sorted(waiting):
         report(name, (_silent_result(name), f"no answer in {seconds:g} s"))
-    _write(output, END)
+    write_row(output, END)
 
 
 def _silent_result(name: str) -> str:
@@ -155,11 +151,6 @@ def _finding(check: Callable[[], Finding]) -> Finding:
         return FAILED, str(error)
     except (RuntimeError, MemoryError) as error:  # of CUDA: the first line names it
         return FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _write(output: int, row: dict[str, Any]) -> None:
-    """A single write, past the buffers of files, which a forked process has of its parent."""
-    os.write(output, (json.dumps(row) + "\n").encode())
 
 
 # -- the checks --------------------------------------------------------------------------------------------------------
@@ -353,101 +344,18 @@ def _gpu_product(torch: Any, device: Any) -> tuple[int, float]:
 # -- for the agent -----------------------------------------------------------------------------------------------------
 
 
-class HealthCheck:
-    """A process that checks this node. ``poll`` it until it returns True, then read ``results``, and ``close``."""
-
-    def __init__(self, pid: int, output: int) -> None:
-        self.pid = pid
-        self.output = output
-        """Descriptor that becomes readable with each result."""
-        self.results: list[NodeCheck] = []
-        self._deadline = time.monotonic() + SECONDS + GRACE
-        self._text = b""
-        self._ended = False
-
-    def poll(self) -> bool:
-        """Read what there is. Whether the check is over: all results are there, or the time is."""
-        is_closed = self._read()
-        *lines, self._text = self._text.split(b"\n")
-        for row in map(json.loads, lines):
-            if row == END:
-                self._ended = True
-            else:
-                self.results.append(parse(row))
-        if self._ended:
-            return True
-        if is_closed:
-            self._end("its process ended early")
-        elif time.monotonic() >= self._deadline:
-            self._end(f"no answer in {SECONDS + GRACE:g} s")
-        return self._ended
-
-    def _read(self) -> bool:
-        """Read what there is; returns whether no more will come."""
-        try:
-            while part := os.read(self.output, 1 << 16):
-                self._text += part
-        except BlockingIOError:
-            return False
-        return True
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The results as plain data, which ``jobs.host.agents.node_health.parse`` reads."""
-        return [result._asdict() for result in self.results]
-
-    def close(self) -> None:
-        """End the process. It may stay until a disk answers, without being waited for."""
-        os.close(self.output)
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, os.WNOHANG)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-
-    def _end(self, evidence: str) -> None:
-        """Without its process nothing is known of this node: the code of a run may be older than the checks."""
-        self._ended = True
-        self.results.append(NodeCheck("health check", UNKNOWN, evidence))
-
-
-def start(settings: HealthSettings, may_fork: bool) -> HealthCheck:
+def start(settings: HealthSettings, may_fork: bool) -> CheckProcess:
     """Start the checks of this node. ``may_fork``: this process has imported torch, has one thread and has not touched
     a GPU; otherwise the checks start in a new interpreter. Raises OSError."""
-    output, inner = os.pipe()
-    os.set_blocking(output, False)
-    try:
-        pid = os.fork()
-        if pid == 0:
-            _become_check(settings, may_fork, inner)
-    except OSError:
-        os.close(output)
-        raise
-    finally:
-        os.close(inner)
-    return HealthCheck(pid, output)
+    return check_process.start(partial(_check, settings, may_fork), "health check", SECONDS + GRACE)
 
 
-def _become_check(settings: HealthSettings, may_fork: bool, output: int) -> NoReturn:
-    """In the child: leave all that belongs to the parent, and check. Libraries may print, so that standard output leads
-    to the log."""
-    code = 1
-    try:
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in (*SIGNALS, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        os.dup2(2, 1)
-        os.closerange(3, output)
-        os.closerange(output + 1, os.sysconf("SC_OPEN_MAX"))
-        arguments = [*settings.arguments(), "--output", str(output)]
-        if not may_fork:
-            os.set_inheritable(output, True)
-            os.execv(sys.executable, [sys.executable, "-m", "jobs.runtime.health", *arguments])
-        code = main(arguments)
-    except BaseException:  # whatever happens here must not continue as a second parent
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def _check(settings: HealthSettings, may_fork: bool, output: int) -> None:
+    arguments = [*settings.arguments(), "--output", str(output)]
+    if not may_fork:
+        os.set_inheritable(output, True)
+        os.execv(sys.executable, [sys.executable, "-m", "jobs.runtime.health", *arguments])
+    main(arguments)
 
 
 if __name__ == "__main__":

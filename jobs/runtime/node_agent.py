@@ -57,9 +57,10 @@ from jobs.host.agents.channel import (
     read_contact,
     take_key,
 )  # fmt: skip
+from jobs.host.agents.node_health import NETWORK, UNKNOWN
 from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
-from jobs.runtime import health
+from jobs.runtime import check_process, health, network_check
 from jobs.runtime.cpu_shares import share_of_cpus
 
 BEAT_SECONDS = 1.0
@@ -158,7 +159,9 @@ class NodeAgent:
         self._is_killing = False
         """Whether the coordinator has asked to kill the ranks of this attempt."""
         self._channel: Channel
-        self._check: health.HealthCheck | None = None
+        self._check: check_process.CheckProcess | None = None
+        self._health: dict[str, dict[str, Any]] = {}
+        """Name of each check of this node that is over -> its result."""
         self._welcome: Message = {}
         """Kept until the check of this node is over, as hello has its results."""
         self._lifeline, self._own_lifeline = os.pipe()
@@ -202,11 +205,15 @@ class NodeAgent:
     def start_check(self) -> None:
         """Check the health of this node, in a process of its own."""
         try:
-            shape = (read_record(self.run.path / "job.json") or {}).get("shape", {})
-            settings = health.HealthSettings(str(self.run.path), shape.get("gpus", 0))
+            settings = health.HealthSettings(str(self.run.path), self._gpus())
             self._check = health.start(settings, self.may_fork and self._is_safe_to_fork())
         except (OSError, ValueError) as error:
             note(f"this node is not checked: {error}")
+
+    def _gpus(self) -> int:
+        """The GPUs of this node that the run has asked for."""
+        job = read_record(self.run.path / "job.json") or {}
+        return int(job.get("shape", {}).get("gpus", 0))
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -223,6 +230,7 @@ class NodeAgent:
             self._look_for_stopped()
             self._beat()
             if self._end_by < float("inf") and (not self.ranks or time.monotonic() >= self._end_by):
+                self._end_check()
                 self._kill_ranks()
                 return self._code
 
@@ -262,7 +270,9 @@ class NodeAgent:
         if kind == "welcome":
             self._welcome = message
             if self._check is None:
-                self._channel.hello(message, own_facts(os.environ))
+                self._say_hello()
+        elif kind == "network":
+            self._start_network_check(message)
         elif kind == "start":
             self._start(message)
         elif kind == "signal":
@@ -281,15 +291,43 @@ class NodeAgent:
         else:
             raise ChannelError(UNKNOWN_MESSAGE % kind)
 
+    def _start_network_check(self, message: Message) -> None:
+        """Measure the network together with the other nodes."""
+        self._end_check()
+        try:
+            if not self._is_safe_to_fork():
+                raise OSError("this agent cannot fork")
+            ranks = [int(rank) for rank in message["ranks"]]
+            environments = [self._environment(message, rank, local_rank) for local_rank, rank in enumerate(ranks)]
+            device = "cuda" if self._gpus() else "cpu"
+            nodes = [str(node) for node in message["nodes"]]
+            self._check = network_check.start(network_check.NetworkSettings(environments, device, nodes))
+        except (OSError, ValueError) as error:
+            row = {"check": NETWORK, "result": UNKNOWN, "evidence": str(error)}
+            self._health[NETWORK] = row
+            self._send(**{"is": "health"}, health=list(self._health.values()))
+
     def _poll_check(self) -> None:
-        """Say hello when the check of this node is over."""
-        check = self._check
-        if check is None or not check.poll():
+        """Report the results of a check when it is over: the first ones in hello."""
+        if self._check is None or not self._check.poll():
             return
-        self._check = None
-        check.close()
-        if self._welcome and self._end_by == float("inf"):
-            self._channel.hello(self._welcome, {**own_facts(os.environ), "health": check.rows()})
+        self._health.update(self._check.rows())
+        self._end_check()
+        if self._channel.accepted:
+            self._send(**{"is": "health"}, health=list(self._health.values()))
+        elif self._welcome and self._end_by == float("inf"):
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        """``network``: whether this process can measure it. In a new interpreter the import of torch takes too long."""
+        facts = own_facts(os.environ)
+        facts["network"] = self.may_fork and "torch" in sys.modules
+        self._channel.hello(self._welcome, {**facts, "health": list(self._health.values())})
+
+    def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.close()
+            self._check = None
 
     def _prepare_end(self, reason: str) -> None:
         """Let the ranks save and stop, then end."""
@@ -324,6 +362,7 @@ class NodeAgent:
         attempt = int(message["attempt"])
         if attempt <= self.attempt or self.ranks:
             raise ChannelError(f"attempt {attempt} after {self.attempt}: another coordinator started that")
+        self._end_check()  # the coordinator has stopped waiting for it, and it may hold GPUs
         self.attempt = attempt
         self._is_killing = False
         self._memory_kills = memory_kills()

@@ -4,7 +4,9 @@ A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an o
 
     welcome  coordinator  protocol (1), number: the first line of a connection; the agent answers with hello
     hello    agent        protocol, number, node, index, health: the agent can start ranks. A second agent of a node is
-                          refused while the first is connected
+                          refused while the first is connected. ``network``: whether it can be asked to measure that
+    network  coordinator  world, node, ranks, nodes; environment: measure the network with the agents of all ``nodes``
+    health   agent        health: as in hello, with the result of network
     start    coordinator  attempt, world, node, ranks; environment: start these ranks. ``attempt`` must be above all
                           that the agent has started
     exit     agent        attempt, rank, code, killed: a rank has ended; 128 + n if signal n has ended it. Ends of an

@@ -19,7 +19,7 @@ host, and reads pickles from an open port.
 
 import time
 from enum import Enum
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from jobs.host.agents.channel import ChannelError, Message
 
@@ -127,6 +127,8 @@ class Coordinator:
         """Why an agent was given up before it was ready; empty: none was."""
         self.excluded: Dict[str, str] = {}
         """Nodes that are not used any more -> the reason. Their agents are asked to leave, also if they come back."""
+        self.measuring: Set[Agent] = set()
+        """Agents that were asked to measure the network and have not answered."""
         self._clock = clock
         self._log = log
         self._hellos = 0
@@ -172,12 +174,23 @@ class Coordinator:
         self._clear()
         self.state = State.RUN
         self.attempt = attempt
-        world = sum(len(own) for own in ranks)
         for node, agent in enumerate(agents):
             self.running.update((rank, agent) for rank in ranks[node])
+        self._send_places(agents, ranks, dict(facts, **{"is": "start", "attempt": attempt}))
+
+    def measure_network(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], facts: Message) -> None:
+        """Ask agents without ranks to measure the network between them; each adds the result to its ``health``.
+
+        ``ranks``: those of each agent. ``facts``: for each message.
+        """
+        self.measuring = set(agents)
+        nodes = [agent.node for agent in agents]
+        self._send_places(agents, ranks, dict(facts, **{"is": "network", "nodes": nodes}))
+
+    def _send_places(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], facts: Message) -> None:
+        world = sum(len(own) for own in ranks)
         for node, agent in enumerate(agents):
-            message = {"is": "start", "attempt": attempt, "world": world, "node": node, "ranks": list(ranks[node])}
-            self._send(agent, dict(facts, **message))
+            self._send(agent, dict(facts, world=world, node=node, ranks=list(ranks[node])))
 
     def stop(self, signal_name: str, seconds: float) -> None:
         """Ask all ranks to save and stop; they are killed after ``seconds``. Repeated until they have ended."""
@@ -242,6 +255,9 @@ class Coordinator:
             self._on_hello(agent, message)
         elif kind == "exit":
             self._on_exit(agent, message)
+        elif kind == "health":
+            agent.facts = dict(agent.facts, health=message.get("health"))
+            self.measuring.discard(agent)
         elif kind == "leave":
             self.lost(agent, str(message.get("reason") or "it leaves"))
         elif kind != "beat":
@@ -252,6 +268,7 @@ class Coordinator:
         if agent not in self.agents:
             return
         self.agents.remove(agent)
+        self.measuring.discard(agent)
         agent.channel.close()
         if self.state is not State.LEFT:
             self._log("lost %s: %s" % (agent.node or "a connection", why))

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from flip.files.creation import open_append
 from flip.runs import attempts, wall_limit
@@ -34,6 +34,7 @@ IMPORT_SECONDS = 600.0  # for agents to import torch and the trainer, from a col
 RETURN_SECONDS = 60.0  # for a killed agent to be replaced
 STALL_SECONDS = 120.0  # for which an agent may wait for a disk; its death is seen at once, by the end of its connection
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
+NETWORK_SECONDS = 9.5  # for agents to measure the network; their processes end after 8 s
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
 SUSPENDED = "SUSPENDED"  # state of a job whose processes Slurm has stopped (scontrol suspend, gang scheduling)
 NO_ANSWER = "Slurm does not show the state of the job"
@@ -92,6 +93,10 @@ class JobCoordinator:
             )
         self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
+        self._verdict = node_health.judge({})
+        """The last one that was logged."""
+        self._on_network: Set[str] = set()
+        """Nodes that have measured the network together."""
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def start_thread(self) -> None:
@@ -159,9 +164,14 @@ class JobCoordinator:
     def _run_attempts(self) -> Tuple[int, str]:
         """Start attempts until the exit trap is to decide. Returns the exit code of the agents, and why they leave."""
         if not self._gather_first():
-            return NO_AGENTS, "%d of %d node agents are ready" % (len(self.coordinator.ready()), self.nodes)
+            return self._without_agents()
         nodes = self.usable[-1]
         unhealthy = self._exclude_unhealthy(nodes)
+        if not unhealthy:
+            self._measure_network()
+            if not self._gather_again(nodes):
+                return self._without_agents()
+            unhealthy = self._exclude_unhealthy(nodes)
         while True:
             if unhealthy:  # too many for the attempt that was won: no rank starts
                 outcome = AttemptOutcome(None, (), False, "nodes have failed their health check")
@@ -195,6 +205,40 @@ class JobCoordinator:
                 return len(self.coordinator.ready()) >= self.usable[-1]
         return True
 
+    def _gather_again(self, nodes: int) -> bool:
+        """Whether ``nodes`` agents are ready, as before: one may have been killed meanwhile, and comes back."""
+        self.coordinator.gather()
+        while not self.coordinator.has_gathered(nodes, nodes):
+            self.server.poll(POLL_SECONDS)
+            if not self.coordinator.is_patient():
+                return False
+        return True
+
+    def _without_agents(self) -> Tuple[int, str]:
+        return NO_AGENTS, "%d of %d node agents are ready" % (len(self.coordinator.ready()), self.nodes)
+
+    def _measure_network(self) -> None:
+        """Let the agents that are ready measure the network between their nodes, if one of these is new.
+
+        Its result is one of their health checks. Whatever fails here is logged, and the ranks start all the same.
+        """
+        agents = self.coordinator.ready()
+        nodes = [agent.node for agent in agents]
+        if len(agents) * self.ranks_per_node < 2 or self._on_network.issuperset(nodes):
+            return
+        self._on_network.update(nodes)
+        unable = [agent.node for agent in agents if not agent.facts.get("network")]
+        if unable:
+            self._log("network: not measured: the agent of %s has not imported torch, or cannot fork" % unable[0])
+            return
+        environ = self._meeting_point("network")
+        self.coordinator.measure_network(agents, self._ranks(len(agents)), {"environment": environ})
+        deadline = time.monotonic() + NETWORK_SECONDS
+        while self.coordinator.measuring and time.monotonic() < deadline:
+            self.server.poll(POLL_SECONDS)
+        self._read_health()
+        self._log(node_health.network_summary(nodes, self._health))
+
     def _exclude_unhealthy(self, nodes: int) -> Dict[str, str]:
         """Leave out nodes that have failed their health check; log the evidence.
 
@@ -212,18 +256,11 @@ class JobCoordinator:
 
         A node that Slurm gives although an earlier end excludes it counts as healthy: there is no other.
         """
-        ready = {agent.node: agent for agent in self.coordinator.ready()}
-        is_new = False
-        for node, agent in ready.items():
-            try:
-                rows = [node_health.parse(row) for row in agent.facts.get("health", [])]
-            except (AttributeError, TypeError, ValueError) as error:
-                self._log("%s: %s" % (node, error))
-                continue
-            is_new = is_new or self._health.get(node) != rows
-            self._health[node] = rows
+        ready = {agent.node for agent in self.coordinator.ready()}
+        self._read_health()
         verdict = node_health.judge(self._health)  # also with nodes that have left: what failed on most is no node's
-        if is_new:
+        if verdict != self._verdict:
+            self._verdict = verdict
             self._log_health(verdict)
         failed = {node: evidence for node, evidence in verdict.excluded.items() if node in ready}
         if not failed:
@@ -235,6 +272,14 @@ class JobCoordinator:
             return {}
         return {node: evidence for node, evidence in failed.items() if node not in avoided}
 
+    def _read_health(self) -> None:
+        """Read the results of the agents that are ready."""
+        for agent in self.coordinator.ready():
+            try:
+                self._health[agent.node] = [node_health.parse(row) for row in agent.facts.get("health", [])]
+            except (AttributeError, TypeError, ValueError) as error:
+                self._log("%s: %s" % (agent.node, error))
+
     def _log_health(self, verdict: node_health.NodeVerdict) -> None:
         for evidence in verdict.common.values():
             self._log("health of most nodes: %s" % evidence)
@@ -243,18 +288,26 @@ class JobCoordinator:
 
     def _run_attempt(self, nodes: int) -> AttemptOutcome:
         """Run the attempt that was won, on this number of nodes."""
-        each = self.ranks_per_node
-        environ = {"MASTER_PORT": str(rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), str(self.attempt)))}
-        first = self.coordinator.ready()[0]
-        if first.index:  # agents have the address of the first node
-            environ["MASTER_ADDR"] = address_of(first)
-        ranks = [range(node * each, (node + 1) * each) for node in range(nodes)]
-        self.coordinator.start(self.attempt, ranks, {"environment": environ})
+        environ = self._meeting_point(str(self.attempt))
+        self.coordinator.start(self.attempt, self._ranks(nodes), {"environment": environ})
         self.has_started = True
         while self.coordinator.state is not State.DECIDE:
             self.server.poll(POLL_SECONDS)
         assert self.coordinator.outcome is not None
         return self.coordinator.outcome
+
+    def _ranks(self, nodes: int) -> List[range]:
+        """The ranks of each of the first nodes."""
+        each = self.ranks_per_node
+        return [range(node * each, (node + 1) * each) for node in range(nodes)]
+
+    def _meeting_point(self, name: str) -> Dict[str, str]:
+        """Where ranks meet: on the node of the first agent. ``name``: for what; the port depends on it."""
+        environ = {"MASTER_PORT": str(rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), name))}
+        first = self.coordinator.ready()[0]
+        if first.index:  # agents have the address of the first node
+            environ["MASTER_ADDR"] = address_of(first)
+        return environ
 
     # -- between attempts ----------------------------------------------------------------------------------------------
 
@@ -294,6 +347,7 @@ class JobCoordinator:
             self.coordinator.exclude(node, "%s is excluded" % node)
         self.coordinator.gather()
         self._wait(decision.delay)
+        self._measure_network()
         return self._gather(place.nodes, allocation)
 
     def _gather(self, most: int, allocation: Allocation) -> Tuple[int, str]:

@@ -1,11 +1,13 @@
 """Judges the health checks of all nodes of an allocation together: ``judge``, a pure function.
 
-``jobs.runtime.health`` checks one node and reports a ``NodeCheck`` per check. One node alone cannot tell a broken disk
-from a storage that is away: what fails on most nodes is the storage, the network or a setting, not the nodes.
+``jobs.runtime.health`` checks one node and reports a ``NodeCheck`` per check; ``jobs.runtime.network_check`` adds that
+of the network. One node alone cannot tell a broken disk from a storage that is away: what fails on most nodes is the
+storage, the network or a setting, not the nodes.
 Standard library, Python >= 3.6.
 """
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+import statistics
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 OK = "ok"
 FAILED = "failed"
@@ -14,8 +16,42 @@ UNKNOWN = "not known"
 SHARED_FOLDER = "shared folder"
 """The check of what all nodes share: if the only node fails it, the storage is to blame."""
 
+PRODUCT = "matrix product"
+NETWORK = "network"
+"""The check of the links between nodes, which all nodes measure together."""
+
 SLOW = 0.7
-"""A GPU below this share of the median rate of its peers is slow. Healthy ones of a model differ by a tenth."""
+"""A GPU, or a link, below this share of the median rate of its peers is slow. Healthy GPUs of a model differ by a
+tenth."""
+MOST_REASONS = 3
+"""In a line of the log, why the network was not measured."""
+
+
+class RateComparison(NamedTuple):
+    """How rates of a check are compared. ``evidence``: of the device, its rate and the median, in ``unit``."""
+
+    verdict: str
+    unit: float
+    evidence: str
+    median: Callable[[Sequence[float]], float]
+
+
+COMPARISONS = {
+    PRODUCT: RateComparison(
+        "speed",
+        1e12,
+        "%s: %.3g TFLOP/s in a matrix product; the median of its peers is %.3g",
+        statistics.median_high,
+    ),
+    # A link alone does not show which of its nodes is slow, so that the faster of its two links counts for a node.
+    # Half of the nodes prove nothing: the links of the other half may be the special ones.
+    NETWORK: RateComparison(
+        NETWORK,
+        1e9,
+        "%s: %.3g GB/s over the faster one; the median of all nodes is %.3g",
+        statistics.median_low,
+    ),
+}
 
 
 class NodeCheck(NamedTuple):
@@ -27,7 +63,8 @@ class NodeCheck(NamedTuple):
     evidence: str
     """What was measured or read, as a sentence without the node's name."""
     rates: Mapping[str, float] = {}
-    """Of the matrix product: "MODEL, GPU number" -> operations per second."""
+    """Of the matrix product: "MODEL, GPU number" -> operations per second. Of the network: "links, to ..." -> bytes per
+    second of the faster one."""
 
 
 class NodeVerdict(NamedTuple):
@@ -58,8 +95,7 @@ def judge(results: Mapping[str, Sequence[NodeCheck]]) -> NodeVerdict:
             known[row.check] = known.get(row.check, 0) + (row.result != UNKNOWN)
             if row.result == FAILED:
                 failures.setdefault(row.check, {})[node] = row.evidence
-    for node, evidence in _slow(results).items():
-        failures.setdefault("speed", {})[node] = evidence
+    failures.update(_slow(results))
     excluded: Dict[str, List[str]] = {}
     common = {}
     for check, nodes in failures.items():
@@ -79,19 +115,34 @@ def _is_common(check: str, failed: int, known: int) -> bool:
     return 2 * failed > known
 
 
-def _slow(results: Mapping[str, Sequence[NodeCheck]]) -> Dict[str, str]:
-    """Node -> evidence, of nodes with a GPU that is slow among all GPUs of its model."""
-    models: Dict[str, List[Tuple[float, str, str]]] = {}
+def _slow(results: Mapping[str, Sequence[NodeCheck]]) -> Dict[str, Dict[str, str]]:
+    """Name of a verdict -> node -> evidence, of nodes that are slow among all that are comparable."""
+    peers: Dict[Tuple[str, str], List[Tuple[float, str, str]]] = {}
     for node, rows in results.items():
         for row in rows:
+            if row.check not in COMPARISONS:
+                continue
             for device, rate in row.rates.items():
-                models.setdefault(device.rpartition(", ")[0], []).append((rate, node, device))
-    slow = {}
-    for devices in models.values():
-        rates = sorted(rate for rate, _, _ in devices)
-        median = rates[len(rates) // 2]
+                peers.setdefault((row.check, device.rpartition(", ")[0]), []).append((rate, node, device))
+    slow: Dict[str, Dict[str, str]] = {}
+    for (check, _), devices in peers.items():
+        comparison = COMPARISONS[check]
+        median = comparison.median([rate for rate, _, _ in devices])
         for rate, node, device in devices:
             if rate < SLOW * median:
-                text = "%s: %.3g TFLOP/s in a matrix product; the median of its peers is %.3g"
-                slow[node] = text % (device, rate / 1e12, median / 1e12)
+                text = comparison.evidence % (device, rate / comparison.unit, median / comparison.unit)
+                slow.setdefault(comparison.verdict, {})[node] = text
     return slow
+
+
+def network_summary(nodes: Sequence[str], results: Mapping[str, Sequence[NodeCheck]]) -> str:
+    """What the nodes that measured the network together have found, as a line of a log."""
+    rows = {node: row for node in nodes for row in results.get(node, ()) if row.check == NETWORK}
+    silent = [node for node in nodes if node not in rows]
+    failed = {node: row.evidence for node, row in rows.items() if row.result != OK}
+    if not silent and not failed:
+        return "network: %s" % rows[nodes[0]].evidence
+    reasons = ["%s: %s" % (node, failed[node]) for node in sorted(failed)[:MOST_REASONS]]
+    if silent:
+        reasons.insert(0, "no answer of %s" % ", ".join(silent))
+    return "network: not measured: %s" % "; ".join(reasons)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.host.agents.node_health import FAILED, OK, SHARED_FOLDER, UNKNOWN, NodeCheck
-from jobs.runtime import health
+from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN, NodeCheck
+from jobs.runtime import check_process, health
 from jobs.runtime.health import HealthSettings
 
 ROOT = Path(__file__).resolve().parents[3]
-ON_ALL_NODES = {SHARED_FOLDER, "local disk", "/dev/shm", "memory", "matrix product"}
+ON_ALL_NODES = {SHARED_FOLDER, "local disk", "/dev/shm", "memory", PRODUCT}
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="Linux alone")
 
@@ -58,7 +58,7 @@ def test_missing_gpu_fails_with_evidence(tmp_path, monkeypatch):
     results = finish(health.start(HealthSettings(str(tmp_path), gpus=2), may_fork=False))
     assert results["GPUs"].result == FAILED
     assert results["GPUs"].evidence == "0 of 2 GPUs can be used (CUDA_VISIBLE_DEVICES=)"
-    assert results["matrix product"].result == UNKNOWN
+    assert results[PRODUCT].result == UNKNOWN
 
 
 def test_full_disk_fails_and_leaves_no_file(small_disk):
@@ -90,13 +90,11 @@ def reported(table, seconds):
     os.close(inner)
     with os.fdopen(output) as file:
         *rows, end = map(json.loads, file)
-    assert end == health.END
+    assert end == check_process.END
     return rows
 
 
-@pytest.mark.parametrize(
-    ("name", "result"), [("local disk", FAILED), (SHARED_FOLDER, FAILED), ("matrix product", UNKNOWN)]
-)
+@pytest.mark.parametrize(("name", "result"), [("local disk", FAILED), (SHARED_FOLDER, FAILED), (PRODUCT, UNKNOWN)])
 def test_only_disk_without_answer_fails_and_others_are_reported(name, result):
     release = threading.Event()
     table = {name: lambda: release.wait() and (OK, ""), "works": lambda: (OK, "fine")}
@@ -115,7 +113,7 @@ def test_process_that_dies_shows_nothing_of_node(tmp_path, monkeypatch):
 def test_process_without_answer_shows_nothing_of_node(tmp_path, monkeypatch):
     monkeypatch.setattr(health, "SECONDS", 0.1)
     monkeypatch.setattr(health, "GRACE", 0.1)
-    monkeypatch.setattr(health, "_become_check", lambda *_: time.sleep(60))
+    monkeypatch.setattr(check_process, "_become_check", lambda *_: time.sleep(60))
     check = health.start(HealthSettings(str(tmp_path)), may_fork=False)
     (row,) = finish(check).values()
     assert row == NodeCheck("health check", UNKNOWN, "no answer in 0.2 s")
@@ -178,4 +176,4 @@ def test_every_gpu_of_this_machine_passes(tmp_path, monkeypatch):
     gpus = torch.cuda.device_count()
     results = finish(health.start(HealthSettings(str(tmp_path), gpus=gpus), may_fork=False))
     assert not [row for row in results.values() if row.result == FAILED]
-    assert len(results["matrix product"].rates) == gpus
+    assert len(results[PRODUCT].rates) == gpus

@@ -155,6 +155,29 @@ def test_ranks_do_not_inherit_variables_that_imports_of_the_agent_set(node):
     node.end(0)
 
 
+def test_agent_adds_the_network_to_its_health(node):
+    """It has imported no torch, so that its rank imports it, which a coordinator avoids."""
+    node.start_agent()
+    node.until(node.coordinator.ready)
+    (agent,) = node.coordinator.ready()
+    assert agent.facts["network"] is False
+    node.coordinator.measure_network([agent], [[0, 1]], {"environment": {"MASTER_PORT": "none"}})
+    node.until(lambda: not node.coordinator.measuring)
+    (row,) = agent.facts["health"]
+    assert row["check"] == "network" and row["result"] == "not known"
+    (record, _) = node.start()
+    assert record["forked"]
+
+
+def test_start_ends_a_measurement_that_still_runs(node):
+    node.start_agent(TEST_PRELOAD="tests.jobs.runtime.absent_rank", TEST_SECONDS="600")
+    node.until(node.coordinator.ready)
+    node.coordinator.measure_network(node.coordinator.ready(), [[0, 1]], {})
+    node.until(lambda: len(node.left()) == 4)  # the agent, the process of the node and two ranks
+    node.start(world=1)
+    node.until(lambda: len(node.left()) == 2)
+
+
 def test_process_that_has_opened_a_gpu_is_not_forked(tmp_path):
     (tmp_path / "task" / "1").mkdir(parents=True)
     (tmp_path / "fd").mkdir()

@@ -14,7 +14,7 @@ from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks
 from jobs.host.agents import job_coordinator
-from jobs.host.agents.coordinator import AttemptOutcome
+from jobs.host.agents.coordinator import AttemptOutcome, Coordinator
 from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
 from tests.jobs.host.scontrol_answers import NODES, show
 
@@ -347,6 +347,115 @@ def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken, capfd):
     errors = capfd.readouterr().err
     assert "health of n7: GPU memory errors: GPU 0: remapped_rows.failure is Yes" in errors
     assert "health of most nodes: GPUs on 2 of 2 nodes, as n" in errors
+
+
+def test_network_is_measured_between_nodes_before_ranks_start(nodes, monkeypatch, capfd):
+    monkeypatch.setenv("TEST_PRELOAD", "torch.distributed")
+    two = nodes([2])
+    two.ranks(1, 2)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("network: ")]
+    assert line.startswith("network: all-reduce of 2 ranks: ") and "links to n8 (" in line
+
+
+def test_ranks_start_although_a_node_does_not_join_the_measurement(nodes, monkeypatch, capfd):
+    monkeypatch.setenv("TEST_PRELOAD", "torch.distributed")
+    two = nodes([2], TEST_PRELOAD="torch.distributed tests.jobs.runtime.absent_rank")
+    two.ranks(1, 2)
+    error = capfd.readouterr().err
+    assert "network: not measured: n7: no answer in 8 s; n8: " in error
+    assert "health of" not in error and two.own.coordinator.coordinator.excluded == {}
+
+
+class AnsweringServer:
+    """In place of the sockets: agents that answer at once with these checks, node by node."""
+
+    def __init__(self, coordinator, answers):
+        self.coordinator = coordinator
+        self.answers = answers
+
+    def poll(self, seconds=0.0):
+        for agent in list(self.coordinator.measuring):
+            message = {"is": "health", "health": [self.answers[agent.node]]}
+            self.coordinator.received(agent, message)
+
+
+class AgentConnection:
+    """In place of the connection to an agent."""
+
+    def __init__(self):
+        self.messages = []
+
+    def send(self, message):
+        self.messages.append(message)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def measuring(tmp_path, monkeypatch):
+    """Make the coordinator of a job whose nodes n0, n1, ... have these rates of the faster of their links."""
+
+    def make(rates, lines, can=True):
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", str(len(rates)))
+        monkeypatch.setenv("SLURM_NTASKS", str(len(rates)))
+        run = RunDir(tmp_path / "sweep" / "run")
+        run.path.mkdir(parents=True)
+        log = lambda text: lines.append(str(text))  # noqa: E731
+        job = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, dict, log)
+        job.coordinator = Coordinator()
+        answers = {}
+        for i, rate in enumerate(rates):
+            agent = job.coordinator.connected(AgentConnection())
+            job.coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i, "network": can})
+            found = {"evidence": f"all-reduce: {rate} GB/s", "rates": {"links, to its peers": 1e9 * rate}}
+            answers[f"n{i}"] = {"check": "network", "result": "ok", **found}
+        job.server = AnsweringServer(job.coordinator, answers)
+        return job
+
+    return make
+
+
+SLOW_LINKS = "network: links, to its peers: 2 GB/s over the faster one; the median of all nodes is 10"
+
+
+def test_node_with_slow_links_is_left_out_if_a_spare_is_there(measuring):
+    lines = []
+    job = measuring([10, 2, 10], lines)
+    job._measure_network()
+    assert lines == ["network: all-reduce: 10 GB/s"]
+    assert job._exclude_unhealthy(2) == {} and job.coordinator.excluded == {"n1": SLOW_LINKS}
+    assert f"health of n1: {SLOW_LINKS}" in lines
+
+
+def test_node_with_slow_links_without_a_spare_stops_the_start(measuring):
+    job = measuring([10, 2, 10], [])
+    job._measure_network()
+    assert job._exclude_unhealthy(3) == {"n1": SLOW_LINKS}
+
+
+def test_network_is_measured_again_only_with_a_new_node(measuring):
+    job = measuring([10, 10, 10], [])
+    job._measure_network()
+    channels = [agent.channel for agent in job.coordinator.ready()]
+    assert [message["is"] for channel in channels for message in channel.messages] == ["network"] * 3
+    job.coordinator.lost(job.coordinator.ready()[2], "killed")
+    job._measure_network()
+    assert [len(channel.messages) for channel in channels] == [1, 1, 1]
+    agent = job.coordinator.connected(AgentConnection())
+    job.coordinator.received(agent, {"is": "hello", "node": "n9", "index": 9, "network": True})
+    job.server.answers["n9"] = job.server.answers["n0"]
+    job._measure_network()
+    assert [len(channel.messages) for channel in channels] == [2, 2, 1] and len(agent.channel.messages) == 1
+
+
+@pytest.mark.parametrize(("rates", "can", "logged"), [([10], True, []), ([10, 10], False, ["network: not measured: "])])
+def test_single_rank_and_agents_without_torch_measure_no_network(measuring, rates, can, logged):
+    lines = []
+    job = measuring(rates, lines, can)
+    job._measure_network()
+    assert [line[:23] for line in lines] == logged
+    assert not any(agent.channel.messages for agent in job.coordinator.ready())
 
 
 def test_coordinator_has_limit_of_open_files_raised_to_hard_limit(tmp_path, commands):
