@@ -6,10 +6,11 @@ A tiny model trains with two ranks on two virtual nodes. Cases:
   requeue   a rank is killed, without node agents: Slurm requeues the job
   spare     a node is lost with all its processes; the run goes on in its job on a spare node
   submitit  SIGUSR2, after which submitit requeues its job; a job of it whose rank is killed is not restarted
+  start     no fault: a run of one rank on one node, from its start to its first step, with and without node agents
 
 submitit's ranks are a loop of all-reduces, without data, model or checkpoint. Slurm holds a requeued job back for
 ``requeue_delay`` seconds (120 s by default). For figures that mean something, no other program may run: five rounds
-take about eight minutes on two idle cores.
+take about ten minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -100,10 +101,13 @@ class Bench:
     def __init__(self, cluster: SandboxCluster, folder: Path) -> None:
         self.cluster = cluster
         self.folder = folder
-        data = make_dataset(folder / "data", samples=200, shards=3, chunk=4, classes=8)
-        make_tokenizer(data / "tokenizer.json")
-        self.config = configuration(data, 2, samples=(10**6, 16))
-        self.config.evaluate.sets = []
+        self.data = make_dataset(folder / "data", samples=200, shards=3, chunk=4, classes=8)
+        make_tokenizer(self.data / "tokenizer.json")
+
+    def config(self, ranks: int) -> Any:
+        config = configuration(self.data, ranks, samples=(10**6, 16))
+        config.evaluate.sets = []
+        return config
 
     def cancel(self, job: str) -> None:
         with contextlib.suppress(FlipError):  # it may have ended
@@ -137,20 +141,21 @@ def slurm(folder: Path) -> Iterator[Bench]:
 
 
 class Training(TrainingRun):
-    """A run of two ranks on two nodes."""
+    """A run with a rank on each of its nodes."""
 
-    def __init__(self, bench: Bench, name: str, agents: bool, spares: int = 0) -> None:
+    def __init__(self, bench: Bench, name: str, agents: bool, spares: int = 0, nodes: int = 2) -> None:
         self.bench = bench
         self.agents = agents
         self.spares = spares
-        super().__init__(bench.folder, name, bench.config)
+        self.nodes = nodes
+        super().__init__(bench.folder, name, bench.config(nodes))
         self.submit()
 
     def open(self) -> SlurmBackend:
         return SlurmBackend(ClusterProfile(name="here", kind="slurm", partition="low", hours=0.5, agents=self.agents))
 
     def shape(self) -> JobResources:
-        return JobResources(nodes=2, processes=1, cpus=1, hours=0.5, spares=self.spares)
+        return JobResources(nodes=self.nodes, processes=1, cpus=1, hours=0.5, spares=self.spares)
 
     def ranks(self) -> list[dict[str, int]]:
         """Rows {pid}."""
@@ -166,7 +171,8 @@ class Training(TrainingRun):
     def seconds_of_first_start(self) -> float:
         """From the record of the first attempt's start, without the queue, to its first step."""
         self.wait(lambda: bool(self.lines(1)), "the first step", PATIENCE)
-        return time.time() - (self.run.attempt(1) / "start.json").stat().st_mtime
+        first: float = self.lines(1)[0]["time"]
+        return first - (self.run.attempt(1) / "start.json").stat().st_mtime
 
     def settle(self) -> None:
         """Wait until the newest attempt has trained for a while and has made a commit."""
@@ -242,11 +248,25 @@ def submitit_requeue(bench: Bench, rounds: int) -> dict[str, Any]:
     return _summary(seconds) | {"requeues": rounds, "after_killed_rank": state}
 
 
+def start_up(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Both ways in turn, so that other load affects them alike."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(rounds):
+        for agents, values in seconds.items():
+            run = Training(bench, f"start-{agents}-{number}", agents, nodes=1)
+            values.append(run.seconds_of_first_start())
+            run.end()
+    extra = [own - without for own, without in zip(seconds[True], seconds[False], strict=True)]
+    without = rounded(statistics.median(seconds[False]))
+    return _summary(seconds[True]) | {"without_agents": without, "extra": results.spread(extra)}
+
+
 CASES: dict[str, Callable[[Bench, int], dict[str, Any]]] = {
     "agents": lambda bench, rounds: killed_rank(bench, rounds, agents=True),
     "requeue": lambda bench, rounds: killed_rank(bench, rounds, agents=False),
     "spare": lost_node,
     "submitit": submitit_requeue,
+    "start": start_up,
 }
 
 

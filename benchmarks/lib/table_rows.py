@@ -364,6 +364,12 @@ def recovery(result: Found) -> list[Row]:
         what = "killed rank, requeue, to the next step; submitit after SIGUSR2"
         ratio = requeue["seconds"] / peer_seconds
         rows.append(Row(what, f"{number(requeue['seconds'])} s", f"{number(peer_seconds)} s", ratio))
+    if "start" in cases:
+        case = cases["start"]
+        extra = case["extra"]["median"]
+        what = "start of one rank to its first step: more seconds with node agents"
+        peer = f"without: {number(case['without_agents'])} s"
+        rows.append(Row(what, f"{number(extra)} s", peer, spread=spread(case["extra"]), **goal(extra, "<=", 0.5, " s")))
     return rows
 
 

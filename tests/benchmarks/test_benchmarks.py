@@ -282,8 +282,9 @@ def test_recovery_benchmark_times_restarts_in_job_and_by_requeue(tmp_path):
     require(False)
     results = report("recovery", "--quick", cwd=tmp_path)
     cases = {case["case"]: case for case in results["cases"]}
-    assert {name: case["requeues"] for name, case in cases.items()} == {
-        "agents": 0, "requeue": 1, "spare": 0, "submitit": 1,
+    assert {name: case.get("requeues") for name, case in cases.items()} == {
+        "agents": 0, "requeue": 1, "spare": 0, "submitit": 1, "start": None,
     }  # fmt: skip
     assert all(case["seconds"] > 0 for case in cases.values())
     assert cases["submitit"]["after_killed_rank"] == "FAILED"
+    assert cases["start"]["without_agents"] > 0 and "median" in cases["start"]["extra"]
