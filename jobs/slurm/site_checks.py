@@ -13,6 +13,7 @@ DEGRADED = "degraded"
 FAIL = "fails"
 UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
+SHORT_KILL_WAIT = 10  # seconds, for a save and for the exit trap, which takes a third of a second on an idle node
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
 EXPEDITED = (25, 11)  # first release with --requeue=expedite
@@ -179,8 +180,12 @@ def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
 def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
     age = parse_int(site.config.get("MinJobAge", ""))
     read = f"run directories record it; squeue lists ended jobs for {_shown(age)} s (MinJobAge)"
+    read += f"; KillWait={site.kill_wait} s"
     if age is not None and age < 60:
         return DEGRADED, read, "Of a job that was killed with its exit trap `status` then knows only that it ended."
+    if site.kill_wait < SHORT_KILL_WAIT:
+        then = "After scancel the exit trap may be killed before it records the end. `flip cancel` has no such limit."
+        return DEGRADED, read, then
     return OK, read
 
 

@@ -90,6 +90,8 @@ SITES = [
     (site({"SlurmdTimeout": "0 sec"}), "lost node", FAIL, "yourself"),
     (site({"ReturnToService": "0"}), "lost node", OK, "by hand"),
     (site({"MinJobAge": "5 sec"}), "outcome of", DEGRADED, "5 s"),
+    (site({"KillWait": "5 sec"}), "outcome of", DEGRADED, "`flip cancel` has no such limit"),
+    (site({"KillWait": "10 sec"}), "outcome of", OK, "KillWait=10 s"),
     (site({"MaxArraySize": "1"}), "number of runs", FAIL, "array_size to 1."),
     (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
     (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", DEGRADED, "more than 50"),
