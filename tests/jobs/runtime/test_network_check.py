@@ -172,3 +172,18 @@ def test_rank_that_hangs_or_fails_leaves_the_network_unknown(work, evidence):
     ((seconds, row),) = run_ranks(work, 1)
     assert (row["result"], row["evidence"]) == (UNKNOWN, evidence)
     assert seconds < network_check.SECONDS + network_check.GRACE
+
+
+def report_of_gpus(node, gpus, port):
+    return report(settings_of(0, ["n0"], gpus, port))
+
+
+@pytest.mark.gpu
+def test_gpus_of_this_machine_measure_links_between_them():
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        pytest.skip("a single GPU has no peer")
+    ((_, row),) = run_ranks(report_of_gpus, 1, gpus, free_port())
+    assert row["result"] == OK, row["evidence"]
