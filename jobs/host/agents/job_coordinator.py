@@ -52,6 +52,7 @@ TIMINGS = TIMING._replace(
 class JobCoordinator:
     """Serves the agents of this start of this job.
 
+    ``log``: prints what cannot be written to job.err of the attempt.
     ``find``: returns the first attempt of this start, 0 while there is none. ``on_attempt``: called with the number of
     each further attempt. ``facts``: what start.json says of the job. ``peer_seconds``: the most that the peers of a
     failed rank get; None: as ``TIMING``.
@@ -81,7 +82,7 @@ class JobCoordinator:
         self._find = find
         self._on_attempt = on_attempt
         self._facts = facts
-        self._log = log
+        self._print = log
         self._fields: Dict[str, str] = {}
         """What Slurm has said of the job at the end of the last attempt."""
         self._asked_at = float("-inf")
@@ -423,6 +424,14 @@ class JobCoordinator:
         if limit is not None:
             wall_limit.record_limit(self.run, n, limit)
         return True
+
+    def _log(self, text: object) -> None:
+        """Write to the log of the attempt, which `flip logs` shows."""
+        try:
+            with open_append(self.run.logs / str(self.attempt) / "job.err", "utf-8") as file:
+                file.write("%s\n" % text)
+        except OSError:  # no attempt has started, or the disk is full
+            self._print(text)
 
     def _log_decision(self, n: int, decision: Any) -> None:
         """Write the decision to the log of the attempt, as the exit trap does."""

@@ -235,6 +235,10 @@ class Nodes:
             time.sleep(0.02)
         return [read_json(file) for file in files]
 
+    def errors(self):
+        """What the job has logged in attempt 1."""
+        return (self.run.logs / "1" / "job.err").read_text()
+
     def lose(self, index):
         """Kill all that runs on a node."""
         task = self.tasks[index]
@@ -338,32 +342,32 @@ def test_run_goes_on_without_unhealthy_node_of_its_range(nodes, broken):
     assert read_json(two.run.attempt(2) / "start.json")["world"] == "1"
 
 
-def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken, capfd):
+def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken):
     """GPUs are missing on both nodes, which is no reason."""
     two = nodes([1], gpus=1, PATH=broken)
     two.ranks(1, 1)
     assert two.tasks[0].wait(30) == 0, "its agent was asked to leave"
     assert two.tasks[1].poll() is None
-    errors = capfd.readouterr().err
+    errors = two.errors()
     assert "health of n7: GPU memory errors: GPU 0: remapped_rows.failure is Yes" in errors
     assert "health of most nodes: GPUs on 2 of 2 nodes, as n" in errors
 
 
-def test_network_is_measured_between_nodes_before_ranks_start(nodes, monkeypatch, capfd):
+def test_network_is_measured_between_nodes_before_ranks_start(nodes, monkeypatch):
     monkeypatch.setenv("TEST_PRELOAD", "torch.distributed")
     two = nodes([2])
     two.ranks(1, 2)
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("network: ")]
+    (line,) = [line for line in two.errors().splitlines() if line.startswith("network: ")]
     assert line.startswith("network: all-reduce of 2 ranks: ") and "links to n8 (" in line
 
 
-def test_ranks_start_although_a_node_does_not_join_the_measurement(nodes, monkeypatch, capfd):
+def test_ranks_start_although_a_node_does_not_join_the_measurement(nodes, monkeypatch):
     monkeypatch.setenv("TEST_PRELOAD", "torch.distributed")
     two = nodes([2], TEST_PRELOAD="torch.distributed tests.jobs.runtime.absent_rank")
     two.ranks(1, 2)
-    error = capfd.readouterr().err
-    assert "network: not measured: n7: no answer in 8 s; n8: " in error
-    assert "health of" not in error and two.own.coordinator.coordinator.excluded == {}
+    errors = two.errors()
+    assert "network: not measured: n7: no answer in 8 s; n8: " in errors
+    assert "health of" not in errors and two.own.coordinator.coordinator.excluded == {}
 
 
 class AnsweringServer:

@@ -44,8 +44,12 @@ class AgentJob:
     def until(self, condition, seconds=90.0):
         limit = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < limit, self.log.read_text()
+            assert time.monotonic() < limit, self.printed()
             time.sleep(0.02)
+
+    def printed(self):
+        """What the watcher has printed, and logged for attempt 1."""
+        return "\n".join(path.read_text() for path in (self.log, self.run.logs / "1" / "job.err") if path.exists())
 
     def agent(self):
         """Pid of the agent when it has connected to the coordinator."""
@@ -79,10 +83,10 @@ class AgentJob:
         if state == "decide":
             self.until(self.asked.exists)
             return
-        self.until(lambda: "rank 1 ended with 137" in self.log.read_text())
+        self.until(lambda: "rank 1 ended with 137" in self.printed())
         for pid in (self.task.pid, agent):  # the agent does not kill the other rank
             os.kill(pid, signal.SIGSTOP)
-        self.until(lambda: "its remaining ranks are killed" in self.log.read_text())
+        self.until(lambda: "its remaining ranks are killed" in self.printed())
 
     def release(self):
         self.held.unlink(missing_ok=True)
