@@ -106,6 +106,9 @@ def report(settings, work=None):
 
 
 def report_of(node, names, local, port):
+    """``report``, without the limits, which a busy machine may exceed."""
+    network_check.SECONDS = 100.0
+    network_check.JOIN_SECONDS = 90.0
     return report(settings_of(node, names, local, port, "cpu"))
 
 
@@ -145,7 +148,7 @@ def test_group_without_a_member_ends_by_its_limit(present):
     answers = run_ranks(report_alone, 2, present, ["n0", "n1"], free_port())
     seconds, row = answers[present[0]]
     assert row["result"] == UNKNOWN and row["evidence"] and "rates" not in row
-    assert seconds < network_check.SECONDS + network_check.GRACE
+    assert seconds < 30.0, "it ends by itself"
 
 
 def hang(node):
@@ -171,7 +174,7 @@ def fail(node):
 def test_rank_that_hangs_or_fails_leaves_the_network_unknown(work, evidence):
     ((seconds, row),) = run_ranks(work, 1)
     assert (row["result"], row["evidence"]) == (UNKNOWN, evidence)
-    assert seconds < network_check.SECONDS + network_check.GRACE
+    assert seconds < 30.0, "it ends by itself"
 
 
 def report_of_gpus(node, gpus, port):

@@ -170,7 +170,7 @@ def test_agent_adds_the_network_to_its_health(node):
 
 
 def test_start_ends_a_measurement_that_still_runs(node):
-    node.start_agent(TEST_PRELOAD="tests.jobs.runtime.absent_rank", TEST_SECONDS="600")
+    node.start_agent(TEST_PRELOAD="tests.jobs.runtime.absent_rank tests.jobs.runtime.patient_network")
     node.until(node.coordinator.ready)
     node.coordinator.measure_network(node.coordinator.ready(), [[0, 1]], {})
     node.until(lambda: len(node.left()) == 4)  # the agent, the process of the node and two ranks

@@ -354,7 +354,8 @@ def test_unhealthy_node_is_left_out_if_a_spare_is_there(nodes, broken):
 
 
 def test_network_is_measured_between_nodes_before_ranks_start(nodes, monkeypatch):
-    monkeypatch.setenv("TEST_PRELOAD", "torch.distributed")
+    monkeypatch.setenv("TEST_PRELOAD", "torch.distributed tests.jobs.runtime.patient_network")
+    monkeypatch.setattr(job_coordinator, "NETWORK_SECONDS", 60.0)
     two = nodes([2])
     two.ranks(1, 2)
     (line,) = [line for line in two.errors().splitlines() if line.startswith("network: ")]
