@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import time
 from types import SimpleNamespace
 from unittest import mock
 
-from flip.runs import attempts, rundir, wall_limit
-from jobs.host import batch_hooks, lost_step, own_job, processes, requeue, slurm_cli
+from jobs.host import lost_step, processes, slurm_cli
 from jobs.host.agents import coordinator, job_coordinator
 from tests.fakeslurm.agents import AgentServer, Listener, SimulatedThread
+
+CLOCKED = ("flip.runs.", "jobs.host.")
+"""Packages whose modules get the simulated clock."""
 
 
 @contextlib.contextmanager
 def in_place(clock, commands):
     """Let the code of jobs/ call the simulated Slurm and use the simulated clock."""
     with contextlib.ExitStack() as stack:
-        for module in (slurm_cli, own_job, requeue, batch_hooks, job_coordinator, attempts, wall_limit, rundir):
+        for module in clocked_modules():
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         for name, stand_in in _for_coordinator(clock).items():
@@ -27,6 +31,12 @@ def in_place(clock, commands):
         )  # it reads processes of this host
         stack.enter_context(mock.patch.object(lost_step, "POLL_SECONDS", float("inf")))  # the same
         yield
+
+
+def clocked_modules():
+    """The loaded modules that read the clock on the host of a job."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(CLOCKED)]
+    return [module for module in modules if getattr(module, "time", None) is time]
 
 
 def _for_coordinator(clock):

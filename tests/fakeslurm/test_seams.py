@@ -1,0 +1,13 @@
+"""Tests that the code of jobs/ uses the simulation in place of the machine."""
+
+import time
+
+from jobs.host import attempt_end
+from tests.fakeslurm import seams
+from tests.harness.simulated_scene import staged
+
+
+def test_all_code_on_hosts_has_simulated_clock(tmp_path):
+    with staged("clock", tmp_path) as scene:
+        assert attempt_end.time is scene.clock.module and seams.clocked_modules() == []
+    assert attempt_end.time is time
