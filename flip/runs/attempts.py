@@ -169,13 +169,13 @@ def unended(run: RunDir) -> List[int]:
 def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> None:
     """Record the ends of attempts that ended unobserved (their host died). Call it only if none of them still runs.
 
-    ``unwritten``: an attempt whose end was observed but could not be written; its cause is storage. ``before``: only
-    attempts with a smaller number.
+    ``unwritten``: an attempt whose end was observed but could not be written, or the first one of its start of the job
+    if files could not be read either; its cause is storage. ``before``: only attempts with a smaller number.
     """
     for n in unended(run):
         if before is not None and n >= before:
             break
-        if n == unwritten:
+        if unwritten and _in_start_of(run, n, unwritten):
             end_attempt(run, n, STORAGE, None, observed=False)
         elif run.hit_time_limit(n):
             limit = wall_limit.recorded_limit(run, n)
@@ -183,6 +183,12 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
             end_attempt(run, n, None, "TIMEOUT", late=late, observed=False)
         else:  # one that was asked to stop was killed while it saved
             end_attempt(run, n, None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN, observed=False)
+
+
+def _in_start_of(run: RunDir, n: int, first: int) -> bool:
+    """Whether attempt n is ``first``, or started in its allocation."""
+    start, of_first = (read_record(run.attempt(number) / "start.json") or {} for number in (n, first))
+    return n == first or (n > first and restarted_in_place(start, of_first))
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:

@@ -95,6 +95,16 @@ def test_end_abandoned_records_storage_failure_for_unwritten_end(tmp_path):
     ]
 
 
+def test_end_abandoned_records_storage_failure_after_restart_in_same_job(tmp_path):
+    """The exit trap could not read which attempt was the newest of its start, and has named the first."""
+    run = make(tmp_path)
+    for job in ("57", "57", "58"):
+        attempts.start_attempt(run, {"job": job})
+    attempts.end_attempt(run, 1, 70, "RUNNING")
+    attempts.end_abandoned(run, unwritten=1)
+    assert [row["cause"] for row in attempts.ends(run)] == ["node", "storage", "crash"]
+
+
 def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
