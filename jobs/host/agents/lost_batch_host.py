@@ -38,30 +38,52 @@ def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] =
     run = RunDir(environ["FLIP_RUN"])
     known = _newest(run)
     restarts = own_job.restart_count(environ)
-    waited = 0.0
-    while True:
-        fields: Dict[str, str] = {}
-        asked_at = time.monotonic()
-        state = own_job.job_state(job, restarts, seen=fields)
-        waited += time.monotonic() - asked_at
-        if state not in (None, "RUNNING"):
-            return "job %s is left alone: it is %s" % (job, state)
-        first = first_host(fields.get("NodeList", ""))
-        if first and first != fields.get("BatchHost", first):
-            break
-        if waited >= PATIENCE_SECONDS and state is None:
-            return _leave_to_user(job, run, known, environ, "Slurm does not answer")
-        if waited >= PATIENCE_SECONDS:
-            return "job %s is left alone: Slurm does not say that its first node is lost" % job
-        sleep(POLL_SECONDS)
-        waited += POLL_SECONDS
+
+    def leave_to_user(reason: str, remedy: str = "") -> str:
+        return _leave_to_user(job, run, known, environ, reason, remedy)
+
+    left_alone = _wait_for_loss(job, restarts, sleep, leave_to_user)
+    if left_alone:
+        return left_alone
     sleep(TURN_SECONDS * max(0, int(environ.get("SLURM_NODEID") or 0) - 1))
     try:
         return "job %s has lost its first node: %s" % (job, _restart(job, restarts, known))
     except slurm_cli.SlurmUnavailable as error:
-        return _leave_to_user(job, run, known, environ, str(error))
+        return leave_to_user(str(error))
     except SuccessorWaits as error:
-        return _leave_to_user(job, run, known, environ, str(error), "`scancel %s`" % job)
+        return leave_to_user(str(error), "`scancel %s`" % job)
+
+
+def _wait_for_loss(job: str, restarts: int, sleep: Callable[[float], None], leave_to_user: Callable[[str], str]) -> str:
+    """Wait until Slurm has taken the first node out of the job; returns why the job is left alone, or "".
+
+    An outage of Slurm is waited out, because the job holds its nodes in any case. ``status`` shows it after a while: on
+    a node from which Slurm can never be asked, only the user can act.
+    """
+    waited = 0.0  # while Slurm answered
+    silent = 0.0  # since it last did
+    is_recorded = False
+    while True:
+        fields: Dict[str, str] = {}
+        asked_at = time.monotonic()
+        state = own_job.job_state(job, restarts, seen=fields)
+        if state is None:
+            silent += time.monotonic() - asked_at + own_job.UNANSWERED_POLL_SECONDS
+            if silent >= PATIENCE_SECONDS and not is_recorded:
+                is_recorded = True
+                leave_to_user("Slurm does not answer")
+            sleep(own_job.UNANSWERED_POLL_SECONDS)
+            continue
+        silent = 0.0
+        if state != "RUNNING":
+            return "job %s is left alone: it is %s" % (job, state)
+        first = first_host(fields.get("NodeList", ""))
+        if first and first != fields.get("BatchHost", first):
+            return ""
+        if waited >= PATIENCE_SECONDS:
+            return "job %s is left alone: Slurm does not say that its first node is lost" % job
+        sleep(POLL_SECONDS)
+        waited += POLL_SECONDS
 
 
 class SuccessorWaits(Exception):

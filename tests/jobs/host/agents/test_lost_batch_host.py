@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from flip.runs import lifecycle
+from flip.runs import attempts, lifecycle
 from flip.runs.rundir import RunDir, write_json
 from jobs.host.agents import lost_batch_host
 
@@ -77,6 +77,39 @@ def test_it_waits_until_slurm_has_noticed(slurm, environ):
     assert waits == 3 * [lost_batch_host.POLL_SECONDS] + [0.0]
 
 
+def test_it_waits_for_slurm_as_long_as_the_job_lasts(slurm, environ, commands, run):
+    """After a while ``status`` says what the user can do, because some nodes can never ask Slurm."""
+    commands("scontrol", "exit 1")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if sum(waits) == 2 * lost_batch_host.PATIENCE_SECONDS:
+            assert "could not restart job 57" in attempts.last_end(run)["remedy"]
+            slurm("n[2-3]")
+
+    assert "requeued" in lost_batch_host.requeue_if_lost(environ("n2"), sleep)
+    assert sum(waits) == 2 * lost_batch_host.PATIENCE_SECONDS
+
+
+class JobEnded(Exception):
+    """The task is killed."""
+
+
+def ask_for(seconds, environ, before=lambda: None):
+    """Let a task without Slurm look for so long."""
+    waits = []
+
+    def sleep(pause):
+        before()
+        waits.append(pause)
+        if sum(waits) > seconds:
+            raise JobEnded()
+
+    with pytest.raises(JobEnded):
+        lost_batch_host.requeue_if_lost(environ, sleep)
+
+
 def test_job_that_has_lost_no_node_or_ends_is_left_alone(slurm, environ):
     slurm("n[1-3]")
     assert "does not say that its first node is lost" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
@@ -130,7 +163,7 @@ def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, enviro
     """A container without scontrol. Several nodes record it once."""
     commands("scontrol", "exit 1")
     for node in ("n2", "n3"):
-        assert "could not restart job 57" in lost_batch_host.requeue_if_lost(environ(node), lambda _: None)
+        ask_for(lost_batch_host.PATIENCE_SECONDS, environ(node))
     state = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.Seen(lifecycle.ACTIVE))
     assert state.state == "running"
     assert state.detail == (
@@ -156,14 +189,16 @@ def test_node_without_network_leaves_running_attempt_alone(run, environ, command
     """The coordinator goes on without it: another attempt has started since, or ranks of the same one write."""
     commands("scontrol", "exit 1")
 
-    def start_next(_):
+    def start_next():
         if run.newest_attempt() == 1:
             run.start_attempt({"resumes_from": 0, "after": 0})
 
-    assert "its run may go on" in lost_batch_host.requeue_if_lost(environ("n2"), start_next)
+    patience = lost_batch_host.PATIENCE_SECONDS
+    ask_for(patience, environ("n2"), start_next)
     run.status.write_text("{}")
-    assert "its run may go on" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
+    ask_for(patience, environ("n2"))
     assert not [n for n in (1, 2) if (run.attempt(n) / "end.json").exists()]
-    before = time.time() - lost_batch_host.PATIENCE_SECONDS
+    before = time.time() - patience
     os.utime(run.status, (before, before))
-    assert "could not restart job 57" in lost_batch_host.requeue_if_lost(environ("n2"), lambda _: None)
+    ask_for(patience, environ("n2"))
+    assert "could not restart job 57" in attempts.last_end(run)["remedy"]
