@@ -318,13 +318,13 @@ class JobCoordinator:
         Raises OSError and ValueError of the records of the run.
         """
         reason = self._reason_for_trap(outcome)
-        if reason == NO_ANSWER and unhealthy:  # the trap does not know of them, and would record a crash
-            attempt_end.record_end(self.run, self.attempt, outcome.code, None, {}, unhealthy=unhealthy)
-        if reason:
-            return 0, reason
-        state: Optional[str] = "RUNNING"
+        state = None if reason else "RUNNING"
         if outcome.lost:  # causes of its peers are echoes
             state = "NODE_FAIL"
+        if reason == NO_ANSWER and (unhealthy or outcome.lost):  # the trap knows of neither, and would record a crash
+            attempt_end.record_end(self.run, self.attempt, outcome.code, state, {}, unhealthy=unhealthy)
+        if reason:
+            return 0, reason
         n = self.attempt
         noticed = time.time() - outcome.settling
         decision = attempt_end.record_end(
@@ -378,9 +378,10 @@ class JobCoordinator:
         return self._reason_of_job()
 
     def _reason_of_job(self) -> str:
-        """Why no attempt starts in this job, by its state; empty if it runs."""
+        """Why no attempt starts in this job, by its state; empty if it runs. Slurm is asked for as long as by the exit
+        trap: a short outage costs less than a requeue."""
         self._fields = {}
-        state = own_job.job_state(*self.start, seen=self._fields)
+        state = own_job.wait_for_state(*self.start, seen=self._fields)
         self._asked_at = time.monotonic()
         if state is None:
             return NO_ANSWER

@@ -12,7 +12,7 @@ import pytest
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import batch_hooks
+from jobs.host import batch_hooks, slurm_cli
 from jobs.host.agents import job_coordinator
 from jobs.host.agents.coordinator import AttemptOutcome, Coordinator
 from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
@@ -114,7 +114,8 @@ def test_node_with_broken_hardware_is_left_by_requeue(start, commands):
 @pytest.mark.parametrize(
     "answer", [show(state="COMPLETING"), show(state="PENDING", restarts=1), show(state="CANCELLED"), "exit 1"]
 )
-def test_run_whose_job_slurm_ends_is_left_to_exit_trap(start, commands, answer):
+def test_run_whose_job_slurm_ends_is_left_to_exit_trap(start, commands, answer, monkeypatch):
+    monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
     start.ranks(1)
     commands("scontrol", answer)
     start.kill(1)
@@ -161,17 +162,37 @@ def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypat
     assert run.newest_attempt() == max(1, wins)
 
 
-def test_end_names_unhealthy_nodes_although_slurm_does_not_answer(tmp_path, commands):
+@pytest.fixture
+def unasked(tmp_path):
+    """The coordinator of attempt 1 of job 57, without agents."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     attempts.start_attempt(run, {})
     coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, dict, print)
     coordinator.attempt = 1
+    return coordinator
+
+
+@pytest.mark.parametrize(
+    "outcome, unhealthy, exclude",
+    [(AttemptOutcome(None, (), False, ""), {"n7": "GPUs: 3 of 4"}, ["n7"]),
+     (AttemptOutcome(137, ("n7",), False, ""), {}, [])],
+    ids=["unhealthy", "lost"],
+)  # fmt: skip
+def test_end_names_node_as_cause_although_slurm_does_not_answer(
+    unasked, commands, monkeypatch, outcome, unhealthy, exclude
+):
+    """The exit trap knows only the code of the ranks that were killed."""
+    monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
     commands("scontrol", "exit 1")
-    outcome = AttemptOutcome(None, (), False, "")
-    assert coordinator._prepare_next(outcome, {"n7": "GPUs: 3 of 4"}) == (0, job_coordinator.NO_ANSWER)
-    end = read_json(run.attempt(1) / "end.json")
-    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", ["n7"])
+    assert unasked._prepare_next(outcome, unhealthy) == (0, job_coordinator.NO_ANSWER)
+    end = read_json(unasked.run.attempt(1) / "end.json")
+    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", exclude)
+
+
+def test_short_outage_of_slurm_does_not_prevent_restart_in_job(unasked, commands, naps, tmp_path):
+    commands("scontrol", f"[ -e {tmp_path}/answers ] || {{ touch {tmp_path}/answers; exit 1; }}\n{show()}")
+    assert unasked._reason_of_job() == "" and naps == [1.0]
 
 
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
