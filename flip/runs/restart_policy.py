@@ -177,10 +177,13 @@ def root_cause(
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _describe(root)
+    is_unread = not states - {UNKNOWN} and code is not None
+    if is_unread and stop_requested:  # its launcher would know, too
+        states = states | {STOP_REQUESTED}
     by_state = _named_by_state(states, code)
     if by_state:
         return by_state
-    if not states - {UNKNOWN} and code is not None and any(c["cause"] == "peer_lost" for c in causes):
+    if is_unread and any(c["cause"] == "peer_lost" for c in causes):
         if stop_requested:
             return "stopped", "asked to save and stop, but a rank was lost before it had"
         return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"

@@ -101,6 +101,7 @@ TABLE = [
     ("the launcher leaves a bad configuration", dict(code=78, state=LAUNCHER_STOPPED), "stop", "config", 0),
     # requested stops, whichever process carried them out
     ("killed after its grace", dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
+    ("killed after a stop request, no state", dict(code=137, state=None, stop_requested=True), "requeue", "stopped", 0),
     ("asked to stop while it starts up", dict(code=143, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
     (
         "asked to stop, no strike",
