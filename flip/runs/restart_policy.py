@@ -265,8 +265,9 @@ def _killed_by(code: int) -> str:
 
 
 def _ended_by_term(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
-    """Whether it was TERM that ended the job. The warning signal (USR2) comes from limits and preemption alone."""
-    stops = [c for c in causes if c["cause"] == "stopped"]
+    """Whether it was TERM that ended the job. The warning signal (USR2) comes from limits and preemption alone. Ranks
+    that stop without a signal have lost their agent, if they do not end with 75."""
+    stops = [c for c in causes if c["cause"] == "stopped" and c.get("signal") != ""]
     warned = any("USR2" in str(c.get("signal", "")) for c in stops)
     return (code == 143 or code == 75 or bool(stops)) and not warned
 

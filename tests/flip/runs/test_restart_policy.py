@@ -94,6 +94,8 @@ TABLE = [
     ("memory", dict(code=137, state="OUT_OF_MEMORY"), "requeue", "crash", 0),
     ("TERM, no state", dict(code=143, state=None), "nothing", "crash", 0),
     ("TERM and a clean stop, no state", dict(code=75, state=None, causes=[c("stopped")]), "nothing", "stopped", 0),
+    ("lost agent, no state", dict(code=70, state=None, causes=[c("stopped", signal="")]), "requeue", "stopped", 0),
+    ("newer attempt, no state", dict(code=75, state=None, causes=[c("stopped", signal="")]), "nothing", "stopped", 0),
     ("warning, no state", dict(code=75, state=None, causes=[c("stopped", signal="SIGUSR2")]), "requeue", "stopped", 0),
     ("crash, no state", dict(code=137, state=None), "requeue", "crash", 0),
     ("the launcher leaves", dict(code=75, state=LAUNCHER_STOPPED), "nothing", "stopped", 0),
