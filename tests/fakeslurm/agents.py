@@ -2,22 +2,32 @@
 
 The coordinator runs in the simulated watcher. ``seams.in_place`` gives it, in place of a thread and sockets, a process
 of the simulated clock and an ``AgentServer`` to which simulated agents post their messages. A connection ends as soon
-as one of its sides has ended.
+as one of its sides has ended, or later if its node is lost.
 """
 
 from __future__ import annotations
 
+import os
+
 from flip.runs.errors import CAUSES
-from jobs.host.agents.channel import GONE_CODE
-from jobs.host.agents.coordinator import NO_AGENTS
+from jobs.host.agents import lost_batch_host
+from jobs.host.agents.channel import GONE_CODE, UNANSWERED_SECONDS
+from jobs.host.agents.coordinator import NO_AGENTS, State
+from jobs.host.agents.entry import MOST_STARTS
 from tests.fakeslurm.scripted import Rank, Scripted
 from tests.slurm.scripted import STOP
 
 IMPORTS = 2.0
 """Seconds until an agent says hello: it imports the trainer, and its node is checked."""
+CONNECT = 60.0
+"""Seconds for which an agent looks for its coordinator."""
 GRACE = 95.0
 """Seconds that the ranks of an agent without a coordinator get to save."""
+RESTART = 0.2
+"""Seconds until the task of a killed agent has killed its ranks."""
 JOIN_POLL = 1.0
+MOST_SECONDS = 3600.0
+"""Between two looks of a coordinator to which nothing happens."""
 
 
 class SimulatedThread:
@@ -74,9 +84,7 @@ class AgentServer:
 
     def poll(self, seconds=0.0):
         if seconds and not self._events:
-            self._waiting = self._clock.current
-            self._waiting.wait(seconds)
-            self._waiting = None
+            self._wait(seconds)
         events = self._events
         self._events = []
         for handle, arguments in events:
@@ -86,7 +94,27 @@ class AgentServer:
                 agent.heard = self._clock.now
         self.coordinator.tick()
 
+    def _wait(self, seconds):
+        """Wait for an event. While there are ranks, polls without one are left out until something is due."""
+        if self.coordinator.state in (State.RUN, State.KILL):
+            seconds = max(seconds, self._due() - self._clock.now)
+        self._waiting = self._clock.current
+        self._waiting.wait(seconds)
+        self._waiting = None
+        self.coordinator._ticked = self._clock.now  # as if it had polled
+
+    def _due(self):
+        """When the coordinator next does something without an event."""
+        coordinator = self.coordinator
+        due = [self._clock.now + MOST_SECONDS, coordinator._deadline]
+        for agent in coordinator.agents:
+            due.append(agent.kill_by)
+            if not agent.channel.is_heard:
+                due.append(agent.heard + coordinator.timing.silence + 0.1)
+        return min(due)
+
     def close(self):
+        self._waiting = None
         self._listener.close()
         for agent in list(self.coordinator.agents):
             self.coordinator.lost(agent, "the coordinator ends")
@@ -105,10 +133,14 @@ class AgentsStep:
         self._lost = set()
         self.agents = [NodeAgent(self, index, node) for index, node in enumerate(life.nodes)]
 
+    @property
+    def over(self):
+        return self._over is None
+
     def start(self, attempt):
         """The ranks of an attempt, to which each agent adds its own."""
         if self.ranks is None or self.ranks.n != attempt:
-            self.ranks = AgentRanks(self.life, self.run, attempt)
+            self.ranks = self.life.agent_ranks(self.life, self.run, attempt)
         return self.ranks
 
     # -- what comes from outside -------------------------------------------------------------------------------------
@@ -120,7 +152,7 @@ class AgentsStep:
     def kill(self, nodes):
         """Kill all processes on nodes."""
         for agent in self._on(nodes):
-            agent.end(137)
+            agent.kill_task()
 
     def kill_ranks(self, nodes):
         """Kill the ranks on nodes alone."""
@@ -129,6 +161,8 @@ class AgentsStep:
 
     def lose(self, node):
         self._lost.add(node)
+        if node == self.life.host.name:  # with srun
+            self._over = None
         for agent in self._on({node}):
             agent.vanish()
 
@@ -153,8 +187,53 @@ class AgentsStep:
         return [agent for agent in self.agents if agent.node.name in nodes and agent.code is None]
 
 
+class Connection:
+    """The coordinator's end of the connection to an agent."""
+
+    def __init__(self, owner, server):
+        self._owner = owner
+        self._server = server
+        self._agent = None
+        self.is_heard = True
+        """Whether its beats reach the coordinator."""
+
+    # -- for the coordinator -----------------------------------------------------------------------------------------
+
+    def send(self, message):
+        self._owner.clock.at(0.0, self._owner.obey, self, message)
+
+    def close(self):
+        """The coordinator has ended the connection, or has ended itself. A lost node does not say so."""
+        self.is_heard = False
+        delay = 0.0
+        if not self._owner.step.life.host.alive:
+            delay = UNANSWERED_SECONDS
+        self._owner.clock.at(delay, self._owner.closed, self)
+
+    # -- for the agent -----------------------------------------------------------------------------------------------
+
+    def open(self, hello):
+        self._server.post(self._open, hello)
+
+    def _open(self, hello):
+        self._agent = self._server.coordinator.connected(self)
+        self._server.coordinator.received(self._agent, hello)
+
+    def say(self, message):
+        self._server.post(lambda: self._server.coordinator.received(self._agent, message))
+
+    def end(self, delay=0.0):
+        """Nothing more comes from the agent; the coordinator notices it after a delay."""
+        self.is_heard = False
+        self._owner.clock.at(delay, self._server.post, self._end)
+
+    def _end(self):
+        if self._agent is not None:
+            self._server.coordinator.lost(self._agent, "connection closed")
+
+
 class NodeAgent:
-    """The agent of a node, and the coordinator's end of its connection: ``send`` and ``close``."""
+    """The task of a node, with its agent."""
 
     def __init__(self, step, index, node):
         self.step = step
@@ -162,42 +241,39 @@ class NodeAgent:
         self.node = node
         self.clock = step.clock
         self.code = None
-        self.is_heard = True
-        """Whether its beats reach the coordinator."""
+        """Exit code of the task."""
         self._stop_signal = ""
-        self._agent = None
-        self._server = None
+        self._starts = 0
+        self._ranks = None
+        """Those of the newest attempt of which it has started some."""
+        self._connection = None
+        self._is_leaving = False
+        """Whether its connection has ended, and its ranks save."""
+        self._is_over = False
+        """Whether the agent has ended for good."""
+        self._start()
+
+    def _start(self):
+        self._starts += 1
         self._event = self.clock.at(IMPORTS, self._connect)
 
     def _connect(self):
-        self._server = self.step.life.listener.server
-        if self._server is None:
-            self.end(NO_AGENTS)
-        else:
-            self._server.post(self._say_hello)
-
-    def _say_hello(self):
-        coordinator = self._server.coordinator
-        self._agent = coordinator.connected(self)
-        coordinator.received(self._agent, {"is": "hello", "node": self.node.name, "index": self.index})
+        server = self.step.life.listener.server
+        if server is None:
+            self._event = self.clock.at(CONNECT, self.end, NO_AGENTS)
+            return
+        self._connection = Connection(self, server)
+        self._connection.open({"is": "hello", "node": self.node.name, "index": self.index})
 
     # -- from the coordinator ----------------------------------------------------------------------------------------
 
-    def send(self, message):
-        self.clock.at(0.0, self._obey, message)
-
-    def close(self):
-        """The coordinator has ended the connection, or has ended itself."""
-        self.is_heard = False
-        self.clock.at(GRACE, self.end, GONE_CODE)
-
-    def _obey(self, message):
-        if self.code is not None:
+    def obey(self, connection, message):
+        if self._is_over or connection is not self._connection:
             return
         if message["is"] == "start":
-            ranks = self.step.start(message["attempt"])
+            self._ranks = self.step.start(message["attempt"])
             for number in message["ranks"]:
-                ranks.add(number, self)
+                self._ranks.add(number, self, message["world"])
             if self._stop_signal:
                 self.hear(self._stop_signal)
         elif message["is"] == "signal":
@@ -207,54 +283,101 @@ class NodeAgent:
         elif message["is"] == "leave":
             self.end(message.get("code", 0))
 
+    def closed(self, connection):
+        """The connection has ended: the ranks save, then the agent ends."""
+        if self._is_over or connection is not self._connection:
+            return
+        self._is_leaving = True
+        self._event = self.clock.at(GRACE, self.end, GONE_CODE)
+        if self._ranks is not None:
+            self._ranks.lifeline_ended({self.node.name})
+        self._end_without_ranks()
+
     # -- its ranks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_ranks(self):
+        return self._ranks is not None and bool(self._ranks.on({self.node.name}))
 
     def hear(self, name):
         if name in STOP:
             self._stop_signal = name
-        for rank in self._ranks():
-            rank.hear(name)
+        if self._ranks is not None:
+            self._ranks.signal(name, {self.node.name})
 
     def kill_ranks(self):
-        for rank in self._ranks():
-            rank.end(137)
+        if self._ranks is not None:
+            self._ranks.kill({self.node.name})
 
-    def report(self, rank):
+    def report(self, attempt, number, code, killed):
         """A rank has ended."""
-        if self._agent is not None and self.is_heard:
-            message = {"is": "exit", "attempt": rank.step.n, "rank": rank.rank, "code": rank.code}
-            self._server.post(self._server.coordinator.received, self._agent, {**message, "killed": rank.code == 137})
+        if self._is_leaving:
+            self._end_without_ranks()
+        elif self._connection is not None:
+            message = {"is": "exit", "attempt": attempt, "rank": number, "code": code, "killed": killed}
+            self._connection.say(message)
 
-    def _ranks(self):
-        if self.step.ranks is None:
-            return []
-        return self.step.ranks.on({self.node.name})
+    def _end_without_ranks(self):
+        if not self.has_ranks:
+            self.clock.cancel(self._event)
+            self._event = self.clock.at(0.2, self.end, GONE_CODE)
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
+    def kill(self):
+        """Kill the agent alone: its task kills the ranks, and starts another one."""
+        if self._is_over or self.code is not None:
+            return
+        self._disconnect()
+        self._is_leaving = False
+        if self._starts < MOST_STARTS:
+            self._event = self.clock.at(RESTART, self._start)
+        else:
+            self._end_task(137)
+
+    def kill_task(self):
+        """Kill the task with all its processes."""
+        self._disconnect()
+        self._end_task(137)
+
     def end(self, code):
         """End with all ranks."""
-        if self.code is not None:
+        if self._is_over:
             return
-        if code == GONE_CODE:
-            code = CAUSES["crash"]  # of its task
         self._disconnect()
-        self.code = code
-        self.step.ended()
+        self._is_over = True
+        if code != GONE_CODE:
+            self._end_task(code)
+        elif len(self.step.life.nodes) == 1:
+            self._end_task(CAUSES["crash"])
+        else:
+            self.step.life.task_process(self.node, self._requeue_if_lost, self._requeued)
+
+    def _requeue_if_lost(self):
+        print(lost_batch_host.requeue_if_lost(os.environ, self.clock.sleep))
+
+    def _requeued(self, code, out):
+        self._end_task(CAUSES["crash"])
 
     def vanish(self):
         """End without an exit code: the node is lost."""
-        self._disconnect()
+        self._disconnect(self.step.life.loss_seconds())
+        self._is_over = True
 
-    def _disconnect(self):
-        """End the connection, then the ranks, of which the coordinator learns nothing more."""
+    def _disconnect(self, delay=0.0):
+        """End the ranks, then the connection: the coordinator learns nothing more of them."""
         self.clock.cancel(self._event)
-        self.is_heard = False
-        if self._agent is not None:
-            self._server.post(self._server.coordinator.lost, self._agent, "connection closed")
-        for rank in self._ranks():
-            rank.drop()
-            rank.code = 137
+        if self._ranks is not None:
+            self._ranks.drop({self.node.name})
+        if self._connection is not None:
+            self._connection.end(delay)
+        self._connection = None
+
+    def _end_task(self, code):
+        self._is_over = True
+        if self.code is None:
+            self.code = code
+            self.step.ended()
 
 
 class AgentRanks(Scripted):
@@ -263,5 +386,17 @@ class AgentRanks(Scripted):
     def __init__(self, life, run, n):
         super().__init__(life, run, n, over=None, nodes=())
 
-    def add(self, number, agent):
-        self.ranks.append(Rank(self, number, agent.node, agent.report))
+    def add(self, number, agent, world):
+        def report(rank):
+            agent.report(self.n, rank.rank, rank.code, killed=rank.code == 137)
+
+        self.ranks.append(Rank(self, number, agent.node, report))
+
+    def drop(self, nodes):
+        """End the ranks on nodes; nobody reports it."""
+        for rank in self.on(nodes):
+            rank.drop()
+            rank.code = 137
+
+    def lifeline_ended(self, nodes):
+        """These do not save."""

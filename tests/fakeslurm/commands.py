@@ -81,7 +81,7 @@ class Commands:
 
     def _sbatch(self, path):
         fields = Script.read(Path(path).read_text())
-        if fields["nodes_wanted"] > len(self.controller.nodes):
+        if (fields["least_nodes"] or fields["nodes_wanted"]) > len(self.controller.nodes):
             raise Refused("Batch job submission failed: Requested node configuration is not available")
         return f"Submitted batch job {self.controller.submit(**fields)}"
 
@@ -141,17 +141,21 @@ class Commands:
             array = f" ArrayJobId={job.array} ArrayTaskId={job.index}"
         requeue = int(self.controller.site.requeue)
         preempted = ""
+        host = ""
         if job.state != "PENDING":
             preempted = f" PreemptTime={_moment(job.preempt_time)}"
+        if job.life is not None:
+            host = f" BatchHost={job.life.host.name}"
         return (
             f"JobId={job.id}{array} JobName={job.name}\n"
             f"   JobState={_state(job)} Reason={job.reason} Dependency=(null)\n"
             f"   Requeue={requeue} Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
             f"   RunTime={_span(ran)} TimeLimit={_span(job.limit)} TimeMin=N/A\n"
+            f"   EligibleTime={_moment(job.eligible)} StartTime={_moment(job.start)}\n"
             f"   EndTime={_moment(job.end)}{preempted}\n"
-            f"   Partition=low NumNodes={job.nodes_wanted}\n"
+            f"   Partition=low NumNodes={len(job.nodes) or job.nodes_wanted}\n"
             f"   Comment={job.comment} \n"
-            f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}\n"
+            f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}{host}\n"
         )
 
     def _sinfo(self, *args):

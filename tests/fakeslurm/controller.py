@@ -109,7 +109,8 @@ class Controller:
                     self.preempt(other)
             else:
                 fit = [node for node in free if node.name not in job.excluded.split(",")][: job.nodes_wanted]
-                fit = fit if len(fit) == job.nodes_wanted else []
+                if len(fit) < (job.least_nodes or job.nodes_wanted):
+                    fit = []
             if fit:
                 free = [node for node in free if node not in fit]
                 self._start(job, fit)
@@ -291,6 +292,8 @@ class Controller:
             if node.job is job:
                 node.job = None
         job.nodes = []
+        if job.life is not None:
+            job.life.left = self.clock.now
         job.life = None
         job.timers = []
         self._settled(job)
@@ -342,7 +345,11 @@ class Controller:
         life.happened("node")
         if node.alive:
             node.orphans.append(life)
-        if job.state == "RUNNING" and self.site.requeue:
+        if job.state == "RUNNING" and job.no_kill and len(job.nodes) > 1:
+            job.nodes.remove(node)
+            node.job = None
+            life.node_down(node)
+        elif job.state == "RUNNING" and self.site.requeue:
             self._requeue_job(job)
         elif job.state == "RUNNING":
             self._finish(job, "NODE_FAIL", "NodeDown")
@@ -363,7 +370,7 @@ class Controller:
         orphans = node.orphans
         node.orphans = []
         for life in orphans:
-            life.kill()
+            life.abort(node)
         self.look()
 
     def forget(self):
@@ -373,6 +380,7 @@ class Controller:
                 self.clock.cancel(timer)
             if job.life is not None:
                 job.life.happened("forgotten")
+                job.life.left = self.clock.now
                 self.clock.at(self.rng.uniform(0.0, 600.0), job.life.kill)
             for node in job.nodes:
                 node.job = None

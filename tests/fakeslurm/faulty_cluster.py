@@ -11,12 +11,16 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
+from jobs.host.agents.channel import UNANSWERED_SECONDS
+from jobs.host.agents.entry import STOPPED_SECONDS
 from jobs.host.slurm_cli import OUTAGE_SECONDS
 from jobs.planning import plan as planning
 from jobs.planning.plan import ResolvedRun
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply
+from tests.fakeslurm.agent_trainer import AgentTrainer
+from tests.fakeslurm.agents import AgentsStep
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller
@@ -33,6 +37,7 @@ DAY = 86400.0
 HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
+AGENT_EVENTS = ("agent_killed", "task_killed", "coordinator_killed")
 OVER = ("complete", "failed", "cancelled")
 STUCK = re.compile(r"its canary (\w+) is ")
 
@@ -63,16 +68,23 @@ class Weather:
     """Per run."""
     ports: float = 0.01
     """Share of starts that find their port taken."""
+    agent_killed: float = 3.0
+    task_killed: float = 12.0
+    coordinator_killed: float = 8.0
+    agent_fates: dict = field(default_factory=lambda: {"killed": 10.0, "frozen": 20.0})
+    """As ``fates``, further ones of runs with node agents."""
 
 
 class World:
-    """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day after which no faults occur."""
+    """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day after which no faults occur. ``agents``: whether node agents
+    start the ranks; then runs have spare nodes and ranges of nodes, too."""
 
-    def __init__(self, folder, seed, runs=200, nodes=40, calm=330.0, weather=None):
+    def __init__(self, folder, seed, runs=200, nodes=40, calm=330.0, weather=None, agents=False):
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.folder = folder
         self.weather = weather or Weather()
+        self.agents = agents
         self.calm = calm * DAY
         rng = self.rng
         site = Site(
@@ -89,6 +101,8 @@ class World:
         self.commits = {}
         self.away = ""
         self.storage_kind = ""
+        self.outages = []
+        """(start, end) of those of storage."""
         self.over = False
         self.cancelled = set()
         self.errors = []
@@ -115,7 +129,18 @@ class World:
         if number % 100 == 13:
             like.killer = True
             like.nodes = 1
+        elif self.agents:
+            self._make_elastic(like, number)
         return like
+
+    def _make_elastic(self, like, number):
+        """Of four runs, one has a spare node, and one a range of nodes."""
+        if number % 4 == 1:
+            like.nodes = 2
+            like.spares = 1
+        elif number % 4 == 2:
+            like.nodes = 2
+            like.least_nodes = 1
 
     # -- parts of jobs -----------------------------------------------------------------------------------------------
 
@@ -123,7 +148,7 @@ class World:
         return RunDir(self.folder / name)
 
     def _life(self, controller, job):
-        life = Life(controller, job, body=self._body, storage=self.storage)
+        life = Life(controller, job, self._body, self.storage, self._agent_ranks, self._loss_seconds)
         self.lives.append(life)
         self.clock.at(0.15, self._catch_up, life.path.name)
         return life
@@ -133,9 +158,20 @@ class World:
             body._catch_up_quietly()
 
     def _body(self, life, run, n, over):
+        self._let_older_look(run)
+        return Trainer(self, life, run, n, over)
+
+    def _agent_ranks(self, life, run, n):
+        self._let_older_look(run)
+        return AgentTrainer(self, life, run, n)
+
+    def _let_older_look(self, run):
         for older in self.bodies.get(run.name, ()):
             self.clock.at(older.like.step, older.look)
-        return Trainer(self, life, run, n, over)
+
+    def _loss_seconds(self):
+        """A node that is lost may end its connections, or not."""
+        return self.rng.choice([0.0, UNANSWERED_SECONDS])
 
     def storage(self, life):
         return trouble(self.folder, self.storage_kind)
@@ -146,22 +182,18 @@ class World:
             return 1e12, "nothing"
         if self.rng.random() < self.weather.ports:
             return 1.0, "port"
-        return min((self.rng.expovariate(1 / (days * DAY)), kind) for kind, days in self.weather.fates.items())
+        fates = dict(self.weather.fates)
+        if self.agents:
+            fates |= self.weather.agent_fates
+        return min((self.rng.expovariate(1 / (days * DAY)), kind) for kind, days in fates.items())
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
     def start(self):
         self.clock.at(0.0, self._check_in)
-        for event in (
-            "preemption",
-            "node_lost",
-            "node_cut_off",
-            "controller_away",
-            "storage",
-            "reset",
-            "touched",
-            "cancelled",
-        ):
+        for event in EVENTS:
+            self._next(event)
+        for event in AGENT_EVENTS if self.agents else ():
             self._next(event)
 
     def _next(self, event):
@@ -228,6 +260,7 @@ class World:
         seconds = self.rng.choice([2 * MINUTE, 30 * MINUTE, 30 * MINUTE, 3 * HOUR, 12 * HOUR]) * self.rng.uniform(
             0.5, 1.5
         )
+        self.outages.append((self.clock.now, self.clock.now + seconds))
         self.clock.at(seconds, setattr, self, "storage_kind", "")
 
     def _reset(self):
@@ -246,6 +279,35 @@ class World:
         if lives and not self.storage_kind:
             name = self.rng.choice(lives)
             self._act_as_user(lambda: self._cancel(name))
+
+    def _agent_killed(self):
+        """Kill an agent, or stop it: then its task kills it a little later."""
+        agent = self._any_agent()
+        if agent is not None:
+            agent.step.life.happened("agent")
+            self.clock.at(self.rng.choice([0.0, STOPPED_SECONDS]), agent.kill)
+
+    def _task_killed(self):
+        agent = self._any_agent()
+        if agent is not None:
+            agent.step.life.happened("task")
+            agent.kill_task()
+
+    def _any_agent(self):
+        agents = [agent for step in self._steps() for agent in step.agents if agent.code is None and agent.node.alive]
+        if agents:
+            return self.rng.choice(agents)
+        return None
+
+    def _coordinator_killed(self):
+        steps = [step for step in self._steps() if step.ranks is not None and step.life.has_coordinator]
+        if steps:
+            self.rng.choice(steps).life.kill_coordinator()
+
+    def _steps(self):
+        """The steps of agents that run."""
+        bodies = [life.body for life in self.lives]
+        return [body for body in bodies if isinstance(body, AgentsStep) and not body.over]
 
     # -- the user ----------------------------------------------------------------------------------------------------
 
@@ -302,13 +364,23 @@ class World:
                 if ahead and (ahead[1] in names or existing[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:
-                SlurmBackend(ClusterProfile(name="fake", kind="slurm", python="python3")).submit(jobs)
+                SlurmBackend(self._profile).submit(jobs)
             except FlipError:
                 self.excuses.append(self.clock.now)  # unknown whether the jobs are queued: the next check finds out
                 raise
 
     def _shape(self, name):
-        return JobResources(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
+        like = self.likes[name]
+        usable = ()
+        if like.least_nodes:
+            usable = tuple(range(like.least_nodes, like.nodes + 1))
+        return JobResources(
+            like.nodes, 8, gpus=8, cpus=8, hours=HOURS, least_nodes=like.least_nodes, spares=like.spares, usable=usable
+        )
+
+    @property
+    def _profile(self):
+        return ClusterProfile(name="fake", kind="slurm", python="python3", agents=self.agents)
 
     def _cancel(self, name):
         run = self.run(name)

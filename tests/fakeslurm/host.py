@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flip.runs.errors import STORAGE
@@ -30,7 +30,9 @@ class Script:
 
     folder: Path
     """RUNS_ROOT/<sweep>/.slurm/<token>."""
-    tasks: int
+    usable: list
+    """Numbers of nodes on which it can train, descending."""
+    ranks_per_node: int
     peer_seconds: float
     canary: bool = False
     """Whether others are held until it has passed."""
@@ -43,18 +45,21 @@ class Script:
         """Parse a batch script; returns keywords for ``Controller.submit``."""
         options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
         folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
-        nodes = int(options["nodes"])
+        least, _, most = options["nodes"].rpartition("-")
+        sizes = re.search(r"^for nodes in ([\d ]+); do", text, re.MULTILINE)
+        usable = [int(count) for count in (sizes[1] if sizes else most).split()]
         array = re.match(r"0-(\d+)", options.get("array", ""))
-        tasks = nodes * int(options["ntasks-per-node"])
         agents = re.search(r"--agents --peer-seconds (\d+)", text)
         peers = float((agents or re.search(r"--wait=(\d+)", text))[1])
         canary = "releaser=$!" in text
         return {
             "name": options["job-name"],
-            "nodes_wanted": nodes,
+            "nodes_wanted": int(most),
+            "least_nodes": int(least or 0),
+            "no_kill": "no-kill" in options,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, peers, canary, bool(agents), text),
+            "script": cls(Path(folder), usable, int(options["ntasks-per-node"]), peers, canary, bool(agents), text),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -64,33 +69,66 @@ class Script:
     def run(self, index):
         return Path((self.folder / "runs").read_text().splitlines()[index or 0])
 
+    def size(self, nodes):
+        """On how many of this number of nodes it trains."""
+        return next((count for count in self.usable if count <= nodes), self.usable[-1])
+
 
 @dataclass
 class Place:
-    """The caller of a command: a process of a life's batch script."""
+    """The caller of a command: a process of a life, on one of its nodes."""
 
     life: object
     by: str
+    node: object
 
     @property
     def reachable(self):
-        return self.life.host.reachable
+        return self.node.reachable
+
+
+@dataclass(eq=False)
+class WonAttempt:
+    """An attempt that a life has won, as the simulation saw it."""
+
+    n: int
+    began: float
+    ended: float
+    """When the last of its ranks ended; ``began`` if it had none."""
+    events: list
+    """What happened to it."""
+    first: int | None = None
+    """S at which its training started; None: it did not."""
+    trained: float = 0.0
+    """When its training started."""
+    ranks: list = field(default_factory=list)
+    """Numbers of the ranks that agents have started."""
+    world: int = 0
+    """W of these ranks."""
 
 
 class Life:
-    """One start of a job on nodes. ``body(life, run, n, over)`` creates its ranks; srun's end calls ``over(code)``."""
+    """One start of a job on nodes.
 
-    def __init__(self, controller, job, body, storage=None):
+    ``body(life, run, n, over)`` creates its ranks; srun's end calls ``over(code)``. ``agent_ranks(life, run, n)``
+    creates those of an attempt that agents start. ``loss_seconds()``: until connections to a lost node break.
+    """
+
+    def __init__(self, controller, job, body, storage=None, agent_ranks=None, loss_seconds=lambda: 0.0):
         self.controller = controller
         self.clock = controller.clock
         self.job = job
         self._make = body
+        self.agent_ranks = agent_ranks
+        self.loss_seconds = loss_seconds
         self.nodes = list(job.nodes)
         self.host = job.nodes[0]
         self.script = job.script
         self.restarts = job.restarts
         self.path = job.script.run(job.index)
         self.attempt = None
+        """The first one."""
+        self.won_attempts = []
         self.body = None
         self.listener = None
         """Where the coordinator of its agents can be reached."""
@@ -99,11 +137,12 @@ class Life:
         self.events = []
         """(time, what) that happened to it, known only to the simulation."""
         self.born = self.clock.now
-        self.began = None
-        self.ended = float("inf")
-        """When its attempt began, and when the last of its ranks ended."""
         self.through = float("inf")
         """When its exit trap was through."""
+        self.left = float("inf")
+        """When its job left the nodes."""
+        self.deserted = False
+        """Whether no task was left to requeue the job when it had lost its first node."""
         self.alone = False
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self._shell = True
@@ -118,13 +157,35 @@ class Life:
 
     def happened(self, event):
         self.events.append((self.clock.now, event))
+        if self.won_attempts:
+            self.won_attempts[-1].events.append(event)
+
+    def won(self, n):
+        """A process of this life has won an attempt. What happened before belongs to the first one."""
+        events = []
+        if not self.won_attempts:
+            events = [event for _, event in self.events]
+        self.won_attempts.append(WonAttempt(n, self.clock.now, self.clock.now, events))
+
+    def attempt_of(self, n):
+        return next(attempt for attempt in self.won_attempts if attempt.n == n)
+
+    @property
+    def used_nodes(self):
+        """Those on which srun starts ranks."""
+        return self.nodes[: self.script.size(len(self.nodes))]
+
+    @property
+    def has_srun(self):
+        return self.host.alive and not self._over
 
     # -- the script --------------------------------------------------------------------------------------------------
 
-    def _environ(self):
+    def _environ(self, node):
         job = self.job
-        environ = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": self.host.name}
-        environ |= {"SLURM_NTASKS": str(self.script.tasks), "SLURM_JOB_NODELIST": ",".join(n.name for n in self.nodes)}
+        environ = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": node.name}
+        environ["SLURM_NTASKS"] = str(len(self.used_nodes) * self.script.ranks_per_node)
+        environ["SLURM_JOB_NODELIST"] = ",".join(each.name for each in self.nodes)
         environ["SLURM_JOB_NUM_NODES"] = str(len(self.nodes))
         if job.index is not None:
             environ |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
@@ -134,10 +195,20 @@ class Life:
             environ["FLIP_FOLLOWS"] = job.follows
         return environ
 
-    def _process(self, by, do, over):
-        process = Process(self.clock, do, self._environ(), over, lambda: self._storage(self), Place(self, by))
+    def _process(self, by, do, over, node=None, **environ):
+        node = node or self.host
+        place = Place(self, by, node)
+        process = Process(self.clock, do, self._environ(node) | environ, over, lambda: self._storage(self), place)
         self._processes.append(process)
         return process
+
+    def task_process(self, node, do, over):
+        """A process of the task on a node."""
+        index = self.nodes.index(node)
+        return self._process("task", do, over, node, SLURM_NODEID=str(index), FLIP_RUN=str(self.path))
+
+    def processes_of(self, by):
+        return [process for process in self._processes if process.about.by == by]
 
     def _python(self, by, over, command, **options):
         """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
@@ -174,7 +245,6 @@ class Life:
             self._done(code)
         else:
             self.attempt = int(out)
-            self.began = self.clock.now
             options = {}
             if self.script.agents:
                 options = {"agents": True, "peer_seconds": self.script.peer_seconds}
@@ -223,9 +293,11 @@ class Life:
                     process.kill()
             self._done(code)
 
+        if self._over:
+            return
         if not self._shell:
             self._done(code, killed=True)
-        elif not self._over:
+        else:
             self._python("trap", exit_trap_ended, "end", code=code)
 
     def _done(self, code, killed=False):
@@ -245,6 +317,15 @@ class Life:
         for sent in {"USR1" if name == "TERM" else "USR2", *([name] if full else [])}:
             self.signal_steps(sent)
 
+    @property
+    def has_coordinator(self):
+        return self.listener is not None and self.listener.server is not None
+
+    def kill_coordinator(self):
+        """Kill the watcher, and with it the coordinator of the agents."""
+        self.happened("coordinator")
+        self._side_processes[0].kill()
+
     def kill_shell(self):
         """Send SIGKILL to the batch shell alone: its exit trap does not run, and the watcher continues."""
         self.happened("shell")
@@ -263,24 +344,50 @@ class Life:
 
     def kill(self):
         """Send KILL to all processes on reachable nodes."""
+        reached = [node for node in self.nodes if node.alive and node.reachable]
         if self.body is not None:
-            self.body.kill({node.name for node in self.nodes if node.alive and node.reachable})
-        if not (self.host.alive and self.host.reachable):
+            self.body.kill({node.name for node in reached})
+        self._end_processes(reached)
+        if self.host in reached and not self._over:
+            self._done(137, killed=True)
+        else:
             self.controller.detached(self)
-            return
-        self._end_processes()
-        self._done(137, killed=True)
+
+    def abort(self, node):
+        """Kill all processes on a node that registers again after it was down."""
+        if self.script.agents:
+            self.happened("task")
+        if self.body is not None:
+            self.body.kill({node.name})
+        self._end_processes([node])
+        if node is self.host:
+            if node in self.job.nodes:
+                self._done(137, killed=True)
+            self._over = True  # of a job that goes on without the node, Slurm learns of no end
+            self._note_desertion()
+
+    def node_down(self, node):
+        """The job goes on without a node."""
+        if self.body is not None:
+            self.body.node_down({node.name})
 
     def lose(self, node):
-        if self.controller.jobs.get(self.job.id) is not self.job:
-            self.happened("node")  # else the controller records the event when it detects it
-        if self.body is not None:
-            self.body.lose(node.name)
+        # of a job that knows its nodes, the controller records the event when it detects it
+        if self.script.agents or self.controller.jobs.get(self.job.id) is not self.job:
+            self.happened("node")
         if node is self.host:
             self._over = True
-            self._end_processes()
+        if self.body is not None:
+            self.body.lose(node.name)
+        self._end_processes([node])
+        if node is self.host:
+            self._note_desertion()
 
-    def _end_processes(self):
-        for process in self._processes:
-            if process.alive:
+    def _note_desertion(self):
+        tasks = getattr(self.body, "agents", ())
+        self.deserted = not any(task.code is None and task.node is not self.host for task in tasks)
+
+    def _end_processes(self, nodes):
+        for process in list(self._processes):
+            if process.alive and process.about.node in nodes:
                 process.kill()

@@ -23,7 +23,7 @@ class Scripted:
         play = json.loads((run.path / "play.json").read_text())
         self.play = play | play.get("attempts", {}).get(str(n), {})
         if nodes is None:
-            nodes = life.nodes
+            nodes = life.used_nodes
         self.ranks = [Rank(self, rank, node, self._rank_ended) for rank, node in enumerate(nodes)]
         self._lost = set()
         self._returned = False

@@ -9,8 +9,9 @@ import time
 from types import SimpleNamespace
 from unittest import mock
 
+from flip.runs.rundir import RunDir
 from jobs.host import lost_step, processes, slurm_cli
-from jobs.host.agents import coordinator, job_coordinator
+from jobs.host.agents import coordinator, job_coordinator, lost_batch_host
 from tests.fakeslurm.agents import AgentServer, Listener, SimulatedThread
 
 CLOCKED = ("flip.runs.", "jobs.host.")
@@ -26,6 +27,8 @@ def in_place(clock, commands):
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         for name, stand_in in _for_coordinator(clock).items():
             stack.enter_context(mock.patch.object(job_coordinator, name, stand_in))
+        stack.enter_context(mock.patch.object(RunDir, "start_attempt", _noted(clock, RunDir.start_attempt)))
+        stack.enter_context(mock.patch.object(lost_batch_host, "_srun_answers", _srun_answers(clock)))
         stack.enter_context(
             mock.patch.object(processes, "kill_orphans", lambda *args: [])
         )  # it reads processes of this host
@@ -48,3 +51,25 @@ def _for_coordinator(clock):
         "address_of": lambda agent: agent.node,
         "threading": SimpleNamespace(Thread=functools.partial(SimulatedThread, clock)),
     }
+
+
+def _noted(clock, start_attempt):
+    """``RunDir.start_attempt``, which also tells the life of the calling process that it has won an attempt."""
+
+    def start_and_note(run, start, after=None):
+        n = start_attempt(run, start, after)
+        place = clock.current and clock.current.about
+        if n and place:
+            place.life.won(n)
+        return n
+
+    return start_and_note
+
+
+def _srun_answers(clock):
+    """``lost_batch_host._srun_answers``: srun runs on the first node of the job."""
+
+    def answers(environ):
+        return clock.current.about.life.has_srun
+
+    return answers

@@ -48,11 +48,16 @@ class Job:
     id: int
     name: str
     nodes_wanted: int
+    """At most, if ``least_nodes`` is set."""
     limit: float
     script: object = None
     """What runs; see ``host.Script``. None: a job of another user, of higher priority, that sleeps."""
     seconds: float = 0.0
     nodelist: tuple = ()
+    least_nodes: int = 0
+    """Fewest nodes with which it starts; 0: ``nodes_wanted``."""
+    no_kill: bool = False
+    """Whether it goes on without a lost node (``--no-kill``)."""
     array: int = 0
     index: int | None = None
     gpus: int = 0

@@ -1,6 +1,7 @@
 """Tests of runs with node agents on the simulated Slurm, beyond the recorded scenarios."""
 
 from flip.runs.rundir import read_json
+from jobs.host.agents.lost_batch_host import PATIENCE_SECONDS
 from tests.harness.simulated_scene import staged
 from tests.slurm.scenarios import AGAIN, SHORT
 
@@ -32,9 +33,9 @@ def test_killed_coordinator_leaves_ranks_to_srun(tmp_path):
     with staged("alone", tmp_path, kill_wait=5.0) as scene:
         scene.submit({"steps": SHORT}, agents=True, peer_seconds=2)
         scene.until(lambda: scene._jobs()[0].life and life(scene).body, "the agents")
-        watcher = life(scene)._side_processes[0]
-        assert life(scene).listener.server is not None
-        watcher.kill()
+        assert life(scene).has_coordinator
+        life(scene).kill_coordinator()
+        scene.patience = 120.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["complete"], "0")
         assert not (scene.runs[0].attempt(1) / "coordinator.json").exists()
@@ -45,7 +46,65 @@ def test_ranks_of_lost_coordinator_save_or_are_killed(tmp_path):
     with staged("gone", tmp_path, kill_wait=5.0) as scene:
         scene.submit(AGAIN, agents=True, peer_seconds=2)
         scene.ready()
-        life(scene)._side_processes[0].kill()
+        life(scene).kill_coordinator()
         scene.patience = 300.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["crash", "complete"], "1")
+
+
+def test_killed_agent_is_replaced(tmp_path):
+    with staged("agent", tmp_path) as scene:
+        scene.submit(AGAIN, agents=True)
+        scene.ready()
+        life(scene).body.agents[1].kill()
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
+
+
+def test_killed_task_is_requeued(tmp_path):
+    with staged("task", tmp_path) as scene:
+        scene.submit(AGAIN, agents=True, peer_seconds=2)
+        scene.ready()
+        life(scene).body.agents[1].kill_task()
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+
+
+def test_spare_node_replaces_lost_one_in_job(tmp_path):
+    with staged("spare", tmp_path, node_timeout=30.0) as scene:
+        scene.submit(AGAIN, agents=True, shape={"spares": 1})
+        scene.ready()
+        lost = scene.facts(1)["node"]
+        spare = life(scene).nodes[2].name
+        scene.controller.lose(lost)
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
+        assert [scene.facts(rank, 2)["node"] for rank in (0, 1)] == [scene.facts(0)["node"], spare]
+
+
+def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(tmp_path):
+    """The wall limit is near enough."""
+    with staged("range", tmp_path, node_timeout=30.0) as scene:
+        scene.submit(AGAIN, agents=True, hours=0.25, shape={"least_nodes": 1, "usable": (1, 2)})
+        scene.ready()
+        scene.controller.lose(scene.facts(1)["node"])
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
+        assert [read_json(scene.runs[0].attempt(n) / "start.json")["world"] for n in (1, 2)] == ["2", "1"]
+
+
+def test_job_that_has_lost_its_first_node_is_requeued_by_another(tmp_path):
+    """Also if Slurm does not answer for long."""
+    with staged("first", tmp_path, kill_wait=5.0, node_timeout=30.0) as scene:
+        scene.submit(AGAIN, agents=True, hours=2.0, shape={"spares": 1})
+        scene.ready()
+        scene.commands.trouble = lambda args: "silent"
+        scene.controller.lose(scene.facts(0)["node"])
+        scene.clock.run(scene.clock.now + 3 * PATIENCE_SECONDS)
+        assert "could not restart job" in read_json(scene.runs[0].attempt(1) / "end.json")["remedy"]
+        scene.commands.trouble = lambda args: ""
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")

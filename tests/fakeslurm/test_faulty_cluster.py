@@ -13,6 +13,8 @@ from tests.fakeslurm.trainer import BATCH, Run
 pytestmark = pytest.mark.long
 
 MEMORY = Path("/dev/shm")
+AGENTS = pytest.mark.parametrize("agents", [False, True], ids=["srun", "agents"])
+"""What starts the ranks."""
 
 
 @pytest.fixture
@@ -22,8 +24,8 @@ def folder(tmp_path):
         yield Path(temporary) / "sweep"
 
 
-def simulate_year(folder, seed, runs, nodes, weather=None):
-    world = World(folder, seed, runs, nodes, weather=weather)
+def simulate_year(folder, seed, runs, nodes, weather=None, agents=False):
+    world = World(folder, seed, runs, nodes, weather=weather, agents=agents)
     states = world.pass_year()
     violations = verdicts.violations(world, states)
     shown = [
@@ -51,9 +53,37 @@ def test_year_of_200_runs_meets_common_causes_and_violates_nothing(folder):
     assert stops >= {"crash", "node", "cancelled"}
 
 
+def causes_of(attempts, event):
+    return {attempt.cause for attempt in attempts if attempt.happened == {event}}
+
+
+@pytest.mark.slow
+def test_year_of_200_runs_with_agents_meets_each_way_to_go_on_and_violates_nothing(folder):
+    world, states = simulate_year(folder, 0, runs=200, nodes=40, agents=True)
+    ends = Counter(state.state for state in states.values())
+    assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
+    attempts = [attempt for run_attempts in verdicts.attempts(world).values() for attempt in run_attempts]
+    for event, cause in {"killed": "crash", "frozen": "hang", "agent": "node", "coordinator": "stopped"}.items():
+        assert cause in causes_of(attempts, event), event
+    starts = [life.won_attempts for life in world.lives if life.won_attempts]
+    assert max(map(len, starts)) > 3 and sum(len(won) > 1 for won in starts) > 100, "restarts in the job"
+    worlds = [[attempt.world for attempt in won if attempt.world] for won in starts]
+    assert any(16 in sizes and 8 in sizes for sizes in worlds), "fewer nodes of a range"
+    notes = [process.out.getvalue() for life in world.lives for process in life.processes_of("task")]
+    assert any("has lost its first node: requeued" in note for note in notes)
+
+
+@AGENTS
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
-def test_year_of_30_runs_violates_nothing_for_random_seed(seed, folder):
-    simulate_year(folder, seed, runs=30, nodes=8)
+def test_year_of_30_runs_violates_nothing_for_random_seed(seed, agents, folder):
+    simulate_year(folder, seed, runs=30, nodes=8, agents=agents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200, 215))
+def test_year_violates_nothing_under_many_faults_of_nodes_and_agents(seed, folder):
+    weather = Weather(node_lost=0.5, node_cut_off=2.0, agent_killed=0.5, task_killed=1.0, coordinator_killed=1.0)
+    simulate_year(folder, seed, runs=60, nodes=16, weather=weather, agents=True)
 
 
 def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
@@ -62,14 +92,15 @@ def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
     world.likes["run000"] = Run(total=1000 * BATCH, startup=500.0)
     world.clock.at(MINUTE, lambda: world.controller.cut_off(world.lives[0].host.name))
     states = world.pass_year()
-    older, newer = world.lives
-    assert newer.began < older.ended and older.events[0][1] == "node"
+    older, newer = (life.won_attempts[0] for life in world.lives)
+    assert newer.began < older.ended and older.events[0] == "node"
     assert verdicts.violations(world, states) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 130))
-def test_year_violates_nothing_under_day_long_storage_outages(seed, folder):
+@AGENTS
+@pytest.mark.parametrize("seed", range(100, 115))
+def test_year_violates_nothing_under_day_long_storage_outages(seed, agents, folder):
     """Storage outages last up to 40 hours, and many nodes are lost."""
     weather = Weather(outages=(2 * MINUTE, HOUR, 12 * HOUR, 40 * HOUR), node_lost=1.0, node_cut_off=2.0, reset=60.0)
-    simulate_year(folder, seed, runs=60, nodes=12, weather=weather)
+    simulate_year(folder, seed, runs=60, nodes=12, weather=weather, agents=agents)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from flip.runs import attempts, commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import create_json, read_json
+from tests.slurm.scripted import STOP
 
-CODES = CAUSES | {"oom": 137, "port": 70}
 PORT = "failed to bind to [::]:29500 (errno: 98 - Address already in use)"
 PEERS = 30.0
 """Seconds until a rank notices that another is gone."""
@@ -30,6 +30,9 @@ class Run:
     total: int
     """S at its end."""
     nodes: int = 1
+    least_nodes: int = 0
+    """Fewest nodes, if they are a range."""
+    spares: int = 0
     startup: float = 180.0
     step: float = 5.0
     save: float = 20.0
@@ -44,7 +47,7 @@ class Run:
 class Trainer:
     """``world`` provides the properties of the run, its faults, and the state of the storage."""
 
-    def __init__(self, world, life, run, n, over):
+    def __init__(self, world, life, run, n, over, nodes=None):
         self.world = world
         self.life = life
         self.run = run
@@ -52,7 +55,11 @@ class Trainer:
         self.clock = life.clock
         self._over = over
         self.like = world.likes[run.name]
-        self.living = {node.name for node in life.nodes}
+        if nodes is None:
+            nodes = life.used_nodes
+        self.living = {node.name for node in nodes}
+        self.attempt = life.attempt_of(n)
+        self.attempt.ended = float("inf")
         self.lost = set()
         self.listening = False
         self.over = False
@@ -75,12 +82,13 @@ class Trainer:
                 self._leave("storage", "the start cannot be read")
                 return
         self.listening = True
-        self.training_start = self.clock.now
+        self.training_start = self.attempt.trained = self.clock.now
+        self.attempt.first = self.first
         if self.held:
             self._hear(self.held)
             return
         if like.killer:
-            self.world.lose(next(iter(self.living)))
+            self.world.lose(min(self.living))
             return
         wait, fate = self.world.fate(self)
         if like.bug > self.first:
@@ -174,7 +182,7 @@ class Trainer:
         self._catch_up_quietly()
         self.stop_signal = name or "cancel.json"
         with self.world.storage(self.life), contextlib.suppress(OSError):
-            self.run.record_stop_request(self.n, f"SIG{name}")
+            self.run.record_stop_request(self.n, _signal(name))
         self.clock.cancel(self._timer)
         self._timer = self.clock.at(self.like.step, self._save)
 
@@ -190,7 +198,7 @@ class Trainer:
                 self.life.happened("storage")
                 self._leave("storage", str(error))
                 return
-        self._leave("stopped", f"signal SIG{self.stop_signal}", signal=f"SIG{self.stop_signal}")
+        self._leave("stopped", f"stopped by {self.stop_signal}", signal=_signal(self.stop_signal))
 
     def look(self):
         """The check of rank 0 in every step: whether a newer attempt exists, and whether the run is cancelled."""
@@ -266,11 +274,21 @@ class Trainer:
     def _end(self, code):
         if self.over:
             return
-        self.over = True
+        self._stop_training()
         self._code = code
-        self.life.ended = self.clock.now
-        self.clock.cancel(self._timer)
-        self.world.bodies[self.run.name].remove(self)
+        self.attempt.ended = self.clock.now
         if code is not None and not self.lost:
             self._code = None
             self._over(code)
+
+    def _stop_training(self):
+        self.over = True
+        self.clock.cancel(self._timer)
+        self.world.bodies[self.run.name].remove(self)
+
+
+def _signal(name):
+    """The name of a signal as records have it; empty if it was none that stopped the run."""
+    if name in STOP:
+        return f"SIG{name}"
+    return ""

@@ -1,5 +1,7 @@
-"""Properties that must hold after every simulated year. They compare the files of the code under test with the events
-that the simulation recorded for each attempt: ``Life.events``, and the commits of its ``Trainer``.
+"""Properties that must hold after every simulated year. They compare the files of the code under test with what the
+simulation recorded of each attempt: ``WonAttempt``, and the commits of its ``Trainer``.
+
+With node agents a life of a job may have several attempts. The limits count restarts in the job and requeues together.
 """
 
 from __future__ import annotations
@@ -15,14 +17,25 @@ MAY_BE = {
     "limit": {"stopped", "timeout"},
     "node": {"stopped", "node"},
     "cancelled": {"stopped", "cancelled"},
+    "agent": {"node"},
+    "task": {"node", "crash"},  # if it was the only one, the exit trap may be faster than the coordinator
+    "coordinator": {"stopped", "crash"},
     "oom": {"crash"},
+    "killed": {"crash"},
+    "frozen": {"hang"},
     **{cause: {cause} for cause in ("crash", "hang", "data", "diverged", "config", "permission", "port", "storage")},
 }
 """What happened to an attempt -> the causes that it may be put down to."""
-FAILED = ("crash", "oom", "hang", "limit")
+FAILED = ("crash", "oom", "killed", "hang", "frozen", "limit")
+OF_JOB = {"preempted", "warned", "requeued", "forgotten", "limit", "cancelled"}
+"""What also happens to the later attempts of a job: one may start while Slurm ends the job."""
 LIMITS = Limits()
 TOGETHER = 300.0
 """Seconds: more than a straggler's step, its save, and a look that has to be repeated."""
+RECORDING = 1200.0
+"""Seconds from the last rank's end to its record, at most, if files can be written."""
+LONGEST_IDLE = DAY
+"""Seconds for which a job may hold nodes without ranks."""
 EXCUSED = 4 * DAY
 """After something that only a person can fix, people look in within it."""
 
@@ -30,16 +43,25 @@ EXCUSED = 4 * DAY
 class Attempt:
     """One attempt: events that the simulation recorded, and the end that the files contain."""
 
-    def __init__(self, world, life):
+    def __init__(self, world, life, won):
         self.run = life.path.name
-        self.n = life.attempt
+        self.n = won.n
         self.life = life
-        self.start = life.began
-        self.happened = {event for _, event in life.events}
+        self.won = won
+        self.start = won.began
+        self.ended = won.ended
+        self.happened = set(won.events)
+        for earlier in life.won_attempts[: life.won_attempts.index(won)]:
+            self.happened |= OF_JOB & set(earlier.events)
         self.end = read_json(world.run(self.run).attempt(self.n) / "end.json")
         self.cause = self.end and self.end["cause"]
         self.action = self.end and self.end["action"]
         self.commits = world.commits.get((self.run, self.n), [])
+
+    @property
+    def unseen(self):
+        """Whether nobody has seen its end: neither the exit trap, nor a coordinator that started the next attempt."""
+        return self.life.unseen and self.won is self.life.won_attempts[-1]
 
     def __repr__(self):
         return f"{self.run}/{self.n} {sorted(self.happened)} -> {self.cause}, {self.action}"
@@ -49,8 +71,7 @@ def attempts(world):
     """Run -> its attempts in order."""
     by_run = {name: [] for name in world.likes}
     for life in world.lives:
-        if life.attempt is not None:
-            by_run[life.path.name].append(Attempt(world, life))
+        by_run[life.path.name] += [Attempt(world, life, won) for won in life.won_attempts]
     return {name: sorted(run_attempts, key=lambda attempt: attempt.n) for name, run_attempts in by_run.items()}
 
 
@@ -61,7 +82,7 @@ def violations(world, states):
         assert [attempt.n for attempt in run_attempts] == list(range(1, len(run_attempts) + 1)), (
             f"{name}: the attempts are not numbered consecutively"
         )
-        for check in (_ended, _causes_match_events, _limits, _writers):
+        for check in (_ended, _causes_match_events, _limits, _writers, _order, _ranks, _idle):
             messages += [f"{name}: {text}" for text in check(world, name, states[name], run_attempts)]
     return messages + [f"{name}: {text}" for name, text in _unneeded_resubmissions(world)]
 
@@ -84,7 +105,7 @@ def _causes_match_events(world, name, state, run_attempts):
     """The recorded cause of each end matches an event of the attempt."""
     for attempt, following in zip(run_attempts, [*run_attempts[1:], None], strict=False):
         allowed = set().union(*(MAY_BE[event] for event in attempt.happened))
-        if attempt.life.unseen:
+        if attempt.unseen:
             if not attempt.happened & {"limit"}:
                 allowed |= {"node", "stopped"}
             else:
@@ -93,12 +114,19 @@ def _causes_match_events(world, name, state, run_attempts):
             allowed |= {"complete"}
         if attempt.run in world.cancelled:
             allowed |= {"cancelled"}
+        if _ended_in_outage(world, attempt):
+            allowed |= {"storage"}  # an end that meets a full disk says so
         if "storage" in attempt.happened and following is not None and following.life.job is not attempt.life.job:
             allowed |= {"node"}  # the job's comment is lost with the job
-        if any(later.start < attempt.life.ended for later in run_attempts if later.n > attempt.n):
+        if any(later.start < attempt.ended for later in run_attempts if later.n > attempt.n):
             allowed |= {"stopped", "node"}  # the later attempt may have recorded the missing end
         if attempt.cause is not None and attempt.cause not in allowed:
             yield f"{attempt}, not one of {sorted(allowed)}"
+
+
+def _ended_in_outage(world, attempt):
+    """Whether storage failed when the end of an attempt was to be recorded."""
+    return any(start < attempt.ended + RECORDING and attempt.ended < end for start, end in world.outages)
 
 
 def _limits(world, name, state, run_attempts):
@@ -115,7 +143,7 @@ def _limits(world, name, state, run_attempts):
         since = [] if top > best else [*since, attempt]
         best = max(best, top)
         failed = [earlier for earlier in since if earlier.happened & set(FAILED)]
-        unseen = [earlier for earlier in since if earlier.life.unseen or "node" in earlier.happened]
+        unseen = [earlier for earlier in since if earlier.unseen or earlier.happened & {"node", "agent", "task"}]
         ports = [earlier for earlier in since if "port" in earlier.happened]
         short = [earlier for earlier in since if "storage" in earlier.happened]
         if attempt.action == "stop":
@@ -150,8 +178,46 @@ def _writers(world, name, state, run_attempts):
         if any(moment > newer.start + 1 for moment, _ in older.commits):
             yield f"{older} committed after {newer} had begun"
         first_step = older.start + 2 * world.likes[name].startup  # at the latest; a straggler stops there
-        if older.life.ended > max(newer.start, first_step) + TOGETHER:
-            yield f"{older} and {newer} trained together for {older.life.ended - newer.start:g} s"
+        if older.ended > max(newer.start, first_step) + TOGETHER:
+            yield f"{older} and {newer} trained together for {older.ended - newer.start:g} s"
+        if older.life is newer.life and older.ended > newer.start:
+            yield f"{newer} started in the job in which {older} ran"
+
+
+def _order(world, name, state, run_attempts):
+    """Each attempt goes on exactly where the newest commit was."""
+    commits = sorted((moment, samples) for attempt in run_attempts for moment, samples in attempt.commits)
+    for attempt in run_attempts:
+        first = attempt.won.first
+        if first is not None:
+            newest = max((samples for moment, samples in commits if moment <= attempt.won.trained), default=0)
+            if first != newest:
+                yield f"{attempt} started at S = {first}, and the newest commit was {newest}"
+
+
+def _ranks(world, name, state, run_attempts):
+    """Of an attempt with a world size of the run each rank starts at most once, and all do if it trains."""
+    for attempt in run_attempts:
+        won = attempt.won
+        if not won.world:
+            continue
+        usable = [count * attempt.life.script.ranks_per_node for count in attempt.life.script.usable]
+        if won.world not in usable or len(set(won.ranks)) != len(won.ranks) or max(won.ranks) >= won.world:
+            yield f"{attempt}: ranks {sorted(won.ranks)} of {won.world}"
+        if won.first is not None and sorted(won.ranks) != list(range(won.world)):
+            yield f"{attempt} trained with ranks {sorted(won.ranks)} of {won.world}"
+
+
+def _idle(world, name, state, run_attempts):
+    """No job holds nodes for long after the end of its ranks: an exit trap waits for Slurm and for storage.
+
+    A job that is deserted does until its wall limit: it goes on without its first node, and no code of it runs.
+    """
+    for attempt in run_attempts:
+        idle = attempt.life.left - attempt.ended
+        is_last = attempt.won is attempt.life.won_attempts[-1]
+        if is_last and idle > LONGEST_IDLE and not attempt.life.deserted:
+            yield f"{attempt}: its job held its nodes for {idle:g} s more"
 
 
 def _unneeded_resubmissions(world):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from flip.runs.rundir import read_json
+from tests.fakeslurm.agents import AgentRanks
 from tests.fakeslurm.clock import Clock
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller
@@ -83,7 +84,7 @@ def staged(name, folder, storage=None, **settings):
     clock = Clock()
 
     def life(*arguments):
-        return Life(*arguments, body=Scripted, storage=storage)
+        return Life(*arguments, body=Scripted, storage=storage, agent_ranks=AgentRanks)
 
     controller = Controller(clock, Site(requeue_delay=6.0, **settings), ["n1", "n2", "n3", "n4"], life)
     commands = Commands(clock, controller)
