@@ -484,8 +484,9 @@ def test_single_rank_and_agents_without_torch_measure_no_network(measuring, rate
     assert not any(agent.channel.messages for agent in job.coordinator.ready())
 
 
-def test_coordinator_has_limit_of_open_files_raised_to_hard_limit(tmp_path, commands):
+def test_coordinator_has_limit_of_open_files_raised_to_hard_limit(tmp_path, commands, monkeypatch):
     """It has a connection per node. Slurm passes on the limit of the submitting shell, usually 1024."""
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     commands("scontrol", show())
