@@ -53,22 +53,27 @@ def test_year_of_200_runs_meets_common_causes_and_violates_nothing(folder):
     assert stops >= {"crash", "node", "cancelled"}
 
 
+def many_faults():
+    """Of nodes and agents."""
+    return Weather(node_lost=0.5, node_cut_off=2.0, agent_killed=0.5, task_killed=1.0, coordinator_killed=1.0)
+
+
 def causes_of(attempts, event):
+    """The causes of attempts to which nothing else happened."""
     return {attempt.cause for attempt in attempts if attempt.happened == {event}}
 
 
 @pytest.mark.slow
-def test_year_of_200_runs_with_agents_meets_each_way_to_go_on_and_violates_nothing(folder):
-    world, states = simulate_year(folder, 0, runs=200, nodes=40, agents=True)
-    ends = Counter(state.state for state in states.values())
-    assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
+def test_year_with_agents_meets_each_way_to_go_on_and_violates_nothing(folder):
+    world, states = simulate_year(folder, 0, runs=50, nodes=16, weather=many_faults(), agents=True)
+    assert {state.state for state in states.values()} == {"complete", "failed", "cancelled"}
     attempts = [attempt for run_attempts in verdicts.attempts(world).values() for attempt in run_attempts]
     for event, cause in {"killed": "crash", "frozen": "hang", "agent": "node", "coordinator": "stopped"}.items():
         assert cause in causes_of(attempts, event), event
-    starts = [life.won_attempts for life in world.lives if life.won_attempts]
-    assert max(map(len, starts)) > 3 and sum(len(won) > 1 for won in starts) > 100, "restarts in the job"
-    worlds = [[attempt.world for attempt in won if attempt.world] for won in starts]
-    assert any(16 in sizes and 8 in sizes for sizes in worlds), "fewer nodes of a range"
+    counts = [len(life.won_attempts) for life in world.lives]
+    assert max(counts) > 3 and sum(count > 1 for count in counts) > 50, "restarts in the job"
+    elastic = [attempt for attempt in attempts if world.likes[attempt.run].least_nodes]
+    assert {attempt.won.world for attempt in elastic} >= {8, 16}, "a range of nodes"
     notes = [process.out.getvalue() for life in world.lives for process in life.processes_of("task")]
     assert any("has lost its first node: requeued" in note for note in notes)
 
@@ -82,8 +87,7 @@ def test_year_of_30_runs_violates_nothing_for_random_seed(seed, agents, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200, 215))
 def test_year_violates_nothing_under_many_faults_of_nodes_and_agents(seed, folder):
-    weather = Weather(node_lost=0.5, node_cut_off=2.0, agent_killed=0.5, task_killed=1.0, coordinator_killed=1.0)
-    simulate_year(folder, seed, runs=60, nodes=16, weather=weather, agents=True)
+    simulate_year(folder, seed, runs=60, nodes=16, weather=many_faults(), agents=True)
 
 
 def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
