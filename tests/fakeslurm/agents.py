@@ -7,6 +7,7 @@ as one of its sides has ended, or later if its node is lost.
 
 from __future__ import annotations
 
+import functools
 import os
 
 from flip.runs.errors import CAUSES
@@ -346,18 +347,20 @@ class NodeAgent:
             return
         self._disconnect()
         self._is_over = True
-        if code != GONE_CODE:
-            self._end_task(code)
-        elif len(self.step.life.nodes) == 1:
-            self._end_task(CAUSES["crash"])
+        task_code = code
+        if code == GONE_CODE:
+            task_code = CAUSES["crash"]
+        if code in (GONE_CODE, NO_AGENTS) and len(self.step.life.nodes) > 1:
+            over = functools.partial(self._looked_for_first_node, task_code)
+            self.step.life.task_process(self.node, self._restart_without_first_node, over)
         else:
-            self.step.life.task_process(self.node, self._requeue_if_lost, self._requeued)
+            self._end_task(task_code)
 
-    def _requeue_if_lost(self):
+    def _restart_without_first_node(self):
         print(lost_batch_host.requeue_if_lost(os.environ, self.clock.sleep))
 
-    def _requeued(self, code, out):
-        self._end_task(CAUSES["crash"])
+    def _looked_for_first_node(self, task_code, code, out):
+        self._end_task(task_code)
 
     def vanish(self):
         """End without an exit code: the node is lost."""

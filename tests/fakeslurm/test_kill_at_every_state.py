@@ -1,4 +1,4 @@
-"""Kills an agent, its task, and the coordinator in every state of the coordinator, on the simulated Slurm.
+"""Kills an agent, its task, the coordinator, and its node in every state of the coordinator, on the simulated Slurm.
 
 ``tests/jobs/host/agents/test_kill_at_every_state.py`` does it with real processes, without Slurm.
 """
@@ -15,10 +15,11 @@ STATES = [State.GATHER, State.RUN, State.KILL, State.DECIDE]
 EXPECTED = {
     "agent": (["complete"], ["node", "complete"], ["node", "complete"], ["crash", "complete"]),
     "task": (["crash", "complete"], ["node", "complete"], ["node", "complete"], ["crash", "complete"]),
+    "first node": (["node", "complete"],) * 4,
     "coordinator": (["complete"], ["crash", "complete"], ["crash", "complete"], ["crash", "complete"]),
 }
 """Process that is killed -> causes of the attempts, by state. In the last two states a rank was killed before."""
-REQUEUES = {"agent": "0000", "task": "1111", "coordinator": "0111"}
+REQUEUES = {"agent": "0000", "task": "1111", "first node": "1111", "coordinator": "0111"}
 
 
 def enter(scene, state):
@@ -41,14 +42,16 @@ def life(scene):
 @pytest.mark.parametrize("victim", EXPECTED)
 @pytest.mark.parametrize("state", STATES)
 def test_run_goes_on_after_kill_in_state(state, victim, tmp_path):
-    with staged("kill", tmp_path, kill_wait=5.0) as scene:
+    with staged("kill", tmp_path, kill_wait=5.0, node_timeout=30.0) as scene:
         scene.commands.latency = 0.05  # for which it decides
         scene.patience = 900.0
-        scene.submit(PLAY, agents=True, peer_seconds=2)
+        scene.submit(PLAY, agents=True, peer_seconds=2, shape={"spares": int(victim == "first node")})
         enter(scene, state)
         first = life(scene)
         if victim == "coordinator":
             first.kill_coordinator()
+        elif victim == "first node":
+            scene.controller.lose(first.host.name)
         elif victim == "task":
             first.body.agents[0].kill_task()
         else:

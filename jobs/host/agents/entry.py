@@ -16,6 +16,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
 from jobs.host.agents.channel import GONE_CODE
+from jobs.host.agents.coordinator import NO_AGENTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 AGENT = Path("jobs") / "runtime" / "node_agent.py"
@@ -47,8 +48,10 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
         code = _wait(agent, stop)
         os.close(own_lifeline)
         are_gone = may_restart and kill_children()
+        if code in (GONE_CODE, NO_AGENTS):
+            _restart_without_first_node(own)
         if code == GONE_CODE:
-            return _end_without_coordinator(own)
+            return CRASH
         if code >= 0:
             return code
         _note("the node agent was killed by signal %d" % -code)
@@ -56,13 +59,12 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
             return 128 - code
 
 
-def _end_without_coordinator(environ: Mapping[str, str]) -> int:
-    """Restart the job if its first node is lost; returns the exit code of this task."""
+def _restart_without_first_node(environ: Mapping[str, str]) -> None:
+    """Restart the job if the coordinator is gone, or cannot be reached, because the first node is lost."""
     from jobs.host.agents import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
 
     if int(environ.get("SLURM_NNODES") or 1) > 1:
         _note(lost_batch_host.requeue_if_lost(environ))
-    return CRASH
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:

@@ -12,8 +12,8 @@ import pytest
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import rank_entry, sessions
 from jobs.host.agents import entry
-from jobs.host.agents.channel import CONTACT, ChannelError, listen, new_key, publish, read_contact
-from jobs.host.agents.coordinator import Coordinator, State, Timing
+from jobs.host.agents.channel import CONTACT, GONE_CODE, ChannelError, listen, new_key, publish, read_contact
+from jobs.host.agents.coordinator import NO_AGENTS, Coordinator, State, Timing
 from jobs.host.agents.server import AgentServer
 from jobs.runtime import node_agent
 from tests.jobs.host.agents.task import ROOT, TASK, end_task, processes_of, start_task
@@ -140,6 +140,25 @@ def test_task_waits_only_for_a_while_for_a_process_that_cannot_be_killed():
     text += "; print(left, entry.kill_children())"
     done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=50)
     assert done.stdout == "False True\n"
+
+
+WITHOUT_COORDINATOR = """
+import sys
+from jobs.host.agents import entry, lost_batch_host
+entry.agent_command = lambda *_: [sys.executable, "-c", "import sys; sys.exit(int(sys.argv[1]))", sys.argv[1]]
+lost_batch_host.requeue_if_lost = lambda environ: "the first node is looked for"
+print(entry.supervise("module", [], {"SLURM_NNODES": sys.argv[2]}))
+"""
+
+
+@pytest.mark.parametrize(
+    "code, nodes, expected, asks",
+    [(GONE_CODE, 2, 70, True), (NO_AGENTS, 2, 74, True), (74, 1, 74, False), (0, 2, 0, False)],
+)
+def test_task_without_coordinator_looks_for_first_node(code, nodes, expected, asks):
+    command = [sys.executable, "-c", WITHOUT_COORDINATOR, str(code), str(nodes)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, "the first node is looked for" in done.stderr) == (f"{expected}\n", asks)
 
 
 @pytest.mark.long
