@@ -35,6 +35,7 @@ TIMEOUT_MARGIN_MINUTES = 5.0
 NEVER_MINUTES = 1440.0
 """Replaces ``hang_minutes: 0``. It is the longest time that a read may wait (``data.deadline``)."""
 LOOPBACK = "127.0.0.1"
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 Connecting = Callable[[str], contextlib.AbstractContextManager[Any]]
 """A context with a short limit for the step that it names: ``Watchdog.connecting``."""
 RECOMPILE_LIMIT = 64
@@ -69,9 +70,10 @@ def start(
     """Join the other ranks and set threads, numeric modes and the folder for compiled code.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and the variables of ``open_store``. If LOCAL_WORLD_SIZE equals
-    WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them. ``compiled``: the folder for
-    ``set_compile_caches``. ``connecting``: around each step after all ranks have started, until all groups of this
-    function exist and one small collective of each has passed.
+    WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them. ``compiled``: the folder for code
+    for CPUs. That for GPUs lies on the disk of this node; ``flip.training.compiled_code`` keeps a copy. ``connecting``:
+    around each step after all ranks have started, until all groups of this function exist and one small collective of
+    each has passed.
     """
     timeout = collective_timeout(hang_minutes)
     rank = int(os.environ.get("RANK", 0))
@@ -79,15 +81,15 @@ def start(
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("highest")  # images of NVIDIA turn TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
     if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
-        set_compile_caches(compiled)
+        set_compile_caches(compiled if compute.device == "cpu" else None)
     if compute.deterministic == "yes":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # By default every new tensor is filled with NaN first: two per cent of a step, and no bit differs.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         require_gpu_software(compute.compile == "yes")
+        device = own_gpu()
         if compute.compile == "yes":
             start_compile_workers()
         torch.cuda.set_device(device)
@@ -149,6 +151,30 @@ def require_gpu_software(compiled: bool) -> None:
     what, remedy = gpu_software.node_defect(compiled, os.environ.get("TRITON_CACHE_DIR", ""))
     if what:
         raise FlipError(what, socket.gethostname(), remedy=remedy)
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this rank: ``cuda:0`` in every rank, because the other GPUs of the node are hidden from it.
+
+    Compiled code contains the index of its device, so that ranks with other indices could not load it. NCCL reaches the
+    GPUs of other processes although they are hidden. CUDA reads the variable once: in a process that has asked for its
+    GPUs before, they stay visible, and the index is LOCAL_RANK.
+    """
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    visible = os.environ.get(VISIBLE_GPUS)
+    names = [str(index) for index in range(number + 1)]
+    if visible is not None:
+        names = visible.split(",")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == 1 or number >= len(names):
+        return torch.device("cuda", number)
+    os.environ[VISIBLE_GPUS] = names[number]
+    if torch._C._cuda_getDeviceCount() == 1:
+        return torch.device("cuda", 0)
+    if visible is None:
+        del os.environ[VISIBLE_GPUS]
+    else:
+        os.environ[VISIBLE_GPUS] = visible
+    return torch.device("cuda", number)
 
 
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:
@@ -228,10 +254,10 @@ def apply_parallelism(
 def set_compile_caches(folder: Path | None = None) -> None:
     """Keep compiled code, which torch loads as pickles and shared objects, in a folder that only this user can write.
 
-    ``folder``: of the run, so that later attempts find the code on whatever nodes they run (default: of this user on
-    this node). Ranks of all nodes may write at once: torch names files by their content, writes each under a temporary
-    name, and locks what is slow to compile. torch's default is /tmp/torchinductor_USER, whoever owns it. Variables that
-    are set already stay.
+    ``folder``: of the run, so that later attempts find code for a CPU on whatever nodes they run (default: of this user
+    on this node). All ranks may write at once: torch names files by their content, writes each under a temporary name,
+    and locks what is slow to compile. torch's default is /tmp/torchinductor_USER, whoever owns it. Variables that are
+    set already stay.
     """
     try:
         folder = private_folder(folder or Path(tempfile.gettempdir()) / f"flip-compile-{os.geteuid()}")

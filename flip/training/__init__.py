@@ -4,6 +4,7 @@
 - ``standard_callbacks``: which callbacks an attempt has: ``metric_lines``, ``scoring``, ``sample_log``, the profiler of
   ``flip.monitoring``, and classes of the user (``user_callbacks``). ``result``: result.json.
 - ``grad_cache``: gradients of a large batch in parts; ``optimizer``: AdamW, its schedule, and norms.
+- ``compiled_code``: the copy of compiled code for later attempts.
 - ``anomaly``: steps that are not finite, and loss spikes.
 - ``warm_start``: initial weights from another run or an export; ``conversion``: weights for other sizes.
 

@@ -15,6 +15,7 @@ from flip.monitoring.profiler import Profiler
 from flip.runs.rundir import RunDir
 from flip.training import sample_log
 from flip.training.callbacks import Callbacks
+from flip.training.compiled_code import CompiledCode, is_copied
 from flip.training.metric_lines import MetricLines
 from flip.training.scoring import Scoring
 from flip.training.user_callbacks import UserCallbacks
@@ -24,7 +25,8 @@ def standard_callbacks(
     run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager, watchdog: Watchdog,
     files: Path | None = None,
 ) -> Callbacks:  # fmt: skip
-    """The profiler, the log of samples, the classes of the user, the metric lines and the scores.
+    """The profiler, the log of samples, the copy of compiled code, the classes of the user, the metric lines and the
+    scores.
 
     A metric line comes after the callbacks whose values it has.
 
@@ -42,7 +44,10 @@ def standard_callbacks(
     logs = []
     if os.environ.get(sample_log.VARIABLE) == "1":
         logs.append(sample_log.SampleLog(run, attempt, world.rank))
+    copies = []
+    if is_copied(config.compute):
+        copies.append(CompiledCode(run, world))
     user_callbacks = UserCallbacks(config, world, files or Path(str(flip.__file__)).resolve().parents[1] / FOLDER)
     metrics = MetricLines(run, attempt, config, world, checkpoints, profiler, user_callbacks)
     scoring = Scoring(run, attempt, config, world, checkpoints, watchdog, metrics)
-    return Callbacks([profiler, *logs, user_callbacks, metrics, scoring])
+    return Callbacks([profiler, *logs, *copies, user_callbacks, metrics, scoring])

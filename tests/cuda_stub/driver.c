@@ -16,6 +16,7 @@
 /* Of runtime.c, which is preloaded. */
 extern void stub_count(const char *name);
 extern int stub_capability(void);
+extern int stub_devices(void);
 extern void *stub_reserve(size_t size);
 extern void stub_own(void *start, size_t size);
 extern int stub_charge(size_t size, int device);
@@ -27,7 +28,7 @@ static int context;
 
 CUresult cuInit(unsigned flags) { OK; }
 CUresult cuDriverGetVersion(int *version) { *version = CUDA_VERSION; OK; }
-CUresult cuDeviceGetCount(int *count) { *count = 8; OK; }
+CUresult cuDeviceGetCount(int *count) { *count = stub_devices(); OK; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal; OK; }
 CUresult cuDeviceGetName(char *name, int size, CUdevice device) { strncpy(name, "NVIDIA H100 80GB HBM3", size); OK; }
 /* Attributes have the numbers of the runtime's. */

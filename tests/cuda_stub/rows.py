@@ -1,14 +1,16 @@
 """What runs on the stub: parts of a training, each a process that prints what it saw as JSON.
 
-``python -m tests.cuda_stub.rows PART`` in the environment of ``build.py``. The parts compute nothing: shapes, devices,
-waits, graphs, collectives, kernels and memory are those of a GPU.
+``python -m tests.cuda_stub.rows PART [OPTION ...]`` in the environment of ``build.py``. The parts compute nothing:
+shapes, devices, waits, graphs, collectives, kernels and memory are those of a GPU.
 """
 
 import contextlib
 import json
 import logging
+import os
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from functools import partial
@@ -34,8 +36,10 @@ from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip, transformer
 from flip.monitoring.collector import RankCounters
 from flip.monitoring.profiler import Profiler
+from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
 from flip.training import anomaly, conversion, optimizer
+from flip.training.compiled_code import CompiledCode
 from flip.training.trainer import Trainer
 from tests.cuda_stub import cudnn, stub
 from tests.flip.distributed import rehearsal
@@ -288,6 +292,49 @@ def one_step():
         return observe(training, config.stages[0], 0)
 
 
+def compiled_code(local_rank, run):
+    """The code of one compiled step of H/14 by the rank ``local_rank`` of a node, and its copy in the run directory.
+
+    The copy of an earlier process is loaded first, as in a later attempt.
+    """
+    config = Row("H/14", "paper", 8).config()
+    for tower in (config.model.image, config.model.text):
+        tower.layers = 2
+    caches = [Path(os.environ[name]) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stub.world(config.compute, 8, local_rank=int(local_rank)) as world,
+    ):
+        code = CompiledCode(RunDir(run), world)
+        training = Training(config, world, folder)
+        training.enter(config.stages[0])
+        training.span = StageSpan(config.stages[0], 0, 1 << 30, 1 << 20)
+        with mock.patch.dict(os.environ, LOCAL_RANK="0"):  # the rank of a node that loads
+            code.start_stage(training)
+        before = size_of(*caches)
+        began = time.monotonic()
+        observe(training, config.stages[0], 0)
+        seconds = time.monotonic() - began
+        after = size_of(*caches)
+        code.save(training)
+    hits = {name: n for name, n in counters["inductor"].items() if name.startswith("fxgraph_cache")}
+    hits |= {name: n for name, n in counters["aot_autograd"].items() if name.startswith("autograd_cache")}
+    return {
+        "device": str(world.device),
+        "cache": hits,
+        "loaded": before,
+        "compiled": [late - early for late, early in zip(after, before, strict=True)],
+        "copy": size_of(RunDir(run).compiled),
+        "seconds": round(seconds, 1),
+    }
+
+
+def size_of(*folders):
+    """[files, bytes] below the folders."""
+    sizes = [path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [len(sizes), sum(sizes)]
+
+
 def traffic(case):
     """Collectives and peak memory of a step of the rehearsal's case, not compiled."""
     from flip.distributed.collectives import mean_over_ranks
@@ -420,17 +467,18 @@ PARTS |= {
     f"{row}, not compiled": partial(steps, row, "no")
     for row in (Row("tiny", "paper", 8), Row("tiny", "clip", 64), Row("tiny", "paper", 1))
 }
+PARTS |= {"compiled code": compiled_code}
 PARTS |= {"start": start, "fall-back": fall_back, "one compiled step": one_step}
 PARTS |= {f"attention {name}": partial(kernels, name) for name in ("sdpa", "flash", "cudnn", "efficient")}
 PARTS |= {f"defect: {name}": partial(with_defect, name) for name in DEFECTS}
 PARTS |= {f"traffic of {case}": partial(traffic, case) for case in rehearsal.CASES}
 
 
-def main(name):
+def main(name, *options):
     warnings.filterwarnings("ignore")
     if name != "fall-back":
         cudnn.install()
-    print(json.dumps(PARTS[name](), indent=1))
+    print(json.dumps(PARTS[name](*options), indent=1))
 
 
 if __name__ == "__main__":

@@ -54,9 +54,29 @@ int stub_capability(void) {
     return text ? atoi(text) : 90;
 }
 
-cudaError_t cudaGetDeviceCount(int *count) { *count = DEVICES; OK; }
+/* The devices that CUDA_VISIBLE_DEVICES names, or all. As in CUDA, the variable counts at the first call. */
+int stub_devices(void) {
+    static int count = -1;
+    if (count >= 0) return count;
+    const char *names = getenv("CUDA_VISIBLE_DEVICES");
+    count = names ? 0 : DEVICES;
+    for (int within = 0; names && *names; names++) {
+        if (*names == ',') within = 0;
+        else if (!within++) count++;
+    }
+    return count;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = stub_devices();
+    return *count ? cudaSuccess : cudaErrorNoDevice;
+}
 cudaError_t cudaGetDevice(int *device) { *device = current; OK; }
-cudaError_t cudaSetDevice(int device) { current = device; OK; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= stub_devices()) return cudaErrorInvalidDevice;
+    current = device;
+    OK;
+}
 cudaError_t cudaDriverGetVersion(int *version) { *version = CUDART_VERSION; OK; }
 cudaError_t cudaRuntimeGetVersion(int *version) { *version = CUDART_VERSION; OK; }
 cudaError_t cudaDeviceSynchronize(void) { stub_count("wait cudaDeviceSynchronize"); OK; }

@@ -55,9 +55,11 @@ def attention_kernels(counted):
 
 
 @contextlib.contextmanager
-def world(compute, size, local=8, **options):
-    """``parallel.start`` as rank 0 of ``size`` ranks, ``local`` of them on this node. NCCL is real above the stub's
-    library; groups of gloo, which would wait for the other ranks, are fake ones."""
+def world(compute, size, local=8, local_rank=0, **options):
+    """``parallel.start`` as rank 0 of ``size`` ranks, ``local`` of them on this node, with the GPU of ``local_rank``.
+
+    NCCL is real above the stub's library; groups of gloo, which would wait for the other ranks, are fake ones.
+    """
     new_group = distributed.new_group
     initialise = distributed.init_process_group
 
@@ -73,7 +75,8 @@ def world(compute, size, local=8, **options):
 
     with tempfile.TemporaryDirectory() as folder:
         local = min(local, size)
-        environment = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(local)}
+        environment = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
+        environment |= {"LOCAL_WORLD_SIZE": str(local)}
         environment |= {"FLIP_STORE": f"{folder}/store", "TORCH_FR_BUFFER_SIZE": "100000", "TORCH_FR_CPP_STACK": "0"}
         # From 128 ranks on, torch waits for the identifiers of further roots, which are other ranks.
         environment["TORCH_NCCL_RANKS_PER_ROOT"] = str(size)

@@ -43,9 +43,9 @@ def on_stub(*words, capability=90, **variables):
     )
 
 
-def part(name, **options):
+def part(name, *words, **options):
     """What a part of ``rows`` prints."""
-    done = on_stub("-m", "tests.cuda_stub.rows", name, **options)
+    done = on_stub("-m", "tests.cuda_stub.rows", name, *words, **options)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 
@@ -73,11 +73,15 @@ def test_steps_wait_for_nothing_and_use_one_device(name):
     check_steps(seen)
 
 
+def caches(folder):
+    """Variables of processes that keep compiled code in a folder."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Variables of processes that keep compiled code in an empty folder. Rows of a model share what is equal."""
-    folder = tmp_path_factory.mktemp("compiled")
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    """Rows of a model share what is equal."""
+    return caches(tmp_path_factory.mktemp("compiled"))
 
 
 def check_steps(seen):
@@ -126,11 +130,30 @@ def test_compiled_steps_of_row(row, compiled):
 @pytest.mark.parametrize("capability, kernel", [(80, "flash"), (100, "cudnn")])
 def test_kernels_compile_for_capability_without_spills(capability, kernel, tmp_path):
     """ptxas writes into each cubin for which GPU it is, and the stack of each kernel."""
-    folders = {name: str(tmp_path / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-    step = part("one compiled step", capability=capability, **folders)
+    step = part("one compiled step", capability=capability, **caches(tmp_path))
     assert step["cubins"].keys() == {f"cubin sm_{capability}"} and step["cubins"][f"cubin sm_{capability}"] > 20
     assert step["spills"] == [] and not step["kernels without attributes"] and step["graphs"] == 4
     assert step["attention"].keys() == {kernel, f"{kernel} backward"}
+
+
+def test_compiled_code_serves_all_ranks_of_node_and_later_attempts_on_others(tmp_path):
+    """Each process is a rank: what it finds in the caches of its node and in the run directory, and what it adds."""
+
+    def step(local_rank, run, node):
+        (tmp_path / run).mkdir(exist_ok=True)
+        seen = part("compiled code", str(local_rank), str(tmp_path / run), **caches(tmp_path / node))
+        print(local_rank, run, node, seen)
+        return seen
+
+    first = step(0, "run", "node")
+    assert first["loaded"] == [0, 0] and first["compiled"][0] > 500 and first["copy"][0] == 1
+    assert first["cache"]["autograd_cache_miss"] == GRAPHS["paper"][0]
+    neighbour = step(3, "none", "node")
+    assert neighbour["device"] == "cuda:0" and neighbour["compiled"] == [0, 0]
+    later = step(5, "run", "other")
+    assert later["loaded"][0] > 100 and later["compiled"][0] < first["compiled"][0] / 10
+    for seen in (neighbour, later):
+        assert not [name for name in seen["cache"] if name.endswith("miss")]
 
 
 def test_start_binds_device_and_connects_groups_and_profiles_steps():

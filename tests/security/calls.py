@@ -30,6 +30,7 @@ REFUSED = {
     **dict.fromkeys(("multiprocessing.connection.Listener", "multiprocessing.connection.Client"), PICKLE),
     **dict.fromkeys(("torch.load", "torch.serialization.load", "torch.jit.load", "torch.export.load"), PICKLE),
     **dict.fromkeys(("torch.package*", "torch.hub*", "torch.utils.model_zoo*", "torch.multiprocessing"), PICKLE),
+    "torch.compiler.load_cache_artifacts": PICKLE,
     **dict.fromkeys(("torch.distributed*.FileSystemReader", "torch.distributed*.FsspecReader"), PICKLE),
     **dict.fromkeys(("torch.distributed*.*_object", "torch.distributed*.*_object_list"), PICKLE),
     **dict.fromkeys((f"torch.distributed.checkpoint*.{name}" for name in ("save", "load", "async_save")), PICKLE),

@@ -20,6 +20,7 @@ ALLOWED = {
     ("jobs/common/terminal.py", "setattr(sys, name, above)"): "stdout and stderr, named in the file itself",
     ("jobs/tracking/tracker.py", "importlib.import_module"): "modules are named in the file itself",
     ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
+    ("flip/training/compiled_code.py", "torch.compiler.load_cache_artifacts"): "from a folder of mode 0700 of the run",
     ("flip/training/user_callbacks.py", "importlib.util.spec_from_file_location"): "a file of the code snapshot",
     ("flip/training/user_callbacks.py", "spec.loader.exec_module"): "a file of the code snapshot",
     ("tools/measuring/__main__.py", "importlib.import_module"): "modules are named in the file itself",
@@ -109,6 +110,7 @@ import torch; torch.hub.load('a/b', 'c')
 import torch.hub
 from torch import package
 import torch; torch.export.load(x)
+import torch; torch.compiler.load_cache_artifacts(x)
 from torch.distributed import checkpoint as dcp; dcp.FileSystemReader(path)
 from torch.distributed.checkpoint import FileSystemReader
 import torch.distributed.checkpoint as d; d.filesystem.FileSystemReader(x)
