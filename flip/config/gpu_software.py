@@ -16,7 +16,7 @@ from pathlib import Path
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """Major release of CUDA -> oldest series of drivers that runs all its releases (NVIDIA, CUDA Compatibility)."""
-INSTALL_PAGE = "docs/one_machine.md, Driver, torch and compiler"
+INSTALL_PAGE = "docs/one_machine.md, Before the first job on GPUs"
 TRITON_LIBRARY = "*/cuda_utils*.so"
 """The library that Triton builds, in its cache."""
 COMPILER_REMEDY = (

@@ -130,4 +130,4 @@ def test_doctor_names_driver_series_for_torch_of_this_python(torch_build):
     torch_build("None")
     assert "docs/one_machine.md" in gpu_software_row(SLURM).then
     page = Path(__file__).parents[3] / "docs" / "one_machine.md"
-    assert "## Driver, torch and compiler\n" in page.read_text(encoding="utf-8")
+    assert "## Before the first job on GPUs\n" in page.read_text(encoding="utf-8")
