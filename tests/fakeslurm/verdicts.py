@@ -211,7 +211,7 @@ def _ranks(world, name, state, run_attempts):
 def _idle(world, name, state, run_attempts):
     """No job holds nodes for long after the end of its ranks: an exit trap waits for Slurm and for storage.
 
-    A job that is deserted does until its wall limit: it goes on without its first node, and no code of it runs.
+    A job that is deserted does until its wall limit: it goes on without its first node, and has no task on another.
     """
     for attempt in run_attempts:
         idle = attempt.life.left - attempt.ended
@@ -225,8 +225,8 @@ def _unneeded_resubmissions(world):
 
     Slurm lost the job, never accepted it, or was unavailable for too long. The run's canary stopped for good.
     Preemption cancelled the job and killed the batch script before its exit trap finished. The node was unreachable at
-    the wall limit, and Slurm had not yet detected it. The last two are known and not fixed: no code of the job runs
-    then.
+    the wall limit, and Slurm had not yet detected it. A job that goes on without its first node was deserted. The last
+    three are known and not fixed: no code of the job runs then.
     """
     taken = set()
     lives = {name: [] for name in world.likes}
@@ -239,7 +239,12 @@ def _unneeded_resubmissions(world):
             if (
                 name in taken
                 and (moment, name) not in world.behind
-                and not (last and last[0].through > moment and (last[0].alone or last[0].job.state == "PREEMPTED"))
+                and not (last and last[0].through > moment and _has_no_code(last[0]))
             ):
                 yield name, f"had to be submitted again at {moment / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)
+
+
+def _has_no_code(life):
+    """Whether the job ended when no code of it could requeue it."""
+    return life.alone or life.deserted or life.job.state == "PREEMPTED"
