@@ -126,9 +126,12 @@ def _tests(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each kernel of scaled_dot_product_attention at each shape, forward and backward, in bf16."""
+    """Milliseconds of each kernel of scaled_dot_product_attention at each shape, forward and backward, in bf16, and the
+    kernel that a run with ``compute.attention: sdpa`` uses there."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from flip.models import attention
 
     cuda = chosen.device == "cuda"
     generator = torch.Generator().manual_seed(chosen.seed)
@@ -153,11 +156,17 @@ def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
                 raise
             return "no kernel"
 
+    def used(pairs: int, heads: int, tokens: int, width: int) -> str:
+        shape = attention.Shape("image", heads, tokens, tokens, width)
+        device = torch.device(chosen.device)
+        return attention.choose_kernels(attention.AUTOMATIC, [shape], pairs, torch.bfloat16, device).get(shape, "")
+
     backends = ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION")
     return {
         "cases": [
             {"tokens": shape[2], "head": shape[3]}
             | {each.removesuffix("_ATTENTION").lower(): milliseconds(each, shape) for each in backends}
+            | {"used": used(*shape)}
             for shape in ([(2, 2, 9, 16)] if chosen.quick else SHAPES)
         ]
     }

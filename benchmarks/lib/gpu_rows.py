@@ -79,11 +79,14 @@ def _save(result: Mapping[str, Any], card: str) -> str:
 
 
 def _attention(result: Mapping[str, Any], card: str) -> str:
-    return "; ".join(
-        f"{row['tokens']} tokens, head size {row['head']}: "
-        + ", ".join(f"{backend} {value}" for backend, value in row.items() if backend not in ("tokens", "head"))
-        for row in result["cases"]
-    )
+    return "; ".join(map(_attention_case, result["cases"]))
+
+
+def _attention_case(row: Mapping[str, Any]) -> str:
+    words = [f"{backend} {value}" for backend, value in row.items() if backend not in ("tokens", "head", "used")]
+    if row.get("used"):
+        words.append(f"runs use {row['used']}")
+    return f"{row['tokens']} tokens, head size {row['head']}: {', '.join(words)}"
 
 
 def _trace(result: Mapping[str, Any], card: str) -> str:

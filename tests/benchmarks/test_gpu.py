@@ -89,6 +89,14 @@ def test_share_of_peak_of_packed_captions_counts_their_tokens():
     assert 1.05 < shares[0] / shares[1] < 1.11
 
 
+def test_kernel_of_attention_that_runs_use_is_named():
+    """On a CPU no kernel is chosen."""
+    case = {"tokens": 129, "head": 80, "math": 3.1, "flash": 0.5, "cudnn": "no kernel"}
+    words = "129 tokens, head size 80: math 3.1, flash 0.5, cudnn no kernel"
+    assert gpu_rows._attention({"cases": [case | {"used": "flash"}]}, "") == f"{words}, runs use flash"
+    assert gpu_rows._attention({"cases": [case | {"used": ""}]}, "") == words
+
+
 def test_step_of_absent_peer_has_words_in_table():
     assert gpu_rows._step({"beside_the_peer": []}, "CPU") == "the peer is not installed"
 
