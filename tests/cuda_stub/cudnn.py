@@ -1,4 +1,4 @@
-"""Attention of cuDNN on the stub: cuDNN plans on a real device, so its operations are replaced."""
+"""cuDNN on the stub: it plans on a real device, so the operations that use it are replaced."""
 
 import ctypes
 
@@ -10,7 +10,7 @@ _cudnn = torch.library.Library("aten", "IMPL")
 
 
 def install():
-    """Replace the attention of cuDNN, which plans on a real device, by outputs of its shapes."""
+    """Replace the attention of cuDNN, and convolutions, by outputs of their shapes."""
 
     def replace(name, count):
         operation = getattr(torch.ops.aten, name).default
@@ -25,3 +25,5 @@ def install():
 
     replace("_scaled_dot_product_cudnn_attention", b"cudnn attention")
     replace("_scaled_dot_product_cudnn_attention_backward", b"cudnn backward")
+    replace("convolution", b"convolution")  # the patch embedding of other trainers
+    replace("convolution_backward", b"convolution backward")

@@ -1,6 +1,6 @@
 """Appends the packages of FLIP_STUB_PACKAGES, the project's own environment, after those of the CUDA build.
 
-With FLIP_STUB_CUDNN, cuDNN's attention is replaced when torch has been imported (``tests.cuda_stub.cudnn``).
+With FLIP_STUB_CUDNN, cuDNN is replaced when torch has been imported (``tests.cuda_stub.cudnn``).
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from importlib.abc import MetaPathFinder
 
 
 class AfterTorch(MetaPathFinder):
-    """Finds torch as others do, and replaces its attention once it is executed."""
+    """Finds torch as others do, and replaces cuDNN once it is executed."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "torch":
