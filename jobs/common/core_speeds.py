@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,10 @@ class SpeedRow:
     microseconds: float
 
 
-def _rows(short: int, mask: float, decoded: float, kernel: float, markers: float) -> list[SpeedRow]:
-    values = [(False, False, decoded), (False, True, kernel), (True, True, markers)]
-    return [SpeedRow(short, marked, 224, mask, used, cost) for marked, used, cost in values]
-
-
-ASSUMED_ROWS = [
-    *_rows(256, 0.0, 553, 347, 325),
-    *_rows(256, 0.5, 592, 331, 283),
-    *_rows(256, 0.75, 565, 278, 223),
-    *_rows(384, 0.0, 999, 605, 579),
-    *_rows(384, 0.5, 1068, 577, 504),
-    *_rows(384, 0.75, 1049, 507, 368),
-]
-"""Processor time on one core of a cloud machine with AVX-512, JPEGs of quality 95 in local files, views of 224 px with
-patches of 16 px and crops of half to all of the area; columns: images decoded as a whole, kernel, kernel with restart
-markers. Measured in this loader with a prototype of the kernel (issue 39). 384 px at mask 0 was not measured: its row
-has the proportions of 256 px. From object storage a sample takes 36 to 65 us more."""
+ASSUMED_FILE = Path(__file__).with_name("core_speeds.yaml")
+"""The speeds that plans assume: JPEGs of quality 95 in local files, views of 224 px with patches of 16 px and crops of
+half to all of the area. Written by ``benchmarks/core_speeds.py``. From object storage a sample takes 36 to 65 us more
+(``benchmarks/stream.py``)."""
 
 
 class SpeedTable:
@@ -127,7 +115,12 @@ def _key(row: SpeedRow) -> tuple[Any, ...]:
     return row.short, row.markers, row.size, row.mask, row.kernel
 
 
-ASSUMED = SpeedTable(ASSUMED_ROWS, "assumed speeds of a core, which `flip shards bench --write` replaces")
+@cache
+def assumed_table() -> SpeedTable:
+    """The table that plans use until a site has measured its own."""
+    content = read_yaml(ASSUMED_FILE)
+    origin = f"assumed speeds of a core ({content['processor']}), which `flip shards bench --write` replaces"
+    return SpeedTable(rows_of(content["rows"], str(ASSUMED_FILE)), origin)
 
 
 def _at_mask(mask: float, rows: Sequence[SpeedRow]) -> float:

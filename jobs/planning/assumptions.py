@@ -20,7 +20,7 @@ from flip.costs import find_accelerator, parameters
 from flip.runs.errors import ConfigError
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.core_speeds import ASSUMED, SpeedTable, read_table, rows_of
+from jobs.common.core_speeds import SpeedTable, assumed_table, read_table, rows_of
 from jobs.common.measurement import BUSY_CORES, REMEDY, MeasuredRow, Measurement, number, read_measurement
 
 ARITHMETIC = 0.4
@@ -96,7 +96,7 @@ def speed_table(profile: ClusterProfile) -> SpeedTable:
     measured = measurement_of(profile)
     records = [record for row in _rows(measured, "input") for record in row.values.get("rows", ())]
     if measured is None or not records:
-        return ASSUMED
+        return assumed_table()
     return SpeedTable(rows_of(records, profile.measured), f"speeds of a core, {measured.origin}")
 
 

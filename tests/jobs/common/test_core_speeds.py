@@ -5,35 +5,55 @@ import pytest
 from flip.config.yaml_io import dump_yaml
 from flip.runs.errors import ConfigError
 from jobs.common import core_speeds
-from jobs.common.core_speeds import ASSUMED, FIXED_COST, Images, SpeedRow, SpeedTable
+from jobs.common.core_speeds import FIXED_COST, Images, SpeedRow, SpeedTable, assumed_table
 
 LARGE = Images(384, markers=False, stated=True)
 SMALL = Images(256, markers=True, stated=True)
 
 
+ROWS = [
+    SpeedRow(256, False, 224, 0.5, False, 590.0),
+    SpeedRow(384, False, 224, 0.5, False, 1070.0),
+    SpeedRow(256, True, 224, 0.0, True, 325.0),
+    SpeedRow(256, True, 224, 0.5, True, 285.0),
+    SpeedRow(384, True, 224, 0.0, True, 580.0),
+    SpeedRow(384, True, 224, 0.5, True, 505.0),
+]
+TABLE = SpeedTable(ROWS, "here")
+
+
 @pytest.mark.parametrize(
     "images, mask, kernel, microseconds",
     [
-        (LARGE, 0.5, False, 1068),
-        (LARGE, 0.75, True, 507),
+        (LARGE, 0.5, False, 1070),
         (SMALL, 0.0, True, 325),
-        (SMALL, 0.75, False, 565),  # markers help the kernel alone
-        (SMALL, 0.25, True, (325 + 283) / 2),
-        (SMALL, 0.9, True, 223),
+        (SMALL, 0.5, False, 590),  # markers help the kernel alone
+        (SMALL, 0.25, True, (325 + 285) / 2),
+        (SMALL, 0.9, True, 285),
     ],
 )
-def test_assumed_table_has_the_measured_rows(images, mask, kernel, microseconds):
-    assert ASSUMED.microseconds(images, 224, mask, kernel) == pytest.approx(microseconds)
-    assert ASSUMED.microseconds(images, 112, mask, kernel) == pytest.approx(microseconds), "the nearest view size"
+def test_table_answers_with_its_rows_and_between_them(images, mask, kernel, microseconds):
+    assert TABLE.microseconds(images, 224, mask, kernel) == pytest.approx(microseconds)
+    assert TABLE.microseconds(images, 112, mask, kernel) == pytest.approx(microseconds), "the nearest view size"
 
 
 def test_cost_is_linear_in_pixels():
     def cost(short):
-        return ASSUMED.microseconds(Images(short, False, True), 224, 0.5, False)
+        return TABLE.microseconds(Images(short, False, True), 224, 0.5, False)
 
-    assert cost(256) < cost(320) < cost(384) and cost(768) == pytest.approx(FIXED_COST + 4 * (1068 - FIXED_COST))
-    assert cost(128) == pytest.approx(FIXED_COST + (592 - FIXED_COST) / 4)
+    assert cost(256) < cost(320) < cost(384) and cost(768) == pytest.approx(FIXED_COST + 4 * (1070 - FIXED_COST))
+    assert cost(128) == pytest.approx(FIXED_COST + (590 - FIXED_COST) / 4)
     assert cost(1) == pytest.approx(FIXED_COST, abs=0.1)
+
+
+@pytest.mark.parametrize("mask", [0.0, 0.5, 0.75])
+def test_assumed_table_has_all_forms_and_each_costs_less_than_the_one_before(mask):
+    table = assumed_table()
+    for short in (256, 384):
+        forms = [(False, False), (False, True), (True, True)]
+        costs = [table.microseconds(Images(short, *form[:1], True), 224, mask, form[1]) for form in forms]
+        assert sorted(costs, reverse=True) == costs and len(set(costs)) == 3
+    assert "assumed speeds of a core" in table.origin
 
 
 def test_missing_rows_are_replaced_by_slower_ones():

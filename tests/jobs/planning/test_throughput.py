@@ -36,7 +36,9 @@ def speed(config, profile=H100):
 
 def test_speed_follows_mask_and_kernel(kernel):
     config = planned(*OVERRIDES, "stages.pretrain.mask=0.5")
-    assert speed(config) == pytest.approx(1e6 / (577 if kernel else 1068))
+    large = core_speeds.Images(384, False, False)
+    microseconds = core_speeds.assumed_table().microseconds(large, 224, 0.5, kernel)
+    assert speed(config) == pytest.approx(1e6 / microseconds)
     text = throughput.described(config, config.stages[0], H100)
     assert "images of 384 px as assumed, mask 0.5" in text and "assumed speeds" in text
     assert ("with the visible" in text) == kernel
@@ -70,7 +72,9 @@ def test_speed_is_that_of_recoded_shards(tmp_path, capsys, kernel):
     record = json.loads((tmp_path / "small" / "manifest.json").read_text())
     record["settings"]["recoded"]["short"] = 256
     (tmp_path / "small" / "manifest.json").write_text(json.dumps(record))
-    assert speed(config) == pytest.approx(1e6 / (223 if kernel else 565))
+    small = core_speeds.Images(256, True, True)
+    microseconds = core_speeds.assumed_table().microseconds(small, 224, 0.75, kernel)
+    assert speed(config) == pytest.approx(1e6 / microseconds)
     config.data.manifest = str(source)
     assert throughput.images_of(config) == [core_speeds.Images(384, False, False)]
 

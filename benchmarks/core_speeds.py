@@ -1,0 +1,98 @@
+"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/common/core_speeds.yaml.
+
+The loader prepares samples on one core from local files: synthetic photographs of 256 and 384 px
+(tools/measuring/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel. A row is
+the processor time of a sample, the median over rounds. `flip shards bench --write` measures the same on shards of a
+user. Takes about five minutes of an idle machine.
+
+Examples:
+  python benchmarks/core_speeds.py                # print the rows
+  python benchmarks/core_speeds.py --write        # and replace those that plans assume
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from benchmarks.lib import results, s3_datasets, steady
+from benchmarks.lib.pipelines import MASKS, name_of
+from benchmarks.lib.work import SIZE, Work
+from benchmarks.stream import CHUNK, REPEATS, open_batches, warm
+from flip.config.yaml_io import dump_yaml
+from flip.environment import processor
+from flip.runs.rundir import write_text
+from jobs.common.core_speeds import ASSUMED_FILE, SpeedRow, file_content
+from tools.measuring import photo_shards
+from tools.measuring.photo_shards import Kind
+
+FORMS = ((False, False), (True, False), (True, True))
+"""(with the kernel, with restart markers): markers help the kernel alone."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=1024, help="of each kind (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--write", action="store_true", help=f"replace {ASSUMED_FILE.name}, which plans read")
+    results.options(parser, "core_speeds")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.rounds = 1
+        chosen.samples = 64
+        chosen.batch = 8
+    content = file_content(list(measure(chosen)), [], processor())
+    results.publish({"benchmark": "core_speeds", "machine": results.machine(), **content}, chosen)
+    if chosen.write and chosen.quick:
+        print("made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr)
+        return 1
+    if chosen.write:
+        write_text(ASSUMED_FILE, dump_yaml(content))
+    return 0
+
+
+def measure(chosen: argparse.Namespace) -> Iterator[SpeedRow]:
+    """All rows."""
+    with tempfile.TemporaryDirectory(prefix="flip-core-speeds-") as folder:
+        for kind in photo_shards.KINDS:
+            work = _photographs(kind, chosen, Path(folder))
+            for uses_kernel, is_marked in FORMS:
+                for mask in MASKS:
+                    cost = _cost(work, name_of(mask, is_marked), uses_kernel, chosen.rounds)
+                    yield SpeedRow(kind.side, is_marked, SIZE, float(mask), uses_kernel, cost)
+
+
+def _photographs(kind: Kind, chosen: argparse.Namespace, folder: Path) -> Work:
+    pairs = photo_shards.samples(kind, chosen.samples, chosen.seed) * REPEATS
+    chunk = min(CHUNK, len(pairs) // 16)
+    work = s3_datasets.as_files(pairs, folder / str(kind.side), chunk, chosen.batch, chosen.seed)
+    return s3_datasets.add_marked(work, kind.side)
+
+
+def _cost(work: Work, name: str, uses_kernel: bool, rounds: int) -> float:
+    """Microseconds of processor time of a sample, in a process on one core."""
+    with s3_datasets.alone() as process:
+        process.submit(_switch, uses_kernel).result()
+        process.submit(warm, name, work).result()
+        measured: Any = partial(steady.measure, partial(open_batches, work), name, work.samples, work.batch)
+        return round(statistics.median(process.submit(measured).result().cpu for _ in range(rounds)), 1)
+
+
+def _switch(uses_kernel: bool) -> None:
+    if not uses_kernel:
+        os.environ["FLIP_KERNEL"] = "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
