@@ -336,7 +336,7 @@ def test_nonfinite_gradient_on_single_rank_stops_run_before_commit(data, tmp_pat
     records = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
     assert records[0]["ids"] + records[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
     assert {record["grad_norm"] for record in records} == {"nan"}
-    assert arena.leftovers() == ([], [])
+    arena.wait(lambda: arena.leftovers() == ([], []), "the end of all processes")
 
 
 @pytest.mark.slow

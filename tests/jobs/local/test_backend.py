@@ -56,7 +56,8 @@ def test_runs_complete_in_order_and_leave_no_processes(field):
     assert [field.state(run) for run in (first, second)] == ["complete", "complete"]
     assert ends(first) == [("done", "complete")]
     assert attempts.last_end(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
-    assert log(first).count("starts at 0") == log(first).count(f"malloc {MALLOC}") == 2
+    assert "rank 0 starts at 0" in log(first)  # rank 1 may start later, after a save
+    assert log(first).count("starts at") == log(first).count(f"malloc {MALLOC}") == 2
     field.submit(first, second)  # complete runs start nothing
     field.until(lambda: not field.left())
     assert first.newest_attempt() == second.newest_attempt() == 1

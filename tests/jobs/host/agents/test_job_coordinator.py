@@ -265,6 +265,7 @@ class Nodes:
         task = self.tasks[index]
         os.kill(task.pid, signal.SIGSTOP)  # it starts no other agent
         for pid in children(task.pid):
+            os.kill(pid, signal.SIGSTOP)  # it reports no end of a rank
             for own in children(pid):
                 os.kill(own, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
