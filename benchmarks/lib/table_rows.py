@@ -300,7 +300,7 @@ def storage(result: Found) -> list[Row]:
         if not is_hedged:
             continue
         what = f"reading through a proxy that delays {share} of answers, {client}, second requests"
-        for name, key in (("99 % of reads within", "p99_s"), ("all reads", "all_s")):
+        for name, key in (("longest read", "longest_s"), ("all reads", "all_s")):
             values = f"{number(case[key])} s", f"without {number(without[key])} s"
             rows.append(Row(f"{what}: {name}", *values, case[key] / without[key]))
         more = case["requests"] / without["requests"]
