@@ -32,7 +32,7 @@ RECORD_BYTES = 64 << 10
 MAX_LINKS = 40
 
 #: Folders of a checkout that contain no code of it.
-NOT_CODE = (".git", ".venv")
+NOT_CODE = (".git", ".venv", ".venv-bench")
 
 #: Exit code of ``main``: permission, see ``flip.runs.errors``.
 REFUSED = 77

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import sys
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_symlink_is_untrusted(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ownership.NOT_CODE)
+def test_links_in_environments_of_a_checkout_are_skipped(name, tmp_path):
+    """The interpreter of an environment is a link out of it."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "python").symlink_to(sys.executable)
+    assert ownership.untrusted_inside(tmp_path) == ""
+
+
 def test_file_of_other_user_or_untrusted_group_is_untrusted(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
