@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs.rundir import read_json
 from jobs.common.job import JobResources
 from jobs.host import processes
@@ -67,7 +68,8 @@ def end(scene):
     """Wait for the end of the job; returns (causes of the attempts, restarts of the job, state of the run)."""
     scene.over()
     (run,) = scene.runs
-    wait_until(lambda: not processes_of(run), "the end of its processes", 20.0)
+    # An agent whose task was killed gives its ranks this time to save.
+    wait_until(lambda: not processes_of(run), "the end of its processes", ORPHAN_GRACE_SECONDS + 20)
     record = scene.record()
     ends = [read_json(run.attempt(n) / "end.json") or {} for n in run.attempt_numbers()]
     return [row.get("cause") for row in ends], int(record["job"]["Restarts"]), record["end"]["state"]
