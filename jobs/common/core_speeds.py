@@ -45,8 +45,8 @@ class SpeedRow:
 
 ASSUMED_FILE = Path(__file__).with_name("core_speeds.yaml")
 """The speeds that plans assume: JPEGs of quality 95 in local files, views of 224 px with patches of 16 px and crops of
-half to all of the area. Written by ``benchmarks/core_speeds.py``. From object storage a sample takes 36 to 65 us more
-(``benchmarks/stream.py``)."""
+half to all of the area. Written by ``benchmarks/core_speeds.py``. From object storage a sample takes 20 to 40 us more
+(the stage read of ``benchmarks/stream.py``)."""
 
 
 class SpeedTable:

@@ -40,7 +40,7 @@ _PLAIN_HEADER = np.dtype({
 _USTAR = int.from_bytes(b"usta", "little")
 _OCTAL = 8 ** np.arange(10, -1, -1)
 _PLAIN_PAX = 100
-"""Bytes of a pax header that are looked at together with others, which are as many as a name has."""
+"""The longest content of a pax header that is plain, bytes: its block is read as a header, by the field of the name."""
 _DATA_TYPES = b"0\x007"
 """Types of regular files."""
 _BARE_TYPES = b"123456"
@@ -257,7 +257,7 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
 
 
 def _plain_samples(buffer: memoryview) -> list[Sample] | None:
-    """What ``samples`` finds, in a fourth of its time; None for headers that usual writers do not make.
+    """What ``samples`` finds, in less time; None for headers that usual writers do not make.
 
     Plain are POSIX headers of files with octal sizes and names of up to 100 bytes, and pax headers of up to
     ``_PLAIN_PAX`` bytes without name and size. All of them are parsed together: blocks with the magic of a header are

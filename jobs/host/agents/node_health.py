@@ -1,7 +1,7 @@
 """Judges the health checks of all nodes of an allocation together: ``judge``, a pure function.
 
 ``jobs.runtime.health`` checks one node and reports a ``NodeCheck`` per check; ``jobs.runtime.network_check`` adds that
-of the network. One node alone cannot tell a broken disk from a storage that is away: what fails on most nodes is the
+of the network. On one node alone, a broken disk looks like a storage that is away: what fails on most nodes is the
 storage, the network or a setting, not the nodes.
 Standard library, Python >= 3.6.
 """
