@@ -12,7 +12,7 @@
 
 typedef struct {
   uint64_t bits;       /* the next bits, the first one highest */
-  int count;           /* valid ones of them, at least */
+  uint64_t count;      /* valid ones of them, at least, in bits 0-5; its other bits mean nothing */
   const uint8_t *next; /* the byte after them */
 } vj_bits;
 
@@ -20,20 +20,21 @@ typedef struct {
 VJ_INLINE void vj_refill(vj_bits *b) {
   uint64_t bytes;
   memcpy(&bytes, b->next, 8);
-  b->bits |= __builtin_bswap64(bytes) >> b->count;
-  b->next += (63 - b->count) >> 3;
+  b->bits |= __builtin_bswap64(bytes) >> (b->count & 63);
+  b->next += (~b->count & 63) >> 3;
   b->count |= 56;
 }
 
-VJ_INLINE void vj_drop(vj_bits *b, int n) {
-  b->bits <<= n;
+/* Drops as many bits as bits 0-5 of `n` say: entries of tables have their number there, so that none is masked. */
+VJ_INLINE void vj_drop(vj_bits *b, uint64_t n) {
+  b->bits <<= n & 63;
   b->count -= n;
 }
 
 /* The value of the next `size` bits, 0 to 11 (T.81, F.2.2.1, RECEIVE and EXTEND). */
 VJ_INLINE int vj_value(vj_bits *b, int size) {
   int value = (int)(b->bits >> 1 >> (63 - size));
-  vj_drop(b, size);
+  vj_drop(b, (uint64_t)size);
   if (size == 0) return 0;
   return value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
 }
@@ -42,14 +43,14 @@ VJ_INLINE int vj_value(vj_bits *b, int size) {
 static int vj_symbol(vj_bits *b, const vj_huffman *table) {
   int code = table->code[b->bits >> (64 - VJ_LOOK)];
   if (code != 0) {
-    vj_drop(b, code >> 8);
+    vj_drop(b, (uint64_t)(code >> 8));
     return code & 255;
   }
   int next = (int)(b->bits >> 48);
   int length = VJ_LOOK + 1;
   while (length <= 16 && next >= table->first_too_large[length]) length++;
   if (length > 16) return -1;
-  vj_drop(b, length);
+  vj_drop(b, (uint64_t)length);
   return table->symbol[((next >> (16 - length)) + table->offset[length]) & 255];
 }
 
@@ -62,7 +63,7 @@ VJ_INLINE int vj_read_dc(vj_bits *b, const vj_huffman *table, int *dc) {
     *dc += vj_value(b, size);
     return 1;
   }
-  vj_drop(b, entry & 255);
+  vj_drop(b, entry);
   *dc += (int32_t)entry >> 16;
   return 1;
 }

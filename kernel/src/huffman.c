@@ -4,12 +4,16 @@
 
 enum { ZERO_RUN = 0xf0, MAX_DC_BITS = 11, MAX_AC_BITS = 10 }; /* T.81, tables F.1 and F.2 */
 
-/* One symbol at the start of a bit string: its advance, all its bits, its value. */
+/* One symbol at the start of an index: its advance, all its bits, its value. The lowest bits of the value may lie
+ * behind the index: `missing` is their number, and `value` is the value if they are zeros. */
 typedef struct {
-  int bits; /* 0: not in the string */
+  int bits; /* 0: no symbol, or one that an entry cannot have */
+  int missing;
   int advance;
   int value;
 } token;
+
+static const token NO_TOKEN = {0, 0, 0, 0};
 
 /* The value of `size` bits (T.81, F.2.2.1, EXTEND). */
 static int extend(int bits, int size) {
@@ -17,13 +21,18 @@ static int extend(int bits, int size) {
   return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits;
 }
 
-/* A code in the index of a table with `look` bits: the bits after the code are the first ones of the value. */
-static token token_at(int symbol, int code_bits, int index, int look, int is_ac) {
+/* A symbol whose code begins an index of `look` bits. It may have `most` bits with its value. The first bit of the
+ * value must be in the index: it decides whether the value is negative. */
+static token token_at(int symbol, int code_bits, int index, int look, int most, int is_ac) {
+  token t = NO_TOKEN;
   int size = is_ac ? symbol & 15 : symbol;
-  token t = {0, 0, 0};
-  if (code_bits + size > look) return t;
-  t.bits = code_bits + size;
-  t.value = extend(index >> (look - t.bits) & ((1 << size) - 1), size);
+  int bits = code_bits + size;
+  int missing = bits > look ? bits - look : 0;
+  if (bits > most || (missing != 0 && missing >= size)) return NO_TOKEN;
+  int value = index << missing >> (look + missing - bits) & ((1 << size) - 1);
+  t.bits = bits;
+  t.missing = missing;
+  t.value = extend(value, size);
   t.advance = (symbol >> 4) + 1;
   if (symbol == 0) t.advance = VJ_END_OF_BLOCK;
   return t;
@@ -61,68 +70,60 @@ static int build_codes(vj_huffman *table, const uint8_t *definition, int is_ac, 
   return 1;
 }
 
-static token first_token(const uint16_t *lengths, int index, int look, int is_ac) {
+/* The symbol after the first `dropped` bits of an index of `look` bits. */
+static token token_after(const uint16_t *lengths, int dropped, int index, int look, int most, int is_ac) {
+  look -= dropped;
+  index &= (1 << look) - 1;
   int code = lengths[index << (VJ_SKIP_LOOK - look)];
-  token none = {0, 0, 0};
-  if (code == 0 || code >> 8 > look) return none;
-  return token_at(code & 255, code >> 8, index, look, is_ac);
+  if (code == 0 || code >> 8 > look) return NO_TOKEN;
+  return token_at(code & 255, code >> 8, index, look, most - dropped, is_ac);
 }
 
 static void build_dc(vj_huffman *table, const uint16_t *lengths) {
   for (int index = 0; index < 1 << VJ_LOOK; index++) {
-    token t = first_token(lengths, index, VJ_LOOK, 0);
+    token t = token_after(lengths, 0, index, VJ_LOOK, VJ_LOOK, 0);
     table->dc[index] = (uint32_t)t.bits | (uint32_t)(uint16_t)t.value << 16;
   }
 }
 
+/* An entry of `ac`. `second` may be NO_TOKEN. */
 static vj_ac_entry pair(token first, token second) {
-  uint64_t entry = (uint64_t)first.advance | (uint64_t)(first.advance + second.advance) << 8;
-  entry |= (uint64_t)first.bits << 16 | (uint64_t)(first.bits + second.bits) << 24;
-  int last = second.bits != 0 ? second.value : first.value;
-  return entry | (uint64_t)(uint16_t)first.value << 32 | (uint64_t)(uint16_t)last << 48;
+  token last = second.bits != 0 ? second : first;
+  uint64_t entry = (uint64_t)(first.bits + second.bits) | (uint64_t)(first.bits & 15) << 6;
+  entry |= (uint64_t)(63 - last.missing) << 10;
+  entry |= (uint64_t)(first.advance + second.advance) << 16 | (uint64_t)first.advance << 24;
+  return entry | (uint64_t)(uint16_t)first.value << 32 | (uint64_t)(uint16_t)last.value << 48;
 }
 
-static void build_ac(vj_huffman *table, const token *tokens) {
-  const int mask = (1 << VJ_LOOK) - 1;
-  for (int index = 0; index <= mask; index++) {
-    token first = tokens[index];
-    token second = {0, 0, 0};
-    table->ac[index] = 0;
-    if (first.bits == 0) continue;
-    if (first.advance != VJ_END_OF_BLOCK) {
-      second = tokens[index << first.bits & mask];
-      if (first.bits + second.bits > VJ_LOOK) second = (token){0, 0, 0};
-    }
-    table->ac[index] = pair(first, second);
+static void build_ac(vj_huffman *table, const uint16_t *lengths) {
+  for (int index = 0; index < 1 << VJ_LOOK; index++) {
+    token first = token_after(lengths, 0, index, VJ_LOOK, VJ_ENTRY_BITS, 1);
+    token second = NO_TOKEN;
+    if (first.advance != VJ_END_OF_BLOCK && first.bits < VJ_LOOK)
+      second = token_after(lengths, first.bits, index, VJ_LOOK, VJ_ENTRY_BITS, 1);
+    table->ac[index] = first.bits != 0 ? pair(first, second) : 0;
   }
 }
 
-/* As many symbols as fit into the index, up to the end of a block. */
+/* As many symbols as begin in the index, up to the end of a block. */
 static void build_skip(vj_huffman *table, const uint16_t *lengths) {
-  const int mask = (1 << VJ_SKIP_LOOK) - 1;
-  uint16_t ones[1 << VJ_SKIP_LOOK];
-  for (int index = 0; index <= mask; index++) {
-    token t = first_token(lengths, index, VJ_SKIP_LOOK, 1);
-    ones[index] = (uint16_t)(t.bits | t.advance << 4);
-  }
-  for (int index = 0; index <= mask; index++) {
+  for (int index = 0; index < 1 << VJ_SKIP_LOOK; index++) {
     int bits = 0;
     int advance = 0;
-    while (advance < VJ_END_OF_BLOCK) {
-      int one = ones[index << bits & mask];
-      int end = advance + (one >> 4);
-      if (one == 0 || bits + (one & 15) > VJ_SKIP_LOOK) break;
+    while (advance < VJ_END_OF_BLOCK && bits < VJ_SKIP_LOOK) {
+      token t = token_after(lengths, bits, index, VJ_SKIP_LOOK, VJ_ENTRY_BITS, 1);
+      int end = advance + t.advance;
+      if (t.bits == 0) break;
       if (end >= 64 && end < VJ_END_OF_BLOCK) break; /* past the end of any block */
-      bits += one & 15;
+      bits += t.bits;
       advance = end;
     }
-    table->skip[index] = (uint16_t)(bits | advance << 4);
+    table->skip[index] = (uint16_t)(bits | advance << 6);
   }
 }
 
 static int build(vj_huffman *table, const uint8_t *definition, int is_ac) {
   uint16_t lengths[1 << VJ_SKIP_LOOK];
-  token tokens[1 << VJ_LOOK];
   memset(lengths, 0, sizeof lengths);
   if (!build_codes(table, definition, is_ac, lengths)) return 0;
   for (int index = 0; index < 1 << VJ_LOOK; index++) {
@@ -133,8 +134,7 @@ static int build(vj_huffman *table, const uint8_t *definition, int is_ac) {
     build_dc(table, lengths);
     return 1;
   }
-  for (int index = 0; index < 1 << VJ_LOOK; index++) tokens[index] = first_token(lengths, index, VJ_LOOK, 1);
-  build_ac(table, tokens);
+  build_ac(table, lengths);
   build_skip(table, lengths);
   return 1;
 }

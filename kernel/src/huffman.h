@@ -5,25 +5,31 @@
 #include "header.h"
 
 enum {
-  VJ_LOOK = 10,         /* bits of the index of `dc`, `ac` and `code`; measured, as the next */
-  VJ_SKIP_LOOK = 13,    /* bits of the index of `skip` */
+  VJ_LOOK = 10,      /* bits of the index of `dc`, `ac` and `code`; measured, as the next */
+  VJ_SKIP_LOOK = 12, /* bits of the index of `skip` */
+  VJ_ENTRY_BITS =
+      18, /* an entry of `ac` or `skip` has at most as many bits: three follow each other without a refill */
   VJ_END_OF_BLOCK = 128 /* added to an advance by the symbol EOB: more than any index of a coefficient */
 };
 
-/* Entries of `ac`. Up to two symbols, of which "both" counts the first alone if there is only one.
- *   bits  0- 7  advance of the first: coefficients from the last index to the one of its value, or VJ_END_OF_BLOCK
- *   bits  8-15  advance of both
- *   bits 16-23  bits of the first, with its value
- *   bits 24-31  bits of both
- *   bits 32-47  value of the first (int16)
- *   bits 48-63  value of the last (int16)
- * 0: the first symbol with its value has more than VJ_LOOK bits, or the code is invalid. */
+/* Entries of `ac`: one or two symbols. Of the last one, the lowest bits of the value may lie behind the index.
+ *   bits  0- 5  bits of the entry
+ *   bits  6- 9  bits of the first of two symbols
+ *   bits 10-15  63 - n, where n bits of the last value lie behind the index
+ *   bits 16-23  advance of the entry: coefficients from the last index to the one of the last value, or VJ_END_OF_BLOCK
+ *   bits 24-31  advance of the first symbol
+ *   bits 32-47  value of the first symbol (int16); undefined if it is the last one
+ *   bits 48-63  value of the last symbol (int16), to which the n bits are added
+ * 0: the first symbol has more than VJ_ENTRY_BITS bits, or its code and the first bit of its value have more than
+ * VJ_LOOK, or the code is invalid. */
 typedef uint64_t vj_ac_entry;
 
-/* Entries of `dc`: bits with the difference, in bits 0-15, and the difference, in bits 16-31. 0 as above. */
+/* Entries of `dc`: bits with the difference, in bits 0-15, and the difference, in bits 16-31. 0: the code with its
+ * difference has more than VJ_LOOK bits, or is invalid. */
 typedef uint32_t vj_dc_entry;
 
-/* Entries of `skip`: as many symbols as fit. Bits in bits 0-3, their advance in bits 4-15. 0 as above. */
+/* Entries of `skip`: as many symbols as begin in the index. Bits in bits 0-5, their advance in bits 6-15. 0 as above,
+ * with VJ_SKIP_LOOK. */
 typedef uint16_t vj_skip_entry;
 
 typedef struct {

@@ -15,18 +15,22 @@ const uint8_t vj_zigzag[64 + 256] = {
 
 #if VJ_X86
 
-enum { LAST = 63, INVALID = -1 };
+enum { LAST = 63, INVALID = -1, LOOK_UPS = 56 / VJ_ENTRY_BITS /* without a refill */ };
 
-/* Bits that an entry of `ac` or its first symbol takes. */
-#define FIRST_BITS(entry) ((int)((entry) >> 16 & 255))
-#define BOTH_BITS(entry) ((int)((entry) >> 24 & 255))
-#define FIRST_ADVANCE(entry) ((int)((entry)&255))
-#define BOTH_ADVANCE(entry) ((int)((entry) >> 8 & 255))
+/* Parts of an entry of `ac`, see huffman.h. */
+#define FIRST_BITS(entry) ((entry) >> 6 & 15)
+#define ADVANCE(entry) ((int)((entry) >> 16 & 255))
+#define FIRST_ADVANCE(entry) ((int)((entry) >> 24 & 255))
 #define FIRST_VALUE(entry) ((int16_t)((entry) >> 32))
 #define LAST_VALUE(entry) ((int16_t)((entry) >> 48))
 
-/* The state after the end of a block: an end-of-block code after coefficient 0 .. 62, or coefficient 63. */
-static inline int is_end(int k) { return k == LAST || k >= VJ_END_OF_BLOCK; }
+/* The bits of the last value that lie behind the index. */
+VJ_INLINE int behind_index(uint64_t bits, vj_ac_entry entry) {
+  return (int)(bits << VJ_LOOK >> 1 >> (entry >> 10 & 63));
+}
+
+/* The state after the end of a block: coefficient 63, or an end-of-block code after coefficient 0 .. 62. */
+VJ_INLINE int is_end(int k) { return k == LAST || (unsigned)(k - VJ_END_OF_BLOCK) < (unsigned)LAST; }
 
 /* AC coefficients of one block (T.81, F.2.2.2), which `coefficients` has zeros for. Returns 1, or 0 if there are none,
  * or INVALID. */
@@ -34,25 +38,24 @@ VJ_AVX2 VJ_INLINE int read_ac(vj_bits *b, const vj_huffman *table, int16_t *coef
   int k = 0; /* index of the last coefficient */
   for (;;) {
     vj_refill(b);
-    for (int i = 0; i < 56 / VJ_LOOK; i++) {
-      uint64_t entry = table->ac[b->bits >> (64 - VJ_LOOK)];
-      int first = k + FIRST_ADVANCE(entry);
+    for (int i = 0; i < LOOK_UPS; i++) {
+      vj_ac_entry entry = table->ac[b->bits >> (64 - VJ_LOOK)];
       if (VJ_UNLIKELY(entry == 0)) goto is_long;
-      vj_bits before = *b;
+      int first = k + FIRST_ADVANCE(entry);
+      int last = k + ADVANCE(entry);
       coefficients[vj_zigzag[first]] = FIRST_VALUE(entry);
-      int both = k + BOTH_ADVANCE(entry);
-      coefficients[vj_zigzag[both]] = LAST_VALUE(entry);
-      vj_drop(b, BOTH_BITS(entry));
-      if (both >= LAST) {
-        if (first >= LAST) { /* the second symbol, if there is one, belongs to the next block */
-          *b = before;
+      coefficients[vj_zigzag[last]] = (int16_t)(LAST_VALUE(entry) + behind_index(b->bits, entry));
+      if (last >= LAST) {
+        if (VJ_UNLIKELY(first == LAST && last != LAST)) { /* the second symbol belongs to the next block */
           vj_drop(b, FIRST_BITS(entry));
-          if (first == VJ_END_OF_BLOCK) return 0;
-          return is_end(first) ? 1 : INVALID;
+          return 1;
         }
-        return is_end(both) ? 1 : INVALID;
+        vj_drop(b, entry);
+        if (last == VJ_END_OF_BLOCK) return 0;
+        return is_end(last) ? 1 : INVALID;
       }
-      k = both;
+      vj_drop(b, entry);
+      k = last;
     }
     continue;
   is_long : {
@@ -72,17 +75,16 @@ VJ_AVX2 VJ_INLINE int skip_ac(vj_bits *b, const vj_huffman *table) {
   int k = 0;
   for (;;) {
     vj_refill(b);
-    for (int i = 0; i < 56 / VJ_SKIP_LOOK; i++) {
-      int entry = table->skip[b->bits >> (64 - VJ_SKIP_LOOK)];
+    for (int i = 0; i < LOOK_UPS; i++) {
+      vj_skip_entry entry = table->skip[b->bits >> (64 - VJ_SKIP_LOOK)];
       if (VJ_UNLIKELY(entry == 0)) goto is_slow;
-      int end = k + (entry >> 4);
+      int end = k + (entry >> 6);
       if (end >= LAST) {
-        /* Fine if an end-of-block code follows coefficient 0 .. 62; else look at each symbol. */
-        if ((unsigned)(end - VJ_END_OF_BLOCK) >= (unsigned)LAST) goto is_slow;
-        vj_drop(b, entry & 15);
+        if (end < VJ_END_OF_BLOCK || !is_end(end)) goto is_slow; /* look at each symbol */
+        vj_drop(b, entry);
         return 1;
       }
-      vj_drop(b, entry & 15);
+      vj_drop(b, entry);
       k = end;
     }
     continue;
@@ -147,7 +149,7 @@ VJ_AVX2 static vj_reason read_interval(const vj_picture *picture, int first, int
       y++;
     }
   }
-  int64_t bits = 8 * (b.next - segment) - b.count;
+  int64_t bits = 8 * (b.next - segment) - (int64_t)(b.count & 63);
   int64_t left = 8 * (int64_t)length - bits;
   return left >= 0 && left < 8 ? VJ_OK : VJ_LENGTH;
 }
