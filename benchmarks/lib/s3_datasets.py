@@ -67,6 +67,7 @@ def alone(count: int = 1, first: int = 0) -> ProcessPoolExecutor:
 def _settle(own_cores: list[int]) -> None:
     import atexit
     import ctypes
+    import gc
     import multiprocessing
     from multiprocessing import util
 
@@ -78,6 +79,8 @@ def _settle(own_cores: list[int]) -> None:
     os.sched_setaffinity(0, own_cores)
     multiprocessing.set_start_method("fork", force=True)  # as in a program of the user, for loader processes of peers
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # as our trainer and our loader processes do; for all pipelines
 
 
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:

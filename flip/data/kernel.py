@@ -64,17 +64,17 @@ class VisiblePatches:
 
         ``verified``: the file is known to be flawless, so that the kernel may skip from one restart marker to another.
         """
-        sides = visible_jpeg.size(content, ignore_exif=self._ignores_exif)
+        file = visible_jpeg.File(content, ignore_exif=self._ignores_exif)
+        sides = file.size()
         if sides is None:
             return False
         width, height = sides
         view = augmenting.describe(width, height, self._size, self._augment, draws, row)
         if view.affine is not None or view.changes:
             return False
-        patches = visible_jpeg.patches(
-            content, view.box, self._size, self._patch, keep,
-            mirrored=view.is_mirrored, ignore_exif=self._ignores_exif, verified=verified, out=out,
-        )  # fmt: skip
+        patches = file.patches(
+            view.box, self._size, self._patch, keep, mirrored=view.is_mirrored, verified=verified, out=out
+        )
         if patches is None:
             return False
         if view.colour is not None:  # pixel by pixel, so that it may follow the cut into patches
@@ -95,6 +95,8 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
         return "views are rotated, shifted or zoomed"
     if visible_jpeg is None:
         return "the package visible-jpeg is not installed (make install)"
+    if not hasattr(visible_jpeg, "File"):  # before 1.1
+        return "the package visible-jpeg is too old (make install)"
     if image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH:
         return f"it makes no views of {image.size} px with patches of {image.patch} px"
     return visible_jpeg.unavailable()

@@ -8,6 +8,7 @@ process exits.
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import json
 import math
 import multiprocessing
@@ -147,6 +148,8 @@ def _work(
     try:
         sources = load_sources(config.data, lanes, check=False)
         producer = BatchProducer(config, sources, lanes, start, batch, masks, report)
+        gc.collect()
+        gc.freeze()  # objects of modules live to the end: the collector would traverse them again and again
         while True:
             replaced, notes = producer.fill(buffers[slot])
             # IOStats are totals since the start, so that only the newest message matters.

@@ -15,6 +15,7 @@ its own.
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_PATCH", "MAX_SIZE", "library_path", "patches", "size", "unavailable", "version", "why"]
+__all__ = ["MAX_PATCH", "MAX_SIZE", "File", "library_path", "patches", "size", "unavailable", "version", "why"]
 
 MAX_SIZE = 1024
 MAX_PATCH = 64
@@ -39,75 +40,93 @@ _REFUSE_EXIF = 2
 _VERIFIED = 4
 
 
-class _Request(ctypes.Structure):
-    """``vj_request`` of src/visible_jpeg.h."""
+_REQUEST_FORMAT = struct.Struct("@PN4i2iP2i")
+"""``vj_request`` of src/visible_jpeg.h."""
 
-    _fields_ = (
-        ("data", ctypes.c_void_p), ("length", ctypes.c_size_t), ("box", ctypes.c_int32 * 4), ("size", ctypes.c_int32),
-        ("patch", ctypes.c_int32), ("visible", ctypes.c_void_p), ("count", ctypes.c_int32), ("flags", ctypes.c_int32),
-    )  # fmt: skip
+
+class File:
+    """A JPEG file in memory, for several calls: to find its address takes a microsecond.
+
+    Args:
+        data: its bytes, which must not change.
+        ignore_exif: False: refuse files with an APP1 segment, whose orientation would turn the image.
+    """
+
+    def __init__(self, data: _Bytes, *, ignore_exif: bool = True) -> None:
+        self._content = np.frombuffer(data, np.uint8)
+        self._address = _address(self._content)
+        self._flags = _REFUSE_EXIF * (not ignore_exif)
+
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) of the image, or None if the header is refused."""
+        if _library is None:
+            _state.reason = _unavailable
+            return None
+        sides = (ctypes.c_int32 * 2)()
+        code = _library.vj_size(self._address, self._content.size, self._flags, sides)
+        if code:
+            _state.reason = _text(code)
+            return None
+        return sides[0], sides[1]
+
+    def patches(
+        self, box: Sequence[int], size: int, patch: int, visible: NDArray[np.integer[Any]], *,
+        mirrored: bool = False, verified: bool = False, out: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8] | None:  # fmt: skip
+        """The visible patches of a view, or None if the file or the request is refused.
+
+        Args:
+            box: (left, top, right, bottom) of the crop, in pixels of the image.
+            size: side of the view: the crop is resized to size x size pixels.
+            patch: side of a patch; divides ``size``.
+            visible: indices of patches in the view, row by row; no index twice.
+            mirrored: mirror the view, left to right, after the resize.
+            verified: the file is known to be flawless. Intervals between restart markers that no visible patch needs
+                are then not decoded.
+            out: (len(visible), patch * patch * 3) uint8, contiguous, for the result. Undefined after a refusal.
+
+        Returns:
+            (len(visible), patch * patch * 3) uint8: of each patch its pixels by row, column and channel (RGB).
+        """
+        if _library is None:
+            _state.reason = _unavailable
+            return None
+        shape = (len(visible), 3 * patch * patch)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out: a contiguous, writable uint8 array of shape {shape} is needed")
+        indices = np.ascontiguousarray(visible, np.int16)
+        if indices is not visible and not np.array_equal(indices, visible):
+            raise ValueError("visible: an index does not fit into 16 bits")
+        left, top, right, bottom = box
+        in_range = 0 <= left < right < _LIMIT and 0 <= top < bottom < _LIMIT
+        if not (in_range and 0 < size < _LIMIT and 0 < patch < _LIMIT):  # others do not fit into the request
+            _state.reason = _text(_REQUEST)
+            return None
+        request = _REQUEST_FORMAT.pack(
+            self._address, self._content.size, left, top, right, bottom, size, patch,
+            _address(indices), len(indices), self._flags | _MIRRORED * mirrored | _VERIFIED * verified,
+        )  # fmt: skip
+        code = _library.vj_patches(_decoder(), request, _address(out))
+        if code:
+            _state.reason = _text(code)
+            return None
+        return out
 
 
 def patches(
     data: _Bytes, box: Sequence[int], size: int, patch: int, visible: NDArray[np.integer[Any]], *,
     mirrored: bool = False, ignore_exif: bool = True, verified: bool = False, out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8] | None:  # fmt: skip
-    """The visible patches of a view, or None if the file or the request is refused.
-
-    Args:
-        data: the bytes of a JPEG file.
-        box: (left, top, right, bottom) of the crop, in pixels of the image.
-        size: side of the view: the crop is resized to size x size pixels.
-        patch: side of a patch; divides ``size``.
-        visible: indices of patches in the view, row by row; no index twice.
-        mirrored: mirror the view, left to right, after the resize.
-        ignore_exif: False: refuse files with an APP1 segment, whose orientation would turn the image.
-        verified: the file is known to be flawless. Intervals between restart markers that no visible patch needs are
-            then not decoded.
-        out: (len(visible), patch * patch * 3) uint8, contiguous, for the result. Undefined after a refusal.
-
-    Returns:
-        (len(visible), patch * patch * 3) uint8: of each patch its pixels by row, column and channel (RGB).
-    """
-    if _library is None:
-        _state.reason = _unavailable
-        return None
-    shape = (len(visible), 3 * patch * patch)
-    if out is None:
-        out = np.empty(shape, np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out: a contiguous, writable uint8 array of shape {shape} is needed")
-    indices = np.ascontiguousarray(visible, np.int16)
-    if indices is not visible and not np.array_equal(indices, visible):
-        raise ValueError("visible: an index does not fit into 16 bits")
-    left, top, right, bottom = box
-    if not (0 <= left < right < _LIMIT and 0 <= top < bottom < _LIMIT and 0 < size < _LIMIT):  # else C would see others
-        _state.reason = _text(_REQUEST)
-        return None
-    pixels = np.frombuffer(data, np.uint8)
-    flags = _MIRRORED * mirrored | _REFUSE_EXIF * (not ignore_exif) | _VERIFIED * verified
-    request = _Request(
-        _address(pixels), pixels.size, (left, top, right, bottom), size, patch, _address(indices), len(indices), flags
-    )
-    code = _library.vj_patches(_decoder(), ctypes.byref(request), _address(out))
-    if code:
-        _state.reason = _text(code)
-        return None
-    return out
+    """``File(data).patches(...)``."""
+    file = File(data, ignore_exif=ignore_exif)
+    return file.patches(box, size, patch, visible, mirrored=mirrored, verified=verified, out=out)
 
 
 def size(data: _Bytes, *, ignore_exif: bool = True) -> tuple[int, int] | None:
-    """(width, height) of a JPEG file, or None if its header is refused."""
-    if _library is None:
-        _state.reason = _unavailable
-        return None
-    content = np.frombuffer(data, np.uint8)
-    sides = (ctypes.c_int32 * 2)()
-    code = _library.vj_size(_address(content), content.size, _REFUSE_EXIF * (not ignore_exif), sides)
-    if code:
-        _state.reason = _text(code)
-        return None
-    return sides[0], sides[1]
+    """``File(data).size()``."""
+    return File(data, ignore_exif=ignore_exif).size()
 
 
 def why() -> str:
@@ -180,7 +199,7 @@ def _load(path: Path | None) -> tuple[ctypes.CDLL | None, str]:
     library.vj_free.restype = None
     library.vj_free.argtypes = [ctypes.c_void_p]
     library.vj_size.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32, ctypes.c_void_p]
-    library.vj_patches.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    library.vj_patches.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     if not library.vj_supported():
         return None, "the processor has no AVX2"
     return library, ""

@@ -39,14 +39,14 @@ def accepted(monkeypatch):
         pytest.skip(f"no kernel: {reason}")
     monkeypatch.delenv(kernel.VARIABLE, raising=False)
     results = []
-    decode = visible_jpeg.patches
+    decode = visible_jpeg.File.patches
 
     def patches(*args, **options):
         result = decode(*args, **options)
         results.append(result is not None)
         return result
 
-    monkeypatch.setattr(visible_jpeg, "patches", patches)
+    monkeypatch.setattr(visible_jpeg.File, "patches", patches)
     assert kernel.difference() == ""
     results.clear()
     return results
@@ -87,13 +87,13 @@ def test_batches_of_other_ranks_and_worker_processes_are_equal(jpegs, accepted, 
 def test_batches_of_recoded_shards_are_equal_and_decoded_as_verified(mixed, accepted, monkeypatch):
     monkeypatch.setattr(Manifest, "restart_markers_verified", property(lambda manifest: True))
     options = []
-    decode = visible_jpeg.patches
+    decode = visible_jpeg.File.patches
 
     def patches(*args, **given):
         options.append(given["verified"])
         return decode(*args, **given)
 
-    monkeypatch.setattr(visible_jpeg, "patches", patches)
+    monkeypatch.setattr(visible_jpeg.File, "patches", patches)
     used = digests(mixed, max_replaced=1, **FAST)
     assert options and all(options) and any(accepted)
     monkeypatch.setenv(kernel.VARIABLE, "0")
@@ -167,6 +167,9 @@ def test_kernel_is_not_used_where_its_bits_would_differ(accepted, monkeypatch):
     monkeypatch.setenv(kernel.VARIABLE, "0")
     assert kernel.obstacle(data, PLAIN, TOWER) == "FLIP_KERNEL=0"
     monkeypatch.delenv(kernel.VARIABLE)
+    with monkeypatch.context() as patched:
+        patched.delattr(visible_jpeg, "File")
+        assert "too old" in kernel.obstacle(data, PLAIN, TOWER)
     monkeypatch.setattr(kernel, "visible_jpeg", None)
     assert "not installed" in kernel.obstacle(data, PLAIN, TOWER)
     assert kernel.VisiblePatches.of(data, PLAIN, TOWER) is None and kernel.record() == ""

@@ -72,14 +72,14 @@ def photographs():
 def decisions(monkeypatch):
     """Of the kernel: whether it accepted each file."""
     results = []
-    decode = visible_jpeg.patches
+    decode = visible_jpeg.File.patches
 
     def patches(*arguments, **options):
         result = decode(*arguments, **options)
         results.append(result is not None)
         return result
 
-    monkeypatch.setattr(visible_jpeg, "patches", patches)
+    monkeypatch.setattr(visible_jpeg.File, "patches", patches)
     return results
 
 
