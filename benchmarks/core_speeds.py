@@ -1,9 +1,9 @@
 """Measures the speeds of a core that plans assume until a site has measured its own: jobs/common/core_speeds.yaml.
 
-The loader prepares samples on one core from local files: synthetic photographs of 256 and 384 px
+The loader prepares samples on one core from local files: synthetic photographs of 64, 256 and 384 px
 (tools/measuring/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel. A row is
 the processor time of a sample, the median over rounds. `flip shards bench --write` measures the same on shards of a
-user. Takes about five minutes of an idle machine.
+user. Takes about seven minutes of an idle machine.
 
 Examples:
   python benchmarks/core_speeds.py                # print the rows
@@ -36,6 +36,7 @@ from jobs.common.core_speeds import ASSUMED_FILE, SpeedRow, file_content
 from tools.measuring import photo_shards
 from tools.measuring.photo_shards import Kind
 
+KINDS = (Kind("64 px", 64, True, 1.75), *photo_shards.KINDS)
 FORMS = ((False, False), (True, False), (True, True))
 """(with the kernel, with restart markers): markers help the kernel alone."""
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(chosen: argparse.Namespace) -> Iterator[SpeedRow]:
     """All rows."""
     with tempfile.TemporaryDirectory(prefix="flip-core-speeds-") as folder:
-        for kind in photo_shards.KINDS:
+        for kind in KINDS:
             work = _photographs(kind, chosen, Path(folder))
             for uses_kernel, is_marked in FORMS:
                 for mask in MASKS:

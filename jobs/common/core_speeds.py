@@ -18,7 +18,8 @@ from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 
 FIXED_COST = 51.0
-"""Microseconds per sample that do not depend on its pixels: tar headers, draws, masks, tokens, prefetch."""
+"""Microseconds per sample that do not depend on its pixels: tar headers, draws, masks, tokens, prefetch. An estimate
+for images that are smaller than those of the first row."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SpeedTable:
     def microseconds(self, images: Images, size: int, mask: float, kernel: bool) -> float:
         """The cost of a sample: of the nearest view size, linear in the mask and in the pixels between rows.
 
-        Beyond the rows it is in proportion to the pixels, but for ``FIXED_COST``.
+        An image without pixels costs ``FIXED_COST``. Beyond the largest images the last line continues.
         """
         rows = self._like(kernel, images.markers)
         nearest = min({row.size for row in rows}, key=lambda known: abs(known - size))
@@ -69,7 +70,8 @@ class SpeedTable:
         costs = [FIXED_COST, *(_at_mask(mask, [row for row in rows if row.short == side]) for side in sides)]
         wanted = images.short**2
         if wanted > pixels[-1]:
-            return FIXED_COST + (costs[-1] - FIXED_COST) * wanted / pixels[-1]
+            slope = (costs[-1] - costs[-2]) / (pixels[-1] - pixels[-2])
+            return costs[-1] + slope * (wanted - pixels[-1])
         return float(np.interp(wanted, pixels, costs))
 
     def _like(self, kernel: bool, markers: bool) -> list[SpeedRow]:
