@@ -59,12 +59,13 @@ VJ_AVX2 VJ_INLINE int read_ac(vj_bits *b, const vj_huffman *table, int16_t *coef
     }
     continue;
   is_long : {
-    int value = 0;
-    int advance = vj_long_ac(b, table, &value);
-    if (advance == 0) return INVALID;
-    if (k == 0 && advance == VJ_END_OF_BLOCK) return 0;
-    k += advance;
-    coefficients[vj_zigzag[k]] = (int16_t)value;
+    vj_refill(b);
+    vj_ac_entry entry = vj_long_ac(b->bits, table);
+    if (entry == 0) return INVALID;
+    vj_drop(b, entry);
+    if (k == 0 && ADVANCE(entry) == VJ_END_OF_BLOCK) return 0;
+    k += ADVANCE(entry);
+    coefficients[vj_zigzag[k]] = LAST_VALUE(entry);
     if (k >= LAST) return is_end(k) ? 1 : INVALID;
   }
   }
@@ -89,10 +90,11 @@ VJ_AVX2 VJ_INLINE int skip_ac(vj_bits *b, const vj_huffman *table) {
     }
     continue;
   is_slow : {
-    int value;
-    int advance = vj_long_ac(b, table, &value);
-    if (advance == 0) return INVALID;
-    k += advance;
+    vj_refill(b);
+    vj_ac_entry entry = vj_long_ac(b->bits, table);
+    if (entry == 0) return INVALID;
+    vj_drop(b, entry);
+    k += ADVANCE(entry);
     if (k >= LAST) return is_end(k) ? 1 : INVALID;
   }
   }
