@@ -147,6 +147,20 @@ def test_classes_require_enough_families_and_distinct_drawings() -> None:
     assert list(selection.classes(items, training)) == ["sun"], "star is drawn like sun, which more families draw"
 
 
+def test_pictures_are_all_drawings_of_the_classes() -> None:
+    """Of a class the set with one picture has the plainest, and the other set all; drawings of no class are in none."""
+    training = {"star": {*"abcd"}, "rare": {"a"}}
+    named = [("star", "star-filled-2"), ("star", "star"), ("rare", "rare"), ("star", "star-outline")]
+    items = [
+        replace(d, icon=replace(d.icon, name=name))
+        for n, (subject, name) in enumerate(named)
+        for d in [drawing(n, grid(n), "tabler", subject)]
+    ]
+    classes = selection.classes(items, training)
+    assert {name: d.icon.name for name, d in classes.items()} == {"star": "star"}
+    assert [d.number for d in selection.pictures(items, classes)] == [0, 1, 3]
+
+
 # -- the build ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +176,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "boat": {"body": grid("tabler", "moon", fill="#305020")},
         "lamp": sets["bi"]["icons"]["lamp"],
     }
+    sets["tabler"]["icons"]["star-02"] = {"body": grid("tabler", "another star")}
     sets["tabler"]["icons"]["wolf"] = {"body": grid("carbon", "wolf", fill="#305020")}
     sets["bb"]["info"]["license"]["spdx"] = "CC-BY-4.0"
     left_out = [("noto", "MIT", "Emoji"), ("wordpress", "GPL-2.0-or-later", ""), ("ps", "CC-BY-NC-4.0", "")]
@@ -181,13 +196,18 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
     facts = build.DATA.build(tiny)
     folder = tiny / "icons"
     assert facts["counts"] == {
-        "drawings": 152, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
+        "drawings": 153, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
     }  # fmt: skip
     sizes = {name: item["samples"] for name, item in facts["sets"].items()}
     assert sizes == {"train": 88, "train-1of8": 11, "train-1of64": 1} | dict.fromkeys(families.HELD_OUT, 15) | {
-        "retrieval": 15, "probe/train": 29, "probe/test": 15,
+        "tabler-all": 16, "carbon-all": 15, "game-icons-all": 15,
+        "retrieval": 15, "probe/train": 30, "probe/test": 15,
     }  # fmt: skip
-    assert [facts["leakage"][name]["near_before"] for name in ("tabler", "bi", "carbon")] == [0.0667, 0.0667, 0.0]
+    one, every = (samples(folder / name) for name in ("tabler", "tabler-all"))
+    assert every.keys() - one.keys() == {"tabler_star-02"} and "tabler_star" in one
+    assert {key: every[key] for key in one} == one, "the smaller set is a part of the larger one"
+    assert (folder / "tabler" / "classes.json").read_bytes() == (folder / "tabler-all" / "classes.json").read_bytes()
+    assert [facts["leakage"][name]["near_before"] for name in ("tabler", "bi", "carbon")] == [0.0625, 0.0667, 0.0]
     assert {item["near_after"] for item in facts["leakage"].values()} == {0.0}
 
     train = samples(folder / "train")
@@ -200,10 +220,11 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
         parts = [(folder / "train" / f"{i:05d}.tar").read_bytes() for i in range(shards_used)]
         assert parts == [path.read_bytes() for path in sorted((folder / name).glob("*.tar"))], "a subset is nested"
     assert "tabler_wolf" not in samples(folder / "probe" / "train"), "it is a near-duplicate of carbon_wolf"
-    for name in (*families.HELD_OUT, "probe/train", "probe/test"):
+    for name in (*families.HELD_OUT, "tabler-all", "probe/train", "probe/test"):
         classes = json.loads((folder / name / "classes.json").read_text())
         for key, sample in samples(folder / name).items():
-            assert sample["txt"].decode() == classes["names"][int(sample["cls"])] == key.split("_")[1].replace("-", " ")
+            subject = key.split("_")[1].removesuffix("-02").replace("-", " ")
+            assert sample["txt"].decode() == classes["names"][int(sample["cls"])] == subject
     sets = {name: resolve_dataset(DatasetRequest(name), str(folder)) for name in ("tabler", "retrieval")}
     sets["probe"] = resolve_dataset(DatasetRequest("probe", task="probe"), str(folder))
     assert [(name, item.task) for name, item in sets.items()] == [
@@ -247,6 +268,9 @@ def test_build_of_real_package_has_expected_sizes_and_no_leakage() -> None:
     assert sizes["train"] > 300_000
     assert abs(sizes["train"] - 8 * sizes["train-1of8"]) <= 64 and abs(sizes["train"] - 64 * sizes["train-1of64"]) <= 64
     assert all(facts["sets"][name]["classes"] > 450 for name in families.HELD_OUT)
+    trained = json.loads((ROOT / "docs" / "scaling_study" / "data.json").read_text())["sets"]
+    assert {name: facts["sets"][name] for name in trained} == trained, "the data of the committed runs"
+    assert all(facts["sets"][f"{name}-all"]["samples"] > facts["sets"][name]["samples"] for name in families.TEST)
     assert all(item["near_after"] == 0 for item in facts["leakage"].values())
     folder = Path(facts["path"])
     shard = next(iter(sorted((folder / "train").glob("*.tar"))))

@@ -6,7 +6,7 @@ This file is the page: the paper's table and figures beside those of the study, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -89,8 +89,8 @@ PAPER_FLOPS = {"0": 1.0, "0.5": 1.92, "0.75": 3.57}
 """Table 1a of the paper: its time and FLOPs at equal samples without a mask, divided by those with it."""
 
 RULES = """\
-Accuracy is zero-shot top-1, the mean over the test families, which neither training nor selection sees. The validation
-family alone selects learning rates.
+Accuracy is zero-shot top-1, the mean over the test families, which neither training nor selection sees. {pictures} The
+validation family alone selects learning rates.
 
 Recipe. Augmentation, normalisation and the batch were chosen by ten pilot runs of 2M/8 at mask 50 %, seed
 {trial_seed}, some of them stopped early, by their training loss. One of 320,000 samples had 9.8 % on the validation
@@ -164,6 +164,7 @@ def sections(study: ScalingResults) -> list[Block]:
         peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS),
         trial_seed=TRIAL_SEED, trial=scaling_design.TRIAL,
         budget=scaling_design.CORES * scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit),
+        pictures=pictures(study),
         draws=scaling_stats.DRAWS, claims=len(CLAIMS) + len(MASKS) - 1, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
@@ -172,6 +173,16 @@ def sections(study: ScalingResults) -> list[Block]:
     blocks += [*scaling_laws_page.sections(study), *measures(study)]
     blocks += [*learning_rates(study), *repeats(study), *data_sets(study), *leakage(study), *machine_time(study)]
     return [*blocks, heading("What depends on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
+
+
+def pictures(study: ScalingResults) -> str:
+    """Which pictures of the test families the runs were scored on."""
+    number = sum(study.tests.values())
+    if set(study.tests) == set(scaling_design.FAMILIES):
+        return f"These runs were scored on {number:,} pictures, one per class; new runs score all (docs/icons.md)."
+    if number:
+        return f"All {number:,} pictures of their classes count."
+    return "All pictures of their classes count."
 
 
 def missing(study: ScalingResults) -> list[Block]:
@@ -405,7 +416,7 @@ def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: in
 def axes(study: ScalingResults) -> Figure:
     """Accuracy along each axis with the others fixed."""
     plots = []
-    level = pixel_levels(study, scaling_design.FAMILIES)
+    level = pixel_levels(study, study.tests)
     for label, field, points in AXES:
         placed = [(next(iter(r.values()))[field], study.scores(p)) for p in points if (r := study.points(p))]
         if placed:
@@ -428,14 +439,14 @@ def axes(study: ScalingResults) -> Figure:
 
 def mean_of_pixels(study: ScalingResults, data: str) -> float | None:
     """Top-1 of the nearest training picture, the mean over the test families; None if it was not computed."""
-    each = [study.pixels(name, data) for name in scaling_design.FAMILIES]
+    each = [study.pixels(name, data) for name in study.tests]
     known = [value for value in each if value is not None]
     if len(known) < len(each):
         return None
     return fmean(known)
 
 
-def pixel_levels(study: ScalingResults, names: Sequence[str]) -> list[Level]:
+def pixel_levels(study: ScalingResults, names: Iterable[str]) -> list[Level]:
     """The line of the nearest training picture of the reference's data, the mean over sets."""
     each = [study.pixels(name, REFERENCE.data) for name in names]
     known = [value for value in each if value is not None]
@@ -455,7 +466,7 @@ def cost(study: ScalingResults) -> Figure:
         line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
         if line:
             course += [Series(f"mask {mask}", [line], (), style)]
-    sets = (("test families", final, scaling_design.FAMILIES), ("validation family", course, (VALIDATION,)))
+    sets = (("test families", final, study.tests), ("validation family", course, (VALIDATION,)))
     plots = [
         Plot("core-hours, calibrated", f"{label}, top-1, %", series, pixel_levels(study, names), legend=True)
         for label, series, names in sets
@@ -552,7 +563,7 @@ def leakage(study: ScalingResults) -> list[Block]:
     note = "Held-out pictures with a near-duplicate in training, per cent, before and after the check of the data;"
     columns = "family|pictures|before|after|before, twice|after, twice"
     note += " the last two columns at twice the limit of the check."
-    for family in scaling_design.FAMILIES:
+    for family in study.tests:
         rows = [row for row in (study.baseline or {}).get("sets", ()) if row["set"] == family]
         shares = {row["train"]: percent(row["near_2x"]) for row in rows}
         if shares:

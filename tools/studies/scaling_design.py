@@ -17,7 +17,7 @@ from flip.runs.errors import ConfigError
 from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
-from tools.studies.results import Record, Results, is_zero_shot_test, score
+from tools.studies.results import Record, Results, is_zero_shot_test, results_folder, score
 from tools.studies.scaling_stats import Spread
 from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
 
@@ -42,7 +42,9 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """Name, by parameters and patch -> what differs from the model of the recipe icons."""
 DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all": "cache:icons/train"}
 FAMILIES = ("tabler", "carbon", "game-icons")
-"""Test families, which the recipe icons scores."""
+"""Test families: a set of a picture per class, which the committed runs were scored on."""
+EVERY = tuple(f"{family}-all" for family in FAMILIES)
+"""All pictures of these classes, which the recipe icons scores."""
 MASKS = ("0", "0.5", "0.75")
 LENGTHS = (1, 2, 4)
 """In units (``unit``)."""
@@ -273,6 +275,22 @@ class ScalingResults(Results):
     def unit(self) -> int:
         return unit(self.times)
 
+    @cached_property
+    def tests(self) -> Mapping[str, int]:
+        """Zero-shot test set -> its pictures, 0 if unknown; of the complete runs, else those of new ones."""
+        scored = (_pictures(_tests(record)) for record in self.records.values())
+        return next(filter(None, scored), dict.fromkeys(EVERY, 0))
+
+    def check(self) -> None:
+        """Raise ConfigError also if runs were scored on different pictures: their accuracies cannot be compared."""
+        super().check()
+        for name, record in self.records.items():
+            scored = _pictures(_tests(record))
+            if scored and scored != self.tests:
+                path = str(results_folder(self.folder) / f"{name}.json")
+                remedy = "Move it away. To score all runs on the sets of today: --again."
+                raise ConfigError(f"a result has other test pictures than {self.tests}", path, scored, remedy)
+
     def points(self, point: StudyPoint) -> dict[int, Record]:
         """Seed -> record of the runs of a point."""
         jobs = [job for job in all_jobs() if job.kind == "run" and job.group.point(job.length) == point]
@@ -293,7 +311,7 @@ class ScalingResults(Results):
 
     def picture_variance(self, point: StudyPoint) -> float:
         """Variance of the accuracy of a point by the choice of the test pictures; 0 if their number is unknown."""
-        tests = [list(filter(is_zero_shot_test, each["evaluations"])) for each in self.points(point).values()]
+        tests = [_tests(each) for each in self.points(point).values()]
         if not tests or any("n" not in item for items in tests for item in items):
             return 0.0
         return fmean(scaling_stats.binomial_variance(items) for items in tests)
@@ -330,6 +348,15 @@ class ScalingResults(Results):
         terms = [(sign, [score(each)]) for sign, each in zip((1.0, -1.0), first, strict=True) if each]
         difference = self.spread and scaling_stats.contrast(terms, self.spread)
         return not difference or not scaling_stats.is_clear(difference)
+
+
+def _tests(record: Record) -> list[Mapping[str, Any]]:
+    return list(filter(is_zero_shot_test, record["evaluations"]))
+
+
+def _pictures(items: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Set -> its pictures, 0 if unknown."""
+    return {item["name"]: int(item.get("n", 0)) for item in items}
 
 
 def as_scaling_run(run: StudyRun) -> ScalingRun:
@@ -406,7 +433,7 @@ class ScalingDesign(Study):
         return {name: manifest.removeprefix("cache:") for name, manifest in DATA.items()}
 
     def test_sets(self) -> Sequence[TestSet]:
-        folders = {VALIDATION: "icons/bi", **{name: f"icons/{name}" for name in FAMILIES}}
+        folders = {VALIDATION: "icons/bi", **{name: f"icons/{name}" for name in (*FAMILIES, *EVERY)}}
         return [TestSet(name, folder, f"{folder}/classes.json") for name, folder in folders.items()]
 
     def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:

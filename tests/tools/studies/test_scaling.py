@@ -134,6 +134,9 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
         roles = {evaluation_set.role for evaluation_set in config.evaluate.sets}
         is_trial = job.kind == "trial" or name == "8m-data8-mask0.5-s9-repeat-x0.5"
         assert roles == ({"validation"} if is_trial or job.kind == "trunk" else {"validation", "test"})
+        if "test" in roles:
+            scored = [each.name for each in config.evaluate.sets if each.role == "test" and each.task == "zeroshot"]
+            assert scored == list(scaling_design.EVERY), "all pictures of the test families"
         assert (config.seed == 9) == is_trial and config.model.embed == WIDTHS[job.group.model]
         if job.trunk:
             trunk = runs[job.trunk.name]
@@ -191,6 +194,19 @@ def test_read_rejects_results_of_other_settings_and_damaged_files(tmp_path: Path
     (study.folder / "results" / "damaged.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot be read"):
         scaling_results(study.folder.parent)
+
+
+def test_runs_with_other_test_pictures_are_not_mixed(tmp_path: Path) -> None:
+    """An accuracy over one picture per class and one over all pictures are different numbers of the same name."""
+    jobs = [job for job in single() if job.kind in ("trial", "run")]
+    study = complete(tmp_path, jobs)
+    assert study.tests == {"tabler": 0, "carbon": 0}
+    assert complete(tmp_path / "new", []).tests == dict.fromkeys(scaling_design.EVERY, 0)
+    path = study.folder / "results" / f"{jobs[-1].name}.json"
+    other = json.loads(path.read_text(encoding="utf-8").replace('"tabler"', '"tabler-all"'))
+    write_json(path, other)
+    with pytest.raises(ConfigError, match=r"other test pictures than .*: .*tabler-all.*--again"):
+        scaling_results(tmp_path)
 
 
 # -- the prediction ----------------------------------------------------------------------------------------------------
@@ -266,7 +282,7 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     leakage = {"pictures": 5000, "near_before": 0.12, "near_after": 0.0, "near_before_2x": 0.2, "near_after_2x": 0.1}
     write_json(study.folder / "data.json", {"leakage": {"tabler": leakage}})
     text = page(complete(tmp_path, scaling_design.all_jobs()))
-    assert "runs are missing" not in text
+    assert "runs are missing" not in text and "All pictures of their classes count." in text
     assert row(text, "A larger model is more accurate")[-1] == "shown"
     assert row(text, "More data gain more than longer training")[-1] == "opposite"
     assert row(text, "Mask 50 % costs accuracy")[1] == "+0.1", "the paper's numbers at equal batch"
@@ -328,7 +344,7 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     The first call is stopped. Results remain after the run folders are deleted.
     """
     cache = tmp_path / "cache" / "icons"
-    for name in ("train-1of8", "bi", "tabler", "carbon", "game-icons", "retrieval", "probe/train", "probe/test"):
+    for name in ("train-1of8", "bi", *scaling_design.EVERY, "retrieval", "probe/train", "probe/test"):
         make_dataset(cache / name, samples=640 if name.startswith("train") else 32, shards=1, classes=16)
     make_tokenizer(cache / "tokenizer.json")
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))

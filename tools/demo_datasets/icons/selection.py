@@ -85,6 +85,11 @@ def classes(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> di
     return {drawing.icon.subject: drawing for drawing in sorted(distinct, key=lambda d: d.icon.subject)}
 
 
+def pictures(drawings: Sequence[Drawing], classes: Mapping[str, Drawing]) -> list[Drawing]:
+    """All drawings of one family that show one of its classes: its filled, outlined and numbered variants as well."""
+    return [drawing for drawing in drawings if drawing.icon.subject in classes]
+
+
 def retrieval(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> list[Drawing]:
     """RETRIEVAL random drawings of different names, each of which training draws too."""
     chosen: dict[str, Drawing] = {}
