@@ -111,22 +111,26 @@ has one.
 
 Intervals. The standard deviation between seeds is pooled over all points with several seeds; a difference has an
 interval by Student's t. A claim is shown if the interval of its difference is above 0, opposite if it is below 0, else
-not shown. Without all its runs a claim has no verdict. Added after the results: the binomial variance of the test
-pictures, which is as large as that between seeds and had been left out. Predictions for each picture of these runs were
-not kept, so that both points count as if they had seen different pictures, which makes the interval wider than a paired
-one. It covers seeds and test pictures, not the choice of test families or of learning rates, and is not widened for the
-{claims} claims: at 95 %, one in twenty errs.
+not shown. Without all its runs a claim has no verdict. {pairs} It covers seeds and test pictures, not the choice of
+test families or of learning rates, and is not widened for the {claims} claims: at 95 %, one in twenty errs.
 
 Speed-up. Cost is core-seconds of training by the calibration, so that runs may share the machine. It is compared at
 equal accuracy on the line between lengths (logarithmic cost), never beyond: at the highest that both designs reach at
 one of three lengths and, added after the results, at levels that all masks reach. Its interval is a bootstrap of
-{draws} draws over the deviations of runs from their means and, also added, over the error of the calibration.
+{draws} draws over the deviations of runs from their means and, also added, over test pictures and the error of the
+calibration.
 
 Prediction. The error of the joint corner is predicted from all other runs at mask 50 % by one power law over
 parameters, data and samples, and committed before the corner is trained (scaling_study/prediction.json).
 
 Calibration: two runs side by side on {cores} cores of {processor}, load {load} before, {time} UTC
 (scaling_study/calibration.json)."""
+
+UNPAIRED = """\
+Added after the results: the binomial variance of the test pictures, which is as large as that between seeds and had
+been left out. Predictions for each picture of these runs were not kept, so that both points count as if they had seen
+different pictures, which makes the interval wider than a paired one."""
+PAIRED = "The variance of the test pictures is that of the difference of answers to the same pictures."
 
 DIGESTS = (
     "A set with several digests differs in the captions of at most 24 of 307,000 pictures. Before version 2 of the data"
@@ -164,7 +168,7 @@ def sections(study: ScalingResults) -> list[Block]:
         peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS),
         trial_seed=TRIAL_SEED, trial=scaling_design.TRIAL,
         budget=scaling_design.CORES * scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit),
-        pictures=pictures(study),
+        pictures=pictures(study), pairs=PAIRED if study.is_answered else UNPAIRED,
         draws=scaling_stats.DRAWS, claims=len(CLAIMS) + len(MASKS) - 1, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
@@ -234,10 +238,8 @@ def difference(study: ScalingResults, terms: Terms) -> Interval | None:
     """In points; None if runs are missing."""
     if study.spread is None or not all(study.complete(point) for _, point in terms):
         return None
-    pictures = [study.picture_variance(point) for _, point in terms]
-    return scaling_stats.contrast(
-        [(100.0 * sign, study.scores(point)) for sign, point in terms], study.spread, pictures
-    )
+    scores = [(100.0 * sign, study.scores(point)) for sign, point in terms]
+    return scaling_stats.contrast(scores, study.spread, study.pictures([point for _, point in terms]))
 
 
 def shown(estimate: Interval | None) -> str:
@@ -286,9 +288,11 @@ def speed_up(
     """Over the reference with mask ``against``, from the runs that are complete; None if a length has none."""
     works = [study.calibration["work"][f"{REFERENCE.model}, mask {each}"] for each in (against, mask)]
     error = sum(scaling_stats.relative_error(facts) ** 2 for facts in works if "quartiles" in facts) ** 0.5
+    points = [StudyPoint(mask=each, length=length) for each in (against, mask) for length in LENGTHS]
     return scaling_stats.speed_up(
-        lengths(study, against), lengths(study, mask), shared=shared, level=level, calibration=error
-    )
+        lengths(study, against), lengths(study, mask), shared=shared, level=level, calibration=error,
+        pictures=study.pictures(points),
+    )  # fmt: skip
 
 
 def levels(study: ScalingResults) -> list[float]:

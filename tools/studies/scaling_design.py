@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from flip.runs.errors import ConfigError
@@ -18,7 +17,7 @@ from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
 from tools.studies.results import Record, Results, is_zero_shot_test, results_folder, score
-from tools.studies.scaling_stats import Spread
+from tools.studies.scaling_stats import Array, Spread
 from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
 
 if TYPE_CHECKING:
@@ -309,12 +308,19 @@ class ScalingResults(Results):
         """Accuracy of each run of a point: the mean over the test families."""
         return [score(each) for each in self.points(point).values()]
 
-    def picture_variance(self, point: StudyPoint) -> float:
-        """Variance of the accuracy of a point by the choice of the test pictures; 0 if their number is unknown."""
-        tests = [_tests(each) for each in self.points(point).values()]
-        if not tests or any("n" not in item for items in tests for item in items):
-            return 0.0
-        return fmean(scaling_stats.binomial_variance(items) for items in tests)
+    def pictures(self, points: Sequence[StudyPoint]) -> Array:
+        """Covariance of the accuracies of points by the choice of the test pictures."""
+        return scaling_stats.covariance([self._tested(point) for point in points])
+
+    @cached_property
+    def is_answered(self) -> bool:
+        """Whether all compared runs kept their answers to each test picture."""
+        runs = [items for point in points() for items in self._tested(point)]
+        return bool(runs) and scaling_stats.is_answered(runs)
+
+    def _tested(self, point: StudyPoint) -> list[scaling_stats.Items]:
+        """The zero-shot results of each run of a point, in the order of the sets' names."""
+        return [sorted(_tests(each), key=lambda item: item["name"]) for each in self.points(point).values()]
 
     def complete(self, point: StudyPoint) -> bool:
         """Whether all runs of a point that the study asks for have a result."""

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.reporting.distributions import Interval, t_quantile
+from tools.studies.answers import Bits, is_paired, right
 
 Array = NDArray[np.float64]
+Items = Sequence[Mapping[str, Any]]
+"""Results of a run on each test set: accuracy, number of pictures, and answers (``answers.py``) if they were kept."""
 
 DRAWS = 2000
 CLEAR = 2.0
@@ -41,19 +45,22 @@ def spread(scores: Mapping[Any, Sequence[float]]) -> Spread | None:
 
 
 def contrast(
-    terms: Sequence[tuple[float, Sequence[float]]], between: Spread, pictures: Sequence[float] = ()
+    terms: Sequence[tuple[float, Sequence[float]]], between: Spread, pictures: Array | None = None
 ) -> Interval | None:
     """Sum of factor * mean of the scores, as a difference of points; None if a point has no score.
 
     The interval is t * error; the variance is that between seeds, s^2 * sum factor^2 / n with the pooled deviation s,
-    and that of the test pictures, sum factor^2 * ``pictures``, if the variance of each point is given. Degrees of
-    freedom by Satterthwaite. Seeds are not paired: points differ in what a seed means for them.
+    and that of the test pictures, by the `covariance` of the points if it is given. Degrees of freedom by
+    Satterthwaite. Seeds are not paired: points differ in what a seed means for them.
     """
     if not all(scores for _, scores in terms):
         return None
     value = sum(factor * float(np.mean(scores)) for factor, scores in terms)
     seeds = between.deviation**2 * sum(factor**2 / len(scores) for factor, scores in terms)
-    sampled = sum(factor**2 * each for (factor, _), each in zip(terms, pictures, strict=False))
+    factors = np.array([factor for factor, _ in terms])
+    sampled = 0.0
+    if pictures is not None:
+        sampled = float(factors @ pictures @ factors)
     freedom = float(between.freedom)
     if sampled:
         freedom = between.freedom * ((seeds + sampled) / seeds) ** 2
@@ -61,11 +68,40 @@ def contrast(
     return Interval(value, value - half, value + half)
 
 
-def binomial_variance(items: Sequence[Mapping[str, Any]]) -> float:
-    """Variance of the mean accuracy over sets by the choice of their pictures, 0..1 squared.
+def covariance(points: Sequence[Sequence[Items]]) -> Array:
+    """(points, points) of the accuracies of points, means over runs and sets, by the choice of the test pictures.
 
-    ``items``: accuracy and number of pictures of each set. It is an upper bound for runs that see the same pictures.
+    ``points``: of each point, of each run, its results. By answers to the same pictures, if all runs kept them. Without
+    them by binomial variances, as if points had seen different pictures, an upper bound for most differences; 0 if the
+    number of pictures is unknown.
     """
+    every = [items for runs in points for items in runs]
+    total = np.zeros((len(points), len(points)))
+    if not all(points):
+        return total
+    if not is_answered(every):
+        return np.diag([fmean(map(_binomial_variance, runs)) for runs in points])
+    for number in range(len(every[0])):
+        shares = [np.mean([_right(items[number]) for items in runs], axis=0) for runs in points]
+        total += np.cov(shares, bias=True).reshape(total.shape) / len(shares[0])
+    return total / len(every[0]) ** 2
+
+
+def is_answered(runs: Sequence[Items]) -> bool:
+    """Whether runs have answers to the same pictures in every set."""
+    return all(is_paired(first, each) for items in runs for first, each in zip(runs[0], items, strict=True))
+
+
+def _right(item: Mapping[str, Any]) -> Bits:
+    bits = right(item)
+    assert bits is not None
+    return bits
+
+
+def _binomial_variance(items: Items) -> float:
+    """Variance of the mean accuracy over sets by the choice of their pictures, 0..1 squared."""
+    if any("n" not in item for item in items):
+        return 0.0
     return float(sum(item["top1"] * (1 - item["top1"]) / item["n"] for item in items)) / len(items) ** 2
 
 
@@ -101,14 +137,16 @@ def speed_up(
     shared: bool = False,
     level: float | None = None,
     calibration: float = 0.0,
+    pictures: Array | None = None,
 ) -> SpeedUp | None:
     """Cost of the first design at a level of accuracy, divided by that of the second; None if a length has no score, or
     if a design does not reach the level. Without ``level``: the highest that both reach.
 
     Accuracy between two lengths is linear in the logarithm of the cost, never extrapolated. The interval is a
-    bootstrap: each draw adds resampled deviations of all runs of both designs to the means, and the relative error of
-    the ratio of costs (``calibration``, a standard deviation). ``shared``: the lengths of a seed deviate together,
-    since they share a trunk, and are resampled together; all have as many seeds.
+    bootstrap: each draw adds resampled deviations of all runs of both designs to the means, errors of the means by the
+    test pictures (``pictures``: the `covariance` of the lengths of the first design, then of the second), and the
+    relative error of the ratio of costs (``calibration``, a standard deviation). ``shared``: the lengths of a seed
+    deviate together, since they share a trunk, and are resampled together; all have as many seeds.
     """
     if not first or not second or not all(scores for _, scores in (*first, *second)):
         return None
@@ -117,6 +155,9 @@ def speed_up(
         return None
     random = np.random.default_rng(seed)
     drawn = _drawn((first, second), (a, b), random, draws, shared)
+    if pictures is not None:
+        errors = random.standard_normal((len(drawn), len(pictures))) @ _root(pictures)
+        drawn = [(x + e[: len(a)], y + e[len(a) :]) for (x, y), e in zip(drawn, errors, strict=True)]
     ratios = [_ratio(first, of_first, second, of_second, level)[0] for of_first, of_second in drawn]
     ratio, reached = _ratio(first, a, second, b, level)
     low = 0.0
@@ -154,6 +195,12 @@ def _drawn(
         ]
     first, second = (np.asarray(values) + each for values, each in zip(means, noise, strict=True))
     return list(zip(first, second, strict=True))
+
+
+def _root(matrix: Array) -> Array:
+    """The symmetric root of a covariance, the same on every machine, also if it is singular."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
 
 
 def relative_error(facts: Mapping[str, Any]) -> float:

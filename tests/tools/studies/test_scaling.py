@@ -20,6 +20,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 from tools.commands import study as command
 from tools.studies import engine, scaling_design
 from tools.studies import page as pages
+from tools.studies.answers import pack
 from tools.studies.results import checked, read, score
 from tools.studies.scaling import STUDY
 from tools.studies.scaling_design import Group, ScalingResults, ScalingRun, StudyPoint
@@ -207,6 +208,21 @@ def test_runs_with_other_test_pictures_are_not_mixed(tmp_path: Path) -> None:
     write_json(path, other)
     with pytest.raises(ConfigError, match=r"other test pictures than .*: .*tabler-all.*--again"):
         scaling_results(tmp_path)
+
+
+def test_page_says_whether_pictures_are_paired(tmp_path: Path) -> None:
+    study = complete(tmp_path, [ScalingRun(Group(), 2), ScalingRun(Group(model="8M/8"), 2)])
+    assert not study.is_answered and "as if they had seen" in page(study)
+    for name, known in study.records.items():
+        bits = np.arange(1000) < round(1000 * score(known))
+        for item in known["evaluations"]:
+            item |= {"top1": float(bits.mean()), "n": 1000} | pack(range(1000), bits)
+        write_json(study.folder / "results" / f"{name}.json", known)
+    study = scaling_results(tmp_path)
+    assert study.is_answered and "answers to the same pictures" in page(study) and "All 2,000 pictures" in page(study)
+    pictures = study.pictures([StudyPoint(), StudyPoint("8M/8")])
+    factors = np.array([1, -1])
+    assert factors @ pictures @ factors < 0.5 * np.trace(pictures), "one is right where the other is"
 
 
 # -- the prediction ----------------------------------------------------------------------------------------------------
