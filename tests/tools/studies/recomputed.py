@@ -221,6 +221,65 @@ def speed_up(mask: str, against: str = "0") -> tuple[float, float]:
     return float(np.exp(first - second)), 100 * level
 
 
+def speed_up_interval(mask: str, against: str = "0", draws: int = 20_000) -> tuple[float, float]:
+    """Of the ratio of costs at the highest accuracy that both reach: normal errors by seeds, pictures and calibration.
+
+    Seeds: the deviations of the six pairs of both designs. Pictures: binomial, as if lengths had seen different ones.
+    """
+    random = np.random.default_rng(1)
+    times = json.loads((DOCS / "scaling_study" / "calibration.json").read_text(encoding="utf-8"))["work"]
+    runs = [[pair(f"2m-data8-mask{each}-s{{}}-x{n}") for n in (1, 2, 4)] for each in (against, mask)]
+    scores = np.array([[[accuracy(run) for run in both] for both in each] for each in runs])  # (design, length, seed)
+    seeds = scores.var(axis=2, ddof=1).mean() / 2
+    items = [[[[item(run, f) for f in FAMILIES] for run in both] for both in each] for each in runs]
+    binomial = [
+        [np.mean([sum(i["top1"] * (1 - i["top1"]) / i["n"] for i in run) / 9 for run in both]) for both in each]
+        for each in items
+    ]
+    means = scores.mean(axis=2) + np.sqrt(seeds + np.array(binomial)) * random.standard_normal((draws, 2, 3))
+    means = np.maximum.accumulate(means, axis=2)
+    works = [times[f"2M/8, mask {each}"] for each in (against, mask)]
+    costs = np.log(np.outer([work["seconds"] for work in works], (1, 2, 4)))
+    error = np.sqrt(sum(np.square(_of_median(work)) for work in works))
+    levels = means.max(axis=2).min(axis=1)
+    logs = np.array([
+        np.interp(level, a, costs[0]) - np.interp(level, b, costs[1])
+        for level, (a, b) in zip(levels, means, strict=True)
+    ])  # fmt: skip
+    low, high = np.quantile(np.exp(logs + error * random.standard_normal(draws)), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _of_median(work: Record) -> float:
+    """Relative standard error of a median of normal values with these quartiles."""
+    low, high = work["quartiles"]
+    return float(np.sqrt(np.pi / 2) * (high - low) / 1.349 / np.sqrt(work["intervals"]) / work["seconds"])
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+def record_rows() -> dict[str, tuple[float, float, float]]:
+    """Recipe -> core-seconds, and mean and half of its 95 % interval in per cent.
+
+    The unit is the arm clipa of cheapest.md, which takes 360 core-seconds: as many as its samples cost on the machine
+    of the row.
+    """
+    arm = records("cheapest")["clipa"]["settings"]
+    rows = {}
+    for path in sorted((DOCS / "records").glob("*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem == "tried":
+            continue
+        measured = row["measured"]
+        unit = sum(arm[f"stages.{stage}.samples"] * each for stage, each in measured["reference"].items()) / 360
+        own = row["samples"] * measured["recipe"]["pretrain"] / unit
+        scores = 100 * np.array(list(row["scores"].values()))
+        half = t_quantile(len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores))
+        rows[path.stem] = own, float(scores.mean()), float(half)
+    return rows
+
+
 # -- the baseline ------------------------------------------------------------------------------------------------------
 
 
@@ -252,4 +311,5 @@ if __name__ == "__main__":
     for form in LINKS:
         fitted = law(form, registered(), AXES)
         print(form, "b", fitted["b"][1:], "F", fitted["f"], "p", fitted["p"], longest(form))
-    print("speed-up", speed_up("0.5"), speed_up("0.75"))
+    print("speed-up", *((speed_up(mask), speed_up_interval(mask)) for mask in ("0.5", "0.75")))
+    print("records", record_rows())

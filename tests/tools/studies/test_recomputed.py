@@ -162,3 +162,15 @@ def test_claims_and_speed_ups() -> None:
         ratio, level = recomputed.speed_up(mask, against)
         cell = row("scaling_study.md", share, after="### Speed-up by masking")[-1]
         assert cell.startswith(f"{ratio:.2f} (") and cell.endswith(f"at {level:.1f} %")
+        low, high = recomputed.speed_up_interval(mask, against)
+        stated = [float(number) for number in re.findall(r"\((.*) to (.*)\)", cell)[0]]
+        assert stated == pytest.approx([low, high], abs=(high - low) / 8), "another bootstrap"
+
+
+def test_record_rows() -> None:
+    found = recomputed.record_rows()
+    assert len(found) >= 4
+    for name, (seconds, mean, half) in found.items():
+        cells = row("records.md", name)
+        assert cells[1] == f"{seconds:.0f}" and cells[2] == f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
+        assert (cells[3] != "not reached") == (mean - half >= 21.3)
