@@ -75,10 +75,13 @@ class Results:
         return self._best_of(rates, self.tried(rates))
 
     def tried(self, rates: str) -> list[float]:
-        """The peaks of the range, ascending. While the best is at an edge, the next further peak belongs to it, too."""
+        """The peaks of the range, ascending. While the best is at an edge, the next further peak belongs to it, too.
+
+        Not if trials of earlier versions were compared by accuracy, whose noise moves the best to an edge.
+        """
         every = sorted(self.study.peaks()[rates])
         tried = [peak for peak in every if peak not in self.study.further]
-        while True:
+        while not self.trials[rates] or self.losses[rates]:
             best = self._best_of(rates, tried)
             if best is None:
                 return tried
@@ -87,6 +90,7 @@ class Results:
             if not added:
                 return tried
             tried = sorted({*tried, *added})
+        return tried
 
     def _best_of(self, rates: str, tried: Sequence[float]) -> float | None:
         if len(tried) == 1:

@@ -15,11 +15,11 @@ from flip.runs.rundir import read_json
 from jobs.common.text import percent
 from jobs.reporting.charts import Level, Mark, Plot, Series
 from jobs.reporting.distributions import Interval
-from jobs.reporting.document import Block, Figure, Text, heading
+from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats
 from tools.studies.arms import BASELINES
-from tools.studies.page import interval, paragraphs, section
+from tools.studies.page import interval, paragraphs, rates_table, section
 from tools.studies.results import Results, is_zero_shot_test, score
 from tools.studies.scaling_design import (
     JOINT,
@@ -97,8 +97,8 @@ Recipe. Augmentation, normalisation and the batch were chosen by ten pilot runs 
 family.
 
 Learning rates. For each model and mask {peaks} are tried, with seed {trial_seed}, on 1/8 of the data at length
-{trial:g}. The best on the validation family is used for all data and lengths of that model and mask; of equals, the
-smallest. The range ended at 0.002 until two trials were complete, of which the lower rate was better.
+{trial:g}. {best} is used for all data and lengths of that model and mask; of equals, the smallest. The range ended at
+0.002 until two trials were complete, of which the lower rate was better.
 
 Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, cost
 at most {budget:g} core-hours (22.5, with the same unit, until the repeat of 8M was shortened: see "Repeated runs").
@@ -132,6 +132,11 @@ been left out. Predictions for each picture of these runs were not kept, so that
 different pictures, which makes the interval wider than a paired one."""
 PAIRED = "The variance of the test pictures is that of the difference of answers to the same pictures."
 
+BY_ACCURACY = "The best on the validation family"
+BY_LOSS = """\
+While the best of a range is at its edge, the next of {further} is tried. The smallest contrastive loss over all
+pictures of the validation family"""
+
 DIGESTS = (
     "A set with several digests differs in the captions of at most 24 of 307,000 pictures. Before version 2 of the data"
     " they depended on the order of Python's sets, which differs between processes."
@@ -163,12 +168,15 @@ class ScalingStudy(ScalingDesign):
 
 def sections(study: ScalingResults) -> list[Block]:
     """The page below its head."""
+    best = BY_ACCURACY
+    if any(study.losses.values()):
+        best = BY_LOSS.format(further=", ".join(f"{peak:g}" for peak in scaling_design.FURTHER))
     rules = RULES.format(
         **study.calibration["machine"], time=study.calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
         peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS),
         trial_seed=TRIAL_SEED, trial=scaling_design.TRIAL,
         budget=scaling_design.CORES * scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit),
-        pictures=pictures(study), pairs=PAIRED if study.is_answered else UNPAIRED,
+        best=best, pictures=pictures(study), pairs=PAIRED if study.is_answered else UNPAIRED,
         draws=scaling_stats.DRAWS, claims=len(CLAIMS) + len(MASKS) - 1, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
@@ -516,18 +524,8 @@ def measures(study: ScalingResults) -> list[Block]:
 
 def learning_rates(study: ScalingResults) -> list[Block]:
     """Validation scores of the trials; a choice at the edge of the tried range is marked."""
-    lines = []
-    edges = scaling_design.PEAKS[0], scaling_design.PEAKS[-1]
-    for work, (model, mask) in scaling_design.WORKS.items():
-        scores = study.trials[work]
-        chosen = study.peaks.get(work)
-        edge = ""
-        if chosen in edges:
-            edge = " (at the edge of the range)"
-        tried = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores.items()) or "-"
-        lines.append((model, mask, tried, f"{chosen:g}{edge}" if chosen else "-"))
-    columns = "model|mask|validation top-1, %, by peak|chosen"
-    return section("Learning rates", columns, lines, text="validation top-1, %, by peak|chosen")
+    cells = rates_table(study, ("model", "mask"), [(arm, work) for work, arm in scaling_design.WORKS.items()])
+    return [heading("Learning rates", 3), Table(cells, text=list(cells[0])[2:])]
 
 
 def repeats(study: ScalingResults) -> list[Block]:

@@ -49,6 +49,8 @@ LENGTHS = (1, 2, 4)
 """In units (``unit``)."""
 PEAKS = (2.5e-4, 5e-4, 1e-3)
 """Peak learning rates that are tried for each model and mask."""
+FURTHER = (1.25e-4, 2e-3)
+"""Peaks that are tried as well if the best of the others is next to them; their cost is not in the budget."""
 TRIAL = 0.5
 """Length of a trial."""
 SEEDS = (0, 1)
@@ -238,6 +240,12 @@ def all_jobs() -> list[ScalingRun]:
     return [job for _, groups in ROUNDS for group in groups for job in jobs_of(group)]
 
 
+def further_trials() -> list[ScalingRun]:
+    fields: dict[str, Any] = {"lengths": (TRIAL,), "seed": TRIAL_SEED}
+    groups = (Group(model, mask=mask, peak=p, **fields) for model, mask in WORKS.values() for p in FURTHER)
+    return [job for group in groups for job in jobs_of(group)]
+
+
 def unit(times: Times) -> int:
     """Samples of a unit, so that all runs fit BUDGET; a multiple of GRAIN."""
     costs = [job.units * times[job.group.work] for job in all_jobs()]
@@ -300,7 +308,7 @@ class ScalingResults(Results):
         group = repeat.group
         same = group.point(repeat.length), group.seed
         peaks = 0.0, self.peaks.get(group.work)
-        firsts = (job for job in all_jobs() if not job.group.repeat and job.group.peak in peaks)
+        firsts = (job for job in [*all_jobs(), *further_trials()] if not job.group.repeat and job.group.peak in peaks)
         names = [job.name for job in firsts if (job.group.point(job.length), job.group.seed) == same]
         return next((self.records[name] for name in names if name in self.records), None)
 
@@ -344,6 +352,8 @@ class ScalingResults(Results):
         waits for its prediction."""
         job = as_scaling_run(run)
         group = job.group
+        if job.kind == "trial":
+            return super().asked(run)
         if is_predicted(job) and not self.prediction:
             return None
         if group.seed not in SEEDS[1:] or len(group.lengths) > 1:
@@ -389,12 +399,14 @@ class ScalingDesign(Study):
     name = NAME
     head = HEAD
     results_class = ScalingResults
+    further = FURTHER
 
     def runs(self) -> Sequence[StudyRun]:
-        return all_jobs()
+        trials = [job for job in all_jobs() if job.kind == "trial"]
+        return [*trials, *further_trials(), *(job for job in all_jobs() if job.kind != "trial")]
 
     def peaks(self) -> Mapping[str, Sequence[float]]:
-        return dict.fromkeys(WORKS, PEAKS)
+        return dict.fromkeys(WORKS, tuple(sorted((*PEAKS, *FURTHER))))
 
     def calibration(self) -> Mapping[str, Entry]:
         entries = {}

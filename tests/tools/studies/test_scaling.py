@@ -162,6 +162,22 @@ def test_trials_run_first_and_determine_peak_learning_rates(tmp_path: Path) -> N
     assert not any(scaling_design.is_predicted(job) for job in ready), "the joint corner waits for its prediction"
 
 
+def test_range_is_extended_if_loss_is_smallest_at_its_edge(tmp_path: Path) -> None:
+    """Trials of the committed runs have no losses, so that their range stays, although two choices are at its edge."""
+    committed = scaling_results(ROOT / "docs")
+    assert min(scaling_design.PEAKS) in committed.peaks.values() and not committed.missing()
+    trials = [job for job in single() if job.kind == "trial"]
+    study = complete(tmp_path, trials)
+    for job in trials:
+        known = record(job)
+        known["evaluations"][0]["loss"] = 5.0 + job.group.peak * (-1 if job.group.mask == "0.75" else 1)
+        write_json(study.folder / "results" / f"{job.name}.json", known)
+    study = scaling_results(tmp_path)
+    missing = {job.group.work: job.group.peak for job in study.ready({}) if job.kind == "trial"}
+    assert missing == {work: 2e-3 if work.endswith("0.75") else 1.25e-4 for work in scaling_design.WORKS}
+    assert study.peaks == {} and "the next of 0.000125, 0.002 is tried" in page(study)
+
+
 def test_trunk_is_trained_again_only_if_cooldown_is_missing(tmp_path: Path) -> None:
     cooldown = next(job for job in single() if job.name == "2m-data8-mask0-s0-x4")
     study = complete(tmp_path, [job for job in single() if job != cooldown])
@@ -373,6 +389,7 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
         ("ROUNDS", rounds),
         ("WORKS", {"0.5M/8, mask 0.5": arm}),
         ("PEAKS", (1e-3,)),
+        ("FURTHER", ()),
         ("GRAIN", 1280),
         ("BUDGET", 1.0),
     ):
