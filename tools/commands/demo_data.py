@@ -15,8 +15,8 @@ emoji   about 1,400 emoji in nine sets of drawings by six makers, with Unicode's
         train (six sets), noto-v1 (validation), twemoji and openmoji (test), unseen (classes that
         training never sees), classes.json
 icons   drawings of 222 icon sets, 308,000 of them to train on, with their names; 15 minutes of a core
-        train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler, carbon and
-        game-icons (test families), retrieval, probe
+        train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler-all, carbon-all and
+        game-icons-all (test families; without -all: a picture per class), retrieval, probe
 
 An interrupted build continues when the command is repeated. The fetched packages stay in packages/; they may be
 deleted."""

@@ -94,10 +94,12 @@ def test_probe_is_ridge_regression_on_random_features(monkeypatch: pytest.Monkey
     learned = baseline.Reduced(pixels, pixels[:, :6], [], labels, keys)
     known = np.where(random.random(len(pixels)) < 0.1, -1, labels)
     shown = baseline.Reduced(pixels[:500], pixels[:500, :6], [], labels[:500], keys[:500])
-    probed = baseline.probe(learned, known, shown, "colour")
+    probed = baseline.probe(baseline.fit(learned, known, "colour"), shown, "colour")
     assert probed["pictures"] == (known >= 0).sum() and probed["top1"] > 0.95
     other = baseline.Reduced(shown.thumbnails, shown.shapes, [], 2 - labels[:500], keys[:500])
-    assert baseline.probe(learned, known, other, "colour")["top1"] == pytest.approx(1 - probed["top1"])
+    assert baseline.probe(baseline.fit(learned, known, "colour"), other, "colour")["top1"] == pytest.approx(
+        1 - probed["top1"]
+    )
 
 
 def test_answers_are_packed_and_checked() -> None:
