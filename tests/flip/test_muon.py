@@ -22,7 +22,7 @@ from flip.training import optimizer as training_optimizer
 from flip.training import trainer
 from tests.flip.distributed.test_parallel import built, compute, launch
 from tests.flip.models.test_clip import sized, tiny
-from tests.flip.training.test_user_callbacks import assert_same, created, state, trained
+from tests.flip.training.test_user_callbacks import assert_same, created, killed, state, trained
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -180,7 +180,10 @@ def uninterrupted(config, world):
 
 @pytest.mark.long
 def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
-    """Stopped in both stages: between commits, and after the border at which the momenta start new."""
+    """Stopped in both stages: between commits, and after the border at which the momenta start new.
+
+    Killed in the first one.
+    """
     data = make_dataset(tmp_path / "data", samples=120, shards=2, chunk=4, classes=4)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, world=1, samples=(4, 4))
@@ -189,6 +192,9 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     config.checkpoint.samples = 2 * BATCH
     config.optim.name = "muon"
     calm = trained(created(tmp_path, "calm", config), None)
+    dead = created(tmp_path, "killed", config)
+    killed(dead, 3)
+    assert_same(trained(dead, None), calm)
     original_step = trainer.Trainer.train_step
 
     def interrupted(self, *args):

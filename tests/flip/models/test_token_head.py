@@ -31,7 +31,7 @@ from tests.flip.distributed.rehearsal import Counting, fake_world
 from tests.flip.distributed.test_parallel import built, compute, launch
 from tests.flip.models.test_clip import captions, sized
 from tests.flip.training.test_grad_cache import batch
-from tests.flip.training.test_user_callbacks import created, state, trained
+from tests.flip.training.test_user_callbacks import assert_same, created, killed, state, trained
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import caption, make_dataset, make_tokenizer
@@ -247,6 +247,15 @@ def test_stopped_run_ends_with_the_same_bits(data, tmp_path, calm, monkeypatch, 
     expected, actual = state(calm), state(run)
     assert actual.keys() == expected.keys() and any("head.weight" in name for _, name in actual)
     assert [key for key in actual if not torch.equal(actual[key], expected[key])] == []
+
+
+@pytest.mark.long
+def test_killed_run_ends_with_the_same_bits(data, tmp_path, calm):
+    """Killed in the last stage: the head and its moments come from the commit before."""
+    run = created(tmp_path, "killed", configured(data, 0.5, 0, 1))
+    killed(run, 11)
+    assert not run.result.exists() and commit.commits(run)
+    assert_same(trained(run, None), calm)
 
 
 @pytest.mark.long

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,26 @@ def trained(run, files, attempts=1):
         finally:
             parallel.stop()
     return run
+
+
+def killed(run, step):
+    """Train in a process that is killed before a step: it saves nothing more."""
+    process = get_context("spawn").Process(target=_train_until_killed, args=(run.path, step))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _train_until_killed(path, step):
+    original_step = Trainer.train_step
+
+    def dies(self, *args):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original_step(self, *args)
+
+    Trainer.train_step = dies
+    trained(RunDir(path), None)
 
 
 def state(run):
