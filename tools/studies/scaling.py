@@ -565,12 +565,15 @@ def leakage(study: ScalingResults) -> list[Block]:
     note = "Held-out pictures with a near-duplicate in training, per cent, before and after the check of the data;"
     columns = "family|pictures|before|after|before, twice|after, twice"
     note += " the last two columns at twice the limit of the check."
+    near = []
     for family in study.tests:
         rows = [row for row in (study.baseline or {}).get("sets", ()) if row["set"] == family]
         shares = {row["train"]: percent(row["near_2x"]) for row in rows}
         if shares:
-            note += f" Of the zero-shot pictures of {family} at twice the limit, with 1/64, 1/8 and all of the data:"
-            note += f" {', '.join(shares.values())}."
+            near.append(f"{family} {', '.join(shares.values())}")
+    if near:
+        note += " Of the zero-shot pictures at twice the limit, with 1/64, 1/8 and all of the data:"
+        note += f" {'; '.join(near)}."
     return section("Leakage", columns, lines, note)
 
 
