@@ -147,7 +147,8 @@ Differences in points, the last two as ratios of costs; in brackets 95 % interva
 of Tables 1a and 1b at a batch of 16k (68.6, 68.5 and 65.8 for masks of 0, 50 and 75 %); its Table 1a doubles the batch
 with the mask, and there 50 % gains 1.0. Earlier versions of this page compared with that and called our loss at equal
 batch opposite. Confounded: the learning rate of mask 75 % is at the edge of the range, chosen at length 0.5 by 11, 7
-and 6 right pictures of 563, and used up to length 4."""
+and 6 right pictures of 563, and used up to length 4. That of 8M/8 is at the edge, too: a smaller one might make the
+larger model more accurate."""
 
 SIZE = """\
 The differences between models, data sets and lengths depend on where a study stands on their
