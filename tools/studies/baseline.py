@@ -66,12 +66,16 @@ class Reduced:
 def write(study: Study, docs: Path, cache: Path) -> Path:
     """Compute the baseline of all training sets of a study on all of its test sets; returns the file.
 
-    Raises ConfigError if a data set is absent.
+    It is written after each training set, with the former rows of the sets that follow. Raises ConfigError if a data
+    set is absent.
     """
     tests = study.test_sets()
     shown = {test.name: read(cache / test.folder) for test in tests}
+    path = docs / study.name / FILE
     rows = []
-    for name, folder in study.training_sets().items():
+    trained = study.training_sets()
+    left = [row for row in (read_json(path) or {}).get("sets", ()) if row["train"] in trained]
+    for name, folder in trained.items():
         learned = read(cache / folder)
         fitted: dict[tuple[bytes, str], Probe] = {}
         for test in tests:
@@ -87,9 +91,10 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
                 if same not in fitted:  # several test sets may have the same classes
                     fitted[same] = fit(learned, known, by)
                 rows.append(row | {"method": PROBE} | probe(fitted[same], shown[test.name], by) | distances)
-    output_folder(docs / study.name)
-    path = docs / study.name / FILE
-    write_json(path, {"what": WHAT, "sets": rows, "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
+        left = [row for row in left if row["train"] != name]
+        output_folder(path.parent)
+        moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+        write_json(path, {"what": WHAT, "sets": [*rows, *left], "time": moment})
     return path
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,20 @@ def test_command_writes_nearest_neighbours(
     right = answers.right(rows["openmoji"])
     assert right is not None and right.sum() == 3
     assert SMALL.test_sets()[0].name == "validation"
+
+
+def test_interrupted_call_keeps_training_sets_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "FEATURES", 256)
+    write_sets(tmp_path)
+    study: Any = SimpleNamespace(name="two", test_sets=SMALL.test_sets)
+    study.training_sets = lambda: {"first": "emoji/train", "second": "emoji/absent"}
+    old = [{"train": "first", "top1": 0.5}, {"train": "second", "top1": 0.25}]
+    (tmp_path / "docs" / "two").mkdir(parents=True)
+    write_json(tmp_path / "docs" / "two" / "baseline.json", {"sets": old})
+    with pytest.raises(ConfigError, match="the data set is absent"):
+        baseline.write(study, tmp_path / "docs", tmp_path)
+    rows = (read_json(tmp_path / "docs" / "two" / "baseline.json") or {})["sets"]
+    assert [row["train"] for row in rows] == 12 * ["first"] + ["second"] and rows[-1] == old[1]
 
 
 def test_absent_data_set_is_an_error(tmp_path: Path) -> None:
