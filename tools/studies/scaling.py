@@ -194,8 +194,8 @@ def pictures(study: ScalingResults) -> str:
     if set(study.tests) == set(scaling_design.FAMILIES):
         return f"These runs were scored on {number:,} pictures, one per class; new runs score all (docs/icons.md)."
     if number:
-        return f"All {number:,} pictures of their classes count."
-    return "All pictures of their classes count."
+        return f"All {number:,} pictures whose names training has count."
+    return "All pictures whose names training has count."
 
 
 def missing(study: ScalingResults) -> list[Block]:

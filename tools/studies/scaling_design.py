@@ -43,7 +43,7 @@ DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all
 FAMILIES = ("tabler", "carbon", "game-icons")
 """Test families: a set of a picture per class, which the committed runs were scored on."""
 EVERY = tuple(f"{family}-all" for family in FAMILIES)
-"""All pictures of these classes, which the recipe icons scores."""
+"""All pictures of these families whose names training has, which the recipe icons scores."""
 MASKS = ("0", "0.5", "0.75")
 LENGTHS = (1, 2, 4)
 """In units (``unit``)."""

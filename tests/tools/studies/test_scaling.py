@@ -314,7 +314,7 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     leakage = {"pictures": 5000, "near_before": 0.12, "near_after": 0.0, "near_before_2x": 0.2, "near_after_2x": 0.1}
     write_json(study.folder / "data.json", {"leakage": {"tabler": leakage}})
     text = page(complete(tmp_path, scaling_design.all_jobs()))
-    assert "runs are missing" not in text and "All pictures of their classes count." in text
+    assert "runs are missing" not in text and "All pictures whose names training has count." in text
     assert row(text, "A larger model is more accurate")[-1] == "shown"
     assert row(text, "More data gain more than longer training")[-1] == "opposite"
     assert row(text, "Mask 50 % costs accuracy")[1] == "+0.1", "the paper's numbers at equal batch"

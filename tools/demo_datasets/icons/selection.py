@@ -85,9 +85,12 @@ def classes(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> di
     return {drawing.icon.subject: drawing for drawing in sorted(distinct, key=lambda d: d.icon.subject)}
 
 
-def pictures(drawings: Sequence[Drawing], classes: Mapping[str, Drawing]) -> list[Drawing]:
-    """All drawings of one family that show one of its classes: its filled, outlined and numbered variants as well."""
-    return [drawing for drawing in drawings if drawing.icon.subject in classes]
+def pictures(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> list[Drawing]:
+    """All drawings of one family whose name training has: filled, outlined and numbered variants, rare names as well.
+
+    A name that training does not have is left out, as nothing but chance could find it.
+    """
+    return [drawing for drawing in drawings if training.get(drawing.icon.subject)]
 
 
 def retrieval(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> list[Drawing]:
