@@ -77,7 +77,7 @@ def write(study: Study, docs: Path, cache: Path) -> Path:
     left = [row for row in (read_json(path) or {}).get("sets", ()) if row["train"] in trained]
     for name, folder in trained.items():
         learned = read(cache / folder)
-        fitted: dict[tuple[bytes, str], Probe] = {}
+        fitted: dict[tuple[bytes, str], PixelProbe] = {}
         for test in tests:
             classes = read_json(cache / test.classes)
             if classes is None:
@@ -147,7 +147,7 @@ def score(learned: Reduced, known: NDArray[np.int64], shown: Reduced, by: str) -
 
 
 @dataclass(frozen=True)
-class Probe:
+class PixelProbe:
     """A linear classifier on positive parts of random projections (D, F) of pixels with this mean and deviation."""
 
     mean: Array
@@ -168,14 +168,14 @@ class Probe:
         return np.maximum((pixels - self.mean) / self.deviation @ self.projections + self.biases, 0)
 
 
-def fit(learned: Reduced, known: NDArray[np.int64], by: str) -> Probe:
+def fit(learned: Reduced, known: NDArray[np.int64], by: str) -> PixelProbe:
     """Ridge regression of the classes of the training pictures that have one."""
     usable = known >= 0
     pixels = _pixels(learned, by)[usable]
     random = np.random.default_rng(0)
     side = pixels.shape[1]
     classes, targets = np.unique(known[usable], return_inverse=True)
-    probe = Probe(
+    probe = PixelProbe(
         mean=pixels.mean(axis=0),
         deviation=max(float(pixels.std()), 1e-6),
         projections=(random.standard_normal((side, FEATURES)) / np.sqrt(side)).astype(np.float32),
@@ -193,7 +193,7 @@ def fit(learned: Reduced, known: NDArray[np.int64], by: str) -> Probe:
     return replace(probe, weights=np.linalg.solve(squares, sums.T))
 
 
-def probe(fitted: Probe, shown: Reduced, by: str) -> dict[str, Any]:
+def probe(fitted: PixelProbe, shown: Reduced, by: str) -> dict[str, Any]:
     """Top-1 of a linear classifier on random features of the pixels, and the answers."""
     return _answers(fitted.named(_pixels(shown, by)), shown, fitted.pictures)
 
