@@ -18,7 +18,7 @@ from jobs.reporting.distributions import Interval
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats
-from tools.studies.arms import BASELINES
+from tools.studies.arms import BASELINES, PROBE_NOTE
 from tools.studies.page import interval, paragraphs, rates_table, section
 from tools.studies.results import Results, is_zero_shot_test, score
 from tools.studies.scaling_design import (
@@ -520,6 +520,12 @@ def measures(study: ScalingResults) -> list[Block]:
     if known:
         note += f" {PIXELS.capitalize()} at 16 x 16 pixels (flip study --baseline), mean over the test families:"
         note += f" {', '.join(known)}. By colour or by shape, whichever is better on validation."
+    probed = {data for data in scaling_design.DATA if study.pixels(VALIDATION, data, "probe") is not None}
+    if probed:
+        note += f" {PROBE_NOTE.strip()}"
+        left = [data for data in scaling_design.DATA if data not in probed]
+        if left:
+            note += f" It was not computed with {' and '.join(left)} of the data."
     return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
 
 

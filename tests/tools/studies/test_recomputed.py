@@ -104,10 +104,16 @@ def test_no_run_of_the_scaling_study_reaches_the_baseline_of_its_data() -> None:
         if run["kind"] == "run":
             reached = np.mean([baseline[data, family][1] for family in recomputed.FAMILIES])
             assert 100 * recomputed.accuracy(run) < reached, name
-    for data in shares.values():
-        cells = row("scaling_study.md", f"nearest training picture, {data} of the data")
-        shown_sets = ("validation", *recomputed.FAMILIES)
-        assert cells[2:6] == [f"{baseline[data, name][1]:.1f}" for name in shown_sets]
+    probe = recomputed.pixels("scaling_study", "probe")
+    for title, counted in (("nearest training picture", baseline), ("linear probe, random features", probe)):
+        for data in dict.fromkeys(train for train, _ in counted):
+            cells = row("scaling_study.md", f"{title}, {data} of the data")
+            shown_sets = ("validation", *recomputed.FAMILIES)
+            assert cells[2:6] == [f"{counted[data, name][1]:.1f}" for name in shown_sets]
+    assert {train for train, _ in baseline} == set(shares.values())
+    page = (DOCS / "scaling_study.md").read_text(encoding="utf-8")
+    for data in set(shares.values()) - {train for train, _ in probe}:
+        assert f"It was not computed with {data} of the data." in page
 
 
 def test_laws_and_their_lack_of_fit() -> None:
