@@ -11,7 +11,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flip.config import gpu_software, schema
+from flip.distributed.compile_cache import code_folder
 from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
-from flip.files.creation import private_folder
 from flip.runs.errors import FlipError
 
 if TYPE_CHECKING:
@@ -259,12 +258,8 @@ def set_compile_caches(folder: Path | None = None) -> None:
     and locks what is slow to compile. torch's default is /tmp/torchinductor_USER, whoever owns it. Variables that are
     set already stay.
     """
-    try:
-        folder = private_folder(folder or Path(tempfile.gettempdir()) / f"flip-compile-{os.geteuid()}")
-    except PermissionError:  # it belongs to another user
-        folder = Path(tempfile.mkdtemp(prefix="flip-compile-"))
     # Code for a CPU is compiled for its instructions, which torch does not make a part of the name.
-    folder /= torch.backends.cpu.get_cpu_capability()
+    folder = code_folder(folder) / torch.backends.cpu.get_cpu_capability()
     for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(name, str(folder / part))
 

@@ -391,11 +391,11 @@ def test_rank_process_ignores_prepared_temporary_folders(users, precious):
     assert done.returncode == 0, done.stderr
     lines = [list(map(Path, line.split())) for line in done.stdout.splitlines()]
     assert len(lines) == 2
-    for temporary, *caches in lines:
+    for _, *caches in lines:
         for cache in caches:
-            folder = cache.parents[1]
-            assert folder.parent == temporary and folder.name != f"flip-compile-{users.alice.uid}"
-            assert folder.stat().st_uid == users.alice.uid and folder.stat().st_mode & 0o77 == 0
+            folder = cache.parents[2]
+            assert folder.parent == users.folder / "tmp" and folder.name.startswith("pymp-"), "multiprocessing's folder"
+            assert not folder.exists(), "it ends with its process"
     assert record.exists()
 
 
