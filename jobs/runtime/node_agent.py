@@ -24,14 +24,12 @@ import contextlib
 import gc
 import importlib
 import os
-import runpy
 import select
 import signal
 import socket
 import sys
 import time
 import traceback
-import types
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +60,7 @@ from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.runtime import check_process, health, network_check
 from jobs.runtime.cpu_shares import share_of_cpus
+from jobs.runtime.forked_rank import execute, preloads, unsafe_to_fork
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
@@ -545,49 +544,10 @@ class NodeAgent:
             sessions.kill_session(rank.pid, rank.start)
 
 
-def unsafe_to_fork(process: Path = Path("/proc/self")) -> str:
-    """Why this process must not be forked; empty if it may. ``process``: its folder in /proc."""
-    if not (process / "task").exists():
-        return "this system has no /proc"
-    threads = len(os.listdir(process / "task"))
-    if threads > 1:
-        return f"the agent has {threads} threads"
-    for name in os.listdir(process / "fd"):
-        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
-            if os.readlink(process / "fd" / name).startswith("/dev/nvidia"):
-                return "the agent has opened a GPU"
-    return ""
-
-
 def own_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     """What the agent says of itself: its node, by the scheduler's name, and the number of it in the allocation."""
     node = environ.get("SLURMD_NODENAME") or socket.gethostname()
     return {"node": node, "index": int(environ.get("SLURM_NODEID", 0)), "pid": os.getpid()}
-
-
-def preloads(module: str) -> Sequence[str]:
-    """The modules that ranks import, as the one that they execute names them."""
-    names: Sequence[str] = getattr(importlib.import_module(module), "PRELOAD", ())
-    sys.modules.pop(module)  # it is executed as the main program, not imported
-    return names
-
-
-def execute(module: str, path: str) -> int:
-    """Run a module as the main program of this process; returns its exit code.
-
-    ``__main__`` is an empty module: multiprocessing imports the main module in loader processes, and that of this
-    process is the agent.
-    """
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.argv = [module, path]
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as leaving:
-        if leaving.code is None or isinstance(leaving.code, int):
-            return leaving.code or 0
-        print(leaving.code, file=sys.stderr)
-        return 1
-    return 0
 
 
 def note(text: str) -> None:

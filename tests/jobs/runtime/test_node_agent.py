@@ -178,16 +178,6 @@ def test_start_ends_a_measurement_that_still_runs(node):
     node.until(lambda: len(node.left()) == 2)
 
 
-def test_process_that_has_opened_a_gpu_is_not_forked(tmp_path):
-    (tmp_path / "task" / "1").mkdir(parents=True)
-    (tmp_path / "fd").mkdir()
-    (tmp_path / "fd" / "0").symlink_to("/dev/null")
-    assert node_agent.unsafe_to_fork(tmp_path) == ""
-    (tmp_path / "fd" / "7").symlink_to("/dev/nvidiactl")
-    assert node_agent.unsafe_to_fork(tmp_path) == "the agent has opened a GPU"
-    assert node_agent.unsafe_to_fork(tmp_path / "elsewhere") == "this system has no /proc"
-
-
 def test_killed_rank_ends_its_peers_and_next_attempt_starts_on_same_agent(node):
     records = node.start_agent().start()
     for n in (1, 2, 3):
