@@ -20,6 +20,7 @@ of any other check is not known, because a cold file system or a slow start is n
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import os
@@ -34,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.files import deletion
+from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
 from flip.runs.rundir import write_bytes
 from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN
@@ -55,6 +56,9 @@ LEAST_MEMORY = 256 * MEBIBYTE
 LEAST_FREE = 16 * MEBIBYTE
 """On each disk, and in /dev/shm: batches of a run need more, but their size is the plan's matter."""
 FILE_BYTES = MEBIBYTE
+FILE_NAME = ".health"
+LEFT_SECONDS = 600.0
+"""Age after which the file of a check belongs to a process that was killed."""
 
 FATAL_XIDS = (64, 79, 95, 119, 120)
 """Errors of NVIDIA's driver: a row could not be remapped, the GPU is off the bus, an uncontained memory error, and a
@@ -167,12 +171,13 @@ def check_folder(folder: Path) -> Finding:
 def _check_folder(folder: Path) -> Finding:
     free = os.statvfs(folder)
     available = free.f_bavail * free.f_frsize
-    temporary, handle = create_sibling(folder / ".health")  # its name tells the next attempt that it may be removed
+    temporary, handle = create_sibling(folder / FILE_NAME)  # its name tells the next attempt that it may be removed
     os.close(handle)
     data = os.urandom(FILE_BYTES)
     try:
         write_bytes(temporary, data)
         same = read_regular(temporary) == data
+        _remove_left(folder, temporary.stat().st_mtime)
     finally:
         deletion.delete_file(temporary, missing_ok=True)
     if not same:
@@ -180,6 +185,14 @@ def _check_folder(folder: Path) -> Finding:
     if available < LEAST_FREE:
         return FAILED, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
     return OK, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
+
+
+def _remove_left(folder: Path, now: float) -> None:
+    """Remove what killed checks of this user have left. ``now``: by the clock of the file system."""
+    for path in folder.glob(f"{FILE_NAME}.tmp.*"):
+        with contextlib.suppress(OSError):
+            if ownership.is_mine(path) and now - path.lstat().st_mtime > LEFT_SECONDS:
+                deletion.delete_file(path)
 
 
 def check_memory(path: Path = Path("/proc/meminfo")) -> Finding:

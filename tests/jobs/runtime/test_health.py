@@ -51,6 +51,19 @@ def test_healthy_node_passes_in_fork(tmp_path):
     assert json.loads(done.stdout) == dict.fromkeys(ON_ALL_NODES, OK), done.stderr
 
 
+def test_check_removes_files_of_killed_checks(tmp_path, monkeypatch):
+    """Nothing else does it in /dev/shm and on the local disk. Another check may be at work at the same time."""
+    monkeypatch.setattr(health.ownership, "is_mine", lambda path: path.name != ".health.tmp.foreign")
+    for name, age in (("old", 3600), ("old.tmp.0", 3600), ("foreign", 3600), ("new", 0)):
+        path = tmp_path / f".health.tmp.{name}"
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / ".health").write_bytes(b"")
+    os.utime(tmp_path / ".health", (0, 0))
+    assert health.check_folder(tmp_path)[0] == OK
+    assert sorted(os.listdir(tmp_path)) == [".health", ".health.tmp.foreign", ".health.tmp.new"]
+
+
 @pytest.mark.long
 def test_missing_gpu_fails_with_evidence(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
