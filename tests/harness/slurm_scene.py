@@ -86,6 +86,8 @@ class SlurmScene:
         self.squeue = squeue
         self.folder = folder / name
         self.name = name
+        self.env = {}
+        """Variables of the ranks."""
         self.runs = []
         self.seen = []
         self.rows = {}
@@ -104,7 +106,8 @@ class SlurmScene:
         self.cluster = SlurmBackend(profile(hours=hours, **fields))
         resources = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         resources = replace(resources, **(shape or {}))
-        self.cluster.submit([Job(run, ROOT, resources, module="tests.slurm.scripted") for run in self.runs])
+        fields = {"env": self.env, "module": "tests.slurm.scripted"}
+        self.cluster.submit([Job(run, ROOT, resources, **fields) for run in self.runs])
         self.watch()
 
     def ready(self, n=1):

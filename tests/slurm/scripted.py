@@ -36,7 +36,8 @@ class Signals:
         for name in NOTED:
             signal.signal(getattr(signal, f"SIG{name}"), lambda *_: None)
         variables = {"node": "SLURMD_NODENAME", "gpus": "CUDA_VISIBLE_DEVICES", "address": "MASTER_ADDR"}
-        self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in variables.items()}})
+        facts = {"pid": os.getpid(), "cpus": sorted(os.sched_getaffinity(0))}
+        self.write({**facts, **{key: os.environ.get(name, "") for key, name in variables.items()}})
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, [getattr(signal, f"SIG{name}") for name in STOP]
         )  # jobs/host/rank_entry.py blocks

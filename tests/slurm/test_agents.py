@@ -15,6 +15,7 @@ from jobs.common.job import JobResources
 from jobs.host import processes
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import wait_until
+from tests.harness.leftovers import Leftovers
 from tests.harness.slurm_scene import SlurmScene, profile, slurm
 from tests.harness.training_run import TrainingRun, configuration
 from tests.jobs.host.agents.task import processes_of
@@ -38,10 +39,12 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def scene(site, request):
+def scene(site, request, tmp_path_factory):
     cluster, squeue, folder = site
     name = request.node.name.replace("[", "-").strip("]")
     scene = SlurmScene(cluster, squeue, folder, name)
+    scene.left = Leftovers(tmp_path_factory.mktemp("t") / "t")
+    scene.env = {"TMPDIR": str(scene.left.temporary)}
     yield scene
     scene.close()
 
@@ -70,6 +73,7 @@ def end(scene):
     (run,) = scene.runs
     # An agent whose task was killed gives its ranks this time to save.
     wait_until(lambda: not processes_of(run), "the end of its processes", ORPHAN_GRACE_SECONDS + 20)
+    assert scene.left.find() == []
     record = scene.record()
     ends = [read_json(run.attempt(n) / "end.json") or {} for n in run.attempt_numbers()]
     return [row.get("cause") for row in ends], int(record["job"]["Restarts"]), record["end"]["state"]
@@ -277,6 +281,11 @@ def test_node_lost_by_ranks_of_srun_in_elastic_job_is_no_crash(scene):
 class SlurmTrainingRun(TrainingRun):
     """A training of two ranks on two nodes of a real Slurm, with node agents."""
 
+    def __init__(self, folder, name, config):
+        super().__init__(folder, name, config)
+        self.left = Leftovers(folder / f"{name}.t")
+        self.env["TMPDIR"] = str(self.left.temporary)
+
     def open(self):
         (self.run.path / "calls").mkdir()  # of the site's scontrol
         return SlurmBackend(profile(agents=True))
@@ -304,22 +313,17 @@ def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
     calm.submit()
     calm.wait_over()
     stormy.submit()
-    stormy.wait_step(7)
-    os.kill(stormy.ranks()[0]["pid"], signal.SIGKILL)
-    start = time.monotonic()
-    stormy.wait_attempt(2)
-    stormy.wait_step(1, 2)
-    print(f"{time.monotonic() - start:.1f} s from a killed rank to the next step")
-    stormy.wait_step(12)
-    os.kill(int(processes.read_stat(stormy.ranks()[0]["pid"])[1][1]), signal.SIGKILL)
-    start = time.monotonic()
-    stormy.wait_step(1, 3)
-    print(f"{time.monotonic() - start:.1f} s from a killed agent to the next step")
-    stormy.wait_step(20, 3)
-    os.kill(stormy.ranks()[0]["pid"], signal.SIGSTOP)
-    start = time.monotonic()
-    stormy.wait_step(1, 4)
-    print(f"{time.monotonic() - start:.1f} s from a stopped rank to the next step")
+    for n, step, fault in ((1, 7, "killed rank"), (2, 12, "killed agent"), (3, 20, "stopped rank")):
+        stormy.wait_step(step, n)
+        pid = stormy.ranks()[0]["pid"]
+        stormy.left.note(row["pid"] for row in stormy.ranks())
+        if fault == "killed agent":
+            pid = int(processes.read_stat(pid)[1][1])
+        os.kill(pid, signal.SIGSTOP if fault == "stopped rank" else signal.SIGKILL)
+        start = time.monotonic()
+        stormy.wait_step(1, n + 1)
+        print(f"{time.monotonic() - start:.1f} s from a {fault} to the next step")
+        assert stormy.left.find(n + 1) == [], fault
     stormy.wait_over()
     causes = [read_json(stormy.run.attempt(n) / "end.json")["cause"] for n in stormy.run.attempt_numbers()]
     assert causes == ["crash", "node", "hang", "complete"]
@@ -327,4 +331,5 @@ def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
     assert len({row["job"] for row in jobs}) == 1 and not any("restarts" in row for row in jobs), "no requeue"
     for run in (calm.run, stormy.run):
         wait_until(lambda run=run: not processes_of(run), "the end of its processes", 60.0)
+    assert (calm.left.find(), stormy.left.find()) == ([], [])
     check_equal(calm, stormy)

@@ -8,7 +8,7 @@ from flip.checkpoint.remote_folder import OWNER_FILE
 from flip.config.derived import stage_spans
 from flip.data.storage import s3
 from flip.runs import commit
-from flip.runs.rundir import read_json
+from flip.runs.rundir import OWNER, read_json
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, INTERVAL, decoded_images
 from tests.s3.servers import BUCKET, SECRET
@@ -169,8 +169,11 @@ def nothing_left(storm):
     assert not running, "\n".join(running)
     for run in storm.runs:
         assert run.leftovers() == ([], []), run.leftovers()
-    copies = [path.name for path in (storm.scene.folder / "tmp").glob("flip-*")]
-    assert not copies, copies
+    temporary = storm.scene.folder / "tmp"
+    folders = [path.name for path in temporary.glob("flip-*")]
+    for mark in temporary.glob(f"pymp-*/{OWNER}"):  # of ranks; those of the storm itself have no record
+        folders.append(f"{mark.parent.name} of {read_json(mark)}")
+    assert not folders, folders
     objects = {key for key, _ in s3.S3Storage().list(f"s3://{BUCKET}/checkpoints/")}
     remote = [run for run in storm.runs if (run.run.checkpoints / "url.json").exists()]
     referenced = {
