@@ -18,6 +18,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.host.processes import read_stat
 from jobs.local.backend import LocalBackend
 from tests.flip.models.test_clip import as_radford
+from tests.harness.leftovers import Leftovers
 from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_images
 from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
@@ -93,27 +94,32 @@ def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
     check_data(storm, decoded_images(data))
 
 
-def test_run_restarts_from_its_agent_to_same_bits(data, tmp_path):
+def test_run_restarts_from_its_agent_to_same_bits(data, tmp_path, tmp_path_factory, monkeypatch):
     """A rank is killed, a rank is stopped, and the agent itself is killed. The ranks of attempts 1 to 3 are forked from
-    one agent; those of a killed agent save."""
+    one agent; those of a killed agent save. Nothing of an attempt is left when the next one steps."""
     config = configuration(data, world=2, samples=(24, 4))
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
     storm = TrainingRun(tmp_path, "storm", config)
     calm.submit()
     calm.wait_over()
+    left = Leftovers(tmp_path_factory.mktemp("t"))
+    monkeypatch.setenv("TMPDIR", str(left.temporary))
     storm.submit()
     agents = []
     for n, step, fault in ((1, 7, "kill"), (2, 12, "stop"), (3, 17, "kill the agent")):
         storm.wait_step(step, attempt=n)  # after a commit of this attempt
+        left.note(row["pid"] for row in storm.ranks())
         agents.append({int(read_stat(row["pid"])[1][1]) for row in storm.ranks()})
         if fault == "kill the agent":
             os.kill(*agents[-1], signal.SIGKILL)
         else:
             storm.kill(rank=n - 1, number=signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
-        storm.wait_attempt(n + 1)
+        storm.wait_step(1, attempt=n + 1)
+        assert left.find(n + 1) == [], fault
     storm.wait_over()
     assert agents[0] == agents[1] == agents[2] and len(agents[0]) == 1
     assert [end["cause"] for end in ends(storm, 4)] == ["crash", "hang", "stopped", "complete"]
+    storm.wait(lambda: not left.find(), "the end of its temporary files")
     check_equal(calm, storm, scores=4)
     check_data(storm, decoded_images(data))
 

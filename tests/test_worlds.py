@@ -10,9 +10,9 @@ from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
-from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_images
+from tests.harness.training_run import TrainingRun, configuration, decoded_images
 from tests.synthetic import make_dataset, make_tokenizer
-from tests.verdicts import check_attempts, check_data, check_equal
+from tests.verdicts import check_attempts, check_data, check_equal, check_ids
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
@@ -116,23 +116,3 @@ def test_replicated_weights_resume_from_url_to_same_bits(data, tmp_path):
     check_equal(calm, storm, scores=3)
     check_attempts(storm)
     assert storm.run.newest_attempt() == 2 and not list(storm.run.checkpoints.rglob("*.safetensors"))
-
-
-def check_ids(arena):
-    """Check the samples of each batch as ``check_data`` does, for attempts with different numbers of ranks."""
-    order = arena.order()
-    seen = set()
-    for n in arena.run.attempt_numbers():
-        rows = witness(arena, n)
-        for samples, ids in rows.items():
-            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
-            seen.add(samples)
-    assert seen == set(range(0, stage_spans(arena.config)[-1].end, BATCH))
-
-
-def witness(arena, n):
-    """Return samples -> ids of the global batch in attempt n, for steps that all its ranks finished."""
-    arena.world = len(list((arena.run.path / "witness").glob(f"{n}.*.jsonl")))
-    if arena.world:
-        return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()}
-    return {}

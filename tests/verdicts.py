@@ -58,6 +58,26 @@ def check_data(arena, images):
     assert seen == expected.keys()
 
 
+def check_ids(arena):
+    """Check the samples of each batch as ``check_data`` does, for attempts with different numbers of ranks."""
+    order = arena.order()
+    seen = set()
+    for n in arena.run.attempt_numbers():
+        rows = witness(arena, n)
+        for samples, ids in rows.items():
+            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
+            seen.add(samples)
+    assert seen == set(range(0, stage_spans(arena.config)[-1].end, BATCH))
+
+
+def witness(arena, n):
+    """Return samples -> ids of the global batch in attempt n, for steps that all its ranks finished."""
+    arena.world = len(list((arena.run.path / "witness").glob(f"{n}.*.jsonl")))
+    if arena.world:
+        return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()}
+    return {}
+
+
 def ends(arena, upto):
     return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
 

@@ -10,16 +10,17 @@ SHARED_MEMORY = "/dev/shm/"
 
 
 class Leftovers:
-    """Of processes whose folder for temporary files (TMPDIR) is ``temporary``, which must be theirs alone."""
+    """Of processes whose folder for temporary files (TMPDIR) is ``temporary``, an empty one with a short path: sockets
+    do not fit into others."""
 
     def __init__(self, temporary):
         self.temporary = temporary
-        self.temporary.mkdir()
         self._processes = {}
         self._memory = set()
 
     def note(self, pids):
-        """Note processes that must end, with all that descends from them, and their shared memory."""
+        """Note ranks that must end, with all that descends from them, and their shared memory."""
+        assert any(self.temporary.iterdir()), "ranks use another folder for temporary files"
         for pid in family(pids):
             self._processes[pid] = sessions.start_time(pid)
             self._memory |= shared_memory(pid)
@@ -28,8 +29,13 @@ class Leftovers:
         """Noted processes and shared memory that still exist, and temporary files but for those of an attempt."""
         alive = [f"process {pid}" for pid, start in self._processes.items() if sessions.alive(pid, start)]
         memory = [path for path in self._memory if os.path.exists(path)]
-        files = [str(path) for path in self.temporary.iterdir() if attempt is None or owner(path) != attempt]
-        return alive + memory + files
+        paths = [path for path in self.temporary.iterdir() if not is_of_torch(path)]
+        return alive + memory + [str(path) for path in paths if attempt is None or owner(path) != attempt]
+
+
+def is_of_torch(path):
+    """Whether the import of torch's compiler makes this empty folder, under the same name in each process."""
+    return path.name.startswith("torchinductor_") and not any(path.iterdir())
 
 
 def owner(folder):

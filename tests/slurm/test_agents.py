@@ -22,7 +22,7 @@ from tests.jobs.host.agents.task import processes_of
 from tests.slurm.scenarios import AGAIN, GRACE, HERE, LONG, SHORT, WAITING_MINUTE
 from tests.slurm_site import require
 from tests.synthetic import make_dataset, make_tokenizer
-from tests.verdicts import check_equal
+from tests.verdicts import check_equal, check_ids
 
 pytestmark = pytest.mark.slurm
 TWICE = {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}}
@@ -43,7 +43,7 @@ def scene(site, request, tmp_path_factory):
     cluster, squeue, folder = site
     name = request.node.name.replace("[", "-").strip("]")
     scene = SlurmScene(cluster, squeue, folder, name)
-    scene.left = Leftovers(tmp_path_factory.mktemp("t") / "t")
+    scene.left = Leftovers(tmp_path_factory.mktemp("t"))
     scene.env = {"TMPDIR": str(scene.left.temporary)}
     yield scene
     scene.close()
@@ -281,17 +281,21 @@ def test_node_lost_by_ranks_of_srun_in_elastic_job_is_no_crash(scene):
 class SlurmTrainingRun(TrainingRun):
     """A training of two ranks on two nodes of a real Slurm, with node agents."""
 
-    def __init__(self, folder, name, config):
+    def __init__(self, folder, name, config, temporary):
         super().__init__(folder, name, config)
-        self.left = Leftovers(folder / f"{name}.t")
-        self.env["TMPDIR"] = str(self.left.temporary)
+        self.left = Leftovers(temporary)
+        self.env["TMPDIR"] = str(temporary)
 
     def open(self):
         (self.run.path / "calls").mkdir()  # of the site's scontrol
         return SlurmBackend(profile(agents=True))
 
     def shape(self):
-        return JobResources(nodes=2, processes=1, cpus=1, hours=0.5)
+        resources = self.config.resources
+        fields = {"hours": 0.5}
+        if resources.least_nodes:  # the wall limit is near enough to go on with fewer nodes
+            fields = {"hours": 0.25, "least_nodes": resources.least_nodes, "usable": (1, 2)}
+        return JobResources(nodes=2, processes=1, cpus=1, **fields)
 
     def ranks(self):
         """Rows {pid} of the ranks: children of agents."""
@@ -305,11 +309,13 @@ def is_agent(pid):
 
 
 @pytest.mark.slow
-def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
+def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path, tmp_path_factory):
     data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, 2)
-    calm, stormy = (SlurmTrainingRun(tmp_path, name, config) for name in ("calm", "stormy"))
+    calm, stormy = (
+        SlurmTrainingRun(tmp_path, name, config, tmp_path_factory.mktemp("t")) for name in ("calm", "stormy")
+    )
     calm.submit()
     calm.wait_over()
     stormy.submit()
@@ -333,3 +339,29 @@ def test_training_has_same_bits_after_faults_in_its_job(site, tmp_path):
         wait_until(lambda run=run: not processes_of(run), "the end of its processes", 60.0)
     assert (calm.left.find(), stormy.left.find()) == ([], [])
     check_equal(calm, stormy)
+
+
+@pytest.mark.slow
+def test_training_keeps_its_order_with_fewer_nodes_of_its_range_and_back(site, tmp_path, tmp_path_factory):
+    """It goes on in its job on one node, with twice the samples per rank, and on two nodes after a requeue."""
+    cluster, _, _ = site
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, 1)
+    config.resources.nodes, config.resources.least_nodes = 2, 1
+    arena = SlurmTrainingRun(tmp_path, "ranged", config, tmp_path_factory.mktemp("t"))
+    arena.submit()
+    arena.wait_step(7)
+    environs = [processes.own_environments()[row["pid"]] for row in arena.ranks()]
+    (lost,) = [environ["SLURMD_NODENAME"] for environ in environs if environ["SLURM_NODEID"] == "1"]
+    cluster.lose(lost)
+    arena.wait_step(16, 2)
+    cluster.bring_back(lost)
+    job = read_json(arena.run.attempt(2) / "start.json")["job"]
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    arena.wait_over()
+    causes = [read_json(arena.run.attempt(n) / "end.json")["cause"] for n in arena.run.attempt_numbers()]
+    starts = [read_json(arena.run.attempt(n) / "start.json") for n in arena.run.attempt_numbers()]
+    assert (causes, [start["world"] for start in starts]) == (["node", "stopped", "complete"], ["2", "1", "2"])
+    assert [start["job"] for start in starts] == [job] * 3 and "restarts" in starts[2]
+    check_ids(arena)
