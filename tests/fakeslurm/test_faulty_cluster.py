@@ -37,16 +37,24 @@ def simulate_year(folder, seed, runs, nodes, weather=None, agents=False):
     return world, states
 
 
+RARE = {"cancelled", "limit", "permission", "config", "data", "diverged"}
+OF_AGENTS = {"agent", "task", "coordinator", "killed", "frozen"}
+"""Events that happen to runs with node agents alone."""
+
+
 @pytest.mark.slow
-def test_year_of_200_runs_meets_common_causes_and_violates_nothing(folder):
+@AGENTS
+def test_year_of_200_runs_meets_common_causes_and_violates_nothing(agents, folder):
     """The faults produce almost every cause and every final state; otherwise the test would prove little."""
-    world, states = simulate_year(folder, 0, runs=200, nodes=40)
+    world, states = simulate_year(folder, 0, runs=200, nodes=40, agents=agents)
     ends = Counter(state.state for state in states.values())
     assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
     attempts = [attempt for run_attempts in verdicts.attempts(world).values() for attempt in run_attempts]
     happened = {event for attempt in attempts for event in attempt.happened}
-    rare = {"cancelled", "limit", "permission", "config", "data", "diverged"}
-    assert happened >= set(verdicts.MAY_BE) - rare
+    common = set(verdicts.MAY_BE) - RARE
+    if not agents:
+        common -= OF_AGENTS
+    assert happened >= common
     causes = {attempt.cause for attempt in attempts}
     assert causes >= {"complete", "stopped", "storage", "crash", "hang", "node", "port", "cancelled"}
     stops = {attempt.cause for attempt in attempts if attempt.action == "stop"}
