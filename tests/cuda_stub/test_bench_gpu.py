@@ -8,15 +8,15 @@ import pytest
 from benchmarks import table
 from benchmarks.lib import gpu_rows
 from jobs.common.measurement import MEASURED
-from tests.cuda_stub.test_cuda_stub import pytestmark  # noqa: F401
+from tests.cuda_stub.test_cuda_stub import LIMIT, pytestmark  # noqa: F401
 from tests.harness.common import ROOT
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(3 * LIMIT + 60)
 def test_rows_of_bench_gpu_pass_through_to_a_page_of_a_rehearsal(tmp_path):
-    words = ["benchmarks/gpu.py", "--quick", "--minutes", "60", "--folder", str(tmp_path)]
+    words = ["benchmarks/gpu.py", "--quick", "--minutes", "170", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "tests.cuda_stub.build", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3500)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * LIMIT)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:]
     results = gpu_rows.read(tmp_path)

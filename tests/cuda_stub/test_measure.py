@@ -12,7 +12,7 @@ from jobs.measuring.page import REHEARSAL
 from jobs.measuring.rows import FAULTS, ONE_NODE, local_rows
 from jobs.planning import assumptions
 from tests.cuda_stub import build, measure
-from tests.cuda_stub.test_cuda_stub import pytestmark  # noqa: F401
+from tests.cuda_stub.test_cuda_stub import LIMIT, pytestmark  # noqa: F401
 from tests.harness.common import ROOT
 
 AMPERE = 80
@@ -21,12 +21,12 @@ PRETENDED = 8
 """GPUs of the stub."""
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(3 * LIMIT + 60)
 def test_rows_of_gpus_pass_through_to_a_page_of_a_rehearsal(tmp_path):
     environment = build.prepare(AMPERE)
     python = environment.pop("STUB_PYTHON")
     command = [python, "-m", "tests.cuda_stub.measure", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3 * LIMIT)
     assert done.returncode == 0, done.stderr[-4000:]
     measured = read_measurement(str(tmp_path / "measured.json"))
     failed = {row.name: (row.status, row.detail) for row in measured.rows if row.status not in (MEASURED, SKIPPED)}
