@@ -54,7 +54,7 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Modules without torch, in addition to jobs/ except its rank process: launcher, host and loader processes use them.
 LIGHT = ("flip.files", "flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown")
-LIGHT += ("flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
+LIGHT += ("flip.distributed.devices", "flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.request")
 LIGHT += (

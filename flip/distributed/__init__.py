@@ -1,5 +1,6 @@
 """How do ranks work together, and how do they stop together?
 
+- ``devices``: which GPU of a node is a rank's.
 - ``parallel``: the process group, FSDP, numeric modes, and helpers for sharded tensors.
 - ``collectives``: JSON values between ranks; pickles are never exchanged.
 - ``link_speed``: the speed of collectives and of links between ranks.

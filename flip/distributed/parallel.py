@@ -21,6 +21,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flip.config import gpu_software, schema
+from flip.distributed import devices
 from flip.distributed.compile_cache import code_folder
 from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
 from flip.runs.errors import FlipError
@@ -34,7 +35,6 @@ TIMEOUT_MARGIN_MINUTES = 5.0
 NEVER_MINUTES = 1440.0
 """Replaces ``hang_minutes: 0``. It is the longest time that a read may wait (``data.deadline``)."""
 LOOPBACK = "127.0.0.1"
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 Connecting = Callable[[str], contextlib.AbstractContextManager[Any]]
 """A context with a short limit for the step that it names: ``Watchdog.connecting``."""
 RECOMPILE_LIMIT = 64
@@ -88,7 +88,7 @@ def start(
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cuda":
         require_gpu_software(compute.compile == "yes")
-        device = own_gpu()
+        device = devices.own_gpu()
         if compute.compile == "yes":
             start_compile_workers()
         torch.cuda.set_device(device)
@@ -150,30 +150,6 @@ def require_gpu_software(compiled: bool) -> None:
     what, remedy = gpu_software.node_defect(compiled, os.environ.get("TRITON_CACHE_DIR", ""))
     if what:
         raise FlipError(what, socket.gethostname(), remedy=remedy)
-
-
-def own_gpu() -> torch.device:
-    """The GPU of this rank: ``cuda:0`` in every rank, because the other GPUs of the node are hidden from it.
-
-    Compiled code contains the index of its device, so that ranks with other indices could not load it. NCCL reaches the
-    GPUs of other processes although they are hidden. CUDA reads the variable once: in a process that has asked for its
-    GPUs before, they stay visible, and the index is LOCAL_RANK.
-    """
-    number = int(os.environ.get("LOCAL_RANK", 0))
-    visible = os.environ.get(VISIBLE_GPUS)
-    names = [str(index) for index in range(number + 1)]
-    if visible is not None:
-        names = visible.split(",")
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == 1 or number >= len(names):
-        return torch.device("cuda", number)
-    os.environ[VISIBLE_GPUS] = names[number]
-    if torch._C._cuda_getDeviceCount() == 1:
-        return torch.device("cuda", 0)
-    if visible is None:
-        del os.environ[VISIBLE_GPUS]
-    else:
-        os.environ[VISIBLE_GPUS] = visible
-    return torch.device("cuda", number)
 
 
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:

@@ -3,7 +3,7 @@
 Ranks compile into a folder on the disk of their node (``parallel.set_compile_caches``): the blocks of H/14 are hundreds
 of small files, which every rank would write to the shared file system. Rank 0 copies what it has used into one file per
 stage, and the first rank of each node of a later attempt loads it. The code is the same for every rank
-(``parallel.own_gpu``). torch itself checks that it fits the GPU, the model and the releases of libraries.
+(``devices.own_gpu``). torch itself checks that it fits the GPU, the model and the releases of libraries.
 
 Code for a CPU stays in the run directory: the file would lack its shared objects.
 """

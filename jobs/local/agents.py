@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.distributed import devices
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.files import deletion, python_path
 from flip.files.creation import RefusedPath, open_append
@@ -261,9 +262,10 @@ def start(
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     """The GPUs that a process may use: names of CUDA_VISIBLE_DEVICES, or indices of all devices of NVIDIA's driver."""
-    if "CUDA_VISIBLE_DEVICES" in environ:
-        return list(filter(None, environ["CUDA_VISIBLE_DEVICES"].split(",")))
-    return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    names = devices.named_gpus(environ)
+    if names is None:
+        return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    return names
 
 
 def _has_agent(job: Mapping[str, Any]) -> bool:
@@ -289,7 +291,7 @@ def _environment(run: RunDir, job: Mapping[str, Any], gpus: Sequence[str]) -> di
     }
     inherited = {**os.environ, **job["env"]}
     if gpus:
-        inherited["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        inherited[devices.VISIBLE] = ",".join(gpus)
     return {**inherited, **allocator(inherited), **own}
 
 
@@ -302,5 +304,5 @@ def _attempt_environment(store: Path | None, gpus: Sequence[str]) -> dict[str, s
     if store is not None:
         environ["FLIP_STORE"] = str(store / "store")
     if gpus:
-        environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        environ[devices.VISIBLE] = ",".join(gpus)
     return environ

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from flip import environment
 from flip.config.host import core_seconds, others_since, this_host
+from flip.distributed import devices
 from flip.files import python_path
 from flip.runs.credentials import scrub
 from flip.runs.errors import FlipError
@@ -68,10 +69,10 @@ def gpu_names() -> list[str]:
         return []
     ended = run_limited(GPU_QUERY, 20, os.environ)
     names = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = devices.named_gpus(os.environ)
     if visible is None:
         return names
-    return names[: len([word for word in visible.split(",") if word.strip()])]
+    return names[: len(visible)]
 
 
 def facts(gpus: Sequence[str]) -> Machine:

@@ -35,6 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flip.distributed import devices
 from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
 from flip.runs.rundir import write_bytes
@@ -212,8 +213,8 @@ def check_gpu_count(asked: int) -> Finding:
 
     usable = torch.cuda.device_count()
     evidence = f"{usable} of {asked} GPUs can be used"
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        evidence += f" (CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']})"
+    if devices.VISIBLE in os.environ:
+        evidence += f" ({devices.VISIBLE}={os.environ[devices.VISIBLE]})"
     if usable < asked:
         return FAILED, evidence
     return OK, evidence
@@ -299,10 +300,10 @@ def _kernel_log(path: Path) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def check_product(gpus: int) -> Finding:
+def check_product(asked: int) -> Finding:
     """Multiply matrices of small whole numbers, whose product is exact in any order of sums."""
-    if gpus:
-        return _check_gpu_products(gpus)
+    if asked:
+        return _check_gpu_products(asked)
     import numpy as np
 
     size = PRODUCT_SIZE["cpu"]
@@ -317,17 +318,17 @@ def check_product(gpus: int) -> Finding:
     return OK, f"{rate / 1e9:.0f} GFLOP/s on the CPU"
 
 
-def _check_gpu_products(gpus: int) -> Finding:
+def _check_gpu_products(asked: int) -> Finding:
     import torch
 
     rates = {}
     wrong = []
     torch.backends.cuda.matmul.allow_tf32 = True  # whole numbers this small are exact in TF32
-    for index in range(min(gpus, torch.cuda.device_count())):
-        rows, rate = _gpu_product(torch, torch.device("cuda", index))
-        rates[f"{torch.cuda.get_device_name(index)}, GPU {index}"] = rate
+    for device in devices.gpus_of_ranks(asked):
+        rows, rate = _gpu_product(torch, device)
+        rates[f"{torch.cuda.get_device_name(device)}, GPU {device.index}"] = rate
         if rows:
-            wrong.append(f"GPU {index}: {rows} rows")
+            wrong.append(f"GPU {device.index}: {rows} rows")
     if not rates:
         return UNKNOWN, "no GPU can be used"
     if wrong:

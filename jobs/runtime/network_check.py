@@ -172,7 +172,7 @@ def measure(device_name: str) -> Answer:
     import torch
     from torch import distributed
 
-    from flip.distributed import link_speed, parallel
+    from flip.distributed import devices, link_speed, parallel
 
     rank = int(os.environ["RANK"])
     size = int(os.environ["WORLD_SIZE"])
@@ -182,7 +182,7 @@ def measure(device_name: str) -> Answer:
     bound = None
     backend = "gloo"
     if device_name == "cuda":
-        device = bound = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = bound = devices.own_gpu()
         torch.cuda.set_device(device)
         backend = "nccl"
     if local == size:

@@ -574,41 +574,6 @@ def test_nccl_monitor_waits_longer_than_watchdog_unless_user_chose(monkeypatch):
     assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "1500"
 
 
-@pytest.mark.parametrize(
-    ("local_rank", "local_size", "visible", "own"),
-    [(3, 8, None, "3"), (1, 2, "4,GPU-a", "GPU-a"), (0, 8, None, "0"), (0, 1, "5,6", "5,6"), (0, 1, None, None)],
-)
-def test_each_rank_sees_its_own_gpu_as_the_first(local_rank, local_size, visible, own, monkeypatch):
-    """Compiled code contains the index of the device."""
-    see_gpus(monkeypatch, local_rank, local_size, visible, lambda: 1)
-    assert parallel.own_gpu() == torch.device("cuda", 0)
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == own
-
-
-@pytest.mark.parametrize("visible", [None, "7,6,5,4"])
-def test_gpus_stay_visible_if_process_has_asked_for_them(visible, monkeypatch):
-    """Otherwise all ranks of the node would compute on its first GPU."""
-    see_gpus(monkeypatch, 3, 4, visible, lambda: 4)
-    assert parallel.own_gpu() == torch.device("cuda", 3)
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
-
-
-def test_rank_without_gpu_keeps_its_index(monkeypatch):
-    """torch raises its own error for it."""
-    see_gpus(monkeypatch, 2, 4, "0,1", lambda: pytest.fail("asked CUDA"))
-    assert parallel.own_gpu() == torch.device("cuda", 2) and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
-
-
-def see_gpus(monkeypatch, local_rank, local_size, visible, count):
-    """Be a rank of a node; ``count``: how many GPUs CUDA shows afterwards."""
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_size))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")  # restored after the test
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", count, raising=False)
-
-
 def test_stay_on_loopback_keeps_interface_set_by_user(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
