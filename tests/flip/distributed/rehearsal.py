@@ -1,4 +1,4 @@
-"""One training step of a large model on a fake process group: its collectives, memory, graphs, and kernels of its loss.
+"""One training step of a large model on a fake process group: its collectives, memory, graphs, and kernels.
 
 Tensors are fake: shapes without memory, so that H/14 on 512 ranks is traced on any machine. ``python -m
 tests.flip.distributed.rehearsal [PART ...]`` prints the counts as JSON.
@@ -211,6 +211,15 @@ def loss_operations(local, ranks, width, tile):
     return counting.operations
 
 
+def norm_operations(case):
+    """Kernels of the norms of weights and of their change, for a metric line; none of them is per parameter."""
+    with fake_step(case) as (config, pair, *_):
+        adamw = with_moments(pair, config)
+        with Counting() as counting:
+            optimizer.weight_norms(adamw, case.ranks)
+    return counting.operations
+
+
 def compiled_graphs(accumulate, padding):
     """Graphs that dynamo traces in each of six steps of 8 ranks, three masked and three not; a graph break fails.
 
@@ -247,6 +256,7 @@ PARTS |= {
     f"loss of 128 pairs on 512 ranks, tile {tile}": partial(loss_operations, 128, 512, 1024, tile)
     for tile in (1024, 65_536)
 }
+PARTS |= {f"norms of {CASES[1]}": partial(norm_operations, CASES[1])}
 PARTS |= {
     f"graphs of steps, accumulate {accumulate}, padding {padding}": partial(compiled_graphs, accumulate, padding)
     for accumulate, padding in ((1, "mask"), (4, "attend"))
