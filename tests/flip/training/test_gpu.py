@@ -7,6 +7,7 @@ from flip.checkpoint.staging import StagedShard
 from flip.config.merge import dump
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
+from flip.files import deletion
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import train
@@ -50,7 +51,7 @@ def test_staged_shard_copies_cuda_tensors_bitwise():
 @pytest.mark.parametrize(
     ("accumulate", "compiled", "padding"), [(1, "no", "attend"), (2, "no", "mask"), (1, "yes", "mask")]
 )
-def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled, padding):
+def test_train_on_gpu_completes_and_commits(data, tmp_path, monkeypatch, accumulate, compiled, padding):
     config = configuration(data, world=1, samples=(6, 2), precision="bf16")
     config.compute.device = "cuda"
     config.compute.attention = "sdpa"
@@ -63,6 +64,16 @@ def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config))
+    copies = set()
+    discard = deletion.discard_own_folder
+
+    def discard_own_folder(folder):
+        """A complete run deletes the copy of its compiled code."""
+        if folder == run.compiled:
+            copies.update(file.stem for file in folder.glob("*.bin"))
+        return discard(folder)
+
+    monkeypatch.setattr(deletion, "discard_own_folder", discard_own_folder)
     try:
         train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
     finally:
@@ -70,3 +81,7 @@ def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled
     assert read_json(run.result)["samples"] == 8 * BATCH
     assert [saved.samples_seen for saved in commit.commits(run)][-1] == 8 * BATCH
     assert torch.cuda.max_memory_allocated() > 0
+    if compiled == "yes":
+        assert copies == {stage.name for stage in config.stages}, "later attempts load the code of their stage"
+    else:
+        assert not copies
