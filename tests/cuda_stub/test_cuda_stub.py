@@ -184,11 +184,15 @@ def test_kernel_without_plan_is_replaced_before_stage():
     assert "the kernel cudnn fails" in warning and "flash" in line and "cudnn" not in line
 
 
-@pytest.mark.parametrize("chosen, dots", [("pins or (completes and not yes)", "..."), ("completes and yes", ".")])
-def test_gpu_tests_that_need_no_values_pass(chosen, dots, tmp_path):
-    """``train`` itself, from a configuration to a result, without and with compiled blocks."""
+@pytest.mark.parametrize("file, chosen, dots", [
+    ("tests/flip/training/test_gpu.py", "pins or (completes and not yes)", "..."),
+    ("tests/flip/training/test_gpu.py", "completes and yes", "."),
+    ("tests/jobs/runtime/test_network_check.py", "links", "."),
+])  # fmt: skip
+def test_gpu_tests_that_need_no_values_pass(file, chosen, dots, tmp_path):
+    """``train`` itself, from a configuration to a result, without and with compiled blocks; the network of a node."""
     plugin = ["-p", "tests.cuda_stub.plugin", "-p", "no:cacheprovider"]
-    words = ["-m", "gpu", "-k", chosen, "tests/flip/training/test_gpu.py"]
+    words = ["-m", "gpu", "-k", chosen, file]
     done = on_stub("-m", "pytest", "-q", *plugin, *words, **caches(tmp_path))
     assert done.returncode == 0, done.stdout[-4000:]
     assert done.stdout.split()[0] == dots, "all chosen tests ran"

@@ -105,11 +105,11 @@ def report(settings, work=None):
     return seconds, row
 
 
-def report_of(node, names, local, port):
+def report_of(node, names, local, port, device="cpu"):
     """``report``, without the limits, which a busy machine may exceed."""
     network_check.SECONDS = 100.0
     network_check.JOIN_SECONDS = 90.0
-    return report(settings_of(node, names, local, port, "cpu"))
+    return report(settings_of(node, names, local, port, device))
 
 
 @pytest.mark.long
@@ -177,10 +177,6 @@ def test_rank_that_hangs_or_fails_leaves_the_network_unknown(work, evidence):
     assert seconds < 30.0, "it ends by itself"
 
 
-def report_of_gpus(node, gpus, port):
-    return report(settings_of(0, ["n0"], gpus, port))
-
-
 @pytest.mark.gpu
 def test_gpus_of_this_machine_measure_links_between_them():
     import torch
@@ -188,5 +184,5 @@ def test_gpus_of_this_machine_measure_links_between_them():
     gpus = torch.cuda.device_count()
     if gpus < 2:
         pytest.skip("a single GPU has no peer")
-    ((_, row),) = run_ranks(report_of_gpus, 1, gpus, free_port())
-    assert row["result"] == OK, row["evidence"]
+    ((_, row),) = run_ranks(report_of, 1, ["n0"], gpus, free_port(), "cuda")
+    assert row["result"] == OK and f"all-reduce of {gpus} ranks: " in row["evidence"], row["evidence"]
