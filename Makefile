@@ -112,7 +112,7 @@ run-tests: dev
 	$(PYTEST) -n auto --dist worksteal $(PYTEST_OPTIONS) -m "$(TESTS)"
 
 # The packages, 4.6 GB, are installed once into the cache (FLIP_CACHE), where all clones use them.
-test-cuda-stub: dev  ## steps on PyTorch's CUDA build above a stub of CUDA that pretends eight H100s (minutes)
+test-cuda-stub: dev  ## steps on PyTorch's CUDA build above a stub of CUDA that pretends eight H100s (half an hour on two cores)
 	$(PYTEST) -m cuda_stub tests/cuda_stub
 
 lint: dev  ## ruff: lint and format

@@ -1,6 +1,6 @@
 """Steps on PyTorch's CUDA build above a stub of CUDA: devices, waits, graphs, collectives, attention.
 
-``make test-cuda-stub`` runs them (minutes; the first time 4.6 GB are installed).
+``make test-cuda-stub`` runs them (half an hour; the first time 4.6 GB are installed).
 """
 
 import json
