@@ -18,8 +18,6 @@ from flip.files.creation import open_lock, private_folder
 LARGEST_CACHE = 2 << 30
 """Bytes. The code of one model needs tens of megabytes."""
 LOCK = "lock"
-_locks: list[int] = []
-"""Descriptors that stay open until this process ends."""
 
 
 def code_folder(run_folder: Path | None = None) -> Path:
@@ -42,8 +40,7 @@ def code_folder(run_folder: Path | None = None) -> Path:
 
 def _hold(folder: Path) -> None:
     """Mark the folder as used by this process. Empty it before, if it is too large and nobody uses it."""
-    lock = open_lock(folder / LOCK)
-    _locks.append(lock)
+    lock = open_lock(folder / LOCK)  # stays open until this process ends
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _size(folder) > LARGEST_CACHE:

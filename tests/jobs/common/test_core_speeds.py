@@ -50,7 +50,7 @@ def test_cost_is_linear_in_pixels():
 @pytest.mark.parametrize("mask", [0.0, 0.5, 0.75])
 def test_assumed_table_has_all_forms_and_each_costs_less_than_the_one_before(mask):
     table = assumed_table()
-    for short in sorted({row.short for row in table.rows}):
+    for short in (256, 384):
         forms = [(False, False), (False, True), (True, True)]
         costs = [table.microseconds(Images(short, *form[:1], True), 224, mask, form[1]) for form in forms]
         assert sorted(costs, reverse=True) == costs and len(set(costs)) == 3
