@@ -12,7 +12,7 @@ stream: samples/s of each pipeline, and microseconds of processor time of a samp
 """
 EMPTY_CELLS = """\
 A cell is empty where a pipeline was not measured: Grain reads local files only, and of webdataset only the fastest form
-is measured on two cores. From S3 pipelines take turns, a batch each; from files each has a pass after the other.
+is measured on two cores. From S3 pipelines take turns, a batch each; from files each makes its passes alone.
 """
 STAGES_HEAD = """\
 stream, ours: microseconds of computing of a sample, each stage alone in warm caches. "all else" is the whole less the

@@ -39,7 +39,7 @@ def code_folder(run_folder: Path | None = None) -> Path:
 
 
 def _hold(folder: Path) -> None:
-    """Mark the folder as used by this process. Empty it before, if it is too large and nobody uses it."""
+    """Mark the folder as used by this process. Empty it before, if it is too large and no process uses it."""
     lock = open_lock(folder / LOCK)  # stays open until this process ends
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

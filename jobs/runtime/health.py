@@ -172,7 +172,7 @@ def check_folder(folder: Path) -> Finding:
 def _check_folder(folder: Path) -> Finding:
     free = os.statvfs(folder)
     available = free.f_bavail * free.f_frsize
-    temporary, handle = create_sibling(folder / FILE_NAME)  # its name tells the next attempt that it may be removed
+    temporary, handle = create_sibling(folder / FILE_NAME)  # the next attempt removes files with such a name
     os.close(handle)
     data = os.urandom(FILE_BYTES)
     try:
