@@ -153,7 +153,8 @@ def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
-    names = [name for name, value in rows[0].items() if not isinstance(value, dict)]
-    cells = [[name.replace("_", " ") for name in names], *([str(row[name]) for name in names] for row in rows)]
+    """The plain values of rows, a column for each name; a row may lack some."""
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, dict)))
+    cells = [[name.replace("_", " ") for name in names], *([str(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [indent + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells]

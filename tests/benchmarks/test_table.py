@@ -1,9 +1,11 @@
 """Tests that RESULTS.md and the figures quoted from it match the files in benchmarks/results/."""
 
+import json
+
 import pytest
 
 from benchmarks import table
-from benchmarks.lib import gpu_rows
+from benchmarks.lib import gpu_rows, results
 from benchmarks.lib.table_rows import NOT_MEASURED, Row, goal, limited
 
 RESULTS = table.read(table.RESULTS)
@@ -54,3 +56,14 @@ def test_table_rows_format_figures_and_judge_goals():
     assert row.figure == "0.75 (0.7 to 1,234)" and Row("what", "3 s").figure == "3 s"
     slow = limited("what", {"seconds": 2.5, "least": 2.0, "most": 3.0, "limit": 2})
     assert (slow.figure, slow.goal, slow.reached) == ("2.5 s (2 to 3)", "< 2 s", False)
+
+
+@pytest.mark.parametrize("path", sorted(table.RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_published_results_can_be_printed(path):
+    assert results._lines(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_printed_rows_may_lack_values():
+    assert results._table([{"case": "a", "least": 1}, {"case": "b", "most": 2.5, "of_parts": {}}], "") == [
+        "case  least  most", "   a      1      ", "   b          2.5",
+    ]  # fmt: skip
