@@ -54,7 +54,7 @@ SQUARES = 3
 SLOTS = 4
 """Batches that a loader process prepares in advance (``flip.data.worker_pool``)."""
 IN_HAND = 2
-"""Batches of the rank itself: the one in use, and the next one while it is assembled."""
+"""Batches of the rank itself: the one in use, and the next one."""
 BATCHES_ON_CUDA = 3
 """Batches on a GPU: the one in use, the next one, and one whose memory is not known to be free yet
 (``flip.training.grad_cache``)."""
@@ -259,7 +259,11 @@ def loader_memory(config: Config, stage: Stage) -> int:
     )
     pixels = visible_patch_count(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
     row = pixels + 6 * visible_token_count(model.text, stage.text_mask) + 16 + 4 * target_count(stage)
-    batches = (SLOTS if data.workers else 0) + IN_HAND
+    batches = IN_HAND
+    if data.workers:
+        batches += SLOTS
+    if config.compute.device == "cuda":
+        batches += IN_HAND  # page-locked copies
     return int(2 * raw + batches * stage.batch // ranks * row)
 
 

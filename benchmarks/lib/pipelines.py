@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,10 @@ def data_of(work: Work) -> schema.Data:
 
 
 def bare(work: Work) -> Iterator[int]:
-    """JPEGs in memory, decoded by simplejpeg, then cropped, resized and cut into visible patches as ours; no
-    captions."""
+    """JPEGs in memory, decoded by simplejpeg, then cropped, resized and cut into visible patches as ours; no captions.
+    Without end, as ours."""
     images, draws, keep = _prepared(work)
-    for start in range(0, len(images), work.batch):
+    for start in cycle(range(0, len(images), work.batch)):
         rows = range(start, min(start + work.batch, len(images)))
         out = np.empty((len(rows), keep.shape[1], PATCH * PATCH * 3), dtype=np.uint8)
         for place, row in enumerate(rows):

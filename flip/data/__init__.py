@@ -4,7 +4,7 @@
 - ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``view``: pictures as evaluation sees them.
 - ``text_masking``: which tokens stay; ``token_table``: how often each token occurs, and its part of speech.
-- ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` joins the parts.
+- ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` returns tensors.
 - ``webdataset_adapter``: the same samples for other trainers.
 
 ``flip.data.storage`` and ``flip.data.manifest`` are packages of their own below this one. May import both,

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from flip.config.derived import dataset_lanes, visible_patch_count, visible_token_count
@@ -14,7 +13,7 @@ from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
 from flip.data.text_masking import TEXT_MASKINGS
-from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
+from flip.data.worker import BatchProducer, ReplacedSample, WorkerConfig
 from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
 
@@ -107,39 +106,28 @@ class Loader:
         self.outages.clear()
 
     def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
-        total = replaced = 0
+        where = ", ".join(str(source.manifest.folder) for source in self.sources)
+        log_of_replaced = _ReplacedSamples(self.config.data.max_replaced, where)
         try:
             while True:
-                fields = [  # new ones for each batch: a device may still copy from the last one
-                    torch.empty(shape, dtype=getattr(torch, np.dtype(kind).name), pin_memory=self._pinned)
-                    for shape, kind in BatchBuffers.shapes(self.config, samples, masks)
-                ]
-                more, notes = producer.fill(BatchBuffers(*(field.numpy() for field in fields)))
-                total += samples
-                replaced += more
-                for note in notes:
-                    log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
-                self._check_replaced_share(total, replaced, notes)
-                patches, keep_indices, tokens, position_ids, ids, targets = fields
-                shortened = None
-                if masks.tokens < self.config.text.length:
-                    shortened = position_ids
-                yield Batch(patches, keep_indices, tokens, ids, more, shortened, targets if masks.targets else None)
+                # No variable here holds a batch: its memory is filled again when the caller has dropped it.
+                yield self._next(producer, samples, masks, log_of_replaced)
         finally:
             producer.close()
 
-    def _check_replaced_share(self, total: int, replaced: int, notes: list[ReplacedSample]) -> None:
-        limit = self.config.data.max_replaced
-        if replaced > limit * max(total, _MIN_SAMPLES_CHECKED):
-            last = ""
-            if notes:
-                last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}"
-            raise DataError(
-                f"{replaced} of {total} samples had to be replaced, more than data.max_replaced allows{last}",
-                ", ".join(str(source.manifest.folder) for source in self.sources),
-                limit,
-                "Look at the shards that the log names, or raise data.max_replaced.",
-            )
+    def _next(
+        self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, log_of_replaced: "_ReplacedSamples"
+    ) -> Batch:
+        buffers, replaced, notes = producer.take()
+        log_of_replaced.add(samples, replaced, notes)
+        tensors = [torch.from_numpy(field) for field in buffers]
+        if self._pinned:
+            tensors = [tensor.pin_memory() for tensor in tensors]  # new memory: a device may still copy from the last
+        patches, keep_indices, tokens, position_ids, ids, targets = tensors
+        shortened = None
+        if masks.tokens < self.config.text.length:
+            shortened = position_ids
+        return Batch(patches, keep_indices, tokens, ids, replaced, shortened, targets if masks.targets else None)
 
     def _check(self, world_size: int) -> None:
         data = self.config.data
@@ -158,3 +146,30 @@ class Loader:
         if not 0 <= data.workers <= data.lanes // world_size:
             what = f"a rank has {data.lanes // world_size} lanes, and every worker needs one"
             raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
+
+
+class _ReplacedSamples:
+    """Logs samples that were replaced. Raises DataError if their share of all samples so far is above a limit."""
+
+    def __init__(self, limit: float, where: str) -> None:
+        self._limit = limit
+        self._where = where
+        self._samples = 0
+        self._replaced = 0
+
+    def add(self, samples: int, replaced: int, notes: list[ReplacedSample]) -> None:
+        self._samples += samples
+        self._replaced += replaced
+        for note in notes:
+            log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
+        if self._replaced <= self._limit * max(self._samples, _MIN_SAMPLES_CHECKED):
+            return
+        last = ""
+        if notes:
+            last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}"
+        raise DataError(
+            f"{self._replaced} of {self._samples} samples had to be replaced, more than data.max_replaced allows{last}",
+            self._where,
+            self._limit,
+            "Look at the shards that the log names, or raise data.max_replaced.",
+        )

@@ -96,6 +96,7 @@ class BatchProducer:
         masks: MaskSpec, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         data = config.data
+        self._shapes = BatchBuffers.shapes(config, len(lanes) * (batch // data.lanes), masks)
         retry_policy = RetryPolicy.of(data, hedge=data.hedge, absent_is_outage=True)
         cache = None
         if data.cache:
@@ -118,6 +119,12 @@ class BatchProducer:
     def counters(self) -> IOStats:
         """Counts of the reader since the start, and the bytes held now."""
         return dataclasses.replace(self.reader.counters, held=sum(stream.bytes_held for stream, _ in self._streams))
+
+    def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
+        """The next batch in new arrays, then what ``fill`` returns."""
+        arrays: list[Any] = [np.empty(shape, kind) for shape, kind in self._shapes]
+        out = BatchBuffers(*arrays)
+        return out, *self.fill(out)
 
     def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
         """Write the next batch; return the number of replaced samples, and those to be logged (each bad one once).

@@ -1,4 +1,4 @@
-"""Loader processes: each fills slots of shared memory with its lanes' part of a batch; the main process joins them.
+"""Loader processes: each writes its lanes' part of a batch into shared memory, which the main process uses in place.
 
 Workers are children of multiprocessing's fork server, not forks of the trainer, whose threads, CUDA context and storage
 clients do not survive a fork. They ignore the signals that stop a run, have no state to save, and exit when the main
@@ -15,15 +15,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import connection, util
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flip.concurrency import leave_with_parent, prepare_forkserver
-from flip.costs import SLOTS
+from flip.costs import IN_HAND, SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
 from flip.data.storage.client import IOStats
@@ -34,12 +38,17 @@ from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError
 
 _ALIGN = 64
+Shapes: TypeAlias = "list[tuple[tuple[int, ...], str]]"
+"""Shape and dtype of each array of a batch."""
 
 
 class WorkerPool:
     """``workers`` processes that share ``lanes``; the same batches as one ``BatchProducer`` over all of them.
 
     ``report`` receives their storage outages, with the number of the process, while batches are waited for.
+
+    A batch is one slot of shared memory: each worker writes its rows there, and the caller gets the slot itself, not a
+    copy. When the caller has dropped all arrays of a batch, its slot is filled again.
     """
 
     def __init__(
@@ -50,55 +59,58 @@ class WorkerPool:
         prepare_forkserver()
         context = multiprocessing.get_context("forkserver")
         per_lane = batch // config.data.lanes
-        self._slot = 0
-        self._rows: list[slice] = []
-        self._buffers: list[list[BatchBuffers]] = []
+        shapes = BatchBuffers.shapes(config, len(lanes) * per_lane, masks)
+        self._slots = SharedSlots(shapes, partial(context.RawArray, ctypes.c_ubyte))
+        self._requested = deque[int]()
+        """Slots that the workers fill or have filled, in the order in which they fill them."""
         self._pipes: list[connection.Connection] = []
         self._processes: list[ForkServerProcess] = []
         self._counters = [IOStats() for _ in range(workers)]
         self._finish = util.Finalize(self, _end, args=(self._processes, self._pipes), exitpriority=10)
         for w in range(workers):
             own = lanes[w * len(lanes) // workers : (w + 1) * len(lanes) // workers]
-            shapes = BatchBuffers.shapes(config, len(own) * per_lane, masks)
-            memory = context.RawArray(ctypes.c_ubyte, SLOTS * slot_bytes(shapes))
+            rows = slice((own.start - lanes.start) * per_lane, (own.stop - lanes.start) * per_lane)
             pipe, worker_pipe = context.Pipe()
-            args = (config, own, start, batch, masks, memory, worker_pipe)
+            args = (config, own, start, batch, masks, self._slots, rows, worker_pipe)
             process = context.Process(target=_work, args=args, daemon=True, name=f"loader-{w}")
             process.start()
             worker_pipe.close()  # so that the exit of the worker closes the pipe
             self._processes.append(process)
             self._pipes.append(pipe)
-            self._buffers.append(_views(memory, shapes))
-            self._rows.append(slice((own.start - lanes.start) * per_lane, (own.stop - lanes.start) * per_lane))
+        self._request(range(SharedSlots.COUNT))
 
     @property
     def counters(self) -> IOStats:
         """Counts of all workers' readers, up to the batches taken."""
         return sum(self._counters, IOStats())
 
-    def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
-        """As ``BatchProducer.fill``. Raises a worker's FlipError, and RuntimeError if a worker died."""
+    def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
+        """As ``BatchProducer.take``. Raises a worker's FlipError, and RuntimeError if a worker died."""
+        self._request(self._slots.dropped())
+        slot = self._requested.popleft()
         replaced = 0
         notes = list[ReplacedSample]()
-        workers = zip(self._pipes, self._buffers, self._rows, self._processes, strict=True)
-        for w, (pipe, buffers, rows, process) in enumerate(workers):
+        for w, (pipe, process) in enumerate(zip(self._pipes, self._processes, strict=True)):
             try:
                 while "outage" in (message := json.loads(pipe.recv_bytes())):
                     self._report(Outage(**message["outage"]), w)
-                if "cause" in message:
-                    raise _error(message)
-                for name in BatchBuffers._fields:
-                    getattr(out, name)[rows] = getattr(buffers[self._slot], name)
             except (EOFError, ConnectionError) as error:
                 process.join(timeout=5)
                 raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
-            with contextlib.suppress(ConnectionError):  # it has exited: the reason follows its last batches in the pipe
-                pipe.send_bytes(b"free")
+            if "cause" in message:
+                raise _error(message)
             self._counters[w] = IOStats(**message["counters"])
             replaced += message["replaced"]
             notes += [ReplacedSample(*note) for note in message["notes"]]
-        self._slot = (self._slot + 1) % SLOTS
-        return replaced, notes
+        return self._slots.lend(slot), replaced, notes
+
+    def _request(self, slots: Iterable[int]) -> None:
+        """Let all workers fill these slots, after those requested before."""
+        for slot in slots:
+            self._requested.append(slot)
+            for pipe in self._pipes:
+                with contextlib.suppress(ConnectionError):  # it has exited: the reason follows its last batches
+                    pipe.send_bytes(bytes([slot]))
 
     def close(self) -> None:
         """End the workers and free their slots. Workers also end when the interpreter exits.
@@ -106,7 +118,65 @@ class WorkerPool:
         The shared memory has no name, so that nothing of it is left however a process ends.
         """
         self._finish()
-        self._buffers = []
+        self._slots.close()
+
+
+class SharedSlots:
+    """Shared memory of ``COUNT`` batches, each with arrays of these shapes and dtypes.
+
+    ``allocate`` returns a ctypes array of so many bytes, which the copies of this object in workers share.
+    """
+
+    COUNT = SLOTS + IN_HAND
+
+    def __init__(self, shapes: Shapes, allocate: Callable[[int], Any]) -> None:
+        self._fields = list[tuple[int, int, tuple[int, ...], np.dtype[Any]]]()
+        """First byte in a slot, number of bytes, shape and dtype of each array."""
+        end = 0
+        for shape, kind in shapes:
+            dtype = np.dtype(kind)
+            size = math.prod(shape) * dtype.itemsize
+            self._fields.append((end, size, shape, dtype))
+            end += -(-size // _ALIGN) * _ALIGN
+        self._slot_bytes = end
+        self._memory = allocate(self.COUNT * end)
+        self._lent = 0
+        self._dropped = deque[int]()
+
+    def buffers(self, slot: int, rows: slice) -> BatchBuffers:
+        """Rows of the arrays of a slot."""
+        return BatchBuffers(*(array[rows] for array in self._arrays(self._bytes_of(slot))))  # type: ignore[call-arg]
+
+    def lend(self, slot: int) -> BatchBuffers:
+        """The arrays of a slot. Once nothing refers to them any more, ``dropped`` returns the slot.
+
+        Copies if ``IN_HAND`` slots are lent already, so that workers go on if the caller keeps many batches.
+        """
+        memory = self._bytes_of(slot)
+        weakref.finalize(memory, self._dropped.append, slot).atexit = False
+        self._lent += 1
+        arrays = self._arrays(memory)
+        if self._lent > IN_HAND:
+            arrays = (array.copy() for array in arrays)
+        return BatchBuffers(*arrays)  # type: ignore[call-arg]
+
+    def dropped(self) -> Iterator[int]:
+        """Lent slots to which nothing refers any more, each once."""
+        while self._dropped:
+            self._lent -= 1
+            yield self._dropped.popleft()
+
+    def close(self) -> None:
+        """Free the memory, or have it freed with the last lent array."""
+        self._memory = b""
+
+    def _bytes_of(self, slot: int) -> NDArray[np.uint8]:
+        """A new array over the bytes of a slot. Arrays that are made from it keep it alive."""
+        return np.frombuffer(self._memory, np.uint8, self._slot_bytes, slot * self._slot_bytes)
+
+    def _arrays(self, memory: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
+        for start, size, shape, dtype in self._fields:
+            yield memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection]) -> None:
@@ -119,7 +189,7 @@ def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection])
 
 
 def _work(
-    config: WorkerConfig, lanes: range, start: int, batch: int, masks: MaskSpec, memory: Any,
+    config: WorkerConfig, lanes: range, start: int, batch: int, masks: MaskSpec, slots: SharedSlots, rows: slice,
     pipe: connection.Connection,
 ) -> None:  # fmt: skip
     for name in (*SIGNALS, signal.SIGINT):
@@ -131,9 +201,7 @@ def _work(
         import torch
 
         torch.set_num_threads(1)
-    buffers = _views(memory, BatchBuffers.shapes(config, len(lanes) * (batch // config.data.lanes), masks))
-    free = SLOTS
-    slot = 0
+    buffers = [slots.buffers(slot, rows) for slot in range(SharedSlots.COUNT)]
     producer = None
     sending = threading.Lock()
 
@@ -151,14 +219,10 @@ def _work(
         gc.collect()
         gc.freeze()  # objects of modules live to the end: the collector would traverse them again and again
         while True:
+            (slot,) = pipe.recv_bytes()
             replaced, notes = producer.fill(buffers[slot])
             # IOStats are totals since the start, so that only the newest message matters.
             send({"replaced": replaced, "notes": notes, "counters": dataclasses.asdict(producer.counters)})
-            slot = (slot + 1) % SLOTS
-            free -= 1
-            while not free or pipe.poll():
-                pipe.recv_bytes()
-                free += 1
     except FlipError as error:
         reason = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
         send(reason | {"value": error.value})
@@ -173,21 +237,3 @@ def _error(message: dict[str, Any]) -> FlipError:
     kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in FlipError.__subclasses__()}
     kind = kinds.get(message["cause"], FlipError)
     return kind(message["what"], message["where"], message["value"], message["remedy"])
-
-
-def slot_bytes(shapes: list[tuple[tuple[int, ...], str]]) -> int:
-    """Bytes of a slot for arrays of these shapes and dtypes, each aligned."""
-    return sum(-(-math.prod(shape) * np.dtype(kind).itemsize // _ALIGN) * _ALIGN for shape, kind in shapes)
-
-
-def _views(memory: Any, shapes: list[tuple[tuple[int, ...], str]]) -> list[BatchBuffers]:
-    """The slots of shared memory as arrays."""
-    slots = []
-    offset = 0
-    for _ in range(SLOTS):
-        fields = []
-        for shape, kind in shapes:
-            fields.append(np.frombuffer(memory, kind, math.prod(shape), offset).reshape(shape))
-            offset += slot_bytes([(shape, kind)])
-        slots.append(BatchBuffers(*fields))
-    return slots

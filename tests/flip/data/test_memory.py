@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flip.config import schema
-from flip.costs import loader_memory
+from flip.costs import IN_HAND, SLOTS, loader_memory
 from flip.data import prefetch
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, loader
@@ -60,13 +60,14 @@ def test_loader_memory_does_not_grow_over_ten_thousand_steps(original):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_memory_plan_counts_all_held_batches(original, workers):
-    """The plan counts batches in shared memory and two of the rank: one in use and one being assembled."""
+    """The plan counts the shared memory, or two batches of the rank: one in use and the next one."""
     source = loader(original, workers=workers)
     batches = source.batches(0, BATCH, "0.5")
     arrays = [array for array in next(batches) if isinstance(array, torch.Tensor) and array.ndim]
-    held = 2 * sum(array.nbytes for array in arrays)
     if workers:
-        held += sum(array.nbytes for parts in source._producer._buffers for part in parts for array in part)
+        held = len(source._producer._slots._memory)
+    else:
+        held = 2 * sum(array.nbytes for array in arrays)
     batches.close()
     spec = source.config
     config = schema.Config(data=schema.Data(lanes=LANES, chunk=CHUNK, block=BLOCK, sample_bytes=0, workers=workers))
@@ -74,3 +75,6 @@ def test_loader_memory_plan_counts_all_held_batches(original, workers):
     config.model.text = spec.text
     planned = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5"))
     assert held <= planned < 1.1 * held
+    config.compute.device = "cuda"
+    locked = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5")) - planned
+    assert locked == planned * IN_HAND // (SLOTS * bool(workers) + IN_HAND), "page-locked copies"

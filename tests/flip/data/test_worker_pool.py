@@ -1,6 +1,7 @@
 """Tests loader processes: they end with the main process, survive signals, and report their failures."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -11,12 +12,15 @@ import time
 import weakref
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
+from flip.costs import IN_HAND
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
-from flip.data.worker_pool import _error
+from flip.data.worker_pool import SharedSlots, _error
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 
@@ -139,16 +143,61 @@ def mapped(pid):
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pym-" in line]
 
 
-def test_shared_memory_has_no_name_and_is_freed_with_the_pool(original):
+def test_shared_memory_has_no_name_and_is_freed_with_the_pool_and_its_batches(original):
     """Unnamed shared memory never outlives its processes, however they end."""
     source = loader(original, workers=2)
     batches = source.batches(0, BATCH, "0.5")
-    next(batches)
+    batch = next(batches)
+    expected = batch.patches.clone()
     pids = [os.getpid(), *(process.pid for process in source._producer._processes)]
     assert all(lines and all(line.endswith("(deleted)") for line in lines) for lines in map(mapped, pids))
-    slots = [weakref.ref(parts[0].patches.base.base._wrapper) for parts in source._producer._buffers]
+    memory = weakref.ref(source._producer._slots._memory._wrapper)
     source.close()
-    assert [slot() for slot in slots] == [None, None]
+    source.close()
+    assert memory() is not None and batch.patches.equal(expected), "a batch stays valid"
+    del batch
+    assert memory() is None
+
+
+def address(batch):
+    return batch.patches.data_ptr()
+
+
+def test_batch_is_lent_and_its_memory_is_filled_again_once_it_is_dropped(original):
+    expected = loader(original).batches(0, BATCH, "0.5")
+    source = loader(original, workers=2)
+    addresses = set()
+    for batch in itertools.islice(source.batches(0, BATCH, "0.5"), 4 * SharedSlots.COUNT):
+        assert source._producer._slots._lent <= IN_HAND, "the loop drops a batch when it gets the next one"
+        assert all(map(torch.equal, batch[:4], next(expected)[:4]))
+        addresses.add(address(batch))
+    assert len(addresses) == SharedSlots.COUNT
+    source.close()
+
+
+def test_part_of_a_batch_keeps_all_of_its_memory(original):
+    source = loader(original, workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    batch = next(batches)
+    where = address(batch)
+    last_rows = batch.keep_indices[-3:].numpy()
+    expected = last_rows.copy()
+    del batch
+    later = [address(next(batches)) for _ in range(3 * SharedSlots.COUNT)]
+    assert where not in later and np.array_equal(last_rows, expected)
+    del last_rows
+    assert where in [address(next(batches)) for _ in range(3 * SharedSlots.COUNT)]
+    source.close()
+
+
+def test_caller_that_keeps_all_batches_gets_copies(original):
+    count = 3 * SharedSlots.COUNT
+    source = loader(original, workers=2)
+    kept = list(itertools.islice(source.batches(0, BATCH, "0.5"), count))
+    assert len({address(batch) for batch in kept}) == count
+    for batch, expected in zip(kept, loader(original).batches(0, BATCH, "0.5"), strict=False):
+        assert all(map(torch.equal, batch[:4], expected[:4]))
+    source.close()
 
 
 def test_killed_worker_raises_runtime_error_in_main_process(original):
