@@ -218,6 +218,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     """The profile, completed with values from the site."""
     from jobs.host.slurm_cli import parse_int
     from jobs.slurm.site import Node
+    from jobs.slurm.site_checks import agents_problem
 
     node = site.common_node or Node(0, 0, 0, "")
     most = parse_int(site.config.get("MaxArraySize", ""))
@@ -242,6 +243,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
         signal_seconds=max(1, min(120, int(hours * 3600) // 4)),
         array_size=profile.array_size if most is None else max(1, most - 1),
         options=options,
+        agents=profile.agents or not agents_problem(site, profile),
     )
 
 
@@ -271,6 +273,7 @@ def text(profile: ClusterProfile, site: Site) -> str:
         ("signal_seconds", profile.signal_seconds, "chosen: 120, or a quarter of the hours"),
         ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, minus 1"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
+        ("agents", profile.agents, _reason_for_agents(profile, site)),
     ]
     defaults = asdict(ClusterProfile())
     written = {"name", *(key for key, _, _ in lines)}
@@ -297,6 +300,12 @@ def text(profile: ClusterProfile, site: Site) -> str:
         rows.append("# nvlink_gbps: 3600.0     # per GPU and direction (of an H100 SXM); for communication in plans")
         rows.append("# network_gbps: 400.0     # of a node's network, divided by its GPUs")
     return "\n".join([*rows, ""])
+
+
+def _reason_for_agents(profile: ClusterProfile, site: Site) -> str:
+    from jobs.slurm.site_checks import agents_problem
+
+    return agents_problem(site, profile) or "restart a run in its job after a fault (docs/restarts.md)"
 
 
 def render(results: Sequence[CheckResult], title: str) -> str:

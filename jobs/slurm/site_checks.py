@@ -18,6 +18,7 @@ CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
 EXPEDITED = (25, 11)  # first release with --requeue=expedite
 MAY_2026 = (26, 5)  # first release that orders tasks by topology, and refuses --gres=gpu with --gpus-per-node
+OLDEST_WITH_AGENTS = (23, 2)  # older releases than the two before the tested one
 NEWER = {"--requeue=expedite": EXPEDITED, "requeue_delay": REQUEUE_DELAY, "srun --ignore-signals": MAY_2026}
 Verdict = tuple[str, str] | tuple[str, str, str]
 
@@ -162,6 +163,35 @@ def _crash(site: Site, profile: ClusterProfile) -> Verdict:
         then = "Jobs that Slurm itself starts again more often are held: `status` shows why, `scontrol release` helps."
         return DEGRADED, read, then
     return OK, read
+
+
+def _in_its_job(site: Site, profile: ClusterProfile) -> Verdict:
+    problem = agents_problem(site, profile)
+    if profile.agents:
+        if problem:
+            return DEGRADED, f"agents: true, but {problem}", "Remove agents from the profile: untested here."
+        return OK, "agents: true"
+    if problem:
+        return DEGRADED, problem, "Slurm requeues the job after every fault."
+    return DEGRADED, "agents: false", "Set agents: true in the profile, or Slurm requeues the job after every fault."
+
+
+def agents_problem(site: Site, profile: ClusterProfile) -> str:
+    """Why runs should not have node agents on this site; empty: they may (docs/restarts.md, Node agents)."""
+    if site.version < OLDEST_WITH_AGENTS:
+        return f"Slurm is {site.config.get('SLURM_VERSION', 'of an unknown version')}, node agents need 23.02"
+    if profile.container:
+        return "the ranks run in a container"
+    if site.kill_wait < SHORT_KILL_WAIT:
+        return f"KillWait={site.kill_wait} s, less than {SHORT_KILL_WAIT} s"
+    task_prolog = site.config.get("TaskProlog", "")
+    if task_prolog not in ("", "(null)"):
+        return f"TaskProlog={task_prolog} would run once for all ranks of a node"
+    if "OverMemoryKill" in site.config.get("JobAcctGatherParams", ""):
+        return "JobAcctGatherParams=OverMemoryKill would kill the agent with a rank"
+    if site.version >= MAY_2026 and _orders_tasks(site):
+        return f"tasks follow the topology ({site.config['TopologyPlugin']})"
+    return ""
 
 
 def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
@@ -342,6 +372,7 @@ CHECKS = {
     "a run is warned before it is preempted": _warned,
     "a run is warned before the time limit": _limit,
     "a killed rank or a crash is restarted": _crash,
+    "a fault costs seconds, not a requeue": _in_its_job,
     "a lost node is noticed": _lost,
     "a failed prolog does not hold jobs": _prolog,
     "the outcome of a run is known": _outcome,

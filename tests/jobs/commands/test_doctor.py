@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ PARTITION = {
 }  # fmt: skip
 EIGHT = Node(96, 1031000, 8, "h100")
 PROFILE = ClusterProfile(
-    "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py"
+    "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py", agents=True
 )
 DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
 TREE = {"TopologyPlugin": "topology/tree"}
@@ -87,6 +88,12 @@ SITES = [
     (site({"Prolog": "(null)"}), "failed prolog", OK, ""),
     (site({"RequeueExit": "1,70-72"}), "killed rank", FAIL, "RequeueExit has 70, 71"),
     (site({"RequeueExitHold": "75"}), "killed rank", DEGRADED, "RequeueExitHold has 75"),
+    (site({"SLURM_VERSION": "22.05.11"}), "a fault costs seconds", DEGRADED, "Slurm is 22.05.11, node agents"),
+    (site({"KillWait": "5 sec"}), "a fault costs seconds", DEGRADED, "KillWait=5 s, less than 10 s"),
+    (site({"TaskProlog": "/etc/task.sh"}), "a fault costs seconds", DEGRADED, "TaskProlog=/etc/task.sh would run once"),
+    (site({"JobAcctGatherParams": "UsePss,OverMemoryKill"}), "a fault costs seconds", DEGRADED, "OverMemoryKill"),
+    (site({**TREE, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", DEGRADED, "topology/tree"),
+    (site({**BLOCKS, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", OK, "agents: true"),
     (site({"SlurmdTimeout": "0 sec"}), "lost node", FAIL, "yourself"),
     (site({"ReturnToService": "0"}), "lost node", OK, "by hand"),
     (site({"MinJobAge": "5 sec"}), "outcome of", DEGRADED, "5 s"),
@@ -149,6 +156,15 @@ def test_check_site_judges_profile_options():
     assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).verdict == DEGRADED
 
 
+def test_check_site_judges_node_agents_of_profile():
+    without = replace(PROFILE, agents=False)
+    assert judged(site(), "a fault costs seconds", without).then.startswith("Set agents: true")
+    assert "requeues" in judged(site({"KillWait": "5 sec"}), "a fault costs seconds", without).then
+    contained = replace(PROFILE, container="/images/flip.sqsh")
+    finding = judged(site(), "a fault costs seconds", contained)
+    assert finding.verdict == DEGRADED and "container" in finding.read and "Remove agents" in finding.then
+
+
 def test_check_site_judges_options_of_newer_releases():
     both = ClusterProfile("far", "slurm", options={"gres": "gpu:8", "gpus-per-node": "8"})
     for version, verdict in (("25.11.2", DEGRADED), ("26.05.0", FAIL)):
@@ -182,6 +198,8 @@ def test_parse_nodes_counts_usable_nodes_by_shape():
     "config, partition, fields",
     [
         ({}, {}, {"hours": 48.0, "signal_seconds": 120, "array_size": 1000, "gpu": "h100", "options": {}}),
+        ({}, {}, {"agents": True}),
+        ({"KillWait": "5 sec"}, {}, {"agents": False}),
         ({"MaxArraySize": "1"}, {"MaxTime": "UNLIMITED"}, {"hours": 24.0, "array_size": 1}),
         ({}, {"MaxTime": "00:04:00"}, {"hours": 0.06, "signal_seconds": 54}),
         ({"DefMemPerCPU": "100"}, {}, {"options": {"mem-per-cpu": "10739M"}}),
