@@ -239,7 +239,7 @@ def simulate(case: Case, order: SampleOrder, fleet: Fleet, needs: Needs, seed: i
             np.maximum.at(done, worker[needed[step]], (asked + seconds)[needed[step]])
             clock.done(step, done)
     settled = min(order.block_samples // fleet.count, fleet.steps - 1)
-    return asdict(case) | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
+    return asdict(case) | clock.report(settled) | _storage(clock, asked, seconds, needs, inside, hedged, settled)
 
 
 class _Clock:
@@ -286,7 +286,6 @@ class _Clock:
 
 
 def _storage(
-    case: Case,
     clock: _Clock,
     asked: Floats,
     seconds: Floats,

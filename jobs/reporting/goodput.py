@@ -127,7 +127,7 @@ def attempt_times(
     if not math.isnan(last["saving"]):
         parts["saving"] = min(between, last["saving"])
     parts["other"] = between - parts["saving"]
-    _tail(parts, attempt, ended - last["time"], last, resumed, is_known)
+    _tail(parts, attempt, ended - last["time"], last, is_known)
     return times
 
 
@@ -150,14 +150,7 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | 
     return float(windows.sum())
 
 
-def _tail(
-    parts: dict[str, float],
-    attempt: Attempt,
-    seconds: float,
-    last: Mapping[str, Any],
-    resumed: int | None,
-    is_known: bool,
-) -> None:
+def _tail(parts: dict[str, float], attempt: Attempt, seconds: float, last: Mapping[str, Any], is_known: bool) -> None:
     """Add the time after the last line: steps without a line, the last save, the evaluation of a complete run."""
     seconds = max(0.0, seconds)
     commits = attempt.end.get("commits", 0)

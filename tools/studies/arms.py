@@ -136,7 +136,7 @@ def compare(study: ArmDesign, results: Results, name: str, first: str, second: s
         return None
     firsts = scores(study, results, first, name)
     seconds = scores(study, results, second, name)
-    compared = arms_stats.compare(firsts, seconds, between, _pictures(study, results, name))
+    compared = arms_stats.compare(firsts, seconds, between, _pictures(results, name))
     if compared is None:
         return None
     of_first, of_second = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
@@ -220,7 +220,7 @@ def _interval(compared: Compared | None, alone: bool = False) -> str:
     return interval(shown.value, shown.low, shown.high)
 
 
-def _pictures(study: ArmDesign, results: Results, name: str) -> int:
+def _pictures(results: Results, name: str) -> int:
     """Number of pictures of a set; 0 if no record has it."""
     items = (item for each in results.records.values() for item in each["evaluations"] if item["name"] == name)
     return next((int(item["n"]) for item in items if item.get("n")), 0)

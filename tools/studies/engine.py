@@ -74,12 +74,12 @@ def train(study: Study, docs: Path, profile: str, seconds: float) -> Results:
 
         def is_over(batch: Sequence[StudyRun] = tuple(batch)) -> bool:
             results = collect(study, docs)
-            return is_overtaken(results, batch, results.ready(complete_runs(study)))
+            return is_overtaken(batch, results.ready(complete_runs(study)))
 
         submit(study.sweep(batch[0].sweep, entries), profile, left, is_over)
 
 
-def is_overtaken(results: Results, batch: Sequence[StudyRun], ready: Sequence[StudyRun]) -> bool:
+def is_overtaken(batch: Sequence[StudyRun], ready: Sequence[StudyRun]) -> bool:
     """Whether a run of the same sweep that is not in the batch can start, and precedes one of the batch."""
     submitted = {run.name for run in batch}
     late = False

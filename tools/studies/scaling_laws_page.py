@@ -17,8 +17,6 @@ from tools.studies.results import score
 from tools.studies.scaling_design import AXES, JOINT, LENGTHS, MASKS, REFERENCE, ScalingResults, StudyPoint, law
 
 FORMS = (POWER, LOG_ODDS)
-ALONG = [StudyPoint(length=length) for length in LENGTHS]
-"""Points along the length, the others as in the reference."""
 CORNER = tuple(group.point(*group.lengths) for group in JOINT)
 
 EXPONENTS = """\

@@ -269,6 +269,6 @@ def test_submit_reports_failed_runs(
 def test_submission_is_overtaken_only_by_more_important_runs_of_its_sweep(tmp_path: Path) -> None:
     results = complete(tmp_path, SMALL)
     first, second, third, _ = results.runs
-    assert engine.is_overtaken(results, [second, third], [first, second, third])
-    assert not engine.is_overtaken(results, [first, second], [second, third])
-    assert not engine.is_overtaken(results, [second], [first]), "none of the batch is left"
+    assert engine.is_overtaken([second, third], [first, second, third])
+    assert not engine.is_overtaken([first, second], [second, third])
+    assert not engine.is_overtaken([second], [first]), "none of the batch is left"
