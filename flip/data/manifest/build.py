@@ -269,54 +269,35 @@ def merge(
     if not samples:
         raise _no_samples(results, filters, out)
     if old:
-        chunk = old.chunk
-    else:
-        chunk = chunk or default_chunk(samples)
-    if not old and not 0 < chunk <= samples:
-        raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks = ChunkTableBuilder(chunk, old)
-    selection = SampleFilterBuilder()
-    counts = np.zeros(256, dtype=np.int64)
-    if old:
-        labels = LabelCounts.of_manifest(old)
-    else:
-        labels = LabelCounts()
-    if old:
-        keys = list(old.keys)
-        etags = list(old.etags)
-        rows = old.shards.tolist()
-    else:
-        keys = []
-        etags = []
-        rows = []
+        exceptions = old.exceptions
+    merged = _MergedShards(_chunk_size(chunk, samples, old), old)
     for number, shard in enumerate(results.shards, 1):
         scan = _read_scan(results, shard, out)
-        chunks.add(scan)
-        selection.add(scan.dropped == 0, int(scan.head[0]))
-        counts += np.bincount(scan.dropped, minlength=256)
-        labels.add(scan.census.labels)
+        merged.add(shard, scan)
         if complete:
             complete.add(scan.census)
-        keys.append(shard.key)
-        etags.append(shard.stat.etag)
-        rows.append([len(scan.crcs), shard.stat.size, scan.end])
         if progress:
             progress(number, len(results.shards), "")
     if complete:
         complete.check(str(out))
-    offsets, checksums = chunks.tables()
-    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else selection.build())
-    settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
-    for name in ("labels", manifests.RECODED):
-        settings.pop(name, None)
-    if labels.known and (labels.counts or labels.unusable):
-        settings["labels"] = labels.json()
-    if old:
-        exceptions = old.exceptions
+    settings = _settings(results, merged, old)
+    if filters:
+        settings |= filters.settings(merged.dropped)
+    table, checksums = merged.tables()
     settings |= more or {}
     manifest = manifests.write(out, table, checksums, exceptions, settings)
     results.scans.remove()
     return manifest
+
+
+def _chunk_size(chunk: int, samples: int, old: Manifest | None) -> int:
+    """R of the merged manifest: that of ``old``, ``chunk``, or the default. Raises ConfigError if it does not fit."""
+    if old:
+        return old.chunk
+    chunk = chunk or default_chunk(samples)
+    if not 0 < chunk <= samples:
+        raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
+    return chunk
 
 
 def _no_samples(results: ScanResults, filters: Filters | None, out: Path) -> FlipError:
@@ -341,13 +322,64 @@ def _read_scan(results: ScanResults, shard: Shard, out: Path) -> Scan:
         raise
 
 
-def _settings(results: ScanResults, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
-    """The settings of the old manifest, and the shards that were left out."""
+def _settings(results: ScanResults, merged: _MergedShards, old: Manifest | None) -> dict[str, Any]:
+    """The settings of the old manifest, the shards that were left out, and the samples by label."""
     settings = dict(old.settings) if old else {}
-    indexed = set(keys)  # shards that were left out before may be repaired now
+    indexed = set(merged.keys)  # shards that were left out before may be repaired now
     left_out = [entry for entry in settings.pop("left_out", []) if entry["shard"] not in indexed]
     left_out += skipped_shards(results.damaged)
-    return settings | ({"left_out": left_out} if left_out else {})
+    if left_out:
+        settings["left_out"] = left_out
+    for name in ("labels", manifests.RECODED):  # facts of all shards of the old manifest, and of no others
+        settings.pop(name, None)
+    labels = merged.labels
+    if labels.known and (labels.counts or labels.unusable):
+        settings["labels"] = labels.json()
+    return settings
+
+
+class _MergedShards:
+    """The tables of a manifest of ``chunk`` samples per chunk, shard by shard.
+
+    ``old``: a manifest with that R whose shards come first. ``keys``: of all shards so far. ``labels``: their samples
+    by label. ``dropped``: scanned samples by the code of the filter that drops them, 0 for those that stay.
+    """
+
+    def __init__(self, chunk: int, old: Manifest | None) -> None:
+        self.keys: list[str] = []
+        self.labels = LabelCounts()
+        self.dropped = np.zeros(256, dtype=np.int64)
+        self._chunk = chunk
+        self._etags: list[str] = []
+        self._rows: list[list[int]] = []
+        self._chunks = ChunkTableBuilder(chunk, old)
+        self._selection: SampleFilterBuilder | None = SampleFilterBuilder()
+        if old:
+            self.keys = list(old.keys)
+            self.labels = LabelCounts.of_manifest(old)
+            self._etags = list(old.etags)
+            self._rows = old.shards.tolist()
+            self._selection = None  # ``refuse_filters``: no sample of either part is dropped
+
+    def add(self, shard: Shard, scan: Scan) -> None:
+        """Add the next shard."""
+        self._chunks.add(scan)
+        if self._selection:
+            self._selection.add(scan.dropped == 0, int(scan.head[0]))
+        self.dropped += np.bincount(scan.dropped, minlength=256)
+        self.labels.add(scan.census.labels)
+        self.keys.append(shard.key)
+        self._etags.append(shard.stat.etag)
+        self._rows.append([len(scan.crcs), shard.stat.size, scan.end])
+
+    def tables(self) -> tuple[ChunkTable, NDArray[np.uint32]]:
+        """The chunks and their CRCs."""
+        offsets, checksums = self._chunks.tables()
+        selection = None
+        if self._selection:
+            selection = self._selection.build()
+        rows = np.array(self._rows, dtype=np.int64)
+        return ChunkTable(self.keys, rows, self._chunk, offsets, self._etags, selection), checksums
 
 
 class ChunkTableBuilder:
