@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from flip.config.finish import finish
 from flip.config.host import Host, core_seconds
 from flip.config.identity import ConfigChange, flatten, identity
 from flip.config.merge import to_dict
-from flip.config.resolve import dataset_facts
+from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config
 from flip.config.validate import warnings
 from flip.config.yaml_io import read_yaml
@@ -104,7 +104,10 @@ class Submission:
         self._again = resubmit.submit_command(options, self.file, self.sweep.folder)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
-        self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
+        root = runs_root(self.profile)
+        if options.root:
+            root = Path(options.root).absolute()
+        self.folder = root / self.sweep.name
         self.existing = ExistingRuns(self.folder, self.sweep.names)
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         self.exposed: list[Exposure] = []
@@ -233,50 +236,14 @@ class Submission:
 
     def _resolve(self, run: Run) -> ResolvedRun:
         """Resolve, validate and check one run; its errors name it."""
-        try:
-            dry = self.options.dry_run
+        with self._naming(run):
             if run.config.init.run or run.config.init.export:
-                run.config.init = self.existing.resolve_init(run, dry)
-            data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
+                run.config.init = self.existing.resolve_init(run, self.options.dry_run)
+            data = dataset_facts(run.config, nominal=self.options.dry_run)  # nominal data are for plans only
             profile, on = self._place(run)
-            ignored: list[ConfigChange] = []
-
-            def adjust(resolved: Config) -> Config:
-                if self.options.changed == "keep":
-                    resolved = self.existing.stored_config(run, resolved, ignored)
-                step_time.fit_cluster(run.config, resolved, profile)
-                return resolved
-
-            config, notes = finish(run.config, on, data, self.existing.places(run), adjust)
-            if from_timm := timm_source.note(config.init.export):
-                notes.append(from_timm)
-            if config.init.commit == NOT_YET:
-                init = config.init
-                later = self._again.line(self.folder.parent, "--only", run.name)
-                notes.append(
-                    f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
-                    f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
-                )
+            config, notes, ignored = self._finish(run, data, profile, on)
             self.nominal = self.nominal or any(facts.nominal for facts in data)
-            holder = self.existing.holder(run, config)
-            try:
-                preflight.refuse_json_captions(config, data)
-            except ConfigError:
-                if holder is None:
-                    raise
-            anew = self.options.changed in ("restart", "fork")
-            current = RunDir(holder or self.existing.places(run)[-1])
-            preflight.refuse_blank_blocks(config, data, None if anew else current)
-            self._read_callbacks(config, run.name)
-            self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
-            self._add_checks(preflight.save_time(profile, current), run.name)
-            self._add_checks(preflight.wall_limit(config, profile, current), run.name)
-        except FlipError as error:
-            where = f"{self.file}, run {run.name}" + (f", {error.where}" if error.where else "")
-            remedy = error.remedy
-            if is_default(error.where or error.what.partition(":")[0], run.chosen):
-                remedy = f"It is a default value, of the recipe or of the program. {remedy}".rstrip()
-            raise type(error)(error.what, where, error.value, remedy) from error
+            self._check_run(run, config, data, profile, on)
         resolved = flatten(to_dict(config))
         return ResolvedRun(
             run.name,
@@ -297,6 +264,60 @@ class Submission:
             cluster=profile.name,
             ignored_changes=ignored,
         )
+
+    @contextmanager
+    def _naming(self, run: Run) -> Iterator[None]:
+        """Errors in the block name the sweep file and the run, and say if the value at fault is a default."""
+        try:
+            yield
+        except FlipError as error:
+            where = ", ".join(filter(None, [str(self.file), f"run {run.name}", error.where]))
+            remedy = error.remedy
+            if is_default(error.where or error.what.partition(":")[0], run.chosen):
+                remedy = f"It is a default value, of the recipe or of the program. {remedy}".rstrip()
+            raise type(error)(error.what, where, error.value, remedy) from error
+
+    def _finish(
+        self, run: Run, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
+    ) -> tuple[Config, list[str], list[ConfigChange]]:
+        """(resolved configuration, notes on it, changes of the sweep that ``--changed keep`` ignores)."""
+        ignored: list[ConfigChange] = []
+
+        def adjust(resolved: Config) -> Config:
+            if self.options.changed == "keep":
+                resolved = self.existing.stored_config(run, resolved, ignored)
+            step_time.fit_cluster(run.config, resolved, profile)
+            return resolved
+
+        config, notes = finish(run.config, on, data, self.existing.places(run), adjust)
+        if from_timm := timm_source.note(config.init.export):
+            notes.append(from_timm)
+        init = config.init
+        if init.commit == NOT_YET:
+            later = self._again.line(self.folder.parent, "--only", run.name)
+            notes.append(
+                f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
+                f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
+            )
+        return config, notes, ignored
+
+    def _check_run(
+        self, run: Run, config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
+    ) -> None:
+        """Check what the run needs. Raises FlipError if it would fail."""
+        holder = self.existing.holder(run, config)
+        try:
+            preflight.refuse_json_captions(config, data)
+        except ConfigError:
+            if holder is None:
+                raise
+        anew = self.options.changed in ("restart", "fork")
+        current = RunDir(holder or self.existing.places(run)[-1])
+        preflight.refuse_blank_blocks(config, data, None if anew else current)
+        self._read_callbacks(config, run.name)
+        self._add_checks(preflight.check(config, data, profile, on, self.folder, self.options.dry_run), run.name)
+        self._add_checks(preflight.save_time(profile, current), run.name)
+        self._add_checks(preflight.wall_limit(config, profile, current), run.name)
 
     def _read_callbacks(self, config: Config, name: str) -> None:
         """Read and check the files of the user's classes; a snapshot gets what was read."""
@@ -331,7 +352,8 @@ class Submission:
             return
         if not _starts_new(plan):
             for place in self.exposed:
-                note("" if self.options.dry_run else trust.warning(place))
+                if not self.options.dry_run:
+                    note(trust.warning(place))
                 self._add_checks([preflight.Check("folders", trust.warning(place))])
             return
         asks = trust.is_answerable(self.exposed) and can_ask() and not self.options.yes
@@ -451,32 +473,42 @@ class Submission:
 
     def _commit(self, plan: Plan) -> None:
         if plan.pruned:
-            active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)
-            note(f"cancelled; waiting until they have saved: {active}" if active else "")
-            left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
-            self.outcome["still_saving"] = left
-            note(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
+            self._prune(plan)
         if plan.starting:
-            running = any(action.kind == "running" for action in plan.actions)  # those would count as other processes
-            gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
-            if self.profile.kind == "local" and not (running or gpus):
-                note(preflight.load_note(self.start))
-            note("\n".join(trust.checkout_warnings()))
-            snapshot = take(REPOSITORY, self.folder / ".code", self.callbacks)
+            self._start(plan)
+
+    def _prune(self, plan: Plan) -> None:
+        active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)
+        if active:
+            note(f"cancelled; waiting until they have saved: {active}")
+        left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
+        self.outcome["still_saving"] = left
+        if left:
+            note(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them")
+
+    def _start(self, plan: Plan) -> None:
+        running = any(action.kind == "running" for action in plan.actions)  # those would count as other processes
+        gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
+        if self.profile.kind == "local" and not (running or gpus):
+            note(preflight.load_note(self.start))
+        note("\n".join(trust.checkout_warnings()))
+        snapshot = take(REPOSITORY, self.folder / ".code", self.callbacks)
+        if snapshot.left_out:
             hidden = ", ".join(snapshot.left_out)
-            note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
-            cluster = MultiBackend(self._profiles())
-            replaced = partial(self._trashed, replaced=True)
-            exposed = list(dict.fromkeys(place.place for place in self.exposed))
-            without_callbacks = _without_callbacks(plan)
-            jobs = apply(
-                plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, self._again, replaced, exposed
-            )
-            note(render.canaries(jobs))
-            note("\n".join(without_callbacks))
-            late = cancelled_meanwhile(plan)
-            note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")
-            self.outcome |= {"started": [job.run.name for job in jobs], "cancelled_meanwhile": late}
+            note(f"not copied, because they are no files of code, or look like secrets: {hidden}")
+        cluster = MultiBackend(self._profiles())
+        replaced = partial(self._trashed, replaced=True)
+        exposed = list(dict.fromkeys(place.place for place in self.exposed))
+        without_callbacks = _without_callbacks(plan)
+        jobs = apply(
+            plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, self._again, replaced, exposed
+        )
+        note(render.canaries(jobs))
+        note("\n".join(without_callbacks))
+        late = cancelled_meanwhile(plan)
+        if late:
+            note(f"cancelled meanwhile, so not started: {', '.join(late)}")
+        self.outcome |= {"started": [job.run.name for job in jobs], "cancelled_meanwhile": late}
 
     def _trashed(self, path: Path, target: Path, replaced: bool = False) -> None:
         """Report a run directory that was moved to the trash. ``replaced``: another one takes its place."""
