@@ -7,7 +7,8 @@ start code of ``runtime``, ``local`` and ``commands``, because records of jobs a
 
 Order of the packages; each imports only what stands to its right, and ``flip``:
 
-    commands -> submission | reporting -> planning -> runs -> slurm | local | runtime -> sweeps | common | host
+    commands -> measuring -> submission | reporting -> planning -> runs -> slurm | local | runtime | sweeps
+        -> tracking | pages -> common -> host
 
 ``submission`` and ``reporting`` do not import each other, nor do ``slurm``, ``local`` and ``runtime``. ``slurm``,
 ``local`` and ``runtime`` use ``host`` for all that also runs outside of the ranks. No command imports torch, except for

@@ -39,6 +39,7 @@ ORDER = [
     ["jobs.host"],
     ["jobs.host.agents"],
     ["jobs.common"],
+    ["jobs.pages"],
     ["jobs.tracking"],
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
     ["jobs.runs"],

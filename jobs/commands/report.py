@@ -13,7 +13,7 @@ from jobs.common.cli import Parser, add_run_arguments, run_command
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
-    from jobs.reporting.document import Block
+    from jobs.pages.document import Block
 
 EXAMPLES = """examples:
   flip report quickstart                     table, and runs/quickstart/report.html
@@ -62,8 +62,8 @@ def report(args: argparse.Namespace) -> int:
 
     from jobs.common.cluster_profile import roots
     from jobs.common.terminal import show
-    from jobs.reporting.html import render
-    from jobs.reporting.markdown import markdown
+    from jobs.pages.html import render
+    from jobs.pages.markdown import markdown
     from jobs.reporting.outcomes import csv_text, outcomes, rows, text
     from jobs.reporting.report import findings, title
     from jobs.runs import select
@@ -127,8 +127,8 @@ def _own_folder(folder: Path) -> Path:
 def _write_folder(folder: Path, page: str, results: Sequence[Outcome], blocks: Sequence[Block]) -> None:
     """Write report.html, report.md, results.csv and figures/ into the folder."""
     from jobs.common.filesystem import writing
-    from jobs.reporting.figures import save
-    from jobs.reporting.markdown import markdown
+    from jobs.pages.chart_files import save
+    from jobs.pages.markdown import markdown
     from jobs.reporting.outcomes import csv_text, rows
 
     with writing(folder, "Name another folder with --folder."):

@@ -22,9 +22,9 @@ from jobs.common.paths import runs_root
 from jobs.measuring import cluster, compare, machine, page
 from jobs.measuring.rows import NODES_ROW, RowPlan, local_rows
 from jobs.measuring.verdicts import BROKEN, judge
-from jobs.reporting.document import Block
-from jobs.reporting.html import render
-from jobs.reporting.markdown import markdown
+from jobs.pages.document import Block
+from jobs.pages.html import render
+from jobs.pages.markdown import markdown
 
 MINUTES = 3.0
 CLUSTER_MINUTES = 10.0

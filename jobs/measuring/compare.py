@@ -8,7 +8,7 @@ from typing import Any
 from jobs.common.measurement import MeasuredRow, Measurement
 from jobs.measuring.page import described, versions
 from jobs.measuring.verdicts import judge
-from jobs.reporting.document import Block, Table, Text, heading
+from jobs.pages.document import Block, Table, Text, heading
 
 DIFFERENT = 0.1
 """Relative difference of two numbers that is highlighted."""

@@ -13,7 +13,7 @@ from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
 from jobs.common.text import duration, shortened
 from jobs.measuring.rows import NO_TIME
 from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, WORKS, MachineVerdict, judge
-from jobs.reporting.document import Block, Fold, Table, Text, heading
+from jobs.pages.document import Block, Fold, Table, Text, heading
 
 TITLE = "Measurement of a machine"
 NOTHING = "Nothing. Plans use these numbers if the cluster profile names their file: measured: FOLDER/measured.json"

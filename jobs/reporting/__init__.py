@@ -8,9 +8,8 @@
 - ``scaling_laws.py``: curves of runs along an axis; ``laws.py``: their ``Law``, also for the studies;
   ``distributions.py``: ``Interval``, Student's t and F. ``paper_comparison.py``, ``paper_figure.py``: results
   against those of the paper.
-- ``report.py``: the blocks of a report (``document.py``: ``Text``, ``Table``, ``Figure``), shown by ``html.py``,
-  ``markdown.py``, ``figures.py`` and ``charts.py``.
+- ``report.py``: the blocks of a report, with ``figures.py`` and ``examples.py``; ``jobs.pages`` shows them.
 
-Damaged files of one run do not hide other runs. May import ``jobs.runs``, ``jobs.sweeps``, ``jobs.common`` and
-``jobs.host``, but not ``jobs.submission``.
+Damaged files of one run do not hide other runs. May import ``jobs.runs``, ``jobs.sweeps``, ``jobs.pages``,
+``jobs.common`` and ``jobs.host``, but not ``jobs.submission``.
 """

@@ -23,8 +23,8 @@ from flip.files.ownership import is_mine
 from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
 from jobs.common.text import percent, plain
+from jobs.pages.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting import seed_groups
-from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
 
 PICTURES = 24

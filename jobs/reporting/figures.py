@@ -1,21 +1,18 @@
-"""Figures of a report (accuracy against cost, scaling curves, training curves) and their SVG and PNG files."""
+"""Figures of a report: accuracy against cost, scaling curves, training curves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from flip.evaluation.metrics.score import Score, score_of
-from flip.files.creation import output_folder
 from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome
-from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import level_percent, percent
-from jobs.reporting import charts, laws, scaling_laws, seed_groups
-from jobs.reporting.charts import Level, Mark, Plot, Point, Series, smooth, thin
-from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
+from jobs.pages.charts import Level, Mark, Plot, Point, Series, smooth, thin
+from jobs.pages.document import Block, Figure, Fold, Table, Text, heading
+from jobs.reporting import laws, scaling_laws, seed_groups
 from jobs.reporting.scaling_laws import Curve
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
@@ -321,28 +318,3 @@ def _logged(outcome: Outcome, field: str) -> tuple[Column, Column]:
     values = outcome.metrics[field]
     known = np.isfinite(values)
     return outcome.metrics["samples"][known], (100.0 if field == "accuracy" else 1.0) * values[known]
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def save(blocks: Sequence[Block], folder: Path) -> None:
-    """Write every chart as NAME.svg and NAME.png below ``folder``, which is created. Raises OSError."""
-    output_folder(folder)
-    for block in blocks:
-        for name, plot in files(block):
-            write_text(folder / f"{name}.svg", charts.svg(plot))
-            write_bytes(folder / f"{name}.png", charts.png(plot))
-
-
-def files(block: Block) -> list[tuple[str, Plot]]:
-    """(stem of its files, chart) of every chart of a figure or a folded part; other blocks have none."""
-    if isinstance(block, Fold):
-        return [file for inner in block.blocks for file in files(inner)]
-    if not isinstance(block, Figure):
-        return []
-    return [(f"{_plain(block.name)}-{i}", plot) for i, plot in enumerate(block.plots, 1)]
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)

@@ -6,9 +6,9 @@ Time is relative, because the paper's machines are others: 1 is the run that a r
 from collections.abc import Mapping, Sequence
 
 from jobs.common.text import percent
+from jobs.pages.charts import Mark, Plot, Series
+from jobs.pages.document import Block, Figure, heading
 from jobs.reporting import seed_groups
-from jobs.reporting.charts import Mark, Plot, Series
-from jobs.reporting.document import Block, Figure, heading
 from jobs.reporting.seed_groups import SeedGroup
 from jobs.sweeps.published import Published, published
 

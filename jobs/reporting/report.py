@@ -1,4 +1,4 @@
-"""The content of a report as blocks (jobs/reporting/document.py), for finished, running and failed sweeps."""
+"""The content of a report as blocks (jobs/pages/document.py), for finished, running and failed sweeps."""
 
 import os
 import time
@@ -12,8 +12,8 @@ from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
 from jobs.common.cli import command
 from jobs.common.text import count, duration, formatted, hours_text, percent, shortened
+from jobs.pages.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting import faults, goodput, paper_comparison, ranking, seed_groups
-from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting.examples import PICTURES, examples
 from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
 from jobs.reporting.paper_figure import time_figure

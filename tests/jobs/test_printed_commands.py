@@ -27,8 +27,8 @@ from jobs.__main__ import PACKAGES
 from jobs.commands import explain, new, report, status, submit
 from jobs.common.cluster_profile import load_profile
 from jobs.local import backend
+from jobs.pages.document import Text
 from jobs.planning import preflight, step_time
-from jobs.reporting.document import Text
 from jobs.reporting.report import findings
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot

@@ -25,8 +25,9 @@ from jobs.commands import explain, logs, report  # fmt: skip
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip
+from jobs.pages import charts, html, markdown
 from jobs.planning import plan  # fmt: skip
-from jobs.reporting import charts, goodput, html, markdown, run_details  # fmt: skip
+from jobs.reporting import goodput, run_details  # fmt: skip
 from jobs.reporting import outcomes as run_outcomes
 from jobs.reporting import report as findings
 from jobs.reporting import status as run_status

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from flip.runs.rundir import read_json, sorted_glob, write_text
-from jobs.reporting.document import Block, Table, Text, heading
-from jobs.reporting.markdown import markdown
+from jobs.pages.document import Block, Table, Text, heading
+from jobs.pages.markdown import markdown
 from tools.records import rows as records
 from tools.records.rows import GOAL, REFERENCE_SECONDS, SET, RecordRow
 from tools.records.rule import MARGIN, SEEDS, false_rate, half_width

@@ -12,5 +12,5 @@ What is compared, what does it cost, and what is the result?
   `scaling_design`, `scaling_stats` and `scaling_laws_page`.
 
 The command is ``flip study``: every file with an object ``STUDY`` is a study. Training and its results come from
-the public interface (``flip``) and the files of run directories; jobs (reporting) draws pages. No torch.
+the public interface (``flip``) and the files of run directories; jobs (pages, reporting) draws pages. No torch.
 """

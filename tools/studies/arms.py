@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.common.text import counted, percent
-from jobs.reporting.charts import Level, Mark, Plot, Series
-from jobs.reporting.document import Block, Figure, Table, Text, heading
+from jobs.pages.charts import Level, Mark, Plot, Series
+from jobs.pages.document import Block, Figure, Table, Text, heading
 from jobs.reporting.outcomes import csv_text
 from tools.studies import arms_stats, scaling_stats
 from tools.studies import results as study_results

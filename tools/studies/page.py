@@ -8,10 +8,10 @@ from pathlib import Path
 from flip.files.creation import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
-from jobs.reporting import charts
-from jobs.reporting.document import Block, Figure, Table, Text, heading
-from jobs.reporting.figures import files
-from jobs.reporting.markdown import markdown
+from jobs.pages import charts
+from jobs.pages.chart_files import files
+from jobs.pages.document import Block, Figure, Table, Text, heading
+from jobs.pages.markdown import markdown
 from tools.studies.results import Results
 
 CORES = 2

@@ -13,9 +13,9 @@ from typing import Any
 
 from flip.runs.rundir import read_json
 from jobs.common.text import percent
-from jobs.reporting.charts import Level, Mark, Plot, Series
+from jobs.pages.charts import Level, Mark, Plot, Series
+from jobs.pages.document import Block, Figure, Table, Text, heading
 from jobs.reporting.distributions import Interval
-from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats
 from tools.studies.arms import BASELINES, PROBE_NOTE

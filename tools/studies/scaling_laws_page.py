@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from jobs.common.text import percent
+from jobs.pages.document import Block, Text
 from jobs.reporting import laws
 from jobs.reporting.distributions import Interval
-from jobs.reporting.document import Block, Text
 from jobs.reporting.laws import LOG_ODDS, POWER, Form, Law
 from tools.studies.page import paragraphs, section
 from tools.studies.results import score

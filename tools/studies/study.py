@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flip.runs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jobs.reporting.document import Block
+    from jobs.pages.document import Block
     from tools.studies.results import Results
 
 TRIAL_SEED = 9

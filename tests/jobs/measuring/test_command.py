@@ -25,8 +25,8 @@ from jobs.host.rank_entry import MALLOC
 from jobs.measuring import command, compare, machine, page
 from jobs.measuring.limited import LimitedResult
 from jobs.measuring.rows import NO_GPU, RowPlan
-from jobs.reporting.html import render
-from jobs.reporting.markdown import markdown
+from jobs.pages.html import render
+from jobs.pages.markdown import markdown
 from tests.jobs.common.test_measurement import example
 from tests.jobs.measuring.test_verdicts import DISK, GOOD, row
 from tests.synthetic import make_dataset

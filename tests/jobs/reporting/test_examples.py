@@ -10,8 +10,9 @@ from flip.data.manifest.manifest import Manifest
 from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.monitoring.results import read_run
 from flip.runs.rundir import read_json
-from jobs.reporting import examples, html, markdown, seed_groups
-from jobs.reporting.document import Pictures, Table, Text
+from jobs.pages import html, markdown
+from jobs.pages.document import Pictures, Table, Text
+from jobs.reporting import examples, seed_groups
 from tests.jobs.outcomes import make
 from tests.jobs.outcomes import write_result as store_result
 from tests.synthetic import encode, make_dataset, picture

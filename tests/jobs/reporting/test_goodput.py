@@ -10,8 +10,8 @@ from flip.config import merge
 from flip.config.merge import dump
 from flip.monitoring.results import read_run
 from flip.runs.rundir import write_json
+from jobs.pages.html import render
 from jobs.reporting import goodput, seed_groups
-from jobs.reporting.html import render
 from jobs.reporting.report import findings
 from tests.jobs.outcomes import config, make
 

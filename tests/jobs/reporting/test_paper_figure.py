@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from flip.monitoring.results import read_run
-from jobs.reporting import charts, seed_groups
-from jobs.reporting.document import Figure
+from jobs.pages import charts
+from jobs.pages.document import Figure
+from jobs.reporting import seed_groups
 from jobs.reporting.paper_figure import time_figure
 from tests.jobs import gallery
 

@@ -8,9 +8,9 @@ from flip.evaluation.encoding.open_clip_folder import register
 from flip.evaluation.metrics.result_files import write_result
 from flip.monitoring.results import read_outcomes, read_runs
 from flip.runs.rundir import RunDir, read_json
+from jobs.pages.document import Figure, Fold, Table
 from jobs.reporting import outcomes as short
 from jobs.reporting import ranking, seed_groups
-from jobs.reporting.document import Figure, Fold, Table
 from jobs.reporting.report import findings
 from tests.jobs.outcomes import make, score
 from tests.jobs.outcomes import write_result as store_result

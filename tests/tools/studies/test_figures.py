@@ -6,9 +6,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from jobs.reporting import charts
-from jobs.reporting.charts import Plot
-from jobs.reporting.document import Figure
+from jobs.pages import charts
+from jobs.pages.charts import Plot
+from jobs.pages.document import Figure
 from tests.tools.studies.test_engine import DOCS, study_of, trained
 from tools.studies.results import read
 

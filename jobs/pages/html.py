@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from jobs.reporting import charts
-from jobs.reporting.document import Block, Figure, Fold, Picture, Pictures, Table, Text, anchor
+from jobs.pages import charts
+from jobs.pages.document import Block, Figure, Fold, Picture, Pictures, Table, Text, anchor
 
 INTERVAL = re.compile(r"(\([\d.]+-[\d.]+\))")
 _DARK_CHARTS = " ".join(f"--c{light[1:]}: {dark};" for light, dark in charts.DARK.items())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.reporting.charts import Plot
+from jobs.pages.charts import Plot
 
 
 @dataclass(frozen=True)

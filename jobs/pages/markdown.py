@@ -1,12 +1,12 @@
-"""A report as Markdown. Its figures are files (jobs/reporting/figures.py)."""
+"""A report as Markdown. Its charts are files (jobs/pages/chart_files.py)."""
 
 import re
 from collections.abc import Sequence
 from html import escape
 
 from jobs.common.text import plain as visible
-from jobs.reporting.document import Block, Figure, Fold, Picture, Pictures, Table, Text
-from jobs.reporting.figures import files
+from jobs.pages.chart_files import files
+from jobs.pages.document import Block, Figure, Fold, Picture, Pictures, Table, Text
 
 
 def markdown(blocks: Sequence[Block], figures: str = "") -> str:
