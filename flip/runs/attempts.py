@@ -6,13 +6,13 @@ longer count (docs/contracts.md).
 
 import socket
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from flip.runs import commit, wall_limit
 from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
 from flip.runs.errors import STORAGE
 from flip.runs.restart_place import Allocation, Place, where
-from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
+from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, EndFacts, Limits, decide
 from flip.runs.rundir import RunDir, create_json, exists, read_record, write_json
 
 REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")  # of end.json
@@ -42,24 +42,17 @@ def start_attempt(run: RunDir, facts: Dict[str, Any], after: Optional[int] = Non
 def end_attempt(
     run: RunDir,
     n: int,
-    code: Optional[int],
-    state: Optional[str],
+    end: EndFacts,
     suspect: Tuple[str, str] = ("", ""),
-    late: Union[bool, str] = False,
-    unstarted: Sequence[str] = (),
-    out_of_memory: Sequence[str] = (),
     disk_full: str = "",
     noticed: Optional[float] = None,
-    unhealthy: Optional[Mapping[str, str]] = None,
     observed: bool = True,
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     Args:
-        code: exit code of the attempt, None if unknown.
-        state: the scheduler's state of the job, None if it cannot be read.
+        end: what the caller knows of it; this function adds what the files of the run show.
         suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
-        late, unstarted, out_of_memory, unhealthy: as for ``restart_policy.decide``.
         disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
         noticed: when the launcher saw the first rank fail; by default, now.
         observed: whether its launcher saw it end; else this is a later record of that.
@@ -72,26 +65,14 @@ def end_attempt(
     causes = run.causes(n)
     if disk_full:
         causes = causes + [{"cause": "storage", "by": "the exit trap", "reason": disk_full}]
-    decision = decide(
-        causes,
-        code,
-        state,
-        earlier_ends(run, first, n),
-        Limits(),
-        complete=exists(run.result),
-        cancelled=exists(run.cancel),
-        committed=committed,
-        stop_requested=run.stop_requested(n),
-        late=late,
-        lowered=wall_limit.lowered(run, wall_limit.recorded_limit(run, n)),
-        unstarted=unstarted,
-        out_of_memory=out_of_memory,
-        unhealthy=unhealthy,
-    )
+    lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
+    end = end._replace(stop_requested=run.stop_requested(n), lowered=lowered)
+    history = earlier_ends(run, first, n)
+    decision = decide(causes, end, history, Limits(), exists(run.result), exists(run.cancel), committed)
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancel_reason(run))
     decision = _without_suspect(decision, *suspect)
-    facts = {"attempt": n, "code": code, "state": state, "commits": commits, "committed": committed}
+    facts = {"attempt": n, "code": end.code, "state": end.state, "commits": commits, "committed": committed}
     return _record_end(run, n, decision, dict(facts, noticed=noticed, observed=observed))
 
 
@@ -176,13 +157,14 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
         if before is not None and n >= before:
             break
         if unwritten and _in_start_of(run, n, unwritten):
-            end_attempt(run, n, STORAGE, None, observed=False)
+            end = EndFacts(STORAGE, None)
         elif run.hit_time_limit(n):
             limit = wall_limit.recorded_limit(run, n)
             late = wall_limit.no_progress(run, limit) if limit else False
-            end_attempt(run, n, None, "TIMEOUT", late=late, observed=False)
+            end = EndFacts(None, "TIMEOUT", late=late)
         else:  # one that was asked to stop was killed while it saved
-            end_attempt(run, n, None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN, observed=False)
+            end = EndFacts(None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN)
+        end_attempt(run, n, end, observed=False)
 
 
 def _in_start_of(run: RunDir, n: int, first: int) -> bool:

@@ -71,54 +71,68 @@ class Decision(NamedTuple):
     exclude: tuple = ()
 
 
+class EndFacts(NamedTuple):
+    """What is known of the end of an attempt, in addition to the causes that its processes recorded.
+
+    Attributes:
+        code: its exit code, None if unknown.
+        state: the scheduler's state of the job, None if it could not be read.
+        stop_requested: whether told.json exists.
+        late: whether it used its wall limit, except for the time to save; True, or a sentence.
+        lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
+        unstarted: nodes that could not start any of its ranks.
+        out_of_memory: nodes on which the kernel killed a rank at the memory limit of the job.
+        unhealthy: node -> evidence, of nodes that failed a check before any rank started.
+    """
+
+    code: Optional[int]
+    state: Optional[str]
+    stop_requested: bool = False
+    late: Union[bool, str] = False
+    lowered: str = ""
+    unstarted: Sequence[str] = ()
+    out_of_memory: Sequence[str] = ()
+    unhealthy: Mapping[str, str] = {}
+
+    @property
+    def states(self) -> Set[str]:
+        """The words of ``state``: Slurm may show several."""
+        return set(re.findall("[A-Z_]+", (self.state or "").upper()))
+
+
 def decide(
     causes: List[Dict[str, Any]],
-    code: Optional[int],
-    state: Optional[str],
+    end: EndFacts,
     history: List[Dict[str, Any]],
     limits: Limits,
     complete: bool,
     cancelled: bool,
     committed: bool,
-    stop_requested: bool = False,
-    late: Union[bool, str] = False,
-    unstarted: Sequence[str] = (),
-    lowered: str = "",
-    out_of_memory: Sequence[str] = (),
-    unhealthy: Optional[Mapping[str, str]] = None,
 ) -> Decision:
     """What to do after an attempt.
 
     Args:
         causes: the records that its processes left (rundir.causes).
-        code: its exit code, None if unknown.
-        state: the scheduler's state of the job, None if it could not be read.
         history: earlier ends that count, oldest first: rows with ``cause`` and ``committed``.
-        complete, cancelled, stop_requested: whether result.json, cancel.json and told.json exist.
+        complete, cancelled: whether result.json and cancel.json exist.
         committed: whether this attempt made a new commit.
-        late: whether it used its wall limit, except for the time to save; True, or a sentence.
-        unstarted: nodes that could not start any of its ranks.
-        lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
-        out_of_memory: nodes on which the kernel killed a rank at the memory limit of the job.
-        unhealthy: node -> evidence, of nodes that failed a check before any rank started.
     """
-    states = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
-    if cancelled or "CANCELLED" in states:
+    if cancelled or "CANCELLED" in end.states:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory, unhealthy)
-    if cause in ("stopped", "timeout") and late and not committed:
-        cause, reason = _after_whole_limit(reason, late, lowered)
+    cause, reason = root_cause(causes, end)
+    if cause in ("stopped", "timeout") and end.late and not committed:
+        cause, reason = _after_whole_limit(reason, end.late, end.lowered)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
-    left_alone = _left_alone(decision, causes, code, states)
+    left_alone = _left_alone(decision, causes, end)
     if left_alone:
         return left_alone
     hosts = _hosts_with_broken_hardware(causes)
     if cause == "node":  # codes of ranks that did start and left a cause say nothing about their node
-        hosts.update(unstarted, unhealthy or ())
+        hosts.update(end.unstarted, end.unhealthy)
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
@@ -133,17 +147,16 @@ def _after_whole_limit(reason: str, late: Union[bool, str], lowered: str) -> Tup
     return "timeout", reason
 
 
-def _left_alone(
-    decision: Decision, causes: List[Dict[str, Any]], code: Optional[int], states: Set[str]
-) -> Optional[Decision]:
+def _left_alone(decision: Decision, causes: List[Dict[str, Any]], end: EndFacts) -> Optional[Decision]:
     """The decision in place of a requeue if this process must not requeue the job, else None."""
+    states = end.states
     nothing = decision._replace(action="nothing")
     if "PENDING" in states:
         return nothing._replace(reason=decision.reason + "; the scheduler has requeued it already")
     if LAUNCHER_STOPPED in states:
         return nothing._replace(delay=0.0, reason=decision.reason + "; the launcher was asked to end")
-    unread = not states or (states == {UNKNOWN} and code is not None)  # without a code the job was restarted since
-    if unread and _ended_by_term(causes, code):
+    unread = not states or (states == {UNKNOWN} and end.code is not None)  # without a code the job was restarted since
+    if unread and _ended_by_term(causes, end.code):
         # scancel and preemption both send TERM: a requeue could revive a cancelled job
         return nothing._replace(reason=decision.reason + "; the job's state could not be read")
     return None
@@ -154,37 +167,31 @@ def _hosts_with_broken_hardware(causes: List[Dict[str, Any]]) -> Set[str]:
     return {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
 
 
-def root_cause(
-    causes: List[Dict[str, Any]],
-    code: Optional[int],
-    states: Set[str],
-    stop_requested: bool = False,
-    unstarted: Sequence[str] = (),
-    out_of_memory: Sequence[str] = (),
-    unhealthy: Optional[Mapping[str, str]] = None,
-) -> Tuple[str, str]:
+def root_cause(causes: List[Dict[str, Any]], end: EndFacts) -> Tuple[str, str]:
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
+    code = end.code
+    states = end.states
     root = _first_by_class(causes)
     # ranks that waited for those of a node that started none end with causes that are only echoes
     echoes = ["crash"]
-    if unstarted:
+    if end.unstarted:
         echoes += ["hang", "stopped"]
     if root and root["cause"] not in echoes:
         return root["cause"], _describe(root)
-    lost = _lost_job(states, code) or _bad_nodes(unhealthy or {}, unstarted, out_of_memory)
+    lost = _lost_job(states, code) or _bad_nodes(end)
     if lost:
         return lost
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _describe(root)
     is_unread = not states - {UNKNOWN} and code is not None
-    if is_unread and stop_requested:  # its launcher would know, too
+    if is_unread and end.stop_requested:  # its launcher would know, too
         states = states | {STOP_REQUESTED}
     by_state = _named_by_state(states, code)
     if by_state:
         return by_state
     if is_unread and any(c["cause"] == "peer_lost" for c in causes):
-        if stop_requested:
+        if end.stop_requested:
             return "stopped", "asked to save and stop, but a rank was lost before it had"
         return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"
     return _named_by_code(code)
@@ -201,17 +208,16 @@ def _lost_job(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]
     return None
 
 
-def _bad_nodes(
-    unhealthy: Mapping[str, str], unstarted: Sequence[str], out_of_memory: Sequence[str]
-) -> Optional[Tuple[str, str]]:
+def _bad_nodes(end: EndFacts) -> Optional[Tuple[str, str]]:
     """(cause, reason) if the launcher knows nodes on which ranks could not start or go on."""
-    if unhealthy:
-        evidence = ["%s (%s)" % pair for pair in sorted(unhealthy.items())]
+    if end.unhealthy:
+        evidence = ["%s (%s)" % pair for pair in sorted(end.unhealthy.items())]
         return "node", "failed the health check before the start: %s" % ", ".join(evidence)
-    if unstarted:
-        return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
-    if out_of_memory:  # causes of other ranks are then echoes
-        where = ", ".join(out_of_memory)
+    if end.unstarted:
+        where = ", ".join(end.unstarted)
+        return "node", "no rank could be started on %s: the mount or the interpreter is missing" % where
+    if end.out_of_memory:  # causes of other ranks are then echoes
+        where = ", ".join(end.out_of_memory)
         return "crash", "out of memory: a rank on %s was killed at the memory limit of the job (--mem)" % where
     return None
 

@@ -9,7 +9,7 @@ import time
 from typing import Mapping, Optional, Tuple
 
 from flip.runs import attempts, bad_nodes, wall_limit
-from flip.runs.restart_policy import Decision
+from flip.runs.restart_policy import Decision, EndFacts
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import own_job, slurm_cli
 
@@ -29,30 +29,30 @@ def record_end(
 ) -> Decision:
     """Decide what follows from the end of attempt n, and record it (``attempts.end_attempt``).
 
-    ``fields``: of the job, empty if Slurm does not answer. ``last_error``: of an earlier try of this call. A second
-    call changes nothing. Raises OSError.
+    ``code``, ``state``, ``unhealthy``: see ``EndFacts``. ``fields``: of the job, empty if Slurm does not answer.
+    ``last_error``: of an earlier try of this call. ``noticed``: see ``end_attempt``. A second call changes nothing.
+    Raises OSError.
     """
     limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
     if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
         wall_limit.record_limit(run, n, limit)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
+    disk_full = ""
+    if last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT):
+        disk_full = str(last_error)
     late = ""
     if not restarted_in_place(run, n):  # else it had only the rest of the job's time
         late = wall_limit.limit_reached(run, n, own_job.time_used(fields))
-    return attempts.end_attempt(
-        run,
-        n,
+    end = EndFacts(
         code,
         state,
-        suspect=bad_nodes.find_suspect(run, n, time.time()),
         late=late,
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
-        disk_full=str(last_error) if disk_full else "",
-        noticed=noticed,
-        unhealthy=unhealthy,
+        unhealthy=unhealthy or {},
     )
+    suspect = bad_nodes.find_suspect(run, n, time.time())
+    return attempts.end_attempt(run, n, end, suspect, disk_full, noticed)
 
 
 def restarted_in_place(run: RunDir, n: int) -> bool:

@@ -27,7 +27,7 @@ from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.lifecycle import Seen
 from flip.runs.origin import is_copy
 from flip.runs.restart_place import HERE, Allocation
-from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Decision
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Decision, EndFacts
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
@@ -305,7 +305,8 @@ class Supervisor:
         state = LAUNCHER_STOPPED if self.stopping else "RUNNING"
         if attempt.stop_requested:
             state = f"{state},{STOP_REQUESTED}"
-        decision = attempts.end_attempt(run, n, attempt.code, state, noticed=attempt.noticed, observed=attempt.observed)
+        end = EndFacts(attempt.code, state)
+        decision = attempts.end_attempt(run, n, end, noticed=attempt.noticed, observed=attempt.observed)
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
         if attempt.agent is not None:

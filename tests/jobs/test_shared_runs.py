@@ -14,6 +14,7 @@ import pytest
 from flip.files.ownership import user_name
 from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import read_json, write_json
 from jobs.commands import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile
@@ -130,7 +131,7 @@ def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkey
 def test_job_states_show_failed_canary_to_other_users(sweep):
     n = attempts.start_attempt(sweep.runs[0], {})
     sweep.runs[0].write_cause(n, 0, "config", 78, "a key is unknown")
-    attempts.end_attempt(sweep.runs[0], n, 78, "RUNNING")
+    attempts.end_attempt(sweep.runs[0], n, EndFacts(78, "RUNNING"))
     sweep.queue(first="")
     stuck = ("stopped", "its canary a is failed (rank 0: a key is unknown): submit again")
     assert states_for_other_user(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]

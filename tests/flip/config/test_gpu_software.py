@@ -10,7 +10,7 @@ import pytest
 from flip.config import gpu_software
 from flip.distributed import parallel
 from flip.runs.errors import CAUSES, ConfigError, FlipError
-from flip.runs.restart_policy import Limits, decide
+from flip.runs.restart_policy import EndFacts, Limits, decide
 from jobs.commands.doctor import gpu_software_row
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import preflight
@@ -89,7 +89,7 @@ def test_rank_names_defect_and_restart_policy_leaves_its_node_out(torch_build, d
     with pytest.raises(FlipError, match="CUDA 12.8.*CUDA 13.0.*series 580 or newer") as raised:
         parallel.require_gpu_software(False)
     cause = {"cause": raised.value.cause, "code": CAUSES["crash"], "reason": str(raised.value), "host": "n3"}
-    decision = decide([cause], 70, "FAILED", [], Limits(), False, False, False)
+    decision = decide([cause], EndFacts(70, "FAILED"), [], Limits(), False, False, False)
     assert (decision.action, decision.exclude) == ("requeue", ("n3",))
     driver("13.0")
     monkeypatch.setenv("PATH", str(tmp_path))

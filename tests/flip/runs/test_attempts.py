@@ -3,6 +3,7 @@
 from flip.runs import attempts, commit
 from flip.runs.errors import CAUSES
 from flip.runs.records import is_observed
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 
 
@@ -21,9 +22,9 @@ def save(run, samples, n):
 def test_end_attempt_keeps_first_decision_if_called_again(tmp_path):
     run = make(tmp_path)
     n = attempts.start_attempt(run, {"world": 2})
-    first = attempts.end_attempt(run, n, 70, "RUNNING")
+    first = attempts.end_attempt(run, n, EndFacts(70, "RUNNING"))
     run.write_cause(n, 0, "config", CAUSES["config"], "too late")
-    assert first.action == "requeue" and attempts.end_attempt(run, n, 78, "RUNNING") == first
+    assert first.action == "requeue" and attempts.end_attempt(run, n, EndFacts(78, "RUNNING")) == first
     assert read_json(run.attempt(n) / "start.json")["world"] == 2
 
 
@@ -35,7 +36,7 @@ def test_excluded_nodes_are_those_of_profile_and_of_last_day(tmp_path):
         n = attempts.start_attempt(run, {})
         save(run, 100 * n, n)
         run.write_cause(n, 0, "crash", CAUSES["crash"], "CUDA error: uncorrectable ECC error encountered", host=node)
-        assert attempts.end_attempt(run, n, CAUSES["crash"], "RUNNING").exclude == (node,)
+        assert attempts.end_attempt(run, n, EndFacts(CAUSES["crash"], "RUNNING")).exclude == (node,)
         path = run.attempt(n) / "end.json"
         write_json(path, {**read_json(path), "time": 1_000_000.0 - ago})
     assert attempts.excluded_nodes(run, 1_000_000.0) == ("node[07-08]", "n2", "n3")
@@ -46,7 +47,7 @@ def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(4):
         save(run, 100, attempts.start_attempt(run, {}))  # same S each time, as after a damaged commit
-        attempts.end_attempt(run, run.newest_attempt(), 70, "RUNNING")
+        attempts.end_attempt(run, run.newest_attempt(), EndFacts(70, "RUNNING"))
     rows = list(attempts.ends(run))[::-1]
     assert [row["committed"] for row in rows] == [True, False, False, False]
     assert [row["action"] for row in rows] == ["requeue", "requeue", "requeue", "stop"]
@@ -56,7 +57,7 @@ def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):
 def test_end_abandoned_records_no_commit_for_attempt_without_start_record(tmp_path):
     run = make(tmp_path)
     save(run, 100, attempts.start_attempt(run, {}))
-    attempts.end_attempt(run, 1, 75, "RUNNING")
+    attempts.end_attempt(run, 1, EndFacts(75, "RUNNING"))
     write_json(run.path / "job.json", {"after": 1})
     run.attempt(2).mkdir()
     attempts.end_abandoned(run)
@@ -72,7 +73,7 @@ def test_end_attempt_reports_stopped_if_peer_is_lost_after_stop_signal(tmp_path)
     n = attempts.start_attempt(run, {})
     run.record_stop_request(n, "SIGTERM")
     run.write_cause(n, 0, "peer_lost", CAUSES["peer_lost"], "Connection closed by peer")
-    assert attempts.end_attempt(run, n, 70, None).cause == "stopped"
+    assert attempts.end_attempt(run, n, EndFacts(70, None)).cause == "stopped"
 
 
 def test_end_abandoned_records_node_failure_for_unobserved_attempt(tmp_path):
@@ -100,7 +101,7 @@ def test_end_abandoned_records_storage_failure_after_restart_in_same_job(tmp_pat
     run = make(tmp_path)
     for job in ("57", "57", "58"):
         attempts.start_attempt(run, {"job": job})
-    attempts.end_attempt(run, 1, 70, "RUNNING")
+    attempts.end_attempt(run, 1, EndFacts(70, "RUNNING"))
     attempts.end_abandoned(run, unwritten=1)
     assert [row["cause"] for row in attempts.ends(run)] == ["node", "storage", "crash"]
 
@@ -113,7 +114,7 @@ def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
     save(run, 100, 2)
     attempts.end_abandoned(run, unwritten=1, before=2)
     assert attempts.unended(run) == [2]
-    attempts.end_attempt(run, 2, 70, "RUNNING")
+    attempts.end_attempt(run, 2, EndFacts(70, "RUNNING"))
     rows = list(attempts.ends(run))[::-1]
     assert [(row["cause"], row["committed"], row["commits"]) for row in rows] == [
         ("storage", False, 0),
@@ -123,7 +124,7 @@ def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
 
 def test_new_submission_resets_current_end_but_not_last_end(tmp_path):
     run = make(tmp_path)
-    attempts.end_attempt(run, attempts.start_attempt(run, {}), 78, "RUNNING")
+    attempts.end_attempt(run, attempts.start_attempt(run, {}), EndFacts(78, "RUNNING"))
     assert attempts.current_end(run)["action"] == "stop"
     write_json(run.path / "job.json", {"after": 1})
     assert attempts.current_end(run) is None and attempts.last_end(run)["action"] == "stop"
@@ -134,6 +135,8 @@ def test_end_attempt_counts_recorded_scores_as_progress(tmp_path):
     for _ in range(5):
         n = attempts.start_attempt(run, {})
         run.record_progress(n)
-        assert attempts.end_attempt(run, n, 75, "RUNNING", late=True).cause == "stopped"
-    ends = [attempts.end_attempt(run, attempts.start_attempt(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
+        assert attempts.end_attempt(run, n, EndFacts(75, "RUNNING", late=True)).cause == "stopped"
+    ends = [
+        attempts.end_attempt(run, attempts.start_attempt(run, {}), EndFacts(75, "RUNNING", late=True)) for _ in range(3)
+    ]
     assert [(end.cause, end.action) for end in ends] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]

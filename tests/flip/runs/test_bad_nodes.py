@@ -6,6 +6,7 @@ import pytest
 
 from flip.runs import attempts, bad_nodes
 from flip.runs.errors import CAUSES
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
 from tests.jobs.act import act
@@ -131,10 +132,10 @@ def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monke
 )
 def test_end_attempt_excludes_suspect_only_for_retried_crash(sweep, reason, before, cause, action):
     for _ in range(before):
-        attempts.end_attempt(*sweep("mine", "n1", ended=False), 70, "RUNNING")
+        attempts.end_attempt(*sweep("mine", "n1", ended=False), EndFacts(70, "RUNNING"))
     run, n = sweep("mine", ended=False)
     run.write_cause(n, 0, "crash", CAUSES["crash"], reason, host="n1")
-    decision = attempts.end_attempt(run, n, 70, "RUNNING", suspect=("n1", "other"))
+    decision = attempts.end_attempt(run, n, EndFacts(70, "RUNNING"), suspect=("n1", "other"))
     assert (decision.cause, decision.action) == (cause, action)
     excluded = cause == "crash" and action == "requeue"
     assert decision.exclude == (("n1",) if excluded else ()) and ("without n1" in decision.reason) == excluded

@@ -11,6 +11,7 @@ import pytest
 
 from flip.runs import attempts, lifecycle
 from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, HELD, OVER, QUEUED, UNKNOWN, Facts, RunState, Seen, state_of
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, create_json, write_json
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cluster.md"
@@ -54,7 +55,7 @@ def submit(run):
 def end(run, cause, state="RUNNING"):
     n = attempts.start_attempt(run, {})
     run.write_cause(n, 0, cause, 0, f"why {cause}")
-    attempts.end_attempt(run, n, 1, state)
+    attempts.end_attempt(run, n, EndFacts(1, state))
 
 
 def make(run, row):

@@ -3,7 +3,7 @@
 import pytest
 
 from flip.runs.restart_place import HERE, LEAVE, NEAR_WALL_LIMIT, REQUEUE, Allocation, where
-from flip.runs.restart_policy import Decision, Limits, decide
+from flip.runs.restart_policy import Decision, EndFacts, Limits, decide
 
 FULL = Allocation(nodes=4, usable=[4])
 
@@ -71,7 +71,7 @@ def test_crash_loop_restarts_here_once_is_requeued_once_and_stops(cause):
     history = []
     places = []
     while len(places) < 20:
-        decision = decide([record], 70, "RUNNING", history, Limits(), False, False, False)
+        decision = decide([record], EndFacts(70, "RUNNING"), history, Limits(), False, False, False)
         places.append(where(decision, False, history, FULL).place)
         if places[-1] == LEAVE:
             break

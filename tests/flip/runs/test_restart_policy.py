@@ -11,7 +11,7 @@ import pytest
 from flip.config import gpu_software
 from flip.runs import restart_policy
 from flip.runs.errors import CAUSES
-from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Limits, decide
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, EndFacts, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,7 +26,8 @@ def h(*causes):
 
 
 def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, **facts):
-    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed, **facts)
+    end = EndFacts(code, state, **facts)
+    return decide(list(causes), end, list(history), Limits(), complete, cancelled, committed)
 
 
 PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
@@ -271,9 +272,11 @@ def test_decide_applies_separate_limits_to_ports_nodes_and_failures():
         most = {"port": 2, "node": 3}[cause]
         for before in range(1, 4):
             causes = [PORT] if cause == "port" else []
-            decision = decide(causes, code, "RUNNING", h(*[cause] * (before - 1)), limits, False, False, False)
+            decision = decide(
+                causes, EndFacts(code, "RUNNING"), h(*[cause] * (before - 1)), limits, False, False, False
+            )
             assert (decision.cause, decision.action) == (cause, "stop" if before >= most else "requeue")
-    decision = decide([], 70, "RUNNING", [], Limits(failures=1), False, False, True)
+    decision = decide([], EndFacts(70, "RUNNING"), [], Limits(failures=1), False, False, True)
     assert decision.action == "requeue", "the attempt made progress"
 
 

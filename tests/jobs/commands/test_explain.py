@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.runs import attempts
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.commands import explain
 from jobs.common import cli
@@ -41,7 +42,7 @@ def attempt(run, cause, code, state="RUNNING", lines=()):
     folder = run.open_logs(n)
     (folder / "node0.err").write_text("".join(f"{line}\n" for line in lines))
     run.write_cause(n, 0, cause, code, f"why {cause}")
-    attempts.end_attempt(run, n, code, state)
+    attempts.end_attempt(run, n, EndFacts(code, state))
 
 
 def queue(commands, *rows):
@@ -142,7 +143,7 @@ def test_finished_run_has_no_cause_and_no_running_job(place, commands):
     n = attempts.start_attempt(run, {"nodes": "n1", "job": "57_0"})
     run.write_cause(n, 0, "complete", 0, "complete")
     write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
-    attempts.end_attempt(run, n, 0, "RUNNING")
+    attempts.end_attempt(run, n, EndFacts(0, "RUNNING"))
     queue(commands)
     shown = explain.page(run_details.explain(run))
     assert "attempt 1: done: it is complete" in shown and "exit code 0\n" in shown

@@ -8,6 +8,7 @@ import pytest
 
 from flip.runs import attempts, canary
 from flip.runs.errors import ConfigError
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
@@ -286,7 +287,7 @@ def test_waiting_runs_report_failed_canary_and_can_be_resubmitted(submitted, row
     a, b, c = submitted.runs
     n = attempts.start_attempt(a, {})
     a.write_cause(n, 0, "config", 78, "a key is unknown")
-    attempts.end_attempt(a, n, 78, "RUNNING")
+    attempts.end_attempt(a, n, EndFacts(78, "RUNNING"))
     submitted.queue(first="FAILED|NonZeroExitCode", waiting=row)
     expected = "its canary a is failed (rank 0: a key is unknown): submit again"
     assert state_of(b) == state_of(c) == ("stopped", expected) and state_of(a)[0] == "failed"

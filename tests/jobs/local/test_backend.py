@@ -14,6 +14,7 @@ import pytest
 from flip.runs import attempts, commit
 from flip.runs.errors import FlipError
 from flip.runs.origin import is_copy
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
 from jobs.host import processes
@@ -305,7 +306,10 @@ def test_adopted_rank_that_ignores_stop_is_killed(field):
     attempt = adopted.adopt(run, 1, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
-    assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node" and not attempt.observed
+    assert (
+        supervisor.attempts.end_attempt(run, 1, EndFacts(attempt.code, "RUNNING")).cause == "node"
+        and not attempt.observed
+    )
 
 
 def test_cancel_saves_running_run_and_lasts_until_resubmission(field):

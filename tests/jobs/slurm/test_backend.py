@@ -13,6 +13,7 @@ import pytest
 
 from flip.runs import attempts, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.commands import cancel, explain, logs
 from jobs.common.cluster_profile import ClusterProfile
@@ -52,7 +53,7 @@ def sweep(tmp_path, commands):
 def ended(run, cause="stopped", code=75, state="RUNNING", **fields):
     n = attempts.start_attempt(run, {})
     run.write_cause(n, 0, cause, code, f"why {cause}", **fields)
-    attempts.end_attempt(run, n, code, state)
+    attempts.end_attempt(run, n, EndFacts(code, state))
 
 
 def state_of(run):

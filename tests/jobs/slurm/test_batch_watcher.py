@@ -9,6 +9,7 @@ import time
 import pytest
 
 from flip.runs import attempts
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import read_json, write_json
 from jobs.host import batch_hooks
 from tests.harness.common import wait_until
@@ -153,7 +154,7 @@ def test_on_shell_gone_requeues_job_depending_on_job_and_run_state(stage, slept,
     n = stage.run.start_attempt({})
     if what == "stop":
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
-        attempts.end_attempt(stage.run, n, 78, "RUNNING")
+        attempts.end_attempt(stage.run, n, EndFacts(78, "RUNNING"))
     elif what:
         write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
     monkeypatch.setenv("SLURM_JOB_ID", "58")
