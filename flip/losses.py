@@ -130,9 +130,10 @@ class Loss(ABC):
 
 
 class InfoNCE(Loss):
-    """CLIP's symmetric InfoNCE: the mean of the cross-entropies image -> text and text -> image.
+    """CLIP's symmetric InfoNCE: the mean of the cross-entropies image -> text and text -> image (Radford et al. 2021).
 
-    It keeps a running log-sum-exp of each row (Milakov, Gimelshein 2018) and of each column's part, which the ranks
+    With logits l, image i and its text have the loss (logsumexp_j l[i, j] + logsumexp_j l[j, i]) / 2 - l[i, i].
+    A running log-sum-exp is kept of each row (Milakov, Gimelshein 2018) and of each column's part, which the ranks
     then combine.
     """
 
@@ -196,14 +197,21 @@ class SigmoidLoss(Loss):
 
 
 class OnlineLogSumExp:
-    """Log-sum-exp of ``n`` rows or columns, computed part by part."""
+    """Log-sum-exp of ``n`` rows or columns, computed part by part (Milakov, Gimelshein 2018).
+
+    ``like``: a tensor with the dtype and device of the logits. ``max`` and ``sum`` are (n,): the largest logits so far,
+    and the sums of exp(logit - max).
+    """
 
     def __init__(self, like: Tensor, n: int) -> None:
         self.max = like.new_full((n,), -float("inf"))
         self.sum = like.new_zeros(n)
 
     def add(self, index: slice, logits: Tensor, new_max: Tensor, dim: int) -> None:
-        """Add ``logits`` along ``dim`` to the elements ``index``, whose maxima with these logits are ``new_max``."""
+        """Add the logits of a tile, (m, tile) or (b, m) for m elements ``index``, along ``dim``.
+
+        ``new_max``: (m,), the maxima of these elements with the tile included.
+        """
         scaled_sum = self.sum[index] * (self.max[index] - new_max).exp()
         self.sum[index] = scaled_sum + (logits - new_max.unsqueeze(dim)).exp_().sum(dim)
         self.max[index] = new_max
@@ -219,6 +227,7 @@ class OnlineLogSumExp:
         self.max = new_max
 
     def value(self) -> Tensor:
+        """(n,): the log-sum-exp of all parts so far."""
         return self.max + self.sum.log()
 
 

@@ -27,7 +27,10 @@ CHANGES = "changes"
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, with singular values that are not 1 but within 0.7 and 1.2 (Newton-Schulz)."""
+    """U V^T of a matrix U S V^T, (rows, columns) each, with singular values that are not 1 but within 0.7 and 1.2.
+
+    Five Newton-Schulz iterations x <- a x + (b x x^T + c (x x^T)^2) x from x = matrix / |matrix| (Jordan et al. 2024).
+    """
     a, b, c = COEFFICIENTS
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / wide.norm().clamp(min=EPS)
@@ -39,7 +42,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def update_scale(shape: Sequence[int]) -> float:
-    """Factor that gives an orthogonal matrix the root mean square of AdamW's updates, 0.2 (``match_rms_adamw``)."""
+    """Factor that gives an orthogonal matrix the root mean square of AdamW's updates, 0.2: 0.2 sqrt(max(shape)), as
+    torch.optim.Muon has for ``match_rms_adamw`` (Liu et al., arXiv 2502.16982)."""
     return 0.2 * math.sqrt(max(shape))
 
 

@@ -38,11 +38,14 @@ class OptimizerKind(ABC):
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
-        """The torch optimiser of parameter groups, which have their weight decay. The learning rate is set later."""
+        """The torch optimiser of parameter groups, which have their weight decay. The learning rate is set later.
+
+        Raises ConfigError if it cannot train these parameters.
+        """
 
     @abstractmethod
     def first_moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Name -> value before the first step of all that it stores for a parameter.
+        """Name -> value before the first step of all that it stores for a parameter: of its shape, or ().
 
         Checkpoints use the names. The values must lead to the same first step as a state that is empty.
         """
@@ -51,7 +54,11 @@ class OptimizerKind(ABC):
     def last_change(
         self, after: list[Tensor], moments: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]
     ) -> list[Tensor]:
-        """w - w' of the last step, from the weights w' after it: few kernels for all parameters of one group."""
+        """w - w' of the last step, from the weights w' after it: few kernels for all parameters of one group.
+
+        ``after`` and ``moments``: this rank's parts, by parameter; the result has the shapes of ``after``. ``group``:
+        the parameter group, with the learning rate of the step.
+        """
 
     def change_norms(
         self, parameters: Sequence[Tensor], after: list[Tensor], moments: Sequence[Mapping[str, Tensor]],

@@ -34,5 +34,5 @@ def key(*values: Any) -> Keys:
 
 
 def uniform(keys: Any) -> NDArray[np.float64]:
-    """Numbers in [0, 1): the top 53 bits of each key / 2^53."""
+    """Numbers in [0, 1), elementwise: the top 53 bits of each key / 2^53."""
     return (keys >> _U(11)).astype(np.float64) * 2.0**-53

@@ -69,7 +69,11 @@ class CheckpointManager:
         """Saves of this attempt, and the seconds that steps waited for them."""
 
     def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
-        """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits."""
+        """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits.
+
+        Collective. Raises DataError if the commit has another version of the order of samples, and what
+        ``CheckpointRestorer.newest`` raises.
+        """
         self._last_time = time.monotonic()
         # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
         # otherwise.
@@ -116,7 +120,16 @@ class CheckpointManager:
         return samples_seen not in (self._last_samples, 0)
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples_seen: int, **record: Any) -> None:
-        """Start a save of S = ``samples_seen``; ``wait`` waits for its commit."""
+        """Start a save of S = ``samples_seen``; ``wait`` waits for its commit.
+
+        Args:
+            state: this rank's part of each tensor by its name in the checkpoint (``model_state``, ``optimizer_state``).
+            stage: the stage of S.
+            record: further fields of commit.json.
+
+        Collective. Blocks while the state is copied, and while an earlier save is still being written, whose error it
+        raises.
+        """
         start = time.perf_counter()
         self.checkpointer.save(state, stage, samples_seen, **record)
         self._last_samples = samples_seen
@@ -163,8 +176,11 @@ class SaveInterval:
 
 
 def young_daly_interval(cost: float, between: float, duration: float) -> float:
-    """Seconds between saves that each cost ``cost`` and take ``duration``, with ``between`` from interruption to
-    next."""
+    """Seconds between saves that least delay a run: sqrt(2 * cost * between) (Young 1974; Daly 2006), within limits.
+
+    ``cost``: seconds that a save blocks steps. ``between``: seconds from one interruption to the next. ``duration``:
+    seconds until a save is committed; the interval is at least MIN_SAVE_MULTIPLE times that.
+    """
     least = MIN_SAVE_MULTIPLE * duration
     return min(max(math.sqrt(2 * cost * between), MIN_SECONDS, least), max(MAX_SECONDS, least))
 

@@ -42,12 +42,13 @@ DELETE_DEADLINE_SECONDS = 30.0
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """``model.<name>`` of every parameter. Buffers are tables computed from the configuration."""
+    """``model.<name>`` -> parameter, sharded as it is. Buffers are tables computed from the configuration."""
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """``optim.<moment>.<name>``, also before the first step, when the optimiser has none yet."""
+    """``optim.<moment>.<name>`` -> moment, sharded as its parameter; also before the first step, when the optimiser has
+    none yet. Raises RuntimeError as ``moments_of``."""
     state = {}
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():

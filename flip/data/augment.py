@@ -132,7 +132,10 @@ AUGMENTATIONS: dict[str, AugmentationStep] = {
 
 
 def draw(augment: schema.Augment, seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
-    """The draws of the steps in use, in the order in which they are applied, for n samples."""
+    """The draws of the steps in use, in the order in which they are applied, for n samples.
+
+    ``epochs`` and ``ids``: (n,). Of each step (n, count), uniform in [0, 1).
+    """
     draws = {}
     for name, step in AUGMENTATIONS.items():
         if step.is_used(augment):
@@ -171,7 +174,7 @@ def describe(width: int, height: int, size: int, augment: schema.Augment, draws:
 
 
 def geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:
-    """Crop, mirror, resize or affine map."""
+    """Crop, mirror, resize or affine map: (height, width, 3) -> (view.size, view.size, 3)."""
     if view.affine is not None:
         return _transform(image, view.affine, view.size)
     left, top, right, bottom = view.box

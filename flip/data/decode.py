@@ -68,7 +68,7 @@ class DecodeError(Exception):
 def decode(
     data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten", exif: str = "ignore"
 ) -> Pixels:
-    """RGB pixels of an image file; of an animation its first image. Raises DecodeError.
+    """RGB pixels (height, width, 3) uint8 of an image file; of an animation its first image. Raises DecodeError.
 
     ``decoder``: "pillow", or "simplejpeg" for intact JPEG files; CMYK, damaged files and other formats are decoded by
     Pillow, so that both refuse the same files. ``conversion``: as for ``to_rgb``. ``exif``: ``data.exif``.
@@ -250,7 +250,7 @@ def _limit(width: int, height: int) -> None:
 
 
 def image_of(sample: Sample, decoder: str, conversion: str = "flatten", exif: str = "ignore") -> Pixels:
-    """RGB pixels of a sample's image member. Raises DecodeError."""
+    """RGB pixels (height, width, 3) uint8 of a sample's image member. Raises DecodeError."""
     return decode(encoded_image(sample), decoder, conversion, exif)
 
 

@@ -37,12 +37,16 @@ class MaskSpec(NamedTuple):
 
 
 def draw(seed: int, epochs: Any, ids: Any, purpose: int, i: Any) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1); the arguments broadcast."""
+    """Draws ``i`` of the samples for a purpose: uniform in [0, 1), of the shape to which the arguments broadcast."""
     return uniform(key(seed, epochs, ids, purpose, i))
 
 
 def visible_patches(seed: int, epochs: Any, ids: Any, patches: int, count: int) -> NDArray[np.int16]:
-    """Indices of the visible patches, ascending, (n, count): those with the smallest keys, ties by index."""
+    """Indices of the visible patches, ascending, (n, count): those with the smallest keys, ties by index.
+
+    ``epochs`` and ``ids``: (n,). ``patches``: P. ``count``: K. Each subset of K patches has the same probability, as in
+    FLIP (Li et al. 2023).
+    """
     ids = np.asarray(ids).reshape(-1, 1)
     if count == patches:
         return np.tile(np.arange(patches, dtype=np.int16), (len(ids), 1))
@@ -63,11 +67,9 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     keys = key(seed, epochs, ids, TEXT, np.arange(length))
     if masks.causal:
         pooled = tokens.argmax(axis=1)[:, None]
-    else:
-        pooled = np.zeros((len(tokens), 1), np.int64)
-    if masks.causal:
         padding = np.arange(length) > pooled
     else:
+        pooled = np.zeros((len(tokens), 1), np.int64)
         padding = tokens == 0
     ranks = masks.way.ranks(Captions(seed, epochs, ids, tokens, padding)).copy()
     np.put_along_axis(ranks, pooled, -1, axis=1)
@@ -76,7 +78,7 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
 
 
 def argsmallest(keys: Keys, count: int) -> NDArray[np.int16]:
-    """Columns of the ``count`` smallest keys of each row, ascending; of equal keys the first ones."""
+    """Columns (n, count) of the smallest ``keys`` (n, P) of each row, ascending; of equal keys the first ones."""
     chosen = keys <= np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
     columns = np.nonzero(chosen)[1]
     if columns.size != len(keys) * count:  # a tie at the limit, once in about 2^50 rows

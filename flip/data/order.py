@@ -156,7 +156,10 @@ class SampleOrder:
         return ids, epochs
 
     def batch(self, start: int, batch: int, lanes: range | None = None) -> tuple[Ints, Ints]:
-        """Ids and epochs of the global batch at S = start, or some lanes' share of it; lanes in order, shape (n,)."""
+        """Ids and epochs of the global batch at S = start, or some lanes' share of it; lanes in order, shape (n,).
+
+        Raises ValueError if S or B is not a multiple of L.
+        """
         if start % self.lanes or batch % self.lanes:
             raise ValueError(f"S={start} and B={batch} must be multiples of the {self.lanes} lanes")
         lanes = range(self.lanes) if lanes is None else lanes

@@ -356,7 +356,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local_offsets(tensor: torch.Tensor) -> list[int]:
-    """The index in the full tensor of the first element of this rank's shard."""
+    """The index in the full tensor of the first element of this rank's shard, one number per dimension."""
     if not hasattr(tensor, "__create_chunk_list__"):
         return [0] * tensor.ndim
     (chunk,) = tensor.__create_chunk_list__()

@@ -235,5 +235,6 @@ class TransformerBlock(nn.Module):
 
 
 def build_blocks(tower: schema.ImageTower | schema.TextTower, model: schema.Model, attention: str) -> nn.ModuleList:
+    """The blocks of a tower. ``attention``: a resolved ``compute.attention``."""
     shape = tower.width, tower.heads, is_fused(attention), model.activation, model.norm_eps
     return nn.ModuleList(TransformerBlock(*shape) for _ in range(tower.layers))

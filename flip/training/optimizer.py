@@ -30,7 +30,10 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     """The optimiser of all parameters, those with weight decay in the first group, those without in the last.
 
     An optimiser with ``others`` gets the matrices of blocks in a group before these. ``set_learning_rate`` sets the
-    rate before each step. AdamW updates a group by one fused kernel, also of DTensors. Raises ConfigError.
+    rate before each step. AdamW updates a group by one fused kernel, also of DTensors.
+
+    Raises ConfigError if the optimiser cannot train these parameters, and RuntimeError if its torch optimiser does not
+    obey ``found_inf``.
     """
     kind = OPTIMIZERS[optim.name]
     rest = kind.others or optim.name
@@ -59,7 +62,8 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
 def learning_rate(stage: schema.Stage, position: int) -> float:
     """The rate of the step that starts after ``position`` samples of this stage.
 
-    Linear from 0 over ``warmup`` samples to base_lr * batch / 256, then by ``schedule``. The decay of schedule wsd is
+    Linear from 0 over ``warmup`` samples to base_lr * batch / 256 (Goyal et al. 2017), then by ``schedule``: cosine to
+    0 (Loshchilov & Hutter 2017), or constant but for the last ``cooldown`` samples. The decay of schedule wsd is
     1 - sqrt (Haegele et al. 2024, arXiv 2405.18392). The curve is evaluated in the middle of the step, so that neither
     the first nor the last step has a rate of 0.
     """
