@@ -15,15 +15,16 @@ def require(accounting: bool = False) -> None:
     try:
         daemons.require_packages(accounting)
     except ConfigError as error:
-        _lacking(str(error))
+        lacking(str(error))
 
 
 def require_shellcheck() -> str:
     """Return the path of shellcheck. Skip or fail the test as ``require`` does if it is missing."""
-    return shutil.which("shellcheck") or _lacking("shellcheck is missing: apt-get install shellcheck")
+    return shutil.which("shellcheck") or lacking("shellcheck is missing: apt-get install shellcheck")
 
 
-def _lacking(reason: str) -> NoReturn:
+def lacking(reason: str) -> NoReturn:
+    """Skip the test, or fail it if FLIP_REQUIRE_SLURM=1."""
     if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

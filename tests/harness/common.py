@@ -1,8 +1,9 @@
-"""Helpers of all builders: waiting for a condition, running a command, creating a run directory, denying access."""
+"""Helpers of all builders: waiting for a condition, running a command, a free port, a run directory, denied access."""
 
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,13 @@ def wait_until(condition, event, seconds=120.0, pause=0.05, story=None):
         assert time.monotonic() < limit, f"timeout while waiting for {event}\n{story() if story else ''}"
         time.sleep(pause)
     return result
+
+
+def free_port():
+    """Return a port of 127.0.0.1 on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_script(script, *arguments, cwd, runs, timeout=None, env=None):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import s3fs
 from botocore.exceptions import BotoCoreError
+
+from tests.harness.common import free_port
 
 KEY = "tester"
 SECRET = "secret-of-the-tests"
@@ -97,12 +98,6 @@ class Weed(Server):
             "-volume.max=64", f"-s3.config={self.folder / 's3.json'}",
             *(f"{name}={port}" for name, port in ports.items()),
         ]  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def files(address):

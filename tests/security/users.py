@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm_site import lacking
+
 ROOT = Path(__file__).resolve().parents[2]
 ALICE = 60501
 BOB = 60502
@@ -39,13 +41,6 @@ def require() -> None:
     missing = [name for name in ("setpriv", "unshare", "mount") if shutil.which(name) is None]
     if missing:
         lacking(f"{', '.join(missing)}: not on PATH (Debian: util-linux and mount)")
-
-
-def lacking(reason: str) -> None:
-    """Skip the calling test, or fail it if FLIP_REQUIRE_SLURM=1, which CI sets."""
-    if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
 
 
 class User:

@@ -29,7 +29,7 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from flip.training import optimizer as optim
-from tests.s3.servers import free_port
+from tests.harness.common import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
 INTERVAL = 16

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from flip.runs.rundir import RunDir
 from jobs.commands.tensorboard import add
+from tests.harness.common import free_port
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,9 +55,7 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
 def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     for name, value in (("mask50", 3.0), ("clip", 4.0)):
         events(make(tmp_path / "runs" / "demo", name), value)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     argv = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]

@@ -4,7 +4,6 @@ A node is a process on this machine, which meets the other one in the folder of 
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,17 +16,11 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.common.measurement import read_measurement
 from jobs.measuring import node
 from jobs.measuring.verdicts import BROKEN, SLOW, judge
-from tests.harness.common import ROOT
+from tests.harness.common import ROOT, free_port
 from tests.harness.quota import Quota, compiler
 
 pytestmark = pytest.mark.slow
 CGROUP = Path("/sys/fs/cgroup/cpu")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class TwoNodes:

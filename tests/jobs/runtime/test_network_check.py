@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from jobs.host.agents.node_health import NETWORK, OK, UNKNOWN, NodeCheck, judge,
 from jobs.runtime import network_check
 from jobs.runtime.check_process import END
 from jobs.runtime.network_check import NetworkSettings
+from tests.harness.common import free_port
 from tests.harness.ranks import run_ranks
 
 
@@ -84,12 +84,6 @@ def test_summary_says_what_was_measured_or_why_nothing_was():
     assert network_summary(["n0", "n1", "n2"], results) == (
         "network: not measured: no answer of n2; n1: no answer in 8 s"
     )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def report(settings, work=None):
