@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +22,7 @@ EXAMPLES = """examples:
   flip study --study scaling --predict      predict the joint corner, before it is trained
 The data: flip demo_data, for scaling: flip demo_data icons
 """
-ENGINE = ("answers", "arms", "baseline", "engine", "page", "results", "study")
-"""Files in tools/studies/ that are no studies, beside NAME_design.py, NAME_stats.py and NAME_page.py."""
+_STUDY = re.compile(r"^STUDY = ", re.MULTILINE)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,9 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def studies() -> list[str]:
     """Names of the studies: the files in tools/studies with an object STUDY."""
-    folder = REPOSITORY / "tools" / "studies"
-    files = [path.stem for path in sorted(folder.glob("[a-z]*.py"))]
-    return [name for name in files if name not in ENGINE and not name.endswith(("_design", "_stats", "_page"))]
+    paths = sorted((REPOSITORY / "tools" / "studies").glob("*.py"))
+    return [path.stem for path in paths if _STUDY.search(path.read_text(encoding="utf-8"))]
 
 
 def run(options: argparse.Namespace) -> int:

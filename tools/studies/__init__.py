@@ -9,7 +9,7 @@ What is compared, what does it cost, and what is the result?
 - `page`: writes the page of a study, and its figures.
 - `arms_design`, `arms`: studies of arms at equal measured cost with paired seeds, and their page.
 - `masking`, `cheapest`, `head_muon`: such studies. `scaling`: scaling of model, data and length, with its
-  `scaling_design`, `scaling_stats` and `scaling_laws_page`.
+  `scaling_design`, `scaling_stats`, `scaling_tables` and `scaling_laws_page`.
 
 The command is ``flip study``: every file with an object ``STUDY`` is a study. Training and its results come from
 the public interface (``flip``) and the files of run directories; jobs (pages, reporting) draws pages. No torch.
