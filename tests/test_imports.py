@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -189,6 +190,18 @@ def test_light_modules_import_no_torch():
 def test_package_init_files_import_nothing(room):
     for path in (ROOT / room).rglob("__init__.py"):
         assert not list(imports(path, everywhere=False))
+
+
+@pytest.mark.parametrize("package", [name for name in FILES if FILES[name].name == "__init__.py"])
+def test_package_docstring_names_its_modules(package):
+    """Its docstring is the map of a package. Of commands, the table in jobs/__main__.py is one."""
+    if package in ("flip", "jobs.commands"):
+        return
+    about = ast.get_docstring(ast.parse(FILES[package].read_text(encoding="utf-8")))
+    modules = [name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == package]
+    former = [path.stem for path in FILES[package].parent.glob("*.py") if "The former place of" in path.read_text()]
+    missing = [name for name in modules if name not in former and not re.search(rf"\b{name}\b", about)]
+    assert not missing or missing == ["__main__"]
 
 
 def test_no_class_name_is_defined_twice():

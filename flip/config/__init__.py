@@ -5,8 +5,10 @@
   too; ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
 - ``host``: what this machine offers. ``resolve`` replaces ``auto`` and 0 by values for a machine and its data.
+- ``gpu_software``: the driver and compiler that a node with GPUs needs. ``callback_names``: ``monitor.callbacks``.
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
+- ``json_schema``: the fields as JSON Schema, for editors.
 
 No torch. May import ``flip.files`` and ``flip.runs``.
 """

@@ -3,7 +3,8 @@
 - ``clip``: both encoders, their initial weights and the logit scale; names of parameters are part of the file format.
 - ``transformer``: the block and the layout of packed texts.
 - ``attention``: which fused kernel computes the attention on a GPU.
-- ``loss``: InfoNCE and the sigmoid loss over all ranks, in tiles.
+- ``token_head``: the text classification head of pooled image features.
+- ``loss``: computes a loss of ``flip.losses`` over all ranks, in tiles.
 
 May import ``flip.config``, ``flip.distributed``, ``flip.rng`` and ``flip.costs``.
 """

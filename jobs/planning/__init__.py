@@ -4,6 +4,7 @@
   directory) and returns a ``Plan`` of ``Action``: start, leave, fork, move to the trash, refuse.
 - ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed ``Check`` raises the error
   that the job would have ended with.
+- ``callback_files.py``: the files of ``monitor.callbacks``, checked and never imported.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
 - ``assumptions.py``: every number that plans assume about a machine, and the measured number that replaces it.

@@ -2,7 +2,8 @@
 
 - ``status.py``: the table of states, and ``watch``, which shows it until all runs have ended.
 - ``outcomes.py``: results as rows, CSV and text. ``run_details.py``: details of one run.
-- ``goodput.py``: ``Account``, how runs spent their time, and which setting would save most.
+- ``goodput.py``: ``Account``, how runs spent their time, and which setting would save most; ``faults.py``: the cost of
+  each fault.
 - ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``GroupScore``.
 - ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds.
 - ``scaling_laws.py``: curves of runs along an axis; ``laws.py``: their ``Law``, also for the studies;

@@ -4,7 +4,7 @@
   runs ``evaluate``; in any case it writes the rank's cause and returns the exit code. ``in_process`` trains in the
   calling process, for ``flip debug``.
 - ``node_agent.py``: one process per node that forks the ranks of each attempt and reports their ends to a coordinator.
-  ``cpu_shares.py`` divides the CPUs of the node between them.
+  ``forked_rank.py``: what makes a fork a rank. ``cpu_shares.py`` divides the CPUs of the node between them.
 - ``health.py``: a process that checks the GPUs, memory and disks of a node before it works; ``network_check.py``: one
   that measures the network with those of the other nodes. Both are a ``CheckProcess`` of ``check_process.py``.
 

@@ -4,6 +4,7 @@
 - ``batch_script.py``: the text of the batch script, and the environment of jobs. ``batch_functions.sh`` (restart
   without mount or interpreter) and ``srun_functions.sh`` hold its fixed functions.
 - ``job_states.py``: what Slurm shows of the jobs of runs, by one call of squeue.
+- ``start_problems.py``: why a job in the queue does not start.
 - ``site.py``: partitions, limits and nodes of this Slurm; ``check_ready`` refuses a profile that cannot work.
 - ``site_checks.py``: one ``CheckResult`` per guarantee of the launcher: ok, degraded, fails or unknown.
 

@@ -1,7 +1,7 @@
 """Carries out a plan: from a sweep file to jobs of a backend.
 
-- ``submission.py``: ``Submission``, one call of ``flip submit`` with ``SubmitOptions``: checks, plan, question,
-commit.
+- ``submission.py``: ``Submission``, one call of ``flip submit`` with ``SubmitOptions``: checks, plan, question, commit.
+- ``existing_runs.py``: what the run directories of earlier submissions contribute.
 - ``api.py``: ``flip.submit`` and the handle that it returns.
 - ``apply.py``: creates, moves and locks run directories, and hands over their jobs.
 - ``snapshot.py``: ``take`` copies the code of the runs into the sweep's folder.

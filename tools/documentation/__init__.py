@@ -2,7 +2,8 @@
 
 ``make docs`` builds it (``build.py``): it copies README, CONTRIBUTING and docs/ into a temporary folder, writes the
 pages there that are made from the code, and calls Sphinx, for which any broken link is an error (``conf.py``). The
-navigation is that of docs/index.md. The generated pages are not committed:
+navigation is that of docs/index.md. ``make pictures`` draws the pictures of the README (``pictures.py``). The generated
+pages are not committed:
 
 - ``configuration.py``: every field of a run and of a cluster profile, from the dataclasses
 - ``commands.py``: every option of every command, from the parsers

@@ -8,10 +8,11 @@ what a cluster will run.
 - ``collectives.py``: all-reduce, all-gather and reduce-scatter between processes, by size.
 - ``steps.py``: training steps of one process (``training_step.py``), with memory and compilations; their losses in
   other arithmetic, and on several ranks (``ranks.py``).
-- ``trace.py``: the kernels of such steps under torch's profiler.
+- ``trace.py``: the kernels of such steps under torch's profiler. ``peak_memory.py``: the memory of a piece of work.
 - ``inputs.py``: the cost of a sample on a core (`flip shards bench`), and reads by one and several processes.
 - ``disk.py``: writes, syncs, renames and locks below the folder of runs, and a save and a restore.
-- ``faults.py``: a killed rank, a killed agent, a preemption; the run must end with the weights of an undisturbed one.
+- ``faults.py``: a killed rank, a killed agent (``agents.py``), a preemption; the run must end with the weights of an
+  undisturbed one.
 - ``photo_shards.py``: synthetic shards that cost what photographs cost.
 
 May import flip, jobs and tools. `benchmarks/` imports from here, and never the other way round.

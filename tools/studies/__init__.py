@@ -7,7 +7,7 @@ What is compared, what does it cost, and what is the result?
 - `results`: these files, the learning rates that were chosen, the runs that are missing.
 - `baseline`: the nearest training picture in place of a model. `answers`: a bit per test picture.
 - `page`: writes the page of a study, and its figures.
-- `arms_design`, `arms`: studies of arms at equal measured cost with paired seeds, and their page.
+- `arms_design`, `arms_stats`, `arms`: studies of arms at equal measured cost with paired seeds, and their page.
 - `masking`, `cheapest`, `head_muon`: such studies. `scaling`: scaling of model, data and length, with its
   `scaling_design`, `scaling_stats`, `scaling_tables` and `scaling_laws_page`.
 

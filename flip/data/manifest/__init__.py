@@ -4,7 +4,7 @@
 - ``tar``: headers of tars as webdataset reads them.
 - ``scan``: one pass over a shard, and the journal of scans; ``census``: which members samples have.
 - ``build``: scans shards in processes and writes their manifest.
-- ``filters`` and ``parquet``: samples chosen by columns.
+- ``filters`` and ``parquet``: samples chosen by columns; ``uids``: by lists of uids. ``labels``: samples of each class.
 
 May import ``flip.data.storage``, ``flip.concurrency``, ``flip.config`` and ``flip.tokenizer``.
 """
