@@ -249,8 +249,6 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
 
 def text(profile: ClusterProfile, site: Site) -> str:
     """YAML of a drafted profile, with the source of each value; other fields of the profile are copied."""
-    import yaml
-
     from jobs.common.cluster_profile import ClusterProfile
 
     count = 0
@@ -284,16 +282,7 @@ def text(profile: ClusterProfile, site: Site) -> str:
     ]
     rows = [f"# Slurm cluster {site.config.get('ClusterName', '')}, as read by `flip doctor`."]
     rows.append("# All fields: docs/cluster.md and jobs/common/cluster_profile.py.")
-    for key, value, source in lines:
-        if value not in ("", {}, []):
-            # JSON is YAML, and one line also of texts with several
-            nested = ""
-            if isinstance(value, list | dict):
-                nested = json.dumps(value, ensure_ascii=False)
-            row = f"{key}: {nested or yaml.safe_dump(value, width=1000).splitlines()[0]}"
-            if source:
-                row = f"{row:24}  # {source}"
-            rows.append(row)
+    rows += [_field(key, value, source) for key, value, source in lines if value not in ("", {}, [])]
     if profile.gpus_per_node and not profile.tflops:
         rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
     if profile.gpus_per_node and not profile.network_gbps:
@@ -317,3 +306,17 @@ def render(results: Sequence[CheckResult], title: str) -> str:
         if result.then:
             lines.append(f"  {'':{wide}}  {'':{verdict}}  -> {result.then}")
     return "\n".join(lines)
+
+
+def _field(key: str, value: Any, source: str) -> str:
+    """A line of YAML, with its source as a comment."""
+    import yaml
+
+    if isinstance(value, list | dict):
+        shown = json.dumps(value, ensure_ascii=False)  # JSON is YAML, and one line also of texts with several
+    else:
+        shown = yaml.safe_dump(value, width=1000).splitlines()[0]
+    line = f"{key}: {shown}"
+    if source:
+        line = f"{line:24}  # {source}"
+    return line

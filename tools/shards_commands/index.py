@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import braceexpand
 
@@ -51,27 +52,29 @@ def index(options: argparse.Namespace) -> CommandResult:
     keys = build.sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
     start_time = time.monotonic()
+    workers = options.workers or cores()
     try:
         with writing(out):
             with ProgressBar("indexing", "B") as bar:
-                scanned = build.scan_shards(
-                    keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen
-                )
+                scanned = build.scan_shards(keys, out, bar, workers, known, options.skip_damaged, chosen)
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(scanned.shards)}
             else:
                 with ProgressBar("putting together") as bar:
-                    report = (
-                        facts(build.merge(scanned, out, options.chunk, old, bar, chosen, complete)) | complete.report()
-                    )
+                    manifest = build.merge(scanned, out, options.chunk, old, bar, chosen, complete)
+                report = facts(manifest) | complete.report()
     except DamagedShards as error:
         print_details(options, {"damaged": build.skipped_shards(error.errors)})
         raise
     except Incomplete as error:
         print_details(options, {"error": error.paragraph()} | error.report)
         raise
-    seconds = time.monotonic() - start_time
-    report |= {
+    return CommandResult(report | _work(scanned, time.monotonic() - start_time) | without_stats(keys, known))
+
+
+def _work(scanned: build.ScanResults, seconds: float) -> dict[str, Any]:
+    """What was read, for the report: shards, speed, and the shards that are left out."""
+    report: dict[str, Any] = {
         "shards_scanned": len(scanned.shards) - scanned.reused,
         "shards_scanned_before": scanned.reused,
         "megabytes_per_second": round(scanned.read / 1e6 / seconds, 1),
@@ -79,7 +82,7 @@ def index(options: argparse.Namespace) -> CommandResult:
     }
     if scanned.damaged:
         report["left_out"] = build.skipped_shards(scanned.damaged)
-    return CommandResult(report | without_stats(keys, known))
+    return report
 
 
 def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:

@@ -342,22 +342,7 @@ def write(
     """
     folder = Path(folder).absolute()
     refuse_existing(folder)
-    lines = [os.path.relpath(key, folder) if Path(key).is_relative_to(folder) else key for key in table.keys]
-    records = []
-    for id, reason in sorted((exceptions or {}).items()):
-        shard, ordinal = table.locate(id)
-        records.append({"id": id, "shard": os.path.basename(shard), "ordinal": ordinal, "reason": reason})
-    contents = {
-        "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
-        _ETAGS: "".join(f"{etag}\n" for etag in table.etags).encode(),
-        "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
-        "offsets.u32": np.asarray(table.offsets, "<u4").tobytes(),
-        "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
-        "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
-    }
-    if table.sample_filter:
-        contents["tars.u32"] = np.asarray(table.sample_filter.tars, "<u4").tobytes()
-        contents["kept.bits"] = np.asarray(table.sample_filter.bits, "u1").tobytes()
+    contents = _contents(folder, table, checksums, exceptions or {})
     facts: dict[str, Any] = {
         "version": FILTERED if table.sample_filter else VERSION,
         "samples": table.samples,
@@ -389,6 +374,29 @@ def refuse_existing(folder: Path) -> None:
     if (folder / MARK).exists():
         remedy = "A manifest never changes: name another folder, or move this one away."
         raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
+
+
+def _contents(
+    folder: Path, table: ChunkTable, checksums: NDArray[np.uint32], exceptions: Mapping[int, str]
+) -> dict[str, bytes]:
+    """File name -> bytes of all files but manifest.json. Shards below ``folder`` are named relative to it."""
+    lines = [os.path.relpath(key, folder) if Path(key).is_relative_to(folder) else key for key in table.keys]
+    records = []
+    for id, reason in sorted(exceptions.items()):
+        shard, ordinal = table.locate(id)
+        records.append({"id": id, "shard": os.path.basename(shard), "ordinal": ordinal, "reason": reason})
+    contents = {
+        "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
+        _ETAGS: "".join(f"{etag}\n" for etag in table.etags).encode(),
+        "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
+        "offsets.u32": np.asarray(table.offsets, "<u4").tobytes(),
+        "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
+        "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
+    }
+    if table.sample_filter:
+        contents["tars.u32"] = np.asarray(table.sample_filter.tars, "<u4").tobytes()
+        contents["kept.bits"] = np.asarray(table.sample_filter.bits, "u1").tobytes()
+    return contents
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

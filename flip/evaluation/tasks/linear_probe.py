@@ -70,8 +70,8 @@ def fit(
         penalty = weight.square().sum() / (2 * C * len(features))
         penalty.backward()
         total = float(penalty.detach())
-        for start in range(0, len(features), TILE):
-            rows = slice(start, start + TILE)
+        for first in range(0, len(features), TILE):
+            rows = slice(first, first + TILE)
             scores = Probe(weight, bias).scores(features[rows])
             part = torch.nn.functional.cross_entropy(scores, labels[rows], reduction="sum") / len(features)
             part.backward()
