@@ -20,6 +20,7 @@ import numpy as np
 from flip.config.host import core_seconds, cores
 from flip.environment import processor
 from flip.runs.rundir import write_json
+from tools.measuring.timing import rounded, seconds
 
 ABSENT = "not installed"
 
@@ -27,13 +28,6 @@ ABSENT = "not installed"
 def median(run: Callable[[], Any], repeats: int) -> float:
     """Median seconds of a call."""
     return statistics.median(seconds(run) for _ in range(repeats))
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one call."""
-    start_time = time.perf_counter()
-    run()
-    return time.perf_counter() - start_time
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -131,11 +125,6 @@ def _took(start_time: float, before: float) -> dict[str, float]:
     took = time.perf_counter() - start_time
     others = (_others() - before) / took
     return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}
-
-
-def rounded(value: float) -> float:
-    """Four significant digits: more would be noise."""
-    return float(f"{value:.4g}")
 
 
 def _lines(value: dict[str, Any], indent: str = "") -> list[str]:

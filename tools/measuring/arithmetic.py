@@ -11,6 +11,7 @@ import torch
 from flip import costs
 from flip.config.host import throttled_seconds
 from flip.monitoring.utilisation import measure_matmul_flops
+from tools.measuring.timing import rounded
 
 CUDA_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CPU_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -57,7 +58,7 @@ def _most_throttled(before: Mapping[str, float], after: Mapping[str, float]) -> 
 
 
 def _tflops(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    return float(f"{measure_matmul_flops(device, dtype, seconds) / 1e12:.4g}")
+    return rounded(measure_matmul_flops(device, dtype, seconds) / 1e12)
 
 
 def _gbytes(source: torch.Tensor, target: torch.Tensor, seconds: float) -> float:
@@ -73,7 +74,7 @@ def _gbytes(source: torch.Tensor, target: torch.Tensor, seconds: float) -> float
             torch.cuda.synchronize(target.device)
         count += 1
         spent = time.perf_counter() - start_time
-    return float(f"{count * source.nbytes / spent / 1e9:.4g}")
+    return rounded(count * source.nbytes / spent / 1e9)
 
 
 def _name(device: torch.device) -> str:

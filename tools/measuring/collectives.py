@@ -17,6 +17,7 @@ from flip.config import schema
 from flip.distributed import link_speed, parallel
 from flip.traffic import PAYLOAD
 from tools.measuring.ranks import run_ranks
+from tools.measuring.timing import rounded
 
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
 """Bytes of the full tensor."""
@@ -46,8 +47,8 @@ def rank(device: str) -> dict[str, Any]:
         for kind in TURNS:
             seconds = _seconds(kind, size, world)
             moved = TURNS[kind] * size * (world.size - 1) / world.size
-            row = {"kind": kind, "bytes": size, "milliseconds": _rounded(1000 * seconds)}
-            rows.append(row | {"gbytes": _rounded(moved / seconds / 1e9)})
+            row = {"kind": kind, "bytes": size, "milliseconds": rounded(1000 * seconds)}
+            rows.append(row | {"gbytes": rounded(moved / seconds / 1e9)})
     links = _links(world, local)
     parallel.stop()
     return {
@@ -67,7 +68,7 @@ def link_gbps(rows: list[dict[str, Any]], ranks: int, local: int) -> float:
     """
     fastest = max(float(row["gbytes"]) for row in rows if row["kind"] == "all-reduce")
     share = local if local < ranks else 1
-    return _rounded(8 * fastest / PAYLOAD / share)
+    return rounded(8 * fastest / PAYLOAD / share)
 
 
 def _seconds(kind: str, size: int, world: parallel.World) -> float:
@@ -90,9 +91,5 @@ def _links(world: parallel.World, local: int) -> list[dict[str, Any]]:
     for pair in link_speed.neighbours(world.size, local):
         (seconds,) = link_speed.link_seconds([pair], size, world.device, ROUNDS[world.device.type])
         numbers = [rank // local if world.size > local else rank for rank in pair]
-        rows.append({"between": numbers, "gbytes": _rounded(size / float(seconds.median()) / 1e9)})
+        rows.append({"between": numbers, "gbytes": rounded(size / float(seconds.median()) / 1e9)})
     return rows
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")

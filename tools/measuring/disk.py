@@ -12,6 +12,7 @@ from typing import Any
 
 from flip.files.creation import atomic_write, create_file, open_lock, open_regular, output_folder
 from flip.runs.rundir import RunDir
+from tools.measuring.timing import rounded, seconds
 
 LARGE = 1 << 26
 """Bytes of the large file."""
@@ -23,18 +24,18 @@ def files(folder: str) -> dict[str, Any]:
     """MB/s of a large file with a sync, and milliseconds of what the launcher does with small files."""
     place = Path(folder)
     content = os.urandom(LARGE)
-    written = _seconds(lambda: _write(place / "large", content))
-    read = _seconds(lambda: _read(place / "large"))
+    written = seconds(lambda: _write(place / "large", content))
+    read = seconds(lambda: _read(place / "large"))
     small = content[:SMALL]
     return {
-        "write_megabytes_per_second": _rounded(LARGE / written / 1e6),
-        "read_megabytes_per_second": _rounded(LARGE / read / 1e6),
+        "write_megabytes_per_second": rounded(LARGE / written / 1e6),
+        "read_megabytes_per_second": rounded(LARGE / read / 1e6),
         "replace_milliseconds": _median(lambda number: _replace(place / "small", small)),
         "create_milliseconds": _median(lambda number: _write(place / f"small-{number}", small)),
         "link_milliseconds": _median(lambda number: os.link(place / "small", place / f"link-{number}")),
         "lock_milliseconds": _median(lambda number: _lock(place / "lock")),
         "locks_exclude": _locks_exclude(place / "lock"),
-        "free_gigabytes": _rounded(_free_bytes(place) / 1e9),
+        "free_gigabytes": rounded(_free_bytes(place) / 1e9),
     }
 
 
@@ -67,13 +68,13 @@ def saves(folder: str, device: str, megabytes: int) -> dict[str, Any]:
     newest = restorer.newest()
     assert newest is not None, "the save has left no commit"
     restorer.load(newest, restored)
-    seconds = time.perf_counter() - start_time
+    restoring = time.perf_counter() - start_time
     return {
         "device": device,
         "megabytes": megabytes,
-        "stall_seconds": _rounded(rows[-1][0]),
-        "save_seconds": _rounded(rows[-1][1]),
-        "restore_seconds": _rounded(seconds),
+        "stall_seconds": rounded(rows[-1][0]),
+        "save_seconds": rounded(rows[-1][1]),
+        "restore_seconds": rounded(restoring),
         "equal": all(torch.equal(state[name], restored[name]) for name in state),
     }
 
@@ -127,15 +128,5 @@ def _free_bytes(place: Path) -> int:
 
 def _median(work: Callable[[int], object]) -> float:
     """Milliseconds of a call."""
-    times = [_seconds(lambda number=number: work(number)) for number in range(REPEATS)]  # type: ignore[misc]
-    return _rounded(1000 * statistics.median(times))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start_time = time.perf_counter()
-    work()
-    return time.perf_counter() - start_time
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+    times = [seconds(lambda number=number: work(number)) for number in range(REPEATS)]  # type: ignore[misc]
+    return rounded(1000 * statistics.median(times))

@@ -18,6 +18,7 @@ from flip.config.schema import Compute
 from flip.distributed import parallel
 from tools.measuring.peak_memory import peak_bytes
 from tools.measuring.ranks import run_ranks
+from tools.measuring.timing import rounded
 from tools.measuring.training_step import OURS, Case, flip_steps, model
 
 TOLERANCE = {"bf16": 0.02, "fp32": 0.001}
@@ -52,20 +53,20 @@ def step(
         "precision": precision,
         "compiled": compiled,
         "parameters": costs.parameters(model(size))["total"],
-        "samples_per_second": _rounded(batch / median),
-        "milliseconds": _rounded(1000 * median),
-        "spread": _rounded((max(times) - min(times)) / median),
-        "first_step_seconds": _rounded(first),
+        "samples_per_second": rounded(batch / median),
+        "milliseconds": rounded(1000 * median),
+        "spread": rounded((max(times) - min(times)) / median),
+        "first_step_seconds": rounded(first),
         "recompilations": _graphs() - graphs,
-        "tflops": _rounded(flops / 1e12),
+        "tflops": rounded(flops / 1e12),
         "planned_megabytes": round(_planned(size, mask, batch, device, precision) / 1e6),
         "megabytes": round(peak_bytes(device) / 1e6),
     }
     if device == "cpu":
-        return result | {"threads": threads, "core_gflops": _rounded(flops / 1e9 / threads)}
+        return result | {"threads": threads, "core_gflops": rounded(flops / 1e9 / threads)}
     peak = costs.peak_flops(torch.cuda.get_device_name(), precision)
     if peak is not None:
-        result["utilisation"] = _rounded(flops / peak)
+        result["utilisation"] = rounded(flops / peak)
     return result
 
 
@@ -88,7 +89,7 @@ def losses(device: str, size: str, batch: int, steps: int, ranks: int) -> dict[s
         options = {"device": device, "size": size, "batch": batch, "steps": steps}
         values = run_ranks("losses_rank", options, ranks)["losses"]
         rows.append(_compared(f"fp32, eager, {ranks} ranks", values, reference, TOLERANCE["fp32"]))
-    first, last = (_rounded(reference[step]) for step in (0, -1))
+    first, last = (rounded(reference[step]) for step in (0, -1))
     return {"device": device, "size": size, "steps": steps, "first_loss": first, "last_loss": last, "rows": rows}
 
 
@@ -105,7 +106,7 @@ def losses_rank(device: str, size: str, batch: int, steps: int) -> dict[str, Any
 def _compared(form: str, values: Sequence[float], reference: Sequence[float], tolerance: float) -> dict[str, Any]:
     differences = [abs(a - b) for a, b in zip(values, reference, strict=True)]
     difference = float(np.max(differences)) / max(reference[0], SMALLEST)  # NaN stays
-    largest = _rounded(difference) if math.isfinite(difference) else None
+    largest = rounded(difference) if math.isfinite(difference) else None
     return {"form": form, "largest_difference": largest, "tolerance": tolerance}
 
 
@@ -136,7 +137,3 @@ def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tools.measuring.timing import rounded
 from tools.measuring.training_step import OURS, Case, flip_steps
 
 STEPS = 3
@@ -43,13 +44,13 @@ def trace(
     if file:
         profile.export_chrome_trace(str(Path(file)))
     rows = times(profile, cuda)
-    longest = {name: _rounded(spent / seconds) for spent, name, _ in rows[:LONGEST]}
+    longest = {name: rounded(spent / seconds) for spent, name, _ in rows[:LONGEST]}
     return {
         "device": device,
         "size": size,
         "mask": mask,
-        "milliseconds": _rounded(1000 * seconds / STEPS),
-        "busy": _rounded(sum(spent for spent, _, _ in rows) / seconds),
+        "milliseconds": rounded(1000 * seconds / STEPS),
+        "busy": rounded(sum(spent for spent, _, _ in rows) / seconds),
         "kernels": sum(count for _, _, count in rows) // STEPS,
         "longest": longest,
     }
@@ -79,7 +80,3 @@ def device_rows(rows: Iterable[Any], cuda: bool) -> list[Any]:
     Rows of operations repeat the time of the kernels that they launched, and annotations that of what is in them.
     """
     return [row for row in rows if not cuda or (row.device_type.name == "CUDA" and not row.is_user_annotation)]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
