@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_lenient
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 """Packages whose release can change samples, weights or files."""
@@ -75,8 +75,5 @@ def processor() -> str:
 
 
 def _recorded(run: RunDir, attempt: int) -> Mapping[str, Any]:
-    try:
-        record = read_record(run.attempt(attempt) / "ready.json") or {}
-    except (OSError, ValueError):
-        return {}
+    record = read_lenient(run.attempt(attempt) / "ready.json")
     return record.get("environment") or {}

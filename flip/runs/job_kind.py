@@ -7,7 +7,7 @@
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_lenient
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -24,7 +24,7 @@ def job_kind(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> str:
     Records of earlier releases, and run directories without one, have the kind that their folder shows.
     """
     if record is None:
-        record = _record_of(run)
+        record = read_lenient(run.path / "job.json")
     kind = record.get("job_kind")
     if kind in KINDS:
         return str(kind)
@@ -44,10 +44,3 @@ def sweep_folder(run: RunDir, kind: str) -> Path:
     if kind == EVALUATE:
         return folder.parent
     return folder
-
-
-def _record_of(run: RunDir) -> Mapping[str, Any]:
-    try:
-        return read_record(run.path / "job.json") or {}
-    except (OSError, ValueError):  # unreadable or damaged: the state of the run reports that
-        return {}

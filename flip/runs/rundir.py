@@ -146,6 +146,14 @@ def load_record(path: PathLike, fields: Any = None) -> Any:
         raise DataError("a record is damaged", path, str(error))
 
 
+def read_lenient(path: PathLike) -> Dict[str, Any]:
+    """A record; empty if it is absent, unreadable or damaged: the state of the run reports that."""
+    try:
+        return read_record(path) or {}
+    except (OSError, ValueError):
+        return {}
+
+
 def list_names(folder: Path) -> List[str]:
     """Sorted names in a folder; none if it does not exist.
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flip.runs.job_kind import EVALUATE, TRAIN, sweep_folder
-from flip.runs.lifecycle import UNREADABLE, Seen
+from flip.runs.lifecycle import Seen
 from flip.runs.origin import original_folder
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_lenient
 
 MODULES = {TRAIN: "jobs.worker", EVALUATE: "jobs.evaluator"}
 """Kind of a job -> module of its ranks. Records of jobs name them."""
@@ -144,14 +144,6 @@ class Job:
 def record_of(run: RunDir) -> dict[str, Any]:
     """job.json; empty if the run was never submitted or the file is unreadable."""
     return read_lenient(run.path / "job.json")
-
-
-def read_lenient(path: Path) -> dict[str, Any]:
-    """The JSON of a file; empty if it is absent or unreadable: the state of the run reports that."""
-    try:
-        return read_record(path) or {}
-    except UNREADABLE:
-        return {}
 
 
 class Backend(Protocol):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.files.ownership import user_name
-from flip.runs.rundir import RunDir
-from jobs.common.job import read_lenient, record_of
+from flip.runs.rundir import RunDir, read_lenient
+from jobs.common.job import record_of
 
 UNKNOWN = "an unknown user"
 

@@ -18,8 +18,8 @@ import numpy as np
 from flip.monitoring.metrics_reader import Columns
 from flip.monitoring.results import Attempt, Outcome, read_run
 from flip.runs.records import is_observed
-from flip.runs.rundir import RunDir
-from jobs.common.job import read_lenient, record_of
+from flip.runs.rundir import RunDir, read_lenient
+from jobs.common.job import record_of
 from jobs.common.terminal import Page, TextTable
 from jobs.common.text import duration, hours_text, percent
 from jobs.reporting import faults

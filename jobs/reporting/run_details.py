@@ -17,10 +17,10 @@ from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.records import is_observed
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
-from flip.runs.rundir import RunDir, parse_int, sorted_glob
+from flip.runs.rundir import RunDir, parse_int, read_lenient, sorted_glob
 from jobs.common import next_commands
 from jobs.common.cli import command
-from jobs.common.job import read_lenient, record_of
+from jobs.common.job import record_of
 from jobs.reporting import goodput
 from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row

@@ -14,7 +14,7 @@ from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
 from flip.evaluation.metrics.score import Score, score_of
 from flip.monitoring.results import Outcome, set_roles
-from jobs.common.job import read_lenient
+from flip.runs.rundir import read_lenient
 from jobs.common.text import percent
 from jobs.reporting.goodput import resources
 from jobs.runs import resubmit

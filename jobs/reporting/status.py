@@ -18,10 +18,10 @@ from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
 from flip.runs.records import is_observed
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_lenient, read_record
 from jobs.common import next_commands
 from jobs.common.cli import INTERRUPTED, command
-from jobs.common.job import read_lenient, record_of
+from jobs.common.job import record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, formatted, hours_text, percent, plain
 from jobs.reporting.faults import IN_JOB, restart_place

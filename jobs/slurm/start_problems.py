@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from flip.runs.rundir import RunDir, list_names, read_record
-from jobs.common.job import read_lenient, record_of
+from flip.runs.rundir import RunDir, list_names, read_lenient, read_record
+from jobs.common.job import record_of
 from jobs.host.failed_starts import parse_failed_starts
 from jobs.host.slurm_cli import WAITING, QueueRow
 

@@ -13,9 +13,8 @@ from flip.config.merge import read_config
 from flip.config.schema import Config, Init
 from flip.runs import commit
 from flip.runs.errors import ConfigError
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_lenient, read_record
 from flip.training import warm_start
-from jobs.common.job import read_lenient
 from jobs.planning import plan as planning
 from jobs.planning.plan import NOT_YET
 from jobs.sweeps.sweep_file import Run

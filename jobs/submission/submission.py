@@ -24,7 +24,7 @@ from flip.export import timm_source
 from flip.files.ownership import Exposure
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
-from flip.runs.rundir import RunDir, load_record
+from flip.runs.rundir import RunDir, load_record, read_lenient
 from jobs.common import next_commands, trust
 from jobs.common.cli import can_ask, confirm, note
 from jobs.common.cluster_profile import (
@@ -35,7 +35,6 @@ from jobs.common.cluster_profile import (
     profile_path,
     require_trusted_programs,
 )
-from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import show
 from jobs.common.text import counted
