@@ -19,7 +19,6 @@ ALLOWED = {
     ("jobs/common/terminal.py", "getattr(sys, name)"): "stdout and stderr, named in the file itself",
     ("jobs/common/terminal.py", "setattr(sys, name, above)"): "stdout and stderr, named in the file itself",
     ("jobs/tracking/tracker.py", "importlib.import_module"): "modules are named in the file itself",
-    ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
     ("flip/training/compiled_code.py", "torch.compiler.load_cache_artifacts"): "from a folder of mode 0700 of the run",
     ("flip/training/user_callbacks.py", "importlib.util.spec_from_file_location"): "a file of the code snapshot",
     ("flip/training/user_callbacks.py", "spec.loader.exec_module"): "a file of the code snapshot",
