@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.rounds = 1
         chosen.samples = 64
         chosen.batch = 8
-    content = file_content(list(measure(chosen)), [], processor())
+    content = file_content(list(measure(chosen)), processor())
     results.publish({"benchmark": "core_speeds", "machine": results.machine(), **content}, chosen)
     if chosen.write and chosen.quick:
         print("made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr)

@@ -15,6 +15,9 @@ from flip.runs.rundir import RunDir, read_lenient
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 """Packages whose release can change samples, weights or files."""
 
+_GENERATION = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
+"""What distinguishes generations: lines of /proc/cpuinfo on x86 and on Arm, and their short names."""
+
 
 def environment() -> dict[str, Any]:
     """Interpreter, platform and package versions, from metadata without imports."""
@@ -42,6 +45,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     The platform is left out: a new kernel changes no result.
     """
     pairs = {name: (before.get(name), now.get(name)) for name in ("python", "processor", "gpu")}
+    if _is_same_processor(before.get("processor") or "", now.get("processor") or ""):
+        del pairs["processor"]
     old = before.get("packages") or {}
     new = now.get("packages") or {}
     for name in PACKAGES:
@@ -64,14 +69,29 @@ def changes_in(run: RunDir, attempt: int, now: Mapping[str, Any] | None = None) 
     return []
 
 
-def processor() -> str:
-    """The model of the processor, as Linux names it; elsewhere its architecture."""
+def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """The processor with the numbers of its generation: "AMD EPYC (family 26, model 2)".
+
+    Virtual machines give several generations one name. Without a name in Linux's list: the architecture.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())  # of the first core
+    name = facts.get("model name") or platform.machine()
+    numbers = ", ".join(f"{word} {facts[key]}" for key, word in _GENERATION.items() if facts.get(key))
+    if numbers:
+        name += f" ({numbers})"
+    return name
+
+
+def _is_same_processor(before: str, now: str) -> bool:
+    """Equal, or one is a record of an earlier release, which lacks the numbers."""
+    return before == now or now.startswith(f"{before} (") or before.startswith(f"{now} (")
 
 
 def _recorded(run: RunDir, attempt: int) -> Mapping[str, Any]:

@@ -18,8 +18,11 @@ from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 
 FIXED_COST = 51.0
-"""Microseconds per sample that do not depend on its pixels: tar headers, draws, masks, tokens, prefetch. An estimate
-for images that are smaller than those of the first row."""
+"""Microseconds of a sample without pixels: tar headers, draws, masks, tokens, prefetch. Sample costs between this point
+and the smallest images of a table are on a line, an estimate like this number."""
+
+_AND = " and "
+"""Between the processors of a table."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,12 @@ half to all of the area. Written by ``benchmarks/core_speeds.py``. From object s
 
 
 class SpeedTable:
-    """Rows of measurements and where they come from."""
+    """Rows of measurements and where they come from. ``processor``: on which they were measured, if that is known."""
 
-    def __init__(self, rows: Sequence[SpeedRow], origin: str) -> None:
+    def __init__(self, rows: Sequence[SpeedRow], origin: str, processor: str = "") -> None:
         self.rows = rows
         self.origin = origin
+        self.processor = processor
 
     def microseconds(self, images: Images, size: int, mask: float, kernel: bool) -> float:
         """The cost of a sample: of the nearest view size, linear in the mask and in the pixels between rows.
@@ -88,11 +92,12 @@ def read_table(path: str) -> SpeedTable:
     remedy = "Write it with: flip shards bench MANIFEST --write FILE"
     try:
         content = read_yaml(Path(path))
-        origin = f"speeds of a core in {path}, measured {content['date']} on {content['processor']}"
+        processor = str(content["processor"])
+        origin = f"speeds of a core in {path}, measured {content['date']} on {processor}"
         records = content["rows"]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("no table of speeds", path, repr(error), remedy) from error
-    return SpeedTable(rows_of(records, path, remedy), origin)
+    return SpeedTable(rows_of(records, path, remedy), origin, processor)
 
 
 def rows_of(records: Any, where: str, remedy: str = "") -> list[SpeedRow]:
@@ -106,11 +111,20 @@ def rows_of(records: Any, where: str, remedy: str = "") -> list[SpeedRow]:
     return rows
 
 
-def file_content(rows: Sequence[SpeedRow], earlier: Sequence[SpeedRow], processor: str) -> dict[str, Any]:
-    """The content of a file of speeds: new rows replace those of the same images, view, mask and kernel."""
-    merged = {_key(row): row for row in (*earlier, *rows)}
+def file_content(rows: Sequence[SpeedRow], processor: str, earlier: SpeedTable | None = None) -> dict[str, Any]:
+    """The content of a file of speeds: new rows replace those of the same images, view, mask and kernel.
+
+    It names the processor of the earlier rows, too, if some are left.
+    """
+    merged = {_key(row): row for row in rows}
+    processors = [processor]
+    if earlier is not None:
+        merged = {_key(row): row for row in earlier.rows} | merged
+    if earlier is not None and len(merged) > len(rows):
+        processors = [*earlier.processor.split(_AND), processor]
+    names = _AND.join(dict.fromkeys(processors))
     today = datetime.date.today().isoformat()
-    return {"date": today, "processor": processor, "rows": [asdict(merged[key]) for key in sorted(merged)]}
+    return {"date": today, "processor": names, "rows": [asdict(merged[key]) for key in sorted(merged)]}
 
 
 def _key(row: SpeedRow) -> tuple[Any, ...]:
@@ -121,8 +135,9 @@ def _key(row: SpeedRow) -> tuple[Any, ...]:
 def assumed_table() -> SpeedTable:
     """The table that plans use until a site has measured its own."""
     content = read_yaml(ASSUMED_FILE)
-    origin = f"assumed speeds of a core ({content['processor']}), which `flip shards bench --write` replaces"
-    return SpeedTable(rows_of(content["rows"], str(ASSUMED_FILE)), origin)
+    processor = content["processor"]
+    origin = f"assumed speeds of a core of {processor}, which `flip shards bench --write` replaces"
+    return SpeedTable(rows_of(content["rows"], str(ASSUMED_FILE)), origin, processor)
 
 
 def _at_mask(mask: float, rows: Sequence[SpeedRow]) -> float:

@@ -120,10 +120,10 @@ def measure_rows(manifest: Manifest, spec: WorkerConfig, seconds: float) -> list
 
 def write_rows(path: str, rows: list[SpeedRow]) -> None:
     """Write rows to a file of speeds, which keeps its other rows. Raises ConfigError if it holds something else."""
-    earlier: list[SpeedRow] = []
+    earlier = None
     if os.path.lexists(path):
-        earlier = list(core_speeds.read_table(path).rows)
-    content = core_speeds.file_content(rows, earlier, processor())
+        earlier = core_speeds.read_table(path)
+    content = core_speeds.file_content(rows, processor(), earlier)
     with writing(path, "Choose another --write."), atomic_write(path, OUTPUT_MODE) as file:
         file.write(dump_yaml(content).encode())
 

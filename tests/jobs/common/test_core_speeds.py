@@ -1,5 +1,8 @@
 """Tests of the table of speeds of a core: which rows answer a question, and the file that holds measured rows."""
 
+import datetime
+from dataclasses import replace
+
 import pytest
 
 from flip.config.yaml_io import dump_yaml
@@ -20,6 +23,12 @@ ROWS = [
     SpeedRow(384, True, 224, 0.5, True, 505.0),
 ]
 TABLE = SpeedTable(ROWS, "here")
+
+
+def written(folder, content):
+    path = folder / "speeds.yaml"
+    path.write_text(dump_yaml(content))
+    return core_speeds.read_table(str(path))
 
 
 @pytest.mark.parametrize(
@@ -66,13 +75,26 @@ def test_missing_rows_are_replaced_by_slower_ones():
 
 
 def test_file_of_speeds_is_read_and_names_its_origin(tmp_path):
-    old = [SpeedRow(256, False, 224, 0.5, False, 700.0), SpeedRow(256, False, 224, 0.75, False, 650.0)]
-    content = core_speeds.file_content([SpeedRow(256, False, 224, 0.5, False, 600.0)], old, "a processor")
-    path = tmp_path / "speeds.yaml"
-    path.write_text(dump_yaml(content))
-    table = core_speeds.read_table(str(path))
-    assert [row.microseconds for row in table.rows] == [600, 650]
-    assert table.origin == f"speeds of a core in {path}, measured {content['date']} on a processor"
+    row = SpeedRow(256, False, 224, 0.5, False, 600.0)
+    table = written(tmp_path, core_speeds.file_content([row], "a processor"))
+    assert [row.microseconds for row in table.rows] == [600]
+    today = datetime.date.today().isoformat()
+    assert table.origin == f"speeds of a core in {tmp_path / 'speeds.yaml'}, measured {today} on a processor"
+
+
+def test_file_of_speeds_names_the_processors_of_all_its_rows(tmp_path):
+    rows = [SpeedRow(256, False, 224, 0.5, False, 600.0), SpeedRow(256, False, 224, 0.75, False, 550.0)]
+    old = SpeedTable([replace(row, microseconds=700.0) for row in rows], "here", "an old one")
+    table = written(tmp_path, core_speeds.file_content(rows[:1], "a new one", old))
+    assert [row.microseconds for row in table.rows] == [600, 700] and table.processor == "an old one and a new one"
+    again = core_speeds.file_content(rows[:1], "a new one", table)
+    assert again["processor"] == "an old one and a new one"
+    assert core_speeds.file_content(rows, "a new one", table)["processor"] == "a new one", "no old row is left"
+
+
+def test_plans_name_the_processor_of_the_assumed_table():
+    table = assumed_table()
+    assert " (family " in table.processor and table.processor in table.origin
 
 
 @pytest.mark.parametrize("text", ["rows: []", "rows: [{short: 256}]", "date: x", "rows: 3", "rows: [x]"])

@@ -52,7 +52,7 @@ def test_profile_overrides_the_table(tmp_path):
         config, config.stages[0], replace(H100, core_samples=123.0)
     )
     rows = [SpeedRow(384, False, 224, 0.5, False, 2000.0)]
-    (tmp_path / "speeds.yaml").write_text(dump_yaml(core_speeds.file_content(rows, [], "slow cores")))
+    (tmp_path / "speeds.yaml").write_text(dump_yaml(core_speeds.file_content(rows, "slow cores")))
     (tmp_path / "mine.yaml").write_text("kind: slurm\ncore_speeds: speeds.yaml\n")
     profile = load_profile(str(tmp_path / "mine.yaml"))
     assert speed(config, profile) == pytest.approx(500)
