@@ -95,9 +95,10 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
         return "views are rotated, shifted or zoomed"
     if visible_jpeg is None:
         return "the package visible-jpeg is not installed (make install)"
-    if not hasattr(visible_jpeg, "File"):  # before 1.1
+    if not hasattr(visible_jpeg, "MAX_ROW"):  # before 2.0
         return "the package visible-jpeg is too old (make install)"
-    if image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH:
+    is_too_large = image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH
+    if is_too_large or image.size // image.patch > visible_jpeg.MAX_ROW:
         return f"it makes no views of {image.size} px with patches of {image.patch} px"
     return visible_jpeg.unavailable()
 
@@ -111,11 +112,12 @@ def difference() -> str:
     """
     versions = f"simplejpeg {metadata.version('simplejpeg')} and torch {metadata.version('torch')}"
     for content in _examples():
-        width, height = visible_jpeg.size(content) or (0, 0)
+        file = visible_jpeg.File(content)
+        width, height = file.size() or (0, 0)
         for mirrored in (False, True):
             box = (2 + mirrored, 5, width - 3, height - 7 * mirrored)
             view = augmenting.View(width, height, _SIZE, box, mirrored)
-            patches = visible_jpeg.patches(content, box, _SIZE, _PATCH, _VISIBLE, mirrored=mirrored)
+            patches = file.patches(box, _SIZE, _PATCH, _VISIBLE, mirrored=mirrored)
             pixels = augmenting.geometry(decode.decode(content, "simplejpeg"), view, "torchvision")
             expected = decode.patches(np.asarray(pixels), _PATCH, _VISIBLE)
             if patches is None or not np.array_equal(patches, expected):

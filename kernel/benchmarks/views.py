@@ -63,11 +63,11 @@ def _print_row(short: int, has_markers: bool, mask: float, files: Sequence[bytes
 
     def kernel() -> None:
         for data, box, keep in views:
-            if visible_jpeg.patches(data, box, SIZE, PATCH, keep, verified=has_markers) is None:
+            if visible_jpeg.File(data).patches(box, SIZE, PATCH, keep, verified=has_markers) is None:
                 raise RuntimeError(f"the kernel refuses a photograph: {visible_jpeg.why()}")
 
     for data, box, keep in views[: len(files)]:
-        patches = visible_jpeg.patches(data, box, SIZE, PATCH, keep, verified=has_markers)
+        patches = visible_jpeg.File(data).patches(box, SIZE, PATCH, keep, verified=has_markers)
         assert np.array_equal(patches, _whole_image(data, box, keep)), "the kernel's patches differ"
     times = [(_microseconds(whole), _microseconds(kernel)) for _ in range(ROUNDS)]
     slow = statistics.median(pair[0] for pair in times)
@@ -98,7 +98,7 @@ def _whole_image(data: bytes, box: Box, keep: np.ndarray) -> np.ndarray:
 
 def _view(random: Generator, data: bytes, mask: float) -> tuple[bytes, Box, np.ndarray]:
     """A file with a random crop of half to all of its area, and the visible patches."""
-    width, height = visible_jpeg.size(data) or (0, 0)
+    width, height = visible_jpeg.File(data).size() or (0, 0)
     share = np.sqrt(random.uniform(0.5, 1.0))
     wide = int(width * share)
     high = int(height * share)

@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VJ_VERSION "1.1.0"
+#define VJ_VERSION "2.0.0"
 
 /* Why a file or a request is refused: name, text. */
 #define VJ_REASONS(X)                                                      \

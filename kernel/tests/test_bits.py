@@ -20,7 +20,7 @@ def compare(kernel, seed: int, cases: int) -> int:
         box = crop(random, width, height, size)
         keep = visible(random, (size // patch) ** 2)
         mirrored = bool(random.random() < 0.5)
-        patches = kernel.patches(data, box, size, patch, keep, mirrored=mirrored, verified=bool(case % 2))
+        patches = kernel.File(data).patches(box, size, patch, keep, mirrored=mirrored, verified=bool(case % 2))
         if patches is not None:
             accepted += 1
             expected = reference(data, box, size, patch, keep, mirrored)
@@ -46,7 +46,7 @@ def test_views_of_each_size_around_a_block_are_equal(kernel, sampling):
         height = 16 + width % 19
         data = simplejpeg.encode_jpeg(picture(random, width, height), 80, "RGB", sampling)
         for box in ((0, 0, width, height), (1, 1, width, height), (0, 1, width - 1, height - 1)):
-            assert np.array_equal(kernel.patches(data, box, 48, 16, keep), reference(data, box, 48, 16, keep))
+            assert np.array_equal(kernel.File(data).patches(box, 48, 16, keep), reference(data, box, 48, 16, keep))
 
 
 @pytest.mark.parametrize("size", [(4096, 1024), (2048, 2048), (16, 4096)])
@@ -56,7 +56,7 @@ def test_largest_images_are_equal(kernel, size):
     data = simplejpeg.encode_jpeg(pixels, 60, "RGB", "444")
     box = (3, 1, size[1] - 1, size[0])
     keep = np.array([0, 3, 77, 195], np.int16)
-    assert np.array_equal(kernel.patches(data, box, 224, 16, keep), reference(data, box, 224, 16, keep))
+    assert np.array_equal(kernel.File(data).patches(box, 224, 16, keep), reference(data, box, 224, 16, keep))
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_filter_of_each_length_is_equal(kernel, size):
     keep = np.arange(0, row * row, row + 1, dtype=np.int16)  # the diagonal
     for width in range(1, 1101):
         box = (1100 - width, 0, 1100, 16)
-        patches = kernel.patches(data, box, size, patch, keep)
+        patches = kernel.File(data).patches(box, size, patch, keep)
         assert np.array_equal(patches, reference(data, box, size, patch, keep)), width
 
 
@@ -84,8 +84,8 @@ def test_result_goes_to_given_array(kernel):
     random = np.random.default_rng(2)
     data = simplejpeg.encode_jpeg(picture(random, 60, 50), 90)
     out = np.zeros((2, 768), np.uint8)
-    assert kernel.patches(memoryview(data), (0, 0, 60, 50), 48, 16, np.array([1, 7], np.int16), out=out) is out
+    assert kernel.File(memoryview(data)).patches((0, 0, 60, 50), 48, 16, np.array([1, 7], np.int16), out=out) is out
     assert np.array_equal(out, reference(data, (0, 0, 60, 50), 48, 16, np.array([1, 7])))
     for wrong in (np.zeros((3, 768), np.uint8), np.zeros((2, 768)), np.zeros((2, 1536), np.uint8)[:, ::2]):
         with pytest.raises(ValueError, match="contiguous, writable uint8 array of shape"):
-            kernel.patches(data, (0, 0, 60, 50), 48, 16, np.array([1, 7]), out=wrong)
+            kernel.File(data).patches((0, 0, 60, 50), 48, 16, np.array([1, 7]), out=wrong)

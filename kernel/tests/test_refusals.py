@@ -116,6 +116,7 @@ REFUSED = {
     "bytes before restart marker": (changed(b"\xff\xd1", b"\0\0\xff\xd1", file(**RESTARTS)), "too short or too long"),
     "bytes before the end": (changed(b"\xff\xd9", b"\0\0\xff\xd9"), "too short or too long"),
     "another marker at the end": (file()[:-2] + b"\xff\xfe\0\2\xff\xd9", "not followed by the end"),
+    "a scan without bytes": (file()[: file().index(b"\xff\xda") + 14] + b"\xff\xd9", "too short or too long"),
     "a second scan": (file()[:-2] + file()[file().index(b"\xff\xda") :], "not followed by the end"),
 }  # fmt: skip
 
@@ -123,22 +124,26 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_file_is_refused(kernel, name):
     data, reason = REFUSED[name]
-    assert kernel.patches(data, BOX, 48, 16, KEEP) is None
+    assert kernel.File(data).patches(BOX, 48, 16, KEEP) is None
     assert reason in kernel.why()
 
 
 def test_undamaged_file_is_accepted(kernel):
-    for data in (file(), file("L"), file(**RESTARTS), file() + b"bytes after the end", segment(0xFE, b"a comment")):
-        assert np.array_equal(kernel.patches(data, BOX, 48, 16, KEEP), reference(data, BOX, 48, 16, KEEP))
-        assert kernel.size(data) == (40, 30)
+    tables = file()[file().index(b"\xff\xc4") + 4 :][:29]
+    repeated = segment(0xC4, tables * 2000)
+    ended = file() + b"bytes after the end"
+    for data in (file(), file("L"), file(**RESTARTS), ended, segment(0xFE, b"a comment"), repeated):
+        assert np.array_equal(kernel.File(data).patches(BOX, 48, 16, KEEP), reference(data, BOX, 48, 16, KEEP))
+        assert kernel.File(data).size() == (40, 30)
 
 
 def test_file_with_metadata_is_refused_if_exif_counts(kernel):
     data = segment(0xE1, b"Exif\0\0")
-    assert kernel.patches(data, BOX, 48, 16, KEEP) is not None and kernel.size(data) == (40, 30)
-    assert kernel.patches(data, BOX, 48, 16, KEEP, ignore_exif=False) is None and "metadata" in kernel.why()
-    assert kernel.size(data, ignore_exif=False) is None
-    assert kernel.patches(file(), BOX, 48, 16, KEEP, ignore_exif=False) is not None
+    assert kernel.File(data).patches(BOX, 48, 16, KEEP) is not None and kernel.File(data).size() == (40, 30)
+    strict = kernel.File(data, ignore_exif=False)
+    assert strict.patches(BOX, 48, 16, KEEP) is None and "metadata" in kernel.why()
+    assert strict.size() is None
+    assert kernel.File(file(), ignore_exif=False).patches(BOX, 48, 16, KEEP) is not None
 
 
 @pytest.mark.parametrize(
@@ -147,27 +152,34 @@ def test_file_with_metadata_is_refused_if_exif_counts(kernel):
         ((0, 0, 41, 30), 48, 16, [0]), ((0, 0, 40, 31), 48, 16, [0]), ((-1, 0, 40, 30), 48, 16, [0]),
         ((5, 0, 5, 30), 48, 16, [0]), ((0, 9, 40, 8), 48, 16, [0]), ((0, 0, 1 << 31, 30), 48, 16, [0]),
         (BOX, 48, 15, [0]), ((0, 0, (1 << 32) + 40, 30), 48, 16, [0]), (BOX, 0, 16, [0]), (BOX, 2048, 32, [0]),
-        (BOX, 512, 128, [0]), (BOX, 65, 1, [0]), (BOX, 48, 16, [9]), (BOX, 48, 16, [-1]), (BOX, 48, 16, [1, 1]),
-        (BOX, 48, 16, []), (BOX, 48, 16, range(10)),
+        (BOX, 512, 128, [0]), (BOX, 1 << 20, 1 << 20, [0]), (BOX, 65, 1, [0]), (BOX, 48, 16, [9]),
+        (BOX, 48, 16, [-1]), (BOX, 48, 16, [1, 1]), (BOX, 48, 16, []), (BOX, 48, 16, range(10)),
     ],
 )  # fmt: skip
 def test_request_outside_of_image_or_limits_is_refused(kernel, box, size, patch, keep):
-    assert kernel.patches(file(), box, size, patch, np.array(keep, np.int16)) is None
+    assert kernel.File(file()).patches(box, size, patch, np.array(keep, np.int16)) is None
     assert "request" in kernel.why()
+
+
+def test_limits_of_the_package_are_those_of_the_library(kernel):
+    header = (Path(__file__).resolve().parents[1] / "src" / "visible_jpeg.h").read_text()
+    for name in ("MAX_SIZE", "MAX_PATCH", "MAX_ROW"):
+        assert f"VJ_{name} = {getattr(kernel, name)}" in header
+    assert f'VJ_VERSION "{kernel.version()}"' in header
 
 
 def test_index_beyond_16_bits_is_an_error(kernel):
     with pytest.raises(ValueError, match="16 bits"):
-        kernel.patches(file(), BOX, 48, 16, np.array([1 << 16]))
+        kernel.File(file()).patches(BOX, 48, 16, np.array([1 << 16]))
 
 
 def test_view_of_small_image_and_of_one_patch(kernel):
     data = simplejpeg.encode_jpeg(picture(np.random.default_rng(1), 16, 17), 90)
     keep = np.zeros(1, np.int16)
     for box in ((0, 0, 16, 17), (3, 4, 4, 5)):
-        assert np.array_equal(kernel.patches(data, box, 32, 32, keep), reference(data, box, 32, 32, keep))
+        assert np.array_equal(kernel.File(data).patches(box, 32, 32, keep), reference(data, box, 32, 32, keep))
     small = simplejpeg.encode_jpeg(picture(np.random.default_rng(1), 15, 17), 90)
-    assert kernel.patches(small, (0, 0, 15, 17), 32, 32, keep) is None and "16 pixels" in kernel.why()
+    assert kernel.File(small).patches((0, 0, 15, 17), 32, 32, keep) is None and "16 pixels" in kernel.why()
 
 
 def compare_damaged(kernel, seed: int, files: int) -> dict[str, int]:
@@ -186,12 +198,12 @@ def compare_damaged(kernel, seed: int, files: int) -> dict[str, int]:
             is_accepted = data[:3] == b"\xff\xd8\xff"
         except ValueError:
             is_accepted = False
-        side = kernel.size(data)
+        side = kernel.File(data).size()
         patches = None
         if side:
             box = crop(random, *side, 64)
             keep = visible(random, 16)
-            patches = kernel.patches(data, box, 64, 16, keep)
+            patches = kernel.File(data).patches(box, 64, 16, keep)
         if patches is None:
             counts["the kernel refuses" if is_accepted else "both refuse"] += 1
             continue

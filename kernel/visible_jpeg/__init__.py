@@ -1,6 +1,6 @@
 """Patches of a masked view, straight from the bytes of a JPEG file.
 
-``patches`` decodes the entropy code of a file, but computes inverse DCT, upsampling, colour and resize only where
+``File.patches`` decodes the entropy code of a file, but computes inverse DCT, upsampling, colour and resize only where
 visible patches need them. Its result has the bits of decoding the whole file with libjpeg-turbo (its default settings),
 cutting the box out, and resizing it with ``torch.nn.functional.interpolate(mode="bicubic", antialias=True)`` on uint8.
 
@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_PATCH", "MAX_SIZE", "File", "library_path", "patches", "size", "unavailable", "version", "why"]
+__all__ = ["MAX_PATCH", "MAX_ROW", "MAX_SIZE", "File", "library_path", "unavailable", "version", "why"]
 
 MAX_SIZE = 1024
 MAX_PATCH = 64
-"""The largest sides of a view and of a patch, src/visible_jpeg.h. A view has at most 64 x 64 patches."""
+MAX_ROW = 64
+"""The largest sides of a view and of a patch, and the most patches in a row of a view: src/visible_jpeg.h."""
 
 _Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
@@ -45,7 +46,7 @@ _REQUEST_FORMAT = struct.Struct("@PN4i2iP2i")
 
 
 class File:
-    """A JPEG file in memory, for several calls: to find its address takes a microsecond.
+    """A JPEG file in memory.
 
     Args:
         data: its bytes, which must not change.
@@ -91,6 +92,11 @@ class File:
         if _library is None:
             _state.reason = _unavailable
             return None
+        left, top, right, bottom = box
+        in_range = 0 <= left < right < _LIMIT and 0 <= top < bottom < _LIMIT
+        if not (in_range and 0 < size <= MAX_SIZE and 0 < patch <= MAX_PATCH):  # before memory is taken
+            _state.reason = _text(_REQUEST)
+            return None
         shape = (len(visible), 3 * patch * patch)
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -99,11 +105,6 @@ class File:
         indices = np.ascontiguousarray(visible, np.int16)
         if indices is not visible and not np.array_equal(indices, visible):
             raise ValueError("visible: an index does not fit into 16 bits")
-        left, top, right, bottom = box
-        in_range = 0 <= left < right < _LIMIT and 0 <= top < bottom < _LIMIT
-        if not (in_range and 0 < size < _LIMIT and 0 < patch < _LIMIT):  # others do not fit into the request
-            _state.reason = _text(_REQUEST)
-            return None
         request = _REQUEST_FORMAT.pack(
             self._address, self._content.size, left, top, right, bottom, size, patch,
             _address(indices), len(indices), self._flags | _MIRRORED * mirrored | _VERIFIED * verified,
@@ -113,20 +114,6 @@ class File:
             _state.reason = _text(code)
             return None
         return out
-
-
-def patches(
-    data: _Bytes, box: Sequence[int], size: int, patch: int, visible: NDArray[np.integer[Any]], *,
-    mirrored: bool = False, ignore_exif: bool = True, verified: bool = False, out: NDArray[np.uint8] | None = None,
-) -> NDArray[np.uint8] | None:  # fmt: skip
-    """``File(data).patches(...)``."""
-    file = File(data, ignore_exif=ignore_exif)
-    return file.patches(box, size, patch, visible, mirrored=mirrored, verified=verified, out=out)
-
-
-def size(data: _Bytes, *, ignore_exif: bool = True) -> tuple[int, int] | None:
-    """``File(data).size()``."""
-    return File(data, ignore_exif=ignore_exif).size()
 
 
 def why() -> str:

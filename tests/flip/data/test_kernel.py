@@ -164,11 +164,13 @@ def test_kernel_is_not_used_where_its_bits_would_differ(accepted, monkeypatch):
     assert kernel.obstacle(replace(data, resize="pillow"), PLAIN, TOWER) == "data.resize is pillow"
     assert "zoomed" in kernel.obstacle(data, schema.Augment(zoom=0.1), TOWER)
     assert "2048 px" in kernel.obstacle(data, PLAIN, schema.ImageTower(size=2048, patch=16))
+    assert "patches of 2 px" in kernel.obstacle(data, PLAIN, schema.ImageTower(size=224, patch=2)), "112 in a row"
+    assert kernel.obstacle(data, PLAIN, schema.ImageTower(size=1024, patch=16)) == ""
     monkeypatch.setenv(kernel.VARIABLE, "0")
     assert kernel.obstacle(data, PLAIN, TOWER) == "FLIP_KERNEL=0"
     monkeypatch.delenv(kernel.VARIABLE)
     with monkeypatch.context() as patched:
-        patched.delattr(visible_jpeg, "File")
+        patched.delattr(visible_jpeg, "MAX_ROW")
         assert "too old" in kernel.obstacle(data, PLAIN, TOWER)
     monkeypatch.setattr(kernel, "visible_jpeg", None)
     assert "not installed" in kernel.obstacle(data, PLAIN, TOWER)
