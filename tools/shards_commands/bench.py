@@ -1,37 +1,42 @@
 """`shards bench`: the cost of a sample on one core, per stage (read, walk, decode, whole).
 
-Each stage runs alone in this process for an equal share of the time, over chunks in random order, as in training.
-`measure_stages` measures, `find_bottleneck` names the limiting stage and the number of workers, `bench` is the command.
-With ``--write`` it measures the whole work for the usual masks too, as rows of the table that plans use.
+Each stage runs alone in this process for an equal share of the time, over chunks in random order, as in training. The
+last one is the loader's own `BatchProducer`, which reads ahead. It tokenises with a vocabulary made of the captions,
+because there may be no tokenizer yet. `measure_stages` measures, `find_bottleneck` names the limiting stage and the
+number of workers, `bench` is the command. With ``--write`` it measures the whole work for the usual masks too, as rows
+of the table that plans use.
 """
 
 import argparse
 import itertools
 import math
 import os
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from flip.config import derived, schema
 from flip.config.yaml_io import dump_yaml
-from flip.data import augment, decode, masking
+from flip.data import decode, kernel
 from flip.data.chunk_reader import Chunk, ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import permute
-from flip.data.worker import WorkerConfig
+from flip.data.masking import MaskSpec
+from flip.data.order import DatasetSource, permute
+from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 from flip.environment import processor
 from flip.files.creation import OUTPUT_MODE, atomic_write
 from flip.runs.errors import COMPLETE, ConfigError, DataError
+from flip.tokenizer import train
 from jobs.common import core_speeds
 from jobs.common.core_speeds import SpeedRow
 from jobs.common.filesystem import writing
@@ -43,7 +48,10 @@ BUFFER_BYTES = 64 << 20
 """Bytes of chunks in memory for the stages that do not read."""
 MASKS = ("0", "0.5", "0.75")
 """Masks of the rows of ``--write``."""
+BATCH = 64
+"""Samples of a batch of the whole work."""
 DECODE_AND_VIEW = "decode and view"
+WAIT = "wait"
 VERIFY = "Check the shards: flip shards verify"
 _T = TypeVar("_T")
 Work = tuple[int, int, int]
@@ -85,36 +93,36 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         valid = False
     if not valid:
         raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
-    visible_patch_count = _visible_patch_count(spec, mask)
+    _visible_patch_count(spec, mask)
     reader = ChunkReader()
     share = seconds / len(STAGES)
     chunks = chunks_in_random_order(manifest, spec.seed)
-    kernel = VisiblePatches.of(spec.data, spec.augment, spec.image)
     loaded, samples = _load(manifest, reader, chunks)
-    return [
-        _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
-        _measure("walk", share, _walk, itertools.cycle(loaded)),
-        _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
-        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, visible_patch_count, kernel, j), chunks),
-    ]
+    with _tokenizer(spec, itertools.chain.from_iterable(samples)) as spec:
+        return [
+            _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
+            _measure("walk", share, _walk, itertools.cycle(loaded)),
+            _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
+            _measure_whole("whole", share, manifest, spec, mask),
+        ]
 
 
 def measure_rows(manifest: Manifest, spec: WorkerConfig, seconds: float) -> list[SpeedRow]:
     """Measure the processor time of the whole work at each of MASKS, in ``seconds`` together."""
-    reader = ChunkReader()
-    chunks = chunks_in_random_order(manifest, spec.seed)
-    short = _median_short_side(reader.read_chunk(manifest, next(chunks)))
-    kernels: list[VisiblePatches | None] = [None]
-    if kernel := VisiblePatches.of(spec.data, spec.augment, spec.image):
-        kernels.append(kernel)
+    _, chunks = _load(manifest, ChunkReader(), chunks_in_random_order(manifest, spec.seed))
+    samples = list(itertools.chain.from_iterable(chunks))
+    short = _median_short_side(samples)
+    kernels = [False]
+    if VisiblePatches.of(spec.data, spec.augment, spec.image) is not None:
+        kernels.append(True)
     cases = list(itertools.product(kernels, MASKS))
     rows = []
-    for kernel, mask in cases:
-        work = partial(_all_stages, manifest, reader, spec, _visible_patch_count(spec, mask), kernel)
-        stage = _measure(f"mask {mask}", seconds / len(cases), work, chunks)
-        cost = round(1e6 * stage.cpu / stage.samples, 1)
-        markers = manifest.restart_markers_verified
-        rows.append(SpeedRow(short, markers, spec.image.size, float(mask), kernel is not None, cost))
+    with _tokenizer(spec, samples) as spec:
+        for uses_kernel, mask in cases:
+            stage = _measure_whole(f"mask {mask}", seconds / len(cases), manifest, spec, mask, uses_kernel)
+            cost = round(1e6 * stage.cpu / stage.samples, 1)
+            markers = manifest.restart_markers_verified
+            rows.append(SpeedRow(short, markers, spec.image.size, float(mask), uses_kernel, cost))
     return rows
 
 
@@ -129,21 +137,27 @@ def write_rows(path: str, rows: list[SpeedRow]) -> None:
 
 
 def find_bottleneck(
-    stages: list[PipelineStage], mean_bytes: float, want: float = 0.0, kernel: bool = False
+    stages: list[PipelineStage], mean_bytes: float, want: float = 0.0, with_kernel: bool = False
 ) -> dict[str, Any]:
     """The limiting stage, shares of the time, samples per second of a worker, and what ``want`` samples/s need.
 
-    ``view``: the time of "whole" that the other stages do not explain: crop, resize, patches. ``kernel``: "whole" used
-    the visible-patch kernel, which decodes no whole images, so that decoding and view are one share.
+    A worker reads ahead, so that a stage counts by its processor time. ``wait``: the time of "whole" without work, for
+    storage or because of other programs. ``view``: its processor time that the other stages do not explain: crops,
+    patches, tokens. ``with_kernel``: "whole" used the visible-patch kernel, which decodes no whole images, so that
+    decoding and view are one share.
     """
-    microseconds = {stage.name: 1e6 * stage.seconds / stage.samples for stage in stages}
-    total = microseconds.pop("whole")
+    microseconds = {stage.name: 1e6 * stage.cpu / stage.samples for stage in stages}
+    work = microseconds.pop("whole")
+    (whole,) = (stage for stage in stages if stage.name == "whole")
+    total = max(work, 1e6 * whole.seconds / whole.samples)
     rest = "view"
-    if kernel:
+    if with_kernel:
         del microseconds["decode"]
         rest = DECODE_AND_VIEW
-    costs = {name: min(cost, total) for name, cost in microseconds.items()}
-    costs[rest] = max(0.0, total - sum(costs.values()))
+    costs = {name: min(cost, work) for name, cost in microseconds.items()}
+    costs[rest] = max(0.0, work - sum(costs.values()))
+    if total > work:
+        costs[WAIT] = total - work
     shares = {name: round(cost / sum(costs.values()), 3) for name, cost in costs.items()}
     report = {
         "limit": max(costs, key=costs.__getitem__),
@@ -255,31 +269,52 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     return done, size, len(chunk) - done
 
 
-def _all_stages(
-    manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, visible_patch_count: int,
-    kernel: VisiblePatches | None, j: int,
-) -> Work:  # fmt: skip
-    """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
-    ids = np.array(manifest.chunk_ids(j))
-    epochs = np.zeros_like(ids)
-    draws = augment.draw(spec.augment, spec.seed, epochs, ids)
-    keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, visible_patch_count)
-    out = np.empty((visible_patch_count, 3 * spec.image.patch**2), np.uint8)
-    verified = manifest.restart_markers_verified
-    done = size = 0
-    for row, sample in enumerate(reader.read_chunk(manifest, j)):
-        try:
-            captions_of(sample, spec.data.captions)
-            content = decode.encoded_image(sample)
-            if kernel is None or not kernel.write(content, draws, row, keep[row], out, verified):
-                image = decode.decode(content, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
-                view = augment.view(image, spec.image.size, spec.augment, draws, row, spec.data.resize)
-                decode.patches(view, spec.image.patch, keep[row], out)
-        except DecodeError:
-            continue
-        done += 1
-        size += sum(map(len, sample.values()))
-    return done, size, len(ids) - done
+@contextmanager
+def _tokenizer(spec: WorkerConfig, samples: Iterable[Sample]) -> Iterator[WorkerConfig]:
+    """The specification with a tokenizer of the samples' captions. Raises DataError if there is no caption."""
+    texts = list[str]()
+    for sample in samples:
+        with suppress(DecodeError):
+            texts += captions_of(sample, spec.data.captions)
+    if not texts:
+        raise DataError("no sample has a caption", "bench", spec.data.captions, VERIFY)
+    with tempfile.TemporaryDirectory(prefix="flip-bench-") as folder:
+        path = Path(folder, "tokenizer.json")
+        train(texts, spec.text.vocabulary, path)
+        yield replace(spec, data=replace(spec.data, tokenizer=str(path)))
+
+
+def _measure_whole(
+    name: str, share: float, manifest: Manifest, spec: WorkerConfig, mask: str, uses_kernel: bool = True
+) -> PipelineStage:
+    """Measure the whole work of a loader process: batches of a lane that has all of the data set."""
+    masks = MaskSpec(_visible_patch_count(spec, mask), spec.text.length)
+    out = BatchBuffers(*(np.empty(shape, kind) for shape, kind in BatchBuffers.shapes(spec, BATCH, masks)))
+    lanes = range(1)
+    with _kernel(uses_kernel):
+        producer = BatchProducer(spec, [DatasetSource(0, manifest, lanes)], lanes, 0, BATCH, masks)
+
+    def fill(_: None) -> Work:
+        replaced, _notes = producer.fill(out)
+        return BATCH, round(BATCH * manifest.mean_bytes), replaced
+
+    with closing(producer):
+        return _measure(name, share, fill, itertools.repeat(None))
+
+
+@contextmanager
+def _kernel(is_used: bool) -> Iterator[None]:
+    """Switches the visible-patch kernel off for loaders that are made inside, unless it is used."""
+    before = os.environ.get(kernel.VARIABLE)
+    if not is_used:
+        os.environ[kernel.VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(kernel.VARIABLE, None)
+        else:
+            os.environ[kernel.VARIABLE] = before
 
 
 def cached(manifest: Manifest) -> bool:
@@ -309,9 +344,9 @@ def bench(options: argparse.Namespace) -> CommandResult:
         "stages": [stage.report() for stage in stages],
         "reads_may_be_cached": cached(manifest),
     }
-    kernel = VisiblePatches.of(spec.data, spec.augment, spec.image) is not None
-    report["kernel"] = kernel
-    report |= find_bottleneck(stages, manifest.mean_bytes, options.want, kernel)
+    uses_kernel = VisiblePatches.of(spec.data, spec.augment, spec.image) is not None
+    report["kernel"] = uses_kernel
+    report |= find_bottleneck(stages, manifest.mean_bytes, options.want, uses_kernel)
     if options.write:
         rows = measure_rows(manifest, spec, options.seconds)
         write_rows(options.write, rows)
@@ -337,7 +372,8 @@ def _text(report: dict[str, Any]) -> str:
     lines = [
         table(rows),
         "(read: bytes from storage only; walk: tar headers in memory; decode: whole images in memory; "
-        f"whole: all work of a worker except the tokenizer, {used} the visible-patch kernel; view: what remains of it)",
+        f"whole: all work of a worker, which reads ahead, {used} the visible-patch kernel; view: what remains of it; "
+        "wait: its time without work)",
         f"bottleneck: {report['limit']}; shares of the time of a sample: {shares}",
         f"one worker on a core of its own: {report['samples_per_second_per_worker']:,.0f} samples/s",
     ]

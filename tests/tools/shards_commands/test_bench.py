@@ -1,5 +1,7 @@
 """Tests of shards bench: its stages run and its arithmetic is correct; speed is not tested."""
 
+import os
+
 import pytest
 
 from flip.data import kernel
@@ -44,10 +46,15 @@ def test_find_bottleneck_names_slowest_stage_and_worker_count():
     )
     assert bottleneck["samples_per_second_per_worker"] == 1000
     assert bottleneck["workers"] == 3 and bottleneck["megabytes_per_second_needed"] == 100
-    slow = [stage if stage.name != "read" else PipelineStage("read", 1000, 1, 0.9, 0.1) for stage in stages]
-    other_bottleneck = find_bottleneck(slow, 40_000)
-    assert other_bottleneck["limit"] == "read" and "workers" not in other_bottleneck
-    with_kernel = find_bottleneck(stages, 40_000, kernel=True)
+    late = [stage if stage.name != "read" else PipelineStage("read", 1000, 1, 5.0, 0.1) for stage in stages]
+    assert find_bottleneck(late, 40_000)["shares"] == bottleneck["shares"], "reads that are late are made ahead"
+    waiting = [*stages[:-1], PipelineStage("whole", 1000, 1, 2.5, 1.0)]
+    other_bottleneck = find_bottleneck(waiting, 40_000)
+    assert other_bottleneck["limit"] == "wait" and other_bottleneck["shares"]["wait"] == pytest.approx(0.6)
+    assert other_bottleneck["samples_per_second_per_worker"] == 400 and "workers" not in other_bottleneck
+    threads = [*stages[:-1], PipelineStage("whole", 1000, 1, 0.7, 1.0)]
+    assert find_bottleneck(threads, 40_000) == find_bottleneck(stages, 40_000), "a worker has a core, not several"
+    with_kernel = find_bottleneck(stages, 40_000, with_kernel=True)
     assert with_kernel["shares"] == pytest.approx({"read": 0.1, "walk": 0.02, "decode and view": 0.88})
     assert with_kernel["limit"] == "decode and view", "the kernel decodes no whole images"
 
@@ -86,10 +93,37 @@ def test_bench_writes_rows_that_plans_read(original, tmp_path, capsys):
 
 
 def test_rows_with_the_kernel_are_measured_if_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.delenv(kernel.VARIABLE, raising=False)
     manifest = Manifest.load(make_dataset(tmp_path / "data", 8, 1, size=40, chunk=4, fmt="jpg"))
     spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "torchvision", 32, 8, 0)
     used = not kernel.obstacle(spec.data, spec.augment, spec.image)
+    has_kernel = []
+    of = kernel.VisiblePatches.of
+
+    def recorded(_, *args):
+        has_kernel.append(of(*args) is not None)
+        return of(*args)
+
+    monkeypatch.setattr(kernel.VisiblePatches, "of", classmethod(recorded))
     rows = bench.measure_rows(manifest, spec, 0.05)
     assert [row.kernel for row in rows] == [False] * 3 + [True] * 3 * used
-    monkeypatch.setenv("FLIP_KERNEL", "0")
+    assert has_kernel == [used] + [False] * 3 + [True] * 3 * used and kernel.VARIABLE not in os.environ
+    monkeypatch.setenv(kernel.VARIABLE, "0")
     assert not any(row.kernel for row in bench.measure_rows(manifest, spec, 0.05))
+    assert os.environ[kernel.VARIABLE] == "0"
+
+
+def test_whole_work_is_that_of_the_loader(original, monkeypatch):
+    manifest = Manifest.load(original)
+    spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "pillow", 24, 8, 0)
+    tokens = []
+    fill = bench.BatchProducer.fill
+
+    def filled(producer, out):
+        result = fill(producer, out)
+        tokens.append(out.tokens.copy())
+        return result
+
+    monkeypatch.setattr(bench.BatchProducer, "fill", filled)
+    bench.measure_rows(manifest, spec, 0.05)
+    assert tokens and all((batch[:, 1] > 4).all() for batch in tokens), "no word is unknown to the tokenizer"
