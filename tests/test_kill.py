@@ -34,6 +34,14 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    """Files that the visible-patch kernel decodes."""
+    folder = make_dataset(tmp_path_factory.mktemp("jpegs"), samples=200, shards=3, chunk=4, classes=8, fmt="jpg")
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
 def inject_faults(arena):
     """Cause faults in both stages and at their border: all signals, twice in a row, in a commit, a damaged commit."""
     arena.submit()
@@ -72,9 +80,17 @@ def inject_faults(arena):
     return damaged
 
 
+@pytest.mark.slow
+def test_run_with_kernel_killed_many_times_ends_with_same_bits(jpegs, tmp_path):
+    check_killed(configuration(jpegs, 2, decoder="simplejpeg"), 2, jpegs, tmp_path)
+
+
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
-    config = configuration(data, world)
+    check_killed(configuration(data, world), world, data, tmp_path)
+
+
+def check_killed(config, world, data, tmp_path):
     if world == 1:
         config.checkpoint.background = "no"
     else:

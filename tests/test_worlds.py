@@ -1,11 +1,16 @@
-"""Tests of resuming: the same bits on the same number of ranks, the same data and close losses on other numbers."""
+"""Tests of resuming: the same bits on the same number of ranks, the same data and close losses on other numbers.
 
+The visible-patch kernel decodes the images of these runs, and the checks decode them as a whole.
+"""
+
+import os
 import signal
 from copy import deepcopy
 
 import pytest
 
 from flip.config.derived import stage_spans, world_size
+from flip.data import kernel
 from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.rundir import read_json
@@ -21,7 +26,7 @@ LENGTHS = 24, 8
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8)
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8, fmt="jpg")
     make_tokenizer(folder / "tokenizer.json")
     return folder
 
@@ -32,13 +37,22 @@ def calm(data, tmp_path_factory):
     arena = TrainingRun(tmp_path_factory.mktemp("calm"), "calm", configured(data), pause=0)
     arena.submit()
     arena.wait_over(240)
+    check_kernel(arena)
     return arena
 
 
 def configured(data, samples=LENGTHS):
-    config = configuration(data, world=4, samples=samples)
+    config = configuration(data, world=4, samples=samples, decoder="simplejpeg")
     config.evaluate.every = 0
     return config
+
+
+def check_kernel(arena):
+    """Check that all attempts have used the visible-patch kernel, if this machine has it."""
+    used = kernel.use(arena.config)
+    assert used == "yes" or os.environ.get("FLIP_REQUIRE_KERNEL") != "1", used
+    for n in arena.run.attempt_numbers():
+        assert read_json(arena.run.attempt(n) / "ready.json")["environment"]["kernel"].startswith(used)
 
 
 def test_four_ranks_resume_to_same_bits(data, calm, tmp_path):
@@ -53,6 +67,7 @@ def test_four_ranks_resume_to_same_bits(data, calm, tmp_path):
     assert arena.run.newest_attempt() >= 3
     check_equal(calm, arena, scores=3)
     check_data(arena, decoded_images(data))
+    check_kernel(arena)
 
 
 def test_run_moves_from_four_ranks_to_two_and_back(data, calm, tmp_path):

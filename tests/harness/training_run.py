@@ -34,14 +34,18 @@ INTERVAL = 5
 """Pairs per step, and steps between commits."""
 
 
-def configuration(data, world, samples=(44, 16), precision="fp32"):
+RESIZE = {"pillow": "pillow", "simplejpeg": "torchvision"}
+"""Decoder -> its resize. With the second pair the visible-patch kernel decodes JPEG files."""
+
+
+def configuration(data, world, samples=(44, 16), precision="fp32", decoder="pillow"):
     """Return a resolved configuration of the tiny model: a masked and an unmasked stage of ``samples`` steps."""
     layer = {
         "model": {"size": "tiny"},
         "data": {
             "manifest": str(data), "tokenizer": str(data / "tokenizer.json"),
             "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28,
-            "decoder": "pillow", "resize": "pillow",
+            "decoder": decoder, "resize": RESIZE[decoder],
         },
         "stages": [
             {"name": "pretrain", "samples": samples[0] * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01},
@@ -220,7 +224,7 @@ def decoded_images(data):
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
-                if member.name.endswith(".png"):
+                if member.name.endswith((".png", ".jpg")):
                     images.append(np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")))
     return images
 
