@@ -75,6 +75,43 @@ def test_batches_are_equal_with_and_without_kernel(jpegs, accepted, monkeypatch,
     assert len(accepted) == 6 * BATCH
 
 
+def encode_randomly(random):
+    """A JPEG file of random size, content, quality, sampling, restart interval and tables."""
+    width, height = random.integers(16, 200, 2).tolist()
+    pixels = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+    pixels = (pixels + random.normal(0, random.choice([1, 20, 100]), pixels.shape)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    options = {"quality": int(random.integers(5, 99)), "subsampling": int(random.integers(3))}
+    if random.random() < 0.1:
+        image = image.convert("L")
+        del options["subsampling"]
+    if random.random() < 0.4:
+        options["restart_marker_blocks"] = int(random.integers(1, 9))
+    if random.random() < 0.2:
+        options["optimize"] = True
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("files, cases", [(60, 600), pytest.param(2000, 20_000, marks=pytest.mark.slow)])
+def test_batches_of_random_files_crops_and_masks_are_equal(tmp_path, accepted, monkeypatch, files, cases):
+    random = np.random.default_rng(files)
+    make_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards", [encode_randomly(random) for _ in range(files)])
+    count = -(-cases // (3 * BATCH))
+
+    def batches():
+        return [digests(tmp_path / "shards", count, mask, **FAST) for mask in ("0", "0.5", "0.75")]
+
+    used = batches()
+    assert sum(accepted) == 3 * count * BATCH >= cases
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert batches() == used and len(accepted) == 3 * count * BATCH
+    assert len({digest for each in used for digest in each}) == 3 * count
+
+
 @pytest.mark.long
 def test_batches_of_other_ranks_and_worker_processes_are_equal(jpegs, accepted, monkeypatch):
     used = digests(jpegs, **FAST)
@@ -127,15 +164,20 @@ def mixed(tmp_path_factory):
     make_tokenizer(root / "tokenizer.json")
     folder = root / "shards"
     folder.mkdir()
-    files = list(odd_files().values())
+    files = [content for content, _ in odd_files().values()]
+    write_shard(folder, [files[i % len(files)] for i in range(96)])
+    return folder
+
+
+def write_shard(folder, files):
+    """Write a shard of JPEG files, and its manifest."""
     with tarfile.open(folder / "0.tar", "w") as tar:
-        for i in range(96):
-            for name, content in (("jpg", files[i % len(files)][0]), ("txt", b"a picture")):
+        for i, image in enumerate(files):
+            for name, content in (("jpg", image), ("txt", b"a picture")):
                 member = tarfile.TarInfo(f"{i:04d}.{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     index([str(folder / "0.tar")], folder, chunk=CHUNK)
-    return folder
 
 
 @pytest.mark.parametrize("exif", ["ignore", "apply"])
