@@ -18,9 +18,8 @@ from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 
 FIXED_COST = 51.0
-"""Microseconds of a sample without pixels: tar headers, draws, masks, tokens, prefetch. Sample costs between this point
-and the smallest images of a table are on a line, an estimate like this number."""
-
+"""Microseconds of a sample without pixels: tar headers, draws, masks, tokens, prefetch. An estimate: the cost of images
+that are smaller than all of a table is on the line from here to its smallest ones."""
 _AND = " and "
 """Between the processors of a table."""
 
