@@ -20,9 +20,9 @@ from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
 from flip.training import optimizer as training_optimizer
 from flip.training import trainer
-from tests.flip.distributed.test_parallel import built, compute, launch
 from tests.flip.models.test_clip import sized, tiny
 from tests.flip.training.test_user_callbacks import assert_same, created, killed, state, trained
+from tests.harness.sharded_models import built, compute, launch
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -152,8 +152,8 @@ def assert_equal_to_rounding(results, expected):
     "world, replicate", [(2, 1), pytest.param(3, 1, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)]
 )
 def test_ranks_agree_with_single_process_to_rounding(world, replicate):
-    (alone,) = launch(1, [compute()], work=stepped)
-    (shared,) = launch(world, [compute(replicate=replicate)], work=stepped)
+    (alone,) = launch(1, [compute()], stepped)
+    (shared,) = launch(world, [compute(replicate=replicate)], stepped)
     shards = world // replicate
     (exchange,) = step_phases(sized("tiny"), compute(replicate=replicate), 8, world, "muon")[-1].collectives
     assert exchange.kind == "exchange" and exchange.ranks == shards
@@ -165,10 +165,10 @@ def test_ranks_agree_with_single_process_to_rounding(world, replicate):
 
 @pytest.mark.long
 def test_state_of_two_ranks_continues_on_one(tmp_path):
-    (straight,) = launch(1, [compute()], work=uninterrupted)
+    (straight,) = launch(1, [compute()], uninterrupted)
     folder = tmp_path / "s" / "run"
-    launch(2, [compute()], folder, work=stepped)
-    (resumed,) = launch(1, [compute()], work=partial(continued, folder=folder))
+    launch(2, [compute()], stepped, folder)
+    (resumed,) = launch(1, [compute()], partial(continued, folder=folder))
     assert_equal_to_rounding(resumed, straight)
 
 

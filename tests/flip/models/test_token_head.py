@@ -28,11 +28,11 @@ from flip.training import grad_cache, trainer
 from tests.flip.data.loading import BATCH as LOADED
 from tests.flip.data.loading import loader
 from tests.flip.distributed.rehearsal import Counting, fake_world
-from tests.flip.distributed.test_parallel import built, compute, launch
 from tests.flip.models.test_clip import captions, sized
 from tests.flip.training.test_grad_cache import batch
 from tests.flip.training.test_user_callbacks import assert_same, created, killed, state, trained
 from tests.harness.common import metric_lines
+from tests.harness.sharded_models import built, compute, launch
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import caption, make_dataset, make_tokenizer
 
@@ -153,8 +153,8 @@ def sharded_gradients(config, world, folder=None):
 
 @pytest.mark.long
 def test_ranks_give_the_gradient_of_a_single_process():
-    (alone,) = launch(1, [compute()], work=sharded_gradients)
-    for result in launch(2, [compute(), compute(accumulate=2, recompute="block")], work=sharded_gradients):
+    (alone,) = launch(1, [compute()], sharded_gradients)
+    for result in launch(2, [compute(), compute(accumulate=2, recompute="block")], sharded_gradients):
         for name, value in alone.items():
             assert torch.allclose(result[name], value, rtol=1e-3, atol=2e-6), name
 
