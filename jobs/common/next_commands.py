@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.common.cli import command
 
-_OF_STATE = {
+OF_STATE = {
     "queued": ("explain", "cancel"),
     "running": ("explain", "logs", "cancel"),
     "waiting": ("explain", "logs", "cancel"),
@@ -25,7 +25,7 @@ _OF_MODELS = ("evaluate", "export")
 
 def of_run(folder: Path, state: str, trains: bool = True) -> list[str]:
     """Those about one run. ``trains``: whether it is a training, not the evaluation of one."""
-    names = [name for name in _OF_STATE[state] if trains or name not in _OF_MODELS]
+    names = [name for name in OF_STATE[state] if trains or name not in _OF_MODELS]
     return [command(name, folder.absolute()) for name in names]
 
 

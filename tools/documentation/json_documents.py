@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from flip.runs.errors import CAUSES
 from jobs.common.cli import CUT_OFF, INTERRUPTED
 from jobs.common.documents import DOCUMENTS, Node
+from jobs.common.next_commands import OF_STATE
 from tools.documentation.markdown import code, table
 
 _HEAD = """# JSON documents and exit codes
@@ -12,6 +13,12 @@ _HEAD = """# JSON documents and exit codes
 `flip schema NAME` prints the JSON Schema of each document below. Their promise: a key keeps its name, type and
 meaning. New keys may be added. `null` means unknown, or not written yet. Other commands print an object of their own
 with `--json`, to which the same promise applies. [automation.md](../automation.md) shows them in use.
+"""
+_NEXT = """## Next commands
+
+Key `next`, of a document or of each of its rows, lists command lines that usually follow. They work in any folder.
+Commands about a run depend on its state; a job that evaluates has no `evaluate` and no `export`.
+
 """
 _CODES = """## Exit codes
 
@@ -39,24 +46,6 @@ more than 75.
 """
 
 
-NEXT = {
-    "plan": ("flip submit SWEEP --yes --json", "flip status SWEEP --json", "flip cancel SWEEP --yes --json"),
-    "status": ("flip explain RUN --json", "flip submit SWEEP --retry --yes --json", "flip report SWEEP --json"),
-    "goodput": ("flip explain RUN --json",),
-    "explain": ("flip logs RUN --json", "flip submit SWEEP --retry --yes --json"),
-    "report": ("flip evaluate RUN --json", "flip export RUN --json"),
-    "evaluate": ("flip report SWEEP --json",),
-    "detached": ("flip status JOB --json", "flip cancel JOB --yes --json"),
-    "new": ("flip submit NAME.yaml --dry-run --json",),
-    "doctor": ("flip submit SWEEP --cluster NAME --dry-run --json",),
-    "logs": ("flip explain RUN --json",),
-    "cancel": ("flip status SWEEP --json", "flip submit SWEEP --retry --yes --json"),
-    "clean": ("flip clean --all --yes --json",),
-    "error": ("flip explain RUN --json",),
-}
-"""Document -> the commands that usually follow. Key `next` of most documents has the lines to type."""
-
-
 def text() -> str:
     """The page."""
     parts = [_HEAD]
@@ -68,8 +57,9 @@ def text() -> str:
             body = f"{about}\n\n{table(('key', 'type', 'meaning'), keys)}"
         else:
             body = "A list of texts.\n"
-        following = ", ".join(map(code, NEXT[name]))
-        parts.append(f"## {name}\n\nOf {title}.\n\n{body}\nNext: {following}.\n")
+        parts.append(f"## {name}\n\nOf {title}.\n\n{body}")
+    states = [(code(state), ", ".join(map(code, names))) for state, names in OF_STATE.items()]
+    parts.append(_NEXT + table(("state", "commands"), states))
     causes = {value: [cause for cause, known in CAUSES.items() if known == value] for value in _MEANINGS}
     rows = [(str(value), ", ".join(map(code, causes[value])), meaning) for value, meaning in _MEANINGS.items()]
     return "\n".join([*parts, _CODES, table(("code", "causes", "meaning"), rows), _OF_RUNS])
