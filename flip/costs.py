@@ -303,13 +303,34 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
 
 
 def stage_flops(config: Config, stage: Stage) -> int:
-    """FLOPs of one pair in a stage, text masked to the positions that its mask leaves, with its share of what the
-    optimiser multiplies in a step, once for each copy of the weights, and with the text classification head."""
+    """``pair_flops`` in a stage."""
     model = for_stage(config, stage).model
-    update = config.compute.replicate * optimizer_flops(model, config.optim.name) // stage.batch
-    if stage.classification:
-        update += 3 * 2 * model.image.width * model.text.vocabulary
-    return training_flops(model, stage.mask, visible_token_count(model.text, stage.text_mask))["total"] + update
+    return pair_flops(
+        model,
+        stage.batch,
+        stage.mask,
+        text_mask=stage.text_mask,
+        optimizer=config.optim.name,
+        copies=config.compute.replicate,
+        has_head=bool(stage.classification),
+    )
+
+
+def pair_flops(
+    model: Model, batch: int, mask: str, *, text_mask: str, optimizer: str, copies: int, has_head: bool
+) -> int:
+    """FLOPs of one pair in training, with its share of what the optimiser multiplies in a step.
+
+    Args:
+        text_mask: masks text to the positions that it leaves.
+        copies: copies of the weights (``compute.replicate``); the optimiser multiplies once for each.
+        has_head: whether the text classification head is trained.
+    """
+    flops = training_flops(model, mask, visible_token_count(model.text, text_mask))["total"]
+    flops += copies * optimizer_flops(model, optimizer) // batch
+    if has_head:
+        flops += 3 * 2 * model.image.width * model.text.vocabulary
+    return flops
 
 
 class Accelerator(NamedTuple):

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 from flip import costs
-from flip.config.derived import visible_token_count
 from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
@@ -164,9 +163,15 @@ def flops(outcome: Outcome, samples_seen: float | None = None) -> float | None:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             image = replace(model.image, **_fields(stage, "image.", ImageTower))
             text = replace(model.text, **_fields(stage, "text.", TextTower))
-            tokens = visible_token_count(text, str(stage.get("text_mask", "0")))
-            shape = replace(model, image=image, text=text)
-            total += part * costs.training_flops(shape, str(stage["mask"]), tokens)["total"]
+            total += part * costs.pair_flops(
+                replace(model, image=image, text=text),
+                stage["batch"],
+                str(stage["mask"]),
+                text_mask=str(stage.get("text_mask", "0")),
+                optimizer=outcome.settings.get("optim.name", "adamw"),
+                copies=outcome.settings.get("compute.replicate", 1),
+                has_head=bool(stage.get("classification")),
+            )
             left -= part
         return total
     except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
@@ -285,19 +290,17 @@ def seeds_caution(groups: Sequence[SeedGroup]) -> str:
     if not single:
         return ""
     if len(groups) == 1:
-        what = "This is one seed: its"
+        what = "One seed"
     elif len(single) == len(own) > 1:
-        what = "One seed of each cannot rank runs: an"
+        what = "One seed of each cannot rank the runs"
     else:
-        what = f"One seed of {', '.join(single)} cannot rank runs: an"
+        what = f"One seed of {', '.join(single)} cannot rank the runs"
     designs = [resubmit.design_of(outcome.run, outcome.settings.get("seed", 0)) for outcome in single.values()]
     first = next(iter(single.values()))
     how = resubmit.with_seeds(first.run, (0, 1, 2), list(dict.fromkeys(designs)))
     if how is None:
         how = "submit the sweep again with --seeds 0 1 2"
-    return (
-        f"{what} interval covers the luck of the test pictures, not that of the training run. For several seeds: {how}"
-    )
+    return f"{what}: intervals cover the choice of test images, not differences between seeds. For three seeds: {how}"
 
 
 def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -460,7 +460,7 @@ def test_paper_comparison_has_line_for_each_run_with_plain_numbers(sweep):
 
 def test_flops_of_run_match_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
-    for name in ("tuning", "tuning_small", "text_masking"):
+    for name in ("tuning", "tuning_small", "text_masking", "quickstart", "superclip"):
         for outcome in outcomes(gallery.sweep(tmp_path, name)):
             assert seed_groups.flops(outcome) == pytest.approx(outcome.result["flops"], rel=1e-12)
             assert seed_groups.flops(outcome, 1000) < seed_groups.flops(outcome, 2000)
