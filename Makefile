@@ -124,13 +124,13 @@ types: dev  ## mypy on flip/, jobs/ and tools/
 
 # The commands are shown, as in docs/start.md. --retry continues runs that Ctrl-C has stopped.
 QUICKSTART := quickstart$(if $(FULL),_full)
-SUBMIT := $(BIN)/flip submit $(QUICKSTART) --cluster local --foreground --retry $(if $(FULL),--seeds 0 1 2)
+SUBMIT := $(BIN)/flip submit $(QUICKSTART) --cluster local --foreground --retry$(if $(FULL), --seeds 0 1 2)
 
 quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 5 (two idle cores; FULL=1: longer runs, three seeds, about an hour)
 	$(BIN)/flip demo_data
 ifndef FULL
 	$(SUBMIT) --only masked
-	$(BIN)/flip predict quickstart/masked --set twemoji
+	$(BIN)/flip predict quickstart/masked --set twemoji --count 12
 	@$(BIN)/flip report quickstart | tail -n 1
 endif
 	$(SUBMIT)

@@ -143,6 +143,21 @@ class Plot:
         return SMALL
 
     @property
+    def is_broken(self) -> bool:
+        """Whether the vertical axis does not start at 0."""
+        if self.log_y or self.rows:
+            return False
+        heights = [level.y for level in self.levels if level.must_show]
+        for item in self.series:
+            heights += [y for line in (*item.lines, *item.faint, item.dots) for _, y in line]
+            heights += [y for mark in item.marks for y in (mark.low, mark.high, mark.y)]
+        if not heights:
+            return False
+        low = min(heights)
+        high = max(heights)
+        return high < 0 or (low > 0 and low >= high / 2)
+
+    @property
     def summary(self) -> str:
         """The content in words, for readers who do not see it."""
         labels = [plain(mark.label) for item in self.series for mark in item.marks]
@@ -253,9 +268,9 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
         _label_ends(plot.series, axes)
     _set_ticks(plot, axes)
     axes.yaxis.set_label_coords(-44 / axes.bbox.width, 0.5)
-    low, high = axes.get_ylim()
-    if not plot.log_y and not low <= 0 <= high:
+    if plot.is_broken:
         _mark_break(axes)
+    low, high = axes.get_ylim()
     _draw_levels([level for level in plot.levels if low <= level.y <= high], axes)
 
 
@@ -367,7 +382,7 @@ def _set_limits(plot: Plot, axes: Axes) -> None:
     axes.autoscale(False)
     if not plot.log_x:
         axes.set_xlim(left=0)
-    if not plot.log_y and 0 <= axes.dataLim.y0 < axes.dataLim.y1 / 2:
+    if not plot.log_y and not plot.is_broken and axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0)
 
 

@@ -32,6 +32,8 @@ CAPTIONS = 3
 CLASSES = 8
 ANSWERS = 3
 """Test pictures in a report, captions of each, classes in the table, and wrong answers of each."""
+LEAST_IMAGES = 3
+"""Images of a class in the table: the accuracy of fewer says little about the class."""
 SIDE = 128
 """Longer side of an embedded picture, pixels."""
 
@@ -63,8 +65,10 @@ def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predi
 
 def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pictures: int) -> list[Block]:
     items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
+    right, among_five = (percent(item[key]) for key in ("top1", "top5"))
     note = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
-    note += " nearest captions and their cosine similarities; the right one is bold. Right pictures are marked."
+    note += f" nearest captions and their cosine similarities; the right one is bold. Of all {len(predicted.images):,}"
+    note += f" pictures {right} % are right, and {among_five} % have the right caption among the nearest five."
     if problem:
         note += f" Not shown: {problem}."
     shown: list[Block] = []
@@ -140,7 +144,7 @@ def _worst_classes(outcome: Outcome, item: dict[str, Any], predicted: Prediction
     right = count(labels[first == labels])
     near = count(labels[(predicted.classes == labels[:, None]).any(axis=1)])
     score = count(labels, weights=predicted.scores[:, 0])
-    some = np.flatnonzero(images > right)
+    some = np.flatnonzero((images > right) & (images >= LEAST_IMAGES))
     keys = (part[some] / images[some] for part in (-score, near, right))
     rows = []
     for c in some[np.lexsort(tuple(keys))][:CLASSES].tolist():

@@ -75,7 +75,9 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
     lead = next((name for name, (first, *_) in charts_of.items() if any(s.lines for s in first.series)), None)
     lead = lead or next(iter(charts_of))
     captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
-    notes = " Two strokes at the foot of an axis: it does not start at 0."
+    notes = ""
+    if any(plot.is_broken for plots in charts_of.values() for plot in plots):
+        notes = " Two strokes at the foot of a vertical axis: it does not start at 0."
     if any(group.unsteady for group in grouped):
         notes += f" {UNSTEADY}: the speed was unsteady, so this is not the cost of the method."
     large = replace(charts_of[lead].pop(0), large=True)

@@ -153,6 +153,8 @@ def _explanation(name: str, ranked: Sequence[Standing]) -> str:
             why = "their intervals overlap"
         else:
             why = "not all have intervals"
+        if len(ranked) == 2:
+            return f"{why[0].upper()}{why[1:]}."
         pairs = "; ".join(f"{comparison.first.label} and {comparison.second.label}" for comparison in close)
         sentences.append(f"Not distinguishable on {name}, as {why}: {pairs}.")
     return " ".join(sentences)

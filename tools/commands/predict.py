@@ -105,16 +105,18 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         return 0
     top1, top5, chance = (100 * item[key] for key in ("top1", "top5", "chance"))
     show(
-        f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures, chosen by a hash,"
-        f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. Of all pictures"
-        f" {top1:.1f} % are nearest to the right caption (chance {chance:.2g} %), {top5:.1f} % have it among five."
+        f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures in"
+        f" {predicted.where}, chosen by a hash, with the nearest of {len(predicted.names):,} captions and their cosine"
+        f" similarities. Of all pictures {top1:.1f} % are right, as the right caption is the nearest (chance"
+        f" {chance:.2g} %); {top5:.1f} % have it among the nearest five."
     )
     for picture in pictures:
         lines = []
         for name, score in picture.captions:
             mark = "  <- right" if name == picture.label else ""
             lines.append(f"  {score:6.3f}  {name}{mark}")
-        show_picture(picture.jpeg, "\n".join([f"\n{picture.label} ({picture.name} of {predicted.where})", *lines]))
+        verdict = "right" if picture.is_right else "wrong"
+        show_picture(picture.jpeg, "\n".join([f"\n{picture.label}: {verdict} ({picture.name})", *lines]))
     if problem:
         show(f"not drawn: {problem}")
     return 0

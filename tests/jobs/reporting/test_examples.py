@@ -69,10 +69,19 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     assert [(row["class"], row["right, %"], row["taken for"]) for row in table.rows] == [
         ("cat", "50.0", "dog (2)"), ("<script>bird", "75.0", "dog (1)"),
     ]  # fmt: skip
+    (note,) = [block.text for block in blocks if isinstance(block, Text) and "chosen by a hash" in block.text]
+    assert "Of all 12 pictures 30.0 % are right, and 30.0 % have the right caption" in note
     page = html.render("t", blocks)
     assert page.count('<li class="picture right">') == list(verdicts.values()).count("right") == 9
     assert page.count('src="data:image/jpeg;base64,') == 12 and "<script" not in page and "best on twemoji" in page
     assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, pictures=0)) == 3
+
+
+def test_classes_with_few_images_are_not_among_the_worst(tmp_path, data):
+    """Three classes have four images each of 12, and two each of 6."""
+    digest = Manifest.load(data).digest
+    few = scored(tmp_path / "s", "few", data, range(6), digest, wrong=[0, 2, 3])
+    assert [block for block in example_blocks(few) if isinstance(block, Table)] == []
 
 
 def test_examples_show_names_of_pictures_in_their_source(tmp_path):
@@ -113,9 +122,9 @@ def test_examples_show_image_files_with_transparency_as_white(tmp_path, data):
 )
 def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, where, image, digest, why):
     digest = digest or Manifest.load(data).digest
-    run = scored(tmp_path / "s", "a", where.format(data=data), [image], digest, wrong=[0])
+    run = scored(tmp_path / "s", "a", where.format(data=data), [image] * 7, digest, wrong=[0])
     blocks = example_blocks(run)
-    assert [item.jpeg for item in blocks[2].items] == [b""] and why in blocks[1].text
+    assert {item.jpeg for item in blocks[2].items} == {b""} and why in blocks[1].text
     assert any(isinstance(block, Table) for block in blocks)
 
 

@@ -82,6 +82,8 @@ def test_single_seeds_are_compared_by_intervals(tmp_path):
     groups, outcomes = grouped(folder)
     (sentence, explanation), *_ = ranking.headlines(groups, outcomes)
     assert sentence.startswith("No clear winner") and explanation.endswith("overlap: far and close.")
+    (sentence, explanation), *_ = ranking.headlines([group for group in groups if group.name != "near"], outcomes)
+    assert sentence.startswith("No clear winner on twemoji: far") and explanation == "Their intervals overlap."
 
 
 def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
@@ -96,7 +98,7 @@ def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
     assert {level.name for plot in charts_of(findings(outcomes), "twemoji") for level in plot.levels} == {
         "chance, 12.5 %"
     }
-    assert seed_groups.seeds_caution(groups).startswith("This is one seed: its interval covers")
+    assert seed_groups.seeds_caution(groups).startswith("One seed: intervals cover the choice of test images, ")
 
 
 def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
@@ -115,7 +117,7 @@ def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
     )
     assert all([series.name for series in plot.series] == ["mask0"] for plot in plots)
     make(folder, "single", "0.75", top1=0.1)
-    assert seed_groups.seeds_caution(grouped(folder)[0]).startswith("One seed of single cannot rank runs")
+    assert seed_groups.seeds_caution(grouped(folder)[0]).startswith("One seed of single cannot rank the runs: ")
 
 
 def test_set_has_same_name_for_own_runs_and_foreign_models(tmp_path):
@@ -167,3 +169,18 @@ def test_metric_is_named_in_table_chart_and_headline(tmp_path):
         "worst-group top-5",
         0.9,
     )
+
+
+@pytest.mark.parametrize("top1, is_broken", [((0.4, 0.3), True), ((0.4, 0.01), False)])
+def test_note_on_axis_that_does_not_start_at_0_stands_only_below_such_a_chart(tmp_path, top1, is_broken):
+    for name, value in zip("ab", top1, strict=True):
+        run = make(tmp_path / "demo", name, "0", top1=value)
+        result = read_json(run.result)
+        for evaluation in result["evaluations"]:
+            evaluation["chance"] = None
+        store_result(run, result)
+    _, outcomes = grouped(tmp_path / "demo")
+    blocks = findings(outcomes)
+    assert any(plot.is_broken for plot in charts_of(blocks, "twemoji")) is is_broken
+    captions = [block.caption for block in blocks if isinstance(block, Figure)]
+    assert any("Two strokes" in caption for caption in captions) is is_broken
