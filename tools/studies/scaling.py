@@ -182,7 +182,8 @@ def pictures(study: ScalingResults) -> str:
     """Which pictures of the test families the runs were scored on."""
     number = sum(study.tests.values())
     if set(study.tests) == set(scaling_design.FAMILIES):
-        return f"These runs were scored on {number:,} pictures, one per class; new runs score all (docs/icons.md)."
+        scored = f"These runs were scored on {number:,} pictures, one per class"
+        return f"{scored}; new runs are scored on all whose name training has (docs/icons.md)."
     if number:
         return f"All {number:,} pictures whose names training has count."
     return "All pictures whose names training has count."
