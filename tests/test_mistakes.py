@@ -93,6 +93,10 @@ COMMANDS = [
     ("jobs/status", ["emoji/msk50"], 78, ["'emoji/msk50'", "Did you mean emoji/mask50"]),
     ("jobs/status", ["emojy"], 78, ["'emojy'", "Did you mean emoji?"]),
     ("jobs/status", ["--root", "/nowhere"], 78, ["/nowhere", "Nothing was submitted there", "FLIP_RUNS=FOLDER"]),
+    ("jobs/status", ["runs"], 78, ["'runs'", "This folder has sweeps", "--root runs"]),
+    ("jobs/status", ["."], 78, ["'.'", "This folder has sweeps", "--root runs"]),
+    ("jobs/new", ["quickstart"], 78, ["sweeps/quickstart.yaml", "'quickstart'", "would mean both", "another name"]),
+    ("jobs/new", ["bad"], 78, ["bad.yaml", "already exists", "Choose another name, or move that file away"]),
     ("jobs/logs", ["emoji"], 78, ["emoji/mask50", "no logs of that attempt"]),
     ("jobs/logs", ["emoji/mask50", "--attempt", 3], 78, ["no logs of that attempt", "3", "Attempts begun: none"]),
     ("jobs/cancel", ["emoji"], 78, ["not a terminal", "mask50, mask75", "--yes"]),
@@ -108,6 +112,9 @@ COMMANDS = [
     ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "flip tokenizer train"]),
     ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "folder does not exist", "the word imagenet"]),
     ("tools/predict", ["other/run", "x.png", "--labels", "a"], 78, ["'other/run'", "There are: emoji"]),
+    ("tools/predict", ["emoji/mask50", "x.png", "--labels", ","], 78, ["--labels", "','", 'Example: --labels "a cat']),
+    ("tools/predict", ["emoji/mask50", "--set", "twemoji", "--count", "0"], 78, ["--count", "at least 1", "0"]),
+    ("tools/predict", ["emoji/mask50", "--set", "twemoji", "--top", "50"], 78, ["--top", "from 1 to 5", "50"]),
     ("tools/export", ["other/run"], 78, ["'other/run'", "There are: emoji"]),
 ]  # fmt: skip
 

@@ -17,6 +17,7 @@ Standard library, Python >= 3.6.
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -38,6 +39,9 @@ OUTPUT_MODE = 0o666
 
 #: Write permission for others than the owner.
 OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+#: Names of ``create_sibling``: NAME.tmp.<hex>, and .tmp.<hex>.NAME for ``atomic_path``.
+_TEMPORARY_NAME = re.compile(r"(.+)\.tmp\.[0-9a-f]{16}\Z|\.tmp\.[0-9a-f]{16}\.(.+)\Z")
 
 
 class RefusedPath(PermissionError):
@@ -265,6 +269,15 @@ def create_sibling(path: PathLike, mode: int = FILE_MODE, name: str = "{name}.tm
             return temporary, os.open(str(temporary), flags, mode)
         except FileExistsError:
             continue
+
+
+def final_path(path: PathLike) -> Path:
+    """The path that a temporary file or folder replaces at the end; the path itself if its name is no temporary one."""
+    path = Path(path)
+    match = _TEMPORARY_NAME.match(path.name)
+    if match:
+        return path.with_name(match.group(1) or match.group(2))
+    return path
 
 
 @contextlib.contextmanager

@@ -110,17 +110,22 @@ def new(args: argparse.Namespace) -> int:
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_text
     from jobs.common.filesystem import writing
+    from jobs.common.paths import SWEEPS
     from jobs.sweeps.expansion import NAME, NAME_RULE
 
     target = Path(args.file.removesuffix(".yaml") + ".yaml").expanduser()
     if not NAME.fullmatch(target.stem):
         raise ConfigError("not a valid name of a sweep", value=target.stem, remedy=NAME_RULE)
     if os.path.lexists(target):
-        raise ConfigError("already exists", str(target), remedy="Choose another name.")
+        raise ConfigError("already exists", str(target), remedy="Choose another name, or move that file away.")
+    shipped = SWEEPS / target.name
+    if target.parent.absolute() == Path.cwd() and shipped.exists():
+        what = "a sweep of this name exists, and the name would mean both files"
+        raise ConfigError(what, str(shipped), target.stem, "Choose another name.")
     if not target.parent.is_dir():
         raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
     fields = _fields(args, target)
-    with writing(target):
+    with writing(target, "Name a file in another folder."):
         write_text(target, TEMPLATE.format(**fields))
     note(_missing_data(_place(args.data)))
     submit = partial(command, "submit", target.absolute())

@@ -122,6 +122,6 @@ def _stop_on_interrupt(paths: Sequence[Path]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         known = states(runs)
         request_cancel([run for run in runs if known[run.path].state not in ENDED], "Ctrl-C")
-        note("cancelled: the runs save a checkpoint and end")
+        note("cancelled: the runs save a checkpoint and end; to continue them, submit with --retry")
 
     signal.signal(signal.SIGINT, stop)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flip.files import deletion, ownership
-from flip.files.creation import RefusedPath, create_file
+from flip.files.creation import RefusedPath, create_file, final_path
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 
 #: Remedy if runs cannot be stored in a folder.
-OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
+OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, --root FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Errors of flock on file systems without locks: Lustre without -o flock, some NFS."""
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -47,7 +47,11 @@ def probe(place: str | os.PathLike[str]) -> None:
 
     Raises ConfigError if the file system does not support it, OSError if it is not permitted.
     """
-    with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=".probe.", dir=place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from error
+    with temporary as folder:
         first = Path(folder, "a")
         second = Path(folder, "b")
         with create_file(first) as file:
@@ -83,7 +87,7 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
 
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> FlipError:
     """The error for a file that cannot be written: PermissionDenied for missing permissions, else StorageError."""
-    place = str(error.filename or where)
+    place = str(final_path(error.filename or where))
     if isinstance(error, RefusedPath):
         return PermissionDenied(error.strerror or str(error), place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -143,7 +144,12 @@ def _is_file_of_run(path: Path, name: str) -> bool:
 
 
 def _existing(word: str | None, roots: Sequence[Path]) -> str:
-    """The remedy for an argument without runs: similar and existing names."""
+    """The remedy for an argument without runs: similar and existing names, or the root if it is the path of one."""
+    if word:
+        folder = Path(word).expanduser()
+        for place in (folder, folder / "runs"):
+            if sweeps(place):
+                return plain(f"This folder has sweeps. To use their names: --root {shlex.quote(str(place))}")
     folders = [root / word.split("/")[0] if word else root for root in roots]
     names = [f"{run.sweep}/{run.name}" for folder in folders for run in runs_below(folder)]
     near = suggestion(word or "", names)

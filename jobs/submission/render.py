@@ -232,7 +232,7 @@ def _run(same: Sequence[Action]) -> list[str | TextTable]:
     if len(same) > 1:
         lines.append(f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}")
     lines += [
-        *_labelled("differs", _differences(wanted)),
+        *_labelled("from base", _differences(wanted)),
         f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         f"  export       {_exports(wanted.config)}",
@@ -313,7 +313,7 @@ def _differences(wanted: ResolvedRun) -> list[str]:
             change.key not in filled or filled[change.key] != change.now
         ):
             lines.append(f"{change.key}: {_value(change.was)} -> {_value(change.now)}")
-    return lines or ["in nothing from the base"]
+    return lines or ["no change"]
 
 
 def _exports(config: Config) -> str:

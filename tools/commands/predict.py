@@ -60,6 +60,8 @@ def predict(options: argparse.Namespace) -> int:
     else:
         names = [label.strip() for label in options.labels.split(",") if label.strip()]
         templates = ["{}"]
+        if not names:
+            raise ConfigError("needs at least one label", "--labels", options.labels, 'Example: --labels "a cat,a dog"')
     from flip.export.load import load  # imports torch: after all checks that do not need it
 
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
@@ -80,6 +82,7 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def show_test_pictures(options: argparse.Namespace) -> int:
+    from flip.evaluation.metrics.predictions import TOP
     from flip.monitoring.results import read_run
     from flip.runs.errors import ConfigError, DataError
     from jobs.common.cluster_profile import roots
@@ -87,6 +90,10 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     from jobs.reporting import examples
     from jobs.runs import select
 
+    if options.count < 1:
+        raise ConfigError("must be at least 1", "--count", options.count)
+    if not 1 <= options.top <= TOP:
+        raise ConfigError(f"must be from 1 to {TOP} with --set", "--top", options.top)
     outcome = read_run(select.select_single(options.run, roots(options.root)).path)
     try:
         item, predicted = examples.read_predictions(outcome, options.set)

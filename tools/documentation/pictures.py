@@ -27,7 +27,7 @@ from jobs.common.paths import JOBS, REPOSITORY
 FOLDER = REPOSITORY / "docs" / "pictures"
 PLAN = ("submit", "masking", "--dry-run", "--cluster", "h100")
 SHOWN = (
-    (r"^mask50: new$", r"^  differs "),
+    (r"^mask50: new$", r"^  from base "),
     (r"^  stage +samples ", r"^  a step "),
     (r"^all runs$", r"^  GPU-hours of runs"),
 )

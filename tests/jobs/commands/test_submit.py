@@ -142,7 +142,7 @@ def test_confirm_treats_end_of_input_as_refusal(monkeypatch):
 def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
     done = desk.submit("--watch")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "half: complete" in done.stdout and "cannot rank runs" in done.stdout
+    assert "half: complete" in done.stdout and "cannot rank the runs" in done.stdout
     for name in ("half", "whole"):
         outcome = read_run(desk.runs / "demo" / name)
         assert (outcome.state, outcome.progress["samples"], len(outcome.attempts)) == ("complete", 48, 1)
@@ -171,7 +171,7 @@ def test_foreground_submit_saves_and_stops_runs_on_ctrl_c(desk):
     wait_until(lambda: (read_json(run.status) or {}).get("step", 0) > 2, "the first steps")
     command.send_signal(signal.SIGINT)
     shown, _ = command.communicate(timeout=60)
-    assert command.returncode == 75 and "cancelled: the runs save a checkpoint and end" in shown
+    assert command.returncode == 75 and "save a checkpoint and end; to continue them, submit with --retry" in shown
     outcome = read_run(run.path)
     assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1) and commits(run)[-1].samples_seen > 0
 
@@ -250,7 +250,7 @@ def test_dry_run_shows_differences_from_base_with_resolved_values(desk, typed):
     text = desk.text.replace("  half: {", "  half: {model.size: B/16, data.workers: -1, ")
     code, out, _ = typed("--dry-run", sweep=text)
     assert code == 0 and "model.size: tiny -> B/16" in out and "model.image.width" not in out
-    assert "whole: new\n  differs      stages.pretrain.mask: 0.5 -> 0\n" in out
+    assert "whole: new\n  from base    stages.pretrain.mask: 0.5 -> 0\n" in out
     base = {row["key"]: row for row in json.loads(typed("--dry-run", "--json", sweep=text)[1])["runs"][0]["base"]}
     assert base["model.image.width"]["now"] == 768 and base["data.workers"]["now"] >= 0
 

@@ -79,7 +79,7 @@ def test_removed_stage_is_one_line_also_with_another_model_size(name, tmp_path, 
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
     assert main(["sizes", "--dry-run", "--only", name]) == 0
-    lines = capsys.readouterr().out.split("differs")[1].split("model   ")[0].splitlines()
+    lines = capsys.readouterr().out.split("from base")[1].split("model   ")[0].splitlines()
     assert [line.strip() for line in lines if "unmasked" in line] == ["stages.unmasked: removed"]
 
 

@@ -36,7 +36,7 @@ def test_readme_has_two_screens():
 def test_parts_of_a_plan_are_taken_in_their_order():
     lines = [
         "mask0: new", "  stage     samples  steps", "  pretrain  1  2", "  a step  1", "",
-        "\x1b[1mmask50: new\x1b[0m", "  differs  x", "  stage     samples  steps", "  pretrain  3  4", "  a step  2",
+        "\x1b[1mmask50: new\x1b[0m", "  from base  x", "  stage     samples  steps", "  pretrain  3  4", "  a step  2",
         "", "all runs", "  total", "  GPU-hours of runs",
     ]  # fmt: skip
     shown = ["\x1b[1mmask50: new\x1b[0m", "  stage     samples  steps", "  pretrain  3  4", "", "all runs", "  total"]
