@@ -41,7 +41,8 @@ $(BIN)/.ready: requirements.txt requirements.lock
 	@echo "installing into .venv with $(PYTHON); a plain torch may bring CUDA packages (about 3 GB)"
 	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements.lock &&) \
 		$(INSTALL) $(PACKAGES) && $(BIN)/python -m pip freeze > .venv/installed.txt && \
-		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
+		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s" || \
+		{ echo "not installed: does this machine reach the package index? Another one: PIP_INDEX_URL, a folder of wheels: PIP_FIND_LINKS"; exit 69; }
 
 $(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
 	@echo "installing what the tests need"

@@ -120,7 +120,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     for picture in pictures:
         lines = []
         for name, score in picture.captions:
-            mark = "  <- right" if name == picture.label else ""
+            mark = "  <- right caption" if name == picture.label else ""
             lines.append(f"  {score:6.3f}  {name}{mark}")
         verdict = "right" if picture.is_right else "wrong"
         show_picture(picture.jpeg, "\n".join([f"\n{picture.label}: {verdict} ({picture.name})", *lines]))

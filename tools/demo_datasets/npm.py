@@ -116,6 +116,7 @@ class _Npm:
     def pack(self, package: Package) -> None:
         """Fetch the tarball of the package into the workspace. npm checks the integrity stated by the registry."""
         options = ["--ignore-scripts", "--loglevel=error", "--pack-destination", str(self.workspace)]
+        options.append("--fetch-retry-maxtimeout=10000")  # without a network: an error after 20 s, not 70
         self._run([*self.command, "pack", *options, package.spec], f"{package.spec} with npm")
         if not (self.workspace / package.file).exists():
             raise StorageError(f"npm left no tarball of {package.spec}", str(self.workspace))

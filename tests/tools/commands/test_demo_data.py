@@ -139,10 +139,11 @@ def test_alike_compares_distance_of_thumbnails() -> None:
 
 
 def test_command_exits_with_69_and_leaves_nothing_without_network(tmp_path: Path) -> None:
-    path = fake_npm(tmp_path / "bin", "sys.exit('request failed: getaddrinfo')")
+    path = fake_npm(tmp_path / "bin", "sys.exit(f'request failed: getaddrinfo, {sys.argv[1:]}')")
     result = command(tmp_path / "cache", path)
     assert result.returncode == 69 and "Traceback" not in result.stderr
     assert vendors.NAMES.spec in result.stderr and "getaddrinfo" in result.stderr
+    assert "'--fetch-retry-maxtimeout=10000'" in result.stderr, "npm waits a minute before its last try"
     assert not (tmp_path / "cache" / "emoji").exists() and not list((tmp_path / "cache" / "packages").iterdir())
 
 

@@ -32,7 +32,7 @@ def test_predict_shows_images_with_nearest_captions(arguments, capsys):
     assert len(blocks) == 3 and all(block.count("\n   0.") == 5 for block in blocks)
     for block in blocks:
         title, nearest, *_ = block.splitlines()
-        assert (": right (picture " in title) == nearest.endswith("<- right") != (": wrong (picture " in title)
+        assert (": right (picture " in title) == nearest.endswith("<- right caption") != (": wrong (picture " in title)
     assert main([*arguments, "--count", "12", "--top", "2", "--json"]) == 0
     rows = {row["image"].split()[-1]: row for row in json.loads(capsys.readouterr().out)}
     assert len(rows) == 12 and rows["1"] == {
@@ -56,7 +56,7 @@ def test_predict_draws_images_on_colour_terminal(arguments, monkeypatch):
             assert main(arguments) == 0
             outputs.append(screen.close().text())
     assert outputs[0].count("▀" * 24) == 3 * 12 and "▀" not in outputs[1]
-    assert [text.count("  <- right") for text in outputs] == [3, 3]
+    assert [text.count("  <- right caption") for text in outputs] == [3, 3]
 
 
 def test_predict_escapes_control_characters(tmp_path, capsys, monkeypatch):
