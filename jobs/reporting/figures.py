@@ -76,20 +76,26 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
     lead = lead or next(iter(charts_of))
     captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
     notes = ""
-    if any(plot.is_broken for plots in charts_of.values() for plot in plots):
-        notes = " Two strokes at the foot of a vertical axis: it does not start at 0."
     if any(group.unsteady for group in grouped):
         notes += f" {UNSTEADY}: the speed was unsteady, so this is not the cost of the method."
     large = replace(charts_of[lead].pop(0), large=True)
     more = [
-        Figure(f"accuracy-{name}{'-more' if name == lead else ''}", plots, captions[name])
+        Figure(f"accuracy-{name}{'-more' if name == lead else ''}", plots, captions[name] + _break_note(plots))
         for name, plots in charts_of.items()
         if plots
     ]
     folded = []
     if more:
         folded = [Fold("Other costs and evaluation sets", more)]
-    return [heading("Accuracy against cost"), Figure(f"accuracy-{lead}", [large], captions[lead] + notes), *folded]
+    caption = captions[lead] + _break_note([large]) + notes
+    return [heading("Accuracy against cost"), Figure(f"accuracy-{lead}", [large], caption), *folded]
+
+
+def _break_note(plots: Sequence[Plot]) -> str:
+    """Explains the mark of a broken axis, if a chart has it."""
+    if any(plot.is_broken for plot in plots):
+        return " Two strokes at the foot of a vertical axis: it does not start at 0."
+    return ""
 
 
 def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot]:

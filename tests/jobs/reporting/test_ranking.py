@@ -11,6 +11,7 @@ from flip.runs.rundir import RunDir, read_json
 from jobs.pages.document import Figure, Fold, Table
 from jobs.reporting import outcomes as short
 from jobs.reporting import ranking, seed_groups
+from jobs.reporting.figures import accuracy, focus
 from jobs.reporting.report import findings
 from tests.jobs.outcomes import make, score
 from tests.jobs.outcomes import write_result as store_result
@@ -171,16 +172,15 @@ def test_metric_is_named_in_table_chart_and_headline(tmp_path):
     )
 
 
-@pytest.mark.parametrize("top1, is_broken", [((0.4, 0.3), True), ((0.4, 0.01), False)])
-def test_note_on_axis_that_does_not_start_at_0_stands_only_below_such_a_chart(tmp_path, top1, is_broken):
-    for name, value in zip("ab", top1, strict=True):
-        run = make(tmp_path / "demo", name, "0", top1=value)
+def test_note_on_axis_that_does_not_start_at_0_stands_only_below_such_charts(tmp_path):
+    for name, (twemoji, openmoji) in {"a": (0.4, 0.4), "b": (0.3, 0.01)}.items():
+        run = make(tmp_path / "demo", name, "0")
         result = read_json(run.result)
-        for evaluation in result["evaluations"]:
-            evaluation["chance"] = None
-        store_result(run, result)
-    _, outcomes = grouped(tmp_path / "demo")
-    blocks = findings(outcomes)
-    assert any(plot.is_broken for plot in charts_of(blocks, "twemoji")) is is_broken
-    captions = [block.caption for block in blocks if isinstance(block, Figure)]
-    assert any("Two strokes" in caption for caption in captions) is is_broken
+        scores = [score("twemoji", "test", twemoji), score("openmoji", "test", openmoji)]
+        store_result(run, result | {"evaluations": [{**item, "chance": None} for item in scores]})
+    groups, outcomes = grouped(tmp_path / "demo")
+    blocks = accuracy(groups, outcomes, focus(groups, outcomes))
+    figures = [item for block in blocks for item in getattr(block, "blocks", [block]) if isinstance(item, Figure)]
+    noted = {figure.name: "Two strokes" in figure.caption for figure in figures}
+    assert noted == {figure.name: any(plot.is_broken for plot in figure.plots) for figure in figures}
+    assert noted["accuracy-twemoji"] and not noted["accuracy-openmoji"]
