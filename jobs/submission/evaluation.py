@@ -192,7 +192,8 @@ class EvaluateCommand:
         args = self.args
         sets = self._requested or self._own(config)
         classes = args.classes and str(Path(args.classes).expanduser().absolute())
-        requests = [self._located(request, classes or args.templates) for request in sets]
+        own = [item.name for item in config.evaluate.sets] if config else []
+        requests = [self._located(request, classes or args.templates, own) for request in sets]
         names = [request.name for request in requests]
         if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
@@ -276,7 +277,8 @@ class EvaluateCommand:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
         return [DatasetRequest(name, path=CONFIGURED) for name in names]
 
-    def _located(self, wanted: DatasetRequest, templates: str) -> DatasetRequest:
+    def _located(self, wanted: DatasetRequest, templates: str, own: Sequence[str]) -> DatasetRequest:
+        """``own``: names of the run's own data sets."""
         if wanted.path == CONFIGURED:
             return wanted
         if wanted.path and "://" not in wanted.path:
@@ -284,6 +286,9 @@ class EvaluateCommand:
         missing = ""
         if self.profile.kind == "local":
             missing = catalog.missing(wanted, self.data)
+        if missing and not wanted.path and wanted.name in own:
+            remedy = f"Leave out --sets, which scores all of them: {', '.join(own)}."
+            raise ConfigError("this is one of the run's own sets", "--sets", wanted.name, remedy)
         if missing:
             raise ConfigError(missing)
         return dataclasses.replace(wanted, templates=templates)

@@ -310,6 +310,18 @@ def test_evaluate_refuses_labels_without_class_names_before_a_job_exists(place, 
     assert evaluate.main([*argv, "--detach"]) == 0 and len(submitted) == 1
 
 
+def test_name_of_a_set_of_the_run_is_no_unknown_data_set(place, tmp_path, capsys):
+    argv = ["sweep/run", "--root", str(place / "runs"), "--data", str(tmp_path), "--sets"]
+    own = [item.name for item in merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml").evaluate.sets]
+    assert evaluate.main([*argv, own[0]]) == 78
+    error = capsys.readouterr().err
+    assert (
+        "this is one of the run's own sets" in error
+        and f"Leave out --sets, which scores all of them: {own[0]}" in error
+    )
+    assert evaluate.main([*argv, f"{own[0]}=nowhere"]) == 78 and "nowhere" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_folders_without_class_names_before_a_job_exists(place, tmp_path, capsys):
     run = RunDir(tmp_path / "two" / "a")
     shutil.copytree(place / "runs" / "sweep" / "run", run.path)
