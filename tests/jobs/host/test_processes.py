@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,16 +111,18 @@ def test_kill_orphans_kills_watcher_of_earlier_start_without_attempt(start, run)
 
 
 def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     program = "import os\nfrom flip import concurrency as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
-    for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
-        named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
-    (tmp_path / "pymp-unowned").mkdir()
-    assert len(list(tmp_path.glob("pymp-*"))) == 4
-    rank_process.clear_temporaries(run, 2)
-    left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, tmp_path.glob("pymp-*/flip.json")))
-    assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-unowned").exists()
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # with a TMPDIR too long for sockets the folders are in /tmp
+        monkeypatch.setattr("tempfile.tempdir", short)
+        place = Path(short)
+        for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
+            named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": short, "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
+        (place / "pymp-unowned").mkdir()
+        assert len(list(place.glob("pymp-*"))) == 4
+        rank_process.clear_temporaries(run, 2)
+        left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, place.glob("pymp-*/flip.json")))
+        assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (place / "pymp-unowned").exists()
 
 
 def test_clear_temporaries_keeps_folders_with_damaged_owner_records(run, tmp_path, monkeypatch):
