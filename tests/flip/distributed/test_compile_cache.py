@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from multiprocessing import util
+from multiprocessing import process
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,10 @@ def test_compile_caches_use_private_folders(tmp_path, monkeypatch, prepared):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # Multiprocessing creates its folder once for all later tests, and this one's path may be too long for its sockets.
+    own = tmp_path / "multiprocessing"
+    own.mkdir()
+    monkeypatch.setitem(process.current_process()._config, "tempdir", str(own))
     if prepared:  # a symlink has the same effect as another owner, and needs no root
         (tmp_path / "other").mkdir()
         (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "other")
@@ -92,7 +96,7 @@ def test_compile_caches_use_private_folders(tmp_path, monkeypatch, prepared):
     places = [Path(os.environ[name]) for name in names]
     folder = places[0].parent.parent
     assert places == [places[0].parent / part for part in ("inductor", "triton")]
-    assert folder.parent == (Path(util.get_temp_dir()) if prepared else tmp_path)
+    assert folder.parent == (own if prepared else tmp_path)
     assert folder.stat().st_mode & 0o777 == 0o700 and not folder.is_symlink()
     monkeypatch.setenv(names[0], "/mine")
     monkeypatch.delenv(names[1])
