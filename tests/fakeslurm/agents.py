@@ -112,6 +112,7 @@ class AgentServer:
             due.append(agent.kill_by)
             if not agent.channel.is_heard:
                 due.append(agent.heard + coordinator.timing.silence + 0.1)
+                due.append(max(agent.heard + coordinator.timing.query, coordinator._query_at) + 0.1)
         return min(due)
 
     def close(self):
@@ -224,8 +225,11 @@ class Connection:
         self._server.post(lambda: self._server.coordinator.received(self._agent, message))
 
     def end(self, delay=0.0):
-        """Nothing more comes from the agent; the coordinator notices it after a delay."""
+        """Nothing more comes from the agent. The connection ends after a delay; until then the agent is silent."""
         self.is_heard = False
+        if delay and self._agent is not None:
+            self._agent.heard = self._owner.clock.now
+            self._server.post(lambda: None)  # a new date is due
         self._owner.clock.at(delay, self._server.post, self._end)
 
     def _end(self):

@@ -83,6 +83,20 @@ def test_spare_node_replaces_lost_one_in_job(tmp_path):
         assert [scene.facts(rank, 2)["node"] for rank in (0, 1)] == [scene.facts(0)["node"], spare]
 
 
+def test_spare_node_replaces_silent_one_when_slurm_has_noticed(tmp_path):
+    """No connection ends. The coordinator's own patience is 120 s."""
+    with staged("silent", tmp_path, node_timeout=20.0) as scene:
+        scene.submit(AGAIN, agents=True, shape={"spares": 1})
+        scene.ready()
+        life(scene).loss_seconds = lambda: 3600.0
+        start = scene.clock.now
+        scene.controller.lose(scene.facts(1)["node"])
+        scene.ready(2)
+        assert 20.0 < scene.clock.now - start < 2.5 * 20.0 + 15.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
+
+
 def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(tmp_path):
     """The wall limit is near enough."""
     with staged("range", tmp_path, node_timeout=30.0) as scene:

@@ -227,6 +227,25 @@ def test_spare_node_replaces_lost_one_in_job(scene):
 
 
 @pytest.mark.slow
+def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene):
+    """No connection ends: all processes of the node are stopped."""
+    submit(scene, shape={"spares": 1})
+    first, lost = (scene.facts(rank)["node"] for rank in (0, 1))
+    scene.here.silence(lost)
+    try:
+        scene.until(lambda: scene.runs[0].newest_attempt() == 2, "the next attempt")
+        errors = (scene.runs[0].logs / "1" / "job.err").read_text()
+        assert f"lost {lost}: silent, and the scheduler has taken its node away" in errors
+        scene.ready(2)
+    finally:
+        scene.here.lose(lost)
+    causes, restarts, state = end(scene)
+    scene.here.bring_back(lost)
+    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
+    assert scene.facts(0, 2)["node"] == first
+
+
+@pytest.mark.slow
 def test_job_that_has_lost_its_first_node_is_requeued_by_another(scene):
     """Slurm lets a job with a spare node go on without the batch script, its watcher and srun."""
     scene.patience = 300.0

@@ -116,6 +116,10 @@ class SandboxCluster:
         """Kill a node's slurmd, its steps and their tasks. Slurm notices after ``node_timeout`` seconds or more."""
         daemons.kill_node(self.site, self._node(node))
 
+    def silence(self, node: str) -> None:
+        """Stop all processes of a node without ending a connection, as if its network were cut. ``lose`` ends them."""
+        daemons.stop_node(self.site, self._node(node))
+
     def bring_back(self, node: str) -> None:
         """Start the slurmd of a lost node again, and wait until Slurm reports the node as up."""
         daemon = daemons.slurmd(self.site, self._node(node))

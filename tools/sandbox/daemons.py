@@ -268,6 +268,17 @@ def kill_node(site: SandboxConfig, node: str) -> None:
     kill_steps(site, [node])
 
 
+def stop_node(site: SandboxConfig, node: str) -> None:
+    """Simulate a machine that is silent: SIGSTOP slurmd, its slurmstepds and their tasks. No connection ends."""
+    marks = [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}")]
+    for _ in range(50):
+        running = processes.daemons(site.folder).get(site.spool(node), [])
+        victims = running + processes.tasks([p for p in running if p.name == "slurmstepd"], marks)
+        if all(processes.state(process.pid) in "TZX" for process in victims):
+            return
+        processes.freeze(victims)  # again, because a step may be starting
+
+
 def kill_steps(site: SandboxConfig, nodes: Sequence[str]) -> None:
     """SIGKILL the slurmstepds of nodes and their tasks so that none can report the end of another.
 

@@ -19,7 +19,7 @@ host, and reads pickles from an open port.
 
 import time
 from enum import Enum
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Sequence, Set
 
 from jobs.host.agents.channel import ChannelError, Message
 
@@ -54,6 +54,9 @@ class Timing(NamedTuple):
     """For agents at later starts."""
     silence: float = 10.0
     """An agent without any message for so long is lost. It sends a beat each second."""
+    query: float = 5.0
+    """An agent without any message for so long is lost if the scheduler has taken its node away. Also between two
+    queries."""
     hello: float = 10.0
     """From a connection to its hello."""
     peer_grace: float = 20.0
@@ -113,10 +116,13 @@ class Coordinator:
         log: Callable[[str], None] = lambda text: None,
         expected: int = 0,
         is_suspended: Callable[[], bool] = lambda: False,
+        lost_nodes: Callable[[Sequence[str]], Collection[str]] = lambda nodes: (),
     ) -> None:
         self.timing = timing
         self.is_suspended = is_suspended
         """Called before silent agents are lost: whether the scheduler has stopped all processes of the job."""
+        self.lost_nodes = lost_nodes
+        """Called with the nodes of silent agents: which of them the scheduler has taken away."""
         self.expected = expected
         """Agents that may all connect before the first says hello: they import the trainer in between."""
         self.state = State.GATHER
@@ -135,6 +141,8 @@ class Coordinator:
         self._farewell: Message = {"is": "leave"}
         self._patient_until = clock() + timing.first_patience
         self._ticked = clock()
+        self._query_at = float("-inf")
+        """When the scheduler may be asked again for the nodes of silent agents."""
         self._clear()
 
     def _clear(self) -> None:
@@ -285,7 +293,9 @@ class Coordinator:
             self._skip(now - self._ticked)
         elif self._late_agents() and self.is_suspended():
             self._skip(self.timing.silence)
-        self._ticked = now
+        for agent in self._agents_of_lost_nodes():
+            self.lost(agent, "silent, and the scheduler has taken its node away")
+        self._ticked = self._clock()  # the scheduler may have answered late, which is no pause of this process
         for agent in list(self.agents):
             if agent.node and now - agent.heard > self.timing.silence:
                 self.lost(agent, "silent for %g s" % self.timing.silence)
@@ -303,6 +313,16 @@ class Coordinator:
         """Agents from which a message is due."""
         now = self._clock()
         return [a for a in self.agents if a.node and (now - a.heard > self.timing.silence or now >= a.kill_by)]
+
+    def _agents_of_lost_nodes(self) -> List[Agent]:
+        """Silent agents whose nodes the scheduler has taken away: no connection of a dead machine ends by itself."""
+        now = self._clock()
+        silent = [agent for agent in self.agents if agent.node and now - agent.heard > self.timing.query]
+        if not silent or now < self._query_at:
+            return []
+        gone = self.lost_nodes([agent.node for agent in silent])
+        self._query_at = self._clock() + self.timing.query
+        return [agent for agent in silent if agent.node in gone]
 
     def _skip(self, seconds: float) -> None:
         """Do not count this time, which ends now."""

@@ -125,7 +125,11 @@ class JobCoordinator:
             self._log("no node agents: %s" % error)
             return
         self.coordinator = Coordinator(
-            self._timing, log=self._log, expected=self.nodes, is_suspended=self._is_suspended
+            self._timing,
+            log=self._log,
+            expected=self.nodes,
+            is_suspended=self._is_suspended,
+            lost_nodes=self._lost_nodes,
         )
         key = new_key()
         host = "127.0.0.1" if self.nodes == 1 else ""
@@ -394,6 +398,22 @@ class JobCoordinator:
         before = self._suspended
         self._suspended = own_job.job_state(*self.start) == SUSPENDED
         return before or self._suspended
+
+    def _lost_nodes(self, nodes: Sequence[str]) -> Sequence[str]:
+        """Those of ``nodes`` that Slurm has taken out of the job, which goes on without them (--no-kill)."""
+        if self.nodes == self.usable[0]:  # the job ends with any of its nodes
+            return ()
+        fields: Dict[str, str] = {}
+        state = own_job.job_state(*self.start, deadline=slurm_cli.SHORT_DEADLINE, seen=fields)
+        if state != "RUNNING":
+            return ()
+        try:
+            held = slurm_cli.host_names(fields.get("NodeList", ""))
+        except slurm_cli.SlurmUnavailable:
+            return ()
+        if os.environ.get("SLURMD_NODENAME") not in held:  # a list without this node says nothing of others
+            return ()
+        return [node for node in nodes if node not in held]
 
     def _seconds_left(self) -> Optional[float]:
         elapsed = slurm_cli.parse_duration(self._fields.get("RunTime", ""))

@@ -281,6 +281,33 @@ def test_agents_are_not_lost_because_the_coordinator_was_stopped():
     assert group.agents[0].closed
 
 
+@pytest.mark.parametrize("answer_seconds", [0.0, 8.0])
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_silent_agent_is_lost_when_the_scheduler_has_taken_its_node_away(is_taken, answer_seconds):
+    """A dead machine closes no connection. An answer that takes long is no pause of the coordinator."""
+    group = Group(timing=TIMING._replace(silence=120.0))
+    asked = []
+
+    def lost_nodes(nodes):
+        asked.append(list(nodes))
+        group.clock.now += answer_seconds
+        return [node for node in nodes if is_taken and len(asked) == 3]
+
+    group.coordinator.lost_nodes = lost_nodes
+    group.start()
+    group.wait(20)
+    assert asked == []
+    group.agents[1].is_silent = True
+    passed = group.wait(300, State.KILL) - TIMING.killed_grace
+    assert group.agents[1].closed and not group.agents[0].closed and asked[0] == ["n1"]
+    if is_taken:
+        assert len(asked) == 3 and passed == pytest.approx(3 * (TIMING.query + answer_seconds), abs=1)
+    else:
+        assert passed == pytest.approx(120, abs=answer_seconds + 1)
+    group.wait(20, State.DECIDE)
+    assert group.outcome.lost == ("n1",) and ("has taken its node away" in group.outcome.reason) == is_taken
+
+
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_agents_of_suspended_job_are_not_lost_while_they_kill(is_asked):
     """Slurm stops all processes of the job, those of the coordinator's node perhaps a little later and earlier."""

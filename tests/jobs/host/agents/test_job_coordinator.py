@@ -195,6 +195,26 @@ def test_short_outage_of_slurm_does_not_prevent_restart_in_job(unasked, commands
     assert unasked._reason_of_job() == "" and naps == [1.0]
 
 
+@pytest.mark.parametrize(
+    "state, held, lost",
+    [("RUNNING", "n7 n8", ["n9"]), ("RUNNING", "n7 n8 n9", []), ("RUNNING", "n8", []), ("COMPLETING", "n7", [])],
+)
+def test_nodes_that_slurm_has_taken_out_of_the_job_are_lost(unasked, commands, monkeypatch, state, held, lost):
+    """A list without the node of this process, n7, says nothing of others."""
+    job = show(state=state).replace("NumNodes=2", "NumNodes=2 NodeList=n[7-9]")
+    commands("scontrol", f'[ "$2" != hostnames ] || {{ echo {held}; exit; }}\n{job}')
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    unasked.nodes = 3
+    assert list(unasked._lost_nodes(["n8", "n9"])) == lost
+
+
+@pytest.mark.parametrize("nodes, calls", [(1, 0), (3, 1)])
+def test_no_node_is_lost_if_slurm_does_not_answer_and_none_is_asked_for_without_spares(unasked, commands, nodes, calls):
+    commands("scontrol", "exit 1")
+    unasked.nodes = nodes
+    assert unasked._lost_nodes(["n8"]) == () and len(commands.calls()) == calls
+
+
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
 def test_profile_limits_the_time_of_peers(tmp_path, seconds, graces):
     coordinator = job_coordinator.JobCoordinator(RunDir(tmp_path), ("57", 0), int, print, dict, print, seconds)
