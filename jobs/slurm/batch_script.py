@@ -33,6 +33,8 @@ AWAIT_FOLLOWERS = (
 )
 #: Line before that with node agents: followers do not end with an attempt, of which a job may have several.
 END_FOLLOWERS = '  [ -z "${followers:-}" ] || kill -s USR1 $followers 2>/dev/null'
+#: Why the job of a complete run may end with another code.
+COMPLETE = "an srun that outlived its ranks was killed, or a lost agent came back"
 END_OF_CHECK = "END_OF_OWNERSHIP"
 #: Words of batch_functions.sh and their values.
 CONSTANTS = {
@@ -301,6 +303,7 @@ def _exit_trap(profile: ClusterProfile, job: Job, decide: str) -> list[str]:
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
         "  stop_watcher  # not before: `end` may outlive the limit",
         *after_end,
+        f'  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # {COMPLETE}',
         '  exit "$code"',
         "}",
         "trap finish EXIT",

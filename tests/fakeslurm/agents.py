@@ -176,6 +176,15 @@ class AgentsStep:
         self._lost -= nodes
         self.ended()
 
+    def kill_srun(self):
+        """SIGKILL to srun; returns its pids, of which there are none if it has ended."""
+        if self._over is None:
+            return []
+        over = self._over
+        self._over = None
+        self.clock.at(0.0, over, 137)
+        return [1]
+
     def ended(self):
         """Called after the end of an agent. srun waits for all others without a limit (``--wait=0``)."""
         codes = [agent.code for agent in self.agents]

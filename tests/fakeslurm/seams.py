@@ -33,6 +33,9 @@ def in_place(clock, commands):
             mock.patch.object(processes, "kill_orphans", lambda *args: [])
         )  # it reads processes of this host
         stack.enter_context(mock.patch.object(lost_step, "POLL_SECONDS", float("inf")))  # the same
+        stack.enter_context(
+            mock.patch.object(lost_step, "kill_srun", lambda run, n: clock.current.about.life.body.kill_srun())
+        )
         yield
 
 

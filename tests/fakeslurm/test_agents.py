@@ -2,6 +2,7 @@
 
 from flip.runs.rundir import read_json
 from jobs.host.agents.lost_batch_host import PATIENCE_SECONDS
+from jobs.host.lost_step import AFTER_AGENTS_SECONDS
 from tests.harness.simulated_scene import staged
 from tests.slurm.scenarios import AGAIN, SHORT
 
@@ -81,6 +82,20 @@ def test_spare_node_replaces_lost_one_in_job(tmp_path):
         scene.over()
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
         assert [scene.facts(rank, 2)["node"] for rank in (0, 1)] == [scene.facts(0)["node"], spare]
+
+
+def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_noticed(tmp_path):
+    """srun would wait for the task of that node for ever."""
+    with staged("back", tmp_path, node_timeout=3600.0) as scene:
+        scene.submit(AGAIN, agents=True, shape={"spares": 1})
+        scene.ready()
+        lost = scene.facts(1)["node"]
+        scene.controller.lose(lost)
+        scene.ready(2)
+        scene.controller.bring_back(lost)
+        scene.patience = AFTER_AGENTS_SECONDS + 60.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
 
 
 def test_spare_node_replaces_silent_one_when_slurm_has_noticed(tmp_path):

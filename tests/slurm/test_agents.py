@@ -227,6 +227,20 @@ def test_spare_node_replaces_lost_one_in_job(scene):
 
 
 @pytest.mark.slow
+def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_noticed(scene):
+    """srun would wait for the task of that node for ever."""
+    submit(scene, shape={"spares": 1})
+    lost = scene.facts(1)["node"]
+    scene.here.lose(lost)
+    scene.ready(2)
+    scene.here.bring_back(lost)
+    assert end(scene) == (["node", "complete"], 0, "complete")
+    assert scene.record()["job"]["ExitCode"] == "0:0"
+    errors = (scene.runs[0].logs / "2" / "job.err").read_text()
+    assert "srun was killed: all node agents have left" in errors
+
+
+@pytest.mark.slow
 def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene):
     """No connection ends: all processes of the node are stopped."""
     submit(scene, shape={"spares": 1})

@@ -11,7 +11,8 @@ A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an o
                           that the agent has started
     exit     agent        attempt, rank, code, killed: a rank has ended; 128 + n if signal n has ended it. Ends of an
                           earlier attempt are ignored
-    beat     agent        each second. After 120 s without any message the agent is lost, and its ranks with it
+    beat     agent        each second. After 120 s without any message the agent is lost, and its ranks with it; after
+                          5 s if Slurm has taken its node out of the job
     signal   coordinator  attempt, signal: send the signal TERM or USR2 to the ranks
     kill     coordinator  attempt: SIGKILL the ranks with all their processes, and report their ends; after 120 s
                           without these the agent is lost. With a ``reason`` the ranks are recorded as hung

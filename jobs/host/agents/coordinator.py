@@ -27,8 +27,9 @@ COMPLETE = 0
 STOPPED = 75
 SUCCESS = (COMPLETE, STOPPED)
 SIGNAL_CODES = range(129, 160)
-NO_AGENTS = 74  # exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)
 """Exit codes of ranks that a signal has ended, as a shell writes them."""
+NO_AGENTS = 74
+"""Exit code of agents that are not used: srun then starts the ranks (jobs/slurm/agent_functions.sh)."""
 
 PAUSE_SECONDS = 5.0
 """A longer time between two calls of ``tick``: this process was stopped, and perhaps the agents, too."""

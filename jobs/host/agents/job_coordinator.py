@@ -22,10 +22,19 @@ from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
 from flip.runs.restart_place import HERE, Allocation, too_slow
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import attempt_end, own_job, rank_entry, slurm_cli
+from jobs.host import attempt_end, lost_step, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
 from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
-from jobs.host.agents.coordinator import NO_AGENTS, SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
+from jobs.host.agents.coordinator import (
+    COMPLETE,
+    NO_AGENTS,
+    SUCCESS,
+    TIMING,
+    Agent,
+    AttemptOutcome,
+    Coordinator,
+    State,
+)  # fmt: skip
 from jobs.host.agents.server import AgentServer
 
 POLL_SECONDS = 0.2
@@ -124,6 +133,7 @@ class JobCoordinator:
         except (OSError, ValueError) as error:
             self._log("no node agents: %s" % error)
             return
+        first = self.attempt
         self.coordinator = Coordinator(
             self._timing,
             log=self._log,
@@ -151,8 +161,22 @@ class JobCoordinator:
             deadline = time.monotonic() + seconds
             while self.coordinator.agents and time.monotonic() < deadline:
                 self.server.poll(POLL_SECONDS)
+            # after another end, the exit trap needs the code of the agents, which a killed srun does not have
+            is_over = not self.coordinator.agents and code == COMPLETE
         finally:  # after an error, agents let their ranks save
             self.server.close()
+        if is_over:
+            self._end_step(first)
+
+    def _end_step(self, first: int) -> None:
+        """End the srun of the agents, unless it ends, and this process with it, shortly after they have left.
+
+        It waits for the task of a lost node until Slurm notices the loss, for ever if the node is back before that.
+        ``first``: the attempt that has started it.
+        """
+        time.sleep(lost_step.AFTER_AGENTS_SECONDS)
+        if lost_step.kill_srun(self.run, first):
+            self._log("srun was killed: all node agents have left, and Slurm did not notice the end of a lost one")
 
     def _read_job(self) -> None:
         """Read which numbers of nodes can be used. Records of older releases say nothing: all nodes of the job."""

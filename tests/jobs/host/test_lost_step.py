@@ -79,3 +79,10 @@ def test_check_waits_for_default_of_srun_and_for_ranks_that_have_not_started(run
     assert step.check() == []
     clock[0] += lost_step.DEFAULT_WAIT + lost_step.MARGIN_SECONDS
     assert step.check() == [srun.pid]
+
+
+def test_srun_of_one_attempt_is_killed(run, start):
+    srun = start("srun")
+    others = [start("srun", attempt=2), start("python")]
+    assert lost_step.kill_srun(run, 1) == [srun.pid] and srun.wait(60) == -9
+    assert [other.poll() for other in others] == [None, None]

@@ -116,6 +116,13 @@ def test_script_records_crash_and_requeues_job(stage):
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
 
 
+def test_job_of_complete_run_ends_well_although_its_srun_was_killed(stage):
+    """It outlived its ranks: jobs/host/lost_step.py. The record keeps the code."""
+    stage.commands("srun", 'echo "{}" > "$FLIP_RUN/result.json"; kill -9 $$')
+    assert stage.start().wait(60) == 0
+    assert (stage.end()["code"], stage.end()["cause"]) == (137, "complete")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("project", ["masking", ""])
 def test_script_runs_metrics_follower_alongside_ranks(stage, project, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import batch_hooks, slurm_cli
+from jobs.host import batch_hooks, lost_step, slurm_cli
 from jobs.host.agents import job_coordinator
 from jobs.host.agents.coordinator import AttemptOutcome, Coordinator
 from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
@@ -93,6 +93,33 @@ def test_first_failure_restarts_in_job_and_second_is_left_to_requeue(start, comm
     assert "scontrol requeue 57" not in commands.calls()
     assert start.trap(137) == 0 and "scontrol requeue 57" in commands.calls(), "the recorded decision"
     assert start.run.newest_attempt() == 2
+
+
+@pytest.fixture
+def srun(start, monkeypatch):
+    """A process that looks like the srun of the agents, and does not end with them."""
+    monkeypatch.setattr(lost_step, "AFTER_AGENTS_SECONDS", 0.5)
+    environ = {**os.environ, "FLIP_RUN": str(start.run.path), "FLIP_ATTEMPT": "1"}
+    process = subprocess.Popen(["srun", "-c", "import time; time.sleep(60)"], executable=sys.executable, env=environ)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("code", [0, 69])
+def test_srun_that_outlives_all_agents_of_a_complete_run_is_killed(start, srun, code):
+    """It waits for the task of a lost node. After another end, the exit trap needs the code of the agents."""
+    start.ranks(1)
+    start.coordinator.may_restart = False
+    for rank in (0, 1):
+        write_json(start.run.path / f"end.{rank}", code)
+    assert start.process.wait(60) == code
+    start.coordinator.join()
+    if code:
+        assert srun.poll() is None
+    else:
+        assert srun.wait(10) == -signal.SIGKILL
+        assert "srun was killed: all node agents have left" in (start.run.logs / "1" / "job.err").read_text()
 
 
 def test_killed_agent_counts_as_lost_node_and_run_goes_on(start):
@@ -229,8 +256,8 @@ def test_ranks_that_save_end_with_75_and_the_trap_decides(start, commands):
     assert start.trap(75) == 0 and start.ends() == ["stopped"] and "scontrol requeue 57" in commands.calls()
 
 
-def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, monkeypatch):
-    """One of two nodes has an agent."""
+def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, srun, monkeypatch):
+    """One of two nodes has an agent. The batch script starts another srun."""
     start.process.kill()
     start.process.wait()
     start.coordinator.nodes = 2
@@ -238,7 +265,9 @@ def test_agents_that_do_not_come_leave_their_nodes_to_srun(start, monkeypatch):
     monkeypatch.setattr(job_coordinator, "CONNECT_SECONDS", 1.0)
     start.process.stderr.close()
     start.process = start_task(start.run)
-    assert start.code() == job_coordinator.NO_AGENTS and not start.coordinator.has_started
+    assert start.process.wait(60) == job_coordinator.NO_AGENTS
+    start.coordinator.join()
+    assert not start.coordinator.has_started and srun.poll() is None
 
 
 def test_code_without_health_checks_runs_on_its_only_node(start, tmp_path):
