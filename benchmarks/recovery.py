@@ -4,13 +4,17 @@ A tiny model trains with two ranks on two virtual nodes. Cases:
 
   agents    a rank is killed; node agents restart the run in its job
   requeue   a rank is killed, without node agents: Slurm requeues the job
-  spare     a node is lost with all its processes; the run goes on in its job on a spare node
+  spare     all processes of a node are killed, so that its connections end at once; the run goes on in its job on a
+            spare node
+  silent    all processes of a node are stopped, and no connection ends, as if its network were cut: the run goes on in
+            its job on a spare node when Slurm has dropped the lost one, which takes its node timeout and, as it pings a
+            stopped daemon, twice its MessageTimeout of 10 s or more
   submitit  SIGUSR2, after which submitit requeues its job; a job of it whose rank is killed is not restarted
   start     no fault: a run of one rank on one node, from its start to its first step, with and without node agents
 
 submitit's ranks are a loop of all-reduces, without data, model or checkpoint. Slurm holds a requeued job back for
 ``requeue_delay`` seconds (120 s by default). For figures that mean something, no other program may run: five rounds
-take about ten minutes on two idle cores.
+take about eight minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import shutil
 import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="default: all cases")
     results.options(parser, "recovery")
     chosen = parser.parse_args(arguments)
+    # Steps of Slurm become orphans: as children of this process they do not count as other programs.
+    processes.prctl(processes.PR_SET_CHILD_SUBREAPER, 1)
     if chosen.quick:
         chosen.rounds = 1
     results.publish(measure(chosen.only, chosen.rounds), chosen)
@@ -120,8 +127,18 @@ class Bench:
 
     def state(self, job: str) -> str:
         """The state of a job, as ``scontrol show job`` prints it."""
+        return self._field(job, "JobState")
+
+    def note_dropped_node(self, job: str, times: list[float]) -> None:
+        """Wait until Slurm has taken a node out of a job; ``times`` receives the moment, or the one of giving up."""
+        nodes = self._field(job, "NumNodes")
+        with contextlib.suppress(AssertionError, FlipError):
+            wait_until(lambda: self._field(job, "NumNodes") != nodes, "fewer nodes", PATIENCE, 0.5)
+        times.append(time.perf_counter())
+
+    def _field(self, job: str, name: str) -> str:
         words = self.cluster.call("scontrol", "show", "job", job).split()
-        return next(word.partition("=")[2] for word in words if word.startswith("JobState="))
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
 
 @contextlib.contextmanager
@@ -217,14 +234,43 @@ def lost_node(bench: Bench, rounds: int) -> dict[str, Any]:
     seconds = []
     requeues = 0
     for number in range(rounds):
-        run = Training(bench, f"spare-{number}", agents=True, spares=1)
-        run.settle()
-        hosts = bench.cluster.call("scontrol", "show", "hostnames", run.start_record()["nodes"]).split()
-        seconds.append(run.seconds_to_next_step(lambda host=hosts[1]: bench.cluster.lose(host)))  # type: ignore[misc]
-        requeues += int(run.start_record().get("restarts") or 0)
-        run.end()
-        bench.cluster.bring_back(hosts[1])
+        with losing_a_node(bench, f"spare-{number}") as (run, lost):
+            seconds.append(run.seconds_to_next_step(lambda node=lost: bench.cluster.lose(node)))  # type: ignore[misc]
+            requeues += int(run.start_record().get("restarts") or 0)
     return _summary(seconds) | {"requeues": requeues}
+
+
+def silent_node(bench: Bench, rounds: int) -> dict[str, Any]:
+    seconds = []
+    dropped = []
+    requeues = 0
+    for number in range(rounds):
+        with losing_a_node(bench, f"silent-{number}") as (run, lost):
+            start = time.perf_counter()
+            times = list[float]()
+            watch = threading.Thread(target=bench.note_dropped_node, args=(run.start_record()["job"], times))
+            watch.start()
+            seconds.append(run.seconds_to_next_step(lambda node=lost: bench.cluster.silence(node)))  # type: ignore[misc]
+            watch.join()
+            dropped.append(times[0] - start)
+            requeues += int(run.start_record().get("restarts") or 0)
+    beside = [all_of_it - slurm for all_of_it, slurm in zip(seconds, dropped, strict=True)]
+    fields = {"until_dropped": rounded(statistics.median(dropped)), "beside": results.spread(beside)}
+    return _summary(seconds) | fields | {"requeues": requeues}
+
+
+@contextlib.contextmanager
+def losing_a_node(bench: Bench, name: str) -> Iterator[tuple[Training, str]]:
+    """A run with a spare node, and the name of its second node, which the caller loses; it is back at the end."""
+    run = Training(bench, name, agents=True, spares=1)
+    run.settle()
+    lost = bench.cluster.call("scontrol", "show", "hostnames", run.start_record()["nodes"]).split()[1]
+    try:
+        yield run, lost
+    finally:
+        bench.cluster.lose(lost)  # ends what was stopped
+        run.end()
+        bench.cluster.bring_back(lost)
 
 
 def submitit_requeue(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -265,6 +311,7 @@ CASES: dict[str, Callable[[Bench, int], dict[str, Any]]] = {
     "agents": lambda bench, rounds: killed_rank(bench, rounds, agents=True),
     "requeue": lambda bench, rounds: killed_rank(bench, rounds, agents=False),
     "spare": lost_node,
+    "silent": silent_node,
     "submitit": submitit_requeue,
     "start": start_up,
 }

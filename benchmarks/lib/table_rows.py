@@ -352,10 +352,13 @@ def recovery(result: Found) -> list[Row]:
         seconds = cases[name]["seconds"]
         peer = ""
         ratio = None
-        if requeue and name != "requeue":
-            peer = f"requeue: {number(requeue['seconds'])} s"
+        if requeue and name in ("agents", "spare"):
+            peer = f"killed rank, requeue: {number(requeue['seconds'])} s"
             ratio = seconds / requeue["seconds"]
         limit = {}
+        if name == "silent":
+            peer = f"until Slurm drops it: {number(cases[name]['until_dropped'])} s"
+            seconds = cases[name]["beside"]["median"]
         if most:
             limit = goal(seconds, "<=", most, " s")
         rows.append(Row(f"{what}, to the next step", f"{number(seconds)} s", peer, ratio, **limit))
@@ -375,7 +378,8 @@ def recovery(result: Found) -> list[Row]:
 
 RECOVERY = {
     "agents": ("killed rank, node agents", 5.0),
-    "spare": ("lost node, a spare node takes over", 15.0),
+    "spare": ("lost node, its connections end at once, a spare node takes over", 15.0),
+    "silent": ("lost node, silent, a spare node takes over: from the moment when Slurm drops it", 15.0),
     "requeue": ("killed rank, requeue", 0.0),
 }
 """Case of the benchmark -> its name, and the most seconds that it should take (0: no goal)."""

@@ -283,7 +283,7 @@ def test_recovery_benchmark_times_restarts_in_job_and_by_requeue(tmp_path):
     results = report("recovery", "--quick", cwd=tmp_path)
     cases = {case["case"]: case for case in results["cases"]}
     assert {name: case.get("requeues") for name, case in cases.items()} == {
-        "agents": 0, "requeue": 1, "spare": 0, "submitit": 1, "start": None,
+        "agents": 0, "requeue": 1, "spare": 0, "silent": 0, "submitit": 1, "start": None,
     }  # fmt: skip
     assert all(case["seconds"] > 0 for case in cases.values())
     assert cases["submitit"]["after_killed_rank"] == "FAILED"

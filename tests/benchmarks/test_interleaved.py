@@ -3,6 +3,8 @@
 import atexit
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +14,8 @@ import psutil
 import pytest
 
 from benchmarks.lib import interleaved, results, s3_datasets
+from jobs.host.processes import PR_SET_CHILD_SUBREAPER, has_ended, prctl, read_stat
+from tests.harness.common import wait_until
 
 pytestmark = pytest.mark.long
 
@@ -105,3 +109,22 @@ def test_cpu_time_of_others_excludes_pipeline_process_also_after_its_end(monkeyp
         process.submit(burn, 1).result()
         assert before - results._others() >= 1
     assert before - results._others() >= 1
+
+
+BURNING_ORPHAN = "import os, time\nif os.fork(): os._exit(0)\nwhile time.process_time() < 1: pass\n"
+
+
+def test_cpu_time_of_others_excludes_orphans_of_a_subreaper_also_as_zombies(monkeypatch):
+    """As the steps of a Slurm that a benchmark has started."""
+    monkeypatch.setattr(results, "core_seconds", lambda: (1000.0 - sum(os.times()[:4]), 0.0))
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        before = results._others()
+        old = {child.pid for child in psutil.Process().children()}
+        subprocess.run([sys.executable, "-c", BURNING_ORPHAN], check=True)
+        (pid,) = {child.pid for child in psutil.Process().children()} - old
+        wait_until(lambda: has_ended(read_stat(pid)[1]), "the end of the orphan", 60.0)
+        assert before - results._others() >= 1
+        os.waitpid(pid, 0)
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)

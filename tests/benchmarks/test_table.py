@@ -58,6 +58,15 @@ def test_table_rows_format_figures_and_judge_goals():
     assert (slow.figure, slow.goal, slow.reached) == ("2.5 s (2 to 3)", "< 2 s", False)
 
 
+def test_recovery_of_silent_node_is_measured_beside_the_time_that_slurm_takes():
+    silent = {"case": "silent", "seconds": 50, "until_dropped": 43, "beside": {"median": 7}}
+    cases = [{"case": "spare", "seconds": 16}, silent, {"case": "requeue", "seconds": 8}]
+    spare, silent_row, _ = table.ROWS["recovery"]({"cases": cases})
+    assert (spare.goal, spare.reached, spare.ratio) == ("<= 15 s", False, 2.0) and "connections end" in spare.what
+    assert (silent_row.own, silent_row.goal, silent_row.reached, silent_row.ratio) == ("7 s", "<= 15 s", True, None)
+    assert silent_row.peer == "until Slurm drops it: 43 s"
+
+
 @pytest.mark.parametrize("path", sorted(table.RESULTS.glob("*.json")), ids=lambda path: path.name)
 def test_published_results_can_be_printed(path):
     assert results._lines(json.loads(path.read_text(encoding="utf-8")))
