@@ -1,9 +1,17 @@
 """Tests that a seed determines the faults of a storm."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.storm.deal import GAP, RUNS, TAIL, deal, first_kinds, kinds_of
 from tests.storm.faults import AGENTS, COMMON, EVERY, FOREIGN, HOME
+
+
+def test_readme_names_number_of_kinds_of_each_site():
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    home, foreign, agents = (len(kinds_of(site)) for site in (HOME, FOREIGN, AGENTS))
+    assert f"There are {home} kinds ({foreign} on the foreign site, {agents} on the site of agents)" in text
 
 
 @pytest.mark.parametrize("count", [1, 12, len(COMMON), 100])
