@@ -253,9 +253,14 @@ class StormSite:
     def _controller(self):
         return [p for p in processes.running().values() if p.pid == daemons.pids(self.here.site)["slurmctld"]]
 
-    def stop_controller(self, number):
+    def signal_controller(self, number):
+        """Send a signal to slurmctld; returns its processes."""
         controller = self._controller()
         processes.kill(controller, number)
+        return controller
+
+    @staticmethod
+    def wait_controller(controller):
         assert processes.wait(controller, 20), "slurmctld does not end"
 
     def start_controller(self):

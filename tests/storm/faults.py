@@ -120,8 +120,9 @@ def controller_restarted(run):
     """slurmctld ends by SIGTERM or SIGKILL; a rank dies meanwhile, and the exit trap waits for slurmctld."""
     number = run.rng.choice((signal.SIGTERM, signal.SIGKILL))
     with run.hands():
-        run.scene.stop_controller(number)
-        killed = _kill(run)
+        controller = run.scene.signal_controller(number)
+        killed = _kill(run)  # slurmctld takes seconds to end, in which the run might finish
+        run.scene.wait_controller(controller)
         time.sleep(run.rng.choice((3, 6)))
         run.scene.start_controller()
     return f"slurmctld ended by {number.name} and started again; meanwhile {killed}"
