@@ -185,6 +185,7 @@ class Controller:
         if self.site.mode == "REQUEUE" and self.site.requeue:
             self._requeue_job(job)
         else:
+            job.life.cut_off = not (job.life.host.alive and job.life.host.reachable)
             self._finish(job, "PREEMPTED")
 
     def _warn(self, job, restarts):

@@ -145,6 +145,8 @@ class Life:
         """Whether no task was left to requeue the job when it had lost its first node."""
         self.alone = False
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
+        self.cut_off = False
+        """Whether preemption cancelled its job while its first node could not reach Slurm."""
         self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self._resting = None

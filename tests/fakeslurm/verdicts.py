@@ -225,8 +225,9 @@ def _unneeded_resubmissions(world):
 
     Slurm lost the job, never accepted it, or was unavailable for too long. The run's canary stopped for good.
     Preemption cancelled the job and killed the batch script before its exit trap finished. The node was unreachable at
-    the wall limit, and Slurm had not yet detected it. A job that goes on without its first node was deserted. The last
-    three are known and not fixed: no code of the job runs then.
+    the wall limit, and Slurm had not yet detected it. A job that goes on without its first node was deserted. These
+    three are known and not fixed: no code of the job runs then. Nor is the last one: preemption cancelled a job whose
+    first node could not reach Slurm, where the exit trap cannot tell that from a cancel by a person.
     """
     taken = set()
     lives = {name: [] for name in world.likes}
@@ -239,6 +240,7 @@ def _unneeded_resubmissions(world):
             if (
                 name in taken
                 and (moment, name) not in world.behind
+                and not (last and last[0].cut_off)
                 and not (last and last[0].through > moment and _has_no_code(last[0]))
             ):
                 yield name, f"had to be submitted again at {moment / DAY:.1f} d, after {last and last[0].events}"
