@@ -241,22 +241,25 @@ def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_not
 
 
 @pytest.mark.slow
-def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene):
-    """No connection ends: all processes of the node are stopped."""
-    submit(scene, shape={"spares": 1})
+@pytest.mark.parametrize("is_back", [False, True])
+def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene, is_back):
+    """No connection ends: all processes of the node are stopped. One that is back is not used, and Slurm kills its
+    task, which is no failure of the job."""
+    submit(scene, {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": 10 * SHORT}}}, shape={"spares": 1})
     first, lost = (scene.facts(rank)["node"] for rank in (0, 1))
     scene.here.silence(lost)
     try:
-        scene.until(lambda: scene.runs[0].newest_attempt() == 2, "the next attempt")
+        scene.ready(2)
         errors = (scene.runs[0].logs / "1" / "job.err").read_text()
         assert f"lost {lost}: silent, and the scheduler has taken its node away" in errors
-        scene.ready(2)
     finally:
-        scene.here.lose(lost)
-    causes, restarts, state = end(scene)
+        if is_back:
+            scene.here.end_silence(lost)
+        else:
+            scene.here.lose(lost)
+    assert end(scene) == (["node", "complete"], 0, "complete")
+    assert scene.record()["job"]["ExitCode"] == "0:0" and scene.facts(0, 2)["node"] == first
     scene.here.bring_back(lost)
-    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
-    assert scene.facts(0, 2)["node"] == first
 
 
 @pytest.mark.slow

@@ -120,6 +120,10 @@ class SandboxCluster:
         """Stop all processes of a node without ending a connection, as if its network were cut. ``lose`` ends them."""
         daemons.stop_node(self.site, self._node(node))
 
+    def end_silence(self, node: str) -> None:
+        """Let the processes of a silent node go on."""
+        daemons.continue_node(self.site, self._node(node))
+
     def bring_back(self, node: str) -> None:
         """Start the slurmd of a lost node again, and wait until Slurm reports the node as up."""
         daemon = daemons.slurmd(self.site, self._node(node))

@@ -6,6 +6,7 @@ All run in the foreground in a session of their own: no pid files are needed, an
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -270,13 +271,23 @@ def kill_node(site: SandboxConfig, node: str) -> None:
 
 def stop_node(site: SandboxConfig, node: str) -> None:
     """Simulate a machine that is silent: SIGSTOP slurmd, its slurmstepds and their tasks. No connection ends."""
-    marks = [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}")]
     for _ in range(50):
-        running = processes.daemons(site.folder).get(site.spool(node), [])
-        victims = running + processes.tasks([p for p in running if p.name == "slurmstepd"], marks)
+        victims = _processes_of(site, node)
         if all(processes.state(process.pid) in "TZX" for process in victims):
             return
         processes.freeze(victims)  # again, because a step may be starting
+
+
+def continue_node(site: SandboxConfig, node: str) -> None:
+    """The opposite of ``stop_node``."""
+    processes.kill(_processes_of(site, node), signal.SIGCONT)
+
+
+def _processes_of(site: SandboxConfig, node: str) -> list[Process]:
+    """slurmd of a node, its slurmstepds and their tasks."""
+    marks = [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}")]
+    running = processes.daemons(site.folder).get(site.spool(node), [])
+    return running + processes.tasks([p for p in running if p.name == "slurmstepd"], marks)
 
 
 def kill_steps(site: SandboxConfig, nodes: Sequence[str]) -> None:
