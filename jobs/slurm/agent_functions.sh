@@ -2,7 +2,7 @@
 # coordinator, and if an agent cannot reach it, srun starts the ranks, and each restart is a requeue.
 srun() {
   coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
-  for _ in {1..100}; do [ ! -e "$coordinator" ] || break; sleep 0.1; done
+  for _ in {1..500}; do [ ! -e "$coordinator" ] || break; sleep 0.02; done
   if [ -e "$coordinator" ]; then
     FLIP_AGENTS=1 start_step AGENTS_OPTIONS "$@" && return
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
