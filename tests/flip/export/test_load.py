@@ -250,7 +250,7 @@ def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_pat
         ([str(tmp_path), "x.png", "--labels", "a"], 78, "Give the folder of a run"),
         ([*arguments, "--top", "0"], 78, "--top: must be at least 1"),
         ([*arguments, "--device", "tpu"], 78, "There are: cpu"),
-        ([*arguments[:3], ","], 78, "at least one name"),
+        ([*arguments[:3], ","], 78, "--labels: needs at least one label"),
         (["sweep/none", "x.png", "--labels", "a"], 78, "There are: sweep/run"),
     ):
         assert predict.main(args) == code
