@@ -14,7 +14,7 @@ A tiny model trains with two ranks on two virtual nodes. Cases:
 
 submitit's ranks are a loop of all-reduces, without data, model or checkpoint. Slurm holds a requeued job back for
 ``requeue_delay`` seconds (120 s by default). For figures that mean something, no other program may run: five rounds
-take about eight minutes on two idle cores.
+take about ten minutes on two idle cores.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
 EXPEDITED = (25, 11)  # first release with --requeue=expedite
 MAY_2026 = (26, 5)  # first release that orders tasks by topology, and refuses --gres=gpu with --gpus-per-node
-OLDEST_WITH_AGENTS = (23, 2)  # older releases than the two before the tested one
+OLDEST_WITH_AGENTS = (23, 2)  # a cautious bound: only 24.11 is tested
 NEWER = {"--requeue=expedite": EXPEDITED, "requeue_delay": REQUEUE_DELAY, "srun --ignore-signals": MAY_2026}
 Verdict = tuple[str, str] | tuple[str, str, str]
 
