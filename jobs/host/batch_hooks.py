@@ -12,6 +12,7 @@ first. Output goes to the file system of the run, which may be full, so nothing 
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -61,7 +62,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     if args.what == "watch":  # a blocked signal stays pending, although it is ignored
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    if args.agents:  # a connection per node
+    if args.agents is not None:  # a connection per node
         rank_entry.raise_limits()
     return act(args, sleep_until_term)
 
@@ -93,7 +94,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")
     parser.add_argument("--attempt", type=int, help="number that begin printed (end); default: the newest")
     parser.add_argument("--shell", type=int, help="process id of the batch shell (watch, release)")
-    parser.add_argument("--agents", action="store_true", help="start attempts from node agents (watch)")
+    parser.add_argument(
+        "--agents",
+        type=int,
+        metavar="FD",
+        help="coordinate node agents, and write the exit code of their step to this file descriptor (watch)",
+    )
     parser.add_argument("--peer-seconds", type=float, help="the most that peers of a failed rank get (watch --agents)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
     parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
@@ -408,7 +414,7 @@ def watch(
     n: Optional[int] = None,
     sleep: Optional[Callable[[float], Any]] = None,
     shell: Optional[int] = None,
-    agents: bool = False,
+    agents: Optional[int] = None,
     peer_seconds: Optional[float] = None,
 ) -> int:
     """Restart the job if its batch shell is killed, or when Slurm ends it for its wall limit, or for lost nodes without
@@ -416,15 +422,16 @@ def watch(
 
     The exit trap may come too late: only KillWait passes between TERM and KILL, and srun waits as long for tasks of
     lost nodes. The next ``begin`` records how this attempt ended. It starts before the attempt (``n`` is None then),
-    because a shell may be killed while ``begin`` works. ``agents``: it also coordinates the node agents of the job.
+    because a shell may be killed while ``begin`` works. ``agents``: it also coordinates the node agents of the job, and
+    writes the exit code of their step to this file descriptor.
     """
     own = OwnAttempt(RunDir(path), n)
     sleep = sleep or time.sleep
     try:
         if shell is not None:
             watch_shell(shell)
-        if agents:
-            own.start_coordinator(peer_seconds)
+        if agents is not None:
+            own.start_coordinator(functools.partial(write_code, agents), peer_seconds)
         state = own_job.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
         if not state and own.coordinator is not None:
             own.coordinator.join()
@@ -455,13 +462,15 @@ class OwnAttempt:
         self.step: Optional[lost_step.LostStep] = None
         self.coordinator: Optional[JobCoordinator] = None
 
-    def start_coordinator(self, peer_seconds: Optional[float] = None) -> None:
-        """Coordinate the node agents of the job from now on, in a thread."""
+    def start_coordinator(self, on_end: Callable[[int], None], peer_seconds: Optional[float] = None) -> None:
+        """Coordinate the node agents of the job from now on, in a thread. ``on_end``: see ``JobCoordinator``."""
 
         def find() -> int:
             return self.number if self.find() else 0
 
-        self.coordinator = JobCoordinator(self.run, own_start(), find, self._started, start_record, log, peer_seconds)
+        self.coordinator = JobCoordinator(
+            self.run, own_start(), find, self._started, on_end, start_record, log, peer_seconds
+        )
         self.coordinator.start_thread()
 
     def _started(self, n: int) -> None:
@@ -514,6 +523,11 @@ class OwnAttempt:
             self.step = lost_step.LostStep(self.run, self.first)
         if self.step.check():
             log("%s: srun was killed: its ranks have ended, and Slurm did not notice" % self.run.path)
+
+
+def write_code(fd: int, code: int) -> None:
+    """Write a line with an exit code for the batch shell, which reads it when srun has ended."""
+    os.write(fd, b"%d\n" % code)
 
 
 def on_shell_gone(own: OwnAttempt) -> int:

@@ -34,7 +34,7 @@ AWAIT_FOLLOWERS = (
 #: Line before that with node agents: followers do not end with an attempt, of which a job may have several.
 END_FOLLOWERS = '  [ -z "${followers:-}" ] || kill -s USR1 $followers 2>/dev/null'
 #: Why the job of a complete run may end with another code.
-COMPLETE = "an srun that outlived its ranks was killed, or a lost agent came back"
+COMPLETE = "an srun that outlived its ranks was killed"
 END_OF_CHECK = "END_OF_OWNERSHIP"
 #: Words of batch_functions.sh and their values.
 CONSTANTS = {
@@ -280,9 +280,12 @@ def _exported(profile: ClusterProfile, job: Job) -> dict[str, str]:
 def _watcher(profile: ClusterProfile, decide: str) -> list[str]:
     """Lines that start the watcher. ``decide``: the command line of ``batch_hooks``, without what it is to do."""
     watch = f'{decide} watch "$FLIP_RUN" --shell $$'
+    pipe = []
     if profile.agents:
-        watch += f" --agents --peer-seconds {profile.peer_seconds}"
+        pipe = ["exec {agents}<> <(:)  # a pipe on which the watcher says how the agents end"]
+        watch += f' --agents "$agents" --peer-seconds {profile.peer_seconds}'
     return [
+        *pipe,
         "trap stop_watcher EXIT",
         f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
     ]

@@ -49,7 +49,7 @@ class Script:
         sizes = re.search(r"^for nodes in ([\d ]+); do", text, re.MULTILINE)
         usable = [int(count) for count in (sizes[1] if sizes else most).split()]
         array = re.match(r"0-(\d+)", options.get("array", ""))
-        agents = re.search(r"--agents --peer-seconds (\d+)", text)
+        agents = re.search(r"--agents \S+ --peer-seconds (\d+)", text)
         peers = float((agents or re.search(r"--wait=(\d+)", text))[1])
         canary = "releaser=$!" in text
         return {
@@ -132,6 +132,8 @@ class Life:
         self.body = None
         self.listener = None
         """Where the coordinator of its agents can be reached."""
+        self.agents_code = None
+        """What the watcher has said to the shell of the end of the agents."""
         self._processes = []
         self._over = False
         self.events = []
@@ -214,7 +216,7 @@ class Life:
 
     def _python(self, by, over, command, **options):
         """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
-        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "shell": None, "agents": False}
+        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "shell": None, "agents": None}
         fields["peer_seconds"] = None
         args = argparse.Namespace(what=command, run=str(self.path), **{**fields, **options})
         return self._process(by, lambda: batch_hooks.act(args, self._wait), over)
@@ -249,7 +251,7 @@ class Life:
             self.attempt = int(out)
             options = {}
             if self.script.agents:
-                options = {"agents": True, "peer_seconds": self.script.peer_seconds}
+                options = {"agents": 0, "peer_seconds": self.script.peer_seconds}
             self._side_processes = [self._python("watcher", lambda code, out: None, "watch", **options)]
             if self.script.canary:
                 self._side_processes.append(self._python("releaser", lambda code, out: None, "release"))
@@ -274,6 +276,8 @@ class Life:
             self._start_ranks()
 
     def _agents_ended(self, code):
+        if self.agents_code is not None:
+            code = self.agents_code
         unused = self.body.ranks is None and not (RunDir(self.path).attempt(self.attempt) / "end.json").exists()
         if code == NO_AGENTS and unused and not self._over:
             (RunDir(self.path).attempt(self.attempt) / CONTACT).unlink()

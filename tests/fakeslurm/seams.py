@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from flip.runs.rundir import RunDir
-from jobs.host import lost_step, processes, slurm_cli
+from jobs.host import batch_hooks, lost_step, processes, slurm_cli
 from jobs.host.agents import coordinator, job_coordinator, lost_batch_host
 from tests.fakeslurm.agents import AgentServer, Listener, SimulatedThread
 
@@ -27,6 +27,7 @@ def in_place(clock, commands):
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         for name, stand_in in _for_coordinator(clock).items():
             stack.enter_context(mock.patch.object(job_coordinator, name, stand_in))
+        stack.enter_context(mock.patch.object(batch_hooks, "write_code", _write_code(clock)))
         stack.enter_context(mock.patch.object(RunDir, "start_attempt", _noted(clock, RunDir.start_attempt)))
         stack.enter_context(mock.patch.object(lost_batch_host, "_srun_answers", _srun_answers(clock)))
         stack.enter_context(
@@ -67,6 +68,15 @@ def _noted(clock, start_attempt):
         return n
 
     return start_and_note
+
+
+def _write_code(clock):
+    """``batch_hooks.write_code``: the shell reads the code when srun has ended."""
+
+    def write_code(fd, code):
+        clock.current.about.life.agents_code = code
+
+    return write_code
 
 
 def _srun_answers(clock):

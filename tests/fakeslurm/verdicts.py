@@ -118,8 +118,6 @@ def _causes_match_events(world, name, state, run_attempts):
             allowed |= {"storage"}  # an end that meets a full disk says so
         if "storage" in attempt.happened and following is not None and following.life.job is not attempt.life.job:
             allowed |= {"node"}  # the job's comment is lost with the job
-        if "storage" in attempt.happened and "task" in {event for _, event in attempt.life.events}:
-            allowed |= {"crash"}  # known: srun reports 137 of the task that was killed, and no rank could write a cause
         if any(later.start < attempt.ended for later in run_attempts if later.n > attempt.n):
             allowed |= {"stopped", "node"}  # the later attempt may have recorded the missing end
         if attempt.cause is not None and attempt.cause not in allowed:

@@ -241,6 +241,17 @@ def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_not
 
 
 @pytest.mark.slow
+def test_code_of_ranks_counts_although_a_task_was_killed_before(scene):
+    """srun ends with the highest code of its tasks: 137."""
+    submit(scene, {"steps": LONG, "save": 1.0, "attempts": {"2": {"exit": 65}}}, shape={"spares": 1})
+    task = int(processes.read_stat(agent(scene, 1))[1][1])
+    os.kill(task, signal.SIGKILL)
+    assert end(scene) == (["node", "data"], 0, "failed")
+    assert read_json(scene.runs[0].attempt(2) / "end.json")["code"] == 65
+    assert scene.record()["job"]["ExitCode"] == "65:0"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_back", [False, True])
 def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene, is_back):
     """No connection ends: all processes of the node are stopped. One that is back is not used, and Slurm kills its

@@ -25,16 +25,7 @@ from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, lost_step, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
 from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
-from jobs.host.agents.coordinator import (
-    COMPLETE,
-    NO_AGENTS,
-    SUCCESS,
-    TIMING,
-    Agent,
-    AttemptOutcome,
-    Coordinator,
-    State,
-)  # fmt: skip
+from jobs.host.agents.coordinator import NO_AGENTS, SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
 from jobs.host.agents.server import AgentServer
 
 POLL_SECONDS = 0.2
@@ -63,8 +54,9 @@ class JobCoordinator:
 
     ``log``: prints what cannot be written to job.err of the attempt.
     ``find``: returns the first attempt of this start, 0 while there is none. ``on_attempt``: called with the number of
-    each further attempt. ``facts``: what start.json says of the job. ``peer_seconds``: the most that the peers of a
-    failed rank get; None: as ``TIMING``.
+    each further attempt. ``on_end``: called with the exit code of the agents before they are asked to leave.
+    ``facts``: what start.json says of the job. ``peer_seconds``: the most that the peers of a failed rank get; None: as
+    ``TIMING``.
     """
 
     def __init__(
@@ -73,6 +65,7 @@ class JobCoordinator:
         start: attempt_end.Start,
         find: Callable[[], int],
         on_attempt: Callable[[int], None],
+        on_end: Callable[[int], None],
         facts: Callable[[], Dict[str, str]],
         log: Callable[[object], None],
         peer_seconds: Optional[float] = None,
@@ -90,6 +83,7 @@ class JobCoordinator:
         self.attempt = 0
         self._find = find
         self._on_attempt = on_attempt
+        self._on_end = on_end
         self._facts = facts
         self._print = log
         self._fields: Dict[str, str] = {}
@@ -154,6 +148,7 @@ class JobCoordinator:
             self._publish(self.run.attempt(self.attempt) / CONTACT, listener.getsockname()[1], key)
             code, reason = self._run_attempts()
             self._log("%s: node agents end: %s" % (self.run.path, reason))
+            self._on_end(code)
             self.coordinator.leave(code)
             seconds = LEAVE_SECONDS
             if code == NO_AGENTS:  # agents that import the trainer must learn that srun is to start the ranks
@@ -161,8 +156,8 @@ class JobCoordinator:
             deadline = time.monotonic() + seconds
             while self.coordinator.agents and time.monotonic() < deadline:
                 self.server.poll(POLL_SECONDS)
-            # after another end, the exit trap needs the code of the agents, which a killed srun does not have
-            is_over = not self.coordinator.agents and code == COMPLETE
+            # without agents, srun goes on with the ranks
+            is_over = not self.coordinator.agents and code != NO_AGENTS
         finally:  # after an error, agents let their ranks save
             self.server.close()
         if is_over:

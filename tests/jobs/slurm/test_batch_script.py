@@ -20,6 +20,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.job import Job, JobResources
 from jobs.slurm import batch_script
 from jobs.slurm.site import rejection
+from tests.jobs.host.agents.task import TASK
 from tests.jobs.slurm.batch_stage import JOB, ROOT, script
 from tests.slurm_site import require_shellcheck
 
@@ -161,6 +162,23 @@ def test_script_with_agents_starts_one_per_node_and_falls_back_to_ranks(stage, m
     copied = stage.folder / "contact"
     assert copied.stat().st_mode & 0o777 == 0o600 and len(read_json(copied)["key"]) == 64
     assert not contact.exists(), "srun has started the ranks"
+
+
+@pytest.mark.long
+def test_code_of_agents_counts_in_place_of_that_of_srun(stage, monkeypatch):
+    """srun ends with the highest code of its tasks: 137 of one that was killed, without which the run has gone on.
+
+    The stand-in for srun starts a real agent, whose rank ends with 65, and ends as if a second task had been killed.
+    """
+    profile = ClusterProfile(name="x", kind="slurm", agents=True)
+    stage.script.write_text(script(profile, Job(stage.run, ROOT, JobResources()), 2, stage.folder, monkeypatch))
+    (stage.run.path / "end.0").write_text("65")
+    task = " ".join(f"{name}={value}" for name, value in TASK.items())
+    entry = f"{sys.executable} {ROOT}/jobs/host/rank_entry.py tests.jobs.runtime.agent_rank"
+    stage.commands("srun", f"env {task} {entry}; echo task $?; exit 137")
+    assert stage.start(SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1").wait(60) == 65
+    assert "task 65" in (stage.run.logs / "1" / "job.out").read_text()
+    assert (stage.end()["code"], stage.end()["cause"]) == (65, "data")
 
 
 @pytest.mark.parametrize("proof", ["logs/1/node0.out", "attempts/1/end.json"])

@@ -29,7 +29,9 @@ class Start:
         self.own = batch_hooks.OwnAttempt(run)
         attempts.start_attempt(run, batch_hooks.start_record())
         run.open_logs(1)
-        self.own.start_coordinator()
+        self.codes = []
+        """What the batch shell reads."""
+        self.own.start_coordinator(self.codes.append)
         self.coordinator = self.own.coordinator
         self.process = start_task(run)
 
@@ -107,19 +109,16 @@ def srun(start, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [0, 69])
-def test_srun_that_outlives_all_agents_of_a_complete_run_is_killed(start, srun, code):
-    """It waits for the task of a lost node. After another end, the exit trap needs the code of the agents."""
+def test_srun_that_outlives_all_agents_is_killed_and_shell_reads_their_code(start, srun, code):
+    """It waits for the task of a lost node."""
     start.ranks(1)
     start.coordinator.may_restart = False
     for rank in (0, 1):
         write_json(start.run.path / f"end.{rank}", code)
     assert start.process.wait(60) == code
     start.coordinator.join()
-    if code:
-        assert srun.poll() is None
-    else:
-        assert srun.wait(10) == -signal.SIGKILL
-        assert "srun was killed: all node agents have left" in (start.run.logs / "1" / "job.err").read_text()
+    assert srun.wait(10) == -signal.SIGKILL and start.codes == [code]
+    assert "srun was killed: all node agents have left" in (start.run.logs / "1" / "job.err").read_text()
 
 
 def test_killed_agent_counts_as_lost_node_and_run_goes_on(start):
@@ -179,7 +178,7 @@ def test_no_attempt_starts_in_a_job_that_ended_during_a_wait(tmp_path, monkeypat
     write_json(run.path / "job.json", {"token": "t", "after": 0})
     attempts.start_attempt(run, {})
     started = []
-    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, started.append, dict, print)
+    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, started.append, print, dict, print)
     coordinator.attempt = 1
     commands("scontrol", show())
     assert coordinator._reason_of_job() == ""
@@ -195,7 +194,7 @@ def unasked(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     attempts.start_attempt(run, {})
-    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, dict, print)
+    coordinator = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, print, dict, print)
     coordinator.attempt = 1
     return coordinator
 
@@ -244,7 +243,7 @@ def test_no_node_is_lost_if_slurm_does_not_answer_and_none_is_asked_for_without_
 
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
 def test_profile_limits_the_time_of_peers(tmp_path, seconds, graces):
-    coordinator = job_coordinator.JobCoordinator(RunDir(tmp_path), ("57", 0), int, print, dict, print, seconds)
+    coordinator = job_coordinator.JobCoordinator(RunDir(tmp_path), ("57", 0), int, print, print, dict, print, seconds)
     timing = coordinator._timing
     assert (timing.peer_grace, timing.killed_grace) == graces
 
@@ -294,7 +293,7 @@ class Nodes:
         self.own = batch_hooks.OwnAttempt(run)
         attempts.start_attempt(run, batch_hooks.start_record())
         run.open_logs(1)
-        self.own.start_coordinator()
+        self.own.start_coordinator(lambda code: None)
         self.tasks = [start_task(run, "n7", 0, **environ), start_task(run, "n8", 1)]
 
     def ranks(self, n, world):
@@ -478,7 +477,7 @@ def measuring(tmp_path, monkeypatch):
         run = RunDir(tmp_path / "sweep" / "run")
         run.path.mkdir(parents=True)
         log = lambda text: lines.append(str(text))  # noqa: E731
-        job = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, dict, log)
+        job = job_coordinator.JobCoordinator(run, ("57", 0), lambda: 1, print, print, dict, log)
         job.coordinator = Coordinator()
         answers = {}
         for i, rate in enumerate(rates):

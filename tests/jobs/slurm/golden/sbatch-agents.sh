@@ -143,8 +143,9 @@ exposed=$(/opt/py/bin/python -I -c "$ownership" /runs/demo/.code/c0de /runs/demo
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
 export FLIP_RUN
+exec {agents}<> <(:)  # a pipe on which the watcher says how the agents end
 trap stop_watcher EXIT
-/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --shell $$ --agents --peer-seconds 120 & watcher=$!; disown  # restarts the job if this shell is killed
+/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --shell $$ --agents "$agents" --peer-seconds 120 & watcher=$!; disown  # restarts the job if this shell is killed
 FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
 export FLIP_ATTEMPT
@@ -152,7 +153,7 @@ finish() {
   code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT
   /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
   stop_watcher  # not before: `end` may outlive the limit
-  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed, or a lost agent came back
+  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed
   exit "$code"
 }
 trap finish EXIT
@@ -172,7 +173,9 @@ srun() {
   coordinator=$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json
   for _ in {1..500}; do [ ! -e "$coordinator" ] || break; sleep 0.02; done
   if [ -e "$coordinator" ]; then
-    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 --wait=0 "$@" && return
+    FLIP_AGENTS=1 start_step --ntasks=2 --ntasks-per-node=1 --cpus-per-task=96 --wait=0 "$@" || :
+    # srun has the highest code of its tasks: 137 of one that was killed, also if the run has gone on without it
+    ! read -rt 0.1 -u "$agents" said || code=$said
     # an agent of one node may fail to reach the coordinator while others work: their attempt must not start twice
     [ "$code" -eq 74 ] && [ ! -e "$FLIP_RUN/logs/$FLIP_ATTEMPT/node0.out" ] || return "$code"
     # nor after the end of an attempt without healthy nodes, which opens no log

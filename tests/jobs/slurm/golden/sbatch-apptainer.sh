@@ -151,7 +151,7 @@ finish() {
   code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT
   /usr/bin/python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
   stop_watcher  # not before: `end` may outlive the limit
-  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed, or a lost agent came back
+  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed
   exit "$code"
 }
 trap finish EXIT

@@ -153,7 +153,7 @@ finish() {
   /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
   stop_watcher  # not before: `end` may outlive the limit
   [ -z "$releaser" ] || kill -9 "$releaser"
-  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed, or a lost agent came back
+  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed
   exit "$code"
 }
 trap finish EXIT

@@ -152,7 +152,7 @@ finish() {
   python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
   stop_watcher  # not before: `end` may outlive the limit
   for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done
-  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed, or a lost agent came back
+  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # an srun that outlived its ranks was killed
   exit "$code"
 }
 trap finish EXIT
