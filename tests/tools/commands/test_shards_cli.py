@@ -404,7 +404,8 @@ def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
     small = ("--seconds", 0.2, "--resize", "pillow", "--size", 32, "--patch", 8)
     code, report = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
     assert code == 0 and [stage["stage"] for stage in report["stages"]] == ["read", "walk", "decode", "whole"]
-    assert report["workers"] >= 2 and report["limit"] in ("read", "walk", "decode", "view")
+    assert report["workers"] >= 2 and report["limit"] in report["shares"]
+    assert set(report["shares"]) - {"wait"} == {"read", "walk", "decode", "view"}  # other programs make it wait
     code, text = call(capsys, "bench", data, *small)
     assert code == 0 and "one worker on a core of its own" in text and "images/s need" not in text
     for arguments, expected in (
