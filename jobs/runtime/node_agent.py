@@ -64,6 +64,7 @@ from jobs.runtime.forked_rank import execute, preloads, unsafe_to_fork
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
+KILL_SECONDS = 60.0  # for killed ranks to end
 STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
 CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its job
 CONNECT_TRY_SECONDS = 5.0
@@ -247,7 +248,7 @@ class NodeAgent:
                 poll.register(self._check.output, select.POLLIN)
         ready = [handle for handle, _ in poll.poll(int(1000 * LOOK_SECONDS))]
         if self._parent in ready:
-            self._prepare_end("its parent is gone")
+            self._end_without_task()
 
     def _handle_messages(self) -> None:
         if self._end_by < float("inf"):
@@ -335,6 +336,16 @@ class NodeAgent:
         self._channel.close()
         os.close(self._own_lifeline)
         self._end_by = time.monotonic() + ORPHAN_GRACE_SECONDS + 5.0
+
+    def _end_without_task(self) -> None:
+        """End after the death of the task of this agent. The ranks are killed before the coordinator notices it, and
+        starts the next attempt."""
+        self._end_by = time.monotonic() + KILL_SECONDS
+        self._kill_ranks()
+        while self.ranks and time.monotonic() < self._end_by:
+            self._reap()
+            time.sleep(0.01)
+        self._prepare_end("its task is gone")
 
     def _send(self, **message: Any) -> None:
         if self._end_by < float("inf"):

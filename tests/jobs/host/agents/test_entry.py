@@ -132,6 +132,17 @@ def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number)
     assert task.process.wait(30) == 0 and task.left() == []
 
 
+@pytest.mark.long
+def test_ranks_of_killed_task_have_ended_when_the_coordinator_learns_of_it(task):
+    """It then starts the next attempt, on other nodes."""
+    starts = {record["pid"]: sessions.start_time(record["pid"]) for record in task.start()}
+    os.kill(task.process.pid, signal.SIGKILL)
+    task.until(lambda: not task.coordinator.agents)
+    assert not any(sessions.alive(pid, start) for pid, start in starts.items())
+    assert task.coordinator.outcome.lost == ("n7",)
+    task.until(lambda: not task.left())
+
+
 def test_task_waits_only_for_a_while_for_a_process_that_cannot_be_killed():
     """It looks for children in an empty list, as if the signal did not reach its child."""
     text = "import subprocess; from jobs.host.agents import entry; find = entry._children"
@@ -159,14 +170,6 @@ def test_task_without_coordinator_looks_for_first_node(code, nodes, expected, as
     command = [sys.executable, "-c", WITHOUT_COORDINATOR, str(code), str(nodes)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (done.stdout, "the first node is looked for" in done.stderr) == (f"{expected}\n", asks)
-
-
-@pytest.mark.long
-def test_agent_and_ranks_end_with_killed_task(task):
-    task.start()
-    task.process.kill()
-    task.until(lambda: not task.left())
-    assert read_json(task.run.path / "stopped.0") == {"reason": "the supervisor is gone"}
 
 
 @pytest.mark.long
