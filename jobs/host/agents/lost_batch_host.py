@@ -17,7 +17,7 @@ from jobs.host import own_job, requeue, slurm_cli
 from jobs.host.node_list import first_host
 
 PATIENCE_SECONDS = 900.0
-"""For Slurm to notice that the node is lost (SlurmdTimeout, 300 s by default)."""
+"""Until ``status`` shows that Slurm has not noticed the loss (SlurmdTimeout, 300 s by default), or does not answer."""
 POLL_SECONDS = 10.0
 TURN_SECONDS = 60.0
 """Between the turns of two nodes."""
@@ -57,33 +57,35 @@ def requeue_if_lost(environ: Mapping[str, str], sleep: Callable[[float], None] =
 def _wait_for_loss(job: str, restarts: int, sleep: Callable[[float], None], leave_to_user: Callable[[str], str]) -> str:
     """Wait until Slurm has taken the first node out of the job; returns why the job is left alone, or "".
 
-    An outage of Slurm is waited out, because the job holds its nodes in any case. ``status`` shows it after a while: on
-    a node from which Slurm can never be asked, only the user can act.
+    There is no limit, because the job holds its nodes in any case. ``status`` shows the wait after a while: on a node
+    from which Slurm can never be asked, only the user can act.
     """
-    waited = 0.0  # while Slurm answered
-    silent = 0.0  # since it last did
+    reason = ""
+    waited = 0.0  # for the same reason
     is_recorded = False
     while True:
         fields: Dict[str, str] = {}
         asked_at = time.monotonic()
         state = own_job.job_state(job, restarts, seen=fields)
-        if state is None:
-            silent += time.monotonic() - asked_at + own_job.UNANSWERED_POLL_SECONDS
-            if silent >= PATIENCE_SECONDS and not is_recorded:
-                is_recorded = True
-                leave_to_user("Slurm does not answer")
-            sleep(own_job.UNANSWERED_POLL_SECONDS)
-            continue
-        silent = 0.0
-        if state != "RUNNING":
+        if state not in (None, "RUNNING"):
             return "job %s is left alone: it is %s" % (job, state)
         first = first_host(fields.get("NodeList", ""))
         if first and first != fields.get("BatchHost", first):
             return ""
-        if waited >= PATIENCE_SECONDS:
-            return "job %s is left alone: Slurm does not say that its first node is lost" % job
-        sleep(POLL_SECONDS)
-        waited += POLL_SECONDS
+        before = reason
+        if state is None:
+            reason = "Slurm does not answer"
+            pause = own_job.UNANSWERED_POLL_SECONDS
+        else:
+            reason = "Slurm has not noticed that"
+            pause = POLL_SECONDS
+        if reason != before:
+            waited = 0.0
+        waited += time.monotonic() - asked_at + pause
+        if waited >= PATIENCE_SECONDS and not is_recorded:
+            is_recorded = True
+            leave_to_user(reason)
+        sleep(pause)
 
 
 class SuccessorWaits(Exception):
