@@ -137,6 +137,15 @@ def record_failed_restart(run: RunDir, n: int, reason: str, remedy: str = "") ->
     write_json(path, row)
 
 
+def record_cancel(run: RunDir, n: int) -> Decision:
+    """Replace the restart that was decided at the end of attempt n: the run was cancelled before it."""
+    path = run.attempt(n) / "end.json"
+    row = read_record(path) or {}
+    decision = Decision("stop", "cancelled", "%s; before: %s" % (cancel_reason(run), row.get("reason", "")))
+    write_json(path, dict(row, **dict(decision._asdict(), exclude=list(row.get("exclude", ())))))
+    return decision
+
+
 def unended(run: RunDir) -> List[int]:
     """The newest attempts, back to the first that has an end."""
     numbers: List[int] = []
@@ -156,7 +165,7 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
     for n in unended(run):
         if before is not None and n >= before:
             break
-        if unwritten and _in_start_of(run, n, unwritten):
+        if unwritten and in_start_of(run, n, unwritten):
             end = EndFacts(STORAGE, None)
         elif run.hit_time_limit(n):
             limit = wall_limit.recorded_limit(run, n)
@@ -167,7 +176,7 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
         end_attempt(run, n, end, observed=False)
 
 
-def _in_start_of(run: RunDir, n: int, first: int) -> bool:
+def in_start_of(run: RunDir, n: int, first: int) -> bool:
     """Whether attempt n is ``first``, or started in its allocation."""
     start, of_first = (read_record(run.attempt(number) / "start.json") or {} for number in (n, first))
     return n == first or (n > first and restarted_in_place(start, of_first))

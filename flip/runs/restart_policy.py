@@ -42,6 +42,9 @@ UNKNOWN = "UNSEEN"
 #: Exit code of a rank that could not open its log or its code (jobs/host/rank_entry.py, which imports nothing of ours).
 UNSTARTED = 73
 
+#: Exit code of an attempt whose coordinator of node agents has lost a node with ranks (sysexits' EX_NOHOST).
+NODE_LOST = 68
+
 ENDED_UNSEEN = "ended unseen: its host or its launcher went away"
 
 DAY = 24 * 3600
@@ -178,7 +181,7 @@ def root_cause(causes: List[Dict[str, Any]], end: EndFacts) -> Tuple[str, str]:
         echoes += ["hang", "stopped"]
     if root and root["cause"] not in echoes:
         return root["cause"], _describe(root)
-    lost = _lost_job(states, code) or _bad_nodes(end)
+    lost = _unhealthy_nodes(end) or _lost_job(states, code) or _bad_nodes(end)
     if lost:
         return lost
     if root:
@@ -205,14 +208,21 @@ def _lost_job(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]
         return "node", ENDED_UNSEEN
     if "PENDING" in states:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
+    if code == NODE_LOST and not _named_by_state(states, code):  # else Slurm has ended the job on all nodes
+        return "node", "the node failed"
     return None
+
+
+def _unhealthy_nodes(end: EndFacts) -> Optional[Tuple[str, str]]:
+    """(cause, reason) if nodes have failed a check, so that no rank was started."""
+    if not end.unhealthy:
+        return None
+    evidence = ["%s (%s)" % pair for pair in sorted(end.unhealthy.items())]
+    return "node", "failed the health check before the start: %s" % ", ".join(evidence)
 
 
 def _bad_nodes(end: EndFacts) -> Optional[Tuple[str, str]]:
     """(cause, reason) if the launcher knows nodes on which ranks could not start or go on."""
-    if end.unhealthy:
-        evidence = ["%s (%s)" % pair for pair in sorted(end.unhealthy.items())]
-        return "node", "failed the health check before the start: %s" % ", ".join(evidence)
     if end.unstarted:
         where = ", ".join(end.unstarted)
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % where

@@ -239,7 +239,7 @@ def begin(path: str, token: Optional[str]) -> int:
     idle = ""
     if token is not None and record.get("token") != token:
         idle = "it was submitted again since, as another job"
-    elif requeue.superseded(run.newest_attempt(), os.environ):
+    elif requeue.superseded(run, os.environ):
         idle = "another job has continued it"
     elif exists(run.result):
         idle = "it is complete"
@@ -320,6 +320,8 @@ def end(
     if state == "RUNNING" and lost_node(run, n, fields):
         state = "NODE_FAIL"
     decision = attempt_end.record_end(run, n, code, state, fields, last_error)
+    if decision.action == "requeue" and ("CANCELLED" in (state or "") or exists(run.cancel)):
+        decision = attempts.record_cancel(run, n)  # the coordinator has recorded the end before
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         if not job:

@@ -10,13 +10,15 @@ import os
 import time
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from flip.runs import attempts
+from flip.runs.rundir import RunDir
 from jobs.host import failed_starts, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.own_job import job_state, restart_count
 from jobs.host.slurm_cli import NoSuchJob, RequeueDisabled, SlurmUnavailable, parse_int
 
 log = logging.getLogger(__name__)
-FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
+FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: an attempt of its predecessor
 OF_START = ("FLIP_RUN", "FLIP_ATTEMPT", "FLIP_AGENTS")
 """Variables that the batch script exports for one start of the job."""
 HOLD = "\n#SBATCH --hold\n"  # in the batch script of a job that waits for its canary
@@ -128,10 +130,16 @@ def submit_successor(
         wait = min(60.0, 2 * wait)
 
 
-def superseded(newest: int, environ: Mapping[str, str]) -> bool:
-    """Whether an attempt has started since this job was submitted as a successor; ``newest``: the run's newest."""
+def superseded(run: RunDir, environ: Mapping[str, str]) -> bool:
+    """Whether an attempt has started since the end of the job of which this one is a successor.
+
+    Its predecessor may have started attempts after the one that FOLLOWS names: the files could not be read at its end.
+    """
     follows = parse_int(environ.get(FOLLOWS, ""))
-    return follows is not None and not restart_count(environ) and newest > follows
+    if follows is None or restart_count(environ):
+        return False
+    newest = run.newest_attempt()
+    return newest > follows and not attempts.in_start_of(run, newest, follows)
 
 
 def affordable(fields: Mapping[str, str], exclude: Optional[Sequence[str]]) -> Optional[Sequence[str]]:

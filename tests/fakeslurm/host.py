@@ -21,7 +21,7 @@ from tests.fakeslurm.agents import AgentsStep
 from tests.fakeslurm.clock import Process
 
 CONTACT_TRIES = 100
-"""Times that the script looks for the coordinator of its agents, every 0.1 s (jobs/slurm/agent_functions.sh)."""
+"""Looks for the coordinator of the agents, every 0.1 s: ten seconds, as in jobs/slurm/agent_functions.sh."""
 
 
 @dataclass

@@ -1,10 +1,16 @@
 """Tests of runs with node agents on the simulated Slurm, beyond the recorded scenarios."""
 
+import pytest
+
+from flip.runs import attempts
 from flip.runs.rundir import read_json
 from jobs.host.agents.lost_batch_host import PATIENCE_SECONDS
+from jobs.host.batch_hooks import RETRY_SECONDS
 from jobs.host.lost_step import AFTER_AGENTS_SECONDS
+from jobs.runs.clusters import states
+from tests.fakeslurm.storage import trouble
 from tests.harness.simulated_scene import staged
-from tests.slurm.scenarios import AGAIN, SHORT
+from tests.slurm.scenarios import AGAIN, LONG, SHORT
 
 
 def ends(scene):
@@ -137,3 +143,68 @@ def test_job_that_has_lost_its_first_node_is_requeued_by_another(tmp_path):
         scene.patience = 300.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+
+
+def test_job_is_requeued_although_slurm_notices_the_loss_of_its_first_node_late(tmp_path):
+    with staged("late", tmp_path, kill_wait=5.0, node_timeout=3 * PATIENCE_SECONDS) as scene:
+        scene.submit(AGAIN, agents=True, hours=6.0, shape={"spares": 1})
+        scene.ready()
+        scene.controller.lose(scene.facts(0)["node"])
+        scene.patience = 6 * PATIENCE_SECONDS
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+
+
+@pytest.mark.parametrize("is_node", [False, True])
+def test_loss_while_ranks_save_is_no_crash(tmp_path, is_node):
+    """The exit trap decides, because the run was asked to stop."""
+    with staged("saving", tmp_path, node_timeout=30.0) as scene:
+        scene.submit({**AGAIN, "save": 20.0}, agents=True, shape={"spares": 1})
+        scene.ready()
+        scene.call("scancel", "--batch", "--signal=USR1", scene.id())
+        scene.clock.run(scene.clock.now + 3.0)
+        if is_node:
+            scene.controller.lose(scene.facts(1)["node"])
+        else:
+            life(scene).body.agents[1].kill()
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+
+
+@pytest.mark.parametrize("how", ["flip", "scancel"])
+def test_run_that_is_cancelled_between_two_attempts_of_its_job_ends(tmp_path, how):
+    """Its end was recorded with a restart. The next agent imports the trainer."""
+    with staged("between", tmp_path) as scene:
+        scene.submit({"steps": LONG, "save": 1.0}, agents=True)
+        scene.ready()
+        life(scene).body.agents[1].kill()
+        (run,) = scene.runs
+        scene.until(lambda: attempts.last_end(run), "the end of the first attempt")
+        assert attempts.last_end(run)["action"] == "requeue" and run.newest_attempt() == 1
+        if how == "flip":
+            scene.cancel()
+        else:
+            scene.call("scancel", scene.id())
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene)[-1], restarts(scene)) == ("cancelled", "0")
+        assert states([run])[run.path].state == "cancelled"
+
+
+def test_successor_continues_run_whose_last_attempt_could_not_be_read(tmp_path):
+    """Slurm does not requeue the job. The exit trap knows the number of its first attempt alone."""
+    storage = [""]
+    with staged("follow", tmp_path, storage=lambda life: trouble(tmp_path, storage[0]), requeue=False) as scene:
+        play = {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}}
+        scene.submit(play, agents=True, hours=6.0)
+        scene.ready()
+        scene.kill(rank=1)
+        scene.ready(2)
+        storage[0] = "away"
+        scene.kill(rank=1)
+        scene.clock.run(scene.clock.now + RETRY_SECONDS + 300.0)
+        storage[0] = ""
+        scene.patience = 7200.0
+        scene.until(lambda: scene.runs[0].result.exists(), "the result")
+        assert ends(scene) == ["crash", "storage", "complete"]

@@ -16,7 +16,7 @@ A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an o
     signal   coordinator  attempt, signal: send the signal TERM or USR2 to the ranks
     kill     coordinator  attempt: SIGKILL the ranks with all their processes, and report their ends; after 120 s
                           without these the agent is lost. With a ``reason`` the ranks are recorded as hung
-    leave    both         reason; code: the agent ends, with this exit code. An agent whose connection ends lets its
+    leave    coordinator  reason; code: the agent ends, with this exit code. An agent whose connection ends lets its
                           ranks save for 90 s, kills the remaining ones, and ends
 
 Both sides have the key of the run, 32 random bytes that the coordinator draws, from ``KEY_VARIABLE`` (on one machine,

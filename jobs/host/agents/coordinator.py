@@ -267,8 +267,6 @@ class Coordinator:
         elif kind == "health":
             agent.facts = dict(agent.facts, health=message.get("health"))
             self.measuring.discard(agent)
-        elif kind == "leave":
-            self.lost(agent, str(message.get("reason") or "it leaves"))
         elif kind != "beat":
             self.lost(agent, "it says %s, which is not known here" % kind)
 

@@ -4,9 +4,10 @@ It runs in a thread of the watcher (``batch_hooks.py watch --agents``), on the f
 attempt; the coordinator wins the others, by the same records and with the same policy as the exit trap. What it does
 not decide it leaves to the trap, as ever: attempts that were asked to stop, a job that Slurm ends, a run that ends.
 
-Two attempts never run at once. The next one starts when all ranks of the last one have ended, when each of its nodes
-has an agent (a killed agent is replaced after its ranks were killed: ``entry.py``), when Slurm still runs this
-start of the job, and if no other process has won an attempt since.
+The next attempt starts when all ranks of the last one have ended or their agent is lost, when each of its nodes has an
+agent (a killed agent is replaced after its ranks were killed: ``entry.py``), when Slurm still runs this start of the
+job, and if no other process has won an attempt since. Ranks that are only cut off stop at their next step, and can
+commit nothing (docs/restarts.md).
 """
 
 import json
@@ -15,12 +16,13 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from flip.files.creation import open_append
 from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
 from flip.runs.restart_place import HERE, Allocation, too_slow
+from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, lost_step, own_job, rank_entry, slurm_cli
 from jobs.host.agents import node_health
@@ -38,7 +40,6 @@ NETWORK_SECONDS = 9.5  # for agents to measure the network; their processes end 
 LEAVE_SECONDS = 10.0  # for agents without ranks to end
 SUSPENDED = "SUSPENDED"  # state of a job whose processes Slurm has stopped (scontrol suspend, gang scheduling)
 NO_ANSWER = "Slurm does not show the state of the job"
-KILLED = 137  # exit code of an attempt whose ranks were lost
 
 TIMINGS = TIMING._replace(
     first_patience=IMPORT_SECONDS,
@@ -201,7 +202,7 @@ class JobCoordinator:
                 outcome = AttemptOutcome(None, (), False, "nodes have failed their health check")
             else:
                 outcome = self._run_attempt(nodes)
-            code = KILLED if outcome.code is None else outcome.code
+            code = exit_code(outcome)
             try:
                 nodes, reason = self._prepare_next(outcome, unhealthy)
             except (OSError, ValueError) as error:
@@ -220,13 +221,16 @@ class JobCoordinator:
         first: Optional[float] = None
         while len(self.coordinator.ready()) < self.nodes:
             self.server.poll(POLL_SECONDS)
-            if first is None and self.coordinator.agents:
+            connected = len(self.coordinator.agents)
+            ready = len(self.coordinator.ready())
+            if first is None and connected:
                 first = time.monotonic()
             if first is None:
                 continue
             waited = time.monotonic() - first
-            if waited > IMPORT_SECONDS or (waited > CONNECT_SECONDS and len(self.coordinator.agents) < self.nodes):
-                return len(self.coordinator.ready()) >= self.usable[-1]
+            is_settled = ready == connected or connected < self.usable[-1]  # others import the trainer
+            if waited > IMPORT_SECONDS or (waited > CONNECT_SECONDS and is_settled):
+                return ready >= self.usable[-1]
         return True
 
     def _gather_again(self, nodes: int) -> bool:
@@ -340,24 +344,21 @@ class JobCoordinator:
 
         Raises OSError and ValueError of the records of the run.
         """
+        n = self.attempt
+        code = exit_code(outcome)
         reason = self._reason_for_trap(outcome)
-        state = None if reason else "RUNNING"
-        if outcome.lost:  # causes of its peers are echoes
-            state = "NODE_FAIL"
-        if reason == NO_ANSWER and (unhealthy or outcome.lost):  # the trap knows of neither, and would record a crash
-            attempt_end.record_end(self.run, self.attempt, outcome.code, state, {}, unhealthy=unhealthy)
+        if reason == NO_ANSWER and unhealthy:  # the trap does not know that, and would exclude no node
+            attempt_end.record_end(self.run, n, code, None, {}, unhealthy=unhealthy)
         if reason:
             return 0, reason
-        n = self.attempt
         noticed = time.time() - outcome.settling
         decision = attempt_end.record_end(
-            self.run, n, outcome.code, state, self._fields, noticed=noticed, unhealthy=unhealthy
+            self.run, n, code, "RUNNING", self._fields, noticed=noticed, unhealthy=unhealthy
         )
         self._log_decision(n, decision)
         excluded = set(self.coordinator.excluded) | set(decision.exclude)
-        held = min(self.nodes, slurm_cli.parse_int(self._fields.get("NumNodes", "")) or self.nodes)
         allocation = Allocation(
-            held - len(excluded),
+            self._count_nodes(excluded),
             self.usable,
             self._seconds_left(),
             self.usable[-1],
@@ -373,6 +374,16 @@ class JobCoordinator:
         self._wait(decision.delay)
         self._measure_network()
         return self._gather(place.nodes, allocation)
+
+    def _count_nodes(self, excluded: Set[str]) -> int:
+        """Nodes of the job without those that are excluded, some of which Slurm may have taken away, too."""
+        count = min(self.nodes, slurm_cli.parse_int(self._fields.get("NumNodes", "")) or self.nodes)
+        if not excluded:
+            return count
+        held = held_nodes(self._fields)
+        if held is None:
+            return count - len(excluded)
+        return len(held - excluded)
 
     def _gather(self, most: int, allocation: Allocation) -> Tuple[int, str]:
         """Wait for the agents of ``most`` nodes. Returns (on how many nodes the next attempt starts, 0 if too few came;
@@ -420,17 +431,12 @@ class JobCoordinator:
 
     def _lost_nodes(self, nodes: Sequence[str]) -> Sequence[str]:
         """Those of ``nodes`` that Slurm has taken out of the job, which goes on without them (--no-kill)."""
-        if self.nodes == self.usable[0]:  # the job ends with any of its nodes
-            return ()
         fields: Dict[str, str] = {}
         state = own_job.job_state(*self.start, deadline=slurm_cli.SHORT_DEADLINE, seen=fields)
         if state != "RUNNING":
             return ()
-        try:
-            held = slurm_cli.host_names(fields.get("NodeList", ""))
-        except slurm_cli.SlurmUnavailable:
-            return ()
-        if os.environ.get("SLURMD_NODENAME") not in held:  # a list without this node says nothing of others
+        held = held_nodes(fields)
+        if held is None:
             return ()
         return [node for node in nodes if node not in held]
 
@@ -480,6 +486,27 @@ class JobCoordinator:
                 file.write(json.dumps(decision._asdict(), sort_keys=True) + "\n")
         except OSError as error:
             self._log(error)
+
+
+def held_nodes(fields: Mapping[str, str]) -> Optional[Set[str]]:
+    """The nodes that a job has now, of its ``fields``; None if they are unknown: a list without the node of this
+    process says nothing of others."""
+    if not fields.get("NodeList"):
+        return None
+    try:
+        held = set(slurm_cli.host_names(fields["NodeList"]))
+    except slurm_cli.SlurmUnavailable:
+        return None
+    if os.environ.get("SLURMD_NODENAME") not in held:
+        return None
+    return held
+
+
+def exit_code(outcome: AttemptOutcome) -> int:
+    """The exit code of an attempt. Codes of ranks whose peers were lost are echoes, and no rank may have started."""
+    if outcome.lost or outcome.code is None:
+        return NODE_LOST
+    return outcome.code
 
 
 def address_of(agent: Agent) -> str:

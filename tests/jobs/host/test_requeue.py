@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from flip.runs.rundir import RunDir
 from jobs.host import failed_starts, own_job, requeue, slurm_cli
 from tests.jobs.host.scontrol_answers import NODES, show
 
@@ -257,9 +258,14 @@ def test_submit_successor_retries_while_slurm_is_silent(slurm, commands, monkeyp
 
 
 @pytest.mark.parametrize(
-    "environ, newest, over",
-    [({}, 9, False), ({"FLIP_FOLLOWS": "4"}, 4, False), ({"FLIP_FOLLOWS": "4"}, 5, True),
-     ({"FLIP_FOLLOWS": "4", "SLURM_RESTART_COUNT": "1"}, 5, False)],
+    "environ, jobs, over",
+    [({}, "57 58", False), ({"FLIP_FOLLOWS": "1"}, "57", False), ({"FLIP_FOLLOWS": "1"}, "57 58", True),
+     ({"FLIP_FOLLOWS": "1", "SLURM_RESTART_COUNT": "1"}, "57 58", False),
+     ({"FLIP_FOLLOWS": "1"}, "57 57", False), ({"FLIP_FOLLOWS": "1"}, "57 57 58", True)],
 )  # fmt: skip
-def test_superseded_detects_newer_attempt_at_first_start_of_successor(environ, newest, over):
-    assert requeue.superseded(newest, environ) is over
+def test_superseded_detects_attempt_of_another_job_at_first_start_of_successor(environ, jobs, over, tmp_path):
+    """The predecessor may have restarted in its job after the attempt that the successor knows."""
+    run = RunDir(tmp_path)
+    for job in jobs.split():
+        run.start_attempt({"job": job})
+    assert requeue.superseded(run, environ) is over

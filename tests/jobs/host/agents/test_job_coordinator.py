@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flip.runs import attempts
+from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import batch_hooks, lost_step, slurm_cli
 from jobs.host.agents import job_coordinator
@@ -69,6 +71,7 @@ class Start:
 @pytest.fixture
 def start(tmp_path, monkeypatch, commands):
     monkeypatch.setattr(job_coordinator, "TIMINGS", job_coordinator.TIMINGS._replace(killed_grace=0.3))
+    monkeypatch.setattr(lost_step, "AFTER_AGENTS_SECONDS", 0.5)
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     write_json(run.path / "job.json", {"token": "t", "after": 0})
@@ -98,9 +101,8 @@ def test_first_failure_restarts_in_job_and_second_is_left_to_requeue(start, comm
 
 
 @pytest.fixture
-def srun(start, monkeypatch):
+def srun(start):
     """A process that looks like the srun of the agents, and does not end with them."""
-    monkeypatch.setattr(lost_step, "AFTER_AGENTS_SECONDS", 0.5)
     environ = {**os.environ, "FLIP_RUN": str(start.run.path), "FLIP_ATTEMPT": "1"}
     process = subprocess.Popen(["srun", "-c", "import time; time.sleep(60)"], executable=sys.executable, env=environ)
     yield process
@@ -199,21 +201,22 @@ def unasked(tmp_path):
     return coordinator
 
 
-@pytest.mark.parametrize(
-    "outcome, unhealthy, exclude",
-    [(AttemptOutcome(None, (), False, ""), {"n7": "GPUs: 3 of 4"}, ["n7"]),
-     (AttemptOutcome(137, ("n7",), False, ""), {}, [])],
-    ids=["unhealthy", "lost"],
-)  # fmt: skip
-def test_end_names_node_as_cause_although_slurm_does_not_answer(
-    unasked, commands, monkeypatch, outcome, unhealthy, exclude
-):
-    """The exit trap knows only the code of the ranks that were killed."""
+def test_end_excludes_unhealthy_node_although_slurm_does_not_answer(unasked, commands, monkeypatch):
+    """The exit trap does not know which node that is."""
     monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
     commands("scontrol", "exit 1")
-    assert unasked._prepare_next(outcome, unhealthy) == (0, job_coordinator.NO_ANSWER)
+    outcome = AttemptOutcome(None, (), False, "")
+    assert unasked._prepare_next(outcome, {"n7": "GPUs: 3 of 4"}) == (0, job_coordinator.NO_ANSWER)
     end = read_json(unasked.run.attempt(1) / "end.json")
-    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", exclude)
+    assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", ["n7"])
+
+
+@pytest.mark.parametrize(
+    "code, lost, expected", [(70, (), 70), (70, ("n8",), NODE_LOST), (None, ("n8",), NODE_LOST), (75, (), 75)]
+)
+def test_code_of_attempt_with_lost_node_says_so(code, lost, expected):
+    """The exit trap, which may decide, learns of it by the code alone."""
+    assert job_coordinator.exit_code(AttemptOutcome(code, lost, False, "")) == expected
 
 
 def test_short_outage_of_slurm_does_not_prevent_restart_in_job(unasked, commands, naps, tmp_path):
@@ -234,11 +237,9 @@ def test_nodes_that_slurm_has_taken_out_of_the_job_are_lost(unasked, commands, m
     assert list(unasked._lost_nodes(["n8", "n9"])) == lost
 
 
-@pytest.mark.parametrize("nodes, calls", [(1, 0), (3, 1)])
-def test_no_node_is_lost_if_slurm_does_not_answer_and_none_is_asked_for_without_spares(unasked, commands, nodes, calls):
+def test_no_node_is_lost_if_slurm_does_not_answer(unasked, commands):
     commands("scontrol", "exit 1")
-    unasked.nodes = nodes
-    assert unasked._lost_nodes(["n8"]) == () and len(commands.calls()) == calls
+    assert unasked._lost_nodes(["n8"]) == () and len(commands.calls()) == 1
 
 
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
@@ -329,6 +330,7 @@ def nodes(tmp_path, monkeypatch, commands):
     """In the last 20 minutes of the job: half of the nodes are worth less than a requeue."""
     timings = job_coordinator.TIMINGS._replace(killed_grace=0.3, patience=2.0)
     monkeypatch.setattr(job_coordinator, "TIMINGS", timings)
+    monkeypatch.setattr(lost_step, "AFTER_AGENTS_SECONDS", 0.5)
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID"):
@@ -348,6 +350,48 @@ def nodes(tmp_path, monkeypatch, commands):
         end_task(task, run)
 
 
+class ImportingAgents:
+    """In place of the sockets: agents of n0, n1, ... that have connected, and say hello after so many seconds."""
+
+    def __init__(self, coordinator, clock, hello):
+        self.coordinator = coordinator
+        self.clock = clock
+        self.hello = hello
+        self.agents = [coordinator.connected(AgentConnection()) for _ in hello]
+
+    def poll(self, seconds=0.0):
+        self.clock[0] += seconds
+        for i, agent in enumerate(self.agents):
+            if not agent.node and self.clock[0] >= self.hello[i]:
+                self.coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i})
+
+
+@pytest.mark.parametrize("hello, gathers", [((90.0, 100.0), 100.0), ((90.0,), None), ((1.0, 2.0, 110.0), 110.0)])
+def test_first_start_waits_for_agents_that_import_although_a_spare_node_has_none(unasked, monkeypatch, hello, gathers):
+    clock = [0.0]
+    monkeypatch.setattr(job_coordinator, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    unasked.nodes = 3
+    unasked.usable = [2]
+    unasked.coordinator = Coordinator(job_coordinator.TIMINGS, clock=lambda: clock[0])
+    unasked.server = ImportingAgents(unasked.coordinator, clock, hello)
+    assert unasked._gather_first() == bool(gathers)
+    assert clock[0] == pytest.approx(gathers or job_coordinator.CONNECT_SECONDS, abs=0.5)
+
+
+def test_node_that_was_excluded_and_lost_counts_once(unasked, commands, monkeypatch):
+    """Of n7 to n10, n10 was excluded, and Slurm has dropped n9 and n10."""
+    job = show().replace("NumNodes=2", "NumNodes=2 NodeList=n[7-8]")
+    commands("scontrol", f'[ "$2" != hostnames ] || {{ echo n7 n8; exit; }}\n{job}')
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    unasked.nodes = 4
+    unasked.usable = [2]
+    unasked.coordinator = Coordinator(job_coordinator.TIMINGS)
+    unasked.server = ImportingAgents(unasked.coordinator, [0.0], (0.0, 0.0))
+    unasked.server.poll()
+    unasked.coordinator.excluded = {"n10": "it is excluded"}
+    assert unasked._prepare_next(AttemptOutcome(None, ("n9",), False, ""), {}) == (2, "")
+
+
 def test_run_goes_on_with_fewer_nodes_of_range_after_loss(nodes):
     two = nodes([1, 2])
     assert [row["environment"]["WORLD_SIZE"] for row in two.ranks(1, 2)] == ["2", "2"]
@@ -365,7 +409,7 @@ def test_run_with_fewer_nodes_is_requeued_if_that_costs_less(nodes, commands):
     two.ranks(1, 2)
     commands("scontrol", show())
     two.lose(1)
-    assert two.tasks[0].wait(60) == 137 and two.run.newest_attempt() == 1
+    assert two.tasks[0].wait(60) == NODE_LOST and two.run.newest_attempt() == 1
     assert read_json(two.run.attempt(1) / "end.json")["action"] == "requeue"
 
 
@@ -394,11 +438,11 @@ EVIDENCE = "n7 (GPU memory errors: GPU 0: remapped_rows.failure is Yes)"
 def test_unhealthy_node_without_spare_is_left_by_requeue(nodes, broken, commands):
     """No rank starts. If Slurm gives it again nevertheless, it is used."""
     two = nodes([2], gpus=1, PATH=broken)
-    assert [task.wait(60) for task in two.tasks] == [137, 137]
+    assert [task.wait(60) for task in two.tasks] == [NODE_LOST, NODE_LOST]
     end = read_json(two.run.attempt(1) / "end.json")
     assert (end["cause"], end["action"], end["exclude"]) == ("node", "requeue", ["n7"]) and EVIDENCE in end["reason"]
     commands("sinfo", NODES)
-    assert batch_hooks.end(str(two.run.path), 1, 137, None) == 0
+    assert batch_hooks.end(str(two.run.path), 1, NODE_LOST, None) == 0
     assert "scontrol update JobId=57 ExcNodeList=n7" in commands.calls()
     two.own.coordinator.join()
     assert two.own.coordinator._unhealthy() == {} and not two.own.coordinator.has_started
