@@ -36,7 +36,7 @@ class AgentJob:
         attempts.start_attempt(run, batch_hooks.start_record())
         run.open_logs(1)
         hooks = ROOT / "jobs" / "host" / "batch_hooks.py"
-        command = [sys.executable, hooks, "watch", run.path, "--agents", "--peer-seconds", "1"]
+        command = [sys.executable, hooks, "watch", run.path, "--agents", "2", "--peer-seconds", "1"]
         with open(self.log, "w") as log:
             self.watch = subprocess.Popen(command, stderr=log, env={**os.environ, "FLIP_RUN": str(run.path)})
         self.task = start_task(run)
