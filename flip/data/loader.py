@@ -107,19 +107,19 @@ class Loader:
 
     def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
         where = ", ".join(str(source.manifest.folder) for source in self.sources)
-        log_of_replaced = _ReplacedSamples(self.config.data.max_replaced, where)
+        replaced_samples = _ReplacedSamples(self.config.data.max_replaced, where)
         try:
             while True:
                 # No variable here holds a batch: its memory is filled again when the caller has dropped it.
-                yield self._next(producer, samples, masks, log_of_replaced)
+                yield self._next(producer, samples, masks, replaced_samples)
         finally:
             producer.close()
 
     def _next(
-        self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, log_of_replaced: "_ReplacedSamples"
+        self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, replaced_samples: "_ReplacedSamples"
     ) -> Batch:
         buffers, replaced, notes = producer.take()
-        log_of_replaced.add(samples, replaced, notes)
+        replaced_samples.add(samples, replaced, notes)
         tensors = [torch.from_numpy(field) for field in buffers]
         if self._pinned:
             tensors = [tensor.pin_memory() for tensor in tensors]  # new memory: a device may still copy from the last
