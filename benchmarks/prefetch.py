@@ -1,7 +1,7 @@
 """Does prefetching keep 512 ranks busy? Simulates requests to storage with the real order and prefetch rule.
 
 flip.data.order decides which chunk each lane reads and when it needs it, flip.data.prefetch when it is requested. Only
-clocks are simulated: steps of a fixed length in lock-step, workers that decode up to SLOTS batches ahead, and requests
+clocks are simulated: steps of a fixed length in lock-step, workers that decode up to AHEAD batches ahead, and requests
 with a latency.
 
     blocking   a worker waits for each read (hypothetical)
@@ -40,9 +40,12 @@ from flip.data.manifest.manifest import BLOCK, ChunkTable
 from flip.data.order import SampleOrder
 from flip.data.prefetch import LOOKAHEAD_SECONDS, MAX_LOOKAHEAD, chunks_due, phase
 from flip.data.storage.retry import SHARE
-from flip.data.worker_pool import SLOTS
+from flip.data.worker_pool import SharedSlots
 
 Q = 4
+AHEAD = SharedSlots.COUNT - 1
+"""Batches that a worker prepares at most while its rank waits for the next one. The batch of the step before is still
+lent."""
 HEDGE = Data.hedge
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -255,10 +258,11 @@ class _Clock:
         self._done = np.zeros(fleet.ranks * case.workers)
 
     def begin(self, step: int) -> Floats:
-        """A worker starts a batch when the previous one is done and the trainer has taken the one SLOTS before."""
-        if step < SLOTS:
+        """A worker starts a batch when the previous one is done and the step AHEAD before has ended: its rank then
+        requests this batch. At the start all slots are free."""
+        if step < SharedSlots.COUNT:
             return self._done
-        return np.maximum(self._done, np.repeat(self.taken[step - SLOTS], self.case.workers))
+        return np.maximum(self._done, self.start[step - AHEAD] + self.case.step)
 
     def done(self, step: int, when: Floats) -> None:
         """Workers are done: a rank takes its batch when all of its workers are, the step starts when all ranks have

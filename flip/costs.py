@@ -52,7 +52,7 @@ SQUARES = 3
 """Factor of the saved attention weights of explicit attention there: values in fp32, and a copy in bf16."""
 
 SLOTS = 4
-"""Batches that a loader process prepares in advance (``flip.data.worker_pool``)."""
+"""Batches that a loader process prepares in advance while its rank holds ``IN_HAND`` (``flip.data.worker_pool``)."""
 IN_HAND = 2
 """Batches of the rank itself: the one in use, and the next one."""
 BATCHES_ON_CUDA = 3

@@ -271,6 +271,19 @@ def test_prefetch_plan_follows_sample_order_and_chunks_due():
         assert starts[selected].tolist() == [n // fleet.count for n in moments]
 
 
+def test_simulated_worker_fills_all_slots_but_the_lent_one_while_its_rank_waits():
+    case = prefetch.Case(1.0, 2, "waiting", "constant")
+    clock = prefetch._Clock(case, prefetch.Fleet(ranks=1, steps=20, count=1), work=0.0)
+    late = 8
+    starts = []
+    for step in range(20):
+        begin = clock.begin(step)
+        starts.append(begin[0])
+        clock.done(step, begin + [0.0, 100.0 * (step == late)])
+    prepared = [step for step in range(late, 20) if starts[step] < clock.ready[late]]
+    assert len(prepared) == prefetch.AHEAD, "while the rank waits for the other worker"
+
+
 def test_synthetic_held_bytes_counts_cached_blocks():
     stream = SampleOrder(1, 100_000, 16, 4, 512)
     assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.block_samples
