@@ -176,9 +176,18 @@ def _load(path: Path | None) -> tuple[ctypes.CDLL | None, str]:
         return None, "the package was built without a C compiler"
     try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        _declare(library)
+    except (OSError, AttributeError) as error:  # ctypes raises AttributeError for a function that is missing
         return None, f"the library cannot be loaded: {error}"
+    if not library.vj_supported():
+        return None, "the processor has no AVX2"
+    return library, ""
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Set the types of all functions of the library. Raises AttributeError if it lacks one."""
     library.vj_version.restype = ctypes.c_char_p
+    library.vj_supported.argtypes = []
     library.vj_text.restype = ctypes.c_char_p
     library.vj_text.argtypes = [ctypes.c_int]
     library.vj_new.restype = ctypes.c_void_p
@@ -187,9 +196,6 @@ def _load(path: Path | None) -> tuple[ctypes.CDLL | None, str]:
     library.vj_free.argtypes = [ctypes.c_void_p]
     library.vj_size.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32, ctypes.c_void_p]
     library.vj_patches.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    if not library.vj_supported():
-        return None, "the processor has no AVX2"
-    return library, ""
 
 
 _library, _unavailable = _load(library_path())
