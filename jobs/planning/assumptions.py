@@ -97,7 +97,8 @@ def speed_table(profile: ClusterProfile) -> SpeedTable:
     records = [record for row in _rows(measured, "input") for record in row.values.get("rows", ())]
     if measured is None or not records:
         return assumed_table()
-    return SpeedTable(rows_of(records, profile.measured), f"speeds of a core, {measured.origin}")
+    origin = f"speeds of {_core(measured)}, {measured.origin}"
+    return SpeedTable(rows_of(records, profile.measured), origin, measured.machine.processor)
 
 
 def described_arithmetic(profile: ClusterProfile) -> str:
@@ -139,7 +140,7 @@ def described_cores(profile: ClusterProfile) -> str:
     if measured is None or not rows:
         return f"an assumed {profile.core_gflops:g} GFLOP/s a core"
     speeds = [float(row.values["core_gflops"]) for row in rows]
-    return f"{_span(speeds)} GFLOP/s a core, {measured.origin} (steps of {_models(rows)})"
+    return f"{_span(speeds)} GFLOP/s {_core(measured)}, {measured.origin} (steps of {_models(rows)})"
 
 
 def remarks(profile: ClusterProfile) -> list[str]:
@@ -190,6 +191,13 @@ def _span(values: Sequence[float]) -> str:
 
 def _models(rows: Sequence[MeasuredRow]) -> str:
     return ", ".join(dict.fromkeys(str(row.values.get("size")) for row in rows))
+
+
+def _core(measured: Measurement) -> str:
+    """A core of the measured machine, with the name of its processor if that is known."""
+    if not measured.machine.processor:
+        return "a core"
+    return f"a core of {measured.machine.processor}"
 
 
 def _is_mask(value: Any) -> bool:

@@ -149,7 +149,20 @@ def test_cpu_plan_uses_measured_cores(tmp_path):
     after = cost.estimate(config, profile)
     assert after.wall_hours == pytest.approx(before.wall_hours * 100 / 40)
     text = cost.assumption(profile, gpus=False)
-    assert "40 GFLOP/s a core, measured 2026-11-29 on 2 nodes (steps of tiny)" in text
+    assert "40 GFLOP/s a core of a processor, measured 2026-11-29 on 2 nodes (steps of tiny)" in text
+
+
+@pytest.mark.parametrize(("processor", "core"), [("AMD EPYC", "a core of AMD EPYC"), ("", "a core")])
+def test_plan_names_processor_of_measured_speeds(tmp_path, processor, core):
+    content = example(*ROWS).as_dict()
+    content["machine"]["processor"] = processor
+    (tmp_path / "measured.json").write_text(json.dumps(content))
+    profile = ClusterProfile(kind="local", measured=str(tmp_path / "measured.json"))
+    origin = f"speeds of {core}, measured 2026-11-29 on 2 nodes"
+    config = planned("resources.processes=1", "resources.gpus=0", "compute.device=cpu")
+    for text in (throughput.origin(profile), throughput.described(config, config.stages[0], profile)):
+        assert text.removesuffix(")").endswith(origin)
+    assert assumptions.speed_table(profile).processor == processor
 
 
 def test_faster_network_is_advised_beside_a_measured_link(tmp_path):
