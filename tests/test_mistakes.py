@@ -128,6 +128,72 @@ def test_command_explains_mistake_in_single_line(workdir, capsys, script, words,
     assert actual == code and not [part for part in parts if part not in line], line
 
 
+SHARD = "old/data/00000.tar"
+RUN = "emoji/mask50"
+MISSING = [
+    # the command line; NOWHERE stands for a path that does not exist; shards and manifests have a code of their own
+    ("jobs/submit", 78, "NOWHERE.yaml", "--dry-run"),
+    ("jobs/submit", 78, "quickstart", "--cluster", "NOWHERE.yaml", "--dry-run"),
+    ("jobs/debug", 78, "NOWHERE.yaml", "--run", "a"),
+    ("jobs/status", 78, "NOWHERE"),
+    ("jobs/status", 78, "--root", "NOWHERE"),
+    ("jobs/logs", 78, "NOWHERE"),
+    ("jobs/cancel", 78, "NOWHERE"),
+    ("jobs/clean", 78, "NOWHERE"),
+    ("jobs/explain", 78, "NOWHERE"),
+    ("jobs/report", 78, "NOWHERE"),
+    ("jobs/tensorboard", 78, "NOWHERE"),
+    ("jobs/follow", 78, "NOWHERE", "--once"),
+    ("jobs/evaluate", 78, "NOWHERE"),
+    ("jobs/evaluate", 78, "--model", "open_clip:NOWHERE", "--sets", "dtd"),
+    ("jobs/evaluate", 78, RUN, "--sets", "dtd", "--data", "NOWHERE"),
+    ("jobs/evaluate", 78, RUN, "--sets", "zeroshot:pets=NOWHERE"),
+    ("jobs/evaluate", 78, RUN, "--cluster", "NOWHERE.yaml"),
+    ("jobs/new", 78, "mine", "--cluster", "NOWHERE.yaml"),
+    ("jobs/doctor", 78, "--cluster", "NOWHERE.yaml"),
+    ("jobs/doctor", 78, "--compare", "NOWHERE", "NOWHERE"),
+    ("jobs/doctor", 65, "--measure", "--data", "NOWHERE", "--yes"),
+    ("tools/shards", 65, "info", "NOWHERE"),
+    ("tools/shards", 65, "exclude", "NOWHERE", "--ids", "1", "--out", "out"),
+    ("tools/shards", 65, "drop", "NOWHERE", "--out", "out"),
+    ("tools/shards", 65, "recode", "NOWHERE", "--out", "out"),
+    ("tools/shards", 65, "move", "NOWHERE", "--to", "old", "--out", "out"),
+    ("tools/shards", 65, "move", "old/data", "--to", "NOWHERE", "--out", "out"),
+    ("tools/shards", 65, "verify", "NOWHERE"),
+    ("tools/shards", 65, "bench", "NOWHERE"),
+    ("tools/shards", 65, "inspect", "NOWHERE", "--id", "1"),
+    ("tools/shards", 78, "inspect", "--run", "NOWHERE", "--step", "1"),
+    ("tools/shards", 65, "index", "NOWHERE.tar", "--out", "out"),
+    ("tools/shards", 65, "index", SHARD, "--add", "NOWHERE", "--out", "out"),
+    ("tools/shards", 78, "index", SHARD, "--uids", "NOWHERE", "--out", "out"),
+    ("tools/shards", 78, "make", "NOWHERE", "--out", "out"),
+    ("tools/shards", 78, "make", "NOWHERE.csv", "--out", "out"),
+    ("tools/shards", 78, "make", "old", "--images", "NOWHERE", "--out", "out"),
+    ("tools/tokenizer", 78, "train", "--captions", "NOWHERE", "--vocabulary", "300", "--out", "out"),
+    ("tools/tokenizer", 78, "table", "NOWHERE", "--captions", "old/data", "--out", "out"),
+    ("tools/tokenizer", 78, "table", "old/data/tokenizer.json", "--captions", "NOWHERE", "--out", "out"),
+    ("tools/tokenizer", 78, "show", "NOWHERE", "a"),
+    ("tools/prompts", 78, "NOWHERE", "--out", "out"),
+    ("tools/predict", 78, "NOWHERE", "a.png", "--labels", "a"),
+    ("tools/predict", 78, "old/export", "NOWHERE.png", "--labels", "a"),
+    ("tools/predict", 78, "old/export", "a.png", "--classes", "NOWHERE"),
+    ("tools/export", 78, "NOWHERE"),
+    ("tools/study", 78, "--page", "--docs", "NOWHERE"),
+    ("tools/records", 78, "--docs", "NOWHERE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script, code, words", [(s, c, w) for s, c, *w in MISSING], ids=[" ".join(m[2:]) for m in MISSING]
+)
+def test_missing_input_is_a_wrong_command_line_except_shards_and_manifests(workdir, capsys, script, code, words):
+    Path("old").symlink_to(ROOT / "tests" / "compatibility" / "old")
+    before = sorted(workdir.rglob("*"))
+    actual, line = call_main(capsys, script, [word.replace("NOWHERE", "/nowhere/missing") for word in words])
+    assert actual == code and "/nowhere/missing" in line, line
+    assert sorted(workdir.rglob("*")) == before, "the command writes nothing"
+
+
 def test_tools_reject_wrong_run_name_before_loading_torch(workdir):
     """The import of torch takes seconds, which is too long for a typing error."""
     for script, arguments in (("predict", ["x.png", "--labels", "a"]), ("export", [])):

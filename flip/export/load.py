@@ -52,7 +52,8 @@ class TrainedModel:
             batch: pictures encoded at a time.
 
         Raises:
-            DataError: a picture cannot be read or has another form.
+            ConfigError, StorageError: the file of a picture cannot be read.
+            DataError: a picture has another form.
         """
         given = as_pictures(images)
         patch = self.config.model.image.patch
@@ -80,7 +81,7 @@ class TrainedModel:
         """Probabilities (n, number of labels): softmax of the cosines, scaled as in training.
 
         ``images`` as in ``encode_image``. ``templates``: prompts with {} for the label; the embedding of a label is
-        their mean. Raises DataError, ConfigError.
+        their mean. Raises DataError, ConfigError, StorageError.
         """
         labels = as_texts(labels)
         templates = as_texts(templates)

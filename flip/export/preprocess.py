@@ -15,7 +15,7 @@ from flip.data.decode import DecodeError, Pixels, open_image
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.files.creation import read_regular
-from flip.runs.errors import DataError
+from flip.runs.errors import DataError, read_error
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8
@@ -37,7 +37,7 @@ class Preprocess:
     view: EvaluationView
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Raises DataError if ``picture`` cannot be read or is no ``Picture``."""
+        """Raises ConfigError or StorageError if the file of ``picture`` cannot be read, DataError if it is none."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels(picture).transpose(2, 0, 1)))
 
     def pixels(self, picture: Picture) -> Pixels:
@@ -71,7 +71,7 @@ def _decoded(picture: Picture) -> Image.Image | Pixels:
         try:
             return open_image(read_regular(picture, SAMPLE_LIMIT))
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
+            raise read_error(error, "cannot be read", picture) from error
         except (DecodeError, ValueError) as error:
             raise DataError("is no image that can be decoded", str(picture)) from error
     if isinstance(picture, Image.Image):

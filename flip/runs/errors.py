@@ -120,7 +120,10 @@ class FlipError(Exception):
 
 
 class ConfigError(FlipError):
-    """A configuration, a sweep file or a command line is invalid: the user must change it."""
+    """A configuration or a command line is invalid, or names a file that does not exist: the user must change it.
+
+    A missing shard or manifest is a DataError.
+    """
 
     cause = "config"
 

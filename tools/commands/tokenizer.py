@@ -135,7 +135,7 @@ def _new_file(path: Path) -> Iterator[Path]:
 
 def captions(source: str, member: str) -> Iterator[str]:
     """The lines of a text file, or those of one member of a manifest's samples, without excluded ones."""
-    from flip.runs.errors import DataError
+    from flip.runs.errors import read_error
 
     if Path(source).is_dir():
         from flip.data.chunk_reader import ChunkReader
@@ -151,7 +151,7 @@ def captions(source: str, member: str) -> Iterator[str]:
         with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
             yield from (line.rstrip("\r\n") for line in file if line.strip())
     except OSError as error:
-        raise DataError(f"captions cannot be read: {error.strerror}", source) from error
+        raise read_error(error, "captions cannot be read", source) from error
 
 
 def show(options: argparse.Namespace) -> dict[str, Any]:

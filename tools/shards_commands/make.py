@@ -90,6 +90,8 @@ def make(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("a share lies between 0 and 1", "--split", options.split, "Give 0.2 for a fifth.")
     templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
     check_prompts(Prompts(["label"], templates), "--template")
+    if options.images and not os.path.isdir(options.images):
+        raise ConfigError("no such folder", "--images", options.images)
     columns = {name: getattr(options, name) or "" for name in ("images", "image", "caption", "label", "key")}
     source = Source(options.source, **columns)
     out = Path(options.out).absolute()

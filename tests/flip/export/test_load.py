@@ -227,7 +227,7 @@ def test_load_and_encode_image_reject_missing_run_checkpoint_or_image(run, tmp_p
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(DataError, match=r"no.png: is no image that can be decoded\.$"):
         loaded.encode_image([tmp_path / "no.png"])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         loaded.encode_image(["/nonexistent.png"])
     with pytest.raises(ConfigError, match="no run here"):
         flip.load(tmp_path)

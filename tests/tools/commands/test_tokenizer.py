@@ -115,12 +115,6 @@ def test_show_escapes_control_characters_and_surrogates(tmp_path, capsys):
     assert text == command[2] and out.isascii()
 
 
-def test_train_rejects_missing_captions_path(tmp_path, capsys):
-    command = ["train", "--captions", "/nonexistent", "--vocabulary", "99", "--out", str(tmp_path / "t.json")]
-    assert tokenizer.main(command) == 65
-    assert "/nonexistent" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("tool", ["tokenizer", "predict", "export"])
 def test_tool_help_imports_no_large_packages(tool):
     script = (
