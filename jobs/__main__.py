@@ -4,15 +4,13 @@ Each command is a module of ``jobs.commands`` or ``tools.commands`` whose ``main
 ``python /path/to/jobs submit ...`` does the same from any folder, without an installation.
 """
 
-import importlib
+# Only modules that the interpreter has at its start: Ctrl-C during other imports, before `main`, prints a traceback.
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 if not __package__:  # python /path/to/jobs: the repository takes the place of jobs/ on the path
-    sys.path[: 0 if sys.flags.safe_path else 1] = [str(ROOT)]
+    sys.path[: 0 if sys.flags.safe_path else 1] = [ROOT]
 
 COMMANDS = {
     "jobs.commands": {
@@ -64,8 +62,16 @@ PACKAGES = {command: package for package, commands in COMMANDS.items() for comma
 """Command -> the package of its module."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # while the first modules are imported; later `cli.run_main` catches it
+        print("interrupted", file=sys.stderr)
+        return 130  # jobs.common.cli.INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
     name = ""
     if argv and not argv[0].startswith("-"):
         name = argv[0].replace("-", "_")
@@ -75,13 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = completion.command(PACKAGES)
     if name not in PACKAGES:
         return _usage(argv)
+    import importlib
+
     from jobs.common import cli
 
     if PACKAGES[name].startswith("tools."):
-        if not (ROOT / "tools" / "commands").is_dir():
+        if not os.path.isdir(os.path.join(ROOT, "tools", "commands")):
             print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
             return 78
-        sys.path.insert(0, str(ROOT))  # an installed package of the same name must not hide tools/
+        sys.path.insert(0, ROOT)  # an installed package of the same name must not hide tools/
     code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(argv[1:]))
     if name == "debug":
         from jobs.runtime.rank_process import exit_process
@@ -90,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _usage(argv: Sequence[str]) -> int:
+def _usage(argv: list[str]) -> int:
     """Answer a line without a command: the usage, the version, or an error with the nearest command."""
     if argv[:1] == ["--version"]:
         from jobs.common.cli import version

@@ -1,10 +1,10 @@
 """``python jobs/submit.py SWEEP`` is ``flip submit SWEEP``, from any folder and without an installation."""
 
+import os
 import sys
-from pathlib import Path
 
 if not __package__:  # run as a script: the repository takes the place of jobs/ on the path
-    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
+    sys.path[: 0 if sys.flags.safe_path else 1] = [os.path.dirname(os.path.dirname(os.path.realpath(__file__)))]
 
 from jobs.__main__ import main
 

@@ -129,6 +129,28 @@ def test_checkout_runs_without_installation_from_any_folder(tmp_path, start, saf
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: flip submit [options]")
 
 
+INTERRUPT_AT_IMPORT = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt)
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("start", [["jobs", "status"], ["jobs/submit.py", "quickstart"]])
+@pytest.mark.parametrize("name", ["pathlib", "argparse", "jobs.common.cli", "flip.files", "jobs.commands", "flip.runs"])
+def test_ctrl_c_while_modules_are_imported_ends_without_traceback(start, name):
+    code = INTERRUPT_AT_IMPORT.format(name=name, argv=[str(ROOT / start[0]), *start[1:]])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("module", ["jobs.worker", "jobs.evaluator", "jobs.supervisor", "jobs.follow"])
 def test_modules_of_old_records_start(module, tmp_path):
