@@ -117,17 +117,15 @@ def _port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _rank(work: dict[str, Any]) -> int:
-    import torch
-    from torch import distributed, nn
+def _state(work: dict[str, Any], world: Any) -> dict[str, Any]:
+    """A training state of ``bytes``, sharded over the ranks."""
+    from torch import nn
     from torch.distributed.fsdp import fully_shard
 
     from flip.checkpoint import saver as checkpoint
     from flip.config import schema
-    from flip.distributed import parallel
     from flip.training import optimizer
 
-    world = parallel.start(schema.Compute(device=work["device"], threads=work["threads"], deterministic="no"))
     layers = max(1, work["bytes"] // (12 * WIDTH**2))
     pair = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
     pair.to(world.device)
@@ -136,7 +134,18 @@ def _rank(work: dict[str, Any]) -> int:
             fully_shard(layer)
         fully_shard(pair)
     state = checkpoint.model_state(pair)
-    state |= checkpoint.optimizer_state(pair, optimizer.build(pair.named_parameters(), schema.Optim()))
+    return state | checkpoint.optimizer_state(pair, optimizer.build(pair.named_parameters(), schema.Optim()))
+
+
+def _rank(work: dict[str, Any]) -> int:
+    import torch
+    from torch import distributed
+
+    from flip.config import schema
+    from flip.distributed import parallel
+
+    world = parallel.start(schema.Compute(device=work["device"], threads=work["threads"], deterministic="no"))
+    state = _state(work, world)
     left = torch.ones(256, 256, device=world.device)
 
     def product() -> float:

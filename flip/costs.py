@@ -168,56 +168,15 @@ def device_memory(
         left: positions of a caption, if a text mask leaves fewer than all; 0: all.
         optimizer: a row of ``OPTIMIZERS``.
 
-    Weights, gradients and moments are fp32 and
-    sharded over the ranks of a replica, except gradients between micro-batches. The peak is at the end of the forward
-    pass, after the image tower's activations are freed (text is encoded first), at the end of the backward pass or the
-    optimiser's step, or in the loss of all micro-batches, which are encoded again after it. Interpreter, libraries, and
-    (on CUDA) context and kernels are not included.
+    Weights, gradients and moments are fp32 and sharded over the ranks of a replica, except gradients between
+    micro-batches. Interpreter, libraries, and (on CUDA) context and kernels are not included.
     """
-    count = parameters(model)
-    shard = max(1, ranks // compute.replicate)
-    visible = visible_patch_count(model.image, mask)
-    micro = -(-local // compute.accumulate)
-    size = value_bytes(compute)
-    captions = left or model.text.length
-    if compute.device == "cuda":
-        batches = BATCHES_ON_CUDA
-    else:
-        batches = 1
-    constant = {
-        "weights": 4 * count["total"] // shard,
-        "moments": moment_bytes(model, optimizer) // shard,
-        "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
-    }
-    if ranks == 1 and size == 2:  # autocast's copies
-        constant["bf16_weights"] = 2 * (count["total"] - model.text.vocabulary * model.text.width)
-    gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
-    work = {
-        "image": micro * size * TEMPORARY * (visible + 1) * model.image.width,
-        "text": micro * size * TEMPORARY * captions * model.text.width,
-    }
-    # Between micro-batches each rank holds all gradients unsharded.
-    earlier = 0
-    if compute.accumulate > 1:
-        earlier = 4 * count["total"]
-    loss = loss_bytes(local, ranks, model.embed, compute.loss_tile, model.objective)
-    saved = activations(model, compute, micro, mask, ranks, captions)
-    texts = saved["text_activations"]
-    # After the loss of micro-batches both towers' features are left, with their gradients.
-    if compute.accumulate > 1:
-        features = 4 * 2 * 2 * local * model.embed
-    else:
-        features = loss
-    moments = [
-        {"gradients": earlier, **saved, "temporary": work["image"], "loss": features},
-        {"gradients": max(earlier, gradients["image"]), "text_activations": texts, "temporary": work["text"]},
-        {"gradients": earlier or sum(gradients.values())},
-        {"loss": loss},
-    ]  # fmt: skip
+    peaks = _peaks(model, compute, local, mask, ranks, left or model.text.length)
     if ranks > 1:
-        for parts, gathered in zip(moments, _gathered(model, compute, size), strict=True):
+        for parts, gathered in zip(peaks, _gathered(model, compute, value_bytes(compute)), strict=True):
             parts["gathered"] = gathered
-    parts = constant | max(moments, key=lambda parts: sum(parts.values()))
+    constant = _constant_memory(model, compute, local, mask, ranks, optimizer)
+    parts = constant | max(peaks, key=lambda parts: sum(parts.values()))
     return parts | {"total": sum(parts.values())}
 
 
@@ -397,8 +356,66 @@ def _forward(tower: ImageTower | TextTower, length: float) -> int:
     return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
 
 
+def _constant_memory(
+    model: Model, compute: Compute, local: int, mask: str, ranks: int, optimizer: str
+) -> dict[str, int]:
+    """The parts of ``device_memory`` that a step holds all the time."""
+    count = parameters(model)
+    shard = max(1, ranks // compute.replicate)
+    visible = visible_patch_count(model.image, mask)
+    if compute.device == "cuda":
+        batches = BATCHES_ON_CUDA
+    else:
+        batches = 1
+    constant = {
+        "weights": 4 * count["total"] // shard,
+        "moments": moment_bytes(model, optimizer) // shard,
+        "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
+    }
+    if ranks == 1 and value_bytes(compute) == 2:  # autocast's copies
+        constant["bf16_weights"] = 2 * (count["total"] - model.text.vocabulary * model.text.width)
+    return constant
+
+
+def _peaks(model: Model, compute: Compute, local: int, mask: str, ranks: int, captions: int) -> list[dict[str, int]]:
+    """The other parts of ``device_memory`` at four times of a step, of which one is the peak.
+
+    These are the end of the forward pass, the time after the image tower's activations are freed (text is encoded
+    first), the end of the backward pass or the optimiser's step, and the loss of all micro-batches, which are encoded
+    again after it. ``captions``: positions of a caption.
+    """
+    count = parameters(model)
+    shard = max(1, ranks // compute.replicate)
+    visible = visible_patch_count(model.image, mask)
+    micro = -(-local // compute.accumulate)
+    size = value_bytes(compute)
+    gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
+    work = {
+        "image": micro * size * TEMPORARY * (visible + 1) * model.image.width,
+        "text": micro * size * TEMPORARY * captions * model.text.width,
+    }
+    # Between micro-batches each rank holds all gradients unsharded.
+    earlier = 0
+    if compute.accumulate > 1:
+        earlier = 4 * count["total"]
+    loss = loss_bytes(local, ranks, model.embed, compute.loss_tile, model.objective)
+    saved = activations(model, compute, micro, mask, ranks, captions)
+    texts = saved["text_activations"]
+    # After the loss of micro-batches both towers' features are left, with their gradients.
+    if compute.accumulate > 1:
+        features = 4 * 2 * 2 * local * model.embed
+    else:
+        features = loss
+    return [
+        {"gradients": earlier, **saved, "temporary": work["image"], "loss": features},
+        {"gradients": max(earlier, gradients["image"]), "text_activations": texts, "temporary": work["text"]},
+        {"gradients": earlier or sum(gradients.values())},
+        {"loss": loss},
+    ]  # fmt: skip
+
+
 def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int, int]:
-    """Bytes of unsharded weights, and of gradients before their reduction, at the four moments of ``device_memory``.
+    """Bytes of unsharded weights, and of gradients before their reduction, at the four times of ``_peaks``.
 
     Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``). Fp32
     projections are counted as if they stayed gathered from the forward pass to the end.

@@ -161,57 +161,42 @@ class Checkpointer:
         self, path: Path, staged: StagedShard, record: dict[str, Any], start_time: float
     ) -> RankFailure | None:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
-        remote: RemoteCheckpoint | None = None
-        files: dict[str, dict[str, Any]] = {}
-        rank = self._world.rank
-        size = self._world.size
         group = self._world.checkpoint_group
-
-        def prepare() -> None:
-            if self._world.is_rank0:
-                if self._remote_folder is not None:
-                    self._remote_folder.claim()
-                    self._remote_folder.refuse_links(path)
-                run_folder(self._run.checkpoints)
-                run_folder(path.parent)
-                run_folder(path)  # an earlier try may have left files
-
-        def write() -> None:
-            nonlocal remote
-            remote = None
-            if address:
-                remote = RemoteCheckpoint(address, self._retry_policy)
-            files.update(write_shard(path, staged.data, rank, remote))
-
-        def mark() -> None:
-            if self._world.is_rank0:
-                facts = record | {"world": size, "saving": time.perf_counter() - start_time}
-                if remote is not None:
-                    facts["url"] = remote.url
-                    remote.put(commit.COMMIT_FILE, to_json(facts | {"files": files}).encode())
-                commit.commit(path, facts, files)
-
-        def read_back() -> None:
-            verify(commit.read_commit(path), self._retry_policy, part=rank, parts=size)
-
-        failure = run_on_all(prepare, group)
-        address = ""
+        steps = _SaveSteps(self._world, path, staged, record, start_time, self._retry_policy)
+        failure = run_on_all(partial(self._prepare, path), group)
         if failure is None:
             address = broadcast_json(self._url_of(path), group)
-        failure = failure or run_on_all(write, group)
+            failure = run_on_all(partial(steps.write, address), group)
         if failure is None:
-            for part in all_gather_json(files, group):
-                files.update(part)
-            failure = run_on_all(mark, group) or run_on_all(read_back, group)  # before older commits are deleted
+            for part in all_gather_json(steps.files, group):
+                steps.files.update(part)
+            failure = run_on_all(steps.write_commit, group)
+        if failure is None:
+            failure = run_on_all(steps.read_back, group)  # before older commits are deleted
         if failure is not None and self._world.is_rank0:
-            try:
-                # a newer attempt may have deleted the folder of this straggler before its last file was written
-                if path.is_dir() or remote is not None:
-                    self._delete(path)
-            except (OSError, FlipError) as error:
-                log.warning("the files of a failed save could not be deleted: %s", error)
-            self._retain([])  # also frees failed saves of older attempts
+            self._discard(path, is_remote=steps.remote is not None)
         return failure
+
+    def _prepare(self, path: Path) -> None:
+        """Create the folder of a commit; rank 0 does it."""
+        if not self._world.is_rank0:
+            return
+        if self._remote_folder is not None:
+            self._remote_folder.claim()
+            self._remote_folder.refuse_links(path)
+        run_folder(self._run.checkpoints)
+        run_folder(path.parent)
+        run_folder(path)  # an earlier try may have left files
+
+    def _discard(self, path: Path, is_remote: bool) -> None:
+        """Free what a failed save has written. Failures are logged."""
+        try:
+            # a newer attempt may have deleted the folder of this straggler before its last file was written
+            if path.is_dir() or is_remote:
+                self._delete(path)
+        except (OSError, FlipError) as error:
+            log.warning("the files of a failed save could not be deleted: %s", error)
+        self._retain([])  # also frees failed saves of older attempts
 
     def _url_of(self, path: Path) -> str:
         """The computed URL of a commit's folder, on rank 0; empty if there is none, or none was claimed yet."""
@@ -286,3 +271,46 @@ class Checkpointer:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"
             remedy = "Free space or fix the storage; the run continues from the commit before."
         return failure.error_class(what, path, remedy=remedy)
+
+
+class _SaveSteps:
+    """The steps of one try to save, which all ranks take together, each by ``run_on_all``.
+
+    Between ``write`` and ``write_commit`` the caller adds the ``files`` of the other ranks.
+    """
+
+    def __init__(
+        self, world: World, path: Path, staged: StagedShard, record: dict[str, Any], start_time: float,
+        retry_policy: RetryPolicy,
+    ) -> None:  # fmt: skip
+        self._world = world
+        self._path = path
+        self._staged = staged
+        self._record = record
+        self._start_time = start_time
+        self._retry_policy = retry_policy
+        self.remote: RemoteCheckpoint | None = None
+        """Where the files are written, unless that is the run directory."""
+        self.files: dict[str, dict[str, Any]] = {}
+        """Name -> size and digest of each written file."""
+
+    def write(self, address: str) -> None:
+        """Write this rank's file. ``address``: of the files; empty: in the run directory."""
+        if address:
+            self.remote = RemoteCheckpoint(address, self._retry_policy)
+        self.files.update(write_shard(self._path, self._staged.data, self._world.rank, self.remote))
+
+    def write_commit(self) -> None:
+        """Write commit.json, which rank 0 does."""
+        if not self._world.is_rank0:
+            return
+        saving = time.perf_counter() - self._start_time
+        facts = self._record | {"world": self._world.size, "saving": saving}
+        if self.remote is not None:
+            facts["url"] = self.remote.url
+            self.remote.put(commit.COMMIT_FILE, to_json(facts | {"files": self.files}).encode())
+        commit.commit(self._path, facts, self.files)
+
+    def read_back(self) -> None:
+        """Verify this rank's part of the commit. Raises what ``verify`` raises."""
+        verify(commit.read_commit(self._path), self._retry_policy, part=self._world.rank, parts=self._world.size)

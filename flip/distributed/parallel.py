@@ -77,15 +77,7 @@ def start(
     timeout = collective_timeout(hang_minutes)
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
-    torch.set_num_threads(compute.threads)
-    torch.set_float32_matmul_precision("highest")  # images of NVIDIA turn TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
-    if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
-        set_compile_caches(compiled if compute.device == "cpu" else None)
-    if compute.deterministic == "yes":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # By default every new tensor is filled with NaN first: two per cent of a step, and no bit differs.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _set_modes(compute, compiled)
     if compute.device == "cuda":
         require_gpu_software(compute.compile == "yes")
         device = devices.own_gpu()
@@ -116,6 +108,19 @@ def start(
     torch.manual_seed(0)  # unused: weights and data have their own generators
     random.seed(0)
     return World(rank, size, device, control, checkpoint, timeout, connecting)
+
+
+def _set_modes(compute: schema.Compute, compiled: Path | None) -> None:
+    """Set threads, numeric modes and the folder for compiled code of this process."""
+    torch.set_num_threads(compute.threads)
+    torch.set_float32_matmul_precision("highest")  # images of NVIDIA turn TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
+    if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
+        set_compile_caches(compiled if compute.device == "cpu" else None)
+    if compute.deterministic == "yes":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # By default every new tensor is filled with NaN first: two per cent of a step, and no bit differs.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def collective_timeout(hang_minutes: float) -> datetime.timedelta:

@@ -50,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="",
         help="number of prompt templates for ImageNet, from the open_clip package",
     )
+    _add_scoring_options(parser)
+    _add_job_options(parser)
+    parser.add_argument(
+        "--list", action="store_true", help="list data sets: whether they are present, and where to get them"
+    )
+    return parser
+
+
+def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how images are scored."""
     parser.add_argument("--mask", nargs="+", default=[], metavar="RATIO", help="also score masked images")
     parser.add_argument(
         "--ensemble", action="store_true", help="also average over complementary masks that show every patch"
@@ -63,6 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the encoders (default fp32)"
     )
     parser.add_argument("--no-cache", action="store_true", help="do not store features in FLIP_CACHE/features")
+
+
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the job that computes the scores."""
     parser.add_argument(
         "--cluster",
         default="local",
@@ -75,10 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hours", type=float, default=4.0, help="wall time limit of the job in hours (default 4)")
     parser.add_argument("--root", help="folder of run directories; default: the profile's, FLIP_RUNS, else ./runs")
     parser.add_argument("--detach", action="store_true", help="do not wait for the results")
-    parser.add_argument(
-        "--list", action="store_true", help="list data sets: whether they are present, and where to get them"
-    )
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,23 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, its cost and all checks; write nothing")
-    parser.add_argument("--retry", action="store_true", help="restart failed and cancelled runs, with the current code")
-    parser.add_argument(
-        "--changed",
-        choices=["keep", "fork", "restart", "data"],
-        help="what to do with runs whose configuration has changed: keep, fork (start as NAME-v2), restart (move the"
-        " old run to the trash first; asks), data (continue with the new data set, if nothing else changed);"
-        " default: refuse",
-    )
-    parser.add_argument(
-        "--prune",
-        action="store_true",
-        help="cancel runs that are no longer in the sweep and move them to the trash; asks",
-    )
-    parser.add_argument(
-        "--allow-prune-majority", "--prune-most", action="store_true", dest="prune_most",
-        help="--prune, even if that removes more than half of the runs",
-    )  # fmt: skip
+    _add_options_of_existing_runs(parser)
     parser.add_argument(
         "--no-canary",
         action="store_true",
@@ -71,6 +55,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--script", action="store_true", help="with --dry-run: show the batch script for each kind of resources"
     )
     return parser
+
+
+def _add_options_of_existing_runs(parser: argparse.ArgumentParser) -> None:
+    """Options for runs that exist already."""
+    parser.add_argument("--retry", action="store_true", help="restart failed and cancelled runs, with the current code")
+    parser.add_argument(
+        "--changed",
+        choices=["keep", "fork", "restart", "data"],
+        help="what to do with runs whose configuration has changed: keep, fork (start as NAME-v2), restart (move the"
+        " old run to the trash first; asks), data (continue with the new data set, if nothing else changed);"
+        " default: refuse",
+    )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="cancel runs that are no longer in the sweep and move them to the trash; asks",
+    )
+    parser.add_argument(
+        "--allow-prune-majority", "--prune-most", action="store_true", dest="prune_most",
+        help="--prune, even if that removes more than half of the runs",
+    )  # fmt: skip
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -106,14 +106,8 @@ def apply(
     fresh = [action for action in started if action.kind == "new" or action.moves]
     sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
     codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
-    temporaries = {action.name: plan.folder / f".new-{action.name}.{secrets.token_hex(8)}" for action in fresh}
     with writing(plan.folder), ExitStack() as cleanup:
-        for action in fresh:
-            temporary = temporaries[action.name]
-            new_folder(temporary)
-            cleanup.callback(deletion.discard_own_folder, temporary)  # unless it is renamed
-            write_text(temporary / "config.yaml", dump(action.wanted.config))
-            write_json(temporary / "identity.json", _recorded(action.wanted.identity, snapshot, action))
+        temporaries = {action.name: _temporary_folder(action, plan.folder, snapshot, cleanup) for action in fresh}
         for action in sourced:  # before anything is moved
             warm_start.open_commit(action.wanted.config.init)
         write_json(plan.folder / "sweep.json", dict(about))
@@ -126,9 +120,9 @@ def apply(
         for code in {*codes.values()} - {snapshot.path}:
             delete_bytecode(code)
         for action in started:
+            if action.adopts:
+                _adopt(action, plan.folder)
             if action not in fresh:
-                if action.adopts:
-                    _adopt(action, plan.folder)
                 _update_config(action, plan.folder, older=codes[action.name] != snapshot.path)
             if action.name in plan.copied:
                 _set_aside_compiled(RunDir(plan.folder / action.name), action.submitter)
@@ -138,6 +132,16 @@ def apply(
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
+
+
+def _temporary_folder(action: Action, folder: Path, snapshot: Snapshot, cleanup: ExitStack) -> Path:
+    """A complete run directory under a temporary name. ``cleanup`` deletes it, unless it is renamed before."""
+    temporary = folder / f".new-{action.name}.{secrets.token_hex(8)}"
+    new_folder(temporary)
+    cleanup.callback(deletion.discard_own_folder, temporary)
+    write_text(temporary / "config.yaml", dump(action.wanted.config))
+    write_json(temporary / "identity.json", _recorded(action.wanted.identity, snapshot, action))
+    return temporary
 
 
 def _needs_source(action: Action, folder: Path) -> bool:

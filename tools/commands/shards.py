@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     _making(commands)
     _deriving(commands)
     _checking(commands)
+    _measuring(commands)
+    _inspecting(commands)
     return commands.parser
 
 
@@ -228,6 +230,8 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
     command.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
 
+
+def _measuring(commands: _Commands) -> None:
     about = (
         "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
     )
@@ -244,10 +248,11 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
     command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
-
     about = "then measure masks 0, 0.5 and 0.75 for as long, and add the rows to this file, core_speeds of a profile"
     command.add_argument("--write", metavar="FILE", help=about)
 
+
+def _inspecting(commands: _Commands) -> None:
     about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
     command = commands.add("inspect", "inspect_samples:inspect", about)
     command.add_argument("manifest", nargs="?", help="its folder (not with --run)")
@@ -260,4 +265,4 @@ def _checking(commands: _Commands) -> None:
     step.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
     step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
     about = "read the samples to show captions and replacements; --no-read shows ids only, at once"
-    command.add_argument("--read", **both, help=about)
+    command.add_argument("--read", action=argparse.BooleanOptionalAction, default=True, help=about)

@@ -150,11 +150,7 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
             if skipped is not None and kind != _FOLDER:
                 skipped.append((start, "links and devices"))
         else:
-            if kind == b"S":
-                what = "a sparse file"
-            else:
-                what = f"of type {kind!r}, which shards do not hold"
-            raise InvalidTar(at, f"member {path} is {what}; its header is")
+            raise _refused_kind(at, path, kind)
         if strict and length > SAMPLE_LIMIT:
             raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
         offset = _end_of_member(buffer, at, length)
@@ -165,6 +161,14 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
         raise TruncatedTar(offset, "an extension header without its member")
     if strict:
         raise TruncatedTar(offset, "no end mark: the archive is cut off")
+
+
+def _refused_kind(offset: int, path: str, kind: bytes) -> InvalidTar:
+    if kind == b"S":
+        what = "a sparse file"
+    else:
+        what = f"of type {kind!r}, which shards do not hold"
+    return InvalidTar(offset, f"member {path} is {what}; its header is")
 
 
 def split(name: str) -> tuple[str, str] | None:
