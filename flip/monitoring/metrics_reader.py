@@ -102,7 +102,7 @@ def empty(damage: tuple[str, ...] = ()) -> Metrics:
     return Metrics({name: np.empty(0) for name in FIELDS}, damage=damage)
 
 
-def read_metrics(run: RunDir) -> Metrics:
+def read_columns(run: RunDir) -> Metrics:
     """Read the valid lines of all attempts. Damaged ones and unreadable files are reported in ``damage``."""
     tables: dict[int, dict[str, Column]] = {}
     damage = []

@@ -76,7 +76,7 @@ class Outcome:
     @cached_property
     def metrics(self) -> Metrics:
         """The logged steps, as columns."""
-        return metrics.read_metrics(self.run)
+        return metrics.read_columns(self.run)
 
     @cached_property
     def progress(self) -> dict[str, Any]:

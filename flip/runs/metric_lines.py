@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, Optional
 
 from flip.files.creation import open_regular
 from flip.runs import records
-from flip.runs.rundir import RunDir, parse_int, sorted_glob
+from flip.runs.rundir import RunDir, parse_file_number, sorted_glob
 
 #: Bytes at the end of a file that ``newest_first`` reads: more than the longest line.
 TAIL_BYTES = 1 << 16
@@ -102,7 +102,7 @@ def metric_file(run: RunDir, n: int) -> MetricFile:
 
 def metric_files(run: RunDir) -> Dict[int, MetricFile]:
     """Attempt -> its metric lines, for each attempt with a file, ascending."""
-    numbered = {parse_int(path.stem): path for path in sorted_glob(run.metrics, "*.jsonl")}
+    numbered = {parse_file_number(path.stem): path for path in sorted_glob(run.metrics, "*.jsonl")}
     numbers = sorted(n for n in numbered if n is not None)
     return {n: MetricFile(numbered[n]) for n in numbers}
 

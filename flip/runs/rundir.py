@@ -173,7 +173,7 @@ def sorted_glob(folder: Path, pattern: str) -> List[Path]:
         return []
 
 
-def parse_int(name: str) -> Optional[int]:
+def parse_file_number(name: str) -> Optional[int]:
     """The number that a file's name spells with the digits 0 to 9 (int() accepts others), or None."""
     if re.match(r"[0-9]+\Z", name):
         return int(name)
@@ -221,7 +221,7 @@ class RunDir:
             names = os.listdir(str(self.attempts))
         except FileNotFoundError:
             return []
-        return sorted(n for n in map(parse_int, names) if n is not None)
+        return sorted(n for n in map(parse_file_number, names) if n is not None)
 
     def newest_attempt(self) -> int:
         """The highest n, or 0 if no attempt has started."""

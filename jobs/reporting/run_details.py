@@ -17,7 +17,7 @@ from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.records import is_observed
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
-from flip.runs.rundir import RunDir, parse_int, read_lenient, sorted_glob
+from flip.runs.rundir import RunDir, parse_file_number, read_lenient, sorted_glob
 from jobs.common import next_commands
 from jobs.common.cli import command
 from jobs.common.job import record_of
@@ -74,7 +74,7 @@ def _anomalies(run: RunDir) -> list[str]:
     """The file of the first rank, for every recorded step."""
     files: dict[tuple[int, int], str] = {}
     for path in sorted_glob(run.anomalies, "*-*.json"):
-        n, _, step = map(parse_int, path.name.split(".")[0].partition("-"))
+        n, _, step = map(parse_file_number, path.name.split(".")[0].partition("-"))
         if n is not None and step is not None:
             files.setdefault((step, n), f"{path.parent.name}/{path.name}")
     return [files[key] for key in sorted(files)]

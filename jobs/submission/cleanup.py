@@ -28,7 +28,7 @@ from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
 from flip.runs.job_kind import EVALUATIONS
 from flip.runs.lifecycle import ENDED, UNREADABLE
-from flip.runs.rundir import RunDir, list_names, parse_int, read_record
+from flip.runs.rundir import RunDir, list_names, parse_file_number, read_record
 from jobs.common.text import plain
 from jobs.local import supervisor
 from jobs.runs import clusters
@@ -196,7 +196,7 @@ def _add_logs(result: Listing, root: Path, sweep: Path, days: float) -> None:
     for run in map(RunDir, filter(_is_own_folder, _visible(sweep))):
         if not _is_own_folder(run.logs):
             continue
-        numbers = [n for path in _entries(run.logs) if (n := parse_int(path.name)) is not None]
+        numbers = [n for path in _entries(run.logs) if (n := parse_file_number(path.name)) is not None]
         try:
             needed = _needed_logs(run, numbers)
         except UNREADABLE as error:

@@ -12,7 +12,7 @@ from typing import Any
 from flip.files import deletion
 from flip.files.creation import run_folder
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.rundir import parse_int
+from flip.runs.rundir import parse_file_number
 from jobs.tracking.tracker import TrackedRun
 
 SETTINGS: Mapping[str, Any] = {
@@ -34,7 +34,7 @@ class WandbTracker:
             remedy = "Install it (pip install wandb), or remove monitor.wandb from the sweep."
             raise ConfigError("wandb is not installed for this Python", "monitor.wandb", run.project, remedy) from error
         for old in run.folder.glob("from-*"):
-            first = parse_int(old.name.partition("-")[2])
+            first = parse_file_number(old.name.partition("-")[2])
             if first is not None and first > step:  # renamed, because a dying process may hold files of it open
                 old = old.rename(old.with_name(f".{old.name}.{secrets.token_hex(4)}"))
                 deletion.discard_own_folder(old)

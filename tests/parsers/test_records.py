@@ -92,7 +92,7 @@ def test_causes_have_typed_fields_for_any_cause_file(run, text):
 @example([DEEP], b"\n")
 def test_read_metrics_survives_any_lines(run, lines, end):
     (run.metrics / "1.jsonl").write_bytes(b"\n".join(lines) + end)
-    metrics = metrics_reader.read_metrics(run)
+    metrics = metrics_reader.read_columns(run)
     assert all(isinstance(step, float) for step in metrics["step"].tolist())
     metrics.last("loss"), metrics.seconds_at(100)
     assert isinstance(newest_line(run), dict)
@@ -102,7 +102,7 @@ def test_read_metrics_survives_any_lines(run, lines, end):
 def test_read_metrics_returns_losses_as_written(run, losses):
     lines = [dict(LINE, step=step, loss=loss) for step, loss in enumerate(losses)]
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert metrics_reader.read_metrics(run)["loss"].tolist() == losses and newest_line(run) == lines[-1]
+    assert metrics_reader.read_columns(run)["loss"].tolist() == losses and newest_line(run) == lines[-1]
 
 
 @pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
@@ -112,7 +112,7 @@ def test_run_ignores_attempts_with_non_numeric_names(tmp_path, name):
     (run.attempts / name).mkdir()
     run.metrics.mkdir()
     (run.metrics / f"{name}.jsonl").write_text("{}\n")
-    assert run.attempt_numbers() == [1] and len(metrics_reader.read_metrics(run)) == 0 and newest_line(run) == {}
+    assert run.attempt_numbers() == [1] and len(metrics_reader.read_columns(run)) == 0 and newest_line(run) == {}
 
 
 @given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))

@@ -1,4 +1,4 @@
-"""Tests of read_metrics, which reads the metric lines of a run into columns."""
+"""Tests of read_columns, which reads the metric lines of a run into columns."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flip.monitoring import metrics_reader
-from flip.monitoring.metrics_reader import FIELDS, read_metrics
+from flip.monitoring.metrics_reader import FIELDS, read_columns
 from flip.runs.rundir import RunDir
 
 
@@ -25,7 +25,7 @@ def test_read_metrics_prefers_highest_attempt_for_repeated_steps(tmp_path):
     write(run, 2, [line(3, loss=30.0), line(4, loss=40.0)], tail='{"step": 5, "sam')
     write(run, 1, [line(1), line(2), line(3), line(7)])
     write(run, 10, [line(4, loss=400.0, seconds=9.0, saves=2, saving=1.5)])
-    metrics = read_metrics(run)
+    metrics = read_columns(run)
     assert len(metrics) == 5 and metrics["step"].tolist() == [1, 2, 3, 4, 7]
     assert metrics["loss"].tolist() == [0.1, 0.2, 30.0, 400.0, 0.7]
     assert metrics.attempt(2)["loss"].tolist() == [30.0, 40.0] and len(metrics.attempt(3)["loss"]) == 0
@@ -34,7 +34,7 @@ def test_read_metrics_prefers_highest_attempt_for_repeated_steps(tmp_path):
 
 def test_seconds_at_returns_value_of_last_line_up_to_samples(tmp_path):
     write(RunDir(tmp_path), 1, [line(10, seconds=1.0), line(20, seconds=2.5)])
-    metrics = read_metrics(RunDir(tmp_path))
+    metrics = read_columns(RunDir(tmp_path))
     assert [metrics.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
@@ -49,7 +49,7 @@ def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
         for n, speeds in enumerate(attempts, 1):
             first = sum(map(len, attempts[: n - 1])) + 1
             write(run, n, [line(first + i, samples_per_second=speed) for i, speed in enumerate(speeds)])
-        return read_metrics(run).unsteady([8 * 40])
+        return read_columns(run).unsteady([8 * 40])
 
     steady = [1.0, *[100.0, 96.0, 104.0] * 13]
     assert verdict("steady", steady) is False and verdict("short", steady[:12]) is None
@@ -79,11 +79,11 @@ def test_read_metrics_reads_valid_file_despite_invalid_file(tmp_path, text):
     write(run, 1, [line(1)])
     (run.metrics / "2.jsonl").write_text(text)
     (run.metrics / "notes.jsonl").write_text("not ours\n")
-    assert read_metrics(run)["step"].tolist() == [1]
+    assert read_columns(run)["step"].tolist() == [1]
 
 
 def test_read_metrics_returns_empty_columns_if_run_has_no_metrics(tmp_path):
-    metrics = read_metrics(RunDir(tmp_path))
+    metrics = read_columns(RunDir(tmp_path))
     assert len(metrics) == 0 and metrics.last("loss") is None and metrics.seconds_at(5) is None
     assert set(metrics.columns) == set(FIELDS)
 
@@ -91,7 +91,7 @@ def test_read_metrics_returns_empty_columns_if_run_has_no_metrics(tmp_path):
 def test_read_metrics_returns_exact_floats_of_many_lines(tmp_path):
     values = np.random.default_rng(0).normal(size=20_000)
     write(RunDir(tmp_path), 1, [line(i, loss=value) for i, value in enumerate(values.tolist())])
-    assert (read_metrics(RunDir(tmp_path))["loss"] == values).all()
+    assert (read_columns(RunDir(tmp_path))["loss"] == values).all()
 
 
 DAMAGED = [
@@ -116,7 +116,7 @@ def test_damaged_line_is_left_out_and_named(tmp_path, text):
     """The parser of columns refuses what ``records.LINE`` refuses."""
     run = RunDir(tmp_path)
     write(run, 1, [line(1)], tail=text + "\n" + json.dumps(line(3)) + "\n")
-    metrics = read_metrics(run)
+    metrics = read_columns(run)
     assert metrics["step"].tolist() == [1, 3] and metrics["loss"].tolist() == [0.1, 0.3]
     (sentence,) = metrics.damage
     assert sentence.startswith(f"{run.metrics / '1.jsonl'}: 1 damaged lines are left out; line 2 cannot be read: ")
@@ -125,9 +125,9 @@ def test_damaged_line_is_left_out_and_named(tmp_path, text):
 def test_both_parsers_return_the_same_columns(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     write(run, 1, [line(1, seconds=0.5, time=1e9), line(2, loss=None, accuracy=1), {"step": 3, "samples": 24}])
-    fast = read_metrics(run)
+    fast = read_columns(run)
     monkeypatch.setattr(metrics_reader, "_parsed_by_pyarrow", lambda text: None)
-    slow = read_metrics(run)
+    slow = read_columns(run)
     assert not fast.damage and not slow.damage
     for name in FIELDS:
         np.testing.assert_array_equal(fast.columns[name], slow.columns[name])
