@@ -137,6 +137,13 @@ def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
         assert not [x for x in imported if under(x, "flip.training.trainer", "tools", *HEAVY)]
 
 
+def test_engine_of_studies_imports_no_study():
+    engine = "tools.studies.engine"
+    for name in FILES:
+        if under(name, engine):
+            assert not [x for x in imports(FILES[name]) if under(x, "tools.studies") and not under(x, engine)], name
+
+
 def test_imports_form_no_cycle():
     edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
     edges = {name: {x for x in targets if FILES[x].name != "__init__.py"} for name, targets in edges.items()}

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.measure:
             from tools.records.measure import measure
-            from tools.studies.engine import Unfinished
+            from tools.studies.engine.training import Unfinished
 
             try:
                 row = measure(options.measure, options.docs, options.cluster)

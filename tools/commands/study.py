@@ -59,7 +59,7 @@ def studies() -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     from jobs.common.filesystem import unwritable
-    from tools.studies.engine import Unfinished
+    from tools.studies.engine.training import Unfinished
 
     try:
         _run(options)
@@ -75,30 +75,30 @@ def _run(options: argparse.Namespace) -> None:
     from importlib import import_module
 
     from flip.runs.rundir import write_json
-    from tools.studies import engine, page
-    from tools.studies.results import read
+    from tools.studies.engine import page, training
+    from tools.studies.engine.results import read
 
     study = import_module(f"tools.studies.{options.study}").STUDY
     docs = options.docs
     if options.calibrate:
-        engine.calibrate(study, docs, options.cluster)
+        training.calibrate(study, docs, options.cluster)
     if options.calibrate or options.plan:
         print(page.plan(read(study, docs)))
         return
     if options.again:
-        engine.again(study, docs, options.again)
+        training.again(study, docs, options.again)
         docs = options.again
     if options.baseline:
         from flip.config.resolve import cache_root
-        from tools.studies import baseline
+        from tools.studies.engine import baseline
 
         print(baseline.write(study, docs, cache_root()))
     elif options.predict:
         results = read(study, docs)
         write_json(results.folder / "prediction.json", study.predict(results))
     elif options.page:
-        engine.collect(study, docs)
+        training.collect(study, docs)
     else:
-        engine.train(study, docs, options.cluster, 60 * options.minutes)
+        training.train(study, docs, options.cluster, 60 * options.minutes)
     for written in page.write(docs, read(study, docs)):
         print(written)

@@ -17,7 +17,7 @@ from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from tools.records.rows import REFERENCE_SECONDS, SET, RecordRow
 from tools.records.rule import SEEDS
 from tools.studies.arms_design import EMOJI, ONE_CORE
-from tools.studies.engine import SKIPPED, machine, submit
+from tools.studies.engine.training import SKIPPED, machine, submit
 
 FIRST_SEED = 100
 """Of the seeds of a row. Choices use seeds below it."""

@@ -14,9 +14,9 @@ from jobs.pages.markdown import markdown
 from tools.records import rows as records
 from tools.records.rows import GOAL, REFERENCE_SECONDS, SET, RecordRow
 from tools.records.rule import MARGIN, SEEDS, false_rate, half_width
-from tools.studies import results
 from tools.studies.arms import BASELINE
 from tools.studies.cheapest import STUDY
+from tools.studies.engine import results
 
 STUDIES = ("study", "cheapest")
 """Folders of docs whose runs have three seeds each."""

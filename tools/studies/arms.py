@@ -13,13 +13,13 @@ from jobs.pages.charts import Level, Mark, Plot, Series
 from jobs.pages.document import Block, Figure, Table, Text, heading
 from jobs.reporting.outcomes import csv_text
 from tools.studies import arms_stats, scaling_stats
-from tools.studies import results as study_results
-from tools.studies.answers import Bits, right
 from tools.studies.arms_design import Arm, ArmDesign, Round, SmallImages
 from tools.studies.arms_stats import Compared
-from tools.studies.page import interval, paragraphs, rates_table
-from tools.studies.results import Record, Results
-from tools.studies.study import TRIAL_SEED, VALIDATION, StudyRun
+from tools.studies.engine import results as study_results
+from tools.studies.engine.answers import Bits, right
+from tools.studies.engine.page import interval, paragraphs, rates_table
+from tools.studies.engine.results import Record, Results
+from tools.studies.engine.study import TRIAL_SEED, VALIDATION, StudyRun
 
 __all__ = ["Arm", "ArmStudy", "Round", "SmallImages"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tools.studies.study import (
+from tools.studies.engine.study import (
     PROBE,
     TRIAL_SEED,
     VALIDATION,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.reporting.distributions import LEVEL, Interval, t_quantile, t_tail
-from tools.studies.answers import Bits
+from tools.studies.engine.answers import Bits
 
 Scores = Mapping[int, float]
 """Seed -> score, 0..1."""

@@ -15,8 +15,9 @@ from jobs.pages.document import Block, Figure, Text, heading
 from jobs.reporting.distributions import Interval
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats, scaling_tables
-from tools.studies.page import interval, paragraphs, section
-from tools.studies.results import Results
+from tools.studies.engine.page import interval, paragraphs, section
+from tools.studies.engine.results import Results
+from tools.studies.engine.study import TRIAL_SEED, VALIDATION
 from tools.studies.scaling_design import (
     JOINT,
     LENGTHS,
@@ -30,7 +31,6 @@ from tools.studies.scaling_design import (
 )  # fmt: skip
 from tools.studies.scaling_stats import SpeedUp
 from tools.studies.scaling_tables import PIXELS, mean_of_pixels
-from tools.studies.study import TRIAL_SEED, VALIDATION
 
 MODEL = StudyPoint("8M/8")
 DATA = StudyPoint(data="all")

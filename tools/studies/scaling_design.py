@@ -16,12 +16,12 @@ from flip.runs.errors import ConfigError
 from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
-from tools.studies.results import Record, Results, is_zero_shot_test, results_folder, score
+from tools.studies.engine.results import Record, Results, is_zero_shot_test, results_folder, score
+from tools.studies.engine.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
 from tools.studies.scaling_stats import Array, Spread
-from tools.studies.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
 
 if TYPE_CHECKING:
-    from tools.studies.study import StudyRun
+    from tools.studies.engine.study import StudyRun
 
 NAME = "scaling_study"
 """Of the page, of the folder beside it, and of the sweep."""

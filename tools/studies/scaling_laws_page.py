@@ -12,8 +12,8 @@ from jobs.pages.document import Block, Text
 from jobs.reporting import laws
 from jobs.reporting.distributions import Interval
 from jobs.reporting.laws import LOG_ODDS, POWER, Form, Law
-from tools.studies.page import paragraphs, section
-from tools.studies.results import score
+from tools.studies.engine.page import paragraphs, section
+from tools.studies.engine.results import score
 from tools.studies.scaling_design import AXES, JOINT, LENGTHS, MASKS, REFERENCE, ScalingResults, StudyPoint, law
 
 FORMS = (POWER, LOG_ODDS)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.reporting.distributions import Interval, t_quantile
-from tools.studies.answers import Bits, is_paired, right
+from tools.studies.engine.answers import Bits, is_paired, right
 
 Array = NDArray[np.float64]
 Items = Sequence[Mapping[str, Any]]

@@ -19,11 +19,12 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.reporting import paired
 from jobs.sweeps.sweep_file import load
-from tools.studies import answers, cheapest, masking, page
+from tools.studies import cheapest, masking
 from tools.studies.arms import Arm, ArmStudy, Round
 from tools.studies.arms_design import FULL_RATE
-from tools.studies.results import Results, agree, checked, read
-from tools.studies.study import TRIAL_SEED, StudyRun
+from tools.studies.engine import answers, page
+from tools.studies.engine.results import Results, agree, checked, read
+from tools.studies.engine.study import TRIAL_SEED, StudyRun
 
 ROOT = Path(__file__).resolve().parents[3]
 MASKING = masking.STUDY
@@ -393,11 +394,11 @@ def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
 
 
 def test_again_has_lengths_and_learning_rates_of_study(tmp_path: Path) -> None:
-    from tools.studies import engine
+    from tools.studies.engine import training
 
     with pytest.raises(ConfigError, match="not all chosen"):
-        engine.again(MASKING, complete(tmp_path, MASKING, "study_arms").folder.parent, tmp_path / "mine")
+        training.again(MASKING, complete(tmp_path, MASKING, "study_arms").folder.parent, tmp_path / "mine")
     first = complete(tmp_path, MASKING)
-    engine.again(MASKING, tmp_path, tmp_path / "mine")
+    training.again(MASKING, tmp_path, tmp_path / "mine")
     second = read(MASKING, tmp_path / "mine")
     assert (second.times, second.peaks, second.records) == (first.times, first.peaks, {})

@@ -16,7 +16,7 @@ from jobs.common.paths import REPOSITORY
 from tests.tools.studies.test_arms import SMALL
 from tools.commands import study as command
 from tools.demo_datasets import output, render
-from tools.studies import answers, baseline
+from tools.studies.engine import answers, baseline
 
 NAMES = ("ant", "bee", "cat", "dog")
 

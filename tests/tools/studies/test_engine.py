@@ -23,11 +23,12 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.sweeps.sweep_file import load
 from tests.tools.studies.test_arms import CALIBRATION, MASKING, SMALL, complete
 from tools.commands import study as command
-from tools.studies import engine, page, scaling_design
-from tools.studies.answers import right
-from tools.studies.results import read, read_calibration
+from tools.studies import scaling_design
+from tools.studies.engine import page, training
+from tools.studies.engine.answers import right
+from tools.studies.engine.results import read, read_calibration
+from tools.studies.engine.study import TRIAL_SEED, Entry, Study, StudyRun
 from tools.studies.scaling_design import ScalingRun
-from tools.studies.study import TRIAL_SEED, Entry, Study, StudyRun
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
@@ -58,7 +59,7 @@ def test_studies_are_the_files_with_a_study() -> None:
 
 
 def test_studies_use_public_interface_alone() -> None:
-    for path in sorted((ROOT / "tools" / "studies").glob("*.py")):
+    for path in sorted((ROOT / "tools" / "studies").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
@@ -161,16 +162,16 @@ def test_calibration_is_median_of_intervals_after_warmup(tmp_path: Path) -> None
     """The first steps are slow and do not count."""
     slow = timed(tmp_path, "a", [0.9, 0.9] + 5 * [0.002])
     slower = timed(tmp_path, "a-s1", [0.9, 0.9] + 5 * [0.004])
-    uneven = engine.step_times("work", slow, slower)
+    uneven = training.step_times("work", slow, slower)
     assert uneven == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
-    assert not engine.is_even(uneven)
-    assert engine.is_even(engine.step_times("work", slow))
-    assert not engine.is_even({"seconds": 1.159e-3, "quartiles": [1.105e-3, 1.229e-3]}), "a machine with a load of 9"
+    assert not training.is_even(uneven)
+    assert training.is_even(training.step_times("work", slow))
+    assert not training.is_even({"seconds": 1.159e-3, "quartiles": [1.105e-3, 1.229e-3]}), "a machine with a load of 9"
     for study in trained():
         work = read(study_of(study), DOCS).calibration["work"].values()
-        assert all(engine.is_even(facts) for facts in work if "quartiles" in facts), "idle machines"
+        assert all(training.is_even(facts) for facts in work if "quartiles" in facts), "idle machines"
     with pytest.raises(ConfigError, match="was not timed"):
-        engine.step_times("work", timed(tmp_path, "b", [0.9, 0.9]))
+        training.step_times("work", timed(tmp_path, "b", [0.9, 0.9]))
 
 
 def test_read_calibration_rejects_missing_or_incomplete_file(tmp_path: Path) -> None:
@@ -190,11 +191,11 @@ def test_record_has_answers_of_the_final_predictions(tmp_path: Path) -> None:
         classes = np.array([[0, 1], [0, 1], [1, 0]])
         shown = Predictions(digest, "/data", ["a", "b"], [0, 1, 2], np.array(labels), classes, np.ones((3, 2)))
         shown.write(path_of(RunDir(tmp_path), "pretrain", position, "twemoji"))
-    answered = engine.answered(tmp_path, {"name": "twemoji", "predictions": "new"})
+    answered = training.answered(tmp_path, {"name": "twemoji", "predictions": "new"})
     item = {"name": "twemoji", "n": 3, "top1": 2 / 3, **answered}
     bits = right(item)
     assert bits is not None and bits.tolist() == [True, False, True]
-    assert engine.answered(tmp_path, {"name": "icons-text", "predictions": "new"}) == {}
+    assert training.answered(tmp_path, {"name": "icons-text", "predictions": "new"}) == {}
 
 
 # -- submissions -------------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, folder: Path, runs: Runs, seconds: f
     monkeypatch.setenv("FLIP_RUNS", str(folder))
     submitted: dict[str, Any] = {}
     monkeypatch.setattr(flip, "submit", lambda path, **options: submitted.update(options, path=path) or runs)
-    engine.submit({"name": "demo", "title": "A demonstration"}, "pair", seconds, lambda: over)
+    training.submit({"name": "demo", "title": "A demonstration"}, "pair", seconds, lambda: over)
     assert submitted["cluster"] == "pair" and submitted["retry"] and submitted["path"].name == "demo.yaml"
 
 
@@ -250,7 +251,7 @@ def test_submit_stops_runs_on_signal(tmp_path: Path, monkeypatch: pytest.MonkeyP
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         runs = Runs(kill=number)
-        with pytest.raises(engine.Unfinished) as caught:
+        with pytest.raises(training.Unfinished) as caught:
             submit(monkeypatch, tmp_path, runs)
         assert caught.value.args == (STOPPED,) and runs.state == "cancelled"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "handlers are those from before"
@@ -261,7 +262,7 @@ def test_submit_stops_runs_on_signal(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_submit_reports_failed_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(engine.Unfinished):
+    with pytest.raises(training.Unfinished):
         submit(monkeypatch, tmp_path, Runs(ends="failed"))
     assert "demo/a: failed" in capsys.readouterr().err
 
@@ -269,6 +270,6 @@ def test_submit_reports_failed_runs(
 def test_submission_is_overtaken_only_by_more_important_runs_of_its_sweep(tmp_path: Path) -> None:
     results = complete(tmp_path, SMALL)
     first, second, third, _ = results.runs
-    assert engine.is_overtaken([second, third], [first, second, third])
-    assert not engine.is_overtaken([first, second], [second, third])
-    assert not engine.is_overtaken([second], [first]), "none of the batch is left"
+    assert training.is_overtaken([second, third], [first, second, third])
+    assert not training.is_overtaken([first, second], [second, third])
+    assert not training.is_overtaken([second], [first]), "none of the batch is left"

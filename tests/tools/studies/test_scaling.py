@@ -18,10 +18,11 @@ from flip.runs.rundir import write_json
 from jobs.sweeps.sweep_file import load
 from tests.synthetic import make_dataset, make_tokenizer
 from tools.commands import study as command
-from tools.studies import engine, scaling_design
-from tools.studies import page as pages
-from tools.studies.answers import pack
-from tools.studies.results import checked, read, score
+from tools.studies import scaling_design
+from tools.studies.engine import page as pages
+from tools.studies.engine import training
+from tools.studies.engine.answers import pack
+from tools.studies.engine.results import checked, read, score
 from tools.studies.scaling import STUDY
 from tools.studies.scaling_design import Group, ScalingResults, ScalingRun, StudyPoint
 
@@ -397,9 +398,9 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     docs = tmp_path / "docs"
     study = complete(docs, [])
     assert study.unit == 1280
-    engine.train(STUDY, docs, "pair", 6.0)
+    training.train(STUDY, docs, "pair", 6.0)
     assert scaling_results(study.folder.parent).missing(), "six seconds are too short for all runs"
-    engine.train(STUDY, docs, "pair", float("inf"))
+    training.train(STUDY, docs, "pair", float("inf"))
     study = scaling_results(docs)
     assert not study.missing() and len(study.records) == 5
     first, again = (study.records[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
@@ -409,6 +410,6 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     assert {item["task"] for item in first["evaluations"]} == {"zeroshot", "retrieval", "probe"}
     assert study.records[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
     shutil.rmtree(tmp_path / "runs")
-    assert engine.train(STUDY, docs, "pair", float("inf")).records == study.records
+    assert training.train(STUDY, docs, "pair", float("inf")).records == study.records
     assert not (tmp_path / "runs" / "scaling_study").exists(), "no run trains again"
     assert "0.5M/8" in page(study)

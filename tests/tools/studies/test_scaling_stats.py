@@ -9,7 +9,7 @@ import pytest
 
 from jobs.reporting.distributions import Interval
 from tools.studies import scaling_stats
-from tools.studies.answers import pack, right
+from tools.studies.engine.answers import pack, right
 from tools.studies.scaling_stats import Spread
 
 

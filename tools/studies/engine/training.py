@@ -29,9 +29,9 @@ from flip.files.creation import output_folder
 from flip.runs.errors import CRASH, STOPPED, ConfigError
 from flip.runs.rundir import read_json, sorted_glob, write_json, write_text
 from jobs.common.paths import REPOSITORY, runs_root
-from tools.studies.answers import pack
-from tools.studies.results import Results, agree, checked, manifest_name, read, results_folder
-from tools.studies.study import VALIDATION, Entry, Study, StudyRun, work_name
+from tools.studies.engine.answers import pack
+from tools.studies.engine.results import Results, agree, checked, manifest_name, read, results_folder
+from tools.studies.engine.study import VALIDATION, Entry, Study, StudyRun, work_name
 
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed, because caches and threads are cold."""

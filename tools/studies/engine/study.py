@@ -1,7 +1,7 @@
 """What a study is: runs in order of importance, their cost and settings, and the sections of its page.
 
-`Study` is what the engine asks. A study is one file of this folder with an object ``STUDY``, usually an `ArmStudy`
-(`arms.py`), which needs arms, budgets, seeds and questions only.
+`Study` is what the engine asks. A study is one file of ``tools/studies`` with an object ``STUDY``, usually an
+`ArmStudy` (`arms.py` there), which needs arms, budgets, seeds and questions only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flip.runs.errors import ConfigError
 
 if TYPE_CHECKING:
     from jobs.pages.document import Block
-    from tools.studies.results import Results
+    from tools.studies.engine.results import Results
 
 TRIAL_SEED = 9
 """Seed of trials, not used by compared runs."""

@@ -26,8 +26,8 @@ from flip.files.creation import output_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json, sorted_glob, write_json
 from tools.demo_datasets.icons import drawings
-from tools.studies.answers import pack
-from tools.studies.study import Study
+from tools.studies.engine.answers import pack
+from tools.studies.engine.study import Study
 
 Array = NDArray[np.float32]
 

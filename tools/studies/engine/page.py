@@ -12,7 +12,7 @@ from jobs.pages import charts
 from jobs.pages.chart_files import files
 from jobs.pages.document import Block, Figure, Table, Text, heading
 from jobs.pages.markdown import markdown
-from tools.studies.results import Results
+from tools.studies.engine.results import Results
 
 CORES = 2
 """Of the machine for which plans state hours."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json, sorted_glob
-from tools.studies.study import VALIDATION, Entry, Peaks, Study, StudyRun
+from tools.studies.engine.study import VALIDATION, Entry, Peaks, Study, StudyRun
 
 Record = Mapping[str, Any]
-"""The file of a complete run (``engine.record``)."""
+"""The file of a complete run (``training.record``)."""
 FIXED = ("seed", "stages.", "init.samples", "data.manifest", "model.", "optim.")
 """Settings, or beginnings of settings, that must agree between a run and its design."""
 
