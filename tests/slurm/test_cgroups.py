@@ -67,6 +67,7 @@ def test_rank_killed_for_memory(site, tmp_path, agents):
     end = read_json(run.attempt(1) / "end.json")
     assert run.newest_attempt() == 2 and (end["cause"], end["action"]) == ("crash", "requeue"), end
     assert "memory" in end["reason"], end
+    assert fields(run)["Restarts"] == str(int(not agents)), "with agents the run goes on in its job"
     wait_until(lambda: not pids("sleep 7731.25"), "the end of its process")
 
 
