@@ -137,6 +137,7 @@ class Interrupt:
         if name == {name!r}:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for commands in the background
 sys.meta_path.insert(0, Interrupt)
 sys.argv = {argv!r}
 runpy.run_path(sys.argv[0], run_name="__main__")

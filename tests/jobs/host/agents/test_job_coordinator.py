@@ -583,7 +583,7 @@ def test_coordinator_has_limit_of_open_files_raised_to_hard_limit(tmp_path, comm
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     commands("scontrol", show())
-    watch = f"{sys.executable} {ROOT}/jobs/host/batch_hooks.py watch {run.path} --agents"
+    watch = f"{sys.executable} {ROOT}/jobs/host/batch_hooks.py watch {run.path} --agents 2"
     watcher = subprocess.Popen(["bash", "-c", f"ulimit -Sn 64 && exec {watch}"])
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     try:
