@@ -12,9 +12,10 @@ The owner decides which attempt starts, and what follows from its end (``flip.ru
 the supervisor, with one agent. The coordinator measures time by the clock that it is given, and reads neither files nor
 the scheduler. Standard library, Python >= 3.6.
 
-The elastic agent of torch is not used: from a killed rank to the next step of a tiny model it took 10.8 to 56 s, an
-early version of these agents 3.5 to 6.8 s. It does not restart a group when a node vanishes, loses its store with its
-host, and reads pickles from an open port.
+The elastic agent of torch (2.13) is not used. From a killed rank to the next step of a tiny model it took 10.8 to 56 s,
+an early version of these agents 3.5 to 6.8 s. It did not notice a stopped rank within 150 s. It does not restart a
+group when a node vanishes (pytorch issue 111646), loses its store with its host (67742), restarts without end while a
+spare node waits, and reads pickles from an open port.
 """
 
 import time
