@@ -287,6 +287,9 @@ class StormSite:
         while more := {p.pid for p in tasks if p.parent in family} - family:
             family |= more
         victims = [p for p in running if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
+        for victim in victims:  # else an agent kills its rank when its task dies
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGSTOP)
         processes.kill(victims)
         assert processes.wait(victims, 10)  # a stopped rank would get SIGHUP from the kernel when its parent ends
         return family
