@@ -6,8 +6,8 @@ not decide it leaves to the trap, as ever: attempts that were asked to stop, a j
 
 The next attempt starts when all ranks of the last one have ended or their agent is lost, when each of its nodes has an
 agent (a killed agent is replaced after its ranks were killed: ``entry.py``), when Slurm still runs this start of the
-job, and if no other process has won an attempt since. Ranks that are only cut off stop at their next step, and can
-commit nothing (docs/restarts.md).
+job, and if no other process has won an attempt since. Ranks that are only cut off see its start, stop and commit
+nothing (``flip.distributed.shutdown``, ``flip.checkpoint.saver``).
 """
 
 import json
@@ -76,6 +76,8 @@ class JobCoordinator:
         self.nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
         self.usable = [self.nodes]
         """Numbers of nodes with which the run can go on, ascending: one, or those of its range. Others are spares."""
+        self.is_elastic = False
+        """Whether the job goes on without a lost node (--no-kill): it has spare nodes, or a range."""
         self.ranks_per_node = int(os.environ.get("SLURM_NTASKS") or 1) // self.nodes
         self.may_restart = True
         """Cleared when the batch shell is gone, and its watcher requeues the job."""
@@ -177,7 +179,9 @@ class JobCoordinator:
     def _read_job(self) -> None:
         """Read which numbers of nodes can be used. Records of older releases say nothing: all nodes of the job."""
         job = read_record(self.run.path / "job.json") or {}
-        self.usable = [nodes for nodes in job.get("usable", []) if nodes <= self.nodes] or [self.nodes]
+        usable = job.get("usable", [])
+        self.usable = [nodes for nodes in usable if nodes <= self.nodes] or [self.nodes]
+        self.is_elastic = len(usable) > 1 or self.nodes > self.usable[-1]
         self.ranks_per_node = job.get("shape", {}).get("processes", self.ranks_per_node)
 
     def _publish(self, path: Path, port: int, key: bytes) -> None:
@@ -430,7 +434,9 @@ class JobCoordinator:
         return before or self._suspended
 
     def _lost_nodes(self, nodes: Sequence[str]) -> Sequence[str]:
-        """Those of ``nodes`` that Slurm has taken out of the job, which goes on without them (--no-kill)."""
+        """Those of ``nodes`` that Slurm has taken out of the job. It is not asked if they would end the job."""
+        if not self.is_elastic:
+            return ()
         fields: Dict[str, str] = {}
         state = own_job.job_state(*self.start, deadline=slurm_cli.SHORT_DEADLINE, seen=fields)
         if state != "RUNNING":

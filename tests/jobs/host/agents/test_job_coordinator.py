@@ -233,13 +233,20 @@ def test_nodes_that_slurm_has_taken_out_of_the_job_are_lost(unasked, commands, m
     job = show(state=state).replace("NumNodes=2", "NumNodes=2 NodeList=n[7-9]")
     commands("scontrol", f'[ "$2" != hostnames ] || {{ echo {held}; exit; }}\n{job}')
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    unasked.nodes = 3
+    unasked.is_elastic = True
     assert list(unasked._lost_nodes(["n8", "n9"])) == lost
 
 
-def test_no_node_is_lost_if_slurm_does_not_answer(unasked, commands):
+@pytest.mark.parametrize("usable, nodes, calls", [([], 2, 0), ([2], 2, 0), ([2], 3, 1), ([1, 2], 1, 1), ([1, 2], 2, 1)])
+def test_no_node_is_lost_if_slurm_does_not_answer_and_it_is_asked_only_with_spares_or_a_range(
+    unasked, commands, usable, nodes, calls
+):
+    """Also if the job has the least nodes of its range."""
     commands("scontrol", "exit 1")
-    assert unasked._lost_nodes(["n8"]) == () and len(commands.calls()) == 1
+    write_json(unasked.run.path / "job.json", {"usable": usable})
+    unasked.nodes = nodes
+    unasked._read_job()
+    assert unasked._lost_nodes(["n8"]) == () and len(commands.calls()) == calls
 
 
 @pytest.mark.parametrize("seconds, graces", [(None, (20.0, 2.0)), (120, (20.0, 2.0)), (5, (5, 2.0)), (1, (1, 1))])
