@@ -62,10 +62,10 @@ def _add_options_of_existing_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="restart failed and cancelled runs, with the current code")
     parser.add_argument(
         "--changed",
-        choices=["keep", "fork", "restart", "data"],
-        help="what to do with runs whose configuration has changed: keep, fork (start as NAME-v2), restart (move the"
-        " old run to the trash first; asks), data (continue with the new data set, if nothing else changed);"
-        " default: refuse",
+        choices=["keep", "extend", "fork", "restart", "data"],
+        help="what to do with runs whose configuration has changed: keep, extend (continue as NAME-v2 from the newest"
+        " commit), fork (start as NAME-v2), restart (move the old run to the trash first; asks), data (continue with"
+        " the new data set, if nothing else changed); default: refuse",
     )
     parser.add_argument(
         "--prune",

@@ -65,7 +65,7 @@ _PLANNED_RUN = record({
     "starts": field(YES_NO, "whether submit starts it"),
     "reason": field(TEXT, "why, for people"),
     "cluster": field(TEXT, "its profile"),
-    "extend": field(TEXT, "of a changed run: the entry of a sweep file that continues it; empty: none"),
+    "extends": field(YES_NO, "whether `--changed extend` lets it continue from the newest commit of the changed run"),
     "copied_from": field(TEXT, "where a copied run directory was submitted; empty: here"),
     "differs": field(mapping(VALUE), "settings in which it differs from others of the sweep"),
     "base": field(rows(_CHANGE), "settings in which it differs from the base of the sweep"),

@@ -1,8 +1,8 @@
 """Compares the runs of a sweep file with the existing run directories. Writes nothing: ``jobs.submission.apply`` does.
 
 A run whose directory holds another configuration is *changed*. It is refused or, with ``--changed``, kept as it is,
-restarted in its place, or forked: the new configuration gets the directory NAME-v2, NAME-v3, ... If only its data have
-changed, it may also continue with the new data.
+restarted in its place, or forked: the new configuration gets the directory NAME-v2, NAME-v3, ... A fork starts anew or,
+with ``extend``, continues the changed run. If only its data have changed, it may also continue with the new data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jobs.common.cli import command
 from jobs.common.job import JobResources
 from jobs.common.submitter import other_submitter
 from jobs.planning.cost import Cost, Estimate, total
-from jobs.planning.extension import extending_entry
+from jobs.planning.extension import why_not_extended
 from jobs.runs.clusters import states
 from jobs.sweeps.sweep_file import is_chosen
 
@@ -57,6 +57,7 @@ class ResolvedRun:
     warnings: Sequence[str] = ()
     cluster: str = ""  # name of the profile of its cluster
     ignored_changes: Sequence[ConfigChange] = ()  # by ``--changed keep``
+    extends: bool = False  # whether ``--changed extend`` gave it its ``init``
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,17 @@ class Plan:
                 ways += " or restart (the old run goes to the trash)"
                 if concern_only_data(action.changes):
                     ways += ", or data (it continues with the new data)"
+                why = self.why_not_extended(action)
+                if not why:
+                    ways += ", or extend (a new run continues from its newest commit with the new values)"
                 remedy = f"Restore the old values, or use --changed {ways}."
-                if entry := self.extending_entry(action):
-                    remedy += f" To continue it with the new values, replace {action.wanted.name} under `runs` of the"
-                    remedy += f" sweep file by: {entry}"
+                if why:
+                    remedy += f" It cannot be extended: {why}."
                 raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
 
-    def extending_entry(self, action: Action) -> str:
-        """The entry of the sweep file that continues a changed run with its new values; empty if there is none."""
-        return extending_entry(RunDir(self.folder / action.name), action.wanted.differs, action.changes)
+    def why_not_extended(self, action: Action) -> str:
+        """Why ``--changed extend`` cannot continue a changed run; empty: it can."""
+        return why_not_extended(RunDir(self.folder / action.name), action.changes)
 
     def refuse_prune(self, most: bool = False) -> None:
         """ConfigError if more than half of the existing runs would go, unless ``most``, or if a state is unknown."""
@@ -247,7 +250,8 @@ def plan(
 ) -> Plan:
     """What to do with each run. ``names``: of all runs in the sweep file, if ``wanted`` is a selection.
 
-    ``retry``: restart failed and cancelled runs. ``changed``: keep, fork, restart, data, or "" to refuse such runs.
+    ``retry``: restart failed and cancelled runs. ``changed``: keep, extend, fork, restart, data, or "" to refuse such
+    runs; with ``extend`` the configuration of each that can be extended has its ``init`` already.
     ``only``: patterns of the names of dropped runs to include.
     """
     names = {*names, *(run.name for run in wanted)}
@@ -315,7 +319,8 @@ def _changed(
     changes, why = _explained(existing.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and concern_only_data(changes) and existing.state != "complete"
-    if (changed == "restart" or adopts) and existing.active:
+    extends = changed == "extend" and wanted.extends
+    if (changed == "restart" or extends or adopts) and existing.active:
         raise ConfigError(
             f"{reason} and is {existing.state}", name, remedy=f"Cancel it first: flip cancel SWEEP/{name}"
         )
@@ -324,10 +329,13 @@ def _changed(
         return Action(
             wanted, "changed", reason, True, changes=changes, fork=latest, adopts=True, submitter=existing.submitter
         )  # fmt: skip
-    if changed == "fork":
+    if changed == "fork" or extends:
         newest = int(latest.rpartition("-v")[2]) if latest else 1
         free = next(each for n in itertools.count(newest + 1) if (each := f"{wanted.name}-v{n}") not in names)
-        reason = f"next to {name}, which holds another configuration ({why})"
+        if extends:
+            reason = f"continues {name} with other values ({why})"
+        else:
+            reason = f"next to {name}, which holds another configuration ({why})"
         return Action(wanted, "new", reason, True, changes=changes, fork=free)
     starts = changed == "restart"
     return Action(wanted, "changed", reason, starts, starts, existing.state, changes, latest)

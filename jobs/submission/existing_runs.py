@@ -3,18 +3,20 @@ their weights started."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from flip.config.derived import stage_at
-from flip.config.identity import ConfigChange, diff_identity, is_same_run
+from flip.config.identity import ConfigChange, changes_since, diff_identity, is_same_run
 from flip.config.merge import read_config
 from flip.config.schema import Config, Init
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_lenient, read_record
 from flip.training import warm_start
+from jobs.planning import extension
 from jobs.planning import plan as planning
 from jobs.planning.plan import NOT_YET
 from jobs.sweeps.sweep_file import Run
@@ -54,6 +56,21 @@ class ExistingRuns:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
         return existing
+
+    def earlier_extensions(self, run: Run) -> Iterator[Config]:
+        """The configuration of a run with the ``init`` of each fork that ``--changed extend`` made, newest first."""
+        return extension.earlier_extensions(run.config, self.places(run))
+
+    def extended(self, run: Run, config: Config) -> Config | None:
+        """The configuration of a changed run that continues it from its newest commit; None if it cannot, or is new.
+
+        ``config``: the resolved one, which the run's directory does not have.
+        """
+        current = RunDir(self.places(run)[-1])
+        changes = changes_since(read_lenient(current.identity), config)
+        if not current.path.exists() or extension.why_not_extended(current, changes):
+            return None
+        return extension.extended(run.config, current)
 
     def resolve_init(self, run: Run, dry_run: bool) -> Init:
         """``init``, resolved. A run that has started continues without its source if that is gone, and a dry run plans

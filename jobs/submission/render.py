@@ -375,15 +375,11 @@ def _advice(plan: Plan) -> list[str]:
     if kinds & {"failed", "cancelled"}:
         lines = ["failed and cancelled runs start again with --retry"]
     if "changed" in kinds:
-        entries = [plan.extending_entry(action) for action in plan.actions if action.kind == "changed"]
         lines.append(
-            "changed runs are refused: restore the old values, or use --changed keep (they stay as they are), fork"
-            " (new runs start next to them), restart (they go to the trash) or, if only the data set changed, data"
-            " (they continue with it)"
+            "changed runs are refused: restore the old values, or use --changed keep (they stay as they are), extend"
+            " (new runs continue from their newest commits), fork (new runs start next to them), restart (they go to"
+            " the trash) or, if only the data set changed, data (they continue with it)"
         )
-        if any(entries):
-            lines.append("to continue them with the new values, replace them under `runs` of the sweep file by:")
-            lines += [f"  {entry}" for entry in entries if entry]
     return lines
 
 
@@ -403,7 +399,7 @@ def as_dict(
             "directory": action.name,
             "action": action.kind,
             "reason": action.reason,
-            "extend": plan.extending_entry(action) if action.kind == "changed" else "",
+            "extends": action.wanted.extends,
             "starts": action.starts and not action.lacks_commit,
             "copied_from": action.submitter,
             "cluster": action.wanted.cluster,

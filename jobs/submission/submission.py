@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flip.config.finish import finish
+from flip.config.finish import FinishedConfig, finish
 from flip.config.host import Host, core_seconds
 from flip.config.identity import ConfigChange, flatten, identity
 from flip.config.merge import to_dict
@@ -42,6 +42,7 @@ from jobs.planning import callback_files, preflight, step_time
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate, total
 from jobs.planning.extension import newest_commit
+from jobs.planning.extension import notes as extension_notes
 from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
 from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
@@ -235,12 +236,15 @@ class Submission:
 
     def _resolve(self, run: Run) -> ResolvedRun:
         """Resolve, validate and check one run; its errors name it."""
+        extends = False
         with self._naming(run):
-            if run.config.init.run or run.config.init.export:
-                run.config.init = self.existing.resolve_init(run, self.options.dry_run)
             data = dataset_facts(run.config, nominal=self.options.dry_run)  # nominal data are for plans only
             profile, on = self._place(run)
             config, notes, ignored = self._finish(run, data, profile, on)
+            if extension := self._extension(run, config, data, profile, on):
+                extends = self.existing.holder(run, extension.config) is None
+                config, notes = extension
+            notes = [*notes, *extension_notes(config)]
             self.nominal = self.nominal or any(facts.nominal for facts in data)
             self._check_run(run, config, data, profile, on)
         resolved = flatten(to_dict(config))
@@ -262,6 +266,7 @@ class Submission:
             ],
             cluster=profile.name,
             ignored_changes=ignored,
+            extends=extends,
         )
 
     @contextmanager
@@ -281,6 +286,8 @@ class Submission:
     ) -> tuple[Config, list[str], list[ConfigChange]]:
         """(resolved configuration, notes on it, changes of the sweep that ``--changed keep`` ignores)."""
         ignored: list[ConfigChange] = []
+        if run.config.init.run or run.config.init.export:
+            run.config.init = self.existing.resolve_init(run, self.options.dry_run)
 
         def adjust(resolved: Config) -> Config:
             if self.options.changed == "keep":
@@ -299,6 +306,22 @@ class Submission:
                 f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
             )
         return config, notes, ignored
+
+    def _extension(
+        self, run: Run, config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
+    ) -> FinishedConfig | None:
+        """A changed run, continued: as an earlier ``--changed extend`` did, or as this one does. None: neither."""
+        if self.existing.holder(run, config) is not None:
+            return None
+        for earlier in self.existing.earlier_extensions(run):
+            with suppress(ConfigError):  # the new settings do not fit that extension: it is another run
+                known, notes, _ = self._finish(replace(run, config=earlier), data, profile, on)
+                if self.existing.holder(run, known) is not None:
+                    return FinishedConfig(known, notes)
+        if self.options.changed != "extend" or not (own := self.existing.extended(run, config)):
+            return None
+        known, notes, _ = self._finish(replace(run, config=own), data, profile, on)
+        return FinishedConfig(known, notes)
 
     def _check_run(
         self, run: Run, config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host

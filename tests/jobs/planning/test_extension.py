@@ -1,10 +1,10 @@
-"""Tests of continuing a run with other settings: the printed entry of the sweep file, and plans without the commit."""
+"""Tests of continuing a run with other settings: ``--changed extend``, and plans without the commit."""
 
 import json
-import re
 
 import pytest
 
+from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir
 from jobs.commands import submit
@@ -17,6 +17,12 @@ COOLDOWN = """
 """
 
 
+def desk_file(desk, entry):
+    """Write the sweep file with this entry for its run."""
+    text = (desk.folder / "mine.yaml").read_text()
+    (desk.folder / "mine.yaml").write_text(text.replace("{half: }", f"{{half: {entry}}}"))
+
+
 def save(run, samples):
     """A commit as a training leaves it; its tensors are not read by a submission."""
     folder = commit.folder(run, "pretrain", samples, 1)
@@ -26,28 +32,56 @@ def save(run, samples):
 
 
 @pytest.mark.parametrize("setting", ["stages.pretrain.base_lr=1e-3", "resources.processes=2", "optim.beta2=0.98"])
-def test_printed_entry_continues_changed_run(desk, capsys, setting):
+def test_changed_run_is_extended_with_its_new_values(desk, capsys, setting):
+    """The new run continues from the newest commit; later submissions find it, with and without the option."""
     assert desk("mine.yaml") == ["half"]
-    run = RunDir(desk.folder / "runs" / "other" / "half")
-    assert submit.main(["mine.yaml", setting]) == 78
-    assert "half-more" not in capsys.readouterr().err, "without a commit there is nothing to continue"
-    save(run, 16)
-    save(run, 32)
-    assert submit.main(["mine.yaml", setting]) == 78
-    (entry,) = re.findall(r"by: (half-more: .*)$", capsys.readouterr().err, re.MULTILINE)
-    assert submit.main(["mine.yaml", setting, "--dry-run"]) == 78
-    assert f"\n  {entry}\n" in capsys.readouterr().out, "the plan has the entry, too"
-    assert "data.lanes: 16" in entry, "the lanes stay"
-    text = (desk.folder / "mine.yaml").read_text()
-    (desk.folder / "mine.yaml").write_text(text.replace("runs: {half: }", f"runs:\n  {entry}"))
-    assert desk("mine.yaml", setting) == ["half-more"]
+    runs = desk.folder / "runs" / "other"
+    save(RunDir(runs / "half"), 16)
+    save(RunDir(runs / "half"), 32)
+    key, _, value = setting.partition("=")
+    desk_file(desk, f"{{{key}: {value}, stages.pretrain.mask: 0.75}}")
+    assert submit.main(["mine.yaml"]) == 78
+    assert "extend (a new run continues from its newest commit" in capsys.readouterr().err
+    assert submit.main(["mine.yaml", "--changed", "extend", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"note: extends {runs / 'half'} from S = 32 of stage pretrain" in shown
+    assert "note: changes stages.pretrain.mask: '0.5' -> '0.75'" in shown
+    assert desk("mine.yaml", "--changed", "extend") == ["half-v2"]
+    config = read_config(runs / "half-v2" / "config.yaml")
+    assert (config.init.run, config.init.samples, config.init.extend) == (str(runs / "half"), 32, True)
+    assert config.data.lanes == read_config(runs / "half" / "config.yaml").data.lanes == 16
+    assert config.stages[0].mask == "0.75"
+    for more in ([], ["--changed", "extend"]):
+        assert desk("mine.yaml", *more) == ["half-v2"], "it has no job, so it starts again: in its own directory"
+    assert not (runs / "half-v3").exists()
 
 
-def test_no_entry_for_change_that_cannot_be_continued(desk, capsys):
+def test_extended_run_is_extended_again(desk):
     assert desk("mine.yaml") == ["half"]
-    save(RunDir(desk.folder / "runs" / "other" / "half"), 32)
-    assert submit.main(["mine.yaml", "model.embed=32"]) == 78
-    assert "half-more" not in capsys.readouterr().err
+    runs = desk.folder / "runs" / "other"
+    save(RunDir(runs / "half"), 16)
+    assert desk("mine.yaml", "stages.pretrain.base_lr=1e-3", "--changed", "extend") == ["half-v2"]
+    save(RunDir(runs / "half-v2"), 32)
+    assert desk("mine.yaml", "stages.pretrain.base_lr=2e-3", "--changed", "extend") == ["half-v3"]
+    config = read_config(runs / "half-v3" / "config.yaml")
+    assert (config.init.run, config.init.samples) == (str(runs / "half-v2"), 32)
+    assert desk("mine.yaml", "stages.pretrain.base_lr=1e-3") == ["half-v2"]
+
+
+@pytest.mark.parametrize(
+    "setting, commits, why",
+    [
+        ("model.embed=32", (32,), "an extended run cannot change model.embed"),
+        ("stages.pretrain.base_lr=1e-3", (), "it has no commit"),
+    ],
+)
+def test_plan_says_why_changed_run_cannot_be_extended(desk, capsys, setting, commits, why):
+    assert desk("mine.yaml") == ["half"]
+    for samples in commits:
+        save(RunDir(desk.folder / "runs" / "other" / "half"), samples)
+    for more in ([], ["--changed", "extend"]):
+        assert submit.main(["mine.yaml", setting, *more]) == 78
+        assert f"It cannot be extended: {why}" in capsys.readouterr().err
 
 
 def test_plan_names_newest_commit_if_run_cannot_start_yet(desk, capsys):
