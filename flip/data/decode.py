@@ -6,12 +6,13 @@ import codecs
 import contextlib
 import io
 import json
-import struct
-import zlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,10 +22,11 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from flip.data.manifest import tar
 from flip.data.manifest.labels import parse_label
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, FlipError
 
 if TYPE_CHECKING:
     from flip.data.chunk_reader import Sample
+    from flip.data.manifest.manifest import Manifest
 
 _T = TypeVar("_T")
 
@@ -57,46 +59,148 @@ _TURNS = {
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
-# Errors of Pillow's decoders on damaged files.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_JPEG = b"\xff\xd8\xff"
+_INKS = ("CMYK", "YCCK")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class DecodeError(Exception):
     """A sample, or one of its members, cannot be decoded."""
 
 
+class DecoderError(DecodeError):
+    """A third-party decoder raised an error for an image. ``kind``: the decoder and the class of the error."""
+
+    def __init__(self, decoder: str, error: Exception) -> None:
+        name = type(error).__name__
+        self.kind = f"{decoder} {name}"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"too many pixels, at most {LIMIT} are read"
+        else:
+            reason = _ADDRESS.sub("", f"{name}: {error}")  # reasons must be reproducible
+        super().__init__(reason)
+
+
+class ThirdPartyDecoder:
+    """Context of each call of a third-party decoder: turns what it raises into DecoderError.
+
+    The bytes of an image were read and have the right CRC, so that any error of a decoder is about this image, and the
+    next decoder decides. The class of the error is not limited: simplejpeg raises KeyError for a sampling that its
+    table lacks, Pillow's plugins raise a dozen classes for damaged files. So nothing but calls of a decoder may be in
+    the context: errors of our own code keep their class, and so does MemoryError, which is not about the image.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemoryError):
+            raise DecoderError(self._name, error) from error
+
+
+PILLOW = ThirdPartyDecoder("pillow")
+"""For Pillow's operations on images of files, which can fail for rare modes."""
+_SIMPLEJPEG = ThirdPartyDecoder("simplejpeg")
+
+
+class noting_place:  # noqa: N801  # used as a function
+    """Context of the work on a sample: an unexpected error keeps its class, and gets a note with the sample's place.
+
+    DecodeError and FlipError pass as they are: callers add the place to the first, the second names it.
+    """
+
+    def __init__(self, place: Callable[[], str]) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (DecodeError, FlipError)):
+            error.add_note(self._place())
+
+
+def place_of(manifest: Manifest, id: int) -> str:
+    """The shard and the position of a sample, for a message."""
+    shard, ordinal = manifest.locate(id)
+    return f"{shard}, sample {ordinal}"
+
+
 def decode(
-    data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten", exif: str = "ignore"
-) -> Pixels:
+    data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten", exif: str = "ignore",
+    fallbacks: Counter[str] | None = None,
+) -> Pixels:  # fmt: skip
     """RGB pixels (height, width, 3) uint8 of an image file; of an animation its first image. Raises DecodeError.
 
-    ``decoder``: "pillow", or "simplejpeg" for intact JPEG files; CMYK, damaged files and other formats are decoded by
-    Pillow, so that both refuse the same files. ``conversion``: as for ``to_rgb``. ``exif``: ``data.exif``.
+    ``decoder``: "pillow", or "simplejpeg" for intact JPEG files. Pillow decodes CMYK files, other formats, and files
+    for which simplejpeg raises an error, so that both refuse the same files. ``conversion``: as for ``to_rgb``.
+    ``exif``: ``data.exif``. ``fallbacks``: counts JPEG files that simplejpeg did not decode, by the decoder and the
+    class of its error.
     """
-    if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
-        import simplejpeg
-
-        with contextlib.suppress(ValueError):  # refused, or read with a warning: Pillow decides
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            if space not in ("CMYK", "YCCK"):
-                _limit(width, height)
-                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-                if exif == "apply":
-                    with contextlib.suppress(*_DAMAGE), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                        pixels = _turned(pixels, _orientation(image))
+    if decoder == "simplejpeg" and bytes(data[:3]) == _JPEG:
+        try:
+            pixels = strict_jpeg(data)
+        except DecoderError as error:  # refused, or read with a warning: Pillow decides
+            reason = error.kind
+        else:
+            if pixels is not None and exif == "apply":
+                return _turned_jpeg(pixels, data)
+            if pixels is not None:
                 return pixels
-    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            reason = "simplejpeg CMYK"
+        if fallbacks is not None:
+            fallbacks[reason] += 1
+    return _by_pillow(data, conversion, exif)
+
+
+def strict_jpeg(data: bytes | memoryview) -> Pixels | None:
+    """The RGB pixels of a JPEG file by simplejpeg; None for CMYK, which it converts otherwise than Pillow.
+
+    Raises DecoderError if simplejpeg refuses the file or reads it with a warning, DecodeError for too many pixels.
+    """
+    import simplejpeg
+
+    with _SIMPLEJPEG:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    if space in _INKS:
+        return None
+    _limit(width, height)
+    with _SIMPLEJPEG:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+    return pixels
+
+
+def _by_pillow(data: bytes | memoryview, conversion: str, exif: str) -> Pixels:
+    with _opened(data) as image:
         _limit_image(image)
         if image.width * image.height <= STRIP:
-            pixels = np.asarray(_to_rgb(image, conversion))
+            pixels = _array(_to_rgb(image, conversion))
         else:
-            image.load()  # turns a TIFF file
+            with PILLOW:
+                image.load()  # turns a TIFF file
             pixels = np.empty((image.height, image.width, 3), np.uint8)
             for top, strip in _strips(image):
-                pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
+                pixels[top : top + strip.height] = _array(_to_rgb(strip, conversion))
         if exif == "apply":
             return _turned(pixels, _orientation(image))
         return pixels
+
+
+def _turned_jpeg(pixels: Pixels, data: bytes | memoryview) -> Pixels:
+    """The pixels of a JPEG file, turned as its EXIF orientation says, if it can be read."""
+    try:
+        with _opened(data, ("JPEG",)) as image:
+            orientation = _orientation(image)
+    except DecodeError:
+        return pixels
+    return _turned(pixels, orientation)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -109,9 +213,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 2 to 8; 1 if none can be read. Pillow applies that of TIFF files itself."""
-    with contextlib.suppress(*_DAMAGE, OverflowError):
+    with contextlib.suppress(DecoderError), PILLOW:
         value = image.getexif().get(ExifTags.Base.Orientation)
-        return value if value in _TURNS else 1
+        if value in _TURNS:
+            return int(value)
     return 1
 
 
@@ -126,15 +231,27 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 
 def open_image(data: bytes | memoryview) -> Image.Image:
     """The decoded image in its own mode (RGB, RGBA, L, I;16, P, ...). Raises DecodeError."""
-    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _opened(data) as image:
         _limit_image(image)
-        image.load()
+        load(image)
         return image
+
+
+def load(image: Image.Image) -> None:
+    """Decode an image that Pillow has opened. Raises DecodeError."""
+    with PILLOW:
+        image.load()
+
+
+def converted(image: Image.Image, mode: str, matrix: tuple[float, ...] | None = None) -> Image.Image:
+    """Pillow's ``convert``. Raises DecodeError: for some modes there is no conversion."""
+    with PILLOW:
+        return image.convert(mode, matrix)
 
 
 def header(data: bytes | memoryview) -> dict[str, Any]:
     """Format, width, height and Pillow's mode, from the header of an image file. Raises DecodeError."""
-    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _opened(data) as image:
         return {"format": image.format or "", "width": image.width, "height": image.height, "mode": image.mode}
 
 
@@ -145,12 +262,12 @@ def is_transparent(data: bytes | memoryview) -> bool:
     image = open_image(data)
     if not _has_alpha(image):
         return False
-    return any(np.asarray(strip.convert("RGBA").getchannel("A")).min() < 255 for _, strip in _strips(image))
+    return any(_array(converted(strip, "RGBA").getchannel("A")).min() < 255 for _, strip in _strips(image))
 
 
 def is_turned(data: bytes | memoryview) -> bool:
     """Whether ``data.exif: apply`` turns an image. Raises DecodeError."""
-    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _opened(data) as image:
         return not isinstance(image, TiffImageFile) and _orientation(image) != 1
 
 
@@ -180,23 +297,32 @@ def _patch_rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.in
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """(first row, strip) of strips of about ``STRIP`` pixels."""
-    image.load()
+    load(image)
     height = max(1, STRIP // image.width)
     for top in range(0, image.height, height):
-        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+        with PILLOW:
+            strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        yield top, strip
 
 
 @contextmanager
-def _as_decode_error(data: bytes | memoryview) -> Iterator[None]:
-    """Turns Pillow's errors into DecodeError."""
+def _opened(data: bytes | memoryview, formats: Sequence[str] = _FORMATS) -> Iterator[Image.Image]:
+    """The image of a file, not yet decoded. Raises DecodeError."""
     try:
-        yield
-    except UnidentifiedImageError as error:  # its message has a memory address; reasons must be reproducible
-        raise DecodeError(_unidentified(bytes(data[:256]))) from error
-    except Image.DecompressionBombError as error:
-        raise DecodeError(f"too many pixels, at most {LIMIT} are read") from error
-    except (*_DAMAGE, OverflowError) as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+        with PILLOW:
+            image = Image.open(io.BytesIO(data), formats=formats)
+    except DecoderError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise DecodeError(_unidentified(bytes(data[:256]))) from error
+        raise
+    with image:
+        yield image
+
+
+def _array(image: Image.Image) -> NDArray[Any]:
+    """The pixels of an image, which are decoded now if they were not."""
+    with PILLOW:
+        return np.asarray(image)
 
 
 def _unidentified(head: bytes) -> str:
@@ -211,7 +337,7 @@ def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
     """``image`` in RGB (``data.to_rgb``).
 
     ``flatten`` composites transparency on white and scales 16-bit grey to 8 bits. ``convert`` is Pillow's
-    ``convert("RGB")``: drops the alpha channel, clips 16-bit values at 255.
+    ``convert("RGB")``: drops the alpha channel, clips 16-bit values at 255. Raises DecodeError.
     """
     if image.width * image.height <= STRIP or (image.mode == "RGB" and "transparency" not in image.info):
         return _to_rgb(image, conversion)
@@ -223,25 +349,27 @@ def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
 
 def _to_rgb(image: Image.Image, conversion: str) -> Image.Image:
     if conversion == "convert":
-        return image.convert("RGB")
+        return converted(image, "RGB")
     if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
+        load(image)
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow clips instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((_array(image) >> 8).clip(0, 255).astype(np.uint8))
     if _has_alpha(image):
-        image = image.convert("RGBA")
+        image = converted(image, "RGBA")
         background = Image.new("RGB", image.size, _WHITE)
         background.paste(image, mask=image.getchannel("A"))
         return background
-    return image.convert("RGB")
+    return converted(image, "RGB")
 
 
 def _limit_image(image: Image.Image) -> None:
     """Raises DecodeError if an image has too many pixels. A tile of a TIFF file can be larger than the image."""
     _limit(*image.size)
     if isinstance(image, TiffImageFile):
-        _limit(*(int(image.tag_v2.get(side, 1)) for side in (TILEWIDTH, TILELENGTH)))
+        with PILLOW:
+            width, height = (int(image.tag_v2.get(side, 1)) for side in (TILEWIDTH, TILELENGTH))
+        _limit(width, height)
 
 
 def _limit(width: int, height: int) -> None:
@@ -249,9 +377,15 @@ def _limit(width: int, height: int) -> None:
         raise DecodeError(f"{width} x {height} pixels, at most {LIMIT} are read, {LONGEST_SIDE} in a row")
 
 
-def image_of(sample: Sample, decoder: str, conversion: str = "flatten", exif: str = "ignore") -> Pixels:
-    """RGB pixels (height, width, 3) uint8 of a sample's image member. Raises DecodeError."""
-    return decode(encoded_image(sample), decoder, conversion, exif)
+def image_of(
+    sample: Sample, decoder: str, conversion: str = "flatten", exif: str = "ignore",
+    fallbacks: Counter[str] | None = None,
+) -> Pixels:  # fmt: skip
+    """RGB pixels (height, width, 3) uint8 of a sample's image member. Raises DecodeError.
+
+    ``fallbacks``: as for ``decode``.
+    """
+    return decode(encoded_image(sample), decoder, conversion, exif, fallbacks)
 
 
 def encoded_image(sample: Sample) -> memoryview:

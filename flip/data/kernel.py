@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -36,6 +36,8 @@ VARIABLE = "FLIP_KERNEL"
 _SIDES = (75, 96)
 _SIZE = 48
 _PATCH = 16
+_KERNEL = decode.ThirdPartyDecoder("kernel")
+
 _VISIBLE = np.array([0, 2, 3, 4, 8], np.int16)
 
 
@@ -47,6 +49,8 @@ class VisiblePatches:
         self._size = image.size
         self._patch = image.patch
         self._ignores_exif = data.exif == "ignore"
+        self.fallbacks = Counter[str]()
+        """Files for which the kernel raised an error, by its class."""
 
     @classmethod
     def of(cls, data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> VisiblePatches | None:
@@ -64,17 +68,30 @@ class VisiblePatches:
 
         ``verified``: the file is known to be flawless, so that the kernel may skip from one restart marker to another.
         """
-        file = visible_jpeg.File(content, ignore_exif=self._ignores_exif)
-        sides = file.size()
+        try:
+            return self._write(content, draws, row, keep, out, verified)
+        except decode.DecoderError as error:  # a fault of the kernel: the file is decoded as a whole
+            self.fallbacks[error.kind] += 1
+            return False
+
+    def _write(
+        self, content: memoryview, draws: augmenting.Draws, row: int, keep: NDArray[np.int16], out: NDArray[np.uint8],
+        verified: bool,
+    ) -> bool:  # fmt: skip
+        """As ``write``. Raises DecoderError if the kernel raises an error."""
+        with _KERNEL:
+            file = visible_jpeg.File(content, ignore_exif=self._ignores_exif)
+            sides = file.size()
         if sides is None:
             return False
         width, height = sides
         view = augmenting.describe(width, height, self._size, self._augment, draws, row)
         if view.affine is not None or view.changes:
             return False
-        patches = file.patches(
-            view.box, self._size, self._patch, keep, mirrored=view.is_mirrored, verified=verified, out=out
-        )
+        with _KERNEL:
+            patches = file.patches(
+                view.box, self._size, self._patch, keep, mirrored=view.is_mirrored, verified=verified, out=out
+            )
         if patches is None:
             return False
         if view.colour is not None:  # pixel by pixel, so that it may follow the cut into patches
@@ -111,18 +128,30 @@ def difference() -> str:
     Imports torch.
     """
     versions = f"simplejpeg {metadata.version('simplejpeg')} and torch {metadata.version('torch')}"
-    for content in _examples():
+    try:
+        is_equal = all(_equals_decoder(content) for content in _examples())
+    except decode.DecoderError as error:
+        return f"a decoder failed on an example: {error.kind}"
+    if is_equal:
+        return ""
+    return f"its patches differ from those of {versions}"
+
+
+def _equals_decoder(content: bytes) -> bool:
+    """Whether two views of a file have the same patches with the kernel and without it."""
+    with _KERNEL:
         file = visible_jpeg.File(content)
         width, height = file.size() or (0, 0)
-        for mirrored in (False, True):
-            box = (2 + mirrored, 5, width - 3, height - 7 * mirrored)
-            view = augmenting.View(width, height, _SIZE, box, mirrored)
+    for mirrored in (False, True):
+        box = (2 + mirrored, 5, width - 3, height - 7 * mirrored)
+        view = augmenting.View(width, height, _SIZE, box, mirrored)
+        with _KERNEL:
             patches = file.patches(box, _SIZE, _PATCH, _VISIBLE, mirrored=mirrored)
-            pixels = augmenting.geometry(decode.decode(content, "simplejpeg"), view, "torchvision")
-            expected = decode.patches(np.asarray(pixels), _PATCH, _VISIBLE)
-            if patches is None or not np.array_equal(patches, expected):
-                return f"its patches differ from those of {versions}"
-    return ""
+        pixels = augmenting.geometry(decode.decode(content, "simplejpeg"), view, "torchvision")
+        expected = decode.patches(np.asarray(pixels), _PATCH, _VISIBLE)
+        if patches is None or not np.array_equal(patches, expected):
+            return False
+    return True
 
 
 def use(config: schema.Config) -> str:

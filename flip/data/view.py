@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flip.config.schema import Config
-from flip.data.decode import Pixels, to_rgb, upright
+from flip.data.decode import PILLOW, Pixels, converted, to_rgb, upright
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class EvaluationView:
         return "-".join([f"{self.size}px", *changed, *(["exif"] if self.exif == "apply" else [])])
 
     def __call__(self, image: Pixels | Image.Image) -> Pixels:
+        """The view of an image. Raises DecodeError if Pillow cannot convert or resize its mode."""
         if isinstance(image, Image.Image):
             picture = image
         else:
@@ -57,7 +58,7 @@ class EvaluationView:
             crop = self._crop_resize
         else:
             crop = self._resize_crop
-        return np.asarray(crop(picture).convert("RGB"))
+        return np.asarray(converted(crop(picture), "RGB"))
 
     def _crop_resize(self, picture: Image.Image) -> Image.Image:
         width, height = picture.size
@@ -65,14 +66,16 @@ class EvaluationView:
         left = (width - side) / 2
         top = (height - side) / 2
         box = (left, top, left + side, top + side)
-        return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        with PILLOW:
+            return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
 
     def _resize_crop(self, picture: Image.Image) -> Image.Image:
         """As torchvision's Resize and CenterCrop: rounds the long side down, and the corner to the nearest, or down."""
         short = min(picture.size)
         width, height = (int(self.size * side / short) for side in picture.size)
         if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            with PILLOW:
+                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         corner = math.floor if self.preprocess == "resize_crop_floor" else round
         left = corner((width - self.size) / 2)
         top = corner((height - self.size) / 2)

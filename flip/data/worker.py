@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -173,6 +174,8 @@ class DatasetStream:
         self._verified = self.manifest.restart_markers_verified
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
+        self.fallbacks = Counter[str]()
+        """Images that a decoder left to the next one, by the decoder and the class of its error."""
         self._prefetcher: Prefetch | None = None
 
     def fill(self, out: BatchBuffers, notes: list[ReplacedSample]) -> int:
@@ -206,7 +209,8 @@ class DatasetStream:
                         out.keep_indices[i] = drawn.keep_indices[0]
                         epochs_used[i] = drawn.epochs[0]
                     if image is not None:
-                        self._write_patches(image, drawn, row, out.patches[i])
+                        with decode.noting_place(partial(decode.place_of, self.manifest, int(block_ids[m]))):
+                            self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
@@ -253,11 +257,12 @@ class DatasetStream:
         assert prefetcher is not None
 
         def load(id: int) -> tuple[Pixels | None, list[str]]:
-            sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
-            image = None
-            if id != first or not write_visible(sample):
-                image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif)
-            return image, decode.captions_of(sample, data.captions)
+            with decode.noting_place(partial(decode.place_of, self.manifest, id)):
+                sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
+                image = None
+                if id != first or not write_visible(sample):
+                    image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.fallbacks)
+                return image, decode.captions_of(sample, data.captions)
 
         decodable = decode.next_decodable(ids, n, self.bad, load)
         if decodable is None:

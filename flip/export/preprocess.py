@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flip.data.decode import DecodeError, Pixels, open_image
+from flip.data.decode import DecodeError, Pixels, load, open_image
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.files.creation import read_regular
@@ -76,8 +76,8 @@ def _decoded(picture: Picture) -> Image.Image | Pixels:
             raise DataError("is no image that can be decoded", str(picture)) from error
     if isinstance(picture, Image.Image):
         try:
-            picture.load()
-        except OSError as error:
+            load(picture)
+        except DecodeError as error:
             where = getattr(picture, "filename", "") or "a PIL image"
             raise DataError(f"is no image that can be decoded: {error}", where) from error
         return picture

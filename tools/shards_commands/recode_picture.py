@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from flip.config.schema import Augment
 from flip.data import augment, decode
-from flip.data.decode import Pixels
+from flip.data.decode import DecodeError, Pixels
 
 SUBSAMPLING = "4:2:0"
 MCU = 16
@@ -155,16 +155,10 @@ def _is_intact(encoded: bytes, picture: Image.Image, recoding: Recoding) -> bool
 
 def _strictly_decoded(data: bytes) -> Pixels | None:
     """The pixels of a JPEG; None if simplejpeg refuses it or reads it with a warning."""
-    import simplejpeg
-
     try:
-        width_and_height = simplejpeg.decode_jpeg_header(data)[:2]
-        if math.prod(width_and_height) > decode.LIMIT:
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
+        return decode.strict_jpeg(data)
+    except DecodeError:
         return None
-    return pixels
 
 
 def _has_marker_per_unit(data: bytes, units: int) -> bool:

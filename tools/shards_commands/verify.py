@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ import numpy as np
 from flip import concurrency
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import CAPTION_NOT_UTF8, DecodeError, captions_are_utf8, captions_of, image_of
+from flip.data.decode import (
+    CAPTION_NOT_UTF8,
+    DecodeError,
+    captions_are_utf8,
+    captions_of,
+    image_of,
+    noting_place,
+    place_of,
+)
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.data.prefetch import chunk_bytes
@@ -211,8 +220,9 @@ def _bad_samples(
     for id in ids:
         sample = samples[id - j * manifest.chunk]
         try:
-            image_of(sample, "simplejpeg")  # both decoders reject the same files; this one is faster
-            captions_of(sample, list(plan.captions))
+            with noting_place(partial(place_of, manifest, id)):
+                image_of(sample, "simplejpeg")  # both decoders reject the same files; this one is faster
+                captions_of(sample, list(plan.captions))
         except DecodeError as error:
             bad[id] = str(error)
             continue

@@ -21,7 +21,7 @@ from PIL import Image
 
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import DecodeError, encoded_image, open_image
+from flip.data.decode import DecodeError, encoded_image, noting_place, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat
@@ -185,7 +185,8 @@ def prepare(
     def decode(item: tuple[int, Sample]) -> PreparedImage:
         id, sample = item
         try:
-            return PreparedImage(id, view(open_image(encoded_image(sample))), read_label(sample))
+            with noting_place(lambda: images.locate(id)):
+                return PreparedImage(id, view(open_image(encoded_image(sample))), read_label(sample))
         except DecodeError as error:
             raise DataError(str(error), images.locate(id), remedy=images.remedy(id)) from error
 

@@ -8,9 +8,11 @@ import io
 import os
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import tar
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
@@ -18,8 +20,11 @@ from flip.data.order import SampleOrder
 from flip.runs.errors import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
+from tests.flip.data.test_decode_odd import SOUND
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
+from tools.shards_commands import bench, inspect_samples
+from tools.shards_commands.recode_picture import Recoding, markers_are_safe, recode_picture
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
 HURT = 2
@@ -210,6 +215,25 @@ def test_bad_sample_is_reported_by_verify_and_replaced_in_training(original, tmp
     assert sum(batch.replaced for batch in batches) > 0
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [f"{tmp_path / '1.tar'}, sample 5 replaced: {report.bad[37]}"]
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_jpeg_for_which_simplejpeg_raises_key_error_is_read_everywhere(original, tmp_path, caplog, decoder):
+    manifest = make(tmp_path, {"jpg": SOUND["baseline, sampling 1x4"]})
+    assert verified(manifest).bad == {}
+    assert inspect_samples.sample(manifest, 37, ["txt"]).damage is None
+    assert bench._decode(ChunkReader().read_chunk(manifest, 37 // CHUNK), spec_of(manifest))[0] == CHUNK
+    assert recode_picture(SOUND["baseline, sampling 1x4"], Recoding(32, 90, markers=True))
+    assert not markers_are_safe(SOUND["baseline, sampling 1x4"] + b"\xff\xdd")
+
+    batches = train(original, tmp_path, decoder=decoder)
+    assert 37 in np.concatenate([batch.ids for batch in batches])
+    assert sum(batch.replaced for batch in batches) == 0
+    assert [record.getMessage() for record in caplog.records if "replaced" in record.getMessage()] == []
+
+
+def spec_of(manifest):
+    return bench.spec_of(manifest, ["txt"], "simplejpeg", "torchvision", 32, 16, 0)
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -5,10 +5,13 @@ import random
 import struct
 import warnings
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from flip.data import decode
 from flip.data.decode import DecodeError
@@ -59,10 +62,20 @@ JPEG = saved(SMALL, "JPEG", quality=92)
 SCAN = JPEG.index(b"\xff\xda")
 FRAME = JPEG.index(b"\xff\xc0")
 
+
+def resampled(data, factors):
+    """A JPEG file whose header states other sampling factors, with as many blocks in a unit: another picture."""
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 11] + bytes([factors]) + data[frame + 12 :]
+
+
 SOUND = {
     "baseline": JPEG,
     "baseline, no chroma subsampling": saved(SMALL, "JPEG", subsampling=0),
     "baseline, 4:2:2": saved(SMALL, "JPEG", subsampling=1),
+    "baseline, 4:4:0": resampled(saved(SMALL, "JPEG", subsampling=1), 0x12),
+    "baseline, 4:1:1": resampled(JPEG, 0x41),
+    "baseline, sampling 1x4": resampled(JPEG, 0x14),  # as `cjpeg -sample 1x4` writes: simplejpeg raises KeyError
     "baseline, stored as RGB": saved(SMALL, "JPEG", keep_rgb=True),
     "baseline, odd size": saved(SMALL.resize((7, 5)), "JPEG"),
     "one pixel": saved(SMALL.resize((1, 1)), "JPEG"),
@@ -159,6 +172,61 @@ def test_decoders_reject_damaged_and_foreign_files(name):
     reasons = [verdict(memoryview(data), decoder) for decoder in DECODERS]
     assert all(isinstance(reason, str) and message in reason for reason in reasons)
     assert reasons[0] == verdict(data, "pillow") and " at 0x" not in reasons[0]  # equal in every process
+
+
+ERRORS = [KeyError(6), RuntimeError("odd"), AssertionError(), RecursionError(), AttributeError("x"), OSError("read")]
+
+
+def raising(error):
+    def call(*_args, **_options):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["decode_jpeg_header", "decode_jpeg"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_simplejpeg_raises_pillow_decides_and_it_is_counted(monkeypatch, error, name):
+    monkeypatch.setattr(simplejpeg, name, raising(error))
+    fallbacks = Counter()
+    pixels = decode.decode(JPEG, "simplejpeg", fallbacks=fallbacks)
+    assert np.array_equal(pixels, decode.decode(JPEG, "pillow"))
+    assert fallbacks == {f"simplejpeg {type(error).__name__}": 1}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_pillow_raises_is_a_decode_error_with_its_class(monkeypatch, error):
+    monkeypatch.setattr(JpegImageFile, "load", raising(error))
+    for work in (decode.decode, decode.open_image):
+        with pytest.raises(DecodeError, match=type(error).__name__):
+            work(JPEG)
+
+
+def test_reason_of_a_decoder_has_no_memory_address(monkeypatch):
+    monkeypatch.setattr(JpegImageFile, "load", raising(RuntimeError(f"bad {object()!r} here")))
+    assert verdict(JPEG, "pillow") == "RuntimeError: bad <object object> here"
+
+
+@pytest.mark.parametrize("target, name", [(simplejpeg, "decode_jpeg"), (JpegImageFile, "load")])
+def test_memory_error_of_a_decoder_keeps_its_class(monkeypatch, target, name):
+    monkeypatch.setattr(target, name, raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        decode.decode(JPEG, "simplejpeg" if target is simplejpeg else "pillow")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", ["_limit", "_turned"])
+def test_errors_of_own_code_keep_their_class(monkeypatch, decoder, name):
+    monkeypatch.setattr(decode, name, raising(KeyError("own")))
+    with pytest.raises(KeyError, match="own"):
+        decode.decode(JPEG, decoder, exif="apply")
+
+
+def test_cmyk_and_damage_are_counted_as_fallbacks():
+    fallbacks = Counter()
+    for name in ("CMYK", "baseline", "baseline, sampling 1x4", "progressive"):
+        decode.decode(SOUND[name], "simplejpeg", fallbacks=fallbacks)
+    assert fallbacks == {"simplejpeg CMYK": 1, "simplejpeg KeyError": 1}
 
 
 def test_decode_rejects_decompression_bomb_before_unpacking(monkeypatch):

@@ -75,6 +75,18 @@ def test_batches_are_equal_with_and_without_kernel(jpegs, accepted, monkeypatch,
     assert len(accepted) == 6 * BATCH
 
 
+@pytest.mark.parametrize("name", ["__init__", "size", "patches"])
+def test_whatever_the_kernel_raises_the_file_is_decoded_as_a_whole(jpegs, accepted, monkeypatch, name):
+    used = digests(jpegs, 2, **FAST)
+
+    def fail(*_args, **_options):
+        raise KeyError(6)
+
+    monkeypatch.setattr(visible_jpeg.File, name, fail)
+    # The comparison of the process has passed before.
+    assert digests(jpegs, 2, **FAST) == used
+
+
 def encode_randomly(random):
     """A JPEG file of random size, content, quality, sampling, restart interval and tables."""
     width, height = random.integers(16, 200, 2).tolist()
