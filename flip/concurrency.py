@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from flip.distributed.shutdown import SIGNALS
 from flip.files import python_path
 from flip.runs.credentials import scrub_stderr
-from flip.runs.errors import FlipError
+from flip.runs.errors import FlipError, describe
 from flip.runs.rundir import OWNER, write_json
 
 Task = TypeVar("Task")
@@ -76,11 +76,32 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
+def unexpected_error(error: Exception) -> dict[str, Any]:
+    """An unexpected error of a worker as plain data, for ``received_error`` in the main process."""
+    kind = ""
+    for known in (MemoryError, OSError):
+        if isinstance(error, known):
+            kind = known.__name__
+    return {"kind": kind, "errno": getattr(error, "errno", None), "unexpected": describe(error)}
+
+
+def received_error(record: dict[str, Any], process: str) -> Exception:
+    """The error for ``unexpected_error`` of a worker: MemoryError and OSError, which decide whether a run is started
+    again, keep their class; others become RuntimeError. The message has class and notes of the original."""
+    text = f"{process} ended: {record['unexpected']}"
+    if record["kind"] == "MemoryError":
+        return MemoryError(text)
+    if record["kind"] == "OSError":
+        return OSError(record["errno"], text)
+    return RuntimeError(text)
+
+
 def map_in_processes(
     prepare: Callable[..., Callable[[Task], Result]], arguments: Sequence[Any], tasks: Iterable[Task], workers: int,
     name: str,
 ) -> Generator[Result, None, None]:  # fmt: skip
-    """Yield the result of each task as soon as it is ready, in no order. Raises the FlipError of a process.
+    """Yield the result of each task as soon as it is ready, in no order. Raises the error of a process: a FlipError as
+    it is, others as ``received_error``.
 
     Closing the iterator (Ctrl-C does) ends the processes at once.
 
@@ -153,6 +174,9 @@ def _work(prepare: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any]
         pipe.send((True, error))
     except (EOFError, ConnectionError):
         return  # the main process has closed its end
+    except Exception as error:  # the outermost frame: any error must reach the main process
+        pipe.send((True, received_error(unexpected_error(error), multiprocessing.current_process().name)))
+        raise  # prints the traceback
 
 
 class DaemonExecutor:

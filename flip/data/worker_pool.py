@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.concurrency import leave_with_parent, prepare_forkserver
+from flip.concurrency import leave_with_parent, prepare_forkserver, received_error, unexpected_error
 from flip.costs import IN_HAND, SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
@@ -85,7 +85,7 @@ class WorkerPool:
         return sum(self._counters, IOStats())
 
     def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
-        """As ``BatchProducer.take``. Raises a worker's FlipError, and RuntimeError if a worker died."""
+        """As ``BatchProducer.take``. Raises the error of a worker, and RuntimeError if a worker died."""
         self._request(self._slots.dropped())
         slot = self._requested.popleft()
         replaced = 0
@@ -99,6 +99,8 @@ class WorkerPool:
                 raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
             if "cause" in message:
                 raise _error(message)
+            if "unexpected" in message:
+                raise received_error(message, process.name)
             self._counters[w] = IOStats(**message["counters"])
             replaced += message["replaced"]
             notes += [ReplacedSample(*note) for note in message["notes"]]
@@ -228,6 +230,9 @@ def _work(
         send(reason | {"value": error.value})
     except (EOFError, ConnectionError):
         return  # the main process has closed its end
+    except Exception as error:  # the outermost frame: any error must reach the main process
+        send(unexpected_error(error))
+        raise  # prints the traceback
     finally:
         if producer is not None:
             producer.close()

@@ -69,6 +69,12 @@ def nearest(typed: str, known: Iterable[str]) -> List[str]:
     return difflib.get_close_matches(typed, sorted(known))
 
 
+def describe(error: BaseException) -> str:
+    """Class, message and notes of an unexpected error, in one line."""
+    text = "%s: %s" % (type(error).__name__, error)
+    return "; ".join([text, *getattr(error, "__notes__", ())])
+
+
 def start_logging(stream: Any, prefix: str = "") -> None:
     """Log from level INFO to ``stream``, each line with the time, ``prefix`` and the level.
 

@@ -29,6 +29,7 @@ from flip.runs.errors import (
     DataError,
     FlipError,
     StorageError,
+    describe,
     start_logging,
 )
 from flip.runs.restart_policy import PEER_GONE
@@ -155,9 +156,9 @@ def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) ->
             cause = "storage"
         else:
             cause = "crash"
-        return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
+        return cause, describe(error), traceback.format_exc()
     except Exception as error:  # the outermost frame: any cause must be recorded
-        text = f"{type(error).__name__}: {error}"
+        text = describe(error)
         return "peer_lost" if PEER_GONE.search(text) else "crash", text, traceback.format_exc()
 
 

@@ -3,6 +3,7 @@
 test_verify.py tests what workers inherit.
 """
 
+import errno
 import multiprocessing
 import os
 import time
@@ -26,6 +27,14 @@ def refusing(kind):
 
 def _refuse(kind, task):
     if task == 3:
+        if kind == "no memory":
+            raise MemoryError("4 GB")
+        if kind == "no space":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if kind == "fault":
+            error = KeyError(6)
+            error.add_note("1.tar, sample 5")
+            raise error
         if kind == "dies":
             os._exit(3)
         raise ConfigError("not this one", value=task)
@@ -72,6 +81,16 @@ def test_map_in_processes_detects_worker_that_dies():
     with pytest.raises(FlipError, match="ended by itself.*fewer workers") as error:
         list(concurrency.map_in_processes(refusing, ("dies",), range(9), 2, "refuser"))
     assert error.value.code == 70
+
+
+def test_map_in_processes_names_unexpected_error_and_its_place():
+    with pytest.raises(RuntimeError, match="refuser-. ended: KeyError: 6; 1.tar, sample 5"):
+        list(concurrency.map_in_processes(refusing, ("fault",), range(9), 2, "refuser"))
+    with pytest.raises(MemoryError, match="4 GB"):
+        list(concurrency.map_in_processes(refusing, ("no memory",), range(9), 2, "refuser"))
+    with pytest.raises(OSError, match="No space left") as error:
+        list(concurrency.map_in_processes(refusing, ("no space",), range(9), 2, "refuser"))
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_map_in_processes_ends_workers_when_closed():

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from flip.data.decode import (
     file_name,
     image_of,
     next_decodable,
+    noting_place,
+    place_of,
 )
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
@@ -189,8 +192,10 @@ def _of_set(
         j, index = divmod(id, manifest.chunk)
         if j not in chunks:
             chunks[j] = reader.read_chunk(manifest, j)
-        image_of(chunks[j][index], data.decoder, data.to_rgb, data.exif)
-        return captions_of(chunks[j][index], data.captions), captions_are_utf8(chunks[j][index], data.captions)
+        taken = chunks[j][index]
+        with noting_place(partial(place_of, manifest, id)):
+            image_of(taken, data.decoder, data.to_rgb, data.exif)
+            return captions_of(taken, data.captions), captions_are_utf8(taken, data.captions)
 
     for lane in range(order.lanes):
         chunks.clear()

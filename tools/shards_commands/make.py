@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from flip.concurrency import map_in_processes
 from flip.config.host import cores
 from flip.data import decode
-from flip.data.decode import FILE_FIELD, DecodeError
+from flip.data.decode import FILE_FIELD, DecodeError, noting_place
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import split
@@ -294,8 +295,9 @@ def _writer(labels: Sequence[str], templates: list[str], folders: Sequence[str])
         with writing(path), create_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, row in enumerate(rows, first):
                 try:
-                    image = _image(row, files)
-                    members = _members(row, image, classes, templates, files)
+                    with noting_place(partial(str, row.where)):
+                        image = _image(row, files)
+                        members = _members(row, image, classes, templates, files)
                 except DecodeError as error:
                     written.refused.append((number, row.where, str(error)))
                     continue

@@ -1,5 +1,6 @@
 """Tests that batches depend on configuration, manifest and S only: not on ranks, workers, restarts or chance."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import webdataset
 
+from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import masking
 from flip.data.decode import captions_of, label_of
@@ -178,6 +180,17 @@ def test_bad_sample_is_replaced_by_next_good_sample_of_block(original, folder, w
     assert replaced == sum(batch.replaced for batch in unmasked) > 0
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)
+
+
+def test_unexpected_error_names_shard_and_sample(original):
+    """A wrong setting of the crop, which no check of a configuration would let pass, is an error of our own code."""
+    wrong = schema.Augment(crop_aspect=[0.0, 0.0])
+    with pytest.raises(ZeroDivisionError) as error:
+        take(loader(original, augment=wrong), 0, 1)
+    (note,) = error.value.__notes__
+    assert re.fullmatch(r".*/\d+\.tar, sample \d+", note)
+    with pytest.raises(RuntimeError, match=r"loader-\d ended: ZeroDivisionError: .*; .*/\d+\.tar, sample \d+"):
+        take(loader(original, augment=wrong, workers=2), 0, 1)
 
 
 def test_excepted_samples_are_replaced_like_undecodable_samples(original, folder):
