@@ -20,6 +20,7 @@ from PIL import Image
 from flip.config import schema
 from flip.data import masking
 from flip.data.decode import Pixels
+from flip.runs.errors import ConfigError
 
 TRIES = 10
 """Random boxes tried before the central crop."""
@@ -66,6 +67,9 @@ class AugmentationStep(ABC):
     """Its fields of ``augment``; all 0: the step is off, which must be the default."""
     probability: str = ""
     """The field with the probability that it is applied to an image, by draw 0; "": always."""
+    changes_pixels: bool = True
+    """Whether it sets ``View.affine`` or appends to ``View.changes``. The visible-patch kernel cannot compute such
+    views, and plans count them. ``describe`` refuses a step that does so and declares False."""
 
     def is_used(self, augment: schema.Augment) -> bool:
         """Whether any of its fields is set."""
@@ -79,6 +83,7 @@ class AugmentationStep(ABC):
 class Crop(AugmentationStep):
     """A random box of the image: area uniform in ``crop_area``, aspect log-uniform in ``crop_aspect``."""
 
+    changes_pixels = False
     purpose = masking.CROP
     count = 4 * TRIES
     fields = ("crop_area", "crop_aspect")
@@ -90,6 +95,7 @@ class Crop(AugmentationStep):
 class Flip(AugmentationStep):
     """A horizontal flip with probability ``flip``."""
 
+    changes_pixels = False
     purpose = masking.FLIP
     count = 1
     fields = ("flip",)
@@ -102,6 +108,7 @@ class Flip(AugmentationStep):
 class AffineMap(AugmentationStep):
     """Rotation, shift right, shift down and zoom of the crop, as one resampling."""
 
+    changes_pixels = True
     purpose = masking.AUGMENT
     count = 4
     fields = ("rotate", "translate", "zoom")
@@ -113,6 +120,7 @@ class AffineMap(AugmentationStep):
 class Colour(AugmentationStep):
     """Brightness, contrast, saturation and grey, as one matrix."""
 
+    changes_pixels = False  # the kernel's patches can be mapped afterwards
     purpose = masking.AUGMENT
     first = 4
     count = 4
@@ -163,14 +171,36 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
 
 
 def describe(width: int, height: int, size: int, augment: schema.Augment, draws: Draws, row: int) -> View:
-    """The training view of an image of ``width`` x ``height`` pixels for row ``row`` of the draws, not yet computed."""
+    """The training view of an image of ``width`` x ``height`` pixels for row ``row`` of the draws, not yet computed.
+
+    Raises ConfigError if a step changes pixels and declares that it does not.
+    """
     described = View(width, height, size)
     for name, rows in draws.items():
         step = AUGMENTATIONS[name]
         drawn = rows[row]
         if not step.probability or drawn[0] < getattr(augment, step.probability):
+            before = described.affine, len(described.changes)
             step.apply(described, augment, drawn)
+            if not step.changes_pixels and before != (described.affine, len(described.changes)):
+                what = f"the augmentation step {name} declares changes_pixels = False and changes them"
+                raise ConfigError(what, type(step).__name__, remedy="Set changes_pixels = True in its class.")
     return described
+
+
+def unchanged_share(augment: schema.Augment) -> float:
+    """The expected share of views whose pixels no step changes beyond crop, mirror and colour matrix."""
+    share = 1.0
+    for step in changing_steps(augment).values():
+        if not step.probability:
+            return 0.0
+        share *= 1 - float(getattr(augment, step.probability))
+    return share
+
+
+def changing_steps(augment: schema.Augment) -> dict[str, AugmentationStep]:
+    """Name -> step of the steps in use that change pixels."""
+    return {name: step for name, step in AUGMENTATIONS.items() if step.is_used(augment) and step.changes_pixels}
 
 
 def geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:

@@ -108,8 +108,9 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
         return f"data.decoder is {data.decoder}"
     if data.resize != "torchvision":
         return f"data.resize is {data.resize}"
-    if augment.rotate or augment.translate or augment.zoom:
-        return "views are rotated, shifted or zoomed"
+    if not augmenting.unchanged_share(augment):
+        steps = ", ".join(augmenting.changing_steps(augment))
+        return f"the augmentation ({steps}) changes the pixels of every view"
     if visible_jpeg is None:
         return "the package visible-jpeg is not installed (make install)"
     if not hasattr(visible_jpeg, "MAX_ROW"):  # before 2.0

@@ -2,6 +2,7 @@
 tokenizers (CONTRIBUTING.md). Each check names the step that was forgotten when an entry was added."""
 
 import contextlib
+import types
 from dataclasses import fields
 
 import numpy as np
@@ -21,6 +22,7 @@ from flip.distributed import parallel
 from flip.losses import LOSSES, Loss, SigmoidLoss
 from flip.optimizers import OPTIMIZERS, AdamW
 from flip.runs import commit
+from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import TOKENIZERS
 from flip.traffic import step_phases
@@ -85,6 +87,26 @@ def missing_fields_of_steps():
         yield f"flip/data/augment.py: no step has the field augment.{field}"
 
 
+def wrong_declarations_of_steps():
+    """``changes_pixels`` of a step against what it does to views with its fields set."""
+    for name, step in AUGMENTATIONS.items():
+        augment = types.SimpleNamespace(**{field.name: default_of(field) for field in fields(schema.Augment)})
+        for field in step.fields:
+            if not isinstance(getattr(augment, field, 0.0), list):
+                setattr(augment, field, 0.5)
+        changes = False
+        for row in np.linspace(0.0, 0.99, 8):
+            view = augmenting.View(64, 48, 32, (0, 0, 64, 48))
+            step.apply(view, augment, np.full(step.count, row))
+            changes = changes or view.affine is not None or bool(view.changes)
+        if changes != step.changes_pixels:
+            yield f"{name}: its class needs changes_pixels = {changes}: so plans count the images for the kernel"
+
+
+def default_of(field):
+    return getattr(Augment(), field.name)
+
+
 def missing_purposes():
     users = {}
     for name, step in AUGMENTATIONS.items():
@@ -96,7 +118,10 @@ def missing_purposes():
                 yield f"{name}: draw {number} of purpose {step.purpose} belongs to {other}: take a purpose of its own"
 
 
-CHECKS = [missing_choices, missing_descriptions, missing_fields_of_losses, missing_fields_of_steps, missing_purposes]
+CHECKS = [
+    missing_choices, missing_descriptions, missing_fields_of_losses, missing_fields_of_steps,
+    wrong_declarations_of_steps, missing_purposes,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -126,6 +151,29 @@ class Blur(AugmentationStep):
         raise NotImplementedError
 
 
+class Darken(AugmentationStep):
+    """A darker view, which its declaration denies."""
+
+    purpose = 9
+    count = 1
+    fields = ("blur",)
+    changes_pixels = False
+
+    def apply(self, view, augment, draws):
+        view.changes.append(lambda pixels: pixels // 2)
+
+
+class Still(AugmentationStep):
+    """A step that moves the crop, and declares more."""
+
+    purpose = 9
+    count = 1
+    fields = ("blur",)
+
+    def apply(self, view, augment, draws):
+        view.box = (1, 1, 9, 9)
+
+
 @pytest.mark.parametrize(
     "registry, entry, check, problem",
     [
@@ -135,6 +183,8 @@ class Blur(AugmentationStep):
         (LOSSES, TwoBiases(), missing_fields_of_losses, "new needs a field other_bias in Model"),
         (AUGMENTATIONS, Blur(), missing_fields_of_steps, "step new needs a field blur in Augment"),
         (AUGMENTATIONS, Blur(), missing_purposes, "new: draw 0 of purpose 2 belongs to flip"),
+        (AUGMENTATIONS, Darken(), wrong_declarations_of_steps, "new: its class needs changes_pixels = True"),
+        (AUGMENTATIONS, Still(), wrong_declarations_of_steps, "new: its class needs changes_pixels = False"),
         (TOKENIZERS, TOKENIZERS["bpe"], missing_choices, "KINDS and TOKENIZERS differ in new"),
     ],
 )
@@ -215,3 +265,23 @@ def test_draws_of_every_step_depend_on_seed_epoch_and_id_alone(name):
         alone = augmenting.draw(augment, 3, epochs[row : row + 1], ids[row : row + 1])[name]
         assert np.array_equal(alone[0], together[row])
     assert len({tuple(row) for row in together.tolist()}) == 3
+
+
+def test_step_that_denies_its_changes_is_refused_at_run_time(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "new", Darken())
+    drawn = {"new": np.zeros((1, 1))}
+    with pytest.raises(ConfigError, match="step new declares changes_pixels = False"):
+        augmenting.describe(64, 48, 32, Augment(), drawn, 0)
+
+
+def test_share_of_views_for_the_kernel_follows_declarations_and_probabilities(monkeypatch):
+    class Sometimes(Darken):
+        fields = ("flip",)
+        probability = "flip"
+        changes_pixels = True
+
+    assert augmenting.unchanged_share(Augment(brightness=0.2)) == 1.0
+    assert augmenting.unchanged_share(Augment(zoom=0.2)) == 0.0
+    monkeypatch.setitem(AUGMENTATIONS, "new", Sometimes())
+    assert augmenting.unchanged_share(Augment(flip=0.25)) == 0.75
+    assert augmenting.unchanged_share(Augment(flip=0.25, rotate=3)) == 0.0
