@@ -58,6 +58,10 @@ _TURNS = {
 """EXIF orientation -> the operation that turns the image upright (EXIF 2.32, tag 0x0112)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_STARTS = {
+    "JPEG": (b"\xff\xd8",), "PNG": (b"\x89PNG",), "GIF": (b"GIF8",), "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*"), "PPM": (b"P5", b"P6"),
+}  # fmt: skip
 _WHITE = (255, 255, 255)
 _JPEG = b"\xff\xd8\xff"
 _INKS = ("CMYK", "YCCK")
@@ -253,6 +257,17 @@ def header(data: bytes | memoryview) -> dict[str, Any]:
     """Format, width, height and Pillow's mode, from the header of an image file. Raises DecodeError."""
     with _opened(data) as image:
         return {"format": image.format or "", "width": image.width, "height": image.height, "mode": image.mode}
+
+
+def format_name(data: bytes | memoryview) -> str:
+    """The format of a file by its first bytes, for counts: "PNG", or "not a known format"."""
+    head = bytes(data[:12])
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        return "WebP"
+    for name, starts in _STARTS.items():
+        if head.startswith(starts):
+            return name
+    return "not a known format"
 
 
 def is_transparent(data: bytes | memoryview) -> bool:

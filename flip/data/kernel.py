@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -36,6 +36,13 @@ VARIABLE = "FLIP_KERNEL"
 _SIDES = (75, 96)
 _SIZE = 48
 _PATCH = 16
+# Frequent reasons of the kernel, by the words that users know.
+_NOT_JPEG = "not a JPEG file"
+_SHORT = {
+    "not baseline: progressive, arithmetic, lossless or 12 bits": "progressive or otherwise not baseline",
+    "a sampling other than 4:4:4, 4:2:2 and 4:2:0": "sampled 4:4:0, 4:1:1 or otherwise",
+    "neither grey nor three components of one scan": "CMYK or of several scans",
+}
 _KERNEL = decode.ThirdPartyDecoder("kernel")
 
 _VISIBLE = np.array([0, 2, 3, 4, 8], np.int16)
@@ -49,13 +56,15 @@ class VisiblePatches:
         self._size = image.size
         self._patch = image.patch
         self._ignores_exif = data.exif == "ignore"
-        self.fallbacks = Counter[str]()
-        """Files for which the kernel raised an error, by its class."""
+        self.refusal = ""
+        """Why the last call of ``write`` returned False."""
+        self.error = ""
+        """The class of error that the kernel raised in that call; empty: none."""
 
     @classmethod
     def of(cls, data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> VisiblePatches | None:
-        """None if ``obstacle`` or ``difference`` names a reason."""
-        if obstacle(data, augment, image) or difference():
+        """None if ``why_unused`` names a reason."""
+        if why_unused(data, augment, image):
             return None
         return cls(data, augment, image)
 
@@ -68,36 +77,61 @@ class VisiblePatches:
 
         ``verified``: the file is known to be flawless, so that the kernel may skip from one restart marker to another.
         """
+        self.error = ""
         try:
-            return self._write(content, draws, row, keep, out, verified)
+            self.refusal = self._write(content, draws, row, keep, out, verified)
         except decode.DecoderError as error:  # a fault of the kernel: the file is decoded as a whole
-            self.fallbacks[error.kind] += 1
-            return False
+            self.refusal = "the kernel raised an error"
+            self.error = error.kind
+        return not self.refusal
 
     def _write(
         self, content: memoryview, draws: augmenting.Draws, row: int, keep: NDArray[np.int16], out: NDArray[np.uint8],
         verified: bool,
-    ) -> bool:  # fmt: skip
-        """As ``write``. Raises DecoderError if the kernel raises an error."""
+    ) -> str:  # fmt: skip
+        """As ``write``; returns why not, empty: written. Raises DecoderError if the kernel raises an error."""
         with _KERNEL:
             file = visible_jpeg.File(content, ignore_exif=self._ignores_exif)
             sides = file.size()
         if sides is None:
-            return False
+            return refusal(content)
         width, height = sides
         view = augmenting.describe(width, height, self._size, self._augment, draws, row)
         if view.affine is not None or view.changes:
-            return False
+            return "augmentation that changes pixels"
         with _KERNEL:
             patches = file.patches(
                 view.box, self._size, self._patch, keep, mirrored=view.is_mirrored, verified=verified, out=out
             )
         if patches is None:
-            return False
+            return refusal(content)
         if view.colour is not None:  # pixel by pixel, so that it may follow the cut into patches
             picture = Image.fromarray(out.reshape(-1, self._patch, 3))
             out[:] = np.asarray(picture.convert("RGB", view.colour)).reshape(out.shape)
-        return True
+        return ""
+
+    def why_refused(self, content: memoryview) -> str:
+        """Why the kernel does not take a file, whatever its view; empty: it does. Decodes few of its pixels."""
+        try:
+            with _KERNEL:
+                file = visible_jpeg.File(content, ignore_exif=self._ignores_exif)
+                sides = file.size()
+                if sides is None:
+                    return refusal(content)
+                keep = np.zeros(1, np.int16)
+                if file.patches((0, 0, *sides), self._size, self._patch, keep) is None:
+                    return refusal(content)
+        except decode.DecoderError as error:
+            return error.kind
+        return ""
+
+
+def refusal(content: memoryview) -> str:
+    """Why the kernel has just refused a file, in this thread, in a few words."""
+    reason = visible_jpeg.why()
+    if reason == _NOT_JPEG:
+        return decode.format_name(content)
+    return _SHORT.get(reason, reason)
 
 
 def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> str:
@@ -119,6 +153,11 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
     if is_too_large or image.size // image.patch > visible_jpeg.MAX_ROW:
         return f"it makes no views of {image.size} px with patches of {image.patch} px"
     return visible_jpeg.unavailable()
+
+
+def why_unused(data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> str:
+    """Why the kernel is not used in this process; empty: it is. Imports torch if it could be used."""
+    return obstacle(data, augment, image) or difference()
 
 
 @cache

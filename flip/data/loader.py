@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from flip.config.derived import dataset_lanes, visible_patch_count, visible_token_count
+from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
@@ -18,6 +19,9 @@ from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
 
 log = logging.getLogger("flip.data")
+
+_FIRST_IMAGES = 1000
+"""Images of a rank after which the log says how they were decoded; again at the end of the stage."""
 
 _MIN_SAMPLES_CHECKED = 1000
 """Samples over which the share of replaced ones is computed at least: one bad sample among the first ten is no 10 %."""
@@ -60,6 +64,7 @@ class Loader:
         self._pinned = pinned
         self._producer: WorkerPool | BatchProducer | None = None
         self._counted = IOStats()
+        self._decoded = DecodeCounts()
         self.outages = OutageBoard()
         """Storage outages of this rank while batches are waited for."""
 
@@ -84,6 +89,7 @@ class Loader:
         way = TEXT_MASKINGS[text_masking].of(config.data)
         masks = MaskSpec(visible_patch_count(config.image, mask), tokens, way, config.text.causal, targets)
         self._counted = self.counters()
+        self._decoded = self.decoded()
         self._producer = None
         producer: WorkerPool | BatchProducer
         if config.data.workers:
@@ -99,6 +105,12 @@ class Loader:
             return self._counted
         return dataclasses.replace(self._counted, cap=0, held=0) + self._producer.counters
 
+    def decoded(self) -> DecodeCounts:
+        """How the images of this rank over all ``batches`` so far were decoded."""
+        if self._producer is None:
+            return self._decoded
+        return self._decoded + self._producer.decoded
+
     def close(self) -> None:
         """End the workers."""
         if isinstance(self._producer, WorkerPool):
@@ -108,12 +120,17 @@ class Loader:
     def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
         where = ", ".join(str(source.manifest.folder) for source in self.sources)
         replaced_samples = _ReplacedSamples(self.config.data.max_replaced, where)
+        is_logged = False
         try:
             while True:
                 # No variable here holds a batch: its memory is filled again when the caller has dropped it.
                 yield self._next(producer, samples, masks, replaced_samples)
+                if not is_logged and producer.decoded.images >= _FIRST_IMAGES:
+                    is_logged = True
+                    log.info("visible-patch kernel, first images: %s", producer.decoded.text())
         finally:
             producer.close()
+            log.info("visible-patch kernel: %s", producer.decoded.text())
 
     def _next(
         self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, replaced_samples: "_ReplacedSamples"

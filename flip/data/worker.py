@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,8 @@ from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkCache, ChunkReader, Sample
 from flip.data.decode import Pixels
-from flip.data.kernel import VisiblePatches
+from flip.data.decode_counts import REPLACEMENT, DecodeCounts
+from flip.data.kernel import VisiblePatches, why_unused
 from flip.data.masking import MaskSpec
 from flip.data.order import DatasetSource
 from flip.data.prefetch import HANG_SECONDS, Prefetch, chunk_bytes
@@ -121,6 +121,11 @@ class BatchProducer:
         """Counts of the reader since the start, and the bytes held now."""
         return dataclasses.replace(self.reader.counters, held=sum(stream.bytes_held for stream, _ in self._streams))
 
+    @property
+    def decoded(self) -> DecodeCounts:
+        """How the images since the start were decoded."""
+        return sum((stream.decoded for stream, _ in self._streams), DecodeCounts())
+
     def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
         """The next batch in new arrays, then what ``fill`` returns."""
         arrays: list[Any] = [np.empty(shape, kind) for shape, kind in self._shapes]
@@ -169,13 +174,15 @@ class DatasetStream:
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         if masks.targets:  # all of a caption, without what every caption has
             self.target_tokenizer = Tokenizer(config.data.tokenizer, masks.targets, False, config.text.repair)
-        self.kernel = VisiblePatches.of(config.data, config.augment, config.image)
+        self._no_kernel = why_unused(config.data, config.augment, config.image)
+        self.kernel = None
+        if not self._no_kernel:
+            self.kernel = VisiblePatches(config.data, config.augment, config.image)
         # Of shards that `flip shards recode` has written: all images were decoded, so that the kernel may skip.
         self._verified = self.manifest.restart_markers_verified
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
-        self.fallbacks = Counter[str]()
-        """Images that a decoder left to the next one, by the decoder and the class of its error."""
+        self.decoded = DecodeCounts()
         self._prefetcher: Prefetch | None = None
 
     def fill(self, out: BatchBuffers, notes: list[ReplacedSample]) -> int:
@@ -230,12 +237,24 @@ class DatasetStream:
             distinct = np.unique(self.target_tokenizer.own_tokens(ids))
             row[: len(distinct)] = distinct
 
-    def _write_visible(self, draws: _Draws, row: int, out: NDArray[np.uint8], sample: Sample) -> bool:
-        """Write the visible patches of a sample without decoding all of it. False: decode it."""
+    def _write_visible(self, draws: _Draws, row: int, out: NDArray[np.uint8], sample: Sample) -> str:
+        """Write the visible patches of a sample without decoding all of it. Returns why it must be decoded; empty: it
+        is written."""
         if self.kernel is None:
-            return False
+            return self._no_kernel
         content = decode.encoded_image(sample)
-        return self.kernel.write(content, draws.view, row, draws.keep_indices[row], out, self._verified)
+        if self.kernel.write(content, draws.view, row, draws.keep_indices[row], out, self._verified):
+            return ""
+        if self.kernel.error:
+            self.decoded.fallbacks[self.kernel.error] += 1
+        return self.kernel.refusal
+
+    def _count(self, reason: str) -> None:
+        """Count an image that the kernel (reason: empty) or a decoder has decoded."""
+        if reason:
+            self.decoded.whole[reason] += 1
+        else:
+            self.decoded.by_kernel += 1
 
     def _write_patches(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
         config = self.config
@@ -244,11 +263,12 @@ class DatasetStream:
 
     def _next_decodable(
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
-        write_visible: Callable[[Sample], bool],
+        write_visible: Callable[[Sample], str],
     ) -> tuple[int, tuple[Pixels | None, list[str]]]:  # fmt: skip
         """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic.
 
-        ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches.
+        ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches,
+        and returned no reason.
         """
         data = self.config.data
         chunk = self.manifest.chunk
@@ -260,9 +280,14 @@ class DatasetStream:
             with decode.noting_place(partial(decode.place_of, self.manifest, id)):
                 sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
                 image = None
-                if id != first or not write_visible(sample):
-                    image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.fallbacks)
-                return image, decode.captions_of(sample, data.captions)
+                reason = REPLACEMENT
+                if id == first:
+                    reason = write_visible(sample)
+                if reason:
+                    image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.decoded.fallbacks)
+                captions = decode.captions_of(sample, data.captions)
+            self._count(reason)
+            return image, captions
 
         decodable = decode.next_decodable(ids, n, self.bad, load)
         if decodable is None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from flip.concurrency import leave_with_parent, prepare_forkserver, received_error, unexpected_error
 from flip.costs import IN_HAND, SLOTS
+from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
 from flip.data.storage.client import IOStats
@@ -66,6 +67,7 @@ class WorkerPool:
         self._pipes: list[connection.Connection] = []
         self._processes: list[ForkServerProcess] = []
         self._counters = [IOStats() for _ in range(workers)]
+        self._decoded = [DecodeCounts() for _ in range(workers)]
         self._finish = util.Finalize(self, _end, args=(self._processes, self._pipes), exitpriority=10)
         for w in range(workers):
             own = lanes[w * len(lanes) // workers : (w + 1) * len(lanes) // workers]
@@ -83,6 +85,11 @@ class WorkerPool:
     def counters(self) -> IOStats:
         """Counts of all workers' readers, up to the batches taken."""
         return sum(self._counters, IOStats())
+
+    @property
+    def decoded(self) -> DecodeCounts:
+        """How the images of the batches taken were decoded, by all workers."""
+        return sum(self._decoded, DecodeCounts())
 
     def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
         """As ``BatchProducer.take``. Raises the error of a worker, and RuntimeError if a worker died."""
@@ -102,6 +109,7 @@ class WorkerPool:
             if "unexpected" in message:
                 raise received_error(message, process.name)
             self._counters[w] = IOStats(**message["counters"])
+            self._decoded[w] = DecodeCounts.from_record(message["decoded"])
             replaced += message["replaced"]
             notes += [ReplacedSample(*note) for note in message["notes"]]
         return self._slots.lend(slot), replaced, notes
@@ -223,8 +231,10 @@ def _work(
         while True:
             (slot,) = pipe.recv_bytes()
             replaced, notes = producer.fill(buffers[slot])
-            # IOStats are totals since the start, so that only the newest message matters.
-            send({"replaced": replaced, "notes": notes, "counters": dataclasses.asdict(producer.counters)})
+            # The counts are totals since the start, so that only the newest message matters.
+            counters = dataclasses.asdict(producer.counters)
+            decoded = producer.decoded.record()
+            send({"replaced": replaced, "notes": notes, "counters": counters, "decoded": decoded})
     except FlipError as error:
         reason = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
         send(reason | {"value": error.value})

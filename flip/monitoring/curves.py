@@ -50,6 +50,15 @@ CURVES = {
         "Peak GPU memory of rank 0 that PyTorch allocated since the last point, bytes.",
     ),
     "replaced": ("data/replaced_samples", "Samples so far that could not be decoded."),
+    "kernel_share": (
+        "data/kernel_share",
+        "Share of the images of all ranks in this attempt of which the visible-patch kernel decoded the visible patches"
+        " only. The log says why others were decoded as a whole.",
+    ),
+    "decoder_fallbacks": (
+        "data/decoder_fallbacks",
+        "Images of all ranks in this attempt that a decoder left to the next, slower decoder after an error.",
+    ),
 }
 """Field of a metric line -> (tag, description)."""
 

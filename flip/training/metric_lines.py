@@ -102,13 +102,17 @@ class MetricLines(Callback):
         }  # fmt: skip
         norms = training.gradient_norm, *optim.weight_norms(training.optimizer, self._world.size)
         tokens = grad_cache.mean_text_tokens(training.model, training.batch.tokens)
-        replaced, storage, sums = training.counters.totals(self._user_callbacks.pending())
+        decoded = training.loader.decoded().vector()
+        replaced, storage, sums = training.counters.totals([*decoded, *self._user_callbacks.pending()])
         record |= self._collector.collect(
             training.span, training.optimizer, training.loss, training.accuracy, norms, tokens, replaced, storage
         )
         if training.classification_loss is not None:
             record["classification_loss"] = float(training.classification_loss)
-        record |= self._user_callbacks.reduced(sums, training)
+        images, by_kernel, fallbacks = sums[: len(decoded)]
+        record["kernel_share"] = by_kernel / max(images, 1)
+        record["decoder_fallbacks"] = int(fallbacks)
+        record |= self._user_callbacks.reduced(sums[len(decoded) :], training)
         record["seconds"] = training.seconds
         self._reset(training)
         self.writer.step(record)

@@ -12,7 +12,10 @@ import visible_jpeg
 from PIL import Image
 
 from flip.config import schema
+from flip.data import augment as augmenting
 from flip.data import kernel
+from flip.data import loader as loader_module
+from flip.data.decode_counts import REPLACEMENT
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, CHUNK, PLAIN, SAMPLES, loader
@@ -147,6 +150,79 @@ def test_batches_of_recoded_shards_are_equal_and_decoded_as_verified(mixed, acce
     assert options and all(options) and any(accepted)
     monkeypatch.setenv(kernel.VARIABLE, "0")
     assert digests(mixed, max_replaced=1, **FAST) == used
+
+
+def counts(folder, count=4, workers=0, **fields):
+    """How the images of the first global batches were decoded."""
+    source = loader(folder, workers=workers, max_replaced=1, **{**FAST, **fields})
+    batches = source.batches(0, BATCH, "0.5")
+    for _ in range(count):
+        next(batches)
+    decoded = source.decoded()
+    batches.close()
+    assert decoded.images == decoded.vector()[0] == count * BATCH
+    assert source.decoded().images == count * BATCH, "after its end"
+    return decoded
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_are_counted_by_reason(mixed, accepted, workers):
+    decoded = counts(mixed, workers=workers)
+    reasons = {"progressive or otherwise not baseline", "CMYK or of several scans", "PNG", "smaller than 16 pixels"}
+    assert decoded.whole.keys() == reasons | {REPLACEMENT}
+    assert decoded.by_kernel > 0 and decoded.fallbacks["simplejpeg CMYK"] > 0
+    assert f"{decoded.by_kernel} of {4 * BATCH} images (" in decoded.text()
+    assert "progressive or otherwise not baseline" in decoded.text() and "simplejpeg ValueError" in decoded.text()
+    again = counts(mixed, workers=0)
+    assert (again.by_kernel, again.whole) == (decoded.by_kernel, decoded.whole)
+
+
+def test_images_that_no_kernel_decodes_are_counted_with_the_reason(jpegs, accepted, monkeypatch):
+    assert counts(jpegs).by_kernel == 4 * BATCH
+    assert counts(jpegs, augment=schema.Augment(zoom=0.1)).whole == {
+        "the augmentation (affine) changes the pixels of every view": 4 * BATCH
+    }
+    monkeypatch.setitem(augmenting.AUGMENTATIONS, "new", Half())
+    some = counts(jpegs, augment=schema.Augment(flip=0.5))
+    assert 0.3 < some.by_kernel / some.images < 0.7
+    assert some.whole.keys() == {"augmentation that changes pixels"}
+    monkeypatch.setenv(kernel.VARIABLE, "0")
+    assert counts(jpegs).whole == {"FLIP_KERNEL=0": 4 * BATCH}
+    monkeypatch.delenv(kernel.VARIABLE)
+    monkeypatch.setattr(kernel, "visible_jpeg", None)
+    (reason,) = counts(jpegs).whole
+    assert "not installed" in reason
+
+
+class Half(augmenting.AugmentationStep):
+    """A darker view of some images."""
+
+    purpose = 9
+    count = 1
+    fields = ("flip",)
+    probability = "flip"
+
+    def apply(self, view, augment, draws):
+        view.changes.append(lambda pixels: pixels // 2)
+
+
+def test_log_says_how_images_were_decoded(mixed, accepted, monkeypatch, caplog):
+    monkeypatch.setattr(loader_module, "_FIRST_IMAGES", BATCH)
+    with caplog.at_level("INFO", "flip.data"):
+        decoded = counts(mixed)
+    lines = [record.getMessage() for record in caplog.records if "kernel" in record.getMessage()]
+    assert lines[0].startswith("visible-patch kernel, first images: ") and f" of {BATCH} images" in lines[0]
+    assert lines[1:] == [f"visible-patch kernel: {decoded.text()}"]
+
+
+def test_error_of_the_kernel_is_counted(jpegs, accepted, monkeypatch):
+    def fail(*_args, **_options):
+        raise KeyError(6)
+
+    monkeypatch.setattr(visible_jpeg.File, "patches", fail)
+    decoded = counts(jpegs)
+    assert decoded.fallbacks == {"kernel KeyError": 4 * BATCH}
+    assert decoded.whole == {"the kernel raised an error": 4 * BATCH}
 
 
 def odd_files():

@@ -16,6 +16,7 @@ from flip.checkpoint.manager import CheckpointManager
 from flip.config.derived import stage_spans
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
+from flip.data.decode_counts import DecodeCounts
 from flip.distributed import parallel
 from flip.distributed.shutdown import CoordinatedStop, StopFlag, Watchdog
 from flip.evaluation.datasets.catalog import ResolvedDataset
@@ -125,7 +126,7 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     at = SimpleNamespace(
         span=stage_spans(config)[0], samples_seen=0, step=0, seconds=100.0, waited=0.25, model=None, gradient_norm=0,
         optimizer=object(), batch=SimpleNamespace(tokens=None), loss=0, accuracy=0, classification_loss=None,
-        counters=SimpleNamespace(totals=lambda _: (0, {}, [])),
+        counters=SimpleNamespace(totals=lambda values: (0, {}, values)), loader=SimpleNamespace(decoded=DecodeCounts),
     )  # fmt: skip
 
     def wait():
