@@ -145,14 +145,39 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
     if not augmenting.unchanged_share(augment):
         steps = ", ".join(augmenting.changing_steps(augment))
         return f"the augmentation ({steps}) changes the pixels of every view"
-    if visible_jpeg is None:
-        return "the package visible-jpeg is not installed (make install)"
-    if not hasattr(visible_jpeg, "MAX_ROW"):  # before 2.0
-        return "the package visible-jpeg is too old (make install)"
+    if reason := _unusable_package():
+        return reason
     is_too_large = image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH
     if is_too_large or image.size // image.patch > visible_jpeg.MAX_ROW:
         return f"it makes no views of {image.size} px with patches of {image.patch} px"
     return visible_jpeg.unavailable()
+
+
+def unavailable() -> str:
+    """Why this Python cannot use the kernel, whatever the configuration; empty: it can. Imports no torch."""
+    return _unusable_package() or visible_jpeg.unavailable()
+
+
+def _unusable_package() -> str:
+    if visible_jpeg is None:
+        return "the package visible-jpeg is not installed (make install)"
+    if not hasattr(visible_jpeg, "MAX_ROW"):  # before 2.0
+        return "the package visible-jpeg is too old (make install)"
+    return ""
+
+
+def decoders() -> str:
+    """What decodes images in this Python, the fastest first, with versions. Imports no torch."""
+    if reason := unavailable():
+        names = [f"no visible-patch kernel: {reason}"]
+    else:
+        names = [f"visible-jpeg {visible_jpeg.version()} (the visible-patch kernel)"]
+    for package in ("simplejpeg", "pillow"):
+        try:
+            names.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            names.append(f"no {package}")
+    return "; ".join(names)
 
 
 def why_unused(data: schema.Data, augment: schema.Augment, image: schema.ImageTower) -> str:

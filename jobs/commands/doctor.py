@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,6 +112,7 @@ def examine(args: argparse.Namespace) -> int:
     results = check_site(site, profile)
     if profile.gpus_per_node:
         results.append(gpu_software_row(profile))
+    results.append(decoder_row(profile))
     if target:
         write(target, text(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
@@ -168,6 +170,21 @@ def gpu_software_row(profile: ClusterProfile) -> CheckResult:
     driver = gpu_software.required_driver(built)
     then = f"Ask a node: `nvidia-smi`, `gcc --version`. Nodes need a driver of {driver}, {compiler}."
     return CheckResult(promise, UNKNOWN, f"torch of this Python is built for CUDA {built}", then)
+
+
+def decoder_row(profile: ClusterProfile) -> CheckResult:
+    """What decodes images in this Python. Nodes are not asked."""
+    from flip.data import kernel
+    from jobs.slurm.site_checks import DEGRADED, OK, UNKNOWN, CheckResult
+
+    promise = "images are decoded by the visible-patch kernel"
+    if profile.container or profile.python not in ("", sys.executable):
+        then = "It needs visible-jpeg (`pip install ./kernel`). The first lines of a rank's log name its decoders."
+        return CheckResult(promise, UNKNOWN, "jobs run another Python", then)
+    if kernel.unavailable():
+        then = "Loaders decode images as a whole, which takes longer (docs/reading.md)."
+        return CheckResult(promise, DEGRADED, kernel.decoders(), then)
+    return CheckResult(promise, OK, kernel.decoders())
 
 
 def requested_profile(args: argparse.Namespace) -> ClusterProfile:

@@ -26,12 +26,16 @@ _AND = " and "
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a data set. ``markers``: with verified restart markers. ``stated``: by its manifest."""
+    """The images of a data set. ``markers``: with verified restart markers. ``stated``: by its manifest.
+
+    ``kernel``: the share that the visible-patch kernel takes.
+    """
 
     short: int
     markers: bool
     stated: bool
     weight: float = 1.0
+    kernel: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@
 - ``assumptions.py``: every number that plans assume about a machine, and the measured number that replaces it.
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
 - ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
+- ``kernel_share.py``: the share of a data set's images that the visible-patch kernel takes, by a sample.
 - ``extension.py``: the entry of a sweep file that continues a changed run.
 - ``cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config import gpu_software
-from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
+from flip.config.derived import DatasetLanes, at_world, dataset_lanes, for_stage, stage_spans, usable_nodes, world_sizes
 from flip.config.host import Host, cores, others_since
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
-from flip.data import kernel, order
+from flip.data import augment, kernel, order
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.manifest import labels
@@ -46,7 +46,7 @@ from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import OTHER_ROOT, probe, unwritable
 from jobs.common.text import count, size
-from jobs.planning import environment_checks, memory_fit
+from jobs.planning import environment_checks, kernel_share, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
@@ -324,8 +324,20 @@ def _kernel(config: Config, profile: ClusterProfile) -> Check:
     """Whether loaders compute visible patches alone. Machines of a cluster may differ, which changes no batch."""
     name = "visible-patch kernel"
     if profile.container or profile.python not in ("", sys.executable):
-        return Check(name, "jobs run another Python", skipped=True)
-    return Check(name, kernel.use(config))
+        return Check(name, "jobs run another Python; the first lines of a rank's log name its decoders", skipped=True)
+    use = kernel.use(config)
+    if "yes" not in use:
+        return Check(name, use)
+    parts = [kernel_share.sample(share.manifest, config.data.exif) for share in dataset_lanes(config.data)]
+    seen = sum(parts, kernel_share.KernelSample())
+    if not seen.images:
+        return Check(name, use)
+    if not seen.taken:
+        return Check(name, f"no, because {seen.text()}")
+    shares = {f"{100 * augment.unchanged_share(for_stage(config, stage).augment):.0f} %" for stage in config.stages}
+    if shares != {"100 %"}:
+        use += f", for {', '.join(sorted(shares))} of the views by the augmentation"
+    return Check(name, f"{use}; {seen.text()}")
 
 
 def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check]:

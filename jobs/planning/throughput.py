@@ -13,9 +13,10 @@ from fractions import Fraction
 from flip.config.derived import for_stage
 from flip.config.resolve import manifest_record
 from flip.config.schema import Config, Data, DataSet, Stage
-from flip.data import kernel
+from flip.data import augment, kernel
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.core_speeds import Images
+from jobs.planning import kernel_share
 from jobs.planning.assumptions import QUALITY_SHARE, RECODED_SHORT, USUAL_SHORT, speed_table
 
 
@@ -26,29 +27,46 @@ def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: 
     table = speed_table(profile)
     images = images or images_of(config)
     size = for_stage(config, stage).model.image.size
-    used = uses_kernel(config, stage)
+    mask = float(Fraction(stage.mask))
     total = sum(each.weight for each in images)
-    costs = (each.weight * table.microseconds(each, size, float(Fraction(stage.mask)), used) for each in images)
-    return 1e6 * total / sum(costs)
+    cost = 0.0
+    for each in images:
+        share = kernel_share_of(config, stage, [each])
+        with_kernel = table.microseconds(each, size, mask, True)
+        without = table.microseconds(each, size, mask, False)
+        cost += each.weight * (share * with_kernel + (1 - share) * without)
+    return 1e6 * total / cost
+
+
+def kernel_share_of(config: Config, stage: Stage, images: Sequence[Images]) -> float:
+    """The share of views that the kernel computes, by a sample of the images and the declarations of augmentation."""
+    if not uses_kernel(config, stage):
+        return 0.0
+    files = sum(each.weight * each.kernel for each in images) / sum(each.weight for each in images)
+    return files * augment.unchanged_share(for_stage(config, stage).augment)
 
 
 def images_of(config: Config) -> list[Images]:
     """What is known of the images of each training data set."""
     sets: Iterable[Data | DataSet] = config.data.sets or [config.data]
-    return [_images(each.manifest, getattr(each, "weight", 1.0)) for each in sets]
+    return [_images(each.manifest, getattr(each, "weight", 1.0), config.data.exif) for each in sets]
 
 
-def _images(manifest: str, weight: float) -> Images:
+def _images(manifest: str, weight: float, exif: str) -> Images:
+    share = kernel_share.known_share(manifest, exif)
     record = manifest_record(manifest) or {}
     recoded = record.get("settings", {}).get("recoded")
     if isinstance(recoded, dict) and isinstance(recoded.get("short"), int):
-        return Images(recoded["short"], recoded.get("restart_markers_verified") is True, True, weight)
-    return Images(USUAL_SHORT, False, False, weight)
+        return Images(recoded["short"], recoded.get("restart_markers_verified") is True, True, weight, share)
+    return Images(USUAL_SHORT, False, False, weight, share)
 
 
 def recoded(images: Images) -> Images:
-    """What `shards recode` would make of images."""
-    return replace(images, short=min(images.short, RECODED_SHORT), markers=True)
+    """What `shards recode` would make of images: JPEGs for the kernel. What it has left as it was, it leaves again."""
+    share = 1.0
+    if images.markers:
+        share = images.kernel
+    return replace(images, short=min(images.short, RECODED_SHORT), markers=True, kernel=share)
 
 
 def byte_share(before: Images, after: Images) -> float:
@@ -67,9 +85,15 @@ def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
     speed = f"{core_samples(config, stage, profile):,.0f} samples/s a core"
     if profile.core_samples:
         return f"{speed}, core_samples of the profile"
-    sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in images_of(config)]
-    used = "with" if uses_kernel(config, stage) else "without"
-    images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {used} the visible-patch kernel: "
+    every = images_of(config)
+    sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in every]
+    share = kernel_share_of(config, stage, every)
+    used = "without the visible-patch kernel"
+    if share:
+        used = "with the visible-patch kernel"
+    if 0 < share < 1:
+        used += f" for {100 * share:.0f} % of them"
+    images = f"images of {' and '.join(dict.fromkeys(sides))}, mask {stage.mask}, {used}: "
     return f"{speed} ({images}{speed_table(profile).origin})"
 
 

@@ -122,6 +122,9 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     from flip.concurrency import prepare_forkserver
 
     prepare_forkserver()  # it starts while this process imports torch
+    from flip.data.kernel import decoders
+
+    logging.info("image decoders: %s", decoders())
     from flip.training.trainer import TrainingStopped, train
 
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flip.data import kernel
 from flip.runs.errors import ConfigError
 from jobs.commands import doctor
 from jobs.common.cluster_profile import ClusterProfile, load_profile
@@ -423,3 +424,16 @@ def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path, tmp_path_factory):
         assert code == 0 and checks["a preempted run starts again"]["verdict"] == DEGRADED
     finally:
         cluster.stop()
+
+
+def test_doctor_names_what_decodes_images(monkeypatch):
+    row = doctor.decoder_row(ClusterProfile())
+    if kernel.unavailable():
+        assert row.verdict == "degraded"
+    else:
+        assert row.verdict == "ok" and f"visible-jpeg {kernel.visible_jpeg.version()}" in row.read
+    assert "simplejpeg" in row.read
+    assert doctor.decoder_row(ClusterProfile(container="/image.sqsh")).verdict == "unknown"
+    monkeypatch.setattr(kernel, "visible_jpeg", None)
+    row = doctor.decoder_row(ClusterProfile())
+    assert row.verdict == "degraded" and "not installed" in row.read
