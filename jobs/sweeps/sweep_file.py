@@ -162,8 +162,8 @@ def _arms(file: _File) -> list[Point]:
     return expansion.points(varied, SourceLocation(str(file.path)))
 
 
-def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
-    """A point per seed; without seeds one empty point."""
+def _seeds(file: _File, seeds: Sequence[int] | None, arms: Sequence[Point]) -> list[Point]:
+    """A point per seed; without seeds one empty point. Raises ConfigError if a run has a seed of its own besides."""
     place = SourceLocation(str(file.path), "seeds", file.table.lines.get("seeds", 0))
     if seeds is None:
         chosen = file.table.get("seeds", [])
@@ -176,9 +176,27 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
         if seeds:
             raise ConfigError(what, "--seeds", repeated, remedy)
         raise place.error(what, repeated, remedy)
+    if chosen and seeds is None:
+        _refuse_own_seed(file, arms)
     layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
     points = [Point(seed_tail(seed), (layer,)) for seed, layer in zip(chosen, layers, strict=True)]
     return expansion.distinct(points, place) or [Point()]
+
+
+def _refuse_own_seed(file: _File, arms: Sequence[Point]) -> None:
+    """Raise ConfigError if a sweep that lists seeds also sets ``seed``, which the list would replace.
+
+    ``--seeds`` and ``seed=N`` on the command line replace what the file says, as all options do.
+    """
+    if "seed" in file.table.get("set", {}):
+        what = "has no effect, because the sweep lists seeds"
+        raise file.error("set.seed", what, file.table["set"]["seed"], "Remove set.seed, or the list of seeds.")
+    for arm in arms:
+        for where, layer in arm.layers:
+            if "seed" in layer:
+                name = arm.name or file.path.stem
+                what = f"run {name}: its seed has no effect, because the sweep lists seeds, with which each run starts"
+                raise ConfigError(what, where, layer["seed"], "Remove the seed of the run, or the list of seeds.")
 
 
 def _filter(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
@@ -229,7 +247,7 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
     """Every run: each point once per seed. ``overrides`` change configurations, not the set of runs."""
     below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", LocatedDict()))]
     arms = _arms(file)
-    tails = _seeds(file, seeds)
+    tails = _seeds(file, seeds, arms)
     top = SourceLocation(str(file.path))
     if not any(point.layers or point.name for point in (*arms, *tails)):
         raise top.error("the sweep is empty", remedy="Name runs under runs, or add a grid.")

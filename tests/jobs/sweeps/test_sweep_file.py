@@ -401,6 +401,8 @@ def test_set_values_override_recipe_values(sweep, tmp_path):
         (COMMON + "runs: {a: }\npaper:\n  a:\n    x: good\n", [":5", "paper.a.x", "number", "good"]),
         (COMMON + "runs: {a: }\npaper: {a: {x: true}}\n", [":3", "paper.a.x", "number"]),
         (COMMON + "runs: {a: }\nseeds: [x]\n", [":3", "seed", "'x'"]),
+        (COMMON + "runs: {a: {seed: 7}}\nseeds: [0, 1]\n", ["run a: its seed has no effect", "7", "Remove the seed"]),
+        (COMMON + "runs: {a: {grid: {seed: [2, 3]}}}\nseeds: [0, 1]\n", ["run a-seed2: its seed has no effect", "2"]),
         (COMMON + "runs: {a: }\nname: a/b\n", ["name", "a/b"]),
         ("- a\n", ["a mapping is needed"]),
         (COMMON + "runs: {a: {data.tokenizer: '${x}'}}\n", ["interpolation is off"]),
