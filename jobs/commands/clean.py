@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.cli import Parser, add_root_option, command, confirm, note, run_command
+from jobs.common.cli import Number, Parser, add_root_option, command, confirm, note, run_command
 
 if TYPE_CHECKING:
     from jobs.submission.cleanup import Folder, Listing
@@ -39,13 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     kinds.add_argument("--code", action="store_true", help=about)
     kinds.add_argument("--all", action="store_true", help="all of these")
     about = "only folders in which nothing has changed for this many days (default: %(default)g)"
-    parser.add_argument("--older", type=float, default=DAYS, metavar="DAYS", help=about)
+    parser.add_argument("--older", type=Number(float, least=0), default=DAYS, metavar="DAYS", help=about)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--dry-run", action="store_true", help="list the folders, delete nothing")
     action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     args = parser.parse_args(arguments)
-    if not args.older >= 0:
-        parser.error(f"--older {args.older:g}: the days must be at least 0")
     return run_command(clean, args)
 
 

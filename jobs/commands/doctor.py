@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.cli import Parser, run_command
+from jobs.common.cli import AMOUNT, COUNT, Parser, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 def add_measure_options(parser: Parser) -> None:
     group = parser.add_argument_group("measure a machine (docs/measure.md)")
     group.add_argument("--measure", action="store_true", help="measure this machine, or nodes of --cluster in a job")
-    group.add_argument("--minutes", type=float, help="most minutes of the measurement; default: 3, in a job 10")
-    group.add_argument("--nodes", type=int, help="number of nodes of the job; default: 2")
+    group.add_argument("--minutes", type=AMOUNT, help="most minutes of the measurement; default: 3, in a job 10")
+    group.add_argument("--nodes", type=COUNT, help="number of nodes of the job; default: 2")
     group.add_argument(
         "--data",
         metavar="MANIFEST",

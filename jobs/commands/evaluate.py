@@ -2,7 +2,7 @@
 
 import argparse
 
-from jobs.common.cli import Parser, run_command
+from jobs.common.cli import AMOUNT, COUNT, INDEX, Parser, run_command
 
 EXAMPLES = """examples:
   flip evaluate quickstart/masked                         the sets of the run, its newest commit
@@ -65,10 +65,10 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--ensemble", action="store_true", help="also average over complementary masks that show every patch"
     )
     parser.add_argument(
-        "--probe-c", "--cost", type=float, default=0.0, dest="cost",
+        "--probe-c", "--cost", type=AMOUNT, default=0.0, dest="cost",
         help="C of linear probes, as in scikit-learn; default: chosen on part of the training set",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=256, help="images per encoder batch (default 256)")
+    parser.add_argument("--batch", type=COUNT, default=256, help="images per encoder batch (default 256)")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the encoders (default fp32)"
     )
@@ -83,10 +83,10 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="profile: a name in sweeps/clusters or a .yaml file (default local)",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of the job (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=0, help="ranks per node; default: its GPUs, else 1")
-    parser.add_argument("--gpus", type=int, default=-1, help="GPUs per node; default: those of the profile")
-    parser.add_argument("--hours", type=float, default=4.0, help="wall time limit of the job in hours (default 4)")
+    parser.add_argument("--nodes", type=COUNT, default=1, help="nodes of the job (default: %(default)s)")
+    parser.add_argument("--processes", type=INDEX, default=0, help="ranks per node; default: its GPUs, else 1")
+    parser.add_argument("--gpus", type=INDEX, default=-1, help="GPUs per node; default: those of the profile")
+    parser.add_argument("--hours", type=AMOUNT, default=4.0, help="wall time limit of the job in hours (default 4)")
     parser.add_argument("--root", help="folder of run directories; default: the profile's, FLIP_RUNS, else ./runs")
     parser.add_argument("--detach", action="store_true", help="do not wait for the results")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jobs.common.cli import Parser, add_root_option, note, run_command
+from jobs.common.cli import COUNT, Parser, add_root_option, note, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="send what is final now, and end")
     parser.add_argument("--tracker", default="wandb", choices=TRACKERS, help="default: wandb")
     parser.add_argument("--project", default="", help="the project there; default: monitor.TRACKER of each run")
-    parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)  # of the launcher: end with this attempt
+    parser.add_argument("--attempt", type=COUNT, help=argparse.SUPPRESS)  # of the launcher: end with this attempt
     parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)  # or with its job, at SIGUSR1
     add_root_option(parser)
     args = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.common.cli import Parser, add_run_arguments, run_command
+from jobs.common.cli import COUNT, INDEX, Parser, add_run_arguments, run_command
 
 if TYPE_CHECKING:
     import codecs
@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="flip logs", description="Show the output of the ranks of an attempt.", epilog=EXAMPLES)
     add_run_arguments(parser, all_runs=False)
     parser.add_argument("-f", "--follow", action="store_true", help="print new output until the run has ended")
-    parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument("--attempt", type=COUNT, help="default: the newest")
     parser.add_argument(
-        "--node", type=int, metavar="I", help="only node I (0, 1, ...); default: all nodes and the batch script"
+        "--node", type=INDEX, metavar="I", help="only node I (0, 1, ...); default: all nodes and the batch script"
     )
     parser.add_argument("--err", action="store_true", help="show standard error instead of standard output")
     args = parser.parse_args(arguments)

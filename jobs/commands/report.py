@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.common.cli import Parser, add_run_arguments, run_command
+from jobs.common.cli import INDEX, Parser, add_run_arguments, run_command
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
     parser.add_argument("--folder", metavar="DIR", help="write page, Markdown, CSV and figures; the folder is created")
-    parser.add_argument("--pictures", type=int, metavar="N", default=12, help="test pictures on the page (default: 12)")
+    parser.add_argument(
+        "--pictures", type=INDEX, metavar="N", default=12, help="test pictures on the page (default: 12)"
+    )
     default = "report.html in the folder of the runs, or in the cache if that belongs to another user"
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; default: {default}")
     args = parser.parse_args(arguments)
@@ -46,8 +48,6 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     chosen = [name for name, is_given in streams.items() if is_given]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} both write to standard output: choose one")
-    if args.pictures < 0:
-        parser.error("--pictures: a number from 0")
     files = {"--folder": args.folder, "--out": args.out}
     if chosen and chosen != ["--markdown -"]:
         files |= {"--markdown": args.markdown, "--table": args.table}

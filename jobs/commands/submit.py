@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.common.cli import Parser, add_sweep_arguments, note, run_command
+from jobs.common.cli import INDEX, Parser, add_sweep_arguments, note, run_command
 
 EXAMPLES = """examples:
   flip submit quickstart --cluster local --watch
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", metavar="PATTERN", help="submit only runs whose name matches one of the shell patterns that follow"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
+    parser.add_argument("--seeds", type=INDEX, nargs="+", metavar="N", help="start every run once per seed")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, its cost and all checks; write nothing")
     _add_options_of_existing_runs(parser)
     parser.add_argument(

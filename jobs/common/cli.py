@@ -4,6 +4,7 @@ Imported before arguments are parsed, so it imports nothing large.
 """
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -20,20 +21,79 @@ INTERRUPTED = 130
 DEFAULTS = {"quiet": False, "verbose": False, "json": False}
 """Values of the common options if they are not given."""
 
+_REFUSED = "_refused_number"
+"""Attribute of the parsed options: (why, option, value) of a number out of its bounds."""
+
 _options = argparse.Namespace(**DEFAULTS)
 """Options of the command that runs, set by ``run_command``."""
+
+
+class Number:
+    """The ``type`` of a numeric option: a finite number within bounds.
+
+    A text that is no number is a usage error. ``run_command`` raises ConfigError for a number out of bounds.
+
+    Args:
+        kind: ``int`` or ``float``.
+        least: the smallest value.
+        above: every value is larger than this.
+        most: the largest value.
+        below: every value is smaller than this.
+    """
+
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        least: float | None = None,
+        above: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        self.__name__ = kind.__name__  # argparse prints it: "invalid int value"
+        self._kind = kind
+        self._least = least
+        self._above = above
+        self._most = most
+        self._below = below
+
+    def __call__(self, text: str) -> float:
+        return self._kind(text)
+
+    def problem(self, value: float) -> str:
+        """Why a value is refused; empty if it is not."""
+        if not math.isfinite(value):
+            return "must be a finite number"
+        if self._least is not None and value < self._least:
+            return f"must be at least {self._least:g}"
+        if self._above is not None and value <= self._above:
+            return f"must be above {self._above:g}"
+        if self._most is not None and value > self._most:
+            return f"must be at most {self._most:g}"
+        if self._below is not None and value >= self._below:
+            return f"must be below {self._below:g}"
+        return ""
+
+
+COUNT = Number(int, least=1)
+"""The ``type`` of an option that counts things, at least one."""
+INDEX = Number(int, least=0)
+"""The ``type`` of an option that is a position, a seed, or a count that may be zero."""
+AMOUNT = Number(float, above=0)
+"""The ``type`` of an option that is a duration or a rate."""
 
 
 class Parser(argparse.ArgumentParser):
     """The parser of every command and subcommand.
 
     It adds the common options, accepts options between positional arguments, refuses abbreviated options, and names
-    the nearest known option or choice in its errors. ``json=False``: for a command without a result to print.
+    the nearest known option or choice in its errors. A numeric option has a ``Number`` as its type.
+    ``json=False``: for a command without a result to print.
     """
 
     def __init__(self, *args: Any, json: bool = True, **options: Any) -> None:
         defaults: dict[str, Any] = {"formatter_class": _HelpFormatter}
         super().__init__(*args, **{**defaults, **options, "allow_abbrev": False})
+        self.register("action", None, _StoreValue)
         group = self.add_argument_group("common options")
         flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}  # the same before a subcommand
         if json:
@@ -138,6 +198,7 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
         for package in ("flip", "jobs", "tools"):
             logging.getLogger(package).setLevel(logging.DEBUG)
     try:
+        _refuse_number(options)
         return work(options)
     except FlipError as error:
         logging.getLogger(__name__).debug("the error was raised here", exc_info=True)
@@ -236,6 +297,29 @@ def shorter(path: Path) -> str:
     if relative.startswith(".."):
         return str(path)
     return relative
+
+
+class _StoreValue(argparse.Action):
+    """Stores the value of an option, and records in the namespace why ``run_command`` must refuse it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        if not isinstance(self.type, Number):
+            return
+        given = values if isinstance(values, list) else [values]
+        for value in given:
+            problem = self.type.problem(value)
+            if problem:
+                setattr(namespace, _REFUSED, (problem, option or self.dest, value))
+
+
+def _refuse_number(options: argparse.Namespace) -> None:
+    """Raise ConfigError if an option is a number out of its bounds."""
+    refused = getattr(options, _REFUSED, None)
+    if refused:
+        from flip.runs.errors import ConfigError
+
+        raise ConfigError(*refused)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -55,8 +55,6 @@ def question(profile: ClusterProfile, nodes: int, minutes: float) -> str:
 
 def check(profile: ClusterProfile, nodes: int, minutes: float) -> None:
     """Raise ConfigError or StorageError if the job cannot be submitted."""
-    if nodes < 1:
-        raise ConfigError("must be at least 1", "--nodes", nodes)
     if minutes / 60 + EXTRA_HOURS > profile.hours:
         remedy = f"Give fewer minutes than {60 * (profile.hours - EXTRA_HOURS):.0f}, or raise hours."
         raise ConfigError("the profile's time limit is too short", f"{profile.name}, hours", profile.hours, remedy)

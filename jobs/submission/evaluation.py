@@ -217,11 +217,6 @@ class EvaluateCommand:
 
     def _resources(self) -> JobResources:
         args = self.args
-        lowest = {"batch": 1, "cost": 0, "nodes": 1, "processes": 0, "gpus": -1}
-        for name, least in lowest.items():
-            if getattr(args, name) < least:
-                option = {"cost": "probe-c"}.get(name, name)
-                raise ConfigError(f"must be at least {max(least, 0)}", f"--{option}", getattr(args, name))
         if args.gpus < 0:
             gpus = self.profile.gpus_per_node
         else:

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jobs.common.cli import Parser, add_root_option, command, run_command
+from jobs.common.cli import COUNT, Parser, add_root_option, command, run_command
 
 EXAMPLES = """examples:
   flip predict runs/quickstart/masked cat.png --labels "a cat,a dog"
@@ -26,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
-    parser.add_argument("--count", type=int, default=3, metavar="N", help="pictures shown of --set (default 3)")
+    parser.add_argument("--count", type=COUNT, default=3, metavar="N", help="pictures shown of --set (default 3)")
     labels.add_argument("--labels", help="labels, separated by commas")
     labels.add_argument("--classes", help='a JSON file {"names": [...], "templates": [...]}')
     parser.add_argument(
         "--templates", nargs="+", metavar="T", help="prompt templates; {} is replaced by the label (default: {})"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
+    parser.add_argument("--top", type=COUNT, default=5, metavar="K", help="labels shown per image (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     options = parser.parse_args(arguments)
     if bool(options.images) == bool(options.set):
@@ -47,8 +47,6 @@ def predict(options: argparse.Namespace) -> int:
     from jobs.common.text import plain
     from jobs.runs import select
 
-    if options.top < 1:
-        raise ConfigError("must be at least 1", "--top", options.top)
     if Path(options.run).is_dir():
         run = options.run
     else:
@@ -90,9 +88,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     from jobs.reporting import examples
     from jobs.runs import select
 
-    if options.count < 1:
-        raise ConfigError("must be at least 1", "--count", options.count)
-    if not 1 <= options.top <= TOP:
+    if options.top > TOP:
         raise ConfigError(f"must be from 1 to {TOP} with --set", "--top", options.top)
     outcome = read_run(select.select_single(options.run, roots(options.root)).path)
     try:

@@ -3,11 +3,10 @@
 import argparse
 import importlib
 import json
-import os
 import sys
 from typing import Any
 
-from jobs.common.cli import Parser, add_root_option, run_command
+from jobs.common.cli import AMOUNT, COUNT, INDEX, Number, Parser, add_root_option, run_command
 
 EXAMPLES = """examples:
   flip shards index 'data/{00000..00041}.tar' --out data/manifest
@@ -30,15 +29,13 @@ EXAMPLES = """examples:
   flip shards inspect --run runs/my/run --samples 81920000
   flip shards bench data/manifest --want 2000
 """
+SHARE = Number(float, least=0, most=1)
 CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    columns = [f"--{name}" for name in ("image", "caption", "label", "key") if getattr(options, name, None)]
-    if columns and os.path.isdir(options.source):
-        parser.error(f"{', '.join(columns)}: a column of a table, but {options.source} is a folder")
     return run_command(run, options)
 
 
@@ -101,15 +98,15 @@ def _indexing(commands: _Commands) -> None:
     )
     command.add_argument("--out", required=True, help="folder of the new manifest")
     first = command.add_mutually_exclusive_group()
-    first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
+    first.add_argument("--chunk", type=COUNT, default=0, help="R, samples per read; default: by the number of samples")
     about = "extend this manifest: its shards come first, are not read, and their samples keep their ids"
     first.add_argument("--add", metavar="MANIFEST", help=about)
-    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--workers", type=INDEX, default=0, help="processes of 200 MB each (default: one per core)")
     command.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or incomplete")
     about = "a complete sample has an image and one of these: captions, or the label cls of a set to evaluate on"
     command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
     about = "exit code 65 if fewer samples are complete (default: %(default)s)"
-    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+    command.add_argument("--min-complete", type=SHARE, default=0.5, metavar="SHARE", help=about)
     about = "only scan part I of N, before the same command without --part; slurm: by the array task"
     command.add_argument("--part", metavar="I/N", help=about)
     about = (
@@ -123,7 +120,7 @@ def _indexing(commands: _Commands) -> None:
     command = commands.add("info", "manifest:info", "Describe a manifest.")
     command.add_argument("manifest", help="its folder")
     about = "batch size for which lanes and buffer are shown (default: %(default)s)"
-    command.add_argument("--batch", type=int, default=4096, help=about)
+    command.add_argument("--batch", type=COUNT, default=4096, help=about)
 
 
 def _making(commands: _Commands) -> None:
@@ -153,10 +150,10 @@ def _making(commands: _Commands) -> None:
     about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"
     command.add_argument("--template", action="append", metavar="TEXT", help=about)
     about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"
-    command.add_argument("--split", type=float, metavar="SHARE", help=about)
-    command.add_argument("--per-shard", type=int, default=1000, help="rows per shard (default: %(default)s)")
+    command.add_argument("--split", type=Number(float, above=0, below=1), metavar="SHARE", help=about)
+    command.add_argument("--per-shard", type=COUNT, default=1000, help="rows per shard (default: %(default)s)")
     about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
-    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+    command.add_argument("--min-complete", type=SHARE, default=0.5, metavar="SHARE", help=about)
 
 
 def _deriving(commands: _Commands) -> None:
@@ -186,7 +183,7 @@ def _deriving(commands: _Commands) -> None:
     )
     command = commands.add("drop", "manifest:drop", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
-    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--workers", type=INDEX, default=0, help="processes of 200 MB each (default: one per core)")
     command.add_argument("--out", required=True, help="folder of the new manifest")
 
 
@@ -199,15 +196,15 @@ def _recoding(commands: _Commands) -> None:
     command = commands.add("recode", "recode:recode", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
     about = "shorter side of larger images, pixels (default: %(default)s)"
-    command.add_argument("--short", type=int, default=256, metavar="PIXELS", help=about)
+    command.add_argument("--short", type=Number(int, least=16), default=256, metavar="PIXELS", help=about)
     about = "JPEG quality, 1 to 100 (default: %(default)s)"
-    command.add_argument("--quality", type=int, default=85, metavar="Q", help=about)
+    command.add_argument("--quality", type=Number(int, least=1, most=100), default=85, metavar="Q", help=about)
     both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     about = "write a restart marker after each 16 x 16 pixels, by which decoders skip hidden patches (default)"
     command.add_argument("--restart-markers", **both, help=about)
     about = "batch size for which the source's data.lanes is shown (default: %(default)s)"
-    command.add_argument("--batch", type=int, default=4096, help=about)
-    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--batch", type=COUNT, default=4096, help=about)
+    command.add_argument("--workers", type=INDEX, default=0, help="processes (default: one per core)")
     command.add_argument("--out", required=True, help="folder of the new shards and their manifest")
 
 
@@ -219,16 +216,21 @@ def _checking(commands: _Commands) -> None:
     command = commands.add("verify", "verify:verify", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
     part = command.add_mutually_exclusive_group()
-    part.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
-    part.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
-    command.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    part.add_argument(
+        "--sample",
+        type=Number(float, above=0, most=1),
+        metavar="SHARE",
+        help="check this share of the chunks, drawn at random",
+    )
+    part.add_argument("--chunks", type=COUNT, metavar="N", help="check N chunks, drawn at random")
+    command.add_argument("--seed", type=INDEX, default=0, help="seed of the draw (default: %(default)s)")
     both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     command.add_argument("--decode", **both, help="decode images and captions (default)")
     about = "a sample needs one of these members, or a label in place of a caption, as for index"
     command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
-    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--workers", type=INDEX, default=0, help="processes (default: one per core)")
     command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
-    command.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
+    command.add_argument("--examples", type=INDEX, default=3, help="samples listed per reason (default: %(default)s)")
 
 
 def _measuring(commands: _Commands) -> None:
@@ -237,17 +239,17 @@ def _measuring(commands: _Commands) -> None:
     )
     command = commands.add("bench", "bench:bench", about)
     command.add_argument("manifest", help="its folder")
-    command.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
+    command.add_argument("--seconds", type=AMOUNT, default=20.0, help="approximate total time (default: %(default)s)")
     command.add_argument(
-        "--want", type=float, default=0.0, metavar="X", help="compute the workers needed for X images/s"
+        "--want", type=AMOUNT, default=0.0, metavar="X", help="compute the workers needed for X images/s"
     )
     command.add_argument("--captions", help=CAPTIONS)
     command.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
     command.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
-    command.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
-    command.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
+    command.add_argument("--size", type=COUNT, default=224, help="side of the view, pixels (default: %(default)s)")
+    command.add_argument("--patch", type=COUNT, default=16, help="side of a patch, pixels (default: %(default)s)")
     command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
+    command.add_argument("--seed", type=INDEX, default=0, help="seed for chunks and crops (default: %(default)s)")
     about = "then measure masks 0, 0.5 and 0.75 for as long, and add the rows to this file, core_speeds of a profile"
     command.add_argument("--write", metavar="FILE", help=about)
 
@@ -256,13 +258,13 @@ def _inspecting(commands: _Commands) -> None:
     about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
     command = commands.add("inspect", "inspect_samples:inspect", about)
     command.add_argument("manifest", nargs="?", help="its folder (not with --run)")
-    command.add_argument("--id", type=int, help="sample id")
+    command.add_argument("--id", type=INDEX, help="sample id")
     command.add_argument("--captions", help=CAPTIONS)
     command.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
     command.add_argument("--run", metavar="RUN", help="a run: its folder, or SWEEP/RUN")
     add_root_option(command)
     step = command.add_mutually_exclusive_group()
-    step.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
-    step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
+    step.add_argument("--step", type=COUNT, help="step number as in the metrics of the run; the first is 1")
+    step.add_argument("--samples", type=COUNT, help="the step that reached S samples, as in metrics and TensorBoard")
     about = "read the samples to show captions and replacements; --no-read shows ids only, at once"
     command.add_argument("--read", action=argparse.BooleanOptionalAction, default=True, help=about)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.common.cli import Parser, command, run_command
+from jobs.common.cli import COUNT, INDEX, Parser, command, run_command
 from jobs.common.text import table
 from tools.sandbox import daemons
 from tools.sandbox.cluster import SandboxCluster
@@ -169,8 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     back = add("return", bring_back, lambda report: f"{report['node']} is back")
     back.add_argument("node", help="n1, n2, ...")
     command = add("preempt", preempt, lambda report: f"submitted job {report['job']} of higher priority")
-    command.add_argument("--nodes", type=int, help="number of nodes (default: all)")
-    command.add_argument("--seconds", type=int, default=60, help="duration of the job (default: %(default)s)")
+    command.add_argument("--nodes", type=COUNT, help="number of nodes (default: all)")
+    command.add_argument("--seconds", type=COUNT, default=60, help="duration of the job (default: %(default)s)")
     command.add_argument("-w", "--nodelist", default="", help="use exactly these nodes, such as n[1-2]")
     return parser
 
@@ -188,7 +188,7 @@ def _start_options(command: argparse.ArgumentParser) -> None:
             command.add_argument(option, action="store_true", help=about)
         elif isinstance(default, int):
             about += f" (default: {default})"
-            command.add_argument(option, type=int, default=default, metavar="N", help=about)
+            command.add_argument(option, type=INDEX, default=default, metavar="N", help=about)
         elif field.name == "settings":
             command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=about)
         elif field.name == "job_submit":

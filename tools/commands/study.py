@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from jobs.common.cli import Parser, run_command
+from jobs.common.cli import AMOUNT, Parser, run_command
 from jobs.common.paths import REPOSITORY
 
 EXAMPLES = """examples:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = "a file of tools/studies (default: masking)"
     parser.add_argument("--study", choices=studies(), default="masking", help=about)
     how = "train for at most M minutes; the next call continues (default: until all is complete)"
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=how)
+    parser.add_argument("--minutes", type=AMOUNT, default=float("inf"), metavar="M", help=how)
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
     docs = REPOSITORY / "docs"
     parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for the page and its files")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jobs.common.cli import Parser, run_command
+from jobs.common.cli import COUNT, Parser, run_command
 
 EXAMPLES = """examples:
   flip tokenizer train --captions captions.txt --vocabulary 30522 --out tokenizer.json
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="flip tokenizer", description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
-    train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
+    train_.add_argument("--vocabulary", type=COUNT, required=True, metavar="N", help="maximum number of entries")
     about = "wordpiece, as BERT's (default), or bpe: byte pairs, as CLIP's, for recipe clip"
     train_.add_argument("--kind", choices=KINDS, default="wordpiece", help=about)
     train_.set_defaults(run=train)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
     show_.add_argument("tokenizer", help="a tokenizer.json, or CLIP's bpe_simple_vocab_16e6.txt.gz")
     show_.add_argument("texts", nargs="+", metavar="text")
-    show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
+    show_.add_argument("--length", type=COUNT, default=32, metavar="T", help="tokens per caption (default 32)")
     show_.set_defaults(run=show)
     return run_command(run, parser.parse_args(arguments))
 
@@ -156,11 +156,8 @@ def captions(source: str, member: str) -> Iterator[str]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """Token ids and pieces, without [CLS]."""
-    from flip.runs.errors import ConfigError
     from flip.tokenizer import Tokenizer
 
-    if options.length < 1:
-        raise ConfigError("must be at least 1", "--length", options.length)
     tokenizer = Tokenizer(options.tokenizer, options.length, prepend_cls=False)
     rows = tokenizer(options.texts)
     return {

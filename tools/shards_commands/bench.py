@@ -325,8 +325,6 @@ def cached(manifest: Manifest) -> bool:
 
 def bench(options: argparse.Namespace) -> CommandResult:
     """Measure each stage of the data pipeline on one core of this machine."""
-    if not 0 <= options.want < math.inf:
-        raise ConfigError("must be a number, and not negative", "--want", options.want)
     manifest = Manifest.load(options.manifest)
     members = captions(options)
     sizes = options.size, options.patch

@@ -30,10 +30,6 @@ _UNREADABLE = "Make it readable, or name the shards without wildcards."
 
 def index(options: argparse.Namespace) -> CommandResult:
     """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
-    if options.workers < 0:
-        raise ConfigError("must not be negative", "--workers", options.workers)
-    if not 0 <= options.min_complete <= 1:
-        raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
     complete = Completeness(names(options.captions, "--captions"), options.min_complete)
     if options.part:
         part, parts = share(options.part, os.environ)

@@ -83,12 +83,6 @@ class Written:
 
 def make(options: argparse.Namespace) -> CommandResult:
     """Write shards and manifest into a temporary folder, which gets its name when it is complete."""
-    if options.per_shard < 1:
-        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
-    if not 0 <= options.min_complete <= 1:
-        raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
-    if options.split is not None and not 0 < options.split < 1:
-        raise ConfigError("a share lies between 0 and 1", "--split", options.split, "Give 0.2 for a fifth.")
     templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
     check_prompts(Prompts(["label"], templates), "--template")
     if options.images and not os.path.isdir(options.images):

@@ -24,8 +24,6 @@ from tools.shards_commands.output import CommandResult, claim, copy_classes, wri
 
 def info(options: argparse.Namespace) -> CommandResult:
     """Describe a manifest, and the memory that training on it needs for shuffling."""
-    if options.batch < 1:
-        raise ConfigError("must be at least 1", "--batch", options.batch)
     manifest = Manifest.load(options.manifest)
     counts = manifest.shards[:, 0]
     report = facts(manifest) | {

@@ -106,7 +106,7 @@ class RecodeResult:
 
 def recode(options: argparse.Namespace) -> CommandResult:
     """Write shards with smaller pictures to ``--out``, and their manifest."""
-    recoding = _recoding(options)
+    recoding = Recoding(options.short, options.quality, options.restart_markers)
     old = Manifest.load(options.manifest)
     out = Path(options.out).absolute()
     shuffle = shuffling(old, options.batch)
@@ -121,18 +121,6 @@ def recode(options: argparse.Namespace) -> CommandResult:
         new = _index(work, outcome, workers)
         work.remove()
     return CommandResult(_report(old, new, outcome, shuffle))
-
-
-def _recoding(options: argparse.Namespace) -> Recoding:
-    if options.workers < 0:
-        raise ConfigError("must not be negative", "--workers", options.workers)
-    if options.batch < 1:
-        raise ConfigError("must be at least 1", "--batch", options.batch)
-    if options.short < 16:
-        raise ConfigError("must be at least 16 pixels", "--short", options.short)
-    if not 1 <= options.quality <= 100:
-        raise ConfigError("must lie in 1 .. 100", "--quality", options.quality)
-    return Recoding(options.short, options.quality, options.restart_markers)
 
 
 def _refuse_own_folder(old: Manifest, out: Path) -> None:

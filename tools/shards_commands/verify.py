@@ -243,8 +243,6 @@ def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
 
 def verify(options: argparse.Namespace) -> CommandResult:
     """Check all or some chunks; with ``--out``, write a manifest that excludes the bad samples."""
-    if options.workers < 0:
-        raise ConfigError("must not be negative", "--workers", options.workers)
     manifest = Manifest.load(options.manifest)
     plan = VerificationPlan(_chunks(manifest, options), options.decode, captions(options))
     if options.out:
@@ -278,8 +276,6 @@ def verify(options: argparse.Namespace) -> CommandResult:
 
 def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int]:
     if options.sample is not None:
-        if not 0 < options.sample <= 1:
-            raise ConfigError("must be a share above 0 and at most 1", "--sample", options.sample)
         return draw(manifest, max(1, round(options.sample * manifest.chunks)), options.seed)
     if options.chunks is not None:
         return draw(manifest, options.chunks, options.seed)

@@ -163,11 +163,15 @@ def test_names_of_sweeps_and_patterns_select(desk):
     assert completer_of("target", is_option=False) is not None
 
 
-@pytest.mark.parametrize("words", [["--older", "-1"], ["--older", "nan"], ["--dry-run", "--yes"]])
-def test_wrong_options_exit_with_2(desk, words):
+def test_contradictory_options_exit_with_2(desk):
     with pytest.raises(SystemExit) as stopped:
-        main(words)
+        main(["--dry-run", "--yes"])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf"])
+def test_days_out_of_bounds_are_refused(desk, days):
+    assert "--older: must be" in desk(f"--older={days}", code=78)
 
 
 def test_logs_of_newest_and_of_newest_failed_attempt_stay(desk):

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError
+from jobs.__main__ import PACKAGES
 from jobs.commands import submit
 from jobs.common import cli
-from jobs.common.cli import Parser, note, run_command
+from jobs.common.cli import Number, Parser, note, run_command
+from jobs.common.completion import actions_of
 from tools.commands import shards
+from tools.documentation.commands import parser_of
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ["submit", "status", "logs", "cancel", "report", "demo_data", "predict", "shards", "tokenizer"]
@@ -194,3 +197,49 @@ def test_error_with_json_contains_no_credentials(capsys):
     text = capsys.readouterr().err
     assert json.loads(text)["error"]["value"] is not None
     assert not any(word in text for word in ("secret", "a:b", "abc")) and text.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_numeric_options_of_every_command_have_bounds(name):
+    """A limit of -1 hours, or 0 images/s, once passed silently."""
+    unbounded = [
+        action.option_strings or action.dest
+        for action in actions_of(parser_of(name))
+        if action.type in (int, float) and action.choices is None
+    ]
+    assert not unbounded, "use a Number of jobs/common/cli.py as the type"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--hours", "-1"], "--hours: must be above 0 (found: -1.0)."),
+        (["--hours", "0"], "--hours: must be above 0 (found: 0.0)."),
+        (["--hours", "nan"], "--hours: must be a finite number (found: nan)."),
+        (["--ids", "3", "0", "4"], "--ids: must be at least 1 (found: 0)."),
+        (["below", "--share", "1"], "--share: must be below 1 (found: 1.0)."),
+        (["below", "--share", "-0.1"], "--share: must be above 0 (found: -0.1)."),
+        (["below", "--most", "3"], "--most: must be at most 2 (found: 3)."),
+    ],
+)
+def test_numbers_out_of_bounds_are_configuration_errors(capsys, words, message):
+    parser = Parser()
+    parser.add_argument("--hours", type=Number(float, above=0))
+    parser.add_argument("--ids", type=Number(int, least=1), nargs="+", default=[])
+    commands = parser.add_subparsers()
+    below = commands.add_parser("below")
+    group = below.add_argument_group("some").add_mutually_exclusive_group()
+    group.add_argument("--share", type=Number(float, above=0, below=1))
+    group.add_argument("--most", type=Number(int, most=2))
+    assert run_command(lambda _: 0, parser.parse_args(words)) == 78
+    assert capsys.readouterr().err == f"{message}\n"
+    assert run_command(lambda _: 0, parser.parse_args(["--json", *words])) == 78
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == 78
+
+
+def test_text_that_is_no_number_is_a_usage_error(capsys):
+    parser = Parser()
+    parser.add_argument("--hours", type=Number(float, above=0))
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--hours", "four"])
+    assert caught.value.code == 2 and "argument --hours: invalid float value: 'four'" in capsys.readouterr().err

@@ -414,10 +414,11 @@ def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
         (("--mask", "half"), "mask: a mask is a share"),
         (("--mask", "1/0"), "mask: a mask is a share"),
         (("--mask", "0.99"), "mask: keeps none of 16 patches (found: '0.99'). Mask less."),
-        (("--want", "-1"), "--want: must be a number, and not negative"),
+        (("--want", "-1"), "--want: must be above 0"),
+        (("--want", "0"), "--want: must be above 0"),
         (("--want", "nan"), "--want"),
         (("--want", "inf"), "--want"),
-        (("--seconds", "nan"), "seconds: must be above 0"),
+        (("--seconds", "nan"), "--seconds: must be a finite number"),
     ):
         code, text = call(capsys, "bench", data, *small, *arguments)
         assert code == 78 and expected in text and text.count("\n") == 1

@@ -274,9 +274,9 @@ def test_index_rejects_data_set_of_incomplete_samples(data, tmp_path, capsys):
         code, report = call(capsys, *command, *more, "--json")
         assert code == 0 and report["shards_scanned_before"] == 7, "other options need no new scan"
         shutil.rmtree(tmp_path / "m")
-    for wrong in ("1.5", "-1", "nan"):
+    for wrong, message in (("1.5", "at most 1"), ("-1", "at least 0"), ("nan", "a finite number")):
         code, text = call(capsys, *command, f"--min-complete={wrong}")
-        assert code == 78 and "--min-complete: a share lies in 0 .. 1" in text
+        assert code == 78 and f"--min-complete: must be {message}" in text
     write_tar(tmp_path / "labels.tar", [("a.jpg", b"x"), ("a.cls", b"1")])
     assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, (
         "an evaluation set needs no captions"
