@@ -15,6 +15,9 @@ EXAMPLES = """examples:
   flip predict runs/x/y cat.png --classes classes.json --top 3
   flip predict quickstart/masked --set twemoji --count 8
 """
+EXAMPLE = 'Example: --labels "a cat,a dog"'
+SEPARATORS = (";", "|", "\t", "\n")
+"""Characters other than a comma that separate labels elsewhere."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     from flip.evaluation.datasets import prompts
-    from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import roots
     from jobs.common.text import plain
     from jobs.runs import select
@@ -56,10 +58,8 @@ def predict(options: argparse.Namespace) -> int:
         names = classes.names
         templates = classes.templates
     else:
-        names = [label.strip() for label in options.labels.split(",") if label.strip()]
+        names = _labels(options.labels)
         templates = ["{}"]
-        if not names:
-            raise ConfigError("needs at least one label", "--labels", options.labels, 'Example: --labels "a cat,a dog"')
     from flip.export.load import load  # imports torch: after all checks that do not need it
 
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
@@ -77,6 +77,23 @@ def predict(options: argparse.Namespace) -> int:
         for i, row in enumerate(entry["labels"]):  # the image is named on its first line only
             print(f"{'' if i else plain(entry['image']):{width}}  {row['probability']:6.1%}  {plain(row['label'])}")
     return 0
+
+
+def _labels(text: str) -> list[str]:
+    """The labels of ``--labels``. Raises ConfigError."""
+    from flip.runs.errors import ConfigError
+
+    names = [label.strip() for label in text.split(",") if label.strip()]
+    if not names:
+        raise ConfigError("needs at least one label", "--labels", text, EXAMPLE)
+    for separator in SEPARATORS:
+        if separator in text:
+            remedy = f"{EXAMPLE}. Labels that contain {separator!r} can be given in a file, with --classes."
+            raise ConfigError(f"separate labels by commas, not by {separator!r}", "--labels", text, remedy)
+    repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if repeated is not None:
+        raise ConfigError("a label is repeated, and would share its probability", "--labels", repeated, "Give it once.")
+    return names
 
 
 def show_test_pictures(options: argparse.Namespace) -> int:

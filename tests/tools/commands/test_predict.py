@@ -63,10 +63,25 @@ def test_predict_escapes_control_characters(tmp_path, capsys, monkeypatch):
     model = Mock()
     model.classify.return_value = torch.tensor([[0.25, 0.75]])
     monkeypatch.setattr("flip.export.load.load", lambda *_: model)
-    assert main([str(tmp_path), "a\x1b[2J\udce9.png", "--labels", "c\x1b]0;at\x07,dog"]) == 0
+    assert main([str(tmp_path), "a\x1b[2J\udce9.png", "--labels", "c\x1b[31mat\x07,dog"]) == 0
     name = "a\\x1b[2J\\udce9.png"
-    label = "c\\x1b]0;at\\x07"
+    label = "c\\x1b[31mat\\x07"
     assert capsys.readouterr().out == f"{name}   75.0%  dog\n{'':{len(name)}}   25.0%  {label}\n"
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ("a cat;a dog", "--labels: separate labels by commas, not by ';'"),
+        ("a cat|a dog,a bird", "--labels: separate labels by commas, not by '|'"),
+        ("cat, dog ,cat", "--labels: a label is repeated, and would share its probability (found: 'cat')"),
+        (" , ", "--labels: needs at least one label"),
+    ],
+)
+def test_predict_refuses_labels_whose_probabilities_would_mislead(tmp_path, capsys, labels, message):
+    assert main([str(tmp_path), "a.png", "--labels", labels]) == 78
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_predict_rejects_unknown_set_and_arguments(arguments, capsys):
