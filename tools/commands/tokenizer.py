@@ -20,6 +20,10 @@ EXAMPLES = """examples:
 """
 KINDS = ("wordpiece", "bpe")
 """The rows of ``TOKENIZERS`` in flip/tokenizer.py, whose import is slow."""
+HEAD = 1 << 20
+"""Bytes at the start of a file by which a binary file is refused."""
+TEXT_BYTES = bytes({*range(0x20, 0x7F), *range(0x80, 0x100), *b"\t\n\v\f\r\x1b"})
+"""All bytes but control characters that no text holds."""
 _MEMBER = "Captions of a manifest lie in the member that --member names."
 
 
@@ -148,10 +152,22 @@ def captions(source: str, member: str) -> Iterator[str]:
                 yield from (text for text in captions_of(sample, [member]) if text)
         return
     try:
+        with open(source, "rb") as file:
+            _refuse_binary(source, file.read(HEAD))
         with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
             yield from (line.rstrip("\r\n") for line in file if line.strip())
     except OSError as error:
         raise read_error(error, "captions cannot be read", source) from error
+
+
+def _refuse_binary(source: str, head: bytes) -> None:
+    """Raise ConfigError if the first bytes of a file are not those of a text in an encoding that extends ASCII."""
+    from flip.runs.errors import ConfigError
+
+    controls = head.translate(None, delete=TEXT_BYTES)
+    if controls:
+        remedy = "Give text files in UTF-8 with one caption per line, or the folder of a manifest."
+        raise ConfigError("not a text file: it holds control characters", source, remedy=remedy)
 
 
 def show(options: argparse.Namespace) -> dict[str, Any]:

@@ -35,6 +35,23 @@ def test_train_yields_equal_tokenizers_from_lines_and_manifest(tmp_path, capsys)
     assert "red:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "utf-16"])
+def test_train_refuses_captions_that_are_no_text(tmp_path, capsys, kind):
+    """Bytes of a picture became words of a vocabulary."""
+    path = tmp_path / f"captions.{kind}"
+    if kind == "utf-16":
+        path.write_text("a photo of a cat\n", encoding="utf-16")
+    else:
+        path.write_bytes(encode(picture(3, 32), kind))
+    out = tmp_path / "tokenizer.json"
+    assert tokenizer.main(["train", "--captions", str(path), "--vocabulary", "300", "--out", str(out)]) == 78
+    error = capsys.readouterr().err
+    assert f"{path}: not a text file" in error and "one caption per line" in error and not out.exists()
+    lines = tmp_path / "latin-1.txt"
+    lines.write_bytes("a caf\xe9\n".encode("latin-1"))
+    assert list(tokenizer.captions(str(lines), "txt")) == ["a caf\ufffd"]
+
+
 def test_captions_of_excluded_samples_are_left_out(tmp_path):
     data = make_dataset(tmp_path / "data", samples=30, shards=2)
     every = list(tokenizer.captions(str(data), "txt"))
