@@ -18,7 +18,7 @@ from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
 from flip.runs.records import is_observed
-from flip.runs.rundir import RunDir, read_lenient, read_record
+from flip.runs.rundir import RunDir, exists, read_lenient, read_record
 from jobs.common import next_commands
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import record_of
@@ -80,9 +80,10 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
     gpu_hours = None
     if gpus:
         gpu_hours = gpus * seconds / 3600
+    trains = not is_evaluation(run, job)
     problems = [
         text
-        for text in (moving.get("storage"), live.get("callbacks"), damage, more, *damaged)
+        for text in (moving.get("storage"), live.get("callbacks"), _missing(run, trains), damage, more, *damaged)
         if text and text not in reason
     ]
     return {
@@ -96,8 +97,21 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         **{"wall_seconds": seconds, "gpu_hours": gpu_hours},
         "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
-        "next": next_commands.of_run(run.path, state.state, trains=not is_evaluation(run, job)),
+        "next": next_commands.of_run(run.path, state.state, trains=trains),
     }
+
+
+def _missing(run: RunDir, trains: bool) -> str:
+    """That config.yaml, which a training run needs, is missing; empty if it is not."""
+    if not trains:
+        return ""
+    try:
+        is_there = exists(run.config)
+    except OSError:  # the state of the run reports that
+        return ""
+    if is_there:
+        return ""
+    return "config.yaml is missing: submit the sweep again, which writes it"
 
 
 def _restart(run: RunDir, n: int) -> str | None:

@@ -19,6 +19,9 @@ from flip.runs.rundir import RunDir
 from jobs.common import cluster_profile
 from jobs.common.text import plain
 
+RECORDS = ("config.yaml", REQUEST, "identity.json", "job.json", "status.json", "result.json")
+"""Records by which a folder is a run directory; all but the second are of a training run."""
+
 
 def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
     """The runs of one argument, at least one. Raises ConfigError that lists existing runs.
@@ -95,13 +98,14 @@ def sweeps(root: Path) -> list[Path]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether the folder is a run directory: of a run with its config.yaml, or of an evaluation job with its request.
+    """Whether the folder is a run directory: it holds a record that only run directories hold.
 
-    One without read permission counts, with the state unknown. Submissions create no names with control characters.
+    One without config.yaml counts, so that a run whose job goes on does not vanish; so does one without read
+    permission, with the state unknown. Submissions create no names with control characters.
     """
     if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
         return False
-    return any(_is_file_of_run(path, name) for name in ("config.yaml", REQUEST))
+    return any(_is_file_of_run(path, name) for name in RECORDS)
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:

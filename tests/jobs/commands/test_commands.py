@@ -202,6 +202,22 @@ def test_status_lists_all_runs_despite_damaged_file(
     assert "a: complete" in lines.getvalue()
 
 
+@pytest.mark.parametrize("record", ["identity.json", "job.json", "status.json", "result.json"])
+def test_run_without_config_is_listed_with_what_is_missing(root, capsys, record):
+    """It vanished from the table, and from cancel and logs, while its job went on."""
+    bad = RunDir(root / "one" / "b")
+    for path in (bad.config, bad.path / "status.json"):
+        path.unlink()
+    write_json(bad.path / record, {})
+    assert names(select.select("one", [root])) == ["one/a", "one/b"]
+    status.main(["one", "--json", "--root", str(root)])
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    missing = "config.yaml is missing: submit the sweep again, which writes it"
+    assert missing in rows["b"]["reason"] and missing not in rows["a"]["reason"]
+    assert status.main(["one", "--root", str(root)]) == 0 and missing in capsys.readouterr().out
+    assert "config.yaml" in explain.page(run_details.explain(bad))
+
+
 @pytest.mark.parametrize(
     "text", ['{"loss": "high", "eta_seconds": [1]}', '{"samples": NaN, "total": 1e999, "time": {}}']
 )
