@@ -130,8 +130,8 @@ def _making(commands: _Commands) -> None:
     )
     command = commands.add("make", "make:make", about)
     about = (
-        "a folder per class; a folder of pictures with text files of the same names; or a table: CSV or TSV with a "
-        "header, JSON lines, or parquet, which may hold the pictures"
+        "a folder per class; a folder of pictures with text files of the same names, or with metadata.jsonl (.csv, "
+        ".parquet); or a table: CSV or TSV with a header, JSON lines, or parquet, which may hold the pictures"
     )
     command.add_argument("source", help=about)
     command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")

@@ -5,7 +5,7 @@ when the command runs. Each command is a function of the parsed options that ret
 for ``--json``, an exit code, and the text for the terminal.
 
 - `index`: scan shards and write their manifest; `make`: write the shards, too, from a folder or table of pictures.
-  `source_rows` and `source_files` read these.
+  `source_rows`, `image_folders` and `source_files` read these.
 - `recode`: write shards again with smaller pictures; `recode_picture`: one of them.
 - `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.

@@ -9,11 +9,11 @@ import math
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from flip.data.decode import DecodeError
 from flip.data.manifest.tar import SAMPLE_LIMIT
-from flip.runs.errors import STORAGE_ERRNOS, StorageError
+from flip.runs.errors import STORAGE_ERRNOS, ConfigError, StorageError
 
 OUTSIDE = "lies outside of the source: name a folder that contains it with --images, or copy it"
 NOT_UTF8 = "is not UTF-8: convert it, for example with iconv -f LATIN1 -t UTF-8"
@@ -67,6 +67,17 @@ class SourceFiles:
                 raise StorageError(reason, path, remedy="Give the same command again when it can be read.") from error
             raise DecodeError(reason) from error
         raise DecodeError(f"the {what} {OUTSIDE}")
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a regular file to read it. Raises ConfigError if it lies outside of the folders or cannot be read."""
+        place = self._place(path)
+        if place is None:
+            raise ConfigError(f"the file {OUTSIDE}", path)
+        try:
+            return os.fdopen(_open_below(*place)[0], "rb")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"the file cannot be read: {reason}", path) from error
 
     def read_text(self, name: str) -> str:
         """The text of a text file. Raises as ``read``, and DecodeError if it is neither UTF-8 nor marked as UTF-16."""
@@ -123,9 +134,18 @@ def is_unicode(text: str) -> bool:
 
 
 def _read_below(folder: str, path: str) -> bytes:
-    """Read a regular file below a folder without following a link, also if one replaces a part of the path now.
+    """The bytes of a file, opened by ``_open_below``. Raises OSError, ValueError."""
+    descriptor, size = _open_below(folder, path)
+    with os.fdopen(descriptor, "rb") as file:
+        if size > SAMPLE_LIMIT:
+            raise ValueError(f"{size} bytes, more than the limit of {SAMPLE_LIMIT}")
+        return file.read(size)
 
-    Raises OSError, ValueError.
+
+def _open_below(folder: str, path: str) -> tuple[int, int]:
+    """Open a regular file below a folder without following a link, also if one replaces a part of the path now.
+
+    Returns its descriptor and its bytes. Raises OSError, ValueError.
     """
     *parents, name = path.split(os.sep)
     place = os.open(folder, _FOLDER)
@@ -143,9 +163,7 @@ def _read_below(folder: str, path: str) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(info.st_mode):
             raise ValueError("not a regular file")
-        if info.st_size > SAMPLE_LIMIT:
-            raise ValueError(f"{info.st_size} bytes, more than the limit of {SAMPLE_LIMIT}")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(info.st_size)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor, info.st_size

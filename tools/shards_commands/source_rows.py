@@ -2,24 +2,30 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from flip.data.decode import DecodeError
 from flip.data.manifest.filters import column
 from flip.data.manifest.tar import EXTENSIONS
 from flip.runs.errors import ConfigError, read_error
+from tools.shards_commands import image_folders
+from tools.shards_commands.image_folders import FILE_NAME
 from tools.shards_commands.source_files import OUTSIDE, SourceFiles, encoding_of, text_of, texts_of
 
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename", "file")
 """Usual names of the column of pictures; case does not count."""
 CAPTION = ("caption", "captions", "text", "title")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
+_DATASETS = b"huggingface"
+"""Key of the schema's metadata under which ``datasets`` describes the columns of a parquet file, as JSON."""
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
 
@@ -75,18 +81,67 @@ class Source:
 
         Raises ConfigError, StorageError.
         """
-        if self.is_folder:
-            return _of_folder(self)
-        return _of_table(self, survey)
+        if not self.is_folder:
+            return _of_table(self, survey)
+        files = SourceFiles(self.folders)
+        pictures = sorted(_pictures(Path(self.path), files))
+        metadata = self._metadata(files, any(text for _, text, _ in pictures))
+        if metadata is None:
+            return _of_folder(self, pictures)
+        return _of_metadata(self, metadata, pictures, files, survey)
+
+    def _metadata(self, files: SourceFiles, has_texts: bool) -> Path | None:
+        """The file with the captions of a folder in Hugging Face's imagefolder layout; None if it has another layout.
+
+        Raises ConfigError.
+        """
+        root = Path(self.path)
+        tables = []
+        for path in image_folders.metadata_files(root):
+            names = _column_names(str(path), files)
+            is_of_pictures = FILE_NAME in names
+            has_captions = self.caption or self.label or any(name.lower() in CAPTION for name in names)
+            if is_of_pictures and has_captions:
+                tables.append(path)
+        if not tables:
+            columns = [f"--{name}" for name in ("image", "caption", "label", "key") if getattr(self, name)]
+            if columns:
+                raise ConfigError("names a column of a table, but this is a folder", ", ".join(columns), self.path)
+            return None
+        image_folders.refuse_several_splits(root, tables)
+        if has_texts:
+            what = f"both {tables[0].name} and text files beside the pictures can hold the captions"
+            remedy = f"Give {tables[0]} as the source, or move it away."
+            raise ConfigError(what, self.path, remedy=remedy)
+        return tables[0]
 
 
-def _of_folder(source: Source) -> Iterator[Row]:
+def _of_metadata(
+    source: Source, metadata: Path, pictures: Sequence[tuple[Path, str, str]], files: SourceFiles, survey: bool
+) -> Iterator[Row]:
+    """The rows of a metadata file, then the pictures that it does not name, which are refused."""
+    folder = metadata.parent.relative_to(source.path)
+    named = set[str]()
+    table = replace(source, path=str(metadata), image=source.image or FILE_NAME)
+    for row in _of_table(table, survey, files):
+        name = os.path.normpath(folder / row.file)
+        named.add(name)
+        if row.refused:
+            yield row
+        else:
+            yield row._replace(image=name, file=name)
+    for path, _, refused in pictures:
+        if os.path.normpath(path.relative_to(source.path)) not in named:
+            yield Row(str(path), refused=refused or f"no row of {metadata.name} names it")
+
+
+def _of_folder(source: Source, pictures: list[tuple[Path, str, str]]) -> Iterator[Row]:
     """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
     root = Path(source.path)
-    files = SourceFiles(source.folders)
-    pictures = sorted(_pictures(root, files))
     captioned = any(text for _, text, _ in pictures)
+    depth = 0
     if not captioned:  # neighbours in a shard are read together, and should not be of one class
+        depth = image_folders.class_depth(root, [path for path, _, refused in pictures if not refused])
         pictures.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture[0].relative_to(root))).digest())
     for path, text, refused in pictures:
         name = path.relative_to(root)
@@ -95,8 +150,8 @@ def _of_folder(source: Source) -> Iterator[Row]:
             continue
         try:
             label = ""
-            if not captioned and len(name.parts) > 1:
-                label = text_of(name.parts[0].replace("_", " "), "folder's name")
+            if not captioned and len(name.parts) > depth + 1:
+                label = text_of(name.parts[depth].replace("_", " "), "folder's name")
         except DecodeError as error:
             yield Row(str(path), refused=str(error))
             continue
@@ -131,12 +186,17 @@ def _pictures(
             yield path, str(text) if text in names else "", ""
 
 
-def _of_table(source: Source, survey: bool) -> Iterator[Row]:
-    path = source.path
-    records = _records(path)
+def _column_names(path: str, files: SourceFiles | None) -> list[str]:
+    records = _records(path, files)
     if Path(path).suffix.lower() not in JSON_LINES:  # of JSON lines, each may have other names
         records = islice(records, 1)
-    names = list(dict.fromkeys(name for record in records for name in record))
+    return list(dict.fromkeys(name for record in records for name in record))
+
+
+def _of_table(source: Source, survey: bool, files: SourceFiles | None = None) -> Iterator[Row]:
+    """The rows of a table. ``files``: where the table itself must be, if its path is not the user's."""
+    path = source.path
+    names = _column_names(path, files)
     if not names:
         raise ConfigError("the table has no rows", path)
     image = _column(source.image, names, IMAGE, "--image", path)
@@ -144,20 +204,56 @@ def _of_table(source: Source, survey: bool) -> Iterator[Row]:
     label, key = (column(name, names, path) if name else "" for name in (source.label, source.key))
     used = (image, caption, label, key)
     columns = None
-    if survey:
+    if survey and files is None:  # a metadata file holds no pictures, and names them
         columns = [name for name in (label, key) if name]
-    for number, record in enumerate(_records(path, columns), 1):
+    classes = _class_names(path, label, files)
+    for number, record in enumerate(_records(path, files, columns), 1):
         where = f"{path}, row {number}"
         picture = record.get(image)
         try:
             captions = texts_of(record.get(caption), "caption")
-            of_class = text_of(record.get(label), "label").replace("_", " ")
+            of_class = _label_text(record.get(label), classes).replace("_", " ")
             name_of = text_of(record.get(key), "key")
         except DecodeError as error:
             yield Row(where, refused=str(error))
             continue
         rest = {name: value for name, value in record.items() if name not in used}
         yield Row(where, picture, captions, of_class, name_of, _file_name(picture), rest)
+
+
+def _class_names(path: str, label: str, files: SourceFiles | None) -> list[str]:
+    """The names of the classes of a label column: those that ``datasets`` writes into the schema of a parquet file.
+
+    Empty if the column is no ClassLabel. Raises ConfigError.
+    """
+    if not label or Path(path).suffix.lower() != ".parquet":
+        return []
+    import pyarrow.parquet as pq
+
+    with _table_errors(path), _open(path, files) as file:
+        metadata = pq.read_schema(file).metadata or {}
+    try:
+        feature = json.loads(metadata.get(_DATASETS, b"{}"))["info"]["features"][label]
+    except (ValueError, KeyError, TypeError, RecursionError):  # written by another program
+        return []
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return []
+    names = feature.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        remedy = "Write the names as text into the column."
+        raise ConfigError("the schema has no names of the classes of this column", path, label, remedy)
+    return names
+
+
+def _label_text(value: Any, classes: Sequence[str]) -> str:
+    """A label as text; of a ClassLabel its name. Raises DecodeError."""
+    if not classes or not isinstance(value, int):
+        return text_of(value, "label")
+    if value == -1:  # datasets: the label is unknown
+        return ""
+    if not 0 <= value < len(classes):
+        raise DecodeError("its label is a number without a name in the schema")
+    return classes[value]
 
 
 def _file_name(picture: Any) -> str:
@@ -195,37 +291,52 @@ def _column(given: str, names: Sequence[str], usual: Sequence[str], option: str,
     raise ConfigError(f"no column is called {', '.join(usual)}", path, ", ".join(names), f"Name it with {option}.")
 
 
-def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def _records(
+    path: str, files: SourceFiles | None = None, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a CSV or TSV file with a header, JSON lines, or ``columns`` of a parquet file. Raises ConfigError.
 
     Bytes that are not UTF-8 become lone surrogates, by which ``text_of`` refuses their rows.
     """
     suffix = Path(path).suffix.lower()
-    try:
+    with _table_errors(path), _open(path, files) as file:
         if suffix == ".parquet":
-            yield from _parquet(path, columns)
+            yield from _parquet(file, columns)
             return
-        with open(path, "rb") as file:
-            encoding = encoding_of(file.read(4))
+        encoding = encoding_of(file.read(4))
+        file.seek(0)
         if encoding == "utf-8-sig":
             errors = "surrogateescape"
         else:
             errors = "strict"
-        with open(path, encoding=encoding, errors=errors, newline="") as lines:
-            if suffix in JSON_LINES:
-                yield from _json_lines(lines)
-            else:
-                yield from _csv(lines, "\t" if suffix == ".tsv" else ",", path)
+        lines = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
+        if suffix in JSON_LINES:
+            yield from _json_lines(lines)
+        else:
+            yield from _csv(lines, "\t" if suffix == ".tsv" else ",", path)
+
+
+def _open(path: str, files: SourceFiles | None) -> BinaryIO:
+    if files is None:
+        return open(path, "rb")
+    return files.open(path)
+
+
+@contextmanager
+def _table_errors(path: str) -> Iterator[None]:
+    """Converts errors of reading a table to ConfigError."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"the table cannot be read: {error.strerror or error}", path) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the table cannot be read: {error}", path) from error
 
 
-def _parquet(path: str, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def _parquet(file: BinaryIO, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
+    with pq.ParquetFile(file) as table:
         for batch in table.iter_batches(100, columns=columns):
             yield from batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
 
