@@ -1,0 +1,1 @@
+"""JPEG files of many encoders: ``corpus.tar.xz``, listed in ``corpus.json``, recorded by ``record``."""
