@@ -164,6 +164,18 @@ def decode(
     return _by_pillow(data, conversion, exif)
 
 
+def is_for_simplejpeg(data: bytes | memoryview) -> bool:
+    """Whether simplejpeg accepts the header of a JPEG file: its colours and its sampling, not yet its pixels."""
+    import simplejpeg
+
+    try:
+        with _SIMPLEJPEG:
+            space = simplejpeg.decode_jpeg_header(data)[2]
+    except DecoderError:
+        return False
+    return space not in _INKS
+
+
 def strict_jpeg(data: bytes | memoryview) -> Pixels | None:
     """The RGB pixels of a JPEG file by simplejpeg; None for CMYK, which it converts otherwise than Pillow.
 

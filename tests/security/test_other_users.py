@@ -465,3 +465,19 @@ def test_make_packs_no_private_file_that_another_user_linked(users, precious):
         assert ended.returncode == 0 and report["samples"] == 1 and report["refused"] == 2, ended.stderr
         assert all("outside of the source" in entry["reason"] for entry in report["refused_rows"])
         assert b"alice's" not in (users.alice.home / source.name / "00000.tar").read_bytes()
+
+
+def test_make_reads_no_metadata_file_that_another_user_linked(users):
+    """A table that only Alice can read would become the captions of shards that all can read."""
+    folder = users.shared / "imagefolder"
+    with users.alice.acts():
+        private = users.alice.home / "private.jsonl"
+        private.write_text('{"file_name": "cat.png", "text": "a secret"}\n')
+        private.chmod(0o600)
+    with users.mallory.acts(umask=0):
+        (folder / "train").mkdir(parents=True)
+        (folder / "train" / "cat.png").write_bytes(encode(picture(0, 16)))
+        (folder / "train" / "metadata.jsonl").symlink_to(private)
+    ended = users.alice.python("jobs", "shards", "make", folder, "--out", users.alice.home / "out")
+    assert ended.returncode == 78 and "outside of the source" in ended.stderr, ended.stderr
+    assert not (users.alice.home / "out").exists()

@@ -129,6 +129,12 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     return report
 
 
+def position(manifest: Manifest, id: int) -> dict[str, Any]:
+    """Where a sample lies, for a report: id, shard and ordinal."""
+    shard, ordinal = manifest.locate(id)
+    return {"id": id, "shard": shard, "ordinal": ordinal}
+
+
 def kind(reason: str) -> str:
     """The reason without its numbers: bad samples are counted by kind of reason."""
     return re.sub(r"\b(0x[0-9a-f]+|\d+)\b", "N", reason)

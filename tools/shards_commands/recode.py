@@ -44,7 +44,7 @@ from flip.runs.rundir import to_json
 from jobs.common import filesystem
 from jobs.common.cli import command
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import facts, kind, shuffling
+from tools.shards_commands.manifest import facts, kind, position, shuffling
 from tools.shards_commands.output import CommandResult, copy_classes
 from tools.shards_commands.recode_picture import (
     SUBSAMPLING,
@@ -58,6 +58,10 @@ from tools.shards_commands.recode_picture import (
 AGAIN = "Then give the same command again: it continues."
 FEW = 500
 """Samples that need no other process."""
+EXAMPLES = 10
+"""Damaged images in the report for people."""
+MOST_IDS = 50
+"""Most ids in the command that excludes damaged images."""
 VIEWS = 1000
 """Samples, spread over the data set, whose views are compared before and after."""
 PLAN = "recode.json"
@@ -81,8 +85,10 @@ class RecodeResult:
     recoded: int = 0
     unchanged: dict[str, int] = field(default_factory=dict)
     """Reason -> samples whose image is as it was."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Id -> why training cannot read the image. They are among ``unchanged``."""
     unverified: int = 0
-    """Unchanged JPEGs with restart markers that simplejpeg refuses."""
+    """Damaged JPEGs with restart markers, in which no reader may skip."""
     source_bytes: int = 0
     """Bytes of the images before."""
     bytes: int = 0
@@ -95,6 +101,7 @@ class RecodeResult:
         self.recoded += other.recoded
         for reason, count in other.unchanged.items():
             self.leave(reason, count)
+        self.damaged |= other.damaged
         self.unverified += other.unverified
         self.source_bytes += other.source_bytes
         self.bytes += other.bytes
@@ -120,7 +127,7 @@ def recode(options: argparse.Namespace) -> CommandResult:
         copy_classes(old, out)
         new = _index(work, outcome, workers)
         work.remove()
-    return CommandResult(_report(old, new, outcome, shuffle))
+    return CommandResult(_report(old, new, outcome, shuffle, options.json))
 
 
 def _refuse_own_folder(old: Manifest, out: Path) -> None:
@@ -330,7 +337,10 @@ class ShardRecoder:
             encoded = recode_picture(data, self.work.recoding)
         except (Unsuitable, DecodeError) as error:
             outcome.leave(kind(str(error)))
-            outcome.unverified += not markers_are_safe(data)
+            is_unsafe = not markers_are_safe(data)
+            if is_unsafe or isinstance(error, DecodeError):
+                outcome.damaged[str(id)] = str(error)
+            outcome.unverified += is_unsafe
             return None
         outcome.recoded += 1
         if id % self._step == 0:
@@ -392,7 +402,9 @@ def _check_counts(work: RecodeFolder, scanned: ScanResults) -> None:
             raise DataError(what, shard.key, remedy=f"Delete it. {AGAIN}")
 
 
-def _report(old: Manifest, new: Manifest, outcome: RecodeResult, shuffle: Mapping[str, Any]) -> dict[str, Any]:
+def _report(
+    old: Manifest, new: Manifest, outcome: RecodeResult, shuffle: Mapping[str, Any], names_all: bool
+) -> dict[str, Any]:
     report = facts(new) | {
         "images_recoded": outcome.recoded,
         "images_kept": sum(outcome.unchanged.values()),
@@ -403,6 +415,12 @@ def _report(old: Manifest, new: Manifest, outcome: RecodeResult, shuffle: Mappin
     }
     if outcome.unchanged:
         report["kept_by_reason"] = dict(sorted(outcome.unchanged.items(), key=lambda row: -row[1]))
+    if outcome.damaged:
+        ids = sorted(map(int, outcome.damaged))
+        if not names_all:
+            ids = ids[:EXAMPLES]
+        report["images_damaged"] = len(outcome.damaged)
+        report["damaged_images"] = [position(old, id) | {"reason": outcome.damaged[str(id)]} for id in ids]
     if outcome.psnr:
         low, median = np.percentile(outcome.psnr, [5, 50]).round(1).tolist()
         report["views_compared"] = len(outcome.psnr)
@@ -420,7 +438,11 @@ def _advice(outcome: RecodeResult, shuffle: Mapping[str, Any], source: Path) -> 
     )
     yield "It is another data set: a run on it is another run. init.extend continues a complete one with its weights."
     if outcome.unverified:
+        ids = ",".join(sorted(outcome.damaged, key=int))
+        exclude = command("shards", "exclude", source, "--ids", ids, "--out", "NEW_FOLDER")
+        if len(outcome.damaged) > MOST_IDS:
+            exclude = command("shards", "verify", source, "--out", "NEW_FOLDER")
         yield (
             f"{outcome.unverified:,} damaged JPEGs have restart markers, so that readers must not skip between markers."
-            f" Exclude them from the source first: {command('shards', 'verify', source, '--out', 'NEW_FOLDER')}"
+            f" Exclude them from the source first: {exclude}"
         )

@@ -68,7 +68,9 @@ def recode_picture(data: bytes | memoryview, recoding: Recoding) -> bytes:
     except (OSError, ValueError) as error:
         raise Unsuitable(f"cannot be encoded: {error}") from error
     encoded = buffer.getvalue()
-    if len(encoded) > GROWTH * len(data):
+    # A file that simplejpeg reads with a warning is replaced by its pixels, whatever their bytes: readers that skip
+    # from marker to marker would not see the warning.
+    if len(encoded) > GROWTH * len(data) and markers_are_safe(data):
         raise Unsuitable("would take more bytes")
     if not _is_intact(encoded, picture, recoding):
         raise Unsuitable("its encoded form does not pass the check")
@@ -78,10 +80,13 @@ def recode_picture(data: bytes | memoryview, recoding: Recoding) -> bytes:
 def markers_are_safe(data: bytes | memoryview) -> bool:
     """Whether a reader may skip from one restart marker to the next and still refuse what simplejpeg refuses.
 
-    True for files that are no JPEG or have no such markers, and for those that simplejpeg reads without a warning.
+    True for files that are no JPEG or have no such markers, for those that simplejpeg reads without a warning, and for
+    those that it never reads, intact or not: CMYK and rare samplings, such as 3x1. No reader skips in these.
     """
     data = bytes(data)
     if data[:3] != b"\xff\xd8\xff" or b"\xff\xdd" not in data:
+        return True
+    if not decode.is_for_simplejpeg(data):
         return True
     return _strictly_decoded(data) is not None
 

@@ -40,7 +40,7 @@ from flip.data.storage.base import is_remote
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import excepting, kind
+from tools.shards_commands.manifest import excepting, kind, position
 from tools.shards_commands.output import CommandResult, captions, claim, number
 
 CONFIDENCE = 0.95
@@ -87,13 +87,8 @@ class Report:
         by_kind: dict[str, list[dict[str, Any]]] = {name: [] for name in self.reasons()}
         for id, reason in sorted(self.bad.items()):
             if len(by_kind[kind(reason)]) < count:
-                by_kind[kind(reason)].append(_position(manifest, id) | {"reason": reason})
+                by_kind[kind(reason)].append(position(manifest, id) | {"reason": reason})
         return [example for examples in by_kind.values() for example in examples]
-
-
-def _position(manifest: Manifest, id: int) -> dict[str, Any]:
-    shard, ordinal = manifest.locate(id)
-    return {"id": id, "shard": shard, "ordinal": ordinal}
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[int]:
@@ -312,7 +307,7 @@ def _facts(
         "reasons": report.reasons(),
         "examples": report.examples(manifest, options.examples),
         "warnings": {CAPTION_NOT_UTF8: len(report.not_utf8)} if report.not_utf8 else {},
-        "warning_examples": [_position(manifest, id) for id in sorted(report.not_utf8)[: options.examples]],
+        "warning_examples": [position(manifest, id) for id in sorted(report.not_utf8)[: options.examples]],
         "megabytes_per_second": round(report.bytes / 1e6 / seconds, 1),
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.harness.common import ROOT
+from tests.parsers.jpegs import variants
 from tests.synthetic import make_dataset, make_tokenizer, odd_pictures, oriented, smooth
 from tests.tools.commands.test_shards_cli import call, rot
 from tools.shards_commands import recode_picture
@@ -201,6 +203,64 @@ def test_images_that_cannot_be_read_stay_and_markers_are_not_trusted(tmp_path, c
     assert code == 0 and new.restart_markers_verified and sorted(new.exceptions) == [0, 1, 2, 3]
     assert report["kept_by_reason"] == {"excluded by the manifest": 4}
     assert [sample["jpg"] for sample in samples(tmp_path / "out2")[:4]] == list(bad.values())
+
+
+RARE = ("-sample 3x1 -restart 1B", "-sample 2x4 -restart 1B", "-sample 1x4 -restart 1B", "'CMYK'), quality=80, restart")
+"""Commands of files that are intact, have restart markers, and that simplejpeg does not read."""
+
+
+def test_intact_files_of_rare_forms_stay_and_cost_the_set_nothing(tmp_path, capsys):
+    """They were counted as damaged, and no reader could skip in the others any more."""
+    rare = [variants.written_by(words) for words in RARE]
+    source = write_set(tmp_path / "source", [*rare, *(jpeg(smooth(400, 400, seed=i)) for i in range(4))])
+    wanted = ("--short", 96, "--quality", 100)
+    code, report = call(capsys, "recode", source, *wanted, "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["kept_by_reason"] == {"would take more bytes": 4} and report["images_recoded"] == 4
+    assert [sample["jpg"] for sample in samples(tmp_path / "out")[:4]] == rare
+    assert Manifest.load(tmp_path / "out").restart_markers_verified and "images_damaged" not in report
+    assert not any("damaged" in line for line in report["advice"])
+    assert all(map(recode_picture.markers_are_safe, rare))
+
+
+def test_file_that_is_read_with_a_warning_is_recoded_whatever_its_bytes(tmp_path, capsys):
+    """``verify`` accepts it, so that no advice could help."""
+    marked = recode_picture.recode_picture(jpeg(smooth(96, 96)), Recoding(96, 60, markers=True))
+    at = len(marked) // 2
+    warned = next(
+        changed
+        for changed in (marked[: at + i] + b"\xff\xd3" + marked[at + i + 2 :] for i in range(200))
+        if is_read_with_warning(changed)
+    )
+    source = write_set(tmp_path / "source", [warned, *(jpeg(smooth(400, 400, seed=i)) for i in range(3))])
+    assert call(capsys, "verify", source, "--workers", 1)[0] == 0
+    code, report = call(capsys, "recode", source, "--short", 96, "--quality", 100, "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["images_recoded"] == 4 and report["restart_markers_verified"]
+    written = samples(tmp_path / "out")[0]["jpg"]
+    assert len(written) > recode_picture.GROWTH * len(warned) and recode_picture.markers_are_safe(written)
+
+
+def is_read_with_warning(data):
+    """Whether Pillow reads a file of which simplejpeg reports damage."""
+    try:
+        decode.decode(data)
+    except decode.DecodeError:
+        return False
+    return not recode_picture.markers_are_safe(data)
+
+
+def test_report_names_damaged_images_and_the_command_that_excludes_them(tmp_path, capsys):
+    bad = hostile()
+    source = write_set(tmp_path / "source", [*bad.values(), *(jpeg(smooth(96, 96, seed=i)) for i in range(4))])
+    code, report = call(capsys, "recode", source, "--short", SHORT, "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["images_damaged"] == 4
+    assert [(row["id"], row["ordinal"]) for row in report["damaged_images"]] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert all(row["reason"] for row in report["damaged_images"])
+    advice = next(line for line in report["advice"] if "restart markers" in line)
+    words = shlex.split(advice.split("first: ")[1])
+    arguments = [word.replace("NEW_FOLDER", str(tmp_path / "less")) for word in words[words.index("shards") + 1 :]]
+    assert call(capsys, *arguments)[0] == 0
+    code, report = call(capsys, "recode", tmp_path / "less", "--out", tmp_path / "out2", "--json")
+    assert code == 0 and report["restart_markers_verified"]
 
 
 def test_damaged_chunk_stops_unless_all_of_it_is_excluded(source, tmp_path, capsys):
