@@ -103,10 +103,20 @@ def with_a_gap(data, number):
     return data[:at] + data[at + 11 :]
 
 
+def with_a_damaged_unit(data, number):
+    """Damage between two restart markers, beyond which a reader that skips does not see it."""
+    markers = [at for at in range(_scan(data), len(data) - 1) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    if len(markers) < 3:
+        return with_zeros(data, number + 1)
+    first = number * 7 % (len(markers) - 1)
+    start = markers[first] + 2
+    return data[:start] + b"\x55" * (markers[first + 1] - start) + data[markers[first + 1] :]
+
+
 CHANGES: tuple[Callable[[bytes, int], bytes], ...] = (
     as_written, turned, with_profile, with_damaged_exif, without_jfif, as_rgb_of_adobe, without_huffman_tables,
     with_more_behind, cut_off, without_end, with_a_wrong_bit, with_wrong_bits, with_a_wrong_header, with_zeros,
-    with_a_gap,
+    with_a_gap, with_a_damaged_unit,
 )  # fmt: skip
 
 
