@@ -349,3 +349,14 @@ def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     assert done.returncode == 0 and "host_python is not executed" in done.stdout, done.stderr
     assert not marker.exists()
     assert desk.submit("--dry-run", "--cluster", profile, env=environment).returncode == 0 and marker.exists()
+
+
+def test_submission_writes_a_missing_config_again(desk, typed):
+    """As the row of such a run in ``status`` says."""
+    assert typed()[0] == 0
+    config = desk.runs / "demo" / "half" / "config.yaml"
+    written = config.read_bytes()
+    config.unlink()
+    code, out, err = typed()
+    assert (code, typed.started) == (0, ["half", "whole"]), out + err
+    assert config.read_bytes() == written
