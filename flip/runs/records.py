@@ -181,7 +181,7 @@ FIELDS: Dict[str, Any] = {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
         "out_of_memory": FLAG,
     },
-    "coordinator.json": {"port": COUNT.needed(), "key": EXACT.needed()},
+    "coordinator.json": {"host": EXACT.needed(), "port": COUNT.needed(), "key": EXACT.needed()},
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
     "commit.json": {
         "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,

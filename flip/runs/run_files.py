@@ -40,7 +40,7 @@ RUN_FILES = {
     ),
     "attempts/<n>/pids.json": "of a local attempt: rank, pid and start time of each rank process",
     "attempts/<n>/coordinator.json": (
-        "on Slurm with node agents: port and key of the coordinator of the job that began with n"
+        "on Slurm with node agents: host, port and key of the coordinator of the job that began with n"
     ),
     "attempts/<n>/remote.json": "with `checkpoint.url`: the attempt's `id` in owner.json (docs/checkpoints.md)",
     "attempts/<n>/cause.<r>.json": "why rank r ended: cause, code, reason; its first cause is final",

@@ -171,18 +171,24 @@ def gloo_interface(environ: Mapping[str, str]) -> Dict[str, str]:
 
 def resolves_to_loopback(name: str) -> bool:
     """Whether gloo uses loopback: it takes the first address of a name that can be bound, else loopback."""
+    address = address_here(name)
+    return not address or is_loopback(address)
+
+
+def address_here(name: str) -> str:
+    """The first address of a name that belongs to this node; "" if none does."""
     try:
         addresses = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return True
+        return ""
     for family, kind, _, _, address in addresses:
         try:
             with socket.socket(family, kind) as probe:
                 probe.bind(address)
         except OSError:
             continue
-        return str(address[0]).startswith("127.") or address[0] == "::1"
-    return True
+        return str(address[0])
+    return ""
 
 
 def interface(target: str) -> Optional[str]:
@@ -193,12 +199,29 @@ def interface(target: str) -> Optional[str]:
         return _interface_6(target)
 
 
-def _interface_4(target: str) -> Optional[str]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+def own_address(target: str) -> str:
+    """The address from which this node reaches a host, by IPv4 or else by IPv6. Raises OSError, UnicodeError."""
+    try:
+        return _source_address(socket.AF_INET, target)
+    except OSError:
+        return _source_address(socket.AF_INET6, target)
+
+
+def _source_address(family: int, target: str) -> str:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((target, 9))  # sends nothing
-        own = probe.getsockname()[0]
-        if own.startswith("127."):
-            return None
+        return str(probe.getsockname()[0]).partition("%")[0]
+
+
+def is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _interface_4(target: str) -> Optional[str]:
+    own = _source_address(socket.AF_INET, target)
+    if is_loopback(own):
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():  # the route to an own address is lo; find its holder
             try:
                 reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", os.fsencode(name)))
@@ -210,9 +233,7 @@ def _interface_4(target: str) -> Optional[str]:
 
 
 def _interface_6(target: str) -> Optional[str]:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        probe.connect((target, 9))
-        own = socket.inet_pton(socket.AF_INET6, probe.getsockname()[0].partition("%")[0]).hex()
+    own = socket.inet_pton(socket.AF_INET6, _source_address(socket.AF_INET6, target)).hex()
     for line in INTERFACES_6.read_text(encoding="ascii").splitlines():
         words = line.split()
         if words[0] == own and words[-1] != "lo":

@@ -22,6 +22,7 @@ from flip.runs.errors import CAUSES, COMPLETE
 from flip.runs.rundir import RunDir
 from jobs.host.agents.channel import KEY_VARIABLE, new_key
 from jobs.host.agents.coordinator import TIMING, Coordinator, State
+from jobs.host.agents.entry import AGENT, speaks_protocol
 from jobs.host.agents.server import AgentServer
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import allocator
@@ -29,7 +30,6 @@ from jobs.local.adopted import AdoptedAttempt, adopt
 from jobs.local.stores import make_store
 
 JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` needs of a job.json
-AGENT = Path("jobs") / "runtime" / "node_agent.py"
 IMPORT_SECONDS = 600.0  # for an agent to import torch and the trainer, from a cold file system
 ADOPTION = ORPHAN_GRACE_SECONDS + 10.0  # for ranks whose agent or supervisor died: their lifeline lets them save
 
@@ -52,7 +52,7 @@ class LocalAgent:
     def __init__(self, run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Sequence[str]) -> None:
         self.job = job
         timing = TIMING._replace(
-            hello=IMPORT_SECONDS,
+            ready=IMPORT_SECONDS,
             silence=STALL_SECONDS,
             kill=STALL_SECONDS,
             peer_grace=grace,
@@ -77,7 +77,7 @@ class LocalAgent:
         with open_append(folder / "node0.out") as output, open_append(folder / "node0.err") as errors:
             return subprocess.Popen(
                 [*_command(self.job), str(run.path), self.job["module"], "--socket", str(sock.fileno())]
-                + ([] if _has_agent(self.job) else ["--exec"]),
+                + ([] if speaks_protocol(Path(self.job["snapshot"])) else ["--exec"]),
                 cwd=self.job["snapshot"],
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -176,7 +176,7 @@ class AgentAttempt:
             self._started = True
             return False
         if not coordinator.agents:
-            if coordinator.late_hello:
+            if coordinator.late_agent:
                 self.failure = "hang", LATE
             self.agent.kill()
         self.code = self.agent.code
@@ -268,14 +268,9 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     return names
 
 
-def _has_agent(job: Mapping[str, Any]) -> bool:
-    """Whether the code of a run has a node agent: it may be that of an older release."""
-    return (Path(job["snapshot"]) / AGENT).exists()
-
-
 def _command(job: Mapping[str, Any]) -> list[str]:
-    """The interpreter and the agent: of the run's code, else of this code."""
-    if _has_agent(job):
+    """The interpreter and the agent: of the run's code, or of this code if the run's is of an older release."""
+    if speaks_protocol(Path(job["snapshot"])):
         return [job["python"], "-m", "jobs.runtime.node_agent"]
     return [job["python"], os.path.join(python_path.ROOT, AGENT)]
 

@@ -68,6 +68,7 @@ KILL_SECONDS = 60.0  # for killed ranks to end
 STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
 CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its job
 CONNECT_TRY_SECONDS = 5.0
+GREET_SECONDS = 600.0  # for a supervisor on this machine to answer, which may wait for a disk
 NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
 OUT_OF_MEMORY = (
@@ -93,16 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     agent = NodeAgent(RunDir(args.run), args.module, args.lifeline, is_local=not args.connect)
     agent.catch_signals()
+    channel: Channel | None
     if args.connect:
         channel = find_coordinator(agent.run, int(os.environ["FLIP_ATTEMPT"]), args.connect, CONNECT_SECONDS)
+        if channel is None:
+            return NO_COORDINATOR
     else:
         channel = Channel(socket.socket(fileno=args.socket), take_key(os.environ), AGENT)
-    if channel is None:
-        return NO_COORDINATOR
-    if not args.exec:
-        agent.preload()
-    if args.connect:
-        agent.start_check()
+        try:
+            channel.greet(own_facts(os.environ), GREET_SECONDS)
+        except ChannelError as error:
+            return without_coordinator(error)
+    if channel.accepted:  # else it asks this agent to leave
+        if not args.exec:
+            agent.preload()
+        if args.connect:
+            agent.start_check()
     return agent.serve(channel)
 
 
@@ -119,7 +126,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) -> Channel | None:
-    """Connect to the coordinator of the job whose first attempt is n; None if that fails for ``seconds``."""
+    """Connect to the coordinator of the job whose first attempt is n, and say hello; None if that fails for
+    ``seconds``. Many strangers at its port may have displaced a connection before its hello: it is made again."""
     deadline = time.monotonic() + seconds
     problem = "it has not published its port"
     while time.monotonic() < deadline:
@@ -129,14 +137,26 @@ def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) 
             contact = None
             problem = str(error)
         if contact is not None:
-            for host in hosts:
+            own_host, port, key = contact
+            for host in (own_host, *hosts) if own_host else hosts:
                 try:
-                    return Channel(connect(host, contact[0], CONNECT_TRY_SECONDS), contact[1], AGENT)
-                except OSError as error:
-                    problem = f"{host}, port {contact[0]}: {error}"
+                    return _greeted(connect(host, port, CONNECT_TRY_SECONDS), key, deadline)
+                except (ChannelError, OSError) as error:
+                    problem = f"{host}, port {port}: {error}"
         time.sleep(0.2)
     note(f"the coordinator of this job cannot be reached: {problem}")
     return None
+
+
+def _greeted(sock: socket.socket, key: bytes, deadline: float) -> Channel:
+    """The channel of a new connection, after hello. Raises ChannelError."""
+    try:
+        channel = Channel(sock, key, AGENT)
+        channel.greet(own_facts(os.environ), deadline - time.monotonic())
+    except ChannelError:
+        sock.close()
+        raise
+    return channel
 
 
 class NodeAgent:
@@ -162,8 +182,9 @@ class NodeAgent:
         self._check: check_process.CheckProcess | None = None
         self._health: dict[str, dict[str, Any]] = {}
         """Name of each check of this node that is over -> its result."""
-        self._welcome: Message = {}
-        """Kept until the check of this node is over, as hello has its results."""
+        self._is_ready = False
+        """Whether the coordinator knows that ranks can start: the check of this node is over, as ready has its
+        results."""
         self._lifeline, self._own_lifeline = os.pipe()
         self._woken, self._wake = os.pipe()
         self._beat_at = 0.0
@@ -220,6 +241,8 @@ class NodeAgent:
     def serve(self, channel: Channel) -> int:
         """Do what the coordinator asks, until it asks to leave, or is gone; returns the exit code."""
         self._channel = channel
+        if self._check is None and channel.accepted:
+            self._get_ready()
         while True:
             self._wait()
             if time.monotonic() < self._end_by:
@@ -267,11 +290,7 @@ class NodeAgent:
     def _obey(self, message: Message) -> None:
         """Raises ChannelError for a message that no coordinator of this run sends."""
         kind = message["is"]
-        if kind == "welcome":
-            self._welcome = message
-            if self._check is None:
-                self._say_hello()
-        elif kind == "network":
+        if kind == "network":
             self._start_network_check(message)
         elif kind == "start":
             self._start(message)
@@ -308,21 +327,22 @@ class NodeAgent:
             self._send(**{"is": "health"}, health=list(self._health.values()))
 
     def _poll_check(self) -> None:
-        """Report the results of a check when it is over: the first ones in hello."""
+        """Report the results of a check when it is over: the first ones in ready."""
         if self._check is None or not self._check.poll():
             return
         self._health.update(self._check.rows())
         self._end_check()
-        if self._channel.accepted:
+        if self._is_ready:
             self._send(**{"is": "health"}, health=list(self._health.values()))
-        elif self._welcome and self._end_by == float("inf"):
-            self._say_hello()
+        else:
+            self._get_ready()
 
-    def _say_hello(self) -> None:
-        """``network``: whether this process can measure it. In a new interpreter the import of torch takes too long."""
-        facts = own_facts(os.environ)
-        facts["network"] = self.may_fork and "torch" in sys.modules
-        self._channel.hello(self._welcome, {**facts, "health": list(self._health.values())})
+    def _get_ready(self) -> None:
+        """Report that ranks can start. ``network``: whether this process can measure it. In a new interpreter the
+        import of torch takes too long."""
+        self._is_ready = True
+        can_measure = self.may_fork and "torch" in sys.modules
+        self._send(**{"is": "ready"}, network=can_measure, health=list(self._health.values()))
 
     def _end_check(self) -> None:
         if self._check is not None:
@@ -356,12 +376,11 @@ class NodeAgent:
             self._lose_coordinator(error)
 
     def _lose_coordinator(self, reason: ChannelError) -> None:
-        if isinstance(reason, ConnectionLost):
-            self._code = GONE_CODE
-        self._prepare_end(f"the coordinator is gone: {reason}")
+        self._code = without_coordinator(reason)
+        self._prepare_end("")
 
     def _beat(self) -> None:
-        if self._channel.accepted and time.monotonic() >= self._beat_at:
+        if self._is_ready and time.monotonic() >= self._beat_at:
             self._beat_at = time.monotonic() + BEAT_SECONDS
             self._send(**{"is": "beat"})
 
@@ -553,6 +572,14 @@ class NodeAgent:
     def _kill_ranks(self) -> None:
         for rank in self.ranks:
             sessions.kill_session(rank.pid, rank.start)
+
+
+def without_coordinator(reason: ChannelError) -> int:
+    """The exit code of an agent that has lost its coordinator; notes why."""
+    note(f"the coordinator is gone: {reason}")
+    if isinstance(reason, ConnectionLost):
+        return GONE_CODE
+    return CAUSES["crash"]
 
 
 def own_facts(environ: Mapping[str, str]) -> dict[str, Any]:

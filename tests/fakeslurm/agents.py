@@ -18,8 +18,10 @@ from jobs.host.agents.entry import MOST_STARTS
 from tests.fakeslurm.scripted import Rank, Scripted
 from tests.slurm.scripted import STOP
 
-IMPORTS = 2.0
-"""Seconds until an agent says hello: it imports the trainer, and its node is checked."""
+HELLO = 0.5
+"""Seconds until an agent says hello."""
+IMPORTS = 1.5
+"""Seconds after that until it is ready: it imports the trainer, and its node is checked."""
 CONNECT = 60.0
 """Seconds for which an agent looks for its coordinator."""
 GRACE = 95.0
@@ -68,7 +70,7 @@ class Listener:
 class AgentServer:
     """In place of ``jobs.host.agents.server.AgentServer``."""
 
-    def __init__(self, clock, coordinator, key, listener):
+    def __init__(self, clock, coordinator, key, listener, log):
         self._clock = clock
         self.coordinator = coordinator
         self._listener = listener
@@ -269,7 +271,7 @@ class NodeAgent:
 
     def _start(self):
         self._starts += 1
-        self._event = self.clock.at(IMPORTS, self._connect)
+        self._event = self.clock.at(HELLO, self._connect)
 
     def _connect(self):
         server = self.step.life.listener.server
@@ -278,6 +280,11 @@ class NodeAgent:
             return
         self._connection = Connection(self, server)
         self._connection.open({"is": "hello", "node": self.node.name, "index": self.index})
+        self._event = self.clock.at(IMPORTS, self._get_ready, self._connection)
+
+    def _get_ready(self, connection):
+        if not self._is_over and connection is self._connection:
+            connection.say({"is": "ready"})
 
     # -- from the coordinator ----------------------------------------------------------------------------------------
 

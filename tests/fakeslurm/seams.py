@@ -52,6 +52,7 @@ def _for_coordinator(clock):
         "Coordinator": functools.partial(coordinator.Coordinator, clock=lambda: clock.now),
         "AgentServer": functools.partial(AgentServer, clock),
         "listen": lambda host, first, last: Listener(clock.current.about.life),
+        "listening_address": lambda nodes, environ: "",
         "address_of": lambda agent: agent.node,
         "threading": SimpleNamespace(Thread=functools.partial(SimulatedThread, clock)),
     }

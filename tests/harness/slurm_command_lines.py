@@ -86,6 +86,7 @@ LINES = [
     CommandLine("scontrol -a show partition <PARTITION>"),
     CommandLine("scontrol -a -o show partition [<PARTITION>]"),
     CommandLine("scontrol show hostnames <NODES>"),
+    CommandLine("scontrol show node <NODES>"),
     CommandLine("scontrol show job <JOB>", "running"),
     CommandLine("scontrol write batch_script <JOB> -", "running"),
     CommandLine("scontrol requeue <JOB>", "running"),

@@ -2,17 +2,20 @@
 
 A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message:
 
-    welcome  coordinator  protocol (1), number: the first line of a connection; the agent answers with hello
-    hello    agent        protocol, number, node, index, health: the agent can start ranks. A second agent of a node is
-                          refused while the first is connected. ``network``: whether it can be asked to measure that
+    welcome  coordinator  protocol (2), number: the first line of a connection; the agent answers with hello
+    hello    agent        protocol, number, node, index: at once, before the agent imports the trainer. A connection
+                          without hello for 10 s is closed (``strangers.py``)
+    accepted coordinator  the agent belongs to the run. Without this answer it connects again. A second agent of a node
+                          is asked to leave instead while the first is connected
+    ready    agent        health: the agent can start ranks. ``network``: whether it can be asked to measure that
     network  coordinator  world, node, ranks, nodes; environment: measure the network with the agents of all ``nodes``
-    health   agent        health: as in hello, with the result of network
+    health   agent        health: as in ready, with the result of network
     start    coordinator  attempt, world, node, ranks; environment: start these ranks. ``attempt`` must be above all
                           that the agent has started
     exit     agent        attempt, rank, code, killed: a rank has ended; 128 + n if signal n has ended it. Ends of an
                           earlier attempt are ignored
-    beat     agent        each second. After 120 s without any message the agent is lost, and its ranks with it; after
-                          5 s if Slurm has taken its node out of the job
+    beat     agent        each second after ready. After 120 s without any message the agent is lost, and its ranks
+                          with it; after 5 s if Slurm has taken its node out of the job
     signal   coordinator  attempt, signal: send the signal TERM or USR2 to the ranks
     kill     coordinator  attempt: SIGKILL the ranks with all their processes, and report their ends; after 120 s
                           without these the agent is lost. With a ``reason`` the ranks are recorded as hung
@@ -24,8 +27,11 @@ until the agent starts ranks; never on a command line) or from the file that ``p
 sent. The key of a line is the run's key, then HMAC(key, number of welcome), then, after hello, HMAC(that key, number of
 hello). The MAC is of ``ROLE POSITION JSON``: coordinator or agent, and the number of lines that this side has sent
 before. So a line can neither be forged, repeated nor sent back, in this connection or in another one. A wrong MAC, a
-line above ``LONGEST_LINE``, an unknown message or another protocol ends the connection. Nothing is encrypted, and
-nothing that was received is executed.
+line above ``LONGEST_LINE`` (before hello: ``LONGEST_HELLO``), an unknown message or another protocol ends the
+connection. Nothing is encrypted, and nothing that was received is executed.
+
+Protocol 1 had hello after the import. The code of a run may still have it: the coordinator's release starts its own
+agent then (``entry.speaks_protocol``), so that both sides always have the same one.
 
 Coordinator and agents share this file: standard library, Python >= 3.6. docs/restarts.md, Node agents, has the rules.
 """
@@ -34,7 +40,9 @@ import hashlib
 import hmac
 import json
 import os
+import select
 import socket
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
@@ -42,8 +50,8 @@ from flip.files.creation import atomic_write
 from flip.files.ownership import untrusted
 from flip.runs.rundir import read_record
 
-PROTOCOL = 1
-"""Version of the messages. Both sides say it first."""
+PROTOCOL = 2
+"""Version of the messages. Both sides state it first. ``entry.speaks_protocol`` reads this line."""
 
 KEY_VARIABLE = "FLIP_AGENT_KEY"
 """Environment variable with the key in hexadecimal digits. An agent removes it before it starts ranks."""
@@ -54,6 +62,9 @@ CONTACT = "coordinator.json"
 
 LONGEST_LINE = 1 << 20
 """Bytes. A longer line, or more than this that the other side has not read, ends the connection."""
+
+LONGEST_HELLO = 1 << 12
+"""Bytes of a line that comes before a correct hello."""
 
 RECEIVE_BYTES = 1 << 16
 
@@ -97,17 +108,17 @@ def take_key(environ: MutableMapping[str, str]) -> bytes:
     return key
 
 
-def publish(path: Path, port: int, key: bytes) -> None:
-    """Write the port and the key of a coordinator for its agents, which only this user may read. Raises OSError."""
+def publish(path: Path, host: str, port: int, key: bytes) -> None:
+    """Write the address and the key of a coordinator for its agents, which only this user may read. Raises OSError."""
     with atomic_write(path, 0o600, "ascii") as file:
-        json.dump({"port": port, "key": key.hex()}, file)
+        json.dump({"host": host, "port": port, "key": key.hex()}, file)
 
 
-def read_contact(path: Path) -> Optional[Tuple[int, bytes]]:
-    """(port, key) that ``publish`` wrote; None if the file does not exist yet.
+def read_contact(path: Path) -> Optional[Tuple[str, int, bytes]]:
+    """(host, port, key) that ``publish`` wrote; None if the file does not exist yet. The host is empty if the
+    coordinator listens at all addresses: agents then know it from the scheduler.
 
-    The host comes from the scheduler, not from a file. Raises ChannelError if another user may have written the file,
-    ValueError if it is damaged.
+    Raises ChannelError if another user may have written the file, ValueError if it is damaged.
     """
     record = read_record(path)
     if record is None:
@@ -115,7 +126,7 @@ def read_contact(path: Path) -> Optional[Tuple[int, bytes]]:
     reason = untrusted(path)
     if reason:
         raise ChannelError("%s: %s" % (path, reason))
-    return record["port"], take_key({KEY_VARIABLE: record["key"]})
+    return record["host"], record["port"], take_key({KEY_VARIABLE: record["key"]})
 
 
 class Signer:
@@ -160,8 +171,8 @@ class Signer:
 class Channel:
     """One side of a connection. It never blocks; ``flush`` sends what the other side was not ready for.
 
-    The coordinator says ``welcome`` with its random number, the agent answers ``hello`` with its own. Until a correct
-    hello has come, ``accepted`` is false for the coordinator.
+    The coordinator sends ``welcome`` with its random number, the agent answers ``hello`` with its own (``greet``).
+    ``accepted``: for the coordinator, whether a correct hello has come; for the agent, whether ``accepted`` has.
     """
 
     def __init__(self, sock: socket.socket, key: bytes, role: str) -> None:
@@ -171,6 +182,8 @@ class Channel:
         self._signer = Signer(key, role, AGENT if role == COORDINATOR else COORDINATOR)
         self._unread = b""
         self._unsent = b""
+        self._early: List[Message] = []
+        """Messages that came while ``greet`` waited for others."""
         sock.setblocking(False)
         if role == COORDINATOR:
             number = os.urandom(16).hex()
@@ -187,14 +200,40 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
 
+    def greet(self, facts: Mapping[str, Any], seconds: float) -> None:
+        """As an agent, answer ``welcome`` with ``facts`` about this node, and wait for the answer of the coordinator.
+
+        If this is not ``accepted``, but ``leave``, it is the next message. Raises ChannelError, also after ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        self.hello(self._next(deadline), facts)
+        answer = self._next(deadline)
+        if answer["is"] == "accepted":
+            self.accepted = True
+        else:
+            self._early.insert(0, answer)
+
     def hello(self, welcome: Message, facts: Mapping[str, Any]) -> None:
-        """Answer the coordinator's ``welcome``, as an agent, with ``facts`` about this node."""
+        """The first part of ``greet``."""
         _check_protocol(welcome)
         self._signer.bind(str(welcome.get("number")))
         number = os.urandom(16).hex()
         self.send(dict(facts, **{"is": "hello", "protocol": PROTOCOL, "number": number}))
         self._signer.bind(number)
-        self.accepted = True
+
+    def _next(self, deadline: float) -> Message:
+        """The next message, for which this call waits."""
+        while not self._early:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise ChannelError("the coordinator does not answer")
+            poll = select.poll()
+            poll.register(self.socket, select.POLLIN)
+            poll.poll(int(1000 * remaining) + 1)
+            self._early, ended = self.receive()
+            if ended is not None and not self._early:
+                raise ended
+        return self._early.pop(0)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Raises ChannelError."""
@@ -216,13 +255,14 @@ class Channel:
 
     def receive(self) -> Tuple[List[Message], Optional[ChannelError]]:
         """(the messages that have come, why the connection has ended or None)."""
-        messages: List[Message] = []
+        messages = self._early
+        self._early = []
         try:
             ended = self._read()
             while b"\n" in self._unread:
                 line, _, self._unread = self._unread.partition(b"\n")
                 messages.append(self._check(line))
-            if len(self._unread) > LONGEST_LINE:
+            if len(self._unread) > self._longest_line:
                 raise ChannelError("a line without end")
         except ChannelError as error:
             return messages, error
@@ -230,7 +270,7 @@ class Channel:
 
     def _read(self) -> Optional[ChannelError]:
         """Read what has come; returns why the connection has ended."""
-        while len(self._unread) <= LONGEST_LINE:
+        while len(self._unread) <= self._longest_line:
             try:
                 data = self.socket.recv(RECEIVE_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -241,6 +281,12 @@ class Channel:
                 return ConnectionLost("connection closed")
             self._unread += data
         return None
+
+    @property
+    def _longest_line(self) -> int:
+        if self._role == COORDINATOR and not self.accepted:
+            return LONGEST_HELLO
+        return LONGEST_LINE
 
     def _check(self, line: bytes) -> Message:
         message = self._signer.check(line)
@@ -297,8 +343,12 @@ def _has_ipv6() -> bool:
 
 def peer_address(channel: Any) -> str:
     """The address from which the other side of a connection between two machines has connected."""
-    address = str(channel.socket.getpeername()[0])
-    if address.startswith("::ffff:"):  # of IPv4, at a socket of IPv6
+    return plain_address(channel.socket.getpeername()[0])
+
+
+def plain_address(address: str) -> str:
+    """An address as IPv4 writes it, if a socket of IPv6 was reached by IPv4."""
+    if address.startswith("::ffff:"):
         return address[7:]
     return address
 

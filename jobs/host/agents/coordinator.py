@@ -2,7 +2,7 @@
 
 | state | what happens | ends |
 |---|---|---|
-| GATHER | agents connect and say hello | the owner calls ``start`` with the agents that it has |
+| GATHER | agents connect and get ready | the owner calls ``start`` with the agents that it has |
 | RUN | ranks run; agents report their ends | all ranks have ended: DECIDE; the deadline: KILL |
 | KILL | agents kill their ranks | all ranks have ended, or their agents are lost: DECIDE |
 | DECIDE | the owner reads ``outcome``, records the end and decides | ``gather``: GATHER; ``leave``: LEFT |
@@ -35,9 +35,6 @@ NO_AGENTS = 74
 PAUSE_SECONDS = 5.0
 """A longer time between two calls of ``tick``: this process was stopped, and perhaps the agents, too."""
 
-MOST_STRANGERS = 64
-"""Connections without a hello yet, besides those of the expected agents. If there are more, the oldest is closed."""
-
 
 class State(Enum):
     GATHER = "gather"
@@ -59,8 +56,8 @@ class Timing(NamedTuple):
     query: float = 5.0
     """An agent without any message for so long is lost if the scheduler has taken its node away. Also between two
     queries."""
-    hello: float = 10.0
-    """From a connection to its hello."""
+    ready: float = 10.0
+    """From the connection of an agent until it is ready: it imports the trainer in between."""
     peer_grace: float = 20.0
     """For the peers of a rank that has failed: they may have to save the cause of their own end."""
     killed_grace: float = 2.0
@@ -101,8 +98,10 @@ class Agent:
         self.facts: Message = {}
         self.index = 0
         """Number of its node in the allocation."""
+        self.is_ready = False
+        """Whether it can start ranks: it has imported the trainer."""
         self.order = 0
-        """Its position among the agents that have said hello."""
+        """Its position among the agents that became ready."""
         self.heard = now
         self.kill_by = float("inf")
         """When it is lost if it has not reported the ends of its ranks."""
@@ -116,7 +115,6 @@ class Coordinator:
         timing: Timing = TIMING,
         clock: Callable[[], float] = time.monotonic,
         log: Callable[[str], None] = lambda text: None,
-        expected: int = 0,
         is_suspended: Callable[[], bool] = lambda: False,
         lost_nodes: Callable[[Sequence[str]], Collection[str]] = lambda nodes: (),
     ) -> None:
@@ -125,13 +123,11 @@ class Coordinator:
         """Called before silent agents are lost: whether the scheduler has stopped all processes of the job."""
         self.lost_nodes = lost_nodes
         """Called with the nodes of silent agents: which of them the scheduler has taken away."""
-        self.expected = expected
-        """Agents that may all connect before the first says hello: they import the trainer in between."""
         self.state = State.GATHER
         self.attempt = 0
         self.agents: List[Agent] = []
         self.outcome: Optional[AttemptOutcome] = None
-        self.late_hello = ""
+        self.late_agent = ""
         """Why an agent was given up before it was ready; empty: none was."""
         self.excluded: Dict[str, str] = {}
         """Nodes that are not used any more -> the reason. Their agents are asked to leave, also if they come back."""
@@ -139,7 +135,8 @@ class Coordinator:
         """Agents that were asked to measure the network and have not answered."""
         self._clock = clock
         self._log = log
-        self._hellos = 0
+        self._ready_agents = 0
+        """How many agents have become ready so far."""
         self._farewell: Message = {"is": "leave"}
         self._patient_until = clock() + timing.first_patience
         self._ticked = clock()
@@ -161,8 +158,9 @@ class Coordinator:
     # -- for the owner -------------------------------------------------------------------------------------------------
 
     def ready(self) -> List[Agent]:
-        """Agents that can start ranks, by the numbers of their nodes in the allocation, then by their hellos."""
-        return sorted((agent for agent in self.agents if agent.node), key=lambda agent: (agent.index, agent.order))
+        """Agents that can start ranks, by the numbers of their nodes in the allocation, then in the order in which they
+        became ready."""
+        return sorted((agent for agent in self.agents if agent.is_ready), key=lambda agent: (agent.index, agent.order))
 
     def has_gathered(self, least: int, most: int) -> bool:
         """Whether to start now: ``most`` agents are ready or, when patience is over, at least ``least``."""
@@ -225,7 +223,7 @@ class Coordinator:
 
     def leave(self, code: int = COMPLETE, reason: str = "") -> None:
         """Ask all agents to end with this exit code, with the ranks that they have. One that still imports the trainer
-        is asked at its hello, with which the key of the connection changes."""
+        reads this when it is ready; one that has not sent hello is asked then."""
         self.state = State.LEFT
         self._farewell = {"is": "leave", "code": code, "reason": reason}
         for agent in list(self.agents):
@@ -247,12 +245,10 @@ class Coordinator:
     # -- events --------------------------------------------------------------------------------------------------------
 
     def connected(self, channel: Any) -> Agent:
-        """An agent, or a stranger, has connected. ``channel``: has ``send`` and ``close``."""
+        """An agent has connected: its connection is private, or has brought a correct hello. ``channel``: has ``send``
+        and ``close``."""
         agent = Agent(channel, self._clock())
         self.agents.append(agent)
-        strangers = [each for each in self.agents if not each.node]
-        if len(strangers) > MOST_STRANGERS + self.expected:
-            self.lost(strangers[0], "too many connections without a hello")
         return agent
 
     def received(self, agent: Agent, message: Message) -> None:
@@ -263,6 +259,8 @@ class Coordinator:
         kind = message["is"]
         if kind == "hello":
             self._on_hello(agent, message)
+        elif kind == "ready":
+            self._on_ready(agent, message)
         elif kind == "exit":
             self._on_exit(agent, message)
         elif kind == "health":
@@ -297,11 +295,11 @@ class Coordinator:
             self.lost(agent, "silent, and the scheduler has taken its node away")
         self._ticked = self._clock()  # the scheduler may have answered late, which is no pause of this process
         for agent in list(self.agents):
-            if agent.node and now - agent.heard > self.timing.silence:
+            if agent.is_ready and now - agent.heard > self.timing.silence:
                 self.lost(agent, "silent for %g s" % self.timing.silence)
-            elif not agent.node and now - agent.heard > self.timing.hello:
-                self.late_hello = "no hello for %g s" % self.timing.hello
-                self.lost(agent, self.late_hello)
+            elif not agent.is_ready and now - agent.heard > self.timing.ready:
+                self.late_agent = "not ready for %g s" % self.timing.ready
+                self.lost(agent, self.late_agent)
             elif now >= agent.kill_by:
                 self.lost(agent, "it did not end its ranks within %g s" % self.timing.kill)
         if self.state is State.RUN and now >= self._deadline:
@@ -312,12 +310,12 @@ class Coordinator:
     def _late_agents(self) -> List[Agent]:
         """Agents from which a message is due."""
         now = self._clock()
-        return [a for a in self.agents if a.node and (now - a.heard > self.timing.silence or now >= a.kill_by)]
+        return [a for a in self.agents if a.is_ready and (now - a.heard > self.timing.silence or now >= a.kill_by)]
 
     def _agents_of_lost_nodes(self) -> List[Agent]:
         """Silent agents whose nodes the scheduler has taken away: no connection of a dead machine ends by itself."""
         now = self._clock()
-        silent = [agent for agent in self.agents if agent.node and now - agent.heard > self.timing.query]
+        silent = [agent for agent in self.agents if agent.is_ready and now - agent.heard > self.timing.query]
         if not silent or now < self._query_at:
             return []
         gone = self.lost_nodes([agent.node for agent in silent])
@@ -345,14 +343,22 @@ class Coordinator:
         if node in self.excluded:
             self._dismiss(agent, self.excluded[node])
             return
-        self._hellos += 1
-        agent.order = self._hellos
         agent.index = index
         agent.node = node
         agent.facts = message
-        self._log("the agent of %s is ready" % node)
+        self._send(agent, {"is": "accepted"})
         if self.state is State.LEFT:
             self._send(agent, self._farewell)
+
+    def _on_ready(self, agent: Agent, message: Message) -> None:
+        if not agent.node or agent.is_ready:
+            self.lost(agent, "a wrong ready")
+            return
+        self._ready_agents += 1
+        agent.order = self._ready_agents
+        agent.is_ready = True
+        agent.facts = dict(agent.facts, **message)
+        self._log("the agent of %s is ready" % agent.node)
 
     def _on_exit(self, agent: Agent, message: Message) -> None:
         rank = message.get("rank")

@@ -15,11 +15,12 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
-from jobs.host.agents.channel import GONE_CODE
+from jobs.host.agents.channel import GONE_CODE, PROTOCOL
 from jobs.host.agents.coordinator import NO_AGENTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 AGENT = Path("jobs") / "runtime" / "node_agent.py"
+CHANNEL = Path("jobs") / "host" / "agents" / "channel.py"
 MOST_STARTS = 10
 """Starts of an agent in one job."""
 
@@ -68,18 +69,21 @@ def _restart_without_first_node(environ: Mapping[str, str]) -> None:
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:
-    """The command line of the agent: of the run's code, or of this code if the run's is older than agents on Slurm."""
+    """The command line of the agent: of the run's code, or of this code if the run's is of an older release."""
     tail = [environ["FLIP_RUN"], module, "--connect"] + list(hosts)
-    if _has_agent(Path(environ["FLIP_SNAPSHOT"])):
+    if speaks_protocol(Path(environ["FLIP_SNAPSHOT"])):
         return [sys.executable, "-m", "jobs.runtime.node_agent"] + tail
     return [sys.executable, str(Path(__file__).resolve().parents[3] / AGENT)] + tail + ["--exec"]
 
 
-def _has_agent(snapshot: Path) -> bool:
+def speaks_protocol(snapshot: Path) -> bool:
+    """Whether the code of a run has an agent with the messages of this coordinator. A run keeps the code of its first
+    submission, while coordinator and batch script are of the newest one. Raises OSError."""
     try:
-        return '"--connect"' in (snapshot / AGENT).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        channel = (snapshot / CHANNEL).read_text(encoding="utf-8")
+    except FileNotFoundError:  # older than agents
         return False
+    return "\nPROTOCOL = %d\n" % PROTOCOL in channel
 
 
 def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:

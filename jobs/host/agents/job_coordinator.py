@@ -29,7 +29,9 @@ from jobs.host.agents import node_health
 from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
 from jobs.host.agents.coordinator import NO_AGENTS, SUCCESS, TIMING, Agent, AttemptOutcome, Coordinator, State
 from jobs.host.agents.server import AgentServer
+from jobs.host.node_list import last_host
 
+LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 75.0  # from the first agent to the last one; an agent tries for 60 s
 IMPORT_SECONDS = 600.0  # for agents to import torch and the trainer, from a cold file system
@@ -44,7 +46,7 @@ NO_ANSWER = "Slurm does not show the state of the job"
 TIMINGS = TIMING._replace(
     first_patience=IMPORT_SECONDS,
     patience=RETURN_SECONDS,
-    hello=IMPORT_SECONDS,
+    ready=IMPORT_SECONDS,
     silence=STALL_SECONDS,
     kill=STALL_SECONDS,
 )
@@ -134,21 +136,20 @@ class JobCoordinator:
         self.coordinator = Coordinator(
             self._timing,
             log=self._log,
-            expected=self.nodes,
             is_suspended=self._is_suspended,
             lost_nodes=self._lost_nodes,
         )
         key = new_key()
-        host = "127.0.0.1" if self.nodes == 1 else ""
+        host = listening_address(self.nodes, os.environ)
         first_port = rank_entry.port(os.environ.get("SLURM_JOB_ID", ""), "agents")
         try:
             listener = listen(host, first_port, rank_entry.PORTS[1])
         except OSError as error:
             self._log("no node agents: %s" % error)
             return
-        self.server = AgentServer(self.coordinator, key, listener)
+        self.server = AgentServer(self.coordinator, key, listener, self._log)
         try:
-            self._publish(self.run.attempt(self.attempt) / CONTACT, listener.getsockname()[1], key)
+            self._publish(self.run.attempt(self.attempt) / CONTACT, host, listener.getsockname()[1], key)
             code, reason = self._run_attempts()
             self._log("%s: node agents end: %s" % (self.run.path, reason))
             self._on_end(code)
@@ -184,9 +185,9 @@ class JobCoordinator:
         self.is_elastic = len(usable) > 1 or self.nodes > self.usable[-1]
         self.ranks_per_node = job.get("shape", {}).get("processes", self.ranks_per_node)
 
-    def _publish(self, path: Path, port: int, key: bytes) -> None:
+    def _publish(self, path: Path, host: str, port: int, key: bytes) -> None:
         try:
-            publish(path, port, key)
+            publish(path, host, port, key)
         except OSError as error:  # the script then starts the ranks without agents
             self._log("no node agents: %s" % error)
 
@@ -225,7 +226,7 @@ class JobCoordinator:
         first: Optional[float] = None
         while len(self.coordinator.ready()) < self.nodes:
             self.server.poll(POLL_SECONDS)
-            connected = len(self.coordinator.agents)
+            connected = len(self.coordinator.agents)  # each has shown that it has the key
             ready = len(self.coordinator.ready())
             if first is None and connected:
                 first = time.monotonic()
@@ -513,6 +514,33 @@ def exit_code(outcome: AttemptOutcome) -> int:
     if outcome.lost or outcome.code is None:
         return NODE_LOST
     return outcome.code
+
+
+def listening_address(nodes: int, environ: Mapping[str, str]) -> str:
+    """The address at which agents reach this node, the first of the job. Empty, for all addresses, if it is not known.
+
+    It is that of the profile's master_addr, else the one from which this node reaches the last one.
+    """
+    if nodes == 1:
+        return LOOPBACK
+    chosen = rank_entry.address_here(environ.get("MASTER_ADDR") or "")
+    if chosen and not rank_entry.is_loopback(chosen):
+        return chosen
+    peer = last_host(environ.get("SLURM_JOB_NODELIST", ""))
+    if not peer:
+        return ""
+    for find in (str, _node_address):  # Slurm may have another name for a node than the network
+        try:
+            return rank_entry.own_address(find(peer))
+        except (slurm_cli.SlurmUnavailable, OSError, UnicodeError):
+            continue
+    return ""
+
+
+def _node_address(node: str) -> str:
+    """Slurm's address of a node. Raises SlurmUnavailable."""
+    text = slurm_cli.call("scontrol", "show", "node", node, deadline=slurm_cli.SHORT_DEADLINE)
+    return slurm_cli.fields_of(text).get("NodeAddr", node)
 
 
 def address_of(agent: Agent) -> str:

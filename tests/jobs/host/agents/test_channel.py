@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -13,9 +14,12 @@ from jobs.host.agents.channel import (
     AGENT,
     COORDINATOR,
     KEY_VARIABLE,
+    LONGEST_HELLO,
     LONGEST_LINE,
+    PROTOCOL,
     Channel,
     ChannelError,
+    ConnectionLost,
     PortTaken,
     Signer,
     connect,
@@ -69,6 +73,14 @@ def wait_for(condition, server, seconds=10.0):
         server.poll(0.02)
 
 
+def say_hello(channel, server, node="n0"):
+    """Connect an agent to a server that this process polls."""
+    messages = []
+    wait_for(lambda: messages.extend(channel.receive()[0]) or messages, server)
+    channel.hello(messages[0], {"node": node})
+    wait_for(lambda: any(agent.node == node for agent in server._coordinator.agents), server)
+
+
 def raw_line(sock, line):
     sock.setblocking(True)
     sock.sendall(line)
@@ -89,7 +101,7 @@ def test_wrong_key_is_refused_by_both_sides(make_ends):
     messages, error = ends.agent.receive()
     assert messages == [] and "not signed with the key" in str(error)
     stranger = Signer(new_key(), AGENT, COORDINATOR)
-    raw_line(ends.sockets[1], stranger.sign({"is": "hello", "protocol": 1, "number": "0"}))
+    raw_line(ends.sockets[1], stranger.sign({"is": "hello", "protocol": PROTOCOL, "number": "0"}))
     messages, error = ends.coordinator.receive()
     assert messages == [] and "not signed with the key" in str(error) and not ends.coordinator.accepted
 
@@ -114,14 +126,14 @@ def test_line_that_was_not_signed_for_this_place_is_refused(make_ends, kind):
     assert len(messages) == (kind == "repeated") and error is not None
 
 
-@pytest.mark.parametrize("message", [{"is": "exit", "rank": 0}, {"is": "hello", "protocol": 2, "number": "1"}])
+@pytest.mark.parametrize("message", [{"is": "exit", "rank": 0}, {"is": "hello", "protocol": 1, "number": "1"}])
 def test_first_message_must_be_a_hello_of_this_protocol(make_ends, message):
     ends = make_ends()
     (welcome,), _ = ends.agent.receive()
     ends.agent._signer.bind(welcome["number"])
     ends.agent.send(message)
     messages, error = ends.coordinator.receive()
-    assert messages == [] and ("before hello" in str(error) or "version 2" in str(error))
+    assert messages == [] and ("before hello" in str(error) or "version 1" in str(error))
 
 
 def test_agent_refuses_coordinator_of_another_protocol(make_ends):
@@ -147,6 +159,43 @@ def test_line_without_end_is_refused(make_ends):
         if error is not None:
             break
     assert str(error) == "a line without end"
+
+
+def test_line_without_end_before_hello_is_refused_after_a_few_bytes(make_ends):
+    ends = make_ends()
+    ends.sockets[1].send(b"x" * (LONGEST_HELLO + 1))
+    messages, error = ends.coordinator.receive()
+    assert messages == [] and str(error) == "a line without end"
+
+
+@pytest.mark.parametrize("answer", ["accepted", "leave"])
+def test_agent_waits_for_the_answer_to_its_hello(make_ends, answer):
+    """``leave`` is left to the caller, and so is whatever follows."""
+    ends = make_ends()
+
+    def answer_hello():
+        deadline = time.monotonic() + 10.0
+        while not ends.coordinator.accepted and time.monotonic() < deadline:
+            ends.coordinator.receive()
+        ends.coordinator.send({"is": answer})
+        ends.coordinator.send({"is": "start"})
+
+    thread = threading.Thread(target=answer_hello)
+    thread.start()
+    ends.agent.greet({"node": "n0"}, 10.0)
+    thread.join()
+    assert ends.agent.accepted == (answer == "accepted")
+    messages, error = ends.agent.receive()
+    assert error is None and [message["is"] for message in messages] == ["leave", "start"][ends.agent.accepted :]
+
+
+def test_agent_gives_up_a_coordinator_that_closes_or_does_not_answer(make_ends):
+    with pytest.raises(ChannelError, match="does not answer"):
+        make_ends().agent.greet({"node": "n0"}, 0.05)
+    ends = make_ends()
+    ends.coordinator.close()
+    with pytest.raises(ConnectionLost):
+        ends.agent.greet({"node": "n0"}, 10.0)
 
 
 def test_peer_that_reads_nothing_is_given_up_without_blocking(make_ends):
@@ -192,11 +241,11 @@ def test_server_admits_agents_with_the_key_alone():
         noise = connect("127.0.0.1", port, 5.0)
         noise.sendall(b"GET / HTTP/1.0\r\n\r\n")
         good = Channel(connect("127.0.0.1", port, 5.0), key, AGENT)
-        welcome = []
-        wait_for(lambda: welcome.extend(good.receive()[0]) or welcome, server)
-        good.hello(welcome[0], {"node": "n0"})
-        wait_for(lambda: coordinator.ready() and len(coordinator.agents) == 1, server)
-        assert coordinator.ready()[0].node == "n0"
+        say_hello(good, server)
+        assert good.receive() == ([{"is": "accepted"}], None)
+        assert [agent.node for agent in coordinator.agents] == ["n0"] and not coordinator.ready()
+        good.send({"is": "ready", "health": []})
+        wait_for(coordinator.ready, server)
         coordinator.start(1, [[0]], {"address": "n0"})
         started = []
         wait_for(lambda: started.extend(good.receive()[0]) or started, server)
@@ -216,11 +265,12 @@ def test_server_at_its_limit_of_open_files_serves_others_and_accepts_when_one_is
     coordinator = Coordinator()
     listener = listen("127.0.0.1", 20000, 29999)
     server = AgentServer(coordinator, key, listener)
-    clients = [connect("127.0.0.1", listener.getsockname()[1], 5.0) for _ in range(2)]
+    first = connect("127.0.0.1", listener.getsockname()[1], 5.0)
+    clients = [first]
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        wait_for(lambda: len(coordinator.agents) == 1, server)
-        first = list(coordinator.agents)
+        say_hello(Channel(first, key, AGENT), server)
+        clients.append(connect("127.0.0.1", listener.getsockname()[1], 5.0))
         free = os.dup(0)
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
@@ -229,9 +279,10 @@ def test_server_at_its_limit_of_open_files_serves_others_and_accepts_when_one_is
             server.poll()
             asked.append(server._may_accept)
         assert len(coordinator.agents) == 1 and asked == [True, False, True, False, True]
-        clients[0].close()
+        first.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        wait_for(lambda: len(coordinator.agents) == 1 and coordinator.agents != first, server)
+        say_hello(Channel(clients[1], key, AGENT), server, "n1")
+        assert [agent.node for agent in coordinator.agents] == ["n1"]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         server.close()
@@ -279,9 +330,8 @@ def test_agents_connect_by_ipv4_and_ipv6_and_ranks_get_an_address_that_works(hos
     key = new_key()
     listener = listen("", 20000, 30000)
     server = AgentServer(Coordinator(), key, listener)
-    with connect(host, listener.getsockname()[1], 5.0):
-        while not server._coordinator.agents:
-            server.poll(0.05)
+    with connect(host, listener.getsockname()[1], 5.0) as sock:
+        say_hello(Channel(sock, key, AGENT), server)
         (agent,) = server._coordinator.agents
         agent.node = "node-of-slurm.invalid"
         assert job_coordinator.address_of(agent) == host

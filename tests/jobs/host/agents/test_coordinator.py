@@ -5,7 +5,7 @@ import random
 import pytest
 
 from jobs.host.agents.channel import ChannelError
-from jobs.host.agents.coordinator import MOST_STRANGERS, Coordinator, State, Timing, code_of_attempt
+from jobs.host.agents.coordinator import Coordinator, State, Timing, code_of_attempt
 
 TIMING = Timing()
 
@@ -36,6 +36,10 @@ class SimulatedAgent:
         self.say("hello", node=self.node)
         return self
 
+    def get_ready(self):
+        self.say("ready", health=[])
+        return self
+
     def say(self, kind, **facts):
         self.group.coordinator.received(self.agent, {"is": kind, **facts})
 
@@ -45,7 +49,8 @@ class SimulatedAgent:
     def send(self, message):
         if self.breaks:
             raise ChannelError("connection lost")
-        self.messages.append(message)
+        if message["is"] != "accepted":
+            self.messages.append(message)
         if message["is"] == "start":
             self.ranks.update({rank: message["attempt"] for rank in message["ranks"]})
 
@@ -72,7 +77,7 @@ class Group:
         self.clock = Clock()
         self.lines = []
         self.coordinator = Coordinator(timing, self.clock, self.lines.append)
-        self.agents = [SimulatedAgent(self, f"n{i}").hello() for i in range(nodes)]
+        self.agents = [SimulatedAgent(self, f"n{i}").hello().get_ready() for i in range(nodes)]
         self.per_node = per_node
 
     def start(self, n=1, nodes=None):
@@ -342,7 +347,7 @@ def test_second_agent_of_a_node_is_refused():
 def test_node_may_return_after_its_agent_was_lost():
     group = Group()
     group.coordinator.lost(group.agents[1].agent, "connection closed")
-    again = SimulatedAgent(group, "n1").hello()
+    again = SimulatedAgent(group, "n1").hello().get_ready()
     assert not again.closed and len(group.coordinator.ready()) == 2
 
 
@@ -366,34 +371,52 @@ def test_excluded_node_does_not_come_back(is_back):
     assert [agent.node for agent in group.coordinator.ready()] == ["n0", "n2"]
 
 
-def test_connections_without_hello_are_dropped():
+@pytest.mark.parametrize("has_said_hello", [False, True])
+def test_agent_that_does_not_get_ready_is_dropped(has_said_hello):
     group = Group()
-    strangers = [SimulatedAgent(group, "") for _ in range(MOST_STRANGERS + 1)]
-    assert [stranger.closed for stranger in strangers] == [True] + [False] * MOST_STRANGERS
-    group.wait(TIMING.hello + 1)
-    assert all(stranger.closed for stranger in strangers) and len(group.coordinator.agents) == 2
-    assert group.coordinator.late_hello == "no hello for 10 s"
-    late = SimulatedAgent(group, "").hello()
-    assert late.closed
+    late = SimulatedAgent(group, "n2")
+    if has_said_hello:
+        late.hello()
+    late.is_silent = True  # it imports the trainer
+    group.wait(TIMING.ready - 1)
+    assert not late.closed and len(group.coordinator.ready()) == 2
+    group.wait(2)
+    assert late.closed and len(group.coordinator.agents) == 2
+    assert group.coordinator.late_agent == "not ready for 10 s"
 
 
-def test_all_expected_agents_may_connect_before_the_first_hello():
-    """They import the trainer in between. The coordinator of a Slurm job expects one per node."""
+def test_silence_counts_only_for_agents_that_are_ready():
+    """One that imports the trainer cannot send beats."""
+    group = Group(timing=TIMING._replace(ready=600.0))
+    group.coordinator.lost_nodes = lambda nodes: pytest.fail(f"the scheduler was asked for {nodes}")
+    importing = SimulatedAgent(group, "n2").hello()
+    importing.is_silent = True
+    group.wait(300)
+    assert not importing.closed
+    assert len(importing.get_ready().group.coordinator.ready()) == 3
+
+
+@pytest.mark.parametrize("messages", [["ready"], ["hello", "ready", "ready"], ["hello", "hello"]])
+def test_agent_says_hello_and_gets_ready_once(messages):
     group = Group()
-    group.coordinator.expected = 3 * MOST_STRANGERS
-    agents = [SimulatedAgent(group, f"m{number}") for number in range(3 * MOST_STRANGERS)]
-    strangers = [SimulatedAgent(group, "") for _ in range(MOST_STRANGERS)]
-    assert not any(agent.closed for agent in agents + strangers)
-    assert all(not agent.hello().closed for agent in agents)
+    agent = SimulatedAgent(group, "n2")
+    for kind in messages:
+        assert not agent.closed
+        agent.say(kind, node="n2")
+    assert agent.closed
 
 
-def test_agent_without_hello_is_asked_to_leave_at_its_hello():
-    """It still imports the trainer, and could not check a line that was signed before."""
+@pytest.mark.parametrize("is_before_hello", [False, True])
+def test_agent_that_imports_the_trainer_is_asked_to_leave(is_before_hello):
     group = Group(1)
     late = SimulatedAgent(group, "n1")
+    if not is_before_hello:
+        late.hello()
     group.coordinator.leave(74, "too few agents")
-    assert group.agents[0].asked() == ["leave"] and late.messages == []
-    late.hello()
+    assert group.agents[0].asked() == ["leave"]
+    if is_before_hello:
+        assert late.messages == []
+        late.hello()
     assert late.messages == [{"is": "leave", "code": 74, "reason": "too few agents"}]
 
 
@@ -432,7 +455,7 @@ def test_any_faults_lead_to_a_decision_in_bounded_time(seed):
         coordinator = group.coordinator
         group.wait(TIMING.first_patience, None)
         while len(coordinator.ready()) < 2:
-            group.agents.append(SimulatedAgent(group, f"n{draws.randrange(99)}").hello())
+            group.agents.append(SimulatedAgent(group, f"n{draws.randrange(99)}").hello().get_ready())
         group.agents = [agent for agent in group.agents if not agent.closed]
         if not coordinator.has_gathered(2, 3):
             group.wait(1)

@@ -30,7 +30,7 @@ class Task:
         self.server = AgentServer(self.coordinator, self.key, listener)
         self.n = run.start_attempt({})
         run.open_logs(self.n)
-        publish(run.attempt(self.n) / CONTACT, listener.getsockname()[1], self.key)
+        publish(run.attempt(self.n) / CONTACT, "", listener.getsockname()[1], self.key)
         self.process = start_task(run)
 
     def until(self, condition, seconds=30.0):
@@ -192,8 +192,11 @@ def test_agent_without_coordinator_says_so(tmp_path, capfd):
     listener = listen("127.0.0.1", 20000, 29000)
     port = listener.getsockname()[1]
     listener.close()
-    publish(run.attempt(n) / CONTACT, port, new_key())
+    publish(run.attempt(n) / CONTACT, "", port, new_key())
     assert node_agent.find_coordinator(run, n, ["127.0.0.1"], 0.1) is None
+    assert f"127.0.0.1, port {port}: " in capfd.readouterr().err
+    publish(run.attempt(n) / CONTACT, "127.0.0.1", port, new_key())
+    assert node_agent.find_coordinator(run, n, [], 0.1) is None
     assert f"127.0.0.1, port {port}: " in capfd.readouterr().err
 
 
@@ -201,29 +204,31 @@ def test_contact_is_private_and_refused_if_another_user_may_have_written_it(tmp_
     path = tmp_path / CONTACT
     assert read_contact(path) is None
     key = new_key()
-    publish(path, 12345, key)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and read_contact(path) == (12345, key)
+    publish(path, "10.0.0.1", 12345, key)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and read_contact(path) == ("10.0.0.1", 12345, key)
     path.chmod(0o602)
     with pytest.raises(ChannelError, match="coordinator.json"):
         read_contact(path)
-    publish(path, 12345, b"short")
+    publish(path, "", 12345, b"short")
     with pytest.raises(ChannelError, match="5 bytes instead of 32"):
         read_contact(path)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="port"):
+    with pytest.raises(ValueError, match="host"):
         read_contact(path)
 
 
-def test_code_that_is_older_than_agents_on_slurm_gets_agent_of_this_code(tmp_path):
+def test_code_of_an_older_release_gets_agent_of_this_code(tmp_path):
+    """So coordinator and agent have the same order of messages: an older agent said hello after its import."""
     environ = {**TASK, "FLIP_RUN": "/runs/a", "FLIP_SNAPSHOT": str(ROOT)}
     own = [sys.executable, "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker", "--connect", "127.0.0.1"]
     assert entry.agent_command("jobs.worker", ["127.0.0.1"], environ) == own
-    file = tmp_path / "jobs" / "runtime" / "node_agent.py"
-    for text in ("", 'parser.add_argument("--socket")'):
+    file = tmp_path / "jobs" / "host" / "agents" / "channel.py"
+    for text in ("", "\nPROTOCOL = 1\n"):
         command = entry.agent_command("jobs.worker", ["n1"], {**environ, "FLIP_SNAPSHOT": str(tmp_path)})
         assert command[1] == str(ROOT / "jobs" / "runtime" / "node_agent.py") and command[-1] == "--exec"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    assert not entry.speaks_protocol(tmp_path) and entry.speaks_protocol(ROOT)
 
 
 def test_coordinator_is_looked_for_on_first_node():

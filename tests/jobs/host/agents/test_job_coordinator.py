@@ -14,7 +14,7 @@ import pytest
 from flip.runs import attempts
 from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import batch_hooks, lost_step, slurm_cli
+from jobs.host import batch_hooks, lost_step, rank_entry, slurm_cli
 from jobs.host.agents import job_coordinator
 from jobs.host.agents.coordinator import AttemptOutcome, Coordinator
 from tests.jobs.host.agents.task import ROOT, end_task, processes_of, start_task
@@ -357,30 +357,61 @@ def nodes(tmp_path, monkeypatch, commands):
         end_task(task, run)
 
 
-class ImportingAgents:
-    """In place of the sockets: agents of n0, n1, ... that have connected, and say hello after so many seconds."""
+@pytest.mark.parametrize(
+    "master, nodes, address",
+    [
+        ("", 1, "127.0.0.1"),
+        ("", 2, "10.0.0.1"),  # the way to the last node
+        ("n7-ib", 2, "10.9.0.1"),
+        ("elsewhere", 2, "10.0.0.1"),
+        ("n7-loopback", 2, "10.0.0.1"),
+    ],
+)
+def test_coordinator_listens_at_the_address_that_peers_use(master, nodes, address, monkeypatch):
+    """Not at all addresses of its node."""
+    here = {"n7-ib": "10.9.0.1", "n7-loopback": "127.0.1.1"}
+    monkeypatch.setattr(rank_entry, "address_here", lambda name: here.get(name, ""))
+    monkeypatch.setattr(rank_entry, "own_address", {"n9": "10.0.0.1"}.__getitem__)
+    environ = {"SLURM_JOB_NODELIST": "n[7-9]", "MASTER_ADDR": master}
+    assert job_coordinator.listening_address(nodes, environ) == address
 
-    def __init__(self, coordinator, clock, hello):
+
+@pytest.mark.parametrize("answer, address", [("NodeAddr=127.0.0.2", "127.0.0.1"), ("", "")])
+def test_coordinator_asks_slurm_for_the_address_of_a_node_that_no_name_service_knows(commands, answer, address):
+    """Without any it listens at all addresses, as agents may know one that works."""
+    commands("scontrol", f"echo '{answer}'")
+    environ = {"SLURM_JOB_NODELIST": "n7,m9.invalid"}
+    assert job_coordinator.listening_address(2, environ) == address
+    assert commands.calls() == ["scontrol show node m9.invalid"]
+    assert job_coordinator.listening_address(2, {}) == ""
+
+
+class ImportingAgents:
+    """In place of the sockets: agents of n0, n1, ... that have said hello, and are ready after so many seconds."""
+
+    def __init__(self, coordinator, clock, ready):
         self.coordinator = coordinator
         self.clock = clock
-        self.hello = hello
-        self.agents = [coordinator.connected(AgentConnection()) for _ in hello]
+        self.ready = ready
+        self.agents = [coordinator.connected(AgentConnection()) for _ in ready]
+        for i, agent in enumerate(self.agents):
+            coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i})
 
     def poll(self, seconds=0.0):
         self.clock[0] += seconds
         for i, agent in enumerate(self.agents):
-            if not agent.node and self.clock[0] >= self.hello[i]:
-                self.coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i})
+            if not agent.is_ready and self.clock[0] >= self.ready[i]:
+                self.coordinator.received(agent, {"is": "ready", "health": []})
 
 
-@pytest.mark.parametrize("hello, gathers", [((90.0, 100.0), 100.0), ((90.0,), None), ((1.0, 2.0, 110.0), 110.0)])
-def test_first_start_waits_for_agents_that_import_although_a_spare_node_has_none(unasked, monkeypatch, hello, gathers):
+@pytest.mark.parametrize("ready, gathers", [((90.0, 100.0), 100.0), ((90.0,), None), ((1.0, 2.0, 110.0), 110.0)])
+def test_first_start_waits_for_agents_that_import_although_a_spare_node_has_none(unasked, monkeypatch, ready, gathers):
     clock = [0.0]
     monkeypatch.setattr(job_coordinator, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     unasked.nodes = 3
     unasked.usable = [2]
     unasked.coordinator = Coordinator(job_coordinator.TIMINGS, clock=lambda: clock[0])
-    unasked.server = ImportingAgents(unasked.coordinator, clock, hello)
+    unasked.server = ImportingAgents(unasked.coordinator, clock, ready)
     assert unasked._gather_first() == bool(gathers)
     assert clock[0] == pytest.approx(gathers or job_coordinator.CONNECT_SECONDS, abs=0.5)
 
@@ -402,7 +433,6 @@ def test_node_that_was_excluded_and_lost_counts_once(unasked, commands, monkeypa
 def test_run_goes_on_with_fewer_nodes_of_range_after_loss(nodes):
     two = nodes([1, 2])
     assert [row["environment"]["WORLD_SIZE"] for row in two.ranks(1, 2)] == ["2", "2"]
-    assert two.own.coordinator.coordinator.expected == 2
     two.lose(1)
     (rank,) = two.ranks(2, 1)
     assert rank["environment"]["WORLD_SIZE"] == "1"
@@ -512,7 +542,8 @@ class AgentConnection:
         self.messages = []
 
     def send(self, message):
-        self.messages.append(message)
+        if message["is"] != "accepted":
+            self.messages.append(message)
 
     def close(self):
         pass
@@ -533,7 +564,8 @@ def measuring(tmp_path, monkeypatch):
         answers = {}
         for i, rate in enumerate(rates):
             agent = job.coordinator.connected(AgentConnection())
-            job.coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i, "network": can})
+            job.coordinator.received(agent, {"is": "hello", "node": f"n{i}", "index": i})
+            job.coordinator.received(agent, {"is": "ready", "network": can})
             found = {"evidence": f"all-reduce: {rate} GB/s", "rates": {"links, to its peers": 1e9 * rate}}
             answers[f"n{i}"] = {"check": "network", "result": "ok", **found}
         job.server = AnsweringServer(job.coordinator, answers)
@@ -569,7 +601,8 @@ def test_network_is_measured_again_only_with_a_new_node(measuring):
     job._measure_network()
     assert [len(channel.messages) for channel in channels] == [1, 1, 1]
     agent = job.coordinator.connected(AgentConnection())
-    job.coordinator.received(agent, {"is": "hello", "node": "n9", "index": 9, "network": True})
+    job.coordinator.received(agent, {"is": "hello", "node": "n9", "index": 9})
+    job.coordinator.received(agent, {"is": "ready", "network": True})
     job.server.answers["n9"] = job.server.answers["n0"]
     job._measure_network()
     assert [len(channel.messages) for channel in channels] == [2, 2, 1] and len(agent.channel.messages) == 1
