@@ -3,15 +3,16 @@
 A broken node may report no hardware error: runs crash or hang there with any message. One run that fails may have a
 fault of its own, and so may one that fails on every node; two runs that fail on the same node are unlikely to.
 
-On a node without the mount or the interpreter no rank starts. The batch script notices it on the first node. For
-another node there is no cause file, and the ranks that wait for it are killed, so the step's exit code says nothing;
-but srun prints on the first node how every task ended.
+On a node without the mount or the interpreter no rank starts, and none on a node whose slurmd is gone. The batch script
+notices a missing mount or interpreter on the first node. For another node there is no cause file, and the ranks that
+wait for it are killed, so the step's exit code says nothing; but srun prints on the first node how every task ended.
 """
 
 import os
 import re
 from typing import List, Optional, Set, Tuple
 
+from flip.runs.errors import STORAGE
 from flip.runs.restart_policy import DAY, UNSTARTED
 from flip.runs.rundir import RunDir, read_record
 
@@ -23,7 +24,9 @@ UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
 SRUN_EXIT_LINE = re.compile(
     r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
 )
-#: The same, for ranks that the kernel killed at the memory limit of their cgroup.
+#: A line of srun for a node whose slurmd did not start the tasks: it cannot be reached, or it refuses. Then the reason.
+SRUN_LAUNCH_LINE = re.compile(r"^srun: error: Task launch for \S+ failed on node ([^\s:\[\],]+): .+$", re.MULTILINE)
+#: As ``SRUN_EXIT_LINE``, for ranks that the kernel killed at the memory limit of their cgroup.
 SRUN_MEMORY_LINE = re.compile(r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Out Of Memory$", re.MULTILINE)
 TAIL_BYTES = 1 << 16  # of the log's end that are read
 
@@ -80,11 +83,25 @@ def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
     """
     if (run.attempt(n) / "ready.json").exists():
         return []
-    lines = SRUN_EXIT_LINE.findall(_end_of_log(run, n))
-    nodes = sorted({name for name, code in lines if int(code) in UNSTARTED_CODES})
+    log = _end_of_log(run, n)
+    unstarted = {name for name, code in SRUN_EXIT_LINE.findall(log) if int(code) in UNSTARTED_CODES}
+    nodes = sorted(unstarted.union(SRUN_LAUNCH_LINE.findall(log)))
     if 2 * len(nodes) <= total:
         return nodes
     return []
+
+
+def storage_failure(run: RunDir, n: int) -> str:
+    """That a rank of attempt n ended with the code of storage, as a sentence; "" if srun prints none.
+
+    On a full disk a rank can open no log and write no cause. The step's exit code is that of a peer which has waited
+    for it, and the shared disk is no fault of its node.
+    """
+    lines = SRUN_EXIT_LINE.findall(_end_of_log(run, n))
+    nodes = sorted({name for name, code in lines if int(code) == STORAGE})
+    if not nodes:
+        return ""
+    return "a rank on %s could not write to the disk of the run" % ", ".join(nodes)
 
 
 def out_of_memory_nodes(run: RunDir, n: int) -> List[str]:

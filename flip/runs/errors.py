@@ -44,6 +44,10 @@ STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if nam
 ))  # fmt: skip
 
 
+#: Errors of a full disk, or of a quota. On a shared file system all nodes meet them, whichever does first.
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
 def short(value: object) -> str:
     """The value as text for a message: its ``repr``; of a huge whole number its order of magnitude, such as 1e300."""
     text = repr(value)

@@ -45,6 +45,10 @@ UNSTARTED = 73
 #: Exit code of an attempt whose coordinator of node agents has lost a node with ranks (sysexits' EX_NOHOST).
 NODE_LOST = 68
 
+#: Exit codes of srun if it cannot reach the slurmd of a node, which was killed or has lost its network: the lowest byte
+#: of Slurm's error numbers 1001 to 1003 (SLURM_COMMUNICATIONS_CONNECTION_ERROR, SEND_ERROR, RECEIVE_ERROR).
+NO_SLURMD = (1001 % 256, 1002 % 256, 1003 % 256)
+
 ENDED_UNSEEN = "ended unseen: its host or its launcher went away"
 
 DAY = 24 * 3600
@@ -225,7 +229,7 @@ def _bad_nodes(end: EndFacts) -> Optional[Tuple[str, str]]:
     """(cause, reason) if the launcher knows nodes on which ranks could not start or go on."""
     if end.unstarted:
         where = ", ".join(end.unstarted)
-        return "node", "no rank could be started on %s: the mount or the interpreter is missing" % where
+        return "node", "no rank could be started on %s: the mount, the interpreter or slurmd is missing" % where
     if end.out_of_memory:  # causes of other ranks are then echoes
         where = ", ".join(end.out_of_memory)
         return "crash", "out of memory: a rank on %s was killed at the memory limit of the job (--mem)" % where
@@ -251,6 +255,8 @@ def _named_by_code(code: Optional[int]) -> Tuple[str, str]:
         return "node", ENDED_UNSEEN
     if code == UNSTARTED:
         return "storage", "a rank could not open its log or its code"
+    if code in NO_SLURMD:
+        return "node", "srun could not reach Slurm's daemon (slurmd) on a node"
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flip.files import deletion, ownership
 from flip.files.creation import RefusedPath, create_file, final_path
-from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.runs.errors import FULL_DISK_ERRNOS, ConfigError, FlipError, PermissionDenied, StorageError
 
 #: Remedy if runs cannot be stored in a folder.
 OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, --root FOLDER, or runs_root in the cluster profile."
@@ -92,7 +92,7 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHE
         return PermissionDenied(error.strerror or str(error), place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied("may not be written", place, remedy=remedy)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL_DISK_ERRNOS:
         remedy = f"Free space there. {remedy}"
     return StorageError(f"cannot be written: {error.strerror or error}", place, remedy=remedy)
 

@@ -3,12 +3,12 @@
 The exit trap calls it, and the coordinator of the job's node agents, which may start the next attempt in the same job.
 """
 
-import errno
 import os
 import time
 from typing import Mapping, Optional, Tuple
 
 from flip.runs import attempts, bad_nodes, wall_limit
+from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.restart_policy import Decision, EndFacts
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import own_job, slurm_cli
@@ -37,8 +37,8 @@ def record_end(
     if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
         wall_limit.record_limit(run, n, limit)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    disk_full = ""
-    if last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT):
+    disk_full = bad_nodes.storage_failure(run, n)
+    if last_error is not None and last_error.errno in FULL_DISK_ERRNOS:
         disk_full = str(last_error)
     late = ""
     if not restarted_in_place(run, n):  # else it had only the rest of the job's time

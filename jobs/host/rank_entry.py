@@ -6,6 +6,7 @@ In a step of agents (``AGENTS_VARIABLE``), which has one task per node, it runs 
 Standard library alone: a missing package must not fail here, before the log is open.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jobs.host.node_list import first_host, last_host
 
-PERMISSION = 77  # exit code, as in flip.runs.errors
+STORAGE = 69  # exit codes, as in flip.runs.errors
+PERMISSION = 77
 PORTS = (10000, 30000)  # below the ephemeral ports
 UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
 AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/agent_functions.sh)
@@ -49,15 +51,26 @@ def main() -> None:
         os.chdir(os.environ["FLIP_SNAPSHOT"])
     except OSError as error:  # a file problem of this node, no fault of the run, or a prepared link
         text = "rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error)
+        code = unstarted_code(error)
+        if isinstance(error, RefusedPath):
+            code = PERMISSION
         try:
             os.write(2, text.encode("utf-8", "replace"))
         finally:  # standard error may lie on the same full disk; that must not change the exit code
-            os._exit(PERMISSION if isinstance(error, RefusedPath) else UNSTARTED)
+            os._exit(code)
     if is_agent:
         from jobs.host.agents.entry import supervise
 
         os._exit(supervise(sys.argv[1], coordinator_hosts(os.environ), os.environ))
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def unstarted_code(error: OSError) -> int:
+    """The exit code of a rank that cannot open a file of its run. On a full disk, which all nodes share, it is no fault
+    of this node: the code of storage. Else the node may lack the mount."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return STORAGE
+    return UNSTARTED
 
 
 def raise_limits() -> None:

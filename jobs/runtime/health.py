@@ -2,8 +2,8 @@
 
     python -m jobs.runtime.health FOLDER [--gpus N]
 
-prints a line of JSON per check: {check, result (ok, failed, not known), evidence, seconds}. A GPU is used in this
-process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process.
+prints a line of JSON per check: {check, result (ok, failed, failed for all nodes, not known), evidence, seconds}. A GPU
+is used in this process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process.
 ``jobs.host.agents.node_health.judge`` judges all nodes together.
 
 | check | fails if |
@@ -14,6 +14,8 @@ process alone: a node agent, which forks ranks, must not touch one. ``start`` st
 | matrix product | a product is wrong on a GPU; on CPU a small one on the CPU |
 | memory | too little is available |
 | /dev/shm, local disk, shared folder | too little is free, or a file cannot be written, synced, renamed and removed |
+
+A full shared folder fails for all nodes: each of them would meet it. A full local disk is the fault of its node.
 
 Checks run at the same time, because a disk may hang. After ``SECONDS`` a disk without an answer has failed; the result
 of any other check is not known, because a cold file system or a slow start is no fault of the node.
@@ -38,8 +40,9 @@ from typing import Any, NamedTuple
 from flip.distributed import devices
 from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
+from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.rundir import write_bytes
-from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN
+from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FAULT, SHARED_FOLDER, UNKNOWN
 from jobs.runtime import check_process
 from jobs.runtime.check_process import END, CheckProcess, write_row
 
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def checks(settings: HealthSettings) -> dict[str, Callable[[], Finding]]:
     """Name of each check -> its function."""
     table: dict[str, Callable[[], Finding]] = {
-        SHARED_FOLDER: partial(check_folder, Path(settings.folder)),
+        SHARED_FOLDER: partial(check_folder, Path(settings.folder), SHARED_FAULT),
         LOCAL_DISK: partial(check_folder, Path(tempfile.gettempdir())),
         SHARED_MEMORY: partial(check_folder, Path("/dev/shm")),
         "memory": check_memory,
@@ -161,15 +164,18 @@ def _finding(check: Callable[[], Finding]) -> Finding:
 # -- the checks --------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path) -> Finding:
-    """Write, sync, rename, read and remove a file of its own."""
+def check_folder(folder: Path, if_full: str = FAILED) -> Finding:
+    """Write, sync, rename, read and remove a file of its own. ``if_full``: the result for a full disk."""
     try:
-        return _check_folder(folder)
+        return _check_folder(folder, if_full)
     except OSError as error:
-        return FAILED, f"{folder}: {error.strerror}"
+        result = FAILED
+        if error.errno in FULL_DISK_ERRNOS:
+            result = if_full
+        return result, f"{folder}: {error.strerror}"
 
 
-def _check_folder(folder: Path) -> Finding:
+def _check_folder(folder: Path, if_full: str) -> Finding:
     free = os.statvfs(folder)
     available = free.f_bavail * free.f_frsize
     temporary, handle = create_sibling(folder / FILE_NAME)  # the next attempt removes files with such a name
@@ -184,7 +190,7 @@ def _check_folder(folder: Path) -> Finding:
     if not same:
         return FAILED, f"{folder}: a file of {FILE_BYTES} bytes is read back with other bytes"
     if available < LEAST_FREE:
-        return FAILED, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
+        return if_full, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
     return OK, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
 
 

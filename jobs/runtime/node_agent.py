@@ -40,7 +40,6 @@ if not __package__:  # started by its path, for code of a run that is older than
 from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
 from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES
-from flip.runs.restart_policy import UNSTARTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
 from jobs.host.agents.channel import (
@@ -58,6 +57,7 @@ from jobs.host.agents.channel import (
 from jobs.host.agents.node_health import NETWORK, UNKNOWN
 from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
+from jobs.host.rank_entry import unstarted_code
 from jobs.runtime import check_process, health, network_check
 from jobs.runtime.cpu_shares import share_of_cpus
 from jobs.runtime.forked_rank import execute, preloads, unsafe_to_fork
@@ -492,7 +492,7 @@ class NodeAgent:
     def _report_unstarted(self, numbers: Sequence[int], error: OSError) -> None:
         """A full disk, no more processes: storage, which is tried again. A prepared path: permission."""
         cause = "storage"
-        code = UNSTARTED
+        code = unstarted_code(error)
         if isinstance(error, RefusedPath):
             cause = "permission"
             code = CAUSES[cause]

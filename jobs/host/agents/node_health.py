@@ -2,15 +2,17 @@
 
 ``jobs.runtime.health`` checks one node and reports a ``NodeCheck`` per check; ``jobs.runtime.network_check`` adds that
 of the network. On one node alone, a broken disk looks like a storage that is away: what fails on most nodes is the
-storage, the network or a setting, not the nodes.
+storage, the network or a setting, not the nodes. A full shared disk is no node's fault, however many nodes notice it.
 Standard library, Python >= 3.6.
 """
 
 import statistics
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 OK = "ok"
 FAILED = "failed"
+SHARED_FAULT = "failed for all nodes"
+"""What all nodes share has failed, in a way that cannot be the fault of the node that meets it first: a full disk."""
 UNKNOWN = "not known"
 
 SHARED_FOLDER = "shared folder"
@@ -59,7 +61,7 @@ class NodeCheck(NamedTuple):
 
     check: str
     result: str
-    """OK, FAILED or UNKNOWN."""
+    """OK, FAILED, SHARED_FAULT or UNKNOWN."""
     evidence: str
     """What was measured or read, as a sentence without the node's name."""
     rates: Mapping[str, float] = {}
@@ -68,7 +70,7 @@ class NodeCheck(NamedTuple):
 
 
 class NodeVerdict(NamedTuple):
-    """``excluded``: node -> evidence. ``common``: check -> evidence, of checks that fail on most nodes."""
+    """``excluded``: node -> evidence. ``common``: check -> evidence, of checks that fail on most nodes, or for all."""
 
     excluded: Dict[str, str]
     common: Dict[str, str]
@@ -90,16 +92,19 @@ def judge(results: Mapping[str, Sequence[NodeCheck]]) -> NodeVerdict:
     """Which nodes are excluded. ``results``: node -> the results of its checks."""
     failures: Dict[str, Dict[str, str]] = {}
     known: Dict[str, int] = {}
+    shared: Set[str] = set()
     for node, rows in results.items():
         for row in rows:
             known[row.check] = known.get(row.check, 0) + (row.result != UNKNOWN)
-            if row.result == FAILED:
+            if row.result in (FAILED, SHARED_FAULT):
                 failures.setdefault(row.check, {})[node] = row.evidence
+            if row.result == SHARED_FAULT:
+                shared.add(row.check)
     failures.update(_slow(results))
     excluded: Dict[str, List[str]] = {}
     common = {}
     for check, nodes in failures.items():
-        if _is_common(check, len(nodes), known.get(check, len(results))):
+        if check in shared or _is_common(check, len(nodes), known.get(check, len(results))):
             node, evidence = next(iter(nodes.items()))
             common[check] = "%s on %d of %d nodes, as %s: %s" % (check, len(nodes), len(results), node, evidence)
             continue

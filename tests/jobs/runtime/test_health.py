@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN, NodeCheck
+from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FAULT, SHARED_FOLDER, UNKNOWN, NodeCheck
 from jobs.runtime import check_process, health
 from jobs.runtime.health import HealthSettings
 
@@ -78,6 +78,19 @@ def test_full_disk_fails_and_leaves_no_file(small_disk):
     result = checked(lambda: health.check_folder(small_disk))
     assert result[0] == FAILED and "No space left on device" in result[1] and str(small_disk) in result[1]
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize("name, result", [("local disk", FAILED), (SHARED_FOLDER, SHARED_FAULT)])
+def test_full_disk_is_the_fault_of_its_node_only_if_it_is_local(small_disk, monkeypatch, name, result):
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    table = health.checks(HealthSettings(str(small_disk)))
+    found = checked(table[name])
+    assert found[0] == result and "No space left on device" in found[1]
+
+
+def test_nearly_full_shared_folder_is_no_fault_of_its_node(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "LEAST_FREE", 1 << 62)
+    assert checked(health.checks(HealthSettings(str(tmp_path)))[SHARED_FOLDER])[0] == SHARED_FAULT
 
 
 def test_read_only_disk_fails(small_disk):

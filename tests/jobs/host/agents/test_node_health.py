@@ -2,7 +2,17 @@
 
 import pytest
 
-from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FOLDER, UNKNOWN, NodeCheck, judge, parse
+from jobs.host.agents.node_health import (
+    FAILED,
+    OK,
+    PRODUCT,
+    SHARED_FAULT,
+    SHARED_FOLDER,
+    UNKNOWN,
+    NodeCheck,
+    judge,
+    parse,
+)
 
 
 def nodes(check, *results):
@@ -29,6 +39,8 @@ def rated(*rates, model="H100"):
         (SHARED_FOLDER, (OK, OK, FAILED), ["n2"], []),
         (SHARED_FOLDER, (FAILED, FAILED, FAILED, OK), [], [SHARED_FOLDER]),
         (SHARED_FOLDER, (FAILED,), [], [SHARED_FOLDER]),  # the only node shows nothing about the storage
+        (SHARED_FOLDER, (SHARED_FAULT, OK), [], [SHARED_FOLDER]),  # a full disk, which n0 was the first to notice
+        (SHARED_FOLDER, (FAILED, SHARED_FAULT, OK, OK, OK), [], [SHARED_FOLDER]),
     ],
 )
 def test_judge_excludes_node_but_not_most_nodes(check, results, excluded, common):
