@@ -26,13 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
 def cancel(args: argparse.Namespace) -> int:
     import json
 
-    from flip.runs.lifecycle import FINAL
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
-    runs = select.chosen(args)
-    states = clusters.states(runs)
-    chosen = [run for run in runs if states[run.path].state not in FINAL]
+    chosen = clusters.cancellable(select.chosen(args))
     if chosen and not args.yes and not confirm(f"Cancel {', '.join(plain(run.name) for run in chosen)}?"):
         return 0
     clusters.request_cancel(chosen, args.why)

@@ -11,7 +11,7 @@ from pathlib import Path
 from flip.files.ownership import user_name
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
-from flip.runs.lifecycle import UNREADABLE, RunState, Seen
+from flip.runs.lifecycle import FINAL, HELD, QUEUED, UNREADABLE, RunState, Seen
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
@@ -51,6 +51,21 @@ def states(runs: Iterable[RunDir]) -> dict[Path, RunState]:
     runs = list(runs)
     known = lifecycle.states(runs, seen(runs))
     return {run.path: _with_command(run, known[run.path]) for run in runs}
+
+
+def cancellable(runs: Iterable[RunDir]) -> list[RunDir]:
+    """The runs that have not ended for good, and those that have, but without success, while a job of them still waits:
+    Slurm may have held it after it was cancelled, and may start it if it is released."""
+    runs = list(runs)
+    shown = seen(runs)
+    known = lifecycle.states(runs, shown)
+    chosen = []
+    for run in runs:
+        state = known[run.path].state
+        waits = shown[run.path].kind in (QUEUED, HELD)
+        if state not in FINAL or (waits and state != "complete"):
+            chosen.append(run)
+    return chosen
 
 
 def _with_command(run: RunDir, state: RunState) -> RunState:

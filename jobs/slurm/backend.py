@@ -25,7 +25,7 @@ from jobs.common.filesystem import unwritable
 from jobs.common.job import Job
 from jobs.common.text import plain
 from jobs.host import held_jobs, slurm_cli
-from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
+from jobs.host.slurm_cli import COMPLETING, ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import invisible_jobs, queue_rows
 
@@ -150,7 +150,11 @@ class SlurmBackend:
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """Signal running jobs, which save and stop, and whose exit trap reads cancel.json. Other jobs, and those in
-        ``again``, are ended by a plain scancel. Errors are raised after all jobs have been signalled."""
+        ``again``, are ended by a plain scancel. Errors are raised after all jobs have been signalled.
+
+        A job that is COMPLETING may have been requeued, and may be held then, so that no start of it reads cancel.json.
+        A plain scancel prevents the requeue; the ranks still have the time to save that Slurm gave them.
+        """
         with _slurm_errors(CANCEL_NOTE):
             rows = queue_rows(runs)
             invisible = invisible_jobs([run for run in runs if run.path not in rows])
@@ -160,9 +164,9 @@ class SlurmBackend:
             row = rows.get(run.path)
             if row is None or row.state in ENDED:
                 continue
-            if row.state in TRANSITIONAL and run.path not in again:
-                continue  # it is ending, and its trap or its next start reads cancel.json
-            save = row.state not in WAITING and run.path not in again
+            if row.state in TRANSITIONAL and row.state != COMPLETING and run.path not in again:
+                continue  # its start reads cancel.json
+            save = row.state not in (*WAITING, COMPLETING) and run.path not in again
             if not save:  # its exit trap, which cancels the jobs that wait for this canary, will not run
                 canaries.append(run)
             try:

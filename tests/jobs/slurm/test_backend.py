@@ -393,8 +393,10 @@ def test_cancel_signals_ranks_first_and_ends_job_on_second_call(sweep, commands)
     n = attempts.start_attempt(running, {})
     commands("scancel", "")
     running.record_stop_request(n, "SIGUSR2")  # preemption with a grace time: cancel must let the run save
-    clusters.cancel([running, pending, over, ending])
-    assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
+    starting = sweep("e", ("CONFIGURING", "None"))
+    clusters.cancel([running, pending, over, ending, starting])
+    ends = ["scancel --signal=USR2 57_0", "scancel 57_1", "scancel 57_3"]
+    assert [c for c in commands.calls() if "scancel" in c] == ends, "one that ends may have been requeued"
     clusters.cancel([running], [running.path])
     assert commands.calls()[-1] == "scancel 57_0"
 
@@ -409,6 +411,22 @@ def test_job_of_copied_run_belongs_to_the_original(sweep, commands):
     assert state_of(run)[0] == "running" and state_of(copy)[0] == "stopped"
     clusters.request_cancel([copy], "not needed")
     assert not [call for call in commands.calls() if call.startswith("scancel")]
+
+
+@pytest.mark.parametrize("reason", ["job requeued in held state", "JobHeldUser", "JobHeldAdmin"])
+def test_second_cancel_ends_job_that_slurm_has_held_since(sweep, commands, capsys, reason):
+    """Its state is cancelled, which is final, but if it is released it starts."""
+    run = sweep("a", ("PENDING", reason))
+    run.config.write_text("schema: 1\n")
+    complete = sweep("b", ("PENDING", reason))
+    complete.config.write_text("schema: 1\n")
+    write_json(complete.result, {})
+    commands("scancel", "")
+    write_json(run.cancel, {"who": "ann"})
+    assert state_of(run)[0] == "cancelled"
+    assert cancel.main(["demo", "--yes", "--root", str(run.path.parent.parent)]) == 0
+    assert capsys.readouterr().out == "cancelled: a\n"
+    assert [call for call in commands.calls() if "scancel" in call] == ["scancel 57_0"]
 
 
 def test_second_cancel_request_ends_job_without_save(sweep, commands):
