@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import inspect
+import ipaddress
 import os
 import random
 import signal
@@ -178,8 +179,9 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     MASTER_ADDR:MASTER_PORT.
 
     Ranks on one host share the file FLIP_STORE, in a folder of the launcher that is closed to other users; without it a
-    TCPStore at MASTER_PORT listens on loopback alone (torch's own always listens on all interfaces). torchrun serves a
-    store itself.
+    TCPStore at MASTER_PORT listens on loopback alone. On several nodes it listens at the address of MASTER_ADDR alone;
+    if that name leads to loopback on its own node, torch's store listens on all interfaces. torchrun serves a store
+    itself.
     """
     if size == 1:
         return distributed.HashStore()
@@ -187,15 +189,48 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     port = int(os.environ.get("MASTER_PORT", 0))
     if path:
         store: distributed.Store = distributed.FileStore(path, size)
-    elif _is_single_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-        listening = None
-        if rank == 0:
-            listening = socket.create_server((LOOPBACK, port), backlog=size).detach()
-        store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, timeout, master_listen_fd=listening)
+    elif "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+        store = _torch_store(rank, size, timeout)
+    elif _is_single_host(size):
+        store = _store_at(LOOPBACK, port, rank, size, timeout)
     else:
-        store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
+        address = ""
+        if rank == 0:
+            address = _address_here(os.environ.get("MASTER_ADDR", ""))
+        if address:
+            store = _store_at(address, port, rank, size, timeout)
+        else:
+            store = _torch_store(rank, size, timeout)
     store.set_timeout(timeout)
     return store
+
+
+def _torch_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed.Store:
+    store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=timeout))
+    return store
+
+
+def _store_at(address: str, port: int, rank: int, size: int, timeout: datetime.timedelta) -> distributed.Store:
+    """A TCPStore that listens at one address alone, on rank 0."""
+    listening = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listening = socket.create_server((address, port), family=family, backlog=size).detach()
+    return distributed.TCPStore(address, port, size, rank == 0, timeout, master_listen_fd=listening)
+
+
+def _address_here(name: str) -> str:
+    """The address of a name, if its first one belongs to this node and other nodes can reach it; else ""."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(name or None, 0, 0, socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError):
+        return ""
+    number = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    if number.is_loopback or number.is_link_local or number.is_unspecified:
+        return ""
+    return str(number)
 
 
 def apply_parallelism(
