@@ -3,7 +3,8 @@
 A node agent (``jobs/runtime/node_agent.py``) starts the ranks of its node; the coordinator of the run says which.
 
 - ``coordinator.py``: ``Coordinator``, a state machine that starts and ends the attempts of a run on its node agents.
-- ``channel.py``: signed lines of JSON between them; ``server.py``: the sockets of a coordinator.
+- ``channel.py``: signed lines of JSON between them; ``server.py``: the sockets of a coordinator; ``strangers.py``:
+  connections that have not shown that they are agents.
 - ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
 - ``job_coordinator.py``: the coordinator of a Slurm job, in its watcher.
 - ``entry.py``: the task of a Slurm job that starts the agent of its node, and starts it again if it is killed.
