@@ -116,7 +116,7 @@ def source_config(path: Path, like: Config) -> Config:
 
 def note(path: str) -> str:
     """What a plan says about a run that starts from the source at ``path``; empty for other sources."""
-    if not is_timm(Path(path)) or export_record.is_export(Path(path)):
+    if not path or not is_timm(Path(path)) or export_record.is_export(Path(path)):
         return ""
     heads = ""
     if Path(path).is_file():

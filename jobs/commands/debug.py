@@ -62,6 +62,7 @@ def allocation(environ: Mapping[str, str]) -> list[int]:
 
 def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     """Train in this process or in the allocation; returns the exit code of the ranks."""
+    from flip.files import current_folder
     from flip.runs.errors import ConfigError
 
     allocated = sum(tasks) > 1
@@ -83,6 +84,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
     code = code_with(callbacks, run)
+    current_folder.leave()
     if allocated:
         return in_allocation(run, n, code)
     return in_process(run, n, args.no_pdb, code)

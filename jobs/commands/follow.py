@@ -49,12 +49,14 @@ def follow(args: argparse.Namespace) -> int:
     import contextlib
     import time
 
+    from flip.files import current_folder
     from flip.runs.errors import ConfigError, FlipError
     from jobs.common.cluster_profile import roots
     from jobs.runs import select
     from jobs.tracking import follower
 
     runs = select.select_many(args.target, roots(args.root))
+    current_folder.leave()
     code = 0
     if len(runs) > 1 and not args.once:
         raise ConfigError("several runs", value=len(runs), remedy="Add --once, or name one run.")
@@ -115,6 +117,7 @@ def follow_attempt(args: argparse.Namespace) -> int:
     import threading
     from functools import partial
 
+    from flip.files import current_folder
     from flip.runs.errors import start_logging
     from flip.runs.rundir import RunDir
     from jobs.tracking import follower
@@ -122,6 +125,7 @@ def follow_attempt(args: argparse.Namespace) -> int:
     start_logging(sys.stderr)
     os.nice(10)
     run = RunDir(args.target[0])
+    current_folder.leave()
     if args.job:
         asked = threading.Event()
         signal.signal(signal.SIGUSR1, lambda *_: asked.set())

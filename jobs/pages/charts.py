@@ -220,6 +220,13 @@ def smooth(ys: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> bytes:
     """What ``draw(figure)`` draws on an empty figure, as the bytes of a file; PNG with twice the pixels."""
+    from flip.files import current_folder
+
+    with current_folder.outside():
+        return _rendered(draw, size, kind)
+
+
+def _rendered(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 

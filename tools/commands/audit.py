@@ -45,7 +45,9 @@ def pip_audit_report() -> dict[str, Any]:
         path = Path(folder) / "report.json"
         options = ["--path", sysconfig.get_paths()["purelib"], "--format", "json", "--output", str(path)]
         command = [sys.executable, "-P", "-m", "pip_audit", "--progress-spinner", "off", *options]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
         try:
             report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
