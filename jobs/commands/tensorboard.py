@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ WARNING = (
 """Neither an unguessable path, which ``ps`` shows, nor a Unix socket, which TensorBoard refuses, would protect it."""
 RESCAN_SECONDS = 10.0
 """How often new runs are added."""
+EVENTS = "tfevents"
+"""Part of the name of each file of events."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,15 +57,17 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
     import subprocess
     import tempfile
 
+    from flip.files import current_folder
     from flip.runs.errors import ConfigError
     from jobs.runs import select
 
-    with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
-        add(select.chosen(args), Path(folder))
+    with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder, RunLinks(Path(folder)) as links:
+        links.add(select.chosen(args))
         note(WARNING)
         note("Add #custom_scalars to the address that TensorBoard prints: loss, accuracy and scores come first.")
         command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder]
-        child = subprocess.Popen([*command, "--window_title", " ".join(args.target) or "FLIP", *own])
+        command += ["--window_title", " ".join(args.target) or "FLIP", *own]
+        child = subprocess.Popen(command, cwd=current_folder.NEUTRAL)
         signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
         try:
             while True:
@@ -71,7 +75,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
                     return child.wait(RESCAN_SECONDS)
                 except subprocess.TimeoutExpired:
                     with contextlib.suppress(ConfigError):  # the runs may be in the trash by now
-                        add(select.chosen(args), Path(folder))
+                        links.add(select.chosen(args))
         except KeyboardInterrupt:  # the terminal sends the signal to both processes
             return 0
         finally:
@@ -79,19 +83,102 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
             child.wait()
 
 
-def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
-    """Link the events of runs into the folder as SWEEP/RUN, once each; returns new names."""
-    from flip.files.creation import closed_folder
+class RunLinks:
+    """Runs below a folder as SWEEP/RUN, each once. A context: it closes the files that it has opened.
 
-    added = []
-    for run in runs:
+    An own run is a link to its folder of events. Of a run of another user only files of events are linked, each to the
+    open file that was checked: her folder may lead to a private one, and a ``projector_config.pbtxt`` in it would name
+    files that TensorBoard shows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sources: dict[str, Path] = {}
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> RunLinks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def add(self, runs: Sequence[RunDir]) -> list[str]:
+        """Add the events that are new since the last call; returns the names of new runs."""
+        added = []
+        for run in runs:
+            if not os.path.isdir(run.tensorboard):  # Path.is_dir raises if it is another user's
+                continue
+            name = self._name(run)
+            if name not in self._sources:
+                added.append(name)
+                self._sources[name] = run.tensorboard
+                self._add_folder(run, self._folder / name)
+            if not (self._folder / name).is_symlink():
+                self._add_files(run, self._folder / name)
+        return added
+
+    def _name(self, run: RunDir) -> str:
         name = f"{run.sweep}/{run.name}"
-        if (folder / name).is_symlink() and os.readlink(folder / name) != str(run.tensorboard):  # in another root
-            root = str(run.path.parent.parent).strip("/").replace("/", "_")
-            name = f"{run.sweep}@{root}/{run.name}"
-        link = folder / name
-        if os.path.isdir(run.tensorboard) and not link.is_symlink():  # Path.is_dir raises if it is another user's
-            closed_folder(link.parent)
+        if self._sources.get(name, run.tensorboard) == run.tensorboard:
+            return name
+        root = str(run.path.parent.parent).strip("/").replace("/", "_")  # a run of this name in another root
+        return f"{run.sweep}@{root}/{run.name}"
+
+    def _add_folder(self, run: RunDir, link: Path) -> None:
+        from flip.files.creation import closed_folder
+
+        closed_folder(link.parent)
+        if _is_closed(run):
             link.symlink_to(run.tensorboard, target_is_directory=True)
-            added.append(name)
-    return added
+        else:
+            closed_folder(link)
+
+    def _add_files(self, run: RunDir, folder: Path) -> None:
+        for name, number in _open_events(run, folder):
+            self._opened.callback(os.close, number)
+            link = folder / name
+            link.symlink_to(f"/proc/{os.getpid()}/fd/{number}")
+
+
+def _is_closed(run: RunDir) -> bool:
+    """Whether the run is the user's, and no other user can put a link into its folder of events."""
+    from flip.files.ownership import untrusted
+
+    try:
+        return not untrusted(run.path) and not untrusted(run.tensorboard)
+    except OSError:
+        return False
+
+
+def _open_events(run: RunDir, folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, descriptor) of each file of events that ``folder`` lacks, without links and files of other owners."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    with contextlib.ExitStack() as opened, contextlib.suppress(OSError):  # it is a link, or cannot be read
+        top = os.open(run.path, flags | os.O_DIRECTORY)
+        opened.callback(os.close, top)
+        owner = os.fstat(top).st_uid
+        if os.lstat(run.path).st_uid not in (owner, os.geteuid(), 0):
+            return
+        place = os.open(run.tensorboard.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+        opened.callback(os.close, place)
+        for name in sorted(os.listdir(place)):
+            if EVENTS not in name or (folder / name).is_symlink():
+                continue
+            number = _open_file(place, name, owner)
+            if number is not None:
+                yield name, number
+
+
+def _open_file(place: int, name: str, owner: int) -> int | None:
+    """The descriptor of a regular file of the owner in an open folder; None if it is another or cannot be read."""
+    import stat
+
+    try:
+        number = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+    except OSError:
+        return None
+    info = os.fstat(number)
+    if stat.S_ISREG(info.st_mode) and info.st_uid == owner:
+        return number
+    os.close(number)
+    return None

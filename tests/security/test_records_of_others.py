@@ -6,10 +6,14 @@ import socket
 import sys
 
 import pytest
+import torch
 
+from flip.evaluation.encoding.features import FeatureCache
 from flip.runs.rundir import write_json
+from jobs.commands.tensorboard import RunLinks
 from jobs.host import sessions
 from tests.jobs.commands.test_clean import age
+from tests.jobs.commands.test_tensorboard import events
 from tests.jobs.outcomes import make
 from tests.security.test_other_users import submitted, supervise
 from tests.security.users import ROOT, tree
@@ -154,3 +158,67 @@ def test_data_folder_of_other_user_is_not_on_module_path(users, data):
         done = alice.run(sys.executable, flip, *words, cwd=place, timeout=120, FLIP_RUNS=alice.home / "runs")
         assert done.returncode == 0 and not (alice.home / "executed").exists(), (words, done.stderr)
     assert (alice.home / "manifest").exists()
+
+
+def test_tensorboard_shows_no_private_events_through_link_of_other_user(users):
+    """Links to Alice's folder and file, a file that names her files to a plugin, and events that Mallory may show."""
+    for module in ("compat.proto.event_pb2", "summary.writer.event_file_writer"):
+        pytest.importorskip(f"tensorboard.{module}")  # as root: Alice cannot read all folders of the packages
+    alice = users.alice
+    mallory = users.mallory
+    with alice.acts():
+        private = make(alice.home / "runs" / "secret", "run")
+        events(private, 1.0, "private/loss")
+        (hidden,) = private.tensorboard.iterdir()
+    with mallory.acts():
+        linked = make(users.shared / "demo", "linked")
+        linked.tensorboard.symlink_to(private.tensorboard)
+        single = make(users.shared / "demo", "single")
+        events(single, 1.0, "shown/loss")
+        (single.tensorboard / "events.out.tfevents.9").symlink_to(hidden)
+        (single.tensorboard / "projector_config.pbtxt").write_text(f'embeddings {{ metadata_path: "{hidden}" }}\n')
+    done = alice.python("jobs", "tensorboard", users.shared / "demo", "--", "--inspect", timeout=120)
+    assert "shown/loss" in done.stdout and "private" not in done.stdout + done.stderr, (done.stdout, done.stderr)
+    with alice.acts():
+        (alice.home / "folder").mkdir()
+        with RunLinks(alice.home / "folder") as links:
+            assert links.add([linked, single]) == ["demo/linked", "demo/single"]
+            (shown,) = (alice.home / "folder").rglob("*tfevents*")
+            assert shown.is_file() and links.add([linked, single]) == []
+        assert not list((alice.home / "folder").rglob("*.pbtxt"))
+
+
+def test_feature_cache_of_other_user_is_not_used(users):
+    """Both evaluate the same model with one cache folder; Mallory has prepared features, and a link to her folder."""
+    alice = users.alice
+    mallory = users.mallory
+    cache = users.shared / "cache"
+    with mallory.acts(umask=0):
+        cache.mkdir()
+        (cache / "model").mkdir(mode=0o777)
+    put = "from tests.security.test_records_of_others import put_features; import sys; put_features(*sys.argv[1:])"
+    get = "from tests.security.test_records_of_others import got_features; import sys; got_features(*sys.argv[1:])"
+    done = mallory.python("-c", put, cache, 1)
+    assert done.returncode == 0, done.stderr
+    assert alice.python("-c", get, cache).stdout.strip() == "None", "Mallory's are not used"
+    assert alice.python("-c", put, cache, 2).returncode == 0
+    assert alice.python("-c", get, cache).stdout.strip() == "2.0", "her own"
+    own = cache / f"flip-features-{alice.uid}"
+    assert own.stat().st_mode & 0o77 == 0
+    cache.chmod(0o777)
+    own.rename(users.folder / "aside")
+    with mallory.acts(umask=0):
+        own.symlink_to(cache / f"flip-features-{mallory.uid}")
+    done = alice.python("-c", get, cache)
+    assert done.stdout.strip() == "None" and "computed again" in done.stderr, done.stderr
+
+
+def put_features(folder, value):
+    cache = FeatureCache(folder, "model")
+    cache.put(cache.path("images", 1), {"features": torch.full((2, 3), float(value))})
+
+
+def got_features(folder):
+    cache = FeatureCache(folder, "model")
+    tensors = cache.get(cache.path("images", 1))
+    print(tensors and tensors["features"][0, 0].item())

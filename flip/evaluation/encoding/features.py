@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flip.checkpoint.export_record import check_header
 from flip.checkpoint.safetensors_io import save_tensors
 from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup, all_gather_json
 from flip.evaluation.datasets.image_sources import Images, PreparedImage, prefetch
 from flip.evaluation.encoding.encoders import GREY, Encoder
-from flip.files.creation import FILE_MODE, run_folder
+from flip.files.creation import FILE_MODE, private_folder, run_folder
+from flip.runs.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +118,17 @@ def _own_batches(
 class FeatureCache:
     """Features that are kept between evaluations; used by rank 0 alone.
 
-        <root>/<model>/images-<key>.safetensors    features (N, E), labels (N,), ids (N,)
-        <root>/<model>/texts-<key>.safetensors     features (C, E)
+        <root>/flip-features-<uid>/<model>/images-<key>.safetensors    features (N, E), labels (N,), ids (N,)
+        <root>/flip-features-<uid>/<model>/texts-<key>.safetensors     features (C, E)
 
-    ``model`` is the digest of a commit with the compute settings; a key is a hash of everything else that determines
-    a feature. Files are replaced atomically; an unreadable file is computed again.
+    The folder of a user is private: others can neither put features into it nor read them. ``model`` is the digest of
+    a commit with the compute settings; a key is a hash of everything else that determines a feature. Files are replaced
+    atomically; an unreadable file is computed again.
     """
 
     def __init__(self, root: os.PathLike[str] | str, model: str) -> None:
-        self.folder = Path(root) / model
+        self._own = Path(root) / f"flip-features-{os.geteuid()}"
+        self.folder = self._own / model
 
     def path(self, kind: str, *parts: Any) -> Path:
         """The file of the features that ``parts`` (JSON values) determine."""
@@ -134,16 +138,19 @@ class FeatureCache:
     def get(self, path: Path) -> dict[str, Tensor] | None:
         """The tensors of a file; None if it is missing or unreadable."""
         try:
+            private_folder(self._own)
+            check_header(path)
             return load_file(path)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, DataError) as error:
             log.warning("cached features cannot be read and are computed again: %s: %s", path, error)
             return None
 
     def put(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Write a file; a failure (a full disk) is logged and ignored."""
         try:
+            private_folder(self._own)
             run_folder(self.folder)
             save_tensors(tensors, path, FILE_MODE)
         except (SafetensorError, OSError) as error:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir
-from jobs.commands.tensorboard import add
+from jobs.commands.tensorboard import RunLinks
 from tests.harness.common import free_port
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def events(run, value):
+def events(run, value, tag="train/loss"):
     """Write a scalar to an event file, as the trainer's writer does, but without torch."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -27,7 +27,7 @@ def events(run, value):
 
     writer = EventFileWriter(str(run.tensorboard))
     for step in (1, 2, 3):
-        summary = Summary(value=[Summary.Value(tag="train/loss", simple_value=value / step)])
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value / step)])
         writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
     writer.close()
 
@@ -38,15 +38,16 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
         run.tensorboard.mkdir()
     folder = tmp_path / "links"
     folder.mkdir()
-    assert add(runs, folder) == ["one/a"] and (folder / "one" / "a").resolve() == runs[0].tensorboard
+    links = RunLinks(folder)
+    assert links.add(runs) == ["one/a"] and (folder / "one" / "a").resolve() == runs[0].tensorboard
     runs[1].tensorboard.mkdir()
     other = RunDir(tmp_path / "a" / "a")
     other.tensorboard.mkdir(parents=True)
-    assert add([*runs, other], folder) == ["one/b", "a/a"], "only runs that started since the last call"
+    assert links.add([*runs, other]) == ["one/b", "a/a"], "only runs that started since the last call"
     assert not list(runs[0].tensorboard.iterdir()), "the sweep has the name of a run"
     elsewhere = make(tmp_path / "cluster" / "one", "a")
     elsewhere.tensorboard.mkdir()
-    (name,) = add([*runs, elsewhere], folder)
+    (name,) = links.add([*runs, elsewhere])
     assert name.startswith("one@") and name.endswith("cluster/a"), "a run of the same name in another root"
 
 

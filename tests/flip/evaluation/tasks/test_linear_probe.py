@@ -126,8 +126,9 @@ def test_probe_of_shards_reuses_and_repairs_cached_features(encoder, data, tmp_p
         path.write_bytes(path.read_bytes()[:100])
     (repaired,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert {**repaired, "seconds": 0} == {**first, "seconds": 0}
-    Evaluator(encoder, 16, cache=FeatureCache(tmp_path / "cache", "another"), C=1.0).score(item)
-    assert len(list((tmp_path / "cache" / "another").iterdir())) == 2
+    another = FeatureCache(tmp_path / "cache", "another")
+    Evaluator(encoder, 16, cache=another, C=1.0).score(item)
+    assert len(list(another.folder.iterdir())) == 2
 
 
 def test_probe_on_its_own_training_images_has_a_note(encoder, data):
