@@ -287,8 +287,11 @@ class _Rule:
             user = pwd.getpwuid(os.geteuid())
         except KeyError:
             return gid in self.groups
-        private = group.gr_name == user.pw_name and gid == user.pw_gid and not set(group.gr_mem) - {user.pw_name}
-        return private or gid in self.groups
+        if gid in self.groups:
+            return True
+        if group.gr_name != user.pw_name or gid != user.pw_gid or set(group.gr_mem) - {user.pw_name}:
+            return False
+        return not _other_primary_members(gid)
 
 
 def _way(path: str) -> Iterator[Tuple[str, os.stat_result]]:
@@ -337,6 +340,15 @@ def _is_member(uid: int, groups: FrozenSet[int]) -> bool:
     except KeyError:
         return False
     return bool(groups.intersection(os.getgrouplist(user.pw_name, user.pw_gid)))
+
+
+def _other_primary_members(gid: int) -> bool:
+    """Whether another account has the group as its primary group: the group itself does not list it.
+
+    The user database is read, which has all accounts of files; a directory service (sssd, LDAP) may list none of its.
+    """
+    own = (os.geteuid(), 0)
+    return any(account.pw_gid == gid and account.pw_uid not in own for account in pwd.getpwall())
 
 
 def _unmapped(uid: int) -> bool:

@@ -1,7 +1,9 @@
 """Tests ownership checks of paths."""
 
+import grp
 import io
 import os
+import pwd
 import stat
 import sys
 
@@ -229,3 +231,20 @@ def test_owner_that_user_namespace_does_not_map_counts_as_root_above(alone, tmp_
     fake = lambda path, *rest: io.StringIO(files[path]) if path in files else real(path, *rest)  # noqa: E731
     monkeypatch.setattr("builtins.open", fake)
     assert ownership._unmapped(65534) == trusted and not ownership._unmapped(STRANGER)
+
+
+@pytest.mark.parametrize(("uid", "private"), [(None, True), (0, True), (60502, False)])
+def test_group_of_the_user_is_private_unless_another_account_has_it_as_primary_group(monkeypatch, uid, private):
+    """The group does not list such an account as a member."""
+    own = pwd.struct_passwd(("alice", "x", 60501, 60501, "", "/", "/bin/sh"))
+    accounts = [own]
+    if uid is not None:
+        accounts.append(pwd.struct_passwd(("other", "x", uid, 60501, "", "/", "/bin/sh")))
+    monkeypatch.setattr(os, "geteuid", lambda: 60501)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: own)
+    monkeypatch.setattr(pwd, "getpwall", lambda: accounts)
+    monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group(("alice", "x", 60501, [])))
+    info = os.stat_result((stat.S_IFDIR | 0o775, 1, 1, 1, 60501, 60501, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "lstat", lambda path: info)
+    monkeypatch.setattr(ownership, "read_acl", lambda path, kind: ())
+    assert (ownership.untrusted("/anywhere") == "") == private
