@@ -7,8 +7,8 @@ each of them opens every file at each load, and a missing shard goes unnoticed.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
+from flip.checkpoint.safetensors_header import OFFSETS, parse_header
 from flip.distributed.parallel import local, local_offsets
 from flip.files.creation import OUTPUT_MODE, atomic_path, atomic_write
 from flip.runs.commit import SHARD_FILE, CorruptCheckpoint
@@ -32,13 +33,11 @@ HEADER_BYTES = 1 << 18
 GAP_BYTES = 1 << 20
 REQUEST_BYTES = 1 << 26
 """Regions of a file at most ``GAP_BYTES`` apart are read by one request of at most ``REQUEST_BYTES``."""
-METADATA = "__metadata__"
-SHARDS = "DCP_SHARDING_INFO"
-OFFSETS = "saved_offsets"
 _DTYPES = {
     "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8, "U8": torch.uint8,
     "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
 }  # fmt: skip
+ITEM_BYTES = {name: dtype.itemsize for name, dtype in _DTYPES.items()}
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -87,15 +86,23 @@ class CheckpointFiles:
     def read(self, name: str, start: int, stop: int) -> bytearray:
         """Bytes [start, stop) of a file, or up to its end. Raises OSError, CorruptCheckpoint, or what
         ``RemoteCheckpoint.read`` does."""
-        stop = min(stop, self._files[name]["bytes"])
+        stop = min(stop, self.size(name))
+        if stop < start:
+            raise CorruptCheckpoint(f"{self.folder / name} ends before byte {start}")
         if self._remote is not None:
             return self._remote.read(name, self._files[name], start, stop)
-        data = bytearray(stop - start)
         with open(self.folder / name, "rb") as file:
+            if os.fstat(file.fileno()).st_size < stop:  # before memory is taken for it
+                raise CorruptCheckpoint(f"{self.folder / name} ends before byte {stop}")
+            data = bytearray(stop - start)
             file.seek(start)
             if file.readinto(data) != len(data):
                 raise CorruptCheckpoint(f"{self.folder / name} ends before byte {stop}")
         return data
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, as the record of the commit states them."""
+        return int(self._files[name]["bytes"])
 
 
 class CheckpointIndex(NamedTuple):
@@ -127,10 +134,12 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
         headers = list(pool.map(partial(_read_header, files), files.names))
     tensors: dict[str, tuple[str, list[list[int]]]] = {}
     for number, (start, header) in enumerate(headers):
-        saved = json.loads(header.pop(METADATA, {}).get(SHARDS, "{}"))
-        for name, entry in header.items():
+        saved = header["saved"]
+        for name, entry in header["tensors"].items():
             shape = entry["shape"]
-            rows = tensors.setdefault(name, (entry["dtype"], []))[1]
+            dtype, rows = tensors.setdefault(name, (entry["dtype"], []))
+            if dtype != entry["dtype"] or (rows and len(rows[0]) != 2 * len(shape) + 2):
+                raise CorruptCheckpoint(f"{files.names[number]}: tensor {name[:200]!r} differs from its other parts")
             if saved:
                 offsets = saved[name][OFFSETS]
             else:
@@ -140,17 +149,16 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def _read_header(files: CheckpointFiles, name: str) -> tuple[int, dict[str, Any]]:
-    """(position of the tensors' bytes, the header) of a safetensors file. Raises CorruptCheckpoint."""
+    """(position of the tensors' bytes, the header as of ``parse_header``) of a file. Raises CorruptCheckpoint."""
     data = files.read(name, 0, HEADER_BYTES)
     size = 8 + int.from_bytes(data[:8], "little")
     if size > HEADER_LIMIT:
         raise CorruptCheckpoint(f"{name} states a header of {size:,} bytes, at most {HEADER_LIMIT:,} are read")
     if size > len(data):
         data += files.read(name, len(data), size)
-    try:
-        return size, dict(json.loads(data[8:size]))
-    except (ValueError, TypeError) as error:
-        raise CorruptCheckpoint(f"{name} has no header of safetensors: {error}") from error
+    if size > len(data):
+        raise CorruptCheckpoint(f"{name} ends in its header")
+    return size, parse_header(bytes(data[8:size]), name, files.size(name) - size, ITEM_BYTES)
 
 
 class Region(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.checkpoint.safetensors_io import DTYPE_NAMES, METADATA, OFFSETS, SHARDS
+from flip.checkpoint.safetensors_header import METADATA, OFFSETS, SHARDS
+from flip.checkpoint.safetensors_io import DTYPE_NAMES
 from flip.distributed.parallel import local, local_offsets, replica_of
 
 log = logging.getLogger(__name__)

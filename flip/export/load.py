@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -143,6 +144,16 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     model = clip.CLIPModel(config.model, config.augment, "sdpa")
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
+    try:
+        _fill(model, config, folder)
+    except (SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:  # the last: of load_state_dict
+        what = f"its weights are not those of its configuration: {type(error).__name__} {str(error)[:300]}"
+        raise DataError(what, folder, remedy="Copy the folder again, or export again.") from error
+    return model, config, source
+
+
+def _fill(model: clip.CLIPModel, config: Config, folder: Path) -> None:
+    """Load the weights of an export into the model. Raises what a file of other tensors causes."""
     tensors = load_file(folder / export_record.OPEN_CLIP)
     tower = load_file(folder / export_record.TIMM)
     state = weights.from_timm(tower, config.model.image.positions == "learned") | weights.text_from_open_clip(tensors)
@@ -150,7 +161,6 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     if fold_padding.applies(config.model.text):
         state = fold_padding.unfold_padding_mask(state, config.model.text)
     model.load_state_dict(state)
-    return model, config, source
 
 
 def check_device(device: str) -> None:

@@ -31,7 +31,7 @@ CONFIG_LIMIT = 1 << 20
 """Bytes of config.json; real ones have one or two kB."""
 CLASSIFIER = "head."
 """Start of the names of the classifier, which is left out."""
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 _PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 _POOLS = {"token": "class", "avg": "patches"}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -58,7 +58,7 @@ def is_timm(path: Path) -> bool:
         return False
     try:
         return "architecture" in json.loads(read_regular(path / CONFIG_FILE, CONFIG_LIMIT).decode("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
@@ -134,9 +134,24 @@ def _read(path: Path) -> TimmWeights:
         raise DataError(f"the weights cannot be read: {error}", file, remedy="Copy the file again.") from error
     described = {}
     if not path.is_file():
-        described = json.loads(read_regular(path / CONFIG_FILE, CONFIG_LIMIT).decode("utf-8"))
+        described = _described(path / CONFIG_FILE)
+    empty = [name for name, shape in shapes.items() if 0 in shape]
+    if empty:  # its other sizes could be any numbers
+        raise DataError(f"the tensor {empty[0]} is empty", file, shapes[empty[0]], "Copy the file again.")
     encoder = {name: shape for name, shape in shapes.items() if not name.startswith(CLASSIFIER)}
     return TimmWeights(file, encoder, described)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """config.json, whose parts are objects. Raises DataError."""
+    try:
+        described = json.loads(read_regular(path, CONFIG_LIMIT).decode("utf-8"))
+        for name in ("model_args", "pretrained_cfg"):
+            dict(described.get(name) or {})
+        int((described.get("model_args") or {}).get("num_heads") or 0)
+        return dict(described)
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DataError(f"is no configuration of timm: {type(error).__name__} {error}", path) from error
 
 
 def _refuse_other_parts(source: TimmWeights) -> None:
@@ -169,7 +184,8 @@ def _refuse_other_parts(source: TimmWeights) -> None:
 
 def _layers(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """The number of blocks by the largest number in a name."""
-    return 1 + max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
+    last = max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
+    return min(last, len(shapes)) + 1  # a larger number cannot be right, and stays unknown
 
 
 def _grid(source: TimmWeights, positions: int, learned: bool) -> int:

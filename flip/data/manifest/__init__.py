@@ -4,7 +4,8 @@
 - ``tar``: headers of tars as webdataset reads them.
 - ``scan``: one pass over a shard, and the journal of scans; ``census``: which members samples have.
 - ``build``: scans shards in processes and writes their manifest.
-- ``filters`` and ``parquet``: samples chosen by columns; ``uids``: by lists of uids. ``labels``: samples of each class.
+- ``filters`` and ``parquet``: samples chosen by columns; ``uids``: by lists of uids.
+  ``labels``: samples of each class. ``npy_header``: checks of .npy files.
 
 May import ``flip.data.storage``, ``flip.concurrency``, ``flip.config`` and ``flip.tokenizer``.
 """

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.manifest import npy_header
 from flip.data.manifest.tar import Sample
+from flip.files.creation import open_regular
 from flip.runs.errors import ConfigError
 
 MEMBER = "json"
@@ -102,6 +104,8 @@ def _less(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _read(path: str) -> NDArray[np.uint64]:
     """The rows of a list as (n, 2), mapped into memory if they are numbers. Raises ConfigError."""
     try:
+        with open_regular(path) as file:
+            npy_header.check_header(file, os.fstat(file.fileno()).st_size)
         rows: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(rows, np.ndarray) and rows.ndim == 1:
             if rows.dtype in ("S32", "U32"):

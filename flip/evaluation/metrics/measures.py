@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flip.data.chunk_reader import Sample
 from flip.data.decode import DecodeError, label_of
+from flip.data.manifest import npy_header
 from flip.evaluation.metrics.score import score_of
 from flip.runs.errors import Diverged
 
@@ -144,9 +145,11 @@ METRICS: Mapping[str, Callable[[Answers], float]] = {
 def label_and_group(column: int, sample: Sample) -> list[int]:
     """[label, group] of a sample; the group is a column of its metadata, the member ``npy``. Raises DecodeError."""
     try:
-        values = np.load(io.BytesIO(bytes(sample["npy"])), allow_pickle=False)
+        data = bytes(sample["npy"])
+        npy_header.check_header(io.BytesIO(data), len(data))
+        values = np.load(io.BytesIO(data), allow_pickle=False)
         return [label_of(sample), int(values[column])]
     except KeyError:
         raise DecodeError(f"no metadata 'npy' among its members {sorted(sample)}") from None
-    except (ValueError, IndexError, TypeError, EOFError) as error:
+    except (ValueError, IndexError, TypeError, EOFError, OverflowError) as error:  # the last: an infinite group
         raise DecodeError(f"its metadata cannot be read: {error}") from error
