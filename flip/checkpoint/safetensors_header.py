@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from flip.runs.commit import CorruptCheckpoint
 
@@ -69,7 +69,7 @@ def _check_offsets(entry: Any, ndim: int, where: str) -> None:
         raise CorruptCheckpoint(f"{where} has no valid {OFFSETS}")
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     """Whether a value is a list of at most 64 integers from 0 to ``MAX_SIZE``."""
     if not isinstance(value, list) or len(value) > 64:
         return False
