@@ -17,6 +17,7 @@ from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector
 from flip.files import ownership
 from flip.files.creation import atomic_write
 from flip.runs import commit
+from flip.runs.addresses import as_url
 from flip.runs.errors import PermissionDenied
 
 if TYPE_CHECKING:
@@ -166,11 +167,6 @@ def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
     from flip.data.storage.s3 import S3Storage  # brings libraries that checkpoints on disk do not need
 
     return S3Storage(timeout)
-
-
-def as_url(url: str) -> str:
-    """The URL of ``checkpoint.url``, which may be an absolute path."""
-    return (url if "://" in url else f"file://{url}").rstrip("/")
 
 
 def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:

@@ -1,27 +1,28 @@
 """The folder of a run's checkpoints at a URL: its address, and the record of its owner.
 
 The address is computed: ``<checkpoint.url>/<sweep>/<name>-<8 hex digits>``. The last component comes from
-checkpoints/url.json, and counts only if it has the form that this module writes; its name part may be an older name of
-the run. owner.json in the folder names the run directory that writes and deletes there. A copied run directory gets a
-folder of its own; the commits that it inherited stay readable and are never deleted by it.
+checkpoints/url.json, and counts only if it has the form that this module writes. owner.json in the folder names the run
+directory that writes and deletes there. A run directory that finds the path of another one in these records, because it
+was copied, renamed or moved, gets a folder of its own. The commits that it inherited stay readable; it deletes them
+only after ``take_over``, an explicit act of the user.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import secrets
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flip.checkpoint.remote import RemoteCheckpoint, as_url
-from flip.data.storage.retry import RetryPolicy
+from flip.checkpoint.remote import RemoteCheckpoint
+from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.files.creation import run_folder
-from flip.runs import records
+from flip.runs import commit, records, remote_owner
+from flip.runs.addresses import as_url
 from flip.runs.errors import PermissionDenied, StorageError
-from flip.runs.origin import is_copy, is_gone, original_folder
+from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ OWNER_LIMIT = 1 << 16
 """Largest owner record that is read, bytes."""
 OWNER_READS = 8
 """Reads of an owner record until two in a row are equal."""
-_NAME = re.compile(r"\w[\w.-]{0,200}-[0-9a-f]{8}")
-"""The last component of an address, as ``_new_url`` makes it."""
 
 
 class RemoteFolder:
@@ -43,18 +42,20 @@ class RemoteFolder:
     Args:
         url: ``checkpoint.url``, a URL or an absolute path.
         retry_policy: how long a request is repeated.
-        attempt: number of the current attempt, which records the id that it writes into the owner record.
+        attempt: number of the current attempt, which records the id that it writes into the owner record; 0: none, for
+            ``take_over``.
     """
 
-    def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy, attempt: int) -> None:
+    def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy = DEFAULT_POLICY, attempt: int = 0) -> None:
         self._run = run
         self._attempt = attempt
         self._root = as_url(url)
         self._base = f"{self._root}/{run.sweep}"
         self._retry_policy = retry_policy
-        self._id = secrets.token_hex(16)
+        self.id = secrets.token_hex(16)
+        """Of this attempt: in its owner record, and as ``writer`` in its commits."""
         self._clients: dict[tuple[str, RetryPolicy], RemoteCheckpoint] = {}
-        self._address_file = run.checkpoints / "url.json"
+        self._address_file = run.checkpoints / remote_owner.ADDRESS_FILE
         self.url = ""
         """Its address; empty before ``claim``."""
 
@@ -69,20 +70,21 @@ class RemoteFolder:
             return
         url = self._own_url() or self._new_url()
         self._write_owner(url)
-        if load_record(self._address_file).get("folder") != str(self._run.path):  # it was moved, or url.json is old
-            self._write_address(url)
+        if load_record(self._address_file).get("folder") != str(
+            self._run.path
+        ):  # another link to it, or url.json is old
+            _write_address(self._run, url, remote_owner.own_places(self._run)[1])
         self.url = url
 
     def check_owner(self, retry_policy: RetryPolicy | None = None) -> None:
         """Raise PermissionDenied unless the owner record is that of this attempt. For each save and each deletion.
 
-        A missing record is written again, and so is that of a run directory that certainly no longer exists, and that
-        of an older attempt of this run, whose write may arrive late.
+        A missing record is written again, and so is that of an older attempt of this run, whose write may arrive late.
         """
         owner = self._read_owner(self.url, retry_policy)
-        if owner is not None and owner.get("id") == self._id:
+        if owner is not None and owner.get("id") == self.id:
             return
-        if owner is None or (owner and not is_gone(owner["folder"]) and not self._is_of_older_attempt(owner)):
+        if owner is None or (owner and not self._is_of_older_attempt(owner)):
             if owner:
                 named = owner["folder"]
             else:
@@ -94,11 +96,59 @@ class RemoteFolder:
             raise PermissionDenied("the remote folder of checkpoints has another owner", self.url, named, remedy)
         self._write_owner(self.url)
 
+    def take_over(self) -> None:
+        """Give this run directory the remote folders of the commits that it inherited, so that it deletes them.
+
+        Only folders below ``checkpoint.url`` whose owner.json names a run directory that does not exist at that path.
+        For the submission, before the next attempt. Raises PermissionDenied for another owner, before anything is
+        written, DataError if url.json is damaged, and what ``RemoteCheckpoint`` raises.
+        """
+        folders = remote_owner.inherited(self._run, self._root, commit.commits(self._run))
+        places = [folder.place for folder in folders if folder.place]
+        for place in places:
+            self._refuse_owner_that_exists(f"{self._root}/{place}")
+        if not places:
+            return
+        for place in places:
+            self._put_owner(f"{self._root}/{place}")
+        name, taken = remote_owner.own_places(self._run)
+        url = f"{self._base}/{name}" if name else _random_url(self._base, self._run)
+        _write_address(self._run, url, [*taken, *places])
+
+    def _refuse_owner_that_exists(self, url: str) -> None:
+        owner = self._read_owner(url)
+        if not owner:
+            remedy = "Nothing shows which run directory needs these files. Delete them by hand if none does."
+            raise PermissionDenied("this remote folder has no valid owner.json", url, remedy=remedy)
+        folder = str(owner["folder"])
+        if not remote_owner.is_own_record(self._run, owner) and os.path.isdir(folder):
+            remedy = "Delete or rename that run directory if it no longer needs its checkpoints, or omit --take-over."
+            raise PermissionDenied("the run directory that owns this remote folder exists", url, folder, remedy)
+
     def checkpoint_url(self, path: Path) -> str:
         """The address of the commit in the run directory's folder ``path``. Only after ``claim``."""
         return f"{self.url}/{path.parent.name}/{path.name}"
 
-    def refuse_links(self, path: Path) -> None:
+    def why_not_deleted(self, path: Path, address: str, retry_policy: RetryPolicy) -> str:
+        """Why this run directory may not delete the files of the commit ``path`` at ``address``; "" if it may.
+
+        Only folders that this run directory uses or has taken over, as their owner.json confirms, and only files that
+        an attempt of it recorded writing: ``writer`` of the commit.json there. Raises PermissionDenied if the folder
+        in use has another owner, or if the address leads through a link.
+        """
+        place = remote_owner.place_below(self._root, address.removesuffix(f"/{path.parent.name}/{path.name}"))
+        if address == self.checkpoint_url(path):
+            self.check_owner(retry_policy)
+        elif not place or place not in remote_owner.own_places(self._run)[1]:
+            return f"its files are at {address}, and this run deletes only in its own remote folder"
+        elif not self._is_own_folder(f"{self._root}/{place}", retry_policy):
+            return f"its files are at {address}, and owner.json there does not name this run directory"
+        self.refuse_links(address)
+        if not self._wrote(path, address, retry_policy):
+            return f"its files are at {address}, and another run directory wrote them"
+        return ""
+
+    def refuse_links(self, address: str) -> None:
         """Raise PermissionDenied if the address of a commit leads through a link below ``checkpoint.url``.
 
         Another user may have prepared it. Object storage has no links.
@@ -106,7 +156,7 @@ class RemoteFolder:
         if not self._root.startswith("file://"):
             return
         root = self._root.removeprefix("file://")
-        address = self.checkpoint_url(path).removeprefix("file://")
+        address = address.removeprefix("file://")
         if os.path.realpath(address) != os.path.join(os.path.realpath(root), os.path.relpath(address, root)):
             remedy = "Replace the link by a folder, or let checkpoint.url name its target."
             raise PermissionDenied("a folder of this address is a symbolic link", address, remedy=remedy)
@@ -116,43 +166,66 @@ class RemoteFolder:
         record = load_record(self._address_file)
         if not record:
             return ""
-        name = record["url"].rpartition("/")[2]
-        if not _NAME.fullmatch(name):
-            log.warning("%s: %r is no name of a folder of checkpoints; a new folder is used", self._address_file, name)
+        name = remote_owner.name_of(record)
+        if not name:
+            log.warning("%s names no folder of checkpoints; a new folder is used", self._address_file)
             return ""
         url = f"{self._base}/{name}"
-        if self._came_with_copy(record) or self._is_owned_by_other(url, record):
-            log.warning("%s has no owner.json of this run directory; a new folder is used", url)
+        if self._is_of_other_directory(record) or self._is_owned_by_other(url, record):
+            log.warning("%s belongs to another path than this run directory; a new remote folder is used", url)
             return ""
         return url
 
-    def _came_with_copy(self, record: dict[str, Any]) -> bool:
-        """Whether url.json (``record``) came with a copy of another run directory. job.json also shows that after the
-        original was moved."""
-        original = original_folder(self._run, self._job)
-        if "folder" not in record:
-            return bool(original)
-        return is_copy(self._run, record) or original == record["folder"] != str(self._run.path)
+    def _is_of_other_directory(self, record: dict[str, Any]) -> bool:
+        """Whether url.json (``record``) was written in another run directory, or before this one was renamed or moved.
+
+        Older releases wrote no ``folder`` into url.json: job.json then shows it, too.
+        """
+        if not remote_owner.is_own_record(self._run, record):
+            return True
+        return "folder" not in record and bool(original_folder(self._run, self._job))
 
     def _is_owned_by_other(self, url: str, record: dict[str, Any]) -> bool:
         """Whether owner.json names another run directory, or the folder has files without a valid owner.json.
 
-        Older versions wrote neither owner.json nor ``folder`` into url.json (``record``). A url.json with ``folder``
-        may be prepared, to name the folder of an older run: only an empty folder is then taken. If url.json and
-        job.json are old, the names of sweep and run in the address decide: a copied directory has another name, or
-        lies in another sweep.
+        A url.json with ``folder`` (``record``) may be prepared, to name the folder of a run of an older release, which
+        wrote neither owner.json nor ``folder``: only an empty folder is then taken.
         """
         owner = self._read_owner(url)
         if owner:
-            return is_copy(self._run, owner)
-        if "folder" in record:
-            return any(name != OWNER_FILE for name in RemoteCheckpoint(url, self._retry_policy).names())
-        job = self._job
-        was_moved = job.get("folder", str(self._run.path)) != str(self._run.path)
-        if "copy_of" in job or was_moved:
+            return not remote_owner.is_own_record(self._run, owner)
+        if "folder" not in record:
             return False
-        first = re.escape(f"/{self._run.sweep}/{self._run.name}-")
-        return not re.search(first + r"[0-9a-f]{8}\Z", record["url"])
+        return any(name != OWNER_FILE for name in RemoteCheckpoint(url, self._retry_policy).names())
+
+    def _is_own_folder(self, url: str, retry_policy: RetryPolicy) -> bool:
+        owner = self._read_owner(url, retry_policy)
+        return bool(owner) and remote_owner.is_own_record(self._run, owner or {})
+
+    def _wrote(self, path: Path, address: str, retry_policy: RetryPolicy) -> bool:
+        """Whether an attempt of this run directory wrote the commit at ``address``.
+
+        A commit of an older release has no ``writer``. Without a commit.json, or with a damaged one, the files are
+        leftovers. It is read again if it names another writer, because a bit may change on the way.
+        """
+        attempt = int(path.name.rpartition("-")[2])
+        for _ in range(2):
+            writer = self._writer_at(address, retry_policy)
+            if not writer or writer == self._recorded_id(attempt):
+                return True
+        return False
+
+    def _writer_at(self, address: str, retry_policy: RetryPolicy) -> str:
+        """``writer`` of the commit.json at an address; "" if it names none."""
+        limit = records.limit_of(commit.COMMIT_FILE)
+        data = RemoteCheckpoint(address, retry_policy).read_small(commit.COMMIT_FILE, limit)
+        if data is None or len(data) > limit:
+            return ""
+        try:
+            record = records.checked(records.parse(data), records.FIELDS[commit.COMMIT_FILE])
+        except ValueError:  # damaged
+            return ""
+        return str(record.get("writer", ""))
 
     @cached_property
     def _job(self) -> dict[str, Any]:
@@ -164,13 +237,10 @@ class RemoteFolder:
 
     def _new_url(self) -> str:
         """Choose an address that no other run has, and record it."""
-        url = f"{self._base}/{self._run.name}-{secrets.token_hex(4)}"
+        url = _random_url(self._base, self._run)
         run_folder(self._run.checkpoints)
-        self._write_address(url)
+        _write_address(self._run, url, remote_owner.own_places(self._run)[1])
         return url
-
-    def _write_address(self, url: str) -> None:
-        write_json(self._address_file, {"url": url, "folder": str(self._run.path)})
 
     def _is_of_older_attempt(self, owner: dict[str, Any]) -> bool:
         """Whether an owner record was written by an earlier attempt in this run directory.
@@ -189,8 +259,11 @@ class RemoteFolder:
             return ""
 
     def _write_owner(self, url: str) -> None:
-        write_json(self._run.attempt(self._attempt) / ID_FILE, {"id": self._id})  # before it can be read there
-        record = {"folder": str(self._run.path), "id": self._id}
+        write_json(self._run.attempt(self._attempt) / ID_FILE, {"id": self.id})  # before it can be read there
+        self._put_owner(url)
+
+    def _put_owner(self, url: str) -> None:
+        record = {"folder": str(self._run.path), "id": self.id}
         self._client(url, self._retry_policy).put(OWNER_FILE, to_json(record).encode())
 
     def _client(self, url: str, retry_policy: RetryPolicy) -> RemoteCheckpoint:
@@ -213,7 +286,7 @@ class RemoteFolder:
             if data is None:
                 return {}
             owner = self._parsed_owner(url, data)
-            if data == before or (owner is not None and owner["id"] == self._id):
+            if data == before or (owner is not None and owner["id"] == self.id):
                 return owner
             before = data
         remedy = "The network or the storage changes bytes; the run starts again later."
@@ -227,3 +300,13 @@ class RemoteFolder:
         except ValueError as error:
             log.warning("%s/%s is damaged: %s", url, OWNER_FILE, error)
             return None
+
+
+def _random_url(base: str, run: RunDir) -> str:
+    """An address below ``base`` that no other run has."""
+    return f"{base}/{run.name}-{secrets.token_hex(4)}"
+
+
+def _write_address(run: RunDir, url: str, taken: list[str]) -> None:
+    record = {"url": url, "folder": str(run.path)}
+    write_json(run.checkpoints / remote_owner.ADDRESS_FILE, record | ({"taken": taken} if taken else {}))

@@ -144,6 +144,8 @@ class Checkpointer:
         path = commit.folder(self._run, stage, samples_seen, self._attempt)
         self._check_saveable(staged, samples_seen)
         record = dict(record, stage=stage, samples=samples_seen, attempt=self._attempt, parent=self.restorer.parent)
+        if self._remote_folder is not None:
+            record["writer"] = self._remote_folder.id
         failure = self._save_once(path, staged, record, start_time)
         if failure is not None and failure.is_transient and not self._url:  # at a URL each request was repeated
             if self._world.is_rank0:
@@ -183,7 +185,7 @@ class Checkpointer:
             return
         if self._remote_folder is not None:
             self._remote_folder.claim()
-            self._remote_folder.refuse_links(path)
+            self._remote_folder.refuse_links(self._remote_folder.checkpoint_url(path))
         run_folder(self._run.checkpoints)
         run_folder(path.parent)
         run_folder(path)  # an earlier try may have left files
@@ -216,27 +218,28 @@ class Checkpointer:
     def _delete(self, path: Path) -> str:
         """Delete a commit or an incomplete one, its commit.json in the run directory first.
 
-        Returns "", or why it is left alone. The address of its files is computed; one that its record names is only
-        compared. Raises PermissionDenied if the remote folder has another owner.
+        Returns "", or why it is left alone. An address that its record names is only compared with the computed ones
+        of the remote folders of this run directory. Raises PermissionDenied if the folder in use has another owner.
         """
         try:
             record = commit.read_commit(path).record
         except (commit.CorruptCheckpoint, NotADirectoryError):  # damaged, or never committed
             record = {}
         files = list(record["files"]) if record else None
-        address = self._url_of(path)
-        if record.get("url", address) != address:
-            return f"its files are at {record['url']}, and this run deletes only below its own address"
-        is_remote = bool(address) and (not record or "url" in record)
+        address = record.get("url", "")
+        if not record:
+            address = self._url_of(path)
         retry_policy = replace(self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS))
-        if is_remote:
-            assert self._remote_folder is not None
-            self._remote_folder.check_owner(retry_policy)
-            self._remote_folder.refuse_links(path)
+        if address:
+            if self._remote_folder is None:
+                return f"its files are at {address}, and this run has no checkpoint.url"
+            reason = self._remote_folder.why_not_deleted(path, address, retry_policy)
+            if reason:
+                return reason
         reason = commit.uncommit(path)
         if reason:
             return reason
-        if is_remote:
+        if address:
             remote = RemoteCheckpoint(address, retry_policy)
             if files is None:
                 names = remote.names()

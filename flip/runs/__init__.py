@@ -6,6 +6,7 @@
 - ``records``: the fields and types of every record, checked when it is read.
 - ``metric_lines``: the only reader of metrics/<n>.jsonl.
 - ``origin``: whether a run directory was copied, or renamed and moved.
+- ``remote_owner``: which remote folders of checkpoints a run directory may delete in. ``addresses``: schemes of URLs.
 - ``credentials``: what is removed from texts that leave the process, and refused in settings.
 - ``attempts``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
 - ``restart_policy``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.

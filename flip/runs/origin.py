@@ -1,9 +1,10 @@
 """Was a run directory copied from another one, or was it renamed or moved?
 
 Some records name the folder of the run that wrote them (``folder``): job.json, checkpoints/url.json, and owner.json
-of the remote folder. If such a record names another folder than the one where it lies, the answer decides whose
-processes, jobs and remote files the records name. A job.json of an older release has no ``folder``, but the snapshot,
-which lies in the folder of the sweep. Standard library, Python >= 3.6.
+of the remote folder. If job.json names another folder than the one where it lies, the answer decides whose processes
+and jobs it names. Remote files do not depend on it: the original of a copy may have been renamed, so a folder that is
+gone does not show that this one was moved (``flip.runs.remote_owner``). A job.json of an older release has no
+``folder``, but the snapshot, which lies in the folder of the sweep. Standard library, Python >= 3.6.
 """
 
 import os
@@ -20,13 +21,14 @@ def is_copy(run: RunDir, record: Mapping[str, Any]) -> bool:
     A run was renamed or moved only if the parent of the recorded folder can be listed and lacks its name. An original
     that cannot be reached counts as existing. A record with neither ``folder`` nor ``snapshot`` shows no copy.
     """
-    return bool(_other_folder(run, record))
+    folder = _other_folder(run, record)
+    return bool(folder) and not is_gone(folder)
 
 
 def original_folder(run: RunDir, job: Mapping[str, Any]) -> str:
-    """The folder from which a run directory was copied, by its job.json; "" if it is no copy.
+    """The folder from which a run directory was copied, renamed or moved, by its job.json; "" if there is none.
 
-    A submission writes it into the new job.json (``copy_of``), because that names the copy itself as ``folder``.
+    A submission writes it into the new job.json (``copy_of``), because that names the new directory as ``folder``.
     """
     return _other_folder(run, job) or str(job.get("copy_of", ""))
 
@@ -42,13 +44,23 @@ def is_gone(folder: PathLike) -> bool:
         return False
 
 
+def is_same_folder(folder: PathLike, path: PathLike) -> bool:
+    """Whether two paths name the same folder: they are equal, or links lead from one to the other."""
+    if os.path.normpath(str(folder)) == os.path.normpath(str(path)):
+        return True
+    try:
+        return os.path.samefile(str(folder), str(path))
+    except OSError:
+        return False
+
+
 def _other_folder(run: RunDir, record: Mapping[str, Any]) -> str:
-    """The folder of the run that wrote a record, if it is another one than ``run`` and may exist; else ""."""
+    """The folder of the run that wrote a record, if it is another one than ``run``; else ""."""
     if "folder" in record:
         folder = str(record["folder"])
     else:
         folder = _folder_by_snapshot(run, record)
-    if not folder or _is_same(folder, run.path) or is_gone(folder):
+    if not folder or is_same_folder(folder, run.path):
         return ""
     return folder
 
@@ -62,12 +74,3 @@ def _folder_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
     if is_evaluation(run, job):
         return os.path.join(sweep, EVALUATIONS, run.name)
     return os.path.join(sweep, run.name)
-
-
-def _is_same(folder: PathLike, path: PathLike) -> bool:
-    if os.path.normpath(str(folder)) == os.path.normpath(str(path)):
-        return True
-    try:
-        return os.path.samefile(str(folder), str(path))
-    except OSError:
-        return False

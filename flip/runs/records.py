@@ -184,9 +184,10 @@ FIELDS: Dict[str, Any] = {
     "coordinator.json": {"host": EXACT.needed(), "port": COUNT.needed(), "key": EXACT.needed()},
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
     "commit.json": {
-        "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,
+        "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "writer": EXACT,
+        "files": MAPPING,
     },
-    "url.json": {"url": EXACT.needed(), "folder": PATH},
+    "url.json": {"url": EXACT.needed(), "folder": PATH, "taken": [EXACT]},
     "owner.json": {"folder": PATH.needed(), "id": EXACT.needed()},
     "remote.json": {"id": EXACT.needed()},
     "sweep.json": {

@@ -21,8 +21,8 @@ RUN_FILES = {
         " waits for it; `command`: the arguments that submit it again; `command_folder`: the folder from "
         "which relative paths of its sweep file start (absent or empty: it has none); `trackers`: those that "
         "follow it; `exposed`: folders above in which others can rename, accepted because the run existed "
-        "before they were checked; `folder`: this run directory; `copy_of`: the one from which it was copied "
-        "before it was submitted, or empty"
+        "before they were checked; `folder`: this run directory; `copy_of`: the one from which it was "
+        "copied, renamed or moved before it was submitted, or empty"
     ),
     "status.json": (
         "replaced every few seconds: attempt, phase, stage, S, step, loss, accuracy, speed, time left, "
@@ -42,7 +42,9 @@ RUN_FILES = {
     "attempts/<n>/coordinator.json": (
         "on Slurm with node agents: host, port and key of the coordinator of the job that began with n"
     ),
-    "attempts/<n>/remote.json": "with `checkpoint.url`: the attempt's `id` in owner.json (docs/checkpoints.md)",
+    "attempts/<n>/remote.json": (
+        "with `checkpoint.url`: the attempt's `id` in owner.json, and `writer` in its commits (docs/checkpoints.md)"
+    ),
     "attempts/<n>/cause.<r>.json": "why rank r ended: cause, code, reason; its first cause is final",
     "attempts/<n>/wall.json": "its wall limit in seconds, as last read from Slurm",
     "attempts/<n>/told.json": "rank 0 received a stop request",
@@ -70,7 +72,8 @@ RUN_FILES = {
     "trackers/<name>/": "files of the tracker",
     "checkpoints/<stage>/<S>-<n>/": "safetensors and commit.json",
     "checkpoints/url.json": (
-        "with `checkpoint.url`: the address of its remote folder (url), and this run directory (folder)"
+        "with `checkpoint.url`: the address of its remote folder (url), this run directory (folder), and the remote "
+        "folders that `submit --take-over` gave it (taken: SWEEP/NAME below `checkpoint.url`)"
     ),
     "eval/<stage>-<S>.json": (
         "scores at S, in training: stage, samples, seconds (of training up to S), attempt, evaluations: a result per "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.common.cli import Parser, add_run_arguments, run_command
-from jobs.common.text import count, duration, hours_text, percent
+from jobs.common.text import count, duration, hours_text, inherited_text, percent
 
 if TYPE_CHECKING:
     from jobs.common.terminal import Page, TextTable
@@ -69,6 +69,7 @@ def page(facts: Mapping[str, Any]) -> Page:
         *_start(facts["start"]),
         ("next", _coming(next_)),
     ]
+    heads += [("inherited", inherited_text(folder)) for folder in facts["inherited"]]
     heads += [("damaged", damage) for damage in facts["damaged"]]
     if facts["verdict"]:
         heads += [("speed", facts["verdict"])]

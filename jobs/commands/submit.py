@@ -68,6 +68,12 @@ def _add_options_of_existing_runs(parser: argparse.ArgumentParser) -> None:
         " the new data set, if nothing else changed); default: refuse",
     )
     parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="let renamed, moved or copied runs that start delete the checkpoints at checkpoint.url that they have"
+        " inherited, as retention allows; asks",
+    )
+    parser.add_argument(
         "--prune",
         action="store_true",
         help="cancel runs that are no longer in the sweep and move them to the trash; asks",

@@ -58,6 +58,13 @@ _CHANGE = record({
     "was": field(VALUE, "its earlier value"),
     "now": field(VALUE, "its value now"),
 })  # fmt: skip
+_INHERITED = record({
+    "address": field(TEXT, "of the remote folder"),
+    "commits": field(INTEGER, "number of these checkpoints"),
+    "bytes": field(INTEGER, "their size"),
+    "can_be_taken": field(YES_NO, "whether `submit --take-over` can let the run delete them: they are below its URL"),
+})  # fmt: skip
+"""A remote folder with checkpoints that a run has inherited."""
 _PLANNED_RUN = record({
     "name": field(TEXT, "name of the run in the sweep"),
     "directory": field(TEXT, "its folder below `folder`; of a fork NAME-v2"),
@@ -67,6 +74,7 @@ _PLANNED_RUN = record({
     "cluster": field(TEXT, "its profile"),
     "extends": field(YES_NO, "whether `--changed extend` lets it continue from the newest commit of the changed run"),
     "copied_from": field(TEXT, "where a copied run directory was submitted; empty: here"),
+    "inherited": field(rows(_INHERITED), "remote folders with checkpoints that it inherited and never deletes"),
     "differs": field(mapping(VALUE), "settings in which it differs from others of the sweep"),
     "base": field(rows(_CHANGE), "settings in which it differs from the base of the sweep"),
     "changes": field(rows(_CHANGE), "settings that have changed since it was submitted"),
@@ -192,6 +200,7 @@ _EXPLAIN = record({
     "incidents": field(rows(mapping(VALUE)), "failures that count, with their limits"),
     "goodput": field(_GOODPUT, "as `flip status --goodput` prints it"),
     "verdict": field(TEXT, "the bottleneck", null=True),
+    "inherited": field(rows(_INHERITED), "remote folders with checkpoints that it inherited and never deletes"),
     "anomalies": field(rows(TEXT), "files of recorded steps"),
     "damaged": field(rows(TEXT), "records that cannot be read"),
 })  # fmt: skip

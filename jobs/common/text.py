@@ -79,6 +79,18 @@ def size(number: float | None) -> str:
     return f"{_three_digits(number)} {unit}"
 
 
+def inherited_text(folder: Mapping[str, Any], takes_over: bool = False) -> str:
+    """A remote folder with checkpoints that a run has inherited, in words. ``folder``: as --json prints it."""
+    what = f"{counted(folder['commits'], 'checkpoint')} ({size(folder['bytes'])}) in {folder['address']}"
+    by = "written before this run directory was copied, renamed or moved"
+    if not folder["can_be_taken"]:
+        return f"{what}, outside of its remote folder: it reads them and never deletes them"
+    if takes_over:
+        return f"{what}, {by}: it takes them over and deletes them as retention allows"
+    reads = "it reads them and never deletes them"
+    return f"{what}, {by}: {reads}. If no other run directory needs them, submit it with --take-over"
+
+
 def duration(seconds: float | None) -> str:
     """75 -> 1 min 15 s; - for None."""
     if seconds is None:

@@ -29,6 +29,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED
+from flip.runs.remote_owner import InheritedFolder, inherited
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
@@ -147,6 +148,20 @@ class Plan:
         """Runs that continue as copies of another user's run -> that user."""
         continuing = [action for action in self.starting if not action.moves]
         return {action.name: action.submitter for action in continuing if action.submitter}
+
+    @property
+    def inherited(self) -> Mapping[str, list[InheritedFolder]]:
+        """Runs that continue -> the remote folders with checkpoints that they have inherited, if any."""
+        found = {}
+        for action in self.starting:
+            url = action.wanted.config.checkpoint.url
+            if not url or action.kind == "new" or action.moves:
+                continue
+            run = RunDir(self.folder / action.name)
+            folders = inherited(run, url, commit.commits(run))
+            if folders:
+                found[action.name] = folders
+        return found
 
     @property
     def pruned(self) -> Mapping[str, ExistingRun]:

@@ -11,11 +11,13 @@ from flip.config.derived import model_label
 from flip.environment import changes_in
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs.commit import commits
 from flip.runs.errors import FlipError
 from flip.runs.job_kind import EVALUATE, is_evaluation, job_kind, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.records import is_observed
+from flip.runs.remote_owner import inherited
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_file_number, read_lenient, sorted_glob
 from jobs.common import next_commands
@@ -43,8 +45,9 @@ def explain(run: RunDir) -> dict[str, Any]:
     """Everything that the page shows.
 
     Keys: sweep, run, folder, about, evaluation (of an evaluation job, else None), code, state, evidence, start (of a
-    batch script that failed since), attempts, next, incidents, goodput, verdict (of the newest metric line), anomalies
-    (files, in the order of their steps), damaged (a sentence per file). Slurm is asked once.
+    batch script that failed since), attempts, next, incidents, goodput, verdict (of the newest metric line), inherited
+    (remote folders whose checkpoints the run only reads), anomalies (files, in the order of their steps), damaged (a
+    sentence per file). Slurm is asked once.
     """
     state = states([run])[run.path]
     outcome = read_run(run.path, state)
@@ -65,9 +68,20 @@ def explain(run: RunDir) -> dict[str, Any]:
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
         "verdict": newest_line(run).get("verdict"),
+        "inherited": _inherited(outcome),
         "anomalies": _anomalies(run),
         "damaged": outcome.damage,
     }
+
+
+def _inherited(outcome: Outcome) -> list[dict[str, Any]]:
+    """The remote folders with checkpoints that the run has inherited; none if its records cannot be read."""
+    run = outcome.run
+    try:
+        folders = inherited(run, str(outcome.settings.get("checkpoint.url") or ""), commits(run))
+    except (FlipError, *UNREADABLE):  # `damaged` and the state report that
+        return []
+    return [folder.as_dict() for folder in folders]
 
 
 def _anomalies(run: RunDir) -> list[str]:

@@ -15,7 +15,7 @@ from flip.config.schema import MODEL_PRESETS, Config
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
-from jobs.common.text import count, duration, formatted, hours_text, plain, size
+from jobs.common.text import count, duration, formatted, hours_text, inherited_text, plain, size
 from jobs.planning.cost import Cost, assumption, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
@@ -29,15 +29,21 @@ DROPPED = (
 """Columns that a narrow terminal does not show; the first one disappears first."""
 
 
-def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path] = ()) -> Page:
-    """One line per run, and the totals of the runs that start. ``files``: the sweep file and cluster profiles."""
+def summary(
+    plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path] = (), takes_over: bool = False
+) -> Page:
+    """One line per run, and the totals of the runs that start.
+
+    ``files``: the sweep file and cluster profiles. ``takes_over``: whether --take-over is given.
+    """
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         reasons = [f"{action.name}: {action.reason}" for action in plan.actions if action.reason]
         return Page("\n".join([done, *reasons]), *_dropped(plan))
     overview = _overview(plan, profile)
     head = _head(plan, sweep, profile, files)
-    return Page(head, overview, *_dropped(plan), *_copied(plan), *_warnings(plan), *_advice(plan))
+    inherited = _inherited(plan, takes_over)
+    return Page(head, overview, *_dropped(plan), *_copied(plan), *inherited, *_warnings(plan), *_advice(plan))
 
 
 def details(
@@ -49,13 +55,14 @@ def details(
     batches: Sequence[PlannedJob] = (),
     script: bool = False,
     files: Sequence[Path] = (),
+    takes_over: bool = False,
 ) -> Page:
     """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
     lines: list[str | TextTable] = [_head(plan, sweep, profile, files)]
     for same in _designs(plan):
         lines += ["", *_run(same)]
     lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
-    lines += [*_copied(plan), *_advice(plan)]
+    lines += [*_copied(plan), *_inherited(plan, takes_over), *_advice(plan)]
     if question:
         lines += ["", f"asked first: {question}"]
     lines += _batches(batches, script)
@@ -94,6 +101,15 @@ def _copied(plan: Plan) -> list[str]:
     """Lines about runs that another user has submitted."""
     text = "{}: a copy of a run of {}: it continues with the current code, because what was copied is not executed"
     return [plain(text.format(name, user)) for name, user in plan.copied.items()]
+
+
+def _inherited(plan: Plan, takes_over: bool) -> list[str]:
+    """Lines about the remote folders with checkpoints that runs have inherited."""
+    lines = []
+    for name, folders in plan.inherited.items():
+        for folder in folders:
+            lines.append(plain(f"{name}: {inherited_text(folder.as_dict(), takes_over)}"))
+    return lines
 
 
 def _some(names: Sequence[str]) -> str:
@@ -393,6 +409,7 @@ def as_dict(
     files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """The plan for programs."""
+    inherited = plan.inherited
     runs = [
         {
             "name": action.wanted.name,
@@ -402,6 +419,7 @@ def as_dict(
             "extends": action.wanted.extends,
             "starts": action.starts and not action.lacks_commit,
             "copied_from": action.submitter,
+            "inherited": [folder.as_dict() for folder in inherited.get(action.name, ())],
             "cluster": action.wanted.cluster,
             "differs": action.wanted.differs,
             "base": [change._asdict() for change in action.wanted.against_base],

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flip.checkpoint.remote_folder import RemoteFolder
 from flip.config.finish import FinishedConfig, finish
 from flip.config.host import Host, core_seconds
 from flip.config.identity import ConfigChange, flatten, identity
@@ -20,6 +21,7 @@ from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config
 from flip.config.validate import warnings
 from flip.config.yaml_io import read_yaml
+from flip.data.storage.retry import RetryPolicy
 from flip.export import timm_source
 from flip.files.ownership import Exposure
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
@@ -69,6 +71,7 @@ class SubmitOptions:
     changed: str | None = None
     dry_run: bool = False
     retry: bool = False
+    take_over: bool = False
     prune: bool = False
     prune_most: bool = False
     no_canary: bool = False
@@ -432,9 +435,10 @@ class Submission:
         asked = " ".join(filter(None, [self._trust_question(plan), question]))
         if self.options.dry_run and not self.options.json:
             script = self.options.script
-            show(render.details(plan, self.sweep, self.profile, checks, asked, self.batches, script, files))
+            takes = self.options.take_over
+            show(render.details(plan, self.sweep, self.profile, checks, asked, self.batches, script, files, takes))
         elif not self.options.json:
-            show(render.summary(plan, self.sweep, self.profile, files))
+            show(render.summary(plan, self.sweep, self.profile, files, self.options.take_over))
         return render.as_dict(plan, self.sweep, self.profile, checks, asked, self.batches, files)
 
     def _next_commands(self, plan: Plan, question: str) -> list[str]:
@@ -447,7 +451,12 @@ class Submission:
             words += ["--only", *options.only.split()]
         if options.changed:
             words += ["--changed", options.changed]
-        flags = {"--retry": options.retry, "--prune": options.prune, "--no-canary": options.no_canary}
+        flags = {
+            "--retry": options.retry,
+            "--take-over": options.take_over,
+            "--prune": options.prune,
+            "--no-canary": options.no_canary,
+        }
         flags |= {"--allow-prune-majority": options.prune_most, "--yes": bool(question)}
         words += [flag for flag, is_given in flags.items() if is_given]
         return [self._again.line(self.folder.parent, *words)]
@@ -475,6 +484,9 @@ class Submission:
             asked.append(
                 f"moves {counted(len(moved), 'run')} to the trash and starts {them} from zero: {', '.join(moved)}"
             )
+        if self.options.take_over and plan.inherited:
+            names = ", ".join(plan.inherited)
+            asked.append(f"lets {names} delete inherited checkpoints, which no other run directory may need")
         unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
         known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
         cost = total(action.wanted.estimate.cost for action in known)
@@ -494,10 +506,20 @@ class Submission:
             raise ConfigError("nothing was done", remedy="Answer y, or add --yes.")
 
     def _commit(self, plan: Plan) -> None:
+        if self.options.take_over:
+            self._take_over(plan)
         if plan.pruned:
             self._prune(plan)
         if plan.starting:
             self._start(plan)
+
+    def _take_over(self, plan: Plan) -> None:
+        """Give continuing runs the remote folders of the checkpoints that they have inherited."""
+        configs = {action.name: action.wanted.config for action in plan.starting}
+        for name in plan.inherited:
+            run = RunDir(self.folder / name)
+            url = configs[name].checkpoint.url
+            RemoteFolder(run, url, RetryPolicy.of(configs[name].data)).take_over()
 
     def _prune(self, plan: Plan) -> None:
         active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)

@@ -11,9 +11,9 @@ import torch
 
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.remote import RemoteCheckpoint, local_copy
-from flip.checkpoint.remote_folder import OWNER_FILE
+from flip.checkpoint.remote_folder import OWNER_FILE, RemoteFolder
 from flip.data.storage.retry import RetryPolicy
-from flip.runs import commit
+from flip.runs import commit, remote_owner
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import RunDir, read_json, to_json, write_json
 from tests.flip.checkpoint.test_saver import state_of, trained
@@ -43,6 +43,10 @@ def save_at(saver, samples):
 
 def address(run):
     return read_json(run.checkpoints / "url.json")["url"]
+
+
+def inherited(run, url):
+    return remote_owner.inherited(run, url, commit.commits(run))
 
 
 def owner(url):
@@ -192,21 +196,111 @@ def copy_of_old_run_gets_own_folder(folder, world, url, submitted):
     check_whole(copy, 16, 32)
 
 
-def moved_run_keeps_folder(folder, world, url):
+def renamed_original_keeps_commits_that_its_copy_inherited(folder, world, url):
+    """``cp -r r1 r2``, then ``mv r1/s/a r1/s/a_best``: the copy finds no run directory at the path of its original."""
+    run = RunDir(folder / "r1" / "s" / "a")
+    copy = RunDir(folder / "r2" / "s" / "a")
+    best = RunDir(folder / "r1" / "s" / "a_best")
+    save(run, world, url, 16, 32, keep=2)
+    first = address(run)
+    shutil.copytree(folder / "r1", folder / "r2")
+    run.path.rename(best.path)
+    before = files(first)
+    save(copy, world, url, 48, 64, 80, keep=2)
+    assert files(first) == before and address(copy) != first
+    check_whole(copy, 16, 32, 64, 80)
+    check_whole(best, 16, 32)
+    check_loads(best, world, url, 32)
+    save(best, world, url, 48)
+    assert files(first) == before and address(best) not in (first, address(copy))
+    check_whole(best, 16, 32, 48)
+    check_whole(copy, 16, 32, 64, 80)
+
+
+def renamed_run_gets_new_folder_and_continues(folder, world, url):
+    """It reads the commits of its earlier names, also as the one before a damaged commit, and deletes none of them."""
     run = RunDir(folder / "sweep" / "a")
-    moved = RunDir(folder / "sweep" / "renamed")
+    second = RunDir(folder / "sweep" / "second")
+    third = RunDir(folder / "other-root" / "sweep" / "third")
+    save(run, world, url, 16)
+    first = address(run)
+    before = files(first)
+    run.path.rename(second.path)
+    save(second, world, url, 32, 48)
+    middle = address(second)
+    assert middle.rpartition("/")[2].startswith("second-") and owner(middle) == str(second.path)
+    third.path.parent.mkdir(parents=True)
+    second.path.rename(third.path)
+    check_loads(third, world, url, 48)
+    save(third, world, url, 64, 80)
+    assert files(first) == before and len(files(middle)) == 3 and len(files(address(third))) == 3
+    check_whole(third, 16, 48, 80)
+    commit.mark_corrupt(commit.commits(third)[-1].path)
+    check_loads(third, world, url, 48)
+
+
+def renamed_run_deletes_inherited_commits_after_take_over(folder, world, url):
+    run = RunDir(folder / "sweep" / "a")
+    second = RunDir(folder / "sweep" / "second")
+    third = RunDir(folder / "sweep" / "third")
+    save(run, world, url, 16)
+    first = address(run)
+    run.path.rename(second.path)
+    save(second, world, url, 32)
+    middle = address(second)
+    second.path.rename(third.path)
+    found = inherited(third, url)
+    assert [(old.address, old.commits) for old in found] == [(first, 1), (middle, 1)]
+    assert found[0].bytes == sum(facts["bytes"] for facts in commit.commits(third)[0].record["files"].values())
+    RemoteFolder(third, url, POLICY).take_over()
+    assert inherited(third, url) == [] and owner(first) == owner(middle) == str(third.path)
+    check_whole(third, 16, 32)
+    save(third, world, url, 48)
+    assert files(first) == files(middle) == [OWNER_FILE] and address(third) not in (first, middle)
+    check_whole(third, 48)
+
+
+def folder_of_existing_run_is_not_taken_over(folder, world, url):
+    run = RunDir(folder / "sweep" / "a")
+    copy = RunDir(folder / "sweep" / "b")
+    save(run, world, url, 16)
+    shutil.copytree(run.path, copy.path)
+    with pytest.raises(
+        PermissionDenied, match="the run directory that owns this remote folder exists.*sweep/a"
+    ) as error:
+        RemoteFolder(copy, url, POLICY).take_over()
+    assert error.value.code == 77 and owner(address(run)) == str(run.path)
+    assert [old.address for old in inherited(copy, url)] == [address(run)]
+    RemoteFolder(run, url, POLICY).take_over()
+    assert "taken" not in read_json(run.checkpoints / "url.json"), "there is nothing to take over"
+
+
+def taken_folder_that_another_run_takes_later_is_left_alone(folder, world, url):
+    run = RunDir(folder / "sweep" / "a")
+    moved = RunDir(folder / "sweep" / "b")
+    other = RunDir(folder / "sweep" / "c")
     save(run, world, url, 16)
     first = address(run)
     run.path.rename(moved.path)
-    save(moved, world, url, 32)
-    assert address(moved) == first and owner(first) == str(moved.path)
-    check_whole(moved, 32)
-    elsewhere = RunDir(folder / "other-root" / "sweep" / "renamed")
-    elsewhere.path.parent.mkdir(parents=True)
-    moved.path.rename(elsewhere.path)
-    save(elsewhere, world, url, 48)
-    assert address(elsewhere) == first and len(files(first)) == 3
-    check_whole(elsewhere, 48)
+    RemoteFolder(moved, url, POLICY).take_over()
+    take(first, other)
+    before = files(first)
+    save(moved, world, url, 32, 48)
+    assert files(first) == before
+    check_whole(moved, 16, 48)
+
+
+def commit_of_another_writer_is_not_deleted(folder, world, url):
+    """A run directory of the same path on another host wrote the files at this address."""
+    run = RunDir(folder / "sweep" / "a")
+    save(run, world, url, 16)
+    place = commit.commits(run)[0]
+    store = RemoteCheckpoint(place.record["url"], POLICY)
+    store.put(commit.COMMIT_FILE, to_json({**place.record, "writer": "0" * 32}).encode())
+    before = files(place.record["url"])
+    save(run, world, url, 32)
+    assert files(place.record["url"]) == before
+    check_whole(run, 16, 32)
 
 
 def unreachable_original_counts_as_copy(folder, world, url):
@@ -223,7 +317,7 @@ def unreachable_original_counts_as_copy(folder, world, url):
 
 
 def folder_of_another_owner_is_left_alone(folder, world, url):
-    """Another run takes the folder: this one neither writes nor deletes there, until that run is gone."""
+    """Another run takes the folder: this one neither writes nor deletes there, also if that run is gone."""
     run = RunDir(folder / "sweep" / "a")
     other = RunDir(folder / "sweep" / "b")
     saver = save(run, world, url, 16)
@@ -234,9 +328,10 @@ def folder_of_another_owner_is_left_alone(folder, world, url):
         save_at(saver, 32)
     assert error.value.code == 77 and files(address(run)) == before
     check_whole(run, 16)
-    other.path.rmdir()
-    save_at(saver, 48)
-    check_whole(run, 48)
+    other.path.rmdir()  # or it was renamed
+    with pytest.raises(PermissionDenied, match="the remote folder of checkpoints has another owner"):
+        save_at(saver, 48)
+    assert files(address(run)) == before
 
 
 def take(url, run):
@@ -265,7 +360,12 @@ SCENARIOS = [
     old_run_gets_owner_record,
     prepared_address_of_an_old_run_is_not_used,
     copied_root_of_old_runs_gets_own_folders,
-    moved_run_keeps_folder,
+    renamed_original_keeps_commits_that_its_copy_inherited,
+    renamed_run_gets_new_folder_and_continues,
+    renamed_run_deletes_inherited_commits_after_take_over,
+    folder_of_existing_run_is_not_taken_over,
+    taken_folder_that_another_run_takes_later_is_left_alone,
+    commit_of_another_writer_is_not_deleted,
     unreachable_original_counts_as_copy,
     folder_of_another_owner_is_left_alone,
     attempt_moves_to_new_folder_if_another_run_has_its_own,

@@ -1,11 +1,14 @@
-"""Moving runs to another disk, as docs/cluster.md describes it: they continue from their commits with the same bits."""
+"""Moving runs to another disk, as docs/cluster_events.md describes it: they continue from their commits with the same
+bits. Under a new path they get a new remote folder, and read the commits in the old one."""
 
+import json
 import shutil
 
 import pytest
 
 from flip.runs import commit
 from flip.runs.rundir import read_json
+from jobs.common.text import size
 from tests.harness.command_line import JobsCommandLine
 from tests.jobs.commands.test_debug import weights
 
@@ -34,9 +37,17 @@ def is_copy(desk):
     return "copied or moved to this folder, and not submitted since" in desk.call("status", "demo", "--json")
 
 
-def submit(desk):
-    """Submit again; the run must continue at S = 32 and end with the weights of the run that was never moved."""
-    output = desk.type("submit", "--watch", runs=RUNS)
+def inherited(desk):
+    """What ``explain`` says of remote folders whose commits the run only reads."""
+    return json.loads(desk.call("explain", "demo/base", "--json"))["inherited"]
+
+
+def submit(desk, *options):
+    """Submit again; the run must continue at S = 32 and end with the weights of the run that was never moved.
+
+    Returns whether it has the same remote folder.
+    """
+    output = desk.type("submit", "--watch", *options, runs=RUNS)
     assert "base: complete" in output
     run = desk.run("base")
     assert run.attempt_numbers() == [1, 2] and read_json(run.attempt(2) / "start.json")["resumes_from"] == 32
@@ -46,14 +57,36 @@ def submit(desk):
     return read_json(run.checkpoints / "url.json")["url"] == desk.address
 
 
-def test_run_moved_alone_continues_with_its_remote_checkpoints(desk):
-    """``mv`` of one run into the folder of the same sweep on another disk: its parent can be listed."""
+def move_alone(desk):
     (desk.folder / "disk" / "demo").mkdir(parents=True)
-    old = desk.run("base").path
-    old.rename(desk.folder / "disk" / "demo" / "base")
+    desk.run("base").path.rename(desk.folder / "disk" / "demo" / "base")
     desk.runs = desk.folder / "disk"
+
+
+def test_run_moved_alone_continues_from_its_remote_checkpoints(desk):
+    """``mv`` of one run into the folder of the same sweep on another disk: its parent can be listed."""
+    old = desk.run("base").path
+    move_alone(desk)
     assert not is_copy(desk)
-    assert submit(desk) and not old.exists()
+    assert not submit(desk) and not old.exists()
+    (folder,) = inherited(desk)
+    assert folder["address"] == desk.address and folder["can_be_taken"]
+    assert f"{desk.address}, written before this run directory was copied, renamed" in desk.call("explain", "demo/base")
+
+
+def test_plan_names_the_old_remote_folder_until_it_is_taken_over(desk):
+    move_alone(desk)
+    entries = commit.commits(desk.run("base"))
+    total = sum(facts["bytes"] for entry in entries for facts in entry.record["files"].values())
+    assert inherited(desk) == [{"address": desk.address, "commits": len(entries), "bytes": total, "can_be_taken": True}]
+    plan = " ".join(desk.type("submit", "--dry-run", runs=RUNS).split())
+    assert f"checkpoints ({size(total)}) in {desk.address}, written" in plan and "submit it with --take-over" in plan
+    plan = " ".join(desk.type("submit", "--dry-run", "--take-over", runs=RUNS).split())
+    assert "asked first: This lets base delete inherited checkpoints" in plan and "it takes them over" in plan
+    desk.type("submit", "--take-over", runs=RUNS, code=78)
+    assert inherited(desk), "without an answer nothing is taken over"
+    assert not submit(desk, "--take-over", "--yes")
+    assert inherited(desk) == []
 
 
 @pytest.mark.slow
@@ -65,7 +98,7 @@ def test_moved_sweep_counts_as_moved_only_with_empty_folder_in_old_place(desk, p
         (desk.runs / "demo").mkdir()
     desk.runs = desk.folder / "disk"
     assert is_copy(desk) != placeholder
-    assert submit(desk) == placeholder
+    assert not submit(desk)
 
 
 @pytest.mark.slow

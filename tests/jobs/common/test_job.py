@@ -7,7 +7,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
 
 
-def test_job_record_of_copy_names_the_original_in_every_later_submission(tmp_path):
+def test_job_record_of_copied_or_renamed_run_names_the_former_folder(tmp_path):
     """job.json of the copy names the copy itself, so the trainer needs another field to know the original."""
     run, copy, renamed = (RunDir(tmp_path / "sweep" / name) for name in ("a", "b", "c"))
     run.path.mkdir(parents=True)
@@ -20,7 +20,7 @@ def test_job_record_of_copy_names_the_original_in_every_later_submission(tmp_pat
         write_json(copy.path / "job.json", record)
     run.path.rename(renamed.path)
     record = Job(renamed, tmp_path).record()
-    assert (record["folder"], record["copy_of"]) == (str(renamed.path), ""), "it was renamed"
+    assert (record["folder"], record["copy_of"]) == (str(renamed.path), str(run.path)), "it was renamed"
 
 
 def test_job_record_names_the_kind_and_its_module(tmp_path):

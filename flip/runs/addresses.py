@@ -1,0 +1,81 @@
+"""Addresses of storages: which schemes are admitted, in settings and in records alike.
+
+An address is ``SCHEME://REST`` or a path. ``SCHEMES`` is the only table of schemes: a setting or a record that names
+another one is refused before a library reads it, and so is a chain of addresses (``::``), by which fsspec reads one
+file system through another. A new storage is a row of it. Standard library, Python >= 3.6.
+"""
+
+import re
+
+from flip.runs.errors import ConfigError
+
+_SCHEME = re.compile(r"([^:/]*)://")
+
+
+class Scheme:
+    """A kind of address.
+
+    ``storage``: what it names. ``variables``: prefixes of the environment variables of its client, besides those of
+    fsspec, as alternatives of a regular expression; "" if it has none.
+    """
+
+    def __init__(self, storage: str, variables: str = "") -> None:
+        self.storage = storage
+        self.variables = variables
+
+
+SCHEMES = {
+    "file": Scheme("a folder"),
+    "s3": Scheme("S3 and compatible storage", "AWS_"),
+    "gs": Scheme("Google Cloud Storage", "GOOGLE_|GCSFS_"),
+    "gcs": Scheme("Google Cloud Storage", "GOOGLE_|GCSFS_"),
+    "az": Scheme("Azure Blob Storage", "AZURE_"),
+    "abfs": Scheme("Azure Blob Storage", "AZURE_"),
+    "abfss": Scheme("Azure Blob Storage", "AZURE_"),
+}  # type: Dict[str, Scheme]
+"""Scheme of an address, in lower case -> what it names."""
+
+
+def as_url(address: str) -> str:
+    """The URL of an address, which may be an absolute path; without a slash at its end."""
+    if not is_url(address):
+        address = "file://%s" % address
+    return address.rstrip("/")
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is a URL, and not a path."""
+    return "://" in address
+
+
+def scheme_of(address: str) -> str:
+    """The scheme of a URL; "" for a path."""
+    match = _SCHEME.match(address)
+    if match is None:
+        return ""
+    return match.group(1)
+
+
+def why_refused(address: str) -> str:
+    """Why an address is not admitted, as a clause; "" if it is."""
+    if "::" in address:
+        return "it is a chain of addresses (::)"
+    if address.startswith("/"):
+        return ""
+    if not is_url(address):
+        return "it is neither an absolute path nor a URL"
+    scheme = scheme_of(address)
+    if scheme not in SCHEMES:
+        return "the scheme %r is not admitted" % scheme
+    return ""
+
+
+def require_admitted(address: str, where: str = "") -> None:
+    """Raise ConfigError unless an address is admitted. ``where``: the setting or the record that names it."""
+    reason = why_refused(address)
+    if reason:
+        raise ConfigError("is no address of a storage: %s" % reason, where, address, REMEDY)
+
+
+REMEDY = "Name an absolute path, or a URL with one of these schemes: %s." % ", ".join(sorted(SCHEMES))
+"""The admitted forms of an address, for error texts."""
