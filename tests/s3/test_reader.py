@@ -8,15 +8,21 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
 
+import botocore.auth
 import pytest
+from botocore.exceptions import ClientError
 
+from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import RequestError
 from flip.data.storage.retry import RetryPolicy
-from flip.data.storage.s3 import _by_code
+from flip.data.storage.s3 import _by_code, classify_error
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
@@ -93,6 +99,32 @@ def test_bad_request_without_body_is_a_denial(code, kind):
     """So AWS answers a HEAD with an expired token: it is no shard that is damaged."""
     assert _by_code(400, code).kind == kind
     assert _by_code(403, "RequestTimeTooSkewed").kind == "expired", "a clock that is not set yet"
+
+
+@pytest.mark.usefixtures("brief_first_access")
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_wrong_clock_is_an_outage_although_the_answer_has_no_body(server, proxied, monkeypatch, ahead):
+    """The servers compare the signed time with their clock, as AWS does. The reply to a HEAD shows no more than 403."""
+    proxied(server)
+    checkpoint = RemoteCheckpoint(f"s3://{BUCKET}/run", RetryPolicy(deadline=1.5, timeout=5, first=0.05))
+    monkeypatch.setattr(RemoteCheckpoint, "_answered", set())
+    real = botocore.auth.get_current_datetime
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: real() + timedelta(seconds=ahead))
+    clock = SimpleNamespace(time=lambda: time.time() + ahead)
+    monkeypatch.setattr("flip.data.storage.s3.time", clock, raising=False)
+    words = "ahead of" if ahead > 0 else "behind"
+    text = f"403; the clock of this machine is 3,[56][0-9]{{2}} s {words} that of the storage: set it"
+    with pytest.raises(StorageError, match=text) as error:
+        checkpoint.read_small("owner.json", 100)
+    assert error.value.code == 69
+    with pytest.raises(StorageError, match="403 RequestTimeTooSkewed"):
+        impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Tue, 99 Dec 2026 00:00:00 GMT"])
+def test_denial_without_a_date_stays_a_denial(date):
+    response = {"ResponseMetadata": {"HTTPStatusCode": 403, "HTTPHeaders": {"date": date}}, "Error": {"Code": "403"}}
+    assert classify_error(ClientError(response, "HeadObject")).kind == "denied"
 
 
 @on_nanio

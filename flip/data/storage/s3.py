@@ -13,8 +13,10 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -35,6 +37,8 @@ from flip.runs.errors import ConfigError
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
 """Bytes per second; a slower body counts as stalled."""
+WRONG_CLOCK = 600
+"""Seconds between the clocks of this machine and of the storage that explain a denied request."""
 PART = 1 << 26
 PARTS_AT_ONCE = 4
 """Bytes of a part of an upload; S3 allows 10,000 parts."""
@@ -342,10 +346,32 @@ def classify_error(error: BaseException) -> RequestError:
     if isinstance(error, ClientError):
         about = error.response.get("Error", {})
         answer = error.response.get("ResponseMetadata", {})
-        region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region") or about.get("Region", "")
-        return _by_code(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
+        headers = answer.get("HTTPHeaders", {})
+        region = headers.get("x-amz-bucket-region") or about.get("Region", "")
+        failed = _by_code(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
+        if failed.kind == "denied":
+            return _denied_or_wrong_clock(failed, headers.get("date", ""))
+        return failed
     kind = next(kind for kind, classes in _errors_by_kind().items() if isinstance(error, classes))
     return RequestError(kind, scrub(str(error)) or type(error).__name__)
+
+
+def _denied_or_wrong_clock(failed: RequestError, date: str) -> RequestError:
+    """The error of a denied request, or that of a wrong clock, which passes once the clock is set.
+
+    S3 refuses requests whose time stamp differs from its own time by more than 15 minutes, with RequestTimeTooSkewed
+    (https://docs.aws.amazon.com/AmazonS3/latest/API/RESTAuthentication.html). The reply to a HEAD has no body, and so
+    no code (https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html): only its ``Date`` shows the cause.
+    """
+    try:
+        ahead = time.time() - parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):  # without a date, or with an invalid one
+        return failed
+    if abs(ahead) < WRONG_CLOCK:
+        return failed
+    direction = "ahead of" if ahead > 0 else "behind"
+    clock = f"the clock of this machine is {abs(ahead):,.0f} s {direction} that of the storage: set it"
+    return RequestError("expired", f"{failed}; {clock}")
 
 
 def classify_obstore_error(error: BaseException) -> RequestError:
