@@ -17,7 +17,7 @@ from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector
 from flip.files import ownership
 from flip.files.creation import atomic_write
 from flip.runs import commit
-from flip.runs.addresses import as_url
+from flip.runs.addresses import as_url, require_admitted, scheme_of
 from flip.runs.errors import PermissionDenied
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class RemoteCheckpoint:
     what denies access to a later one is no missing right."""
 
     def __init__(self, url: str, retry_policy: RetryPolicy) -> None:
+        require_admitted(url)  # it may come from a record
         self.url = url.rstrip("/")
         self._retry_policy = retry_policy
-        if self.url.startswith("s3://"):
+        if scheme_of(self.url) == "s3":
             self._place = self.url.split("/")[2]
         else:
             self._place = self.url
@@ -162,7 +163,7 @@ class RemoteCheckpoint:
 
 
 def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
-    if not url.startswith("s3://"):
+    if scheme_of(url) != "s3":
         return FsspecStorage()
     from flip.data.storage.s3 import S3Storage  # brings libraries that checkpoints on disk do not need
 

@@ -448,8 +448,9 @@ class Checkpoint:
     """``yes``: training continues while a copy of the state in host memory is written; at most one save is in progress.
     ``no``: training waits. Both need the same memory, because the state is always copied first."""
     url: str = ""
-    """Where checkpoints are stored instead of the run directory, as ``s3://bucket/prefix`` or another fsspec protocol:
-    below ``<sweep>/<run>-<token>/``. Their commit.json is also in the run directory. ``""``: the run directory."""
+    """Where checkpoints are stored instead of the run directory, as ``s3://bucket/prefix`` or with another admitted
+    scheme (``flip.runs.addresses``): below ``<sweep>/<run>-<token>/``. Their commit.json is also in the run directory.
+    ``""``: the run directory."""
 
 
 @dataclass

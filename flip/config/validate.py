@@ -24,6 +24,7 @@ from flip.config.derived import (
     world_size,
 )
 from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
+from flip.runs import addresses
 from flip.runs.errors import ConfigError, nearest
 
 MAX_PATCHES = 2**15 - 1
@@ -74,9 +75,10 @@ def check_fields(config: Config) -> None:
         _check_augment(f"stages.{stage.name}.augment", stage.augment)
     if "://" in config.data.cache:
         raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
-    url = config.checkpoint.url
-    if url and not url.startswith("/") and "://" not in url:
-        raise ConfigError("checkpoint.url: must be a URL or a folder's absolute path", value=url)
+    reason = config.checkpoint.url and addresses.why_refused(config.checkpoint.url)
+    if reason:
+        what = f"checkpoint.url: is no address of a storage: {reason}"
+        raise ConfigError(what, value=config.checkpoint.url, remedy=addresses.REMEDY)
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
 

@@ -16,17 +16,19 @@ class Scheme:
     """A kind of address.
 
     ``storage``: what it names. ``variables``: prefixes of the environment variables of its client, besides those of
-    fsspec, as alternatives of a regular expression; "" if it has none.
+    fsspec, as alternatives of a regular expression; "" if it has none. ``holds_shards``: whether shards may lie there,
+    and not only checkpoints.
     """
 
-    def __init__(self, storage: str, variables: str = "") -> None:
+    def __init__(self, storage: str, variables: str = "", holds_shards: bool = False) -> None:
         self.storage = storage
         self.variables = variables
+        self.holds_shards = holds_shards
 
 
 SCHEMES = {
     "file": Scheme("a folder"),
-    "s3": Scheme("S3 and compatible storage", "AWS_"),
+    "s3": Scheme("S3 and compatible storage", "AWS_", holds_shards=True),
     "gs": Scheme("Google Cloud Storage", "GOOGLE_|GCSFS_"),
     "gcs": Scheme("Google Cloud Storage", "GOOGLE_|GCSFS_"),
     "az": Scheme("Azure Blob Storage", "AZURE_"),
@@ -34,6 +36,8 @@ SCHEMES = {
     "abfss": Scheme("Azure Blob Storage", "AZURE_"),
 }  # type: Dict[str, Scheme]
 """Scheme of an address, in lower case -> what it names."""
+#: The beginnings of keys of shards in object storage.
+SHARD_PREFIXES = tuple("%s://" % name for name, scheme in SCHEMES.items() if scheme.holds_shards)
 
 
 def as_url(address: str) -> str:

@@ -17,17 +17,13 @@ from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
+from flip.runs.addresses import SCHEMES
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
 APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")  # unless the site has configured others; Pyxis binds nothing by itself
 MAX_NAMED = 4  # folders that a remedy names one by one
-#: Scheme of an address -> prefixes of the variables of its client, besides those of fsspec.
-OF_CLIENTS = {
-    "s3": "AWS_", "gs": "GOOGLE_|GCSFS_", "gcs": "GOOGLE_|GCSFS_",
-    "abfs": "AZURE_", "abfss": "AZURE_", "adl": "AZURE_", "az": "AZURE_",
-}  # fmt: skip
 PROXIES = "(HTTPS?|ALL)_PROXY$"
 #: Variables without effect here: of other programs, for retries (we have our own), and those that disable the metadata
 #: service, the last source of credentials.
@@ -148,7 +144,7 @@ def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool =
 
 def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str]:
     """Names of the variables in ``environ`` that affect clients for these schemes."""
-    prefixes = [OF_CLIENTS[scheme] for scheme in schemes if scheme in OF_CLIENTS]
+    prefixes = [SCHEMES[scheme].variables for scheme in schemes if scheme in SCHEMES and SCHEMES[scheme].variables]
     pattern = "|".join([*prefixes, *(f"FSSPEC_{re.escape(scheme)}_" for scheme in schemes)])
     names = sorted(name for name, value in environ.items() if value and not IRRELEVANT.fullmatch(name.upper()))
     proxied = any(re.match(PROXIES, name, re.IGNORECASE) for name in names)

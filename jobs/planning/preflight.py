@@ -39,6 +39,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.evaluation.datasets import prompts
 from flip.evaluation.datasets.catalog import PROBE_REMEDY, probe_defect
 from flip.runs import wall_limit as wall
+from flip.runs.addresses import as_url
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
@@ -536,9 +537,8 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 @lru_cache(maxsize=16)
 def probe_url(url: str, deadline: float = 10.0) -> str:
     """Write and delete an object below the URL of checkpoints. Raises the error of a save, after the deadline."""
-    place = url if "://" in url else f"file://{url}"
     name = f".probe-{secrets.token_hex(8)}"
-    remote = RemoteCheckpoint(place.rstrip("/"), RetryPolicy(deadline=deadline))
+    remote = RemoteCheckpoint(as_url(url), RetryPolicy(deadline=deadline))
     remote.put(name, b"probe")
     remote.delete(name)
     return f"{url}: objects can be written and deleted"

@@ -84,6 +84,34 @@ def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
     assert [entry.samples_seen for entry in commit.commits(mine)] == [16, 48]
 
 
+READ = """
+import sys
+from flip.checkpoint.remote import RemoteCheckpoint
+from flip.data.storage.retry import RetryPolicy
+from flip.runs import commit
+from flip.runs.rundir import RunDir
+(entry,) = commit.commits(RunDir(sys.argv[1]))
+print(RemoteCheckpoint(entry.record["url"], RetryPolicy(deadline=1.0)).read_small("owner.json", 100))
+"""
+
+
+@pytest.mark.parametrize("form", ["reference::file://{}", "simplecache::file://{}", "github://me:repo@main/x"])
+def test_address_of_other_scheme_in_copied_record_reaches_no_library(users, bucket, form):
+    """fsspec executed templates of a ``reference::`` file. A chain or another scheme is refused before it is read."""
+    hers = run_of(users, users.mallory, "m/demo/hers")
+    mine = RunDir(users.shared / "c/demo/hers")
+    save(users.mallory, hers, bucket, 16)
+    prepared = users.shared / "m" / "prepared.json"
+    with users.mallory.acts():
+        write_json(prepared, {"owner.json": "read by a library"})
+        record = hers.checkpoints / "pretrain" / "16-1" / commit.COMMIT_FILE
+        write_json(record, {**read_json(record), "url": form.format(prepared)})
+    copy(users.alice, hers, mine)
+    done = users.alice.python("-c", READ, mine.path, timeout=60)
+    assert "read by a library" not in done.stdout
+    assert done.returncode != 0 and "is no address of a storage" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_copy_of_other_users_run_gets_remote_folder_of_its_own(users, bucket):
     alice = users.alice

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from mmap import PAGESIZE
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from flip.runs.addresses import SHARD_PREFIXES
 from flip.runs.errors import DataError
 
 _T = TypeVar("_T")
@@ -102,7 +103,7 @@ def completed_future(function: Callable[..., _T], *arguments: object) -> Future[
 
 def is_remote(key: str) -> bool:
     """Whether a key is in object storage, and not a path."""
-    return key.startswith("s3://")
+    return key.startswith(SHARD_PREFIXES)
 
 
 class LocalStorage:

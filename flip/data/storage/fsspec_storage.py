@@ -1,4 +1,4 @@
-"""Storage over fsspec, for all protocols except S3: ``gs://``, ``abfs://``, ``file://``, ... One attempt per call."""
+"""Storage over fsspec, for the schemes of ``flip.runs.addresses`` except S3. One attempt per call."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, completed_future, run_once
 from flip.files.creation import atomic_write, run_folder
+from flip.runs.addresses import require_admitted
 from flip.runs.errors import ConfigError
 
 
@@ -65,10 +66,14 @@ class FsspecStorage:
     def _call(self, key: str, request: Any) -> Any:
         import fsspec
 
+        require_admitted(key)
         try:
             files, path = fsspec.core.url_to_fs(key)
-        except (ImportError, ValueError) as error:  # an unknown protocol
-            raise ConfigError(f"no storage has such an address: {error}", key) from error
+        except (
+            ImportError,
+            ValueError,
+        ) as error:  # its package is not installed, or the rest of the address is invalid
+            raise ConfigError(f"this address cannot be used: {error}", key) from error
         try:
             files.invalidate_cache()
             return request(files, path)

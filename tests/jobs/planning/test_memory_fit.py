@@ -152,7 +152,7 @@ def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
         costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
         == single_copy
     )
-    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=memory://x")) == 2 * single_copy
+    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=gs://bucket/x")) == 2 * single_copy
     gpus = planned()
     assert costs.checkpoint_memory(gpus) == 2 * (2 * single_copy) // world_size(gpus)
 

@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
+from flip.runs.addresses import SCHEMES, Scheme
 
 
 class Accounts(MemoryFileSystem):
@@ -39,6 +40,7 @@ class Accounts(MemoryFileSystem):
 @pytest.fixture
 def accounts(monkeypatch):
     monkeypatch.setattr(Accounts, "stores", {})
+    monkeypatch.setitem(SCHEMES, "accounts", Scheme("accounts of this test"))
     fsspec.register_implementation("accounts", Accounts, clobber=True)
 
 
