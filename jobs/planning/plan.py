@@ -152,7 +152,7 @@ class Plan:
     @property
     def inherited(self) -> Mapping[str, list[InheritedFolder]]:
         """Runs that continue -> the remote folders with checkpoints that they have inherited, if any."""
-        found = {}
+        folders_by_run = {}
         for action in self.starting:
             url = action.wanted.config.checkpoint.url
             if not url or action.kind == "new" or action.moves:
@@ -160,8 +160,8 @@ class Plan:
             run = RunDir(self.folder / action.name)
             folders = inherited(run, url, commit.commits(run))
             if folders:
-                found[action.name] = folders
-        return found
+                folders_by_run[action.name] = folders
+        return folders_by_run
 
     @property
     def pruned(self) -> Mapping[str, ExistingRun]:

@@ -249,9 +249,9 @@ def renamed_run_deletes_inherited_commits_after_take_over(folder, world, url):
     save(second, world, url, 32)
     middle = address(second)
     second.path.rename(third.path)
-    found = inherited(third, url)
-    assert [(old.address, old.commits) for old in found] == [(first, 1), (middle, 1)]
-    assert found[0].bytes == sum(facts["bytes"] for facts in commit.commits(third)[0].record["files"].values())
+    old_folders = inherited(third, url)
+    assert [(old.address, old.commits) for old in old_folders] == [(first, 1), (middle, 1)]
+    assert old_folders[0].bytes == sum(facts["bytes"] for facts in commit.commits(third)[0].record["files"].values())
     RemoteFolder(third, url, POLICY).take_over()
     assert inherited(third, url) == [] and owner(first) == owner(middle) == str(third.path)
     check_whole(third, 16, 32)

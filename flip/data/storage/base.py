@@ -16,6 +16,9 @@ from flip.runs.errors import DataError
 
 _T = TypeVar("_T")
 
+SLOWEST = 1 << 16
+"""Bytes per second; a slower body counts as stalled."""
+
 RequestRunner = Callable[[Callable[[], Any]], Any]
 """Calls a function that makes one request, perhaps several times, and returns its result."""
 

@@ -8,8 +8,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flip.data.storage.base import RangeResponse, RequestError, ends_early, plain_etag
-from flip.data.storage.s3 import SLOWEST, S3Storage, classify_obstore_error, split
+from flip.data.storage.base import SLOWEST, RangeResponse, RequestError, ends_early, plain_etag
+from flip.data.storage.s3 import S3Storage, classify_obstore_error, split
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
@@ -43,8 +43,12 @@ class ObstoreStorage(S3Storage):
                 etag = plain_etag(reply.meta["e_tag"] or "")
                 if reply.meta["size"] < stop:
                     raise ends_early(key, reply.meta["size"], stop)
+                received = 0
                 async for piece in reply.stream(min_chunk_size=_PIECE):
                     pieces.append(memoryview(piece))
+                    received += len(pieces[-1])
+                    if received > stop - start:
+                        raise RequestError("short", f"more than the {stop - start} bytes of the range came")
         except TimeoutError as error:
             raise RequestError("stall", str(error), b"".join(pieces), etag) from error
         except (obstore.exceptions.BaseError, OSError) as error:  # its own error for a missing key is an OSError

@@ -22,6 +22,7 @@ from itertools import chain
 from typing import Any
 
 from flip.data.storage.base import (
+    SLOWEST,
     ObjectStat,
     RangeResponse,
     RequestError,
@@ -32,16 +33,19 @@ from flip.data.storage.base import (
 )
 from flip.data.storage.checksums import etag_of_parts
 from flip.runs.credentials import scrub
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, DataError
 
 _PIECE = 1 << 20
-SLOWEST = 1 << 16
-"""Bytes per second; a slower body counts as stalled."""
 WRONG_CLOCK = 600
 """Seconds between the clocks of this machine and of the storage that explain a denied request."""
+MOST_PARTS = 10_000
+"""Parts of an object, by S3's limit."""
+MOST_LISTED = 5_000_000
+MOST_PAGES = 50_000
+"""Largest listing that is read: objects and pages. S3 gives 1,000 objects a page."""
 PART = 1 << 26
 PARTS_AT_ONCE = 4
-"""Bytes of a part of an upload; S3 allows 10,000 parts."""
+"""Bytes of a part of an upload, and parts that are sent at the same time."""
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 # Error codes of S3 and compatible servers, by kind (``retry.ACTION_BY_KIND``).
@@ -91,6 +95,8 @@ class S3Storage:
                 return []
             size = reply["ContentLength"]
             count = reply["PartsCount"]
+            if not (0 < count <= MOST_PARTS and 0 < size <= stat.size):  # no reply of S3
+                return []
             rest = stat.size - size * (count - 1)
             if not sizes and 0 < rest <= size:  # nearly always all but the last are equal: no request for each
                 return [size] * (count - 1) + [rest]
@@ -101,15 +107,36 @@ class S3Storage:
                 return []
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
+        bucket = split(prefix)[0]
+        tokens: list[str] = [""]
+        listed = 0
+        while len(tokens) <= MOST_PAGES:
+            page = each(lambda: self._page(prefix, tokens))
+            entries = page.get("Contents", ())
+            listed += len(entries)
+            if listed > MOST_LISTED:
+                break
+            for entry in entries:
+                yield f"s3://{bucket}/{entry['Key']}", ObjectStat(entry["Size"], _etag(entry))
+            if not page.get("NextContinuationToken"):
+                return
+            tokens.append(page["NextContinuationToken"])
+        what = f"the listing has more than {MOST_LISTED:,} objects or {MOST_PAGES:,} pages"
+        raise DataError(what, prefix, remedy="Name a longer prefix, or check AWS_ENDPOINT_URL.")
+
+    def _page(self, prefix: str, tokens: Sequence[str]) -> Any:
+        """The page of a listing at the last of the continuation tokens.
+
+        Raises RequestError if it names one of them again: the listing would have no end.
+        """
         bucket, path = split(prefix)
         options = {"Bucket": bucket, "Prefix": path}
-        more = True
-        while more:
-            page = each(lambda: self._send(prefix, lambda client: client.list_objects_v2(**options)).result())
-            for entry in page.get("Contents", ()):
-                yield f"s3://{bucket}/{entry['Key']}", ObjectStat(entry["Size"], _etag(entry))
-            more = bool(page.get("NextContinuationToken"))
-            options["ContinuationToken"] = page.get("NextContinuationToken", "")
+        if tokens[-1]:
+            options["ContinuationToken"] = tokens[-1]
+        page = self._send(prefix, lambda client: client.list_objects_v2(**options)).result()
+        if page.get("NextContinuationToken") in tokens:
+            raise RequestError("server", "the listing repeats a continuation token")
+        return page
 
     def put(self, key: str, data: bytes | memoryview, each: RequestRunner = run_once) -> str:
         """Create an object and return its ETag. More than ``PART`` bytes are uploaded in parts.
@@ -200,8 +227,12 @@ class S3Storage:
         try:
             _check(key, reply, start, stop)
             async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
-                while piece := await body.read(_PIECE):
-                    pieces.append(piece)
+                left = stop - start
+                while piece := await body.read(min(_PIECE, left + 1)):  # one more byte shows that it does not end
+                    pieces.append(piece[:left])
+                    left -= len(piece)
+                    if left < 0:
+                        raise RequestError("short", f"more than the {stop - start} bytes of the range came")
         except transient_errors() as error:  # the pieces need not be requested again
             failed = classify_error(error)
             raise RequestError(failed.kind, str(failed), b"".join(pieces), etag, failed.remedy) from error
@@ -248,7 +279,10 @@ class S3Storage:
             if self._files is None or self._owner != os.getpid():
                 import s3fs
 
+                from flip.data.storage.s3_session import limited_session
+
                 settings = {
+                    "http_session_cls": limited_session(self.timeout),
                     "retries": {"total_max_attempts": 1, "mode": "standard"},
                     "read_timeout": self.timeout,
                     "connect_timeout": self.timeout,

@@ -47,9 +47,9 @@ def test_setting_is_refused_like_a_record(address):
 
 def test_chain_is_not_read(tmp_path):
     """fsspec reads ``reference::`` files, and executed the templates in them."""
-    write_json(tmp_path / "refs.json", {"owner.json": "from a chain"})
+    write_json(tmp_path / "owner.json", {"version": 1, "templates": {"u": "x"}, "refs": {"a": "b"}})
     with pytest.raises(ConfigError, match="it is a chain of addresses"):
-        RemoteCheckpoint(f"reference::file://{tmp_path}/refs.json", POLICY).read_small("owner.json", 100)
+        RemoteCheckpoint(f"reference::file://{tmp_path}", POLICY).read_small("owner.json", 100)
 
 
 def test_shards_use_the_same_table(monkeypatch):
