@@ -6,6 +6,7 @@ file system through another. A new storage is a row of it. Standard library, Pyt
 """
 
 import re
+from typing import Dict
 
 from flip.runs.errors import ConfigError
 
@@ -26,7 +27,7 @@ class Scheme:
         self.holds_shards = holds_shards
 
 
-SCHEMES = {
+SCHEMES: Dict[str, Scheme] = {
     "file": Scheme("a folder"),
     "s3": Scheme("S3 and compatible storage", "AWS_", holds_shards=True),
     "gs": Scheme("Google Cloud Storage", "GOOGLE_|GCSFS_"),
@@ -34,7 +35,7 @@ SCHEMES = {
     "az": Scheme("Azure Blob Storage", "AZURE_"),
     "abfs": Scheme("Azure Blob Storage", "AZURE_"),
     "abfss": Scheme("Azure Blob Storage", "AZURE_"),
-}  # type: Dict[str, Scheme]
+}
 """Scheme of an address, in lower case -> what it names."""
 #: The beginnings of keys of shards in object storage.
 SHARD_PREFIXES = tuple("%s://" % name for name, scheme in SCHEMES.items() if scheme.holds_shards)
