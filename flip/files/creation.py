@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple
 
 from flip.files import acl, deletion
-from flip.files.ownership import PathLike, user_name
+from flip.files.ownership import PathLike, untrusted_handle, user_name
 
 #: Bytes of a file that are read if its reader states no other limit. flip.runs.records lists the larger records.
 RECORD_LIMIT = 1 << 20
@@ -36,6 +36,9 @@ FILE_MODE = 0o644
 
 #: Mode of new files that a user names.
 OUTPUT_MODE = 0o666
+
+#: What to do with a file that is refused because another user may have prepared it.
+COPY_IT = "Check its content, then replace it by a copy of your own (cp, then mv)"
 
 #: Write permission for others than the owner.
 OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -126,6 +129,26 @@ def close_folders(path: PathLike, depth: int) -> None:
         for folder in folders:
             with contextlib.suppress(FileNotFoundError, PermissionError):  # deleted meanwhile; closed to its owner
                 close_folders(folder, depth - 1)
+
+
+def close_file(path: PathLike) -> None:
+    """Take write access to a file away from others than the owner. Does nothing if the file does not exist.
+
+    Raises RefusedPath if it is a link, is no regular file or belongs to another user; OSError.
+    """
+    try:
+        handle = _open_unfollowed(path)
+    except FileNotFoundError:
+        return
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise _unread(path, "it is not a regular file")
+        if info.st_uid not in (os.geteuid(), 0):
+            raise _unread(path, "it belongs to %s" % user_name(info.st_uid))
+        _close_mode(handle)
+    finally:
+        os.close(handle)
 
 
 def private_folder(path: PathLike) -> Path:
@@ -226,10 +249,22 @@ def open_regular(path: PathLike) -> Any:
 def read_regular(path: PathLike, limit: int = RECORD_LIMIT) -> bytes:
     """Return the contents of a regular file. Raises as ``open_regular``, and ValueError above ``limit`` bytes."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise ValueError("%s: %d bytes, more than the limit of %d" % (path, size, limit))
-        return file.read(size)
+        return _read_limited(file, path, limit)
+
+
+def read_trusted(path: PathLike, limit: int = RECORD_LIMIT, remedy: str = COPY_IT) -> bytes:
+    """``read_regular`` for a file that is obeyed: only this user or root can have written it.
+
+    The opened file is checked, so an exchange of the path in the meantime has no effect. Raises RefusedPath if it is a
+    link, is no regular file, belongs to another user, or if another user may write to it.
+    """
+    with os.fdopen(_open_unfollowed(path, remedy), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _unread(path, "it is not a regular file", remedy)
+        reason = untrusted_handle(file.fileno())
+        if reason:
+            raise _unread(path, reason, remedy)
+        return _read_limited(file, path, limit)
 
 
 def open_append(path: PathLike, encoding: Optional[str] = None, mode: int = FILE_MODE) -> Any:
@@ -353,6 +388,24 @@ def _renamed(temporary: Path, path: PathLike, sync: bool) -> Iterator[None]:
         fsync_path(Path(path).parent)
 
 
+def _read_limited(file: Any, path: PathLike, limit: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > limit:
+        raise ValueError("%s: %d bytes, more than the limit of %d" % (path, size, limit))
+    data = file.read(size)  # type: bytes
+    return data
+
+
+def _open_unfollowed(path: PathLike, remedy: str = COPY_IT) -> int:
+    """Open a file to read, without waiting for a FIFO. Raises RefusedPath if it is a link, OSError."""
+    try:
+        return os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(str(path)):
+            raise _unread(path, "it is a symbolic link", remedy)
+        raise
+
+
 def _open_own(path: PathLike, flags: int, mode: int) -> int:
     """Open or create a regular file of this user, which has no second name and only the user may write to."""
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -392,6 +445,11 @@ def _refuse_other_owner(info: os.stat_result, path: PathLike) -> None:
 
 def _refusal(path: PathLike, reason: str) -> RefusedPath:
     text = "%s, so it is not written to: another user may have prepared it. Remove it" % reason
+    return RefusedPath(errno.EPERM, text, str(path))
+
+
+def _unread(path: PathLike, reason: str, remedy: str = COPY_IT) -> RefusedPath:
+    text = "not used, because another user may have prepared it: %s. %s" % (reason, remedy)
     return RefusedPath(errno.EPERM, text, str(path))
 
 

@@ -55,6 +55,11 @@ def untrusted(path: PathLike) -> str:
     return _Rule().reason(str(path), os.lstat(str(path)))
 
 
+def untrusted_handle(handle: int) -> str:
+    """Return why an open file or folder is not trusted, or "" if it is. Raises OSError."""
+    return _Rule().reason(handle, os.fstat(handle))
+
+
 def untrusted_inside(folder: PathLike) -> str:
     """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or "".
 
@@ -226,8 +231,8 @@ class _Rule:
             self._groups = trusted_groups()
         return self._groups
 
-    def reason(self, path: str, info: os.stat_result) -> str:
-        """Return why a file or folder is not trusted, or ""."""
+    def reason(self, path: Union[int, str], info: os.stat_result) -> str:
+        """Return why a file or folder is not trusted, or "". ``path``: or the descriptor of an open one."""
         if stat.S_ISLNK(info.st_mode):
             return "it is a symbolic link"
         if not self._trusts_owner(info.st_uid):
@@ -256,7 +261,7 @@ class _Rule:
     def _trusts_owner(self, uid: int) -> bool:
         return uid in self.owners or (self.members and bool(self.groups) and _is_member(uid, self.groups))
 
-    def _other_writers(self, path: str, info: os.stat_result) -> Iterator[Tuple[str, Optional[int]]]:
+    def _other_writers(self, path: Union[int, str], info: os.stat_result) -> Iterator[Tuple[str, Optional[int]]]:
         """Yield (reason, group or None) for each way in which other users may write to a path that is no link."""
         if info.st_mode & stat.S_IWOTH:
             yield "every user may write to it", None

@@ -116,7 +116,12 @@ def lost_reason(name: str, state: str, reason: str) -> str:
 
 def canary_record(run: RunDir) -> Dict[str, Any]:
     """The ``canary`` field of job.json; empty for any other run."""
-    return (read_record(run.path / "job.json") or {}).get("canary") or {}
+    return canary_of(read_record(run.path / "job.json") or {})
+
+
+def canary_of(job: Mapping[str, Any]) -> Dict[str, Any]:
+    """The ``canary`` field of a job.json that has been read."""
+    return job.get("canary") or {}
 
 
 def releases(run: RunDir) -> List[str]:

@@ -5,21 +5,25 @@ are never compared: order comes from the attempt's number n, which is assigned b
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from flip.files import deletion
 from flip.files.creation import (
     atomic_write,
+    close_file,
+    close_folder,
     close_folders,
     create_sibling,
     fsync_path,
     new_folder,
     read_regular,
+    read_trusted,
     refuse_prepared,
     replace_link,
     run_folder,
@@ -30,6 +34,12 @@ from flip.runs.errors import CRASH, DataError
 
 #: Levels of folders in a run directory: checkpoints/<stage>/<S>-<n>.
 RUN_DEPTH = 3
+
+#: Files of a run directory that say what its ranks do: ``RunDir.close``. job.json has a reader, ``RunDir.read_job``.
+OBEYED = ("config.yaml", "identity.json", "task.json")
+
+#: What to do about a job.json that is refused.
+SUBMIT_AGAIN = "Submit the run again, which writes a new one"
 
 #: Record in a rank's temporary folder that names its owner: {run, attempt}.
 OWNER = "flip.json"
@@ -103,8 +113,8 @@ def read_json(path: PathLike) -> Optional[Any]:
         return None
 
 
-def _parsed(path: PathLike, limit: Optional[int] = None) -> Any:
-    data = read_regular(path, limit or records.limit_of(Path(path).name))
+def _parsed(path: PathLike, limit: Optional[int] = None, read: Callable[[PathLike, int], bytes] = read_regular) -> Any:
+    data = read(path, limit or records.limit_of(Path(path).name))
     try:
         return records.parse(data)
     except ValueError as error:
@@ -122,6 +132,10 @@ def read_record(path: PathLike, fields: Any = None, limit: Optional[int] = None)
         value = _parsed(path, limit)
     except FileNotFoundError:
         return None
+    return _checked(path, value, fields)
+
+
+def _checked(path: PathLike, value: Any, fields: Any = None) -> Any:
     try:
         name = re.sub(r"\.[0-9]+\.json\Z", ".json", Path(path).name)  # cause.<rank>.json
         return records.checked(value, records.FIELDS.get(name, {}) if fields is None else fields)
@@ -212,6 +226,33 @@ class RunDir:
 
     def __repr__(self) -> str:
         return "RunDir(%r)" % str(self.path)
+
+    # -- what a job obeys -------------------------------------------------------------------------------------------
+
+    def read_job(self) -> Dict[str, Any]:
+        """job.json for processes that act on it; empty if it does not exist. Commands that show it use read_record.
+
+        It names programs, code and an environment, so it must be this user's alone. Raises RefusedPath if another
+        user owns it or may write to it, or if it is a link; ValueError as ``read_record``; OSError.
+        """
+        path = self.path / "job.json"
+        try:
+            value = _parsed(path, read=functools.partial(read_trusted, remedy=SUBMIT_AGAIN))
+        except FileNotFoundError:
+            return {}
+        record: Dict[str, Any] = _checked(path, value)
+        return record
+
+    def close(self) -> None:
+        """Take write access to the folders of the run, and to the records that a job obeys, away from other users.
+
+        Older releases, and copies without modes, left them open to a group. Raises RefusedPath if the folder or one of
+        these records belongs to another user; OSError.
+        """
+        close_folder(self.path)
+        close_folders(self.path, RUN_DEPTH)
+        for name in OBEYED:
+            close_file(self.path / name)
 
     # -- attempts: n is the fencing token ---------------------------------------------------------------------------
 

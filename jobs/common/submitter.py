@@ -5,6 +5,7 @@ the original. The answer decides whether the code and compiled kernels that came
 data: another user may have written anything into them. They can only make a submission more careful.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def other_submitter(run: RunDir) -> str:
     if not job and (run.newest_attempt() > 0 or os.path.lexists(run.compiled)):
         return UNKNOWN  # every submission writes a job.json before the first attempt, which compiles
     uids = [record.get("uid") for record in (job, identity)]
-    for uid in [*uids, *_owners(job)]:
+    for uid in [*uids, *_owners(job), *_writers(run)]:
         if uid is not None and not _is_trusted(uid):
             if uid < 0:
                 return UNKNOWN
@@ -50,6 +51,12 @@ def _owners(job: dict[str, Any]) -> Iterator[int]:
             continue
         except (OSError, ValueError):
             yield -1
+
+
+def _writers(run: RunDir) -> Iterator[int]:
+    """The owner of job.json, whatever it states."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        yield (run.path / "job.json").lstat().st_uid
 
 
 def _is_trusted(uid: int) -> bool:

@@ -23,6 +23,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from flip.files.creation import RefusedPath
 from flip.runs import attempts, canary, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
@@ -129,6 +130,9 @@ def act(args: argparse.Namespace, sleep: Optional[Callable[[float], Any]] = None
     except FlipError as error:
         log(error)
         return error.code
+    except RefusedPath as error:
+        log(error)
+        return CAUSES["permission"]
     except ValueError as error:
         log("a record of the run is damaged: %s" % error)
         return DATA
@@ -169,6 +173,8 @@ def retry_on_oserror(
     while True:
         try:
             return do(last)
+        except RefusedPath:  # waiting does not change an owner
+            raise
         except OSError as error:
             last = error
             log("%s; retried for up to %g s" % (error, RETRY_SECONDS))
@@ -235,7 +241,8 @@ def begin(path: str, token: Optional[str]) -> int:
     if not run.path.exists():
         remedy = "Was it moved to the trash? Submit it again."
         raise ConfigError("the run directory does not exist", str(run.path), remedy=remedy)
-    record = read_record(run.path / "job.json") or {}
+    run.close()  # before it is read: then no other user can exchange it
+    record = run.read_job()
     idle = ""
     if token is not None and record.get("token") != token:
         idle = "it was submitted again since, as another job"
@@ -310,6 +317,7 @@ def end(
         n = run.newest_attempt()
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
+    run.read_job()  # refuses one of another user, whatever its readers below use of it
     job, restarts = own_start()
     if job:
         n = max(n, attempt_end.newest_of_start(run, (job, restarts)))
@@ -357,7 +365,7 @@ def send_notification(run: RunDir, action: str) -> None:
 
 def settle_canary(run: RunDir, action: str) -> None:
     """Release or cancel the jobs that wait for a canary which ends. Slurm outages are waited out as for a requeue."""
-    record = canary.canary_record(run)
+    record = canary.canary_of(run.read_job())
     start = time.time()
     wait = 1.0
     absent: List[float] = []
@@ -403,9 +411,11 @@ def release(path: str, shell: Optional[int] = None) -> int:
         watch_shell(shell)
     while True:
         try:
-            record = canary.canary_record(run)
+            record = canary.canary_of(run.read_job())
             if not record.get("releases") or (canary.has_passed(run) and release_held_jobs(run, absent)):
                 return 0
+        except RefusedPath:
+            raise
         except (OSError, ValueError, slurm_cli.SlurmUnavailable) as error:
             log(error)
         time.sleep(CANARY_POLL_SECONDS)

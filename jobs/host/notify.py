@@ -27,7 +27,7 @@ def send_events(run: RunDir, action: str) -> List[str]:
     """
     problems: List[str] = []
     try:
-        command = (read_record(run.path / "job.json") or {}).get("notify") or []
+        command = run.read_job().get("notify") or []
         if not command or action not in ("stop", "done"):
             return problems
         row = attempts.last_end(run) or {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flip.files import ownership
-from flip.files.creation import close_umask, open_lock, run_folder
+from flip.files.creation import RefusedPath, close_umask, open_lock, run_folder
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.lifecycle import Seen
@@ -135,10 +135,11 @@ class Supervisor:
             if path in self.active or self.retry_at.get(path, 0.0) > time.monotonic():
                 continue
             with self.isolate_errors(path):
-                refuse_untrusted(self.sweep, path, path / "job.json")
+                refuse_untrusted(self.sweep, path)
                 run = RunDir(path)
-                job = read_record(path / "job.json")
-                if job is None or job.get("kind", "local") != "local" or is_copy(run, job):
+                run.close()
+                job = run.read_job()
+                if not job or job.get("kind", "local") != "local" or is_copy(run, job):
                     continue  # another cluster manages it, or it was never submitted
                 if user := other_submitter(run):
                     raise ValueError(f"{path} is a copy of a run of {user}: submit it")
@@ -192,6 +193,9 @@ class Supervisor:
         """Log file errors of one run, which must not end the others, and retry it later."""
         try:
             yield
+        except RefusedPath as error:
+            log.error("%s", error)
+            self.damaged.add(path)
         except OSError as error:  # may pass: a full disk, an unreachable server, no more processes
             log.error("%s: %s; once more in %g s", path.name, error, RETRY)
             self.damaged.discard(path)

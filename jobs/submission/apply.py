@@ -107,6 +107,9 @@ def apply(
     sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
     codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
     with writing(plan.folder), ExitStack() as cleanup:
+        for action in started:
+            if action not in fresh:
+                RunDir(plan.folder / action.name).close()  # before the first write into it
         temporaries = {action.name: _temporary_folder(action, plan.folder, snapshot, cleanup) for action in fresh}
         for action in sourced:  # before anything is moved
             warm_start.open_commit(action.wanted.config.init)

@@ -34,12 +34,12 @@ from flip.evaluation.metrics.result_files import is_of_published_model, precisio
 from flip.evaluation.metrics.score import score_of
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.files import deletion
-from flip.files.creation import closed_folder, new_folder, run_folder
+from flip.files.creation import close_folders, closed_folder, new_folder, run_folder
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
-from flip.runs.rundir import RunDir, load_record
+from flip.runs.rundir import RUN_DEPTH, RunDir, load_record
 from jobs.common import next_commands, trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
@@ -398,6 +398,7 @@ class EvaluateCommand:
         with writing(job.path):
             if request.model:
                 claim(subject, request.model.partition(":")[2])
+            close_folders(subject.path, RUN_DEPTH)
             run_folder(job.path.parent)
             new_folder(job.path)
         try:

@@ -238,8 +238,9 @@ def test_supervisor_starts_no_run_of_other_user(users):
     sweep.chmod(0o755), half.path.chmod(0o755)
     log = supervise(alice, sweep)
     assert (alice.home / "mine").exists() and not (alice.home / "executed").exists(), log
-    for name, reason in (("hers", "it belongs to"), ("link", "it is a symbolic"), ("half-mine/job.json", "it belongs")):
+    for name, reason in (("hers", "it belongs to"), ("link", "it is a symbolic")):
         assert f"{sweep / name} is not trusted: {reason}" in log, log
+    assert f"{half.path / 'job.json'}: not used, because another user may have prepared it: it belongs to" in log, log
 
 
 def test_supervisor_starts_runs_in_group_folder_only_if_group_is_trusted(users):

@@ -179,7 +179,7 @@ class JobCoordinator:
 
     def _read_job(self) -> None:
         """Read which numbers of nodes can be used. Records of older releases say nothing: all nodes of the job."""
-        job = read_record(self.run.path / "job.json") or {}
+        job = self.run.read_job()
         usable = job.get("usable", [])
         self.usable = [nodes for nodes in usable if nodes <= self.nodes] or [self.nodes]
         self.is_elastic = len(usable) > 1 or self.nodes > self.usable[-1]

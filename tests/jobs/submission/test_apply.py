@@ -310,6 +310,25 @@ def test_apply_skips_run_cancelled_after_planning(sweep, cluster):
     assert read_json(sweep.place / "a" / "cancel.json") == WHO and read_json(sweep.place / "a" / "job.json") == before
 
 
+def test_folders_of_existing_run_are_closed_before_its_job_record_is_written(sweep, cluster, monkeypatch):
+    """The job may wait in the queue for days before its start closes them."""
+    apply(sweep, sweep("a"), cluster)
+    run = RunDir(sweep.place / "a")
+    run.attempts.mkdir()
+    for folder in (run.path, run.attempts):
+        folder.chmod(0o2775)
+    run.config.chmod(0o664)
+    submit = cluster.submit
+
+    def observed(jobs):
+        for place in (run.path, run.attempts, run.config):
+            assert place.stat().st_mode & 0o022 == 0, place
+        submit(jobs)
+
+    monkeypatch.setattr(cluster, "submit", observed)
+    assert apply(sweep, sweep("a"), cluster) == ["a"]
+
+
 def test_apply_starts_cancelled_run_only_with_retry(sweep, cluster):
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)

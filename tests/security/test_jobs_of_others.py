@@ -1,0 +1,142 @@
+"""Tests that a job obeys no record that a member of the group has put into the run, with real user ids.
+
+Alice's run directory has mode 2775, as a copy without modes or a run of an older release. Mallory is in its group.
+"""
+
+import os
+import sys
+
+import pytest
+
+from flip.runs.rundir import RunDir, read_json, write_json
+from tests.security.users import ROOT, TEAM
+
+pytestmark = pytest.mark.long
+HOOKS = ROOT / "jobs" / "host" / "batch_hooks.py"
+
+
+@pytest.fixture
+def run(users):
+    """A run of Alice in the queue of Slurm."""
+    sweep = users.shared / "demo"
+    run = RunDir(sweep / "run")
+    with users.alice.acts():
+        sweep.mkdir()
+        run.path.mkdir()
+        run.config.write_text("schema: 1\n")
+        write_json(run.identity, {"schema": 1})
+        write_json(run.path / "job.json", {"kind": "slurm", "token": "0123abcd", "after": 0, "world": 1})
+    open_to_group(run)
+    return run
+
+
+def open_to_group(run):
+    os.chown(run.path, -1, TEAM)
+    run.path.chmod(0o2775)
+
+
+def replace_job(users, run):
+    """Mallory replaces job.json by one with the same token and a command of hers."""
+    path = run.path / "job.json"
+    command = ["touch", str(users.alice.home / "executed")]
+    with users.mallory.acts(groups=[TEAM]):
+        write_json(path, {**read_json(path), "notify": command})
+    assert path.stat().st_uid == users.mallory.uid
+
+
+def hook(users, *arguments):
+    return users.alice.run(sys.executable, "-I", HOOKS, *arguments, timeout=120)
+
+
+def test_begin_obeys_no_job_record_of_group_member(users, run):
+    replace_job(users, run)
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 77 and begun.stdout == "", begun.stderr
+    assert f"job.json: not used, because another user may have prepared it: it belongs to uid {users.mallory.uid}" in (
+        begun.stderr
+    )
+    assert "Submit the run again" in begun.stderr
+    ended = hook(users, "end", run.path, "--attempt", 1, "--code", 78)
+    assert ended.returncode != 0 and not (users.alice.home / "executed").exists()
+    assert run.path.stat().st_mode & 0o022 == 0, "closed before job.json is read"
+
+
+def test_end_obeys_no_job_record_of_group_member(users, run):
+    """The folder was opened after the start of the attempt."""
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 0 and begun.stdout == "1\n", begun.stderr
+    open_to_group(run)
+    replace_job(users, run)
+    ended = hook(users, "end", run.path, "--attempt", 1, "--code", 78)
+    assert ended.returncode == 77 and not (users.alice.home / "executed").exists(), ended.stderr
+
+
+def test_canary_releases_no_jobs_that_group_member_names(users, run):
+    replace_job(users, run)
+    with users.mallory.acts(groups=[TEAM]):
+        record = read_json(run.path / "job.json")
+        write_json(run.path / "job.json", {**record, "canary": {"steps": 1, "releases": ["mine.1"]}})
+        (run.path / "result.json").write_text("{}")
+    released = hook(users, "release", run.path)
+    assert released.returncode == 77, released.stderr
+
+
+def test_begin_refuses_link_in_place_of_job_record(users, run):
+    """It leads to a job.json of Alice, of another run."""
+    other = run.path.parent / "other.json"
+    with users.alice.acts():
+        write_json(other, read_json(run.path / "job.json"))
+    with users.mallory.acts(groups=[TEAM]):
+        (run.path / "job.json").rename(run.path / "moved")
+        (run.path / "job.json").symlink_to(other)
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 77 and "it is a symbolic link" in begun.stderr, begun.stderr
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "identity.json", "task.json"])
+def test_begin_refuses_configuration_of_group_member(users, run, name):
+    """Ranks read and write, with the rights and credentials of Alice, what these files name."""
+    with users.mallory.acts(groups=[TEAM]):
+        if (run.path / name).exists():
+            (run.path / name).rename(run.path / "moved")
+        (run.path / name).write_text("{}\n")
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 77 and f"{name}: not used" in begun.stderr, begun.stderr
+    assert not run.attempts.exists()
+
+
+def test_run_of_older_release_with_open_modes_starts_and_is_closed(users, run):
+    run.config.chmod(0o664)
+    os.chown(run.config, -1, TEAM)
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 0, begun.stderr
+    assert run.config.stat().st_mode & 0o022 == 0 and run.path.stat().st_mode & 0o022 == 0
+
+
+def test_status_and_explain_show_run_of_other_user(users, run):
+    """Bob's commands display job.json of Mallory in the run of Alice."""
+    replace_job(users, run)
+    with users.mallory.acts(groups=[TEAM]):
+        write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
+    for command in ("status", "explain"):
+        shown = users.bob.python("jobs", command, run.path)
+        assert shown.returncode == 0 and "stopped" in shown.stdout, shown.stdout + shown.stderr
+
+
+def test_submit_refuses_configuration_of_group_member(users, desk):
+    """A run that continues keeps the stored values of the settings that its sweep does not name."""
+    alice = users.alice
+    assert desk.submit(alice, users.shared).returncode == 0
+    desk.until_complete(alice, users.shared)
+    run = RunDir(users.shared / "demo" / "half")
+    before = (run.path / "job.json").read_bytes()
+    run.result.unlink()
+    (alice.home / "ran").unlink()
+    open_to_group(run)
+    with users.mallory.acts(groups=[TEAM]):
+        run.config.rename(run.path / "moved")
+        run.config.write_bytes((run.path / "moved").read_bytes())
+    done = desk.submit(alice, users.shared)
+    assert done.returncode == 77 and f"{run.config}: not used" in done.stderr, done.stdout + done.stderr
+    assert (run.path / "job.json").read_bytes() == before and not (alice.home / "ran").exists()
+    assert run.path.stat().st_mode & 0o022 == 0
