@@ -18,7 +18,7 @@ import torch
 
 from flip.config.schema import Compute
 from flip.distributed import parallel
-from flip.files.creation import private_folder, read_regular
+from flip.files.creation import private_folder, read_trusted
 from flip.monitoring.collector import CompiledGraphs
 from flip.runs.rundir import RunDir, write_bytes
 from flip.training.callbacks import Callback, Training
@@ -66,7 +66,7 @@ class CompiledCode(Callback):
     def _load(self, file: Path) -> None:
         try:
             private_folder(file.parent)  # torch unpickles the code
-            saved = torch.compiler.load_cache_artifacts(read_regular(file, LARGEST_FILE))
+            saved = torch.compiler.load_cache_artifacts(read_trusted(file, LARGEST_FILE))
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:

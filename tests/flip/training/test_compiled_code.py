@@ -84,6 +84,24 @@ def test_later_attempt_loads_code_of_its_stage(run, compiler):
     assert {path.stat().st_mode & 0o777 for path in run.compiled.iterdir()} == {0o600}
 
 
+@pytest.mark.parametrize(
+    "change", [lambda file: file.chmod(0o666), lambda file: link_elsewhere(file)], ids=["open", "link"]
+)
+def test_code_that_another_user_may_have_written_is_not_loaded(run, compiler, change):
+    """The folder was open to a group for a while; torch unpickles the code."""
+    compiler.parts = ["a"]
+    attempt(run).save(stage("masked"))
+    run.compiled.chmod(0o2775)
+    change(run.compiled / "masked.bin")
+    attempt(run).start_stage(stage("masked"))
+    assert compiler.loaded == []
+
+
+def link_elsewhere(file):
+    file.rename(file.with_suffix(".other"))
+    file.symlink_to(file.with_suffix(".other"))
+
+
 def test_code_is_copied_once_and_by_rank_0(run, compiler, monkeypatch):
     compiler.parts = ["a"]
     attempt(run, rank=1).save(stage("masked"))
