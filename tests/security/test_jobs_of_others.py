@@ -4,11 +4,14 @@ Alice's run directory has mode 2775, as a copy without modes or a run of an olde
 """
 
 import os
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
+from tests.harness.failed_start import BASH, script
 from tests.security.users import ROOT, TEAM
 
 pytestmark = pytest.mark.long
@@ -140,3 +143,52 @@ def test_submit_refuses_configuration_of_group_member(users, desk):
     assert done.returncode == 77 and f"{run.config}: not used" in done.stderr, done.stdout + done.stderr
     assert (run.path / "job.json").read_bytes() == before and not (alice.home / "ran").exists()
     assert run.path.stat().st_mode & 0o022 == 0
+
+
+WAIT = """#!/bin/sh
+touch {folder}/waiting
+until [ -e {folder}/go ]; do sleep 0.05; done
+exec {program} "$@"
+"""
+READ = """
+import pathlib, sys, time
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        print(path.read_bytes().decode(errors="replace").replace(chr(0), " "))
+    except OSError:
+        pass
+"""
+
+
+def test_command_lines_of_successor_show_no_variable_to_other_users(users):
+    """A job that Slurm does not requeue submits its successor. The real processes wait until Mallory has read them."""
+    alice = users.alice
+    folder = users.folder / "bin"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o777)
+    (folder / "record").write_text(f'#!/bin/sh\nexec {shutil.which("env")} > "{folder}/environment"\n')
+    requeue = "requeue) echo 'presently disabled' >&2; exit 1;;"
+    show = "show) echo 'JobState=RUNNING Restarts=0 Partition=gpu';;"
+    (folder / "scontrol").write_text(f"#!/bin/sh\ncase $1 in {requeue} {show} esac\n")
+    for name in ("squeue", "sinfo"):
+        (folder / name).write_text("#!/bin/sh\n")
+    (folder / "env").write_text(WAIT.format(folder=folder, program=shutil.which("env")))
+    (folder / "sbatch").write_text(WAIT.format(folder=folder, program=folder / "record"))
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    (folder / "script").write_text(script(BASH))
+    slurm = {"SLURM_JOB_ID": 58, "SLURM_JOB_NAME": "demo.1", "SLURM_JOB_PARTITION": "gpu", "SLURMD_NODENAME": "n7"}
+    given = {"AWS_SECRET_ACCESS_KEY": "hunter2hunter2", "delay": "a value", "PATH": f"{folder}:{os.defpath}"}
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(alice.run, "bash", folder / "script", **slurm, **given)
+        seen = users.mallory.run(sys.executable, "-c", READ, folder / "waiting").stdout
+        (folder / "go").touch()
+        done = job.result()
+    assert "sbatch" in seen, done.stderr
+    assert given["AWS_SECRET_ACCESS_KEY"] not in seen
+    environment = (folder / "environment").read_text().splitlines()
+    for name, value in given.items():
+        assert f"{name}={value}" in environment, "the successor gets it"
+    assert not [line for line in environment if line.startswith(("SLURM", "PYTHONPATH", "FLIP_SNAPSHOT"))]

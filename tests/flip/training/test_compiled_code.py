@@ -84,9 +84,16 @@ def test_later_attempt_loads_code_of_its_stage(run, compiler):
     assert {path.stat().st_mode & 0o777 for path in run.compiled.iterdir()} == {0o600}
 
 
-@pytest.mark.parametrize(
-    "change", [lambda file: file.chmod(0o666), lambda file: link_elsewhere(file)], ids=["open", "link"]
-)
+def open_to_all(file):
+    file.chmod(0o666)
+
+
+def link_elsewhere(file):
+    file.rename(file.with_suffix(".other"))
+    file.symlink_to(file.with_suffix(".other"))
+
+
+@pytest.mark.parametrize("change", [open_to_all, link_elsewhere])
 def test_code_that_another_user_may_have_written_is_not_loaded(run, compiler, change):
     """The folder was open to a group for a while; torch unpickles the code."""
     compiler.parts = ["a"]
@@ -95,11 +102,6 @@ def test_code_that_another_user_may_have_written_is_not_loaded(run, compiler, ch
     change(run.compiled / "masked.bin")
     attempt(run).start_stage(stage("masked"))
     assert compiler.loaded == []
-
-
-def link_elsewhere(file):
-    file.rename(file.with_suffix(".other"))
-    file.symlink_to(file.with_suffix(".other"))
 
 
 def test_code_is_copied_once_and_by_rank_0(run, compiler, monkeypatch):

@@ -80,14 +80,23 @@ submit_successor() (  # the same script, in the environment with which this shel
   options=(--parsable --dependency="afterany:$id" ${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"})
   [ "$delay" -eq 0 ] || options+=(--begin="now+$delay")
   options+=(${avoid:+--exclude="$avoid"} --comment="away:$((starts + 1)):-1:$failure")
-  environment=()
-  while IFS= read -rd '' pair; do
-    case $pair in SLURM_CONF=*) ;; SLURM*|FLIP_FOLLOWS=*) continue;; esac
-    environment+=("$pair")
-  done < "/proc/$$/environ"
-  [ -z "$FLIP_ATTEMPT" ] || environment+=("FLIP_FOLLOWS=$FLIP_ATTEMPT")
-  env -i "${environment[@]}" "$(type -P sbatch)" "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+  set -- "$FLIP_ATTEMPT" "$(type -P sbatch)" "${options[@]}"
+  exec <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+  restore_environment
+  [ -z "$1" ] || export FLIP_FOLLOWS="$1"
+  exec "${@:2}"
 )
+restore_environment() {  # not by `env NAME=VALUE`: every user of the node reads command lines, which would hold secrets
+  local flip_entry
+  for flip_entry in $(declare -Fx | cut -d' ' -f3); do
+    grep -qz "^BASH_FUNC_$flip_entry%%=" "/proc/$$/environ" || export -nf "${flip_entry?}"
+  done
+  for flip_entry in $(compgen -e); do unset -v "$flip_entry"; done 2>/dev/null  # some are read-only
+  while IFS= read -rd '' flip_entry; do
+    case $flip_entry in SLURM_CONF=*) ;; BASH_FUNC_*|SLURM*|FLIP_FOLLOWS=*) continue;; esac
+    export "${flip_entry?}"
+  done < "/proc/$$/environ" 2>/dev/null
+}
 requeue() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
   error='' refusals=-1
   for _ in {1..1440}; do
