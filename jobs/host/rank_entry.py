@@ -39,6 +39,7 @@ SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     from flip.files.creation import RefusedPath  # after the signals are blocked
+    from flip.files.python_path import variables
 
     raise_limits()
     os.environ.update(environment(os.environ))
@@ -58,6 +59,8 @@ def main() -> None:
             os.write(2, text.encode("utf-8", "replace"))
         finally:  # standard error may lie on the same full disk; that must not change the exit code
             os._exit(code)
+    # a TaskProlog may have replaced the value of the batch script
+    os.environ.update(variables(os.environ["FLIP_SNAPSHOT"], os.environ.get("PYTHONPATH", "")))
     if is_agent:
         from jobs.host.agents.entry import supervise
 

@@ -298,3 +298,16 @@ def test_freed_memory_is_not_cleared_again(settings):
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
     done = subprocess.run([sys.executable, "-c", code], env=environ | settings, capture_output=True, check=True)
     assert (int(done.stdout) < 50) == bool(settings)
+
+
+def test_rank_imports_its_snapshot_although_a_task_prolog_sets_pythonpath(tmp_path):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "probe.py").write_text("import sys\nprint(__file__, sys.path)\n")
+    run = tmp_path / "run"
+    (run / "logs" / "1").mkdir(parents=True)
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(snapshot), "FLIP_ATTEMPT": "1"}
+    environment |= {"PYTHONPATH": "/site/modules", "PYTHONSAFEPATH": "1"}
+    subprocess.run([sys.executable, rank_entry.__file__, "probe"], env=environment, timeout=60, check=True)
+    printed = "".join(path.read_text() for path in (run / "logs" / "1").glob("*.out"))
+    assert str(snapshot / "probe.py") in printed and "/site/modules" in printed
