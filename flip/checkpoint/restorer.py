@@ -92,9 +92,10 @@ class CheckpointRestorer:
             raise kind(f"this checkpoint cannot be read: {failure.text}", path, remedy=remedy)
         return commit.read_commit(path)
 
-    def load(self, source: commit.Commit, state: dict[str, torch.Tensor]) -> None:
+    def load(self, source: commit.Commit, state: dict[str, torch.Tensor], left_out: tuple[str, ...] = ()) -> None:
         """Fill the tensors of ``state`` in place from a commit that ``newest``, ``open`` or ``open_other`` returned.
 
+        ``left_out``: starts of the names of parameters that the commit may have besides (``read_tensors``).
         Rank 0 reads the headers of its files for all ranks, once for several loads from the same commit.
         """
         record = source.record
@@ -107,7 +108,7 @@ class CheckpointRestorer:
             self._read(lambda: headers.update(read_headers(files)) if self.world.is_rank0 else None, source.path)
             self._index = source.path, CheckpointIndex.of(broadcast_json(headers, self.world.checkpoint_group))
         index = self._index[1]
-        self._read(lambda: read_tensors(files, state, index), source.path)
+        self._read(lambda: read_tensors(files, state, index, left_out), source.path)
 
     def close(self) -> None:
         """Free the index of the commit that was loaded."""

@@ -33,6 +33,8 @@ HEADER_BYTES = 1 << 18
 GAP_BYTES = 1 << 20
 REQUEST_BYTES = 1 << 26
 """Regions of a file at most ``GAP_BYTES`` apart are read by one request of at most ``REQUEST_BYTES``."""
+WEIGHTS = "model."
+"""Start of the names of a model's parameters."""
 _DTYPES = {
     "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8, "U8": torch.uint8,
     "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
@@ -180,12 +182,21 @@ class Region(NamedTuple):
         self.target.copy_(rows.reshape(self.shape)[(slice(None), *self.columns)])
 
 
-def read_tensors(files: CheckpointFiles, state: Mapping[str, Tensor], index: CheckpointIndex | None = None) -> None:
+def read_tensors(
+    files: CheckpointFiles,
+    state: Mapping[str, Tensor],
+    index: CheckpointIndex | None = None,
+    left_out: tuple[str, ...] = (),
+) -> None:
     """Fill this rank's part of each tensor of ``state`` in place. ``index``: read from the files if None.
+
+    If ``state`` has parameters of the model, the checkpoint may have no others, except for those whose names start with
+    one of ``left_out``.
 
     Raises DataError if the tensors are not those of the checkpoint, and what ``CheckpointFiles.read`` raises.
     """
     index = index or CheckpointIndex.of(read_headers(files))
+    _refuse_unread(state, index, left_out)
     regions = [region for name, tensor in state.items() for region in _regions(name, tensor, index)]
     groups = list(_groups(sorted(regions, key=lambda region: region[:2])))
 
@@ -198,6 +209,17 @@ def read_tensors(files: CheckpointFiles, state: Mapping[str, Tensor], index: Che
             for group, data in zip(batch, pool.map(read, batch), strict=True):
                 for region in group:
                     region.fill(data, region.start - group[0].start)
+
+
+def _refuse_unread(state: Mapping[str, Tensor], index: CheckpointIndex, left_out: tuple[str, ...]) -> None:
+    """Raise DataError if the checkpoint has parameters that the model lacks: it would compute another function."""
+    if not any(name.startswith(WEIGHTS) for name in state):
+        return
+    unread = sorted(name for name in index.tensors.keys() - state.keys() if name.startswith(WEIGHTS))
+    unread = [name for name in unread if not name.startswith(left_out)]
+    if unread:
+        what = f"the checkpoint has {len(unread)} parameters that the model of its configuration lacks"
+        raise DataError(what, value=", ".join(unread[:3]), remedy="Use the code that trained it.")
 
 
 def _regions(name: str, tensor: Tensor, index: CheckpointIndex) -> Iterator[Region]:

@@ -41,6 +41,10 @@ DELETE_DEADLINE_SECONDS = 30.0
 """How long a deletion is retried during an outage; the next save deletes what is left."""
 
 
+TRAINING_ONLY = "model.head."
+"""Start of the names of parameters that only training uses: the text classification head."""
+
+
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """``model.<name>`` -> parameter, sharded as it is. Buffers are tables computed from the configuration."""
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}

@@ -159,7 +159,7 @@ class Evaluation:
             model = clip.CLIPModel(config.model, config.augment, compute.attention)
         parallel.apply_parallelism(model, self.world, compute)
         checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.retry_policy, self.request.url)
-        checkpoints.load(checkpoints.open(source.path), saver.model_state(model))
+        checkpoints.load(checkpoints.open(source.path), saver.model_state(model), (saver.TRAINING_ONLY,))
         checkpoints.close()
         parallel.check_initialised(model)
         model.eval()

@@ -126,7 +126,7 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
     else:
         about = {"format": form, **_logit_parameters(loaded.model)}
         if form == "onnx":
-            onnx_models.write(folder, loaded)
+            _write_onnx(folder, loaded)
         else:
             _write_transformers(folder, loaded)
         _json(folder / "preprocessor_config.json", format.preprocessor_config(config.model, config.augment))
@@ -145,23 +145,29 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
 def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: str) -> None:
     config = loaded.config
     model = loaded.model
-    state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
-    positions = model.image.positions.cpu()
-    if variant == "native":
-        image = weights.image_to_native(state, positions)
-    elif variant == "extra-block":
-        image = weights.image_to_extra_block(state, positions, config.model.image.layers)
-    else:
-        image = weights.image_to_timm_tower(state, positions)
+    state = _state(model)
+    positions = model.image.positions.detach().cpu()
     shape = config.model
     eps = config.model.norm_eps
     if fold_padding.applies(shape.text):
         state, text, factor = fold_padding.fold_padding_mask(state, shape.text)
         shape = dataclasses.replace(shape, text=text)
         eps *= factor
+    tracked = weights.TrackedState(state)
+    if variant == "native":
+        image = weights.image_to_native(tracked, positions)
+    elif variant == "extra-block":
+        image = weights.image_to_extra_block(tracked, positions, config.model.image.layers)
+    else:
+        image = weights.image_to_timm_tower(tracked, positions)
+    tensors = image | weights.text_to_open_clip(tracked, model.max_logit_scale)
+    _refuse_unread(tracked, loaded, "open_clip")
+    tracked = weights.TrackedState(state)
+    tower = weights.to_timm(tracked, positions)
+    _refuse_unread(tracked, loaded, "timm", ("text.", "image.projection.", *model.first_values))
     new_output_folder(folder / "timm")
-    _save(image | weights.text_to_open_clip(state, model.max_logit_scale), folder / export_record.OPEN_CLIP)
-    _save(weights.to_timm(state, positions), folder / export_record.TIMM)
+    _save(tensors, folder / export_record.OPEN_CLIP)
+    _save(tower, folder / export_record.TIMM)
     described = format.open_clip_config(shape, config.augment, variant, target / "timm", eps)
     if loaded.tokenizer.is_published:  # open_clip's own, which needs no other package
         del described["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
@@ -174,11 +180,33 @@ def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
     # the start and the end token, then padding
     model = loaded.model
     tokens = loaded.tokenizer([""])[0]
-    state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
-    native = weights.image_to_native(state, model.image.positions.detach().cpu())
-    native |= weights.text_to_open_clip(state, model.max_logit_scale)
+    tracked = weights.TrackedState(_state(model))
+    native = weights.image_to_native(tracked, model.image.positions.detach().cpu())
+    native |= weights.text_to_open_clip(tracked, model.max_logit_scale)
+    _refuse_unread(tracked, loaded, "transformers")
     _save(weights.to_transformers(native), folder / "model.safetensors")
     _json(folder / "config.json", format.transformers_config(loaded.config.model, int(tokens[0]), int(tokens.max())))
+
+
+def _write_onnx(folder: Path, loaded: TrainedModel) -> None:
+    """The graphs hold the parameters that they compute with, and export.json those of the logits."""
+    tracked = weights.TrackedState(_state(loaded.model))
+    used = onnx_models.write(folder, loaded)
+    tracked.mark_read([*used, *loaded.model.first_values])
+    _refuse_unread(tracked, loaded, "onnx")
+
+
+def _state(model: CLIPModel) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
+
+
+def _refuse_unread(
+    tracked: weights.TrackedState, loaded: TrainedModel, form: str, left_out: tuple[str, ...] = ()
+) -> None:
+    """Raise ConfigError if the model has parameters for which the format has no place."""
+    what = f"the model has parameters that the export to {form} does not know"
+    remedy = "Add them to flip/export/weights.py, or export to another format (--to)."
+    tracked.refuse_unread(what, loaded.source.path, remedy, left_out)
 
 
 def _logit_parameters(model: CLIPModel) -> dict[str, float]:

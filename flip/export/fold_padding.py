@@ -13,6 +13,7 @@ Letters: D width, H heads, d = D / H, D' = D + H.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -26,11 +27,12 @@ _PAD_MARKER = 4096.0
 _PAD_LOGIT = 16.0
 """Value of queries, and of keys per unit of the normalised marker: logits of padding are hundreds below all others."""
 _KINDS = (
-    "text.tokens.weight", "text.positions", "text.projection.weight", ".attn.qkv.weight", ".attn.qkv.bias",
+    ".tokens.weight", ".positions", ".projection.weight", ".attn.qkv.weight", ".attn.qkv.bias",
     ".attn.proj.weight", ".attn.proj.bias", ".mlp.fc1.weight", ".mlp.fc1.bias", ".mlp.fc2.weight", ".mlp.fc2.bias",
     ".norm.weight", ".norm1.weight", ".norm2.weight", ".norm.bias", ".norm1.bias", ".norm2.bias",
 )  # fmt: skip
-"""Ends of the names of parameters below ``text.``."""
+"""Names of the tower's parameters behind ``text`` or ``text.blocks.N``."""
+_STEM = re.compile(r"text(\.blocks\.\d+)?(?=\.)")
 
 
 def applies(tower: TextTower) -> bool:
@@ -41,7 +43,7 @@ def applies(tower: TextTower) -> bool:
 def fold_padding_mask(state: StateDict, tower: TextTower) -> tuple[dict[str, Tensor], TextTower, float]:
     """The parameters of the wider tower, that tower, and the factor by which its LayerNorms need a smaller eps.
 
-    Parameters whose names do not start with ``text.`` are passed on. Computes in fp64; keeps the dtypes of ``state``.
+    Parameters of other names are passed on. Computes in fp64; keeps the dtypes of ``state``.
     """
     wide = tower.width + tower.heads
     return _convert(state, tower, _widen), dataclasses.replace(tower, width=wide, padding="attend"), tower.width / wide
@@ -57,8 +59,8 @@ def _convert(
 ) -> dict[str, Tensor]:
     converted = dict(state)
     for name, value in state.items():
-        if name.startswith("text."):
-            (kind,) = (kind for kind in _KINDS if name.endswith(kind))
+        kind = _STEM.sub("", name, count=1)
+        if kind in _KINDS:
             converted[name] = change(kind, value.double(), tower).to(value.dtype).contiguous()
     return converted
 
@@ -69,13 +71,13 @@ def _widen(kind: str, value: Tensor, tower: TextTower) -> Tensor:
     d = tower.width // tower.heads
     wide = width + heads
     matrix = value.ndim == 2
-    if kind == "text.tokens.weight":
+    if kind == ".tokens.weight":
         result = _pad(_centred(value, 1), len(value), wide)
         result[0, width] = _PAD_MARKER
         return result
-    if kind == "text.positions":
+    if kind == ".positions":
         return _pad(_centred(value, 1), len(value), wide)
-    if kind == "text.projection.weight":
+    if kind == ".projection.weight":
         return _pad(value, len(value), wide)
     if kind.startswith(".attn.qkv."):  # (3 D, D) or (3 D,), by q, k, v, then head, then dimension
         result = _pad(value.view(3, heads, d, *value.shape[1:]), 3, heads, d + 1, *([wide] if matrix else []))

@@ -13,7 +13,7 @@ from torch import Tensor
 from flip.checkpoint import export_record
 from flip.checkpoint.remote import local_copy
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors
-from flip.checkpoint.saver import model_state
+from flip.checkpoint.saver import TRAINING_ONLY, model_state
 from flip.config import merge as configuration
 from flip.config.derived import weights_config
 from flip.config.schema import Config
@@ -121,7 +121,8 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     model = clip.CLIPModel(config.model, config.augment, "sdpa")
     try:
         with local_copy(selected, url=url) as folder:
-            read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(model))
+            files = CheckpointFiles(folder, selected.record["files"])
+            read_tensors(files, model_state(model), left_out=(TRAINING_ONLY,))
     except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(selected.path), remedy=remedy) from error
@@ -154,10 +155,15 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
 
 def _fill(model: clip.CLIPModel, config: Config, folder: Path) -> None:
     """Load the weights of an export into the model. Raises what a file of other tensors causes."""
-    tensors = load_file(folder / export_record.OPEN_CLIP)
-    tower = load_file(folder / export_record.TIMM)
-    state = weights.from_timm(tower, config.model.image.positions == "learned") | weights.text_from_open_clip(tensors)
+    tensors = weights.TrackedState(load_file(folder / export_record.OPEN_CLIP))
+    tower = weights.TrackedState(load_file(folder / export_record.TIMM))
+    learned = config.model.image.positions == "learned"
+    state = weights.from_timm(tower, learned) | weights.text_from_open_clip(tensors)
     state |= weights.projection_from_open_clip(tensors, config.model.image.layers, config.model.embed)
+    what = "the export has parameters that this version does not know"
+    remedy = "Use the version of the toolkit that wrote it."
+    tensors.refuse_unread(what, folder / export_record.OPEN_CLIP, remedy, ("visual.",))  # these are in the other file
+    tower.refuse_unread(what, folder / export_record.TIMM, remedy, () if learned else ("pos_embed",))
     if fold_padding.applies(config.model.text):
         state = fold_padding.unfold_padding_mask(state, config.model.text)
     model.load_state_dict(state)

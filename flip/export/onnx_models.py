@@ -26,14 +26,14 @@ def check_packages() -> None:
             raise ConfigError("a package is missing", "--to onnx", package, remedy)
 
 
-def write(folder: Path, loaded: TrainedModel) -> None:
-    """Write the files IMAGE and TEXT to ``folder``."""
+def write(folder: Path, loaded: TrainedModel) -> set[str]:
+    """Write the files IMAGE and TEXT to ``folder``. Returns the names of the parameters that they compute with."""
     shape = loaded.config.model
     model = copy.deepcopy(loaded.model).cpu().eval()
     pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
-    _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
+    used = _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
     tokens = torch.ones(2, shape.text.length, dtype=torch.int64)
-    _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
+    return used | _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
 
 
 class _PixelEncoder(nn.Module):
@@ -65,7 +65,8 @@ class _TokenEncoder(nn.Module):
         return self.model.encode_text(input_ids)
 
 
-def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:
+def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> set[str]:
+    """Write one graph. Returns the names of the model's parameters and buffers that its operations read."""
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch about itself
@@ -79,3 +80,11 @@ def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: 
         node.metadata_props.clear()  # torch's stack traces, which have paths of this machine
     weights = [value.const_value for value in exported.model.graph.initializers.values() if value.const_value]
     exported.save(path, external_data=sum(value.nbytes for value in weights) > _SINGLE_FILE_BYTES)
+    return _used(program)
+
+
+def _used(program: torch.export.ExportedProgram) -> set[str]:
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.users]
+    return {tensors[node.name].removeprefix("model.") for node in inputs if node.name in tensors}

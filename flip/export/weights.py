@@ -10,12 +10,14 @@ embedding, P patches, p the side of a patch.
 - `logit_scale` is clamped. SigLIP's bias is `logit_bias`. Other keys differ in name only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flip.losses import all_parameters
+from flip.runs.errors import ConfigError
 
 StateDict = Mapping[str, Tensor]
 
@@ -29,6 +31,10 @@ _BLOCK = {
     "mlp.fc2.": "mlp.c_proj.",
 }
 """Parts of a block here and in timm -> in open_clip. All fuse q, k and v in this order."""
+_SAME_BLOCK = [(part, part) for part in _BLOCK]
+_LEAVES = ("weight", "bias")
+_NORMS = [f"{norm}.{leaf}" for norm in ("norm", "norm_pre") for leaf in _LEAVES]
+"""LayerNorms of the image encoder outside blocks, here and in timm."""
 _TEXT = {
     "text.tokens.weight": "token_embedding.weight",
     "text.positions": "positional_embedding",
@@ -61,11 +67,60 @@ _SCALE = 2.0**24
 """A power of two, so that the scaled projection is exact; large compared with the values that it is added to."""
 
 
+class TrackedState(Mapping[str, Tensor]):
+    """A state dict that records which of its tensors a conversion reads.
+
+    A conversion reads tensors by name and skips names that it does not know, so an unread tensor would be dropped.
+    """
+
+    def __init__(self, tensors: StateDict) -> None:
+        self._tensors = tensors
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._tensors[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def mark_read(self, names: Iterable[str]) -> None:
+        """Count these as read: another conversion has them."""
+        self._read.update(names)
+
+    def refuse_unread(self, what: str, where: str | Path, remedy: str, left_out: tuple[str, ...] = ()) -> None:
+        """Raise ConfigError with the names of the tensors that were not read.
+
+        ``left_out``: starts of the names of tensors that the conversion leaves out on purpose.
+        """
+        unread = sorted(self._tensors.keys() - self._read)
+        unread = [name for name in unread if not name.startswith(left_out)]
+        if unread:
+            raise ConfigError(f"{what}, and would drop them", where, shortened(unread), remedy)
+
+
+def shortened(names: list[str], most: int = 3) -> str:
+    """The first names of a list, and how many more it has."""
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text
+
+
 def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     """The image encoder without projection as timm's VisionTransformer (``no_embed_class``).
 
     ``positions``: of the image encoder; a parameter in timm, also the fixed table.
     """
+    if "image.positions" in state:
+        positions = state["image.positions"]
     tower = {
         "patch_embed.proj.weight": as_convolution(state["image.patch.weight"]),
         "cls_token": state["image.class_token"][None, None],
@@ -73,8 +128,8 @@ def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     }
     if "image.patch.bias" in state:
         tower["patch_embed.proj.bias"] = state["image.patch.bias"]
-    image = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
-    return tower | {name: value for name, value in image.items() if name.startswith(("blocks.", "norm"))}
+    tower |= {name: state[f"image.{name}"] for name in _NORMS if f"image.{name}" in state}
+    return tower | _rename_blocks(state, "image.blocks.", "blocks.", _SAME_BLOCK)
 
 
 def from_timm(tower: StateDict, learned_positions: bool) -> dict[str, Tensor]:
@@ -87,7 +142,8 @@ def from_timm(tower: StateDict, learned_positions: bool) -> dict[str, Tensor]:
         state["image.patch.bias"] = tower["patch_embed.proj.bias"]
     if learned_positions:
         state["image.positions"] = tower["pos_embed"][0]
-    return state | {f"image.{name}": tower[name] for name in tower if name.startswith(("blocks.", "norm"))}
+    state |= {f"image.{name}": tower[name] for name in _NORMS if name in tower}
+    return state | _rename_blocks(tower, "blocks.", "image.blocks.", _SAME_BLOCK)
 
 
 def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Tensor]:
@@ -117,7 +173,9 @@ def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     Its patch convolution has no bias, so a bias is added to the positions of patches. In the fixed table the position
     of the class token is zero.
     """
-    if "image.positions" not in state:
+    if "image.positions" in state:
+        positions = state["image.positions"]
+    else:
         positions = torch.cat([torch.zeros_like(positions[:1]), positions])
     if "image.patch.bias" in state:
         positions = torch.cat([positions[:1], positions[1:] + state["image.patch.bias"]])
@@ -234,11 +292,14 @@ def as_matrix(convolution: Tensor) -> Tensor:
 
 
 def _rename_blocks(state: StateDict, stem: str, target: str, parts: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
-    """The parameters ``stem``N.PART as ``target``N.PART; ``parts``: starts of parts, and what replaces them."""
+    """The parameters ``stem``N.PART as ``target``N.PART; ``parts``: starts of parts, and what replaces them.
+
+    Other parameters of a block are not read.
+    """
     blocks = {}
-    pairs = list(parts)
-    for name in (name for name in state if name.startswith(stem)):
+    renamed = {old + leaf: new + leaf for old, new in parts for leaf in _LEAVES}
+    for name in state:
         number, _, part = name.removeprefix(stem).partition(".")
-        old, new = next(pair for pair in pairs if part.startswith(pair[0]))
-        blocks[f"{target}{number}.{new}{part.removeprefix(old)}"] = state[name]
+        if name.startswith(stem) and part in renamed:
+            blocks[f"{target}{number}.{renamed[part]}"] = state[name]
     return blocks

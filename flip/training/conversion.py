@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
+from flip.checkpoint.saver import TRAINING_ONLY
 from flip.config.schema import Config
 from flip.distributed.parallel import full_tensor, reshard, shard_like
 from flip.models.clip import CLIPModel
@@ -38,17 +39,19 @@ def copy_weights(source: CLIPModel, target: CLIPModel, names: Collection[str] | 
 
 
 @torch.no_grad()
-def load_weights(source: Config, target: CLIPModel, load: Callable[[dict[str, Tensor]], None]) -> None:
+def load_weights(source: Config, target: CLIPModel, load: Callable[[dict[str, Tensor], tuple[str, ...]], None]) -> None:
     """Fill the parameters of ``target`` from a checkpoint of the model of ``source``, as ``copy_weights``. Collective.
 
-    ``load`` fills tensors ``model.<name>`` from the checkpoint. Of parameters that keep their shape it fills this
+    ``load`` fills tensors ``model.<name>`` from the checkpoint; its second argument are the parameters of the source
+    that the target does not have. Of parameters that keep their shape it fills this
     rank's shards in place; only those to be converted are read in full by every rank.
     """
     with torch.device("meta"):
         saved = dict(CLIPModel(source.model, source.augment, "sdpa").named_parameters())
     own = {name: parameter.detach() for name, parameter in target.named_parameters() if name in saved}
     full = {name: torch.empty(saved[name].shape) for name, value in own.items() if saved[name].shape != value.shape}
-    load({f"model.{name}": value for name, value in (own | full).items()})
+    left_out = [f"model.{name}" for name in saved if name not in own]
+    load({f"model.{name}": value for name, value in (own | full).items()}, (TRAINING_ONLY, *left_out))
     for name, value in full.items():
         own[name].copy_(shard_like(convert(name, value, own[name].shape), own[name]))
 

@@ -331,8 +331,11 @@ def _load_open_clip(model: CLIPModel, config: Config, folder: Path) -> dict[str,
             expected = "CLIP's published byte pairs (docs/reproduce.md)"
         remedy = f"Use that model's own, {expected}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {folder}", "data.tokenizer", config.data.tokenizer, remedy)
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / FILES[1]).items()}
+    tensors = weights.TrackedState({name: tensor.float() for name, tensor in load_file(folder / FILES[1]).items()})
     state = weights.image_from_native(tensors, source.model.image.norm_pre) | weights.text_from_open_clip(tensors)
+    what = "init.export: cannot start from this model, because it has parameters that the toolkit does not know"
+    remedy = "A ViT of open_clip with learned positions and CLIP's text encoder fits: docs/export.md."
+    tensors.refuse_unread(what, folder / FILES[1], remedy)
     other = clip.CLIPModel(source.model, source.augment, "sdpa")
     other.load_state_dict(state)
     copy_weights(other, model)

@@ -6,6 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flip.config.schema import Init
 from flip.data.decode import patches
@@ -104,3 +105,13 @@ def test_run_of_another_architecture_or_tokenizer_is_refused_with_the_field(fold
     config = run_config(tokenizer=make_tokenizer(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="byte pairs"):
         warm_start.load_converted(built(run_config()), config, folder)
+
+
+@pytest.mark.parametrize("name", ["visual.transformer.resblocks.0.ls_1.gamma", "visual.ln_pre.scale", "text_gain"])
+def test_weights_with_a_tensor_that_the_toolkit_does_not_know_are_refused(folder, tmp_path, name):
+    (tmp_path / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
+    file = tmp_path / "open_clip_model.safetensors"
+    save_file(load_file(folder / file.name) | {name: torch.ones(1)}, file)
+    config = run_config()
+    with pytest.raises(ConfigError, match=rf"parameters that the toolkit does not know.*{name}"):
+        warm_start.load_converted(built(config), config, tmp_path)
