@@ -1,12 +1,22 @@
 """flip submit SWEEP: check a sweep, show its cost, start the runs that are missing."""
 
 import argparse
+import errno
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.common.cli import INDEX, Parser, add_sweep_arguments, note, run_command
 
+if TYPE_CHECKING:
+    from jobs.submission.submission import Submission
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, the end of a container or pod, and the end of a terminal."""
 EXAMPLES = """examples:
   flip submit quickstart --cluster local --watch
   flip submit model_scaling --dry-run
@@ -48,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--foreground", action="store_true",
-        help="--watch, but Ctrl-C stops the runs: they save a checkpoint; the command with --retry continues them",
+        help="--watch, but Ctrl-C, SIGTERM or a closed terminal stops the runs: they save a checkpoint, and the command"
+        " ends with code 75; with --retry it continues them",
     )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
@@ -107,32 +118,89 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def submit(args: argparse.Namespace) -> int:
+    from jobs.reporting.status import watch
     from jobs.submission.submission import Submission, SubmitOptions
 
-    code, watched = Submission(SubmitOptions.of(args)).run()
+    submission = Submission(SubmitOptions.of(args))
+    if args.foreground:
+        return in_foreground(submission)
+    code, watched = submission.run()
     if watched is None:
         return code
-    from jobs.reporting.status import watch
-
-    if args.foreground:
-        _stop_on_interrupt(watched)
     return watch(watched, sys.stdout)
 
 
-def _stop_on_interrupt(paths: Sequence[Path]) -> None:
-    """Let the first Ctrl-C cancel the runs, which then save and end; the second one only ends this command."""
-    import signal
+class EndRequested(BaseException):
+    """A signal asks this process to end."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+        """The exit code of a process that this signal ends, as a shell shows it."""
+
+
+def in_foreground(submission: "Submission") -> int:
+    """Submit, and show the runs until they have ended. Returns the exit code.
+
+    The first of END_SIGNALS, or a terminal or pipe that takes no more output, cancels the runs. They save and end, and
+    the command returns after them: 75 if they can be started again. A second signal ends the command only.
+    """
+    from jobs.reporting.status import watch
+
+    for number in END_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _raise_end)
+    try:
+        try:
+            code, watched = submission.run()
+            if watched is None:
+                return code
+            return watch(watched, sys.stdout)
+        except (EndRequested, OSError) as reason:
+            runs = [path for path in submission.managed if path.exists()]
+            if not runs or not _ends_foreground(reason):
+                raise
+            return _stop_runs(runs, reason)
+    except EndRequested as last:
+        _write("interrupted")
+        return last.code
+
+
+def _raise_end(number: int, _frame: object) -> None:
+    raise EndRequested(number)
+
+
+def _ends_foreground(reason: BaseException) -> bool:
+    """Whether a signal was received, or the output is closed. Other errors, such as of a file, say nothing about it."""
+    if isinstance(reason, OSError):
+        return reason.filename is None and reason.errno in (errno.EPIPE, errno.EIO)
+    return isinstance(reason, EndRequested)
+
+
+def _stop_runs(paths: Sequence[Path], reason: BaseException) -> int:
+    """Cancel the runs and wait for their end. Returns the exit code of the command."""
     from flip.runs.lifecycle import ENDED
     from flip.runs.rundir import RunDir
-    from jobs.runs.clusters import request_cancel, states
+    from jobs.reporting.outcomes import outcomes, text
+    from jobs.runs.clusters import poll_interval, request_cancel, states, worst_exit_code
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # an error of the terminal may have come before it
+    _write("cancelled: the runs save a checkpoint and end; to continue them, submit with --retry")
     runs = [RunDir(path) for path in paths]
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    known = states(runs)
+    request_cancel([run for run in runs if known[run.path].state not in ENDED], f"submit --foreground: {reason}")
+    while any(known[run.path].state not in ENDED for run in runs):
+        time.sleep(poll_interval(runs))
         known = states(runs)
-        request_cancel([run for run in runs if known[run.path].state not in ENDED], "Ctrl-C")
-        note("cancelled: the runs save a checkpoint and end; to continue them, submit with --retry")
+    _write(str(text(outcomes(runs))))
+    return worst_exit_code((run, known[run.path].state) for run in runs)
 
-    signal.signal(signal.SIGINT, stop)
+
+def _write(line: str) -> None:
+    """Write a note. An output that is closed gets nothing any more."""
+    try:
+        note(line)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for handle in (1, 2):  # buffered output would raise again at the exit
+            os.dup2(nowhere, handle)

@@ -94,7 +94,8 @@ class Submission:
     ``exposed``: folders in which other users can exchange the runs, their code or what a profile names. ``checks``:
     each passed check once, in order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with
     nominal data sets. ``callbacks``: path -> content of the files of ``monitor.callbacks``. ``batches``: the
-    Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the start.
+    Slurm jobs of a dry run. ``managed``: the directories of the runs, from the moment in which they may start.
+    ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the start.
     """
 
     def __init__(self, options: SubmitOptions) -> None:
@@ -118,6 +119,7 @@ class Submission:
         self.callbacks: dict[str, bytes] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
+        self.managed: list[Path] = []
         self.outcome: dict[str, Any] = {"started": [], "trashed": {}, "still_saving": [], "cancelled_meanwhile": []}
         if not str(self.folder).isprintable():
             raise ConfigError("the path of the runs contains a control character", value=str(self.folder))
@@ -178,6 +180,7 @@ class Submission:
                 if not dry:
                     self._trust(plan)
                     self._confirm(question)
+                    self.managed = [self.folder / action.name for action in plan.actions]
                     self._commit(plan)
                     following = _of_submitted(plan)
             finally:
@@ -186,7 +189,7 @@ class Submission:
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
             return STORAGE, None
         if self.options.watch and not dry:
-            return COMPLETE, [self.folder / action.name for action in plan.actions]
+            return COMPLETE, self.managed
         if following and not dry:
             note("\n  ".join(["next:", *following]))
         return COMPLETE, None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.local.backend import live_ranks
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
@@ -160,20 +162,105 @@ def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
     assert refused.returncode == 78 and "seed: 0 -> 1" in refused.stderr
 
 
-@pytest.mark.long
-def test_foreground_submit_saves_and_stops_runs_on_ctrl_c(desk):
-    argv = [desk.sweep, "--foreground", "--only", "half", "stages.pretrain.samples=1e6", "checkpoint.minutes=60"]
-    run = RunDir(desk.runs / "demo" / "half")
-    command = subprocess.Popen(
-        [sys.executable, ROOT / "jobs" / "submit.py", *argv], stdout=subprocess.PIPE, text=True, cwd=desk.folder,
-        env=os.environ | {"FLIP_RUNS": str(desk.runs)},
+def foreground(desk, *words, shell="", output=subprocess.PIPE, **options):
+    """``submit --foreground`` of a long run in a process of its own session, and the run, once it trains.
+
+    ``shell``: text after the command, which then is a child of ``sh -c``.
+    """
+    argv = [
+        sys.executable, str(ROOT / "jobs" / "submit.py"), str(desk.sweep), "--foreground", "--only", "half",
+        "stages.pretrain.samples=1e6", "checkpoint.minutes=60", *words,
+    ]  # fmt: skip
+    if shell:
+        argv = ["sh", "-c", f"{shlex.join(argv)}{shell}"]
+    process = subprocess.Popen(
+        argv, stdout=output, text=True, cwd=desk.folder, env=os.environ | {"FLIP_RUNS": str(desk.runs)},
+        start_new_session=True, **options,
     )  # fmt: skip
+    run = RunDir(desk.runs / "demo" / "half")
     wait_until(lambda: (read_json(run.status) or {}).get("step", 0) > 2, "the first steps")
-    command.send_signal(signal.SIGINT)
-    shown, _ = command.communicate(timeout=60)
-    assert command.returncode == 75 and "save a checkpoint and end; to continue them, submit with --retry" in shown
+    return process, run
+
+
+def assert_saved_and_ended(run):
     outcome = read_run(run.path)
-    assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1) and commits(run)[-1].samples_seen > 0
+    assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1)
+    assert commits(run)[-1].samples_seen > 0
+    assert not live_ranks(run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))]
+)
+def test_foreground_submit_saves_and_stops_runs_on_signal(desk, number):
+    process, run = foreground(desk)
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "save a checkpoint and end; to continue them, submit with --retry" in shown
+    assert_saved_and_ended(run)
+    assert number.name in (run.cancel.read_text())
+
+
+@pytest.mark.long
+def test_foreground_submit_stops_runs_if_its_terminal_is_closed(desk):
+    """The shell of a terminal that closes passes SIGHUP on; output to the terminal fails from then on."""
+    own, terminal = os.openpty()
+    process, run = foreground(desk, output=terminal, stderr=terminal, stdin=terminal)
+    os.close(terminal)
+    os.close(own)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 75
+    assert_saved_and_ended(run)
+
+
+@pytest.mark.slow
+def test_foreground_submit_stops_runs_if_its_output_is_closed(desk):
+    process, run = foreground(desk)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 75
+    assert_saved_and_ended(run)
+
+
+@pytest.mark.slow
+def test_foreground_submit_below_a_shell_stops_runs_if_the_group_is_ended(desk):
+    process, run = foreground(desk, shell="; exit $?")
+    os.killpg(process.pid, signal.SIGTERM)
+    shown, _ = process.communicate(timeout=120)  # the pipe ends with the command
+    assert "save a checkpoint and end" in shown
+    assert_saved_and_ended(run)
+
+
+@pytest.mark.long
+def test_second_signal_ends_foreground_submit_at_once(desk):
+    """A rank that is stopped cannot save, so the command waits for it."""
+    process, run = foreground(desk)
+    (rank,) = live_ranks(run)
+    os.kill(rank["pid"], signal.SIGSTOP)
+    try:
+        process.send_signal(signal.SIGTERM)
+        wait_until(run.cancel.exists, "the first signal")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        os.kill(rank["pid"], signal.SIGCONT)
+    wait_until(lambda: read_run(run.path).state == "cancelled" and not live_ranks(run), "the end of the run")
+    assert commits(run)[-1].samples_seen > 0, "the runs go on saving"
+
+
+@pytest.mark.slow
+def test_foreground_submit_with_retry_continues_stopped_runs(desk):
+    """The program of a pod: the same command again and again."""
+    process, run = foreground(desk, "--retry")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75
+    before = commits(run)[-1].samples_seen
+    again, _ = foreground(desk, "--retry")
+    wait_until(lambda: (read_json(run.status) or {}).get("samples", 0) > before, "further steps")
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(timeout=120) == 75
+    assert commits(run)[-1].samples_seen > before
 
 
 @pytest.mark.parametrize(
