@@ -333,7 +333,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 @contextmanager
-def _opened(data: bytes | memoryview, formats: Sequence[str] = _FORMATS) -> Iterator[Image.Image]:
+def _opened(data: bytes | memoryview, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
     """The image of a file, not yet decoded. Raises DecodeError."""
     try:
         with PILLOW:

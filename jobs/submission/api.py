@@ -67,7 +67,7 @@ def submit(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
-    changed: Literal["keep", "fork", "restart", "data"] | None = None,
+    changed: Literal["keep", "extend", "fork", "restart", "data"] | None = None,
     retry: bool = False,
     yes: bool = False,
 ) -> SubmittedRuns:
