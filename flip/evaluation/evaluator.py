@@ -29,7 +29,7 @@ from flip.evaluation.tasks.zero_shot import class_embeddings, classify, nearest_
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Settings of an evaluation. ``progress`` is called after every batch."""
+    """Settings of an evaluation. ``progress`` is called after every batch, and on rank 0 while it fits a probe."""
 
     encoder: Encoder
     batch: int = 256
@@ -44,6 +44,8 @@ class Evaluator:
     """On rank 0, filled by ``score``: the predictions of zero-shot results, by name."""
     retry_policy: RetryPolicy = DEFAULT_POLICY
     """How long storage is waited for."""
+    stop_if_requested: Callable[[], None] = no_op
+    """Called on all ranks after every batch; it may be collective, and raise on all of them."""
 
     def score(self, data: ResolvedDataset, role: str = "test") -> list[dict[str, Any]]:
         """Results, one per table column, with ``role``. Collective: all ranks get the same results but for the seconds.
@@ -71,6 +73,10 @@ class Evaluator:
                 score["note"] = "; ".join(notes)
         return scores
 
+    def _after_batch(self) -> None:
+        self.progress()
+        self.stop_if_requested()
+
     def _zeroshot(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.prompts is not None
         classes = self._classes(data.prompts)
@@ -95,10 +101,10 @@ class Evaluator:
         return {"": self.ranks.on_rank0(result)}
 
     def _retrieval(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
-        of_images = embed_images(self.encoder, images, _captions, self.batch, self.ranks, self.progress)
+        of_images = embed_images(self.encoder, images, _captions, self.batch, self.ranks, self._after_batch)
         captions = self.ranks.on_rank0(lambda: of_images.labels if of_images is not None else [])
         texts = [text for of_image in captions for text in of_image]
-        embedded = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
+        embedded = embed_texts(self.encoder, texts, self.batch, self.ranks, self._after_batch)
         owners = torch.tensor([i for i, of_image in enumerate(captions) for _ in of_image], dtype=torch.int64)
 
         def result() -> dict[str, dict[str, Any]]:
@@ -125,7 +131,7 @@ class Evaluator:
         _, instances = associations.read(images.where)
         embedded = self._images(images)
         texts = [association.prompt(instance.cue) for instance in instances]
-        cues = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
+        cues = embed_texts(self.encoder, texts, self.batch, self.ranks, self._after_batch)
 
         def result() -> dict[str, Any]:
             assert embedded is not None and cues is not None
@@ -142,7 +148,7 @@ class Evaluator:
         def compute() -> dict[str, Tensor] | None:
             names = prompts.names
             templates = prompts.templates
-            classes = class_embeddings(self.encoder, names, templates, self.batch, self.ranks, self.progress)
+            classes = class_embeddings(self.encoder, names, templates, self.batch, self.ranks, self._after_batch)
             if classes is None:
                 return None
             return {"features": classes}
@@ -160,7 +166,7 @@ class Evaluator:
             read = partial(label_and_group, group)
 
         def compute() -> dict[str, Tensor] | None:
-            computed = embed_images(self.encoder, images, read, self.batch, self.ranks, self.progress)
+            computed = embed_images(self.encoder, images, read, self.batch, self.ranks, self._after_batch)
             if computed is None:
                 return None
             labels = torch.tensor(computed.labels, dtype=torch.int64)

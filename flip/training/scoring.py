@@ -16,7 +16,7 @@ from flip.config.schema import Config, EvaluationSet
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
-from flip.distributed.collectives import RankGroup, run_on_first
+from flip.distributed.collectives import RankGroup
 from flip.distributed.parallel import World
 from flip.distributed.shutdown import Watchdog
 from flip.evaluation.datasets.catalog import ResolvedDataset
@@ -25,7 +25,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_labels
 from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import Predictions, path_of
-from flip.evaluation.metrics.result_files import ScoreRecord, training_file, write_scores
+from flip.evaluation.metrics.result_files import ScoreRecord, read_score_file, training_file, write_scores
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.rundir import RunDir
@@ -67,74 +67,110 @@ class Scoring(Callback):
             check_labels(self._config.evaluate.sets, self._ranks, self._retry_policy, heartbeat)
 
     def evaluate(self, training: Training) -> list[dict[str, Any]]:
-        """At the end of the run, score all sets and return their results. Before it, score the validation sets, unless
-        an earlier attempt has done so."""
+        """At the end of the run, score all sets and return their results. Before it, score the validation sets."""
         if training.samples_seen == self._end:
             return self._evaluate(training, self._config.evaluate.sets, keep_predictions=True)
-        scores = training_file(self._run, training.span.stage.name, training.samples_seen)
-        if not run_on_first(scores.exists, self._world.control_group):
-            validation = [item for item in self._config.evaluate.sets if item.role == "validation"]
-            self._evaluate(training, validation, keep_predictions=False)  # they take much space
+        validation = [item for item in self._config.evaluate.sets if item.role == "validation"]
+        self._evaluate(training, validation, keep_predictions=False)  # they take much space
         return []
 
     def _evaluate(
         self, training: Training, items: Sequence[EvaluationSet], keep_predictions: bool
     ) -> list[dict[str, Any]]:
-        """Score these sets; write the results to eval/ and TensorBoard.
+        """Score the sets that no earlier attempt has scored; write the results to eval/ and TensorBoard.
 
-        The position must be saved or being saved, because a stop between two sets does not save.
+        Each set is written when it is scored: after a stop the next attempt scores the others. The position must be
+        saved or being saved, because a stop between two batches does not save.
         """
         if not items:
             return []
         with self._metrics.evaluating():
-            results, predictions = self._score(training, items)
+            done = self._stored(training)
+            left = [item for item in items if item.name not in done]
+            if not left:
+                return _in_order(items, done)
+            encoder = self._encoder(training)
+            for item in left:
+                predictions = dict[str, Predictions]()
+                scored = self._score(training, encoder, item, predictions)
+                self._checkpoints.wait()  # otherwise the results might belong to weights that are lost
+                done[item.name] = self.with_commit(training, scored)
+                if not keep_predictions:
+                    predictions.clear()
+                self.write(training, _in_order(items, done), predictions)
+            del encoder
             if self._world.size > 1:
                 gc.collect()  # frees the fp32 copy, whose modules refer to each other
-            self._checkpoints.wait()  # otherwise the results might belong to weights that are lost
-            return self.record_scores(training, results, predictions if keep_predictions else {})
+            results = _in_order(items, done)
+            if self._is_writer():
+                self._metrics.writer.add_scores(training.samples_seen, results)
+            return results
+
+    def _stored(self, training: Training) -> dict[str, list[dict[str, Any]]]:
+        """Name of a set -> its results of the present weights from an earlier attempt. Collective."""
+        path = training_file(self._run, training.span.stage.name, training.samples_seen)
+        if not self._ranks.on_rank0(path.exists):
+            return {}
+        self._checkpoints.wait()
+
+        def read() -> dict[str, list[dict[str, Any]]]:
+            try:
+                scores = read_score_file(path).scores
+            except (FileNotFoundError, ValueError):  # damaged: the sets are scored again
+                return {}
+            record = commit.summary_at(self._run, training.samples_seen)
+            by_set: dict[str, list[dict[str, Any]]] = {}
+            for score in scores:
+                if record is not None and score.get("commit") == record:
+                    by_set.setdefault(str(score.get("set")), []).append(score)
+            return by_set
+
+        return self._ranks.on_rank0(read)
 
     def _score(
-        self, training: Training, items: Sequence[EvaluationSet]
-    ) -> tuple[list[dict[str, Any]], dict[str, Predictions]]:
-        """Results of the present weights, and on rank 0 the predictions for each image. Raises TrainingStopped if the
-        ranks agree to stop between two sets."""
-        encoder = self._encoder(training)
-        results = list[dict[str, Any]]()
-        predictions = dict[str, Predictions]()
-        for item in items:
-            training.stop_if_requested()
-            heartbeat = partial(self._watchdog.heartbeat, f"evaluating {item.name}")
-            heartbeat()
-            evaluator = Evaluator(
-                encoder, self._config.evaluate.batch, self._ranks, heartbeat, device=self._world.device,
-                predictions=predictions, retry_policy=self._retry_policy,
-            )  # fmt: skip
-            with torch.compiler.set_stance("force_eager"):  # as in flip evaluate; shapes rarely repeat
-                scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
-            parallel.reshard(encoder.model)
-            for result in scored:
-                results.append(result | {"stage": training.span.stage.name, "samples": training.samples_seen})
-                if self._world.is_rank0:
-                    log.info("%s", format_result(result))
-        return results, predictions
-
-    def record_scores(
-        self, training: Training, results: list[dict[str, Any]], predictions: Mapping[str, Predictions]
+        self, training: Training, encoder: ModelEncoder, item: EvaluationSet, predictions: dict[str, Predictions]
     ) -> list[dict[str, Any]]:
-        """Write the results with the commit of their position, and the predictions. Only rank 0 reads and writes, and
-        only while no newer attempt does: the commit could be that one's."""
-        if not self._world.is_rank0 or not self._run.is_current_attempt(self._attempt):
-            return results
+        """Results of the present weights on a set. Raises TrainingStopped if the ranks agree to stop between two
+        batches.
+
+        ``predictions``: filled on rank 0 with those for each image.
+        """
+        training.stop_if_requested()
+        heartbeat = partial(self._watchdog.heartbeat, f"evaluating {item.name}")
+        heartbeat()
+        evaluator = Evaluator(
+            encoder, self._config.evaluate.batch, self._ranks, heartbeat, device=self._world.device,
+            predictions=predictions, retry_policy=self._retry_policy, stop_if_requested=training.stop_if_requested,
+        )  # fmt: skip
+        with torch.compiler.set_stance("force_eager"):  # as in flip evaluate; shapes rarely repeat
+            scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
+        parallel.reshard(encoder.model)
+        if self._world.is_rank0:
+            for result in scored:
+                log.info("%s", format_result(result))
+        return scored
+
+    def with_commit(self, training: Training, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results with their position and, on rank 0, which alone reads it, the record of its commit."""
+        position: dict[str, Any] = {"stage": training.span.stage.name, "samples": training.samples_seen}
+        if self._is_writer():
+            position["commit"] = commit.summary_at(self._run, training.samples_seen)
+        return [result | position for result in results]
+
+    def write(self, training: Training, results: list[dict[str, Any]], predictions: Mapping[str, Predictions]) -> None:
+        """Write the results of the position so far, and the predictions of a set."""
+        if not self._is_writer():
+            return
         stage = training.span.stage.name
         samples_seen = training.samples_seen
-        record = commit.summary_at(self._run, samples_seen)
-        results = [result | {"commit": record} for result in results]
         point = ScoreRecord(stage, samples_seen, results, seconds=training.seconds, attempt=self._attempt)
         write_scores(self._run, point)
-        self._metrics.writer.add_scores(samples_seen, results)
         for name, prediction in predictions.items():
             prediction.write(path_of(self._run, stage, samples_seen, name))
-        return results
+
+    def _is_writer(self) -> bool:
+        """Whether this is rank 0, and no newer attempt works: the commit of a position could be that attempt's."""
+        return self._world.is_rank0 and self._run.is_current_attempt(self._attempt)
 
     def _encoder(self, training: Training) -> ModelEncoder:
         """The present weights as an encoder that computes in fp32."""
@@ -148,3 +184,8 @@ class Scoring(Callback):
         view = EvaluationView.of(config)
         tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         return ModelEncoder(model, tokenizer, config.model.image, self._world.device, view=view)
+
+
+def _in_order(items: Sequence[EvaluationSet], done: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The results of the sets that are done, in the order of the configuration."""
+    return [result for item in items for result in done.get(item.name, ())]

@@ -162,7 +162,6 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
     run = RunDir(tmp_path)
-    metrics = SimpleNamespace(writer=SimpleNamespace(add_scores=lambda *_: written.append("scores")))
     results = [{"name": "val", "top1": 0.5}]
     predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
     training = SimpleNamespace(
@@ -171,14 +170,15 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
     attempt = run.start_attempt({})
     for rank, newer, commits in ((1, False, []), (0, False, [8]), (0, True, [8])):
         world = parallel.World(rank, 2, torch.device("cpu"), None, None)
-        scoring = Scoring(run, attempt, configuration(tmp_path, world=2), world, None, None, metrics)
+        scoring = Scoring(run, attempt, configuration(tmp_path, world=2), world, None, None, None)
         if newer:
             run.start_attempt({})
-        assert len(scoring.record_scores(training, results, predictions)) == 1 and looked == commits
-    assert written == ["scores", "val.predictions.jsonl"]
+        scoring.write(training, scoring.with_commit(training, results), predictions)
+        assert looked == commits
+    assert written == ["val.predictions.jsonl"]
     (point,) = read_scores(run)
     assert (point.stage, point.samples_seen, point.seconds, point.attempt) == ("pretrain", 8, 1.0, attempt)
-    assert point.scores == [results[0] | {"commit": {"samples": 8}}]
+    assert point.scores == [results[0] | {"stage": "pretrain", "samples": 8, "commit": {"samples": 8}}]
 
 
 @pytest.mark.long
