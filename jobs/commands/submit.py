@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import os
 import signal
 import sys
 import time
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.common.cli import INDEX, Parser, add_sweep_arguments, note, run_command
+from jobs.common.cli import INDEX, Parser, add_sweep_arguments, discard_output, note, run_command
 
 if TYPE_CHECKING:
     from jobs.submission.submission import Submission
@@ -201,6 +200,4 @@ def _write(line: str) -> None:
     try:
         note(line)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for handle in (1, 2):  # buffered output would raise again at the exit
-            os.dup2(nowhere, handle)
+        discard_output()

@@ -272,15 +272,20 @@ def run_main(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        for handle in (1, 2):  # buffered output would raise again at exit
-            os.dup2(devnull, handle)
+        discard_output()
         return CUT_OFF
     except Exception:
         from flip.runs.credentials import scrub_stderr  # only now: --help must be fast
 
         scrub_stderr()  # the interpreter prints the traceback there
         raise
+
+
+def discard_output() -> None:
+    """Write no more to standard output and error, which are closed: buffered output would raise again at the exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for handle in (1, 2):
+        os.dup2(devnull, handle)
 
 
 def command(name: str, *words: object) -> str:
