@@ -19,7 +19,8 @@ FILES = sorted(path for folder in ("flip", "jobs", "tools") for path in (ROOT / 
 
 
 def test_sources_bind_no_server_to_all_interfaces():
-    everywhere = re.compile(r"""["'](0[.]0[.]0[.]0|::|\[::\])["']""")
+    # two colons that are looked for in a text separate the addresses of a chain of fsspec
+    everywhere = re.compile(r"""["'](0[.]0[.]0[.]0|::|\[::\])["'](?! in )""")
     paths = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert not [path.name for path in paths if everywhere.search(path.read_text(encoding="utf-8"))]
 

@@ -16,7 +16,7 @@ from flip.runs.rundir import write_json
 POLICY = RetryPolicy(deadline=1.0)
 ADMITTED = ["/data/runs", "s3://bucket/a", "file:///data", "gs://b/c", "az://b/c", "abfs://container@account/path"]
 REFUSED = [
-    "reference::s3://bucket/refs.json", "simplecache::s3://b/c", "s3://b/c::file:///d", "/data/a::b", "::", "://x",
+    "reference::s3://bucket/refs.json", "simplecache::s3://b/c", "s3://b/c::file:///d", "/data/a::b", "a::", "://x",
     "http://host/x", "https://host/x", "github://org:repo@main/x", "ssh://host/x", "jar://x", "data:text/plain,x",
     "S3://bucket/a", "runs", "",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ ANSWERS = {
         "view.changes.append(erase)",
     ),
     "cost before": ("flip submit my.yaml --dry-run", "`--dry-run` shows the plan and writes nothing"),
-    "number of ranks": ("flip cancel my/large", "extend: true", "submit again", "*world sizes allowed*"),
+    "number of ranks": ("flip cancel my/large", "--changed extend", "*world sizes allowed*"),
     "8 GPUs": ("gpus_per_node: 8", "flip new my", "--dry-run", "flip submit my\n"),
 }
 LONGEST = 400

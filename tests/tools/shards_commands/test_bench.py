@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flip.data import kernel
+from flip.data import kernel, worker
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
 from jobs.common import core_speeds
@@ -98,16 +98,17 @@ def test_rows_with_the_kernel_are_measured_if_it_is_used(tmp_path, monkeypatch):
     spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "torchvision", 32, 8, 0)
     used = not kernel.obstacle(spec.data, spec.augment, spec.image)
     has_kernel = []
-    of = kernel.VisiblePatches.of
+    why_unused = worker.why_unused
 
-    def recorded(_, *args):
-        has_kernel.append(of(*args) is not None)
-        return of(*args)
+    def recorded(*args):
+        reason = why_unused(*args)
+        has_kernel.append(not reason)
+        return reason
 
-    monkeypatch.setattr(kernel.VisiblePatches, "of", classmethod(recorded))
+    monkeypatch.setattr(worker, "why_unused", recorded)
     rows = bench.measure_rows(manifest, spec, 0.05)
     assert [row.kernel for row in rows] == [False] * 3 + [True] * 3 * used
-    assert has_kernel == [used] + [False] * 3 + [True] * 3 * used and kernel.VARIABLE not in os.environ
+    assert has_kernel == [False] * 3 + [True] * 3 * used and kernel.VARIABLE not in os.environ
     monkeypatch.setenv(kernel.VARIABLE, "0")
     assert not any(row.kernel for row in bench.measure_rows(manifest, spec, 0.05))
     assert os.environ[kernel.VARIABLE] == "0"
