@@ -44,7 +44,7 @@ def end_attempt(
     n: int,
     end: EndFacts,
     suspect: Tuple[str, str] = ("", ""),
-    disk_full: str = "",
+    met: Optional[Mapping[str, str]] = None,
     noticed: Optional[float] = None,
     observed: bool = True,
 ) -> Decision:
@@ -53,7 +53,8 @@ def end_attempt(
     Args:
         end: what the caller knows of it; this function adds what the files of the run show.
         suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
-        disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
+        met: cause -> reason, of what the caller itself met: a full disk, which may have kept the ranks from recording
+            causes, or a job.json that another user may have written.
         noticed: when the launcher saw the first rank fail; by default, now.
         observed: whether its launcher saw it end; else this is a later record of that.
     """
@@ -63,8 +64,8 @@ def end_attempt(
     commits, committed = _progress(run, n, start)
     first = start["after"] if "after" in start else submitted_after(run)
     causes = run.causes(n)
-    if disk_full:
-        causes = causes + [{"cause": "storage", "by": "the exit trap", "reason": disk_full}]
+    for cause, reason in (met or {}).items():
+        causes = causes + [{"cause": cause, "by": "the exit trap", "reason": reason}]
     lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
     end = end._replace(stop_requested=run.stop_requested(n), lowered=lowered)
     history = earlier_ends(run, first, n)

@@ -5,8 +5,9 @@ The exit trap calls it, and the coordinator of the job's node agents, which may 
 
 import os
 import time
-from typing import Mapping, Optional, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
+from flip.files.creation import RefusedPath
 from flip.runs import attempts, bad_nodes, wall_limit
 from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.restart_policy import Decision, EndFacts
@@ -37,9 +38,6 @@ def record_end(
     if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
         wall_limit.record_limit(run, n, limit)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    disk_full = bad_nodes.storage_failure(run, n)
-    if last_error is not None and last_error.errno in FULL_DISK_ERRNOS:
-        disk_full = str(last_error)
     late = ""
     if not restarted_in_place(run, n):  # else it had only the rest of the job's time
         late = wall_limit.limit_reached(run, n, own_job.time_used(fields))
@@ -52,7 +50,24 @@ def record_end(
         unhealthy=unhealthy or {},
     )
     suspect = bad_nodes.find_suspect(run, n, time.time())
-    return attempts.end_attempt(run, n, end, suspect, disk_full, noticed)
+    return attempts.end_attempt(run, n, end, suspect, _met(run, n, last_error), noticed)
+
+
+def _met(run: RunDir, n: int, last_error: Optional[OSError]) -> Dict[str, str]:
+    """Cause -> reason, of what this process itself met. A run whose job.json is refused must not start again."""
+    met: Dict[str, str] = {}
+    disk_full = bad_nodes.storage_failure(run, n)
+    if last_error is not None and last_error.errno in FULL_DISK_ERRNOS:
+        disk_full = str(last_error)
+    if disk_full:
+        met["storage"] = disk_full
+    try:
+        run.read_job()
+    except RefusedPath as error:
+        met["permission"] = str(error)
+    except ValueError:  # damaged: the next start reports it
+        pass
+    return met
 
 
 def restarted_in_place(run: RunDir, n: int) -> bool:

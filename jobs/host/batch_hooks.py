@@ -27,7 +27,7 @@ from flip.files.creation import RefusedPath
 from flip.runs import attempts, canary, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
-from flip.runs.restart_policy import UNKNOWN
+from flip.runs.restart_policy import UNKNOWN, EndFacts
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import (
     attempt_end,
@@ -268,7 +268,11 @@ def begin(path: str, token: Optional[str]) -> int:
     os.environ.pop(requeue.FOLLOWS, None)  # repeated after an error, this call finds the attempt that it has won
     n = attempts.start_attempt(run, start_record())
     processes.kill_orphans(str(run.path), n, *own_start())
-    run.open_logs(n)
+    try:
+        run.open_logs(n)
+    except RefusedPath as error:
+        attempts.end_attempt(run, n, EndFacts(CAUSES["permission"], None), met={"permission": str(error)})
+        raise
     print(n)
     return 0
 
@@ -317,7 +321,6 @@ def end(
         n = run.newest_attempt()
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
-    run.read_job()  # refuses one of another user, whatever its readers below use of it
     job, restarts = own_start()
     if job:
         n = max(n, attempt_end.newest_of_start(run, (job, restarts)))
@@ -365,7 +368,11 @@ def send_notification(run: RunDir, action: str) -> None:
 
 def settle_canary(run: RunDir, action: str) -> None:
     """Release or cancel the jobs that wait for a canary which ends. Slurm outages are waited out as for a requeue."""
-    record = canary.canary_of(run.read_job())
+    try:
+        record = canary.canary_of(run.read_job())
+    except RefusedPath as error:  # the end of the attempt is recorded with it
+        log(error)
+        return None
     start = time.time()
     wait = 1.0
     absent: List[float] = []

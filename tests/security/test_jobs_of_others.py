@@ -71,7 +71,27 @@ def test_end_obeys_no_job_record_of_group_member(users, run):
     open_to_group(run)
     replace_job(users, run)
     ended = hook(users, "end", run.path, "--attempt", 1, "--code", 78)
-    assert ended.returncode == 77 and not (users.alice.home / "executed").exists(), ended.stderr
+    assert ended.returncode == 0 and not (users.alice.home / "executed").exists(), ended.stderr
+    end = read_json(run.attempt(1) / "end.json")
+    assert (end["action"], end["cause"]) == ("stop", "permission") and "job.json: not used" in end["reason"], end
+
+
+def test_crash_is_not_restarted_with_job_record_of_group_member(users, run):
+    assert hook(users, "begin", run.path, "--token", "0123abcd").stdout == "1\n"
+    open_to_group(run)
+    replace_job(users, run)
+    ended = hook(users, "end", run.path, "--attempt", 1, "--code", 70)
+    assert read_json(run.attempt(1) / "end.json")["action"] == "stop", ended.stderr
+
+
+def test_begin_stops_at_once_at_prepared_folder(users, run):
+    """Waiting does not change the owner of a folder: no retry for ten minutes, and no requeue."""
+    with users.mallory.acts(groups=[TEAM]):
+        run.logs.mkdir()
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 77 and begun.stdout == "", begun.stderr
+    end = read_json(run.attempt(1) / "end.json")
+    assert (end["action"], end["cause"]) == ("stop", "permission") and str(run.logs) in end["reason"], end
 
 
 def test_canary_releases_no_jobs_that_group_member_names(users, run):
