@@ -28,7 +28,7 @@ from flip.config.schema import Config
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.job_kind import is_evaluation
-from flip.runs.lifecycle import ENDED
+from flip.runs.lifecycle import ENDED, FINAL
 from flip.runs.remote_owner import InheritedFolder, inherited
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
@@ -335,7 +335,8 @@ def _changed(
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and concern_only_data(changes) and existing.state != "complete"
     extends = changed == "extend" and wanted.extends
-    if (changed == "restart" or extends or adopts) and existing.active:
+    may_go_on = extends and existing.state not in FINAL  # a local supervisor starts stopped runs of its sweep
+    if may_go_on or ((changed == "restart" or adopts) and existing.active):
         raise ConfigError(
             f"{reason} and is {existing.state}", name, remedy=f"Cancel it first: flip cancel SWEEP/{name}"
         )

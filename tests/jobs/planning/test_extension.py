@@ -6,7 +6,7 @@ import pytest
 
 from flip.config.merge import read_config
 from flip.runs import commit
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, write_json
 from jobs.commands import submit
 from tests.jobs.runs import test_resubmit
 
@@ -38,6 +38,7 @@ def test_changed_run_is_extended_with_its_new_values(desk, capsys, setting):
     runs = desk.folder / "runs" / "other"
     save(RunDir(runs / "half"), 16)
     save(RunDir(runs / "half"), 32)
+    write_json(runs / "half" / "cancel.json", {})
     key, _, value = setting.partition("=")
     desk_file(desk, f"{{{key}: {value}, stages.pretrain.mask: 0.75}}")
     assert submit.main(["mine.yaml"]) == 78
@@ -60,12 +61,24 @@ def test_extended_run_is_extended_again(desk):
     assert desk("mine.yaml") == ["half"]
     runs = desk.folder / "runs" / "other"
     save(RunDir(runs / "half"), 16)
+    write_json(runs / "half" / "cancel.json", {})
     assert desk("mine.yaml", "stages.pretrain.base_lr=1e-3", "--changed", "extend") == ["half-v2"]
     save(RunDir(runs / "half-v2"), 32)
+    write_json(runs / "half-v2" / "cancel.json", {})
     assert desk("mine.yaml", "stages.pretrain.base_lr=2e-3", "--changed", "extend") == ["half-v3"]
     config = read_config(runs / "half-v3" / "config.yaml")
     assert (config.init.run, config.init.samples) == (str(runs / "half-v2"), 32)
-    assert desk("mine.yaml", "stages.pretrain.base_lr=1e-3") == ["half-v2"]
+    assert desk("mine.yaml", "stages.pretrain.base_lr=1e-3", "--retry") == ["half-v2"]
+
+
+def test_run_that_may_go_on_is_not_extended(desk, capsys):
+    """Both would train: a supervisor starts all stopped runs of its sweep."""
+    assert desk("mine.yaml") == ["half"]
+    save(RunDir(desk.folder / "runs" / "other" / "half"), 32)
+    assert submit.main(["mine.yaml", "stages.pretrain.base_lr=1e-3", "--changed", "extend"]) == 78
+    error = capsys.readouterr().err
+    assert "and is stopped" in error and "flip cancel SWEEP/half" in error
+    assert not (desk.folder / "runs" / "other" / "half-v2").exists()
 
 
 @pytest.mark.parametrize(
