@@ -89,7 +89,7 @@ class Strangers:
             self._write_log(self._clock())
 
     def _surplus(self) -> Stranger:
-        """The stranger to close: agents have other addresses than somebody who opens many connections."""
+        """The stranger to close: agents have other addresses than a process that opens many connections."""
         counts = Counter(stranger.address for stranger in self._strangers)
         most = max(counts.values())
         return next(stranger for stranger in self._strangers if counts[stranger.address] == most)
