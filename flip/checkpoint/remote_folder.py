@@ -70,9 +70,8 @@ class RemoteFolder:
             return
         url = self._own_url() or self._new_url()
         self._write_owner(url)
-        if load_record(self._address_file).get("folder") != str(
-            self._run.path
-        ):  # another link to it, or url.json is old
+        recorded = load_record(self._address_file).get("folder")
+        if recorded != str(self._run.path):  # another link leads to it, or url.json is old
             _write_address(self._run, url, remote_owner.own_places(self._run)[1])
         self.url = url
 
