@@ -74,9 +74,9 @@ def nearest(typed: str, known: Iterable[str]) -> List[str]:
 
 
 def describe(error: BaseException) -> str:
-    """Class, message and notes of an unexpected error, in one line."""
+    """Class, message and notes of an unexpected error, in one line and without credentials: it leaves the process."""
     text = "%s: %s" % (type(error).__name__, error)
-    return "; ".join([text, *getattr(error, "__notes__", ())])
+    return scrub("; ".join([text, *getattr(error, "__notes__", ())]))
 
 
 def start_logging(stream: Any, prefix: str = "") -> None:

@@ -257,7 +257,7 @@ def test_copy_of_running_run_is_left_alone(field):
     field.submit(run)
     field.until_moving(run, 1, step=2)
     copy = RunDir(field.sweep / "a-copy")
-    shutil.copytree(run.path, copy.path)
+    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("*.tmp.*"))  # these vanish during the copy
     assert field.state(copy) == "stopped" and backend.live_ranks(copy) == []
     field.until_state(run, "complete")
     field.until(lambda: not field.left())
@@ -272,7 +272,7 @@ def test_copy_of_running_sweep_of_older_release_is_left_alone(field, tmp_path):
     field.submit(run)
     field.until_moving(run, 1, step=2)
     copy = RunDir(tmp_path / "copied" / field.sweep.name / "a")
-    shutil.copytree(run.path, copy.path)
+    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("*.tmp.*"))
     job = read_json(copy.path / "job.json")
     del job["folder"]
     write_json(copy.path / "job.json", {**job, "snapshot": str(field.sweep / ".code" / "0123456789abcdef")})
@@ -538,4 +538,4 @@ def test_supervisor_refuses_run_writable_by_other_users(field, place):
     (untrusted.path / place).chmod(0o777)
     field.until(lambda: not field.left())
     assert field.state(trusted) == "complete" and untrusted.newest_attempt() == 0
-    assert "is not trusted: every user may write to it" in field.journal()
+    assert "every user may write to it" in field.journal()

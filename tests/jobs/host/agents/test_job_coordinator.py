@@ -382,7 +382,7 @@ def test_coordinator_asks_slurm_for_the_address_of_a_node_that_no_name_service_k
     commands("scontrol", f"echo '{answer}'")
     environ = {"SLURM_JOB_NODELIST": "n7,m9.invalid"}
     assert job_coordinator.listening_address(2, environ) == address
-    assert commands.calls() == ["scontrol show node m9.invalid"]
+    assert "scontrol show node m9.invalid" in commands.calls()
     assert job_coordinator.listening_address(2, {}) == ""
 
 
