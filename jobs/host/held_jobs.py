@@ -19,9 +19,10 @@ def release(run: RunDir) -> List[str]:
     """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that squeue does not
     list.
 
-    Raises SlurmUnavailable, OSError.
+    Raises SlurmUnavailable; RefusedPath if another user may have written job.json; OSError.
     """
-    waiting = [name for name in canary.releases(run) if not canary.released_file(run, name).exists()]
+    releases = canary.canary_of(run.read_job()).get("releases", ())
+    waiting = [name for name in releases if not canary.released_file(run, name).exists()]
     rows = slurm_cli.queue(waiting)
     for name in waiting:
         held = {_array(row) for (job, _), row in rows.items() if job == name and is_held(row)}

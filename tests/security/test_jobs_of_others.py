@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flip.files.creation import RefusedPath
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.host import held_jobs
 from tests.harness.failed_start import BASH, script
 from tests.security.users import ROOT, TEAM
 
@@ -102,6 +104,13 @@ def test_canary_releases_no_jobs_that_group_member_names(users, run):
         (run.path / "result.json").write_text("{}")
     released = hook(users, "release", run.path)
     assert released.returncode == 77, released.stderr
+
+
+def test_release_of_held_jobs_reads_no_job_record_of_group_member(users, run):
+    """As commands call it, which do not read job.json before."""
+    replace_job(users, run)
+    with users.alice.acts(), pytest.raises(RefusedPath, match="job.json"):
+        held_jobs.release(run)
 
 
 def test_begin_refuses_link_in_place_of_job_record(users, run):
