@@ -8,7 +8,7 @@ from Python 3.11 on; older Pythons of hosts start scripts by path with ``-I``. S
 import contextlib
 import os
 import sys
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Set
 
 from flip.files.ownership import PathLike
 
@@ -23,6 +23,20 @@ def variables(code: PathLike, inherited: str = "") -> Dict[str, str]:
     """
     places = [os.path.abspath(str(code))] + _folders(inherited)
     return {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+
+
+def standard_library_first(stated: str) -> str:
+    """A PYTHONPATH in which no folder hides a module of the standard library of this Python.
+
+    The folders of the standard library precede the others if one of those has a module of the same name. Otherwise
+    the value is unchanged.
+    """
+    library = os.path.dirname(os.path.abspath(os.__file__))
+    names = _module_names(library)
+    if not any(names & _module_names(place) for place in _folders(stated)):
+        return stated
+    extensions = [place for place in sys.path if os.path.basename(place) == "lib-dynload"]
+    return os.pathsep.join([library] + extensions + _folders(stated))
 
 
 def leave_current_folder() -> None:
@@ -60,3 +74,14 @@ def for_children(code: PathLike) -> Iterator[None]:
 def _folders(stated: str) -> List[str]:
     """The entries of a PYTHONPATH without those that mean the current folder."""
     return [place for place in stated.split(os.pathsep) if os.path.normpath(place or ".") != "."]
+
+
+def _module_names(folder: str) -> Set[str]:
+    """Names of the modules and packages in a folder; empty if it cannot be read."""
+    try:
+        entries = os.listdir(folder)
+    except OSError:  # Python passes over such a folder, too
+        return set()
+    modules = {name[:-3] for name in entries if name.endswith(".py")}
+    packages = {name for name in entries if os.path.exists(os.path.join(folder, name, "__init__.py"))}
+    return modules | packages

@@ -190,7 +190,7 @@ def in_allocation(run: RunDir, n: int, code: Path) -> int:
     entry = str(JOBS / "host" / "rank_entry.py")
     variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": str(code)}
     variables |= python_path.variables(str(code))
-    argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
+    argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, "-I", entry, "jobs.worker"]
     done = subprocess.run(argv, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):
         print(f"--- {path}", *map(plain, last_lines(path, 20)), sep="\n")

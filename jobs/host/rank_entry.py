@@ -1,9 +1,10 @@
-"""The start of a rank: every task of a Slurm step runs ``python SNAPSHOT/jobs/host/rank_entry.py MODULE``.
+"""The start of a rank: every task of a Slurm step runs ``python -I SNAPSHOT/jobs/host/rank_entry.py MODULE``.
 
 It blocks the signals that stop a run until the rank process handles them (they stay pending over exec, so none is lost
 and none kills), opens the log of its node, sets the environment variables of its rank, and executes the module.
 In a step of agents (``AGENTS_VARIABLE``), which has one task per node, it runs the agent of its node instead.
-Standard library alone: a missing package must not fail here, before the log is open.
+Standard library alone: a missing package must not fail here, before the log is open. ``-I``: the PYTHONPATH of a
+TaskProlog, which may hide modules, has no effect here.
 """
 
 import errno
@@ -24,6 +25,7 @@ from jobs.host.node_list import first_host, last_host
 
 STORAGE = 69  # exit codes, as in flip.runs.errors
 PERMISSION = 77
+CONFIG = 78
 PORTS = (10000, 30000)  # below the ephemeral ports
 UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
 AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/agent_functions.sh)
@@ -39,7 +41,7 @@ SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     from flip.files.creation import RefusedPath  # after the signals are blocked
-    from flip.files.python_path import variables
+    from flip.files.python_path import standard_library_first, variables
 
     raise_limits()
     os.environ.update(environment(os.environ))
@@ -60,12 +62,34 @@ def main() -> None:
         finally:  # standard error may lie on the same full disk; that must not change the exit code
             os._exit(code)
     # a TaskProlog may have replaced the value of the batch script
-    os.environ.update(variables(os.environ["FLIP_SNAPSHOT"], os.environ.get("PYTHONPATH", "")))
+    inherited = standard_library_first(os.environ.get("PYTHONPATH", ""))
+    os.environ.update(variables(os.environ["FLIP_SNAPSHOT"], inherited))
+    problem = missing_module(sys.argv[1], os.environ)
+    if problem:
+        try:
+            os.write(2, problem.encode("utf-8", "replace"))
+        finally:  # as above
+            os._exit(CONFIG)
     if is_agent:
         from jobs.host.agents.entry import supervise
 
         os._exit(supervise(sys.argv[1], coordinator_hosts(os.environ), os.environ))
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def missing_module(module: str, environ: Mapping[str, str]) -> str:
+    """The error text if a rank would not find its module; empty if it does. Nothing is imported."""
+    places = environ["PYTHONPATH"].split(os.pathsep) + sys.path[1:]  # the first is the folder of this code
+    paths = [os.path.join(place, *module.split(".")) for place in places]
+    if any(os.path.isfile(path + ".py") or os.path.isdir(path) for path in paths):
+        return ""
+    text = "rank %s on %s: no module %s in PYTHONPATH=%s, whose first folder is the code of the run. "
+    remedy = (
+        "Restore that code, or submit the run again. If the module belongs to the site, a TaskProlog that exports"
+        " PYTHONPATH may have replaced its folder: ask for one that extends the value.\n"
+    )
+    known = (environ["RANK"], environ.get("SLURMD_NODENAME"), module, environ["PYTHONPATH"])
+    return text % known + remedy
 
 
 def unstarted_code(error: OSError) -> int:

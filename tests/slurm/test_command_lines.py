@@ -14,7 +14,7 @@ from tools.sandbox.cluster import SandboxCluster
 
 pytestmark = pytest.mark.slurm
 GOLDEN = Path(__file__).resolve().parents[1] / "jobs" / "slurm" / "golden"
-STEP = re.compile(r"^srun (.*) \S+/python \S+/rank_entry.py jobs.worker$", re.MULTILINE)
+STEP = re.compile(r"^srun (.*) \S+/python -I \S+/rank_entry.py jobs.worker$", re.MULTILINE)
 AGENTS = re.compile(r'FLIP_AGENTS=1 start_step (.*) "\$@"')
 SCRIPT = "#!/bin/sh\n#SBATCH --output=/dev/null\nexec sleep 300\n"
 #: Values of a golden script that the sandbox does not have.

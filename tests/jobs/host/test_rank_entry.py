@@ -311,3 +311,39 @@ def test_rank_imports_its_snapshot_although_a_task_prolog_sets_pythonpath(tmp_pa
     subprocess.run([sys.executable, rank_entry.__file__, "probe"], env=environment, timeout=60, check=True)
     printed = "".join(path.read_text() for path in (run / "logs" / "1").glob("*.out"))
     assert str(snapshot / "probe.py") in printed and "/site/modules" in printed
+
+
+def task_with(tmp_path, **modules):
+    """The environment of a task whose TaskProlog exports a PYTHONPATH with these modules, and a snapshot."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for name, text in modules.items():
+        (site / f"{name}.py").write_text(text)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "probe.py").write_text("import json, jobs\nprint(json.dumps('ready'), jobs.__name__)\n")
+    (snapshot / "jobs.py").write_text("")
+    run = tmp_path / "run"
+    (run / "logs" / "1").mkdir(parents=True)
+    variables = {"FLIP_RUN": run, "FLIP_SNAPSHOT": snapshot, "FLIP_ATTEMPT": "1", "PYTHONPATH": site}
+    return {**os.environ, **TASK, **{name: str(value) for name, value in variables.items()}}
+
+
+def written(tmp_path, kind):
+    return "".join(path.read_text() for path in (tmp_path / "run" / "logs" / "1").glob(f"*.{kind}"))
+
+
+def test_rank_starts_although_site_modules_have_names_of_other_modules(tmp_path):
+    """The entry runs with ``-I``, as in batch scripts, and imports none of them either."""
+    hiding = "raise ImportError('a module of the site')"
+    environment = task_with(tmp_path, json=hiding, hashlib=hiding, socket=hiding, jobs=hiding, flip=hiding)
+    subprocess.run([sys.executable, "-I", rank_entry.__file__, "probe"], env=environment, timeout=60, check=True)
+    assert '"ready" jobs' in written(tmp_path, "out")
+
+
+def test_rank_without_its_module_names_pythonpath_and_task_prolog(tmp_path):
+    environment = task_with(tmp_path)
+    done = subprocess.run([sys.executable, "-I", rank_entry.__file__, "absent.worker"], env=environment, timeout=60)
+    text = written(tmp_path, "err")
+    assert done.returncode == 78 and "no module absent.worker in PYTHONPATH=" in text
+    assert environment["FLIP_SNAPSHOT"] in text and "TaskProlog" in text and "submit the run again" in text

@@ -174,7 +174,7 @@ def test_code_of_agents_counts_in_place_of_that_of_srun(stage, monkeypatch):
     stage.script.write_text(script(profile, Job(stage.run, ROOT, JobResources()), 2, stage.folder, monkeypatch))
     (stage.run.path / "end.0").write_text("65")
     task = " ".join(f"{name}={value}" for name, value in TASK.items())
-    entry = f"{sys.executable} {ROOT}/jobs/host/rank_entry.py tests.jobs.runtime.agent_rank"
+    entry = f"{sys.executable} -I {ROOT}/jobs/host/rank_entry.py tests.jobs.runtime.agent_rank"
     stage.commands("srun", f"env {task} {entry}; echo task $?; exit 137")
     assert stage.start(SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1").wait(60) == 65
     assert "task 65" in (stage.run.logs / "1" / "job.out").read_text()

@@ -21,7 +21,7 @@ def start_task(run, node="n7", index=0, **environ):
     place = {"SLURMD_NODENAME": node, "SLURM_NODEID": str(index), "SLURM_PROCID": str(index)}
     own = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": "1", "FLIP_SNAPSHOT": str(ROOT), "FLIP_AGENTS": "1"}
     return subprocess.Popen(
-        [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"],
+        [sys.executable, "-I", ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"],
         env={**base, **TASK, **place, **own, "PYTHONPATH": str(ROOT), **environ},
         cwd="/",
         stderr=subprocess.PIPE,

@@ -197,4 +197,4 @@ srun() {
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --export=ALL /opt/py/bin/python /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --export=ALL /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker

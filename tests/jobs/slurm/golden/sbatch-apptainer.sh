@@ -180,4 +180,4 @@ ulimit -n 65536
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 --distribution=block:block apptainer exec --nv --bind /runs/demo:/runs/demo '/img/torch 2.sif' python3.12 /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 --distribution=block:block apptainer exec --nv --bind /runs/demo:/runs/demo '/img/torch 2.sif' python3.12 -I /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
