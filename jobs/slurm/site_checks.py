@@ -184,14 +184,29 @@ def agents_problem(site: Site, profile: ClusterProfile) -> str:
         return "the ranks run in a container"
     if site.kill_wait < SHORT_KILL_WAIT:
         return f"KillWait={site.kill_wait} s, less than {SHORT_KILL_WAIT} s"
-    task_prolog = site.config.get("TaskProlog", "")
-    if task_prolog not in ("", "(null)"):
+    task_prolog = _task_prolog_of(site)
+    if task_prolog:
         return f"TaskProlog={task_prolog} would run once for all ranks of a node"
     if "OverMemoryKill" in site.config.get("JobAcctGatherParams", ""):
         return "JobAcctGatherParams=OverMemoryKill would kill the agent with a rank"
     if site.version >= MAY_2026 and _orders_tasks(site):
         return f"tasks follow the topology ({site.config['TopologyPlugin']})"
     return ""
+
+
+def _task_prolog_of(site: Site) -> str:
+    """Path of the site's TaskProlog; empty if it has none."""
+    value = site.config.get("TaskProlog", "")
+    if value == "(null)":
+        return ""
+    return value
+
+
+def _task_prolog(site: Site, profile: ClusterProfile) -> Verdict:
+    task_prolog = _task_prolog_of(site)
+    if not task_prolog:
+        return OK, "no TaskProlog"
+    return OK, f"TaskProlog={task_prolog} may export variables; the code of the run precedes folders of its PYTHONPATH"
 
 
 def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
@@ -375,6 +390,7 @@ CHECKS = {
     "a fault costs seconds, not a requeue": _in_its_job,
     "a lost node is noticed": _lost,
     "a failed prolog does not hold jobs": _prolog,
+    "ranks import the code of their run": _task_prolog,
     "the outcome of a run is known": _outcome,
     "a sweep may have any number of runs": _sweep,
     "a requeued job starts soon": _delay,

@@ -92,6 +92,8 @@ SITES = [
     (site({"SLURM_VERSION": "22.05.11"}), "a fault costs seconds", DEGRADED, "Slurm is 22.05.11, node agents"),
     (site({"KillWait": "5 sec"}), "a fault costs seconds", DEGRADED, "KillWait=5 s, less than 10 s"),
     (site({"TaskProlog": "/etc/task.sh"}), "a fault costs seconds", DEGRADED, "TaskProlog=/etc/task.sh would run once"),
+    (site({"TaskProlog": "/etc/task.sh"}), "ranks import", OK, "TaskProlog=/etc/task.sh may export variables"),
+    (site({"TaskProlog": "(null)"}), "ranks import", OK, "no TaskProlog"),
     (site({"JobAcctGatherParams": "UsePss,OverMemoryKill"}), "a fault costs seconds", DEGRADED, "OverMemoryKill"),
     (site({**TREE, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", DEGRADED, "topology/tree"),
     (site({**BLOCKS, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", OK, "agents: true"),
