@@ -134,21 +134,25 @@ def close_folders(path: PathLike, depth: int) -> None:
 def close_file(path: PathLike) -> None:
     """Take write access to a file away from others than the owner. Does nothing if the file does not exist.
 
-    Raises RefusedPath if it is a link, is no regular file or belongs to another user; OSError.
+    Others may have written it before. Raises RefusedPath if it is a link, is no regular file or belongs to another
+    user; OSError.
     """
-    try:
-        handle = _open_unfollowed(path)
-    except FileNotFoundError:
-        return
-    try:
+    with contextlib.suppress(FileNotFoundError), _opened_unfollowed(path) as handle:
         info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise _unread(path, "it is not a regular file")
         if info.st_uid not in (os.geteuid(), 0):
             raise _unread(path, "it belongs to %s" % user_name(info.st_uid))
         _close_mode(handle)
-    finally:
-        os.close(handle)
+
+
+def refuse_written_by_others(path: PathLike, remedy: str) -> None:
+    """Raise RefusedPath if another user owns a file or may write to it, or if it is a link or no regular file.
+
+    Does nothing if the file does not exist. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError), _opened_unfollowed(path, remedy) as handle:
+        reason = untrusted_handle(handle)
+        if reason:
+            raise _unread(path, reason, remedy)
 
 
 def private_folder(path: PathLike) -> Path:
@@ -258,13 +262,12 @@ def read_trusted(path: PathLike, limit: int = RECORD_LIMIT, remedy: str = COPY_I
     The opened file is checked, so an exchange of the path in the meantime has no effect. Raises RefusedPath if it is a
     link, is no regular file, belongs to another user, or if another user may write to it.
     """
-    with os.fdopen(_open_unfollowed(path, remedy), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise _unread(path, "it is not a regular file", remedy)
-        reason = untrusted_handle(file.fileno())
+    with _opened_unfollowed(path, remedy) as handle:
+        reason = untrusted_handle(handle)
         if reason:
             raise _unread(path, reason, remedy)
-        return _read_limited(file, path, limit)
+        with os.fdopen(os.dup(handle), "rb") as file:
+            return _read_limited(file, path, limit)
 
 
 def open_append(path: PathLike, encoding: Optional[str] = None, mode: int = FILE_MODE) -> Any:
@@ -396,14 +399,21 @@ def _read_limited(file: Any, path: PathLike, limit: int) -> bytes:
     return data
 
 
-def _open_unfollowed(path: PathLike, remedy: str = COPY_IT) -> int:
-    """Open a file to read, without waiting for a FIFO. Raises RefusedPath if it is a link, OSError."""
+@contextlib.contextmanager
+def _opened_unfollowed(path: PathLike, remedy: str = COPY_IT) -> Iterator[int]:
+    """A descriptor to read a regular file. Raises RefusedPath if it is a link or another kind of file, OSError."""
     try:
-        return os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(str(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(str(path)):
             raise _unread(path, "it is a symbolic link", remedy)
         raise
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise _unread(path, "it is not a regular file", remedy)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _open_own(path: PathLike, flags: int, mode: int) -> int:

@@ -25,6 +25,7 @@ from flip.files.creation import (
     read_regular,
     read_trusted,
     refuse_prepared,
+    refuse_written_by_others,
     replace_link,
     run_folder,
 )
@@ -38,7 +39,7 @@ RUN_DEPTH = 3
 #: Files of a run directory that say what its ranks do: ``RunDir.close``. job.json has a reader, ``RunDir.read_job``.
 OBEYED = ("config.yaml", "identity.json", "task.json")
 
-#: What to do about a job.json that is refused.
+#: What to do about a file of OBEYED, or a job.json, that is refused.
 SUBMIT_AGAIN = "Submit the run again, which writes a new one"
 
 #: Record in a rank's temporary folder that names its owner: {run, attempt}.
@@ -243,16 +244,23 @@ class RunDir:
         record: Dict[str, Any] = _checked(path, value)
         return record
 
-    def close(self) -> None:
-        """Take write access to the folders of the run, and to the records that a job obeys, away from other users.
+    def close(self, accept_open_files: bool = False) -> None:
+        """Take write access to the folders of the run away from other users.
 
-        Older releases, and copies without modes, left them open to a group. Raises RefusedPath if the folder or one of
-        these records belongs to another user; OSError.
+        Older releases, and copies without modes, left them open to a group. Raises RefusedPath if the folder belongs to
+        another user, or if another user may have written one of OBEYED; OSError.
+
+        Args:
+            accept_open_files: close own files of OBEYED that others may write to, instead of refusing them: for a
+                submission, which writes them anew.
         """
         close_folder(self.path)
         close_folders(self.path, RUN_DEPTH)
         for name in OBEYED:
-            close_file(self.path / name)
+            if accept_open_files:
+                close_file(self.path / name)
+            else:
+                refuse_written_by_others(self.path / name, SUBMIT_AGAIN)
 
     # -- attempts: n is the fencing token ---------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ def apply(
     with writing(plan.folder), ExitStack() as cleanup:
         for action in started:
             if action not in fresh:
-                RunDir(plan.folder / action.name).close()  # before the first write into it
+                RunDir(plan.folder / action.name).close(accept_open_files=True)  # before the first write into it
         temporaries = {action.name: _temporary_folder(action, plan.folder, snapshot, cleanup) for action in fresh}
         for action in sourced:  # before anything is moved
             warm_start.open_commit(action.wanted.config.init)

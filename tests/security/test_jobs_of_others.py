@@ -137,12 +137,21 @@ def test_begin_refuses_configuration_of_group_member(users, run, name):
     assert not run.attempts.exists()
 
 
-def test_run_of_older_release_with_open_modes_starts_and_is_closed(users, run):
+def test_begin_refuses_configuration_that_group_member_wrote_in_place(users, run):
+    """Its owner is Alice, its content Mallory's."""
     run.config.chmod(0o664)
     os.chown(run.config, -1, TEAM)
+    with users.mallory.acts(groups=[TEAM]):
+        run.config.write_text("schema: 1\ncheckpoint: {url: s3://mallory/x}\n")
+    begun = hook(users, "begin", run.path, "--token", "0123abcd")
+    assert begun.returncode == 77 and "config.yaml: not used" in begun.stderr, begun.stderr
+    assert "may write to it" in begun.stderr and not run.attempts.exists()
+
+
+def test_run_of_older_release_with_open_folders_starts_and_is_closed(users, run):
     begun = hook(users, "begin", run.path, "--token", "0123abcd")
     assert begun.returncode == 0, begun.stderr
-    assert run.config.stat().st_mode & 0o022 == 0 and run.path.stat().st_mode & 0o022 == 0
+    assert run.path.stat().st_mode & 0o022 == 0
 
 
 def test_status_and_explain_show_run_of_other_user(users, run):
