@@ -6,6 +6,7 @@ A storage tries each request once and raises ``RequestError``; ``retry.py`` deci
 import contextlib
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from mmap import PAGESIZE
@@ -15,6 +16,7 @@ from flip.runs.addresses import SHARD_PREFIXES
 from flip.runs.errors import DataError
 
 _T = TypeVar("_T")
+_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 SLOWEST = 1 << 16
 """Bytes per second; a slower body counts as stalled."""
@@ -182,3 +184,12 @@ def ends_early(key: str, size: int, stop: int) -> DataError:
     """The error for a shard of ``size`` bytes that is read up to byte ``stop``."""
     remedy = "It is not the file that was indexed: restore it, or index the shards again."
     return DataError(f"the shard ends at byte {size}, needed were {stop}", key, remedy=remedy)
+
+
+def redirected(text: str, region: str) -> RequestError:
+    """The error of a server that names another place for the bucket. ``region``: as it says, "" if it does not."""
+    remedy = "Set AWS_REGION to the bucket's region, and check AWS_ENDPOINT_URL and the name of the bucket."
+    if _REGION.fullmatch(region):
+        text = f"{text}, the bucket is in region {region}"
+        remedy = f"Set AWS_REGION={region}, and AWS_ENDPOINT_URL, if it is set, to the address of that region."
+    return RequestError("redirect", text, remedy=remedy)

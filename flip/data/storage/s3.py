@@ -29,6 +29,7 @@ from flip.data.storage.base import (
     RequestRunner,
     ends_early,
     plain_etag,
+    redirected,
     run_once,
 )
 from flip.data.storage.checksums import etag_of_parts
@@ -59,7 +60,6 @@ _REDIRECT = {
     "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
 }  # fmt: skip
-_REGION = re.compile(r"[a-z0-9-]{1,40}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -259,7 +259,7 @@ class S3Storage:
             except transient_errors() as error:
                 raise classify_error(error) from error
             except RecursionError as error:  # botocore asks for the region again and again if the server names none
-                raise _redirected("the server redirects the request and names no region", "") from error
+                raise redirected("the server redirects the request and names no region", "") from error
             except RuntimeError as error:
                 if "still expired" not in str(error):
                     raise
@@ -416,26 +416,17 @@ def classify_obstore_error(error: BaseException) -> RequestError:
     if status:
         return _by_code(int(status[1]), code[1] if code else status[1])
     if "redirect" in text.lower():
-        return _redirected(text, "")
+        return redirected(text, "")
     if "range" in text.lower():  # it compares the range itself
         return range_ignored(text)
     return RequestError("stall" if "kind: Timeout" in str(error) else "connection", text)
-
-
-def _redirected(text: str, region: str) -> RequestError:
-    """The error of a server that names another place for the bucket. ``region``: as it says, "" if it does not."""
-    remedy = "Set AWS_REGION to the bucket's region, and check AWS_ENDPOINT_URL and the name of the bucket."
-    if _REGION.fullmatch(region):
-        text = f"{text}, the bucket is in region {region}"
-        remedy = f"Set AWS_REGION={region}, and AWS_ENDPOINT_URL, if it is set, to the address of that region."
-    return RequestError("redirect", text, remedy=remedy)
 
 
 def _by_code(status: int, code: str, region: str = "") -> RequestError:
     """The RequestError of an error response, by its code or else its status: HEAD and proxies send no code."""
     text = f"{status} {code}" if code != str(status) else code
     if 300 <= status < 400 or code in _REDIRECT:
-        return _redirected(text, region)
+        return redirected(text, region)
     if code in _EXPIRED:
         return RequestError("expired", text)
     if code in _SLOW or status in (429, 503):

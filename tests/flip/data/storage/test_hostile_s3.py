@@ -1,4 +1,4 @@
-"""Tests the S3 client against a server on loopback whose replies have no end, or arrive a byte at a time."""
+"""Tests the S3 client against a server on loopback whose replies have no end, arrive a byte at a time, or redirect."""
 
 import itertools
 import re
@@ -9,6 +9,7 @@ import time
 import pytest
 
 from flip.data.storage import s3
+from flip.data.storage.base import RequestError
 from flip.data.storage.client import StorageClient
 from flip.data.storage.obstore_storage import ObstoreStorage
 from flip.data.storage.retry import RetryPolicy
@@ -51,6 +52,10 @@ class HostileServer:
     def _answer(self, connection):
         with connection, connection.makefile("rb") as file:
             head = b"".join(iter(file.readline, b"\r\n"))
+            if b"100-continue" in head.lower():
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if length := re.search(rb"(?i)content-length: *(\d+)", head):
+                file.read(int(length[1]))
             self.requests.append(head)
             self.sent.append(0)
             number = len(self.sent) - 1
@@ -168,6 +173,56 @@ def test_number_of_parts_has_a_limit(server):
     ]
     reader = client()
     assert reader.parts(KEY, reader.stat(KEY)) == []
+
+
+@pytest.fixture
+def other_host():
+    """A server that no setting names: any request to it was redirected."""
+    server = HostileServer()
+    server.reply = lambda head: [b"HTTP/1.1 404 X\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"]
+    yield server
+    server.stop()
+
+
+REQUESTS = {
+    "get": lambda storage: storage.get(KEY, 0, 3).result(),
+    "head": lambda storage: storage.stat(KEY),
+    "list": lambda storage: list(storage.list("s3://bucket/")),
+    "put": lambda storage: storage.put(KEY, b"weights"),
+}
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("request_name", REQUESTS)
+def test_redirect_is_not_followed(server, other_host, monkeypatch, request_name, status):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-the-test")
+    location = f"{other_host.address}/bucket/0.tar?key=value"
+    server.reply = lambda head: [
+        f"HTTP/1.1 {status} X\r\nconnection: close\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode()
+    ]
+    with pytest.raises(RequestError, match=f"{status}, .*{other_host.address}/bucket/0.tar; .*not followed") as error:
+        REQUESTS[request_name](s3.S3Storage(5.0))
+    assert error.value.kind == "redirect" and not other_host.requests
+    assert len(server.requests) == 1 and b"token-of-the-test" in server.requests[0]
+
+
+@pytest.mark.parametrize("status", [301, 307])
+@pytest.mark.parametrize("has_location", [False, True])
+def test_redirect_to_a_region_repeats_the_request_at_the_endpoint(server, other_host, status, has_location):
+    """AWS names the region of the bucket. botocore signs the request again, for that region."""
+
+    def reply(head):
+        if b"/eu-south-9/s3/" in head:
+            start = 'HTTP/1.1 206 X\r\nconnection: close\r\netag: "a"\r\ncontent-range: bytes 0-2/3\r\n'
+            return [f"{start}content-length: 3\r\n\r\nabc".encode()]
+        headers = "x-amz-bucket-region: eu-south-9\r\n"
+        if has_location:
+            headers += f"location: {other_host.address}/bucket/0.tar\r\n"
+        return [f"HTTP/1.1 {status} X\r\nconnection: close\r\n{headers}content-length: 0\r\n\r\n".encode()]
+
+    server.reply = reply
+    assert s3.S3Storage(5.0).get(KEY, 0, 3).result() == (b"abc", "a")
+    assert len(server.requests) == 2 and not other_host.requests
 
 
 @pytest.mark.long
