@@ -7,7 +7,6 @@ The resolved values are stored in config.yaml and are part of the run's identity
 import contextlib
 import copy
 import itertools
-import json
 import math
 import mimetypes
 import os
@@ -21,7 +20,9 @@ from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, 
 from flip.config.host import Host
 from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
-from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
+from flip.runs.records import MANIFEST_LIMIT
+from flip.runs.rundir import read_record
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Names of tables that `shards make` reads."""
@@ -219,20 +220,27 @@ def is_relative(path: str) -> bool:
 
 
 def manifest_record(folder: str) -> dict[str, Any] | None:
-    """manifest.json of a manifest's folder, or None. Raises DataError if it is damaged, PermissionDenied."""
+    """manifest.json of a manifest's folder, or None.
+
+    Raises DataError if it is damaged or too large, PermissionDenied, or the error of ``read_error``.
+    """
     path = Path(resolve_path(folder)) / "manifest.json"
     remedy = "Build it again: flip shards index"
     if not folder or "://" in folder:
         return None
     try:
-        record = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        record = read_record(path, {}, MANIFEST_LIMIT)
+    except NotADirectoryError:
         return None
     except PermissionError as error:
         raise PermissionDenied("may not be read", str(path), remedy="Ask its owner for read permission.") from error
+    except OSError as error:
+        raise read_error(error, "the manifest cannot be read", path) from error
     except ValueError as error:
-        raise DataError("is damaged: not JSON", str(path), remedy=remedy) from error
-    if not isinstance(record, dict) or not {"samples", "chunk", "mean_bytes", "digest"} <= record.keys():
+        raise DataError(f"the manifest is damaged: {error}", remedy=remedy) from error
+    if record is None:
+        return None
+    if not {"samples", "chunk", "mean_bytes", "digest"} <= record.keys():
         raise DataError("is damaged: samples, chunk, mean_bytes or digest is missing", str(path), remedy=remedy)
     return record
 

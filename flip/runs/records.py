@@ -210,6 +210,8 @@ LIMITS: Dict[str, Tuple[int, str]] = {
 }  # fmt: skip
 #: The largest file of scores that is read, bytes: 1 KB for each data set and view.
 SCORE_FILE_LIMIT = 8 << 20
+#: The largest manifest.json, bytes: each shard that could not be indexed, and the counts of up to 65,536 labels.
+MANIFEST_LIMIT = 64 << 20
 #: Commas and brackets of a record. Parsed values take up to 50 times the bytes of their text.
 MAX_PARTS = 500_000
 

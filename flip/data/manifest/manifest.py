@@ -49,8 +49,9 @@ from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote, plain_etag
 from flip.files import deletion
-from flip.files.creation import OUTPUT_MODE, fsync_path, output_folder
+from flip.files.creation import OUTPUT_MODE, fsync_path, open_regular, output_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
+from flip.runs.records import MANIFEST_LIMIT, parse
 from flip.runs.rundir import to_json, write_new
 
 VERSION = 2
@@ -63,7 +64,8 @@ MARK = "manifest.json"
 RECODED = "recoded"
 """Setting of a manifest whose shards `shards recode` has written. Manifests with further shards do not inherit it."""
 LIMIT = 1 << 30
-"""Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
+"""Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples. manifest.json:
+MANIFEST_LIMIT."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 """File -> data type of its numbers."""
 _FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
@@ -315,7 +317,7 @@ class Manifest(ChunkTable):
         """
         folder = Path(folder).absolute()
         try:
-            facts = json.loads(_read(folder / MARK))
+            facts = parse(_read(folder / MARK))
             if facts["version"] not in (1, VERSION, FILTERED):
                 raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
             return cls(folder, facts, check)
@@ -338,7 +340,7 @@ def write(
     succeeds. Files of an interrupted writer of the same manifest are used.
 
     Raises ConfigError if the folder holds a manifest, which never changes, or files of another writer, or if a file
-    would exceed ``LIMIT``.
+    would be larger than those that are read.
     """
     folder = Path(folder).absolute()
     refuse_existing(folder)
@@ -355,8 +357,8 @@ def write(
     facts["digest"] = _digest(facts)
     mark = to_json(facts).encode()
     for name, content in [*contents.items(), (MARK, mark)]:
-        if len(content) > LIMIT:
-            what = f"a file of {len(content):,} bytes, at most {LIMIT:,} are read"
+        if len(content) > (most := _limit(name)):
+            what = f"a file of {len(content):,} bytes, at most {most:,} are read"
             raise ConfigError(what, str(folder / name), remedy="Index fewer shards, or set a larger --chunk.")
     for name, content in contents.items():
         if not _create(folder / name, content) and _read(folder / name) != content:
@@ -437,17 +439,26 @@ def _read(path: Path) -> bytes:
 
 
 def _open(path: Path) -> BufferedReader:
+    """Open a regular file, which the caller closes."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  (the caller closes it)
+        file = open_regular(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         remedy = source_remedy(str(path.parent)) or _REMEDY
         raise DataError("there is no manifest here, or not all of it", str(path), remedy=remedy) from None
     except PermissionError:
         raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None
-    if (size := os.fstat(file.fileno()).st_size) > LIMIT:
+    most = _limit(path.name)
+    if (size := os.fstat(file.fileno()).st_size) > most:
         file.close()
-        raise DataError(f"a file of {size:,} bytes, at most {LIMIT:,} are read", str(path), remedy=_REMEDY)
+        raise DataError(f"a file of {size:,} bytes, at most {most:,} are read", str(path), remedy=_REMEDY)
     return file
+
+
+def _limit(name: str) -> int:
+    """Bytes of the largest file of this name that is read."""
+    if name == MARK:
+        return min(LIMIT, MANIFEST_LIMIT)
+    return LIMIT
 
 
 def _lines(path: Path) -> list[str]:

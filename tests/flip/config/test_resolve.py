@@ -8,7 +8,16 @@ import pytest
 from flip.config.derived import buffer_bytes
 from flip.config.host import Host, core_seconds, memory_limits, this_host
 from flip.config.merge import merge
-from flip.config.resolve import DatasetFacts, dataset_facts, default_chunk, default_lanes, resolve, resolve_path
+from flip.config.resolve import (
+    DatasetFacts,
+    dataset_facts,
+    default_chunk,
+    default_lanes,
+    manifest_record,
+    resolve,
+    resolve_path,
+)
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.harness.common import no_access
 
@@ -156,6 +165,41 @@ def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
     tmp_path.chmod(0o755)
     with no_access(path), pytest.raises(PermissionDenied, match="manifest.json"):
         dataset_facts(unresolved)
+
+
+def _fifo(path):
+    os.mkfifo(path)
+
+
+def _deep(path):
+    path.write_text('{"samples": ' + "[" * 200_000)
+
+
+def _huge(path):
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+
+
+@pytest.mark.parametrize(
+    "prepare, words", [(_fifo, "not a regular file"), (_deep, "nested too deeply"), (_huge, "more than the limit")]
+)
+def test_manifest_record_is_read_with_limits(tmp_path, prepare, words):
+    """A FIFO would hang, a huge file take its size in memory, and nested brackets raise RecursionError."""
+    path = tmp_path / "manifest.json"
+    prepare(path)
+    with pytest.raises(DataError, match=words) as error:
+        manifest_record(str(tmp_path))
+    assert str(path) in str(error.value)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        Manifest.load(tmp_path)
+
+
+def test_manifest_record_of_many_labels_is_read(tmp_path):
+    """`shards make` counts up to 65,536 labels, which take more bytes than other records."""
+    labels = {"counts": {str(10**9 + label): 10**6 for label in range(65_536)}}
+    folder = write_manifest(tmp_path, settings={"labels": labels})
+    assert (tmp_path / "manifest.json").stat().st_size > 1 << 20
+    assert manifest_record(folder)["settings"]["labels"] == labels
 
 
 def test_resolve_checks_ranges_before_arithmetic():
