@@ -66,7 +66,7 @@ class TokenTable:
                 raise ValueError("it has a value that is no part of speech")
         except OSError as error:
             raise read_error(error, "data.token_table: cannot be read", path, remedy) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError("data.token_table: cannot be read", path, str(error), remedy) from error
         if table.tokenizer != file_digest(tokenizer) or {len(row) for row in rows} != {size}:
             raise ConfigError("data.token_table: is the table of another tokenizer", path, tokenizer, remedy)

@@ -80,6 +80,13 @@ def test_token_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
     assert SyntaxMasking.of(data).parts.tolist() == table.parts
 
 
+def test_token_table_nested_too_deeply_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text('{"counts": ' + "[" * 200_000)
+    with pytest.raises(ConfigError, match=r"data\.token_table: cannot be read.*recursion.*flip tokenizer table"):
+        TokenTable.read(str(path), tokenizer)
+
+
 def test_token_table_leaves_out_start_and_end_of_byte_pairs(tmp_path):
     """Evaluation always has them, so text_masking: frequency must not drop them."""
     path = tmp_path / "bpe.json"
