@@ -113,6 +113,35 @@ def exposures(path: PathLike, owners: Collection[int] = ()) -> List[Exposure]:
     return distinct
 
 
+def follow(path: PathLike) -> Tuple[str, str]:
+    """Return where a path leads, without links, and why a link on the way is not followed ("LINK: reason"), or "".
+
+    A link is followed if it belongs to the user, to root or to a member of a trusted group, and no other user may write
+    to its folder. Both answers come from the same walk, so that a later exchange of a link cannot change the first.
+    Raises OSError if the path does not exist.
+    """
+    rule = _Rule(members=True)
+    end = ""
+    refused = ""
+    for place, info, rest in _steps(os.path.join(os.getcwd(), str(path))):
+        if stat.S_ISLNK(info.st_mode):
+            refused = refused or _link_reason(rule, place, info)
+        elif not rest:
+            end = place
+    if not end:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return end, refused
+
+
+def _link_reason(rule: "_Rule", link: str, info: os.stat_result) -> str:
+    for exposure in rule.exposures(link, info):
+        return "%s: %s" % (link, exposure.reason)
+    folder = os.path.dirname(link)
+    for exposure in rule.exposures(folder, os.lstat(folder)):
+        return "%s: it is a link in %s: %s" % (link, folder, exposure.reason)
+    return ""
+
+
 def trusted_groups() -> FrozenSet[int]:
     """Return the numbers of the groups that FLIP_TRUST_GROUP names, and of those in the user's record."""
     numbers = set(recorded_groups())
@@ -301,14 +330,22 @@ class _Rule:
 
 def _way(path: str) -> Iterator[Tuple[str, os.stat_result]]:
     """Yield each folder and link through which an absolute path is resolved, from the root, with its lstat."""
+    for place, info, rest in _steps(path):
+        if rest or stat.S_ISLNK(info.st_mode):
+            yield place, info
+
+
+def _steps(path: str) -> Iterator[Tuple[str, os.stat_result, bool]]:
+    """Yield as ``_way``, and also the end of the path; the last value: whether components of the path remain."""
     rest = _parts(path)
     place = os.sep
     links = 0
-    yield place, os.lstat(place)
+    yield place, os.lstat(place), bool(rest)
     while rest:
         part = rest.pop(0)
         if part == os.pardir:
             place = os.path.dirname(place)
+            yield place, os.lstat(place), bool(rest)
             continue
         step = os.path.join(place, part)
         try:
@@ -316,7 +353,7 @@ def _way(path: str) -> Iterator[Tuple[str, os.stat_result]]:
         except OSError:  # missing, or in a folder that this user cannot enter: nothing is executed from there
             return
         if stat.S_ISLNK(info.st_mode):
-            yield step, info
+            yield step, info, bool(rest)
             links += 1
             if links > MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -326,8 +363,7 @@ def _way(path: str) -> Iterator[Tuple[str, os.stat_result]]:
                 place = os.sep
             continue
         place = step
-        if rest:
-            yield place, info
+        yield place, info, bool(rest)
 
 
 def _parts(path: str) -> List[str]:

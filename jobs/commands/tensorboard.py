@@ -31,6 +31,8 @@ RESCAN_SECONDS = 10.0
 """How often new runs are added."""
 EVENTS = "tfevents"
 """Part of the name of each file of events."""
+TENSORBOARD = "tensorboard"
+"""Name of ``RunDir.tensorboard``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,15 +88,17 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 class RunLinks:
     """Runs below a folder as SWEEP/RUN, each once. A context: it closes the files that it has opened.
 
-    An own run is a link to its folder of events. Of a run of another user only files of events are linked, each to the
-    open file that was checked: her folder may lead to a private one, and a ``projector_config.pbtxt`` in it would name
-    files that TensorBoard shows.
+    An own run that no other user can exchange is a link to its folder of events. Of any other run only files of events
+    are linked, each to the open file that was checked: a folder of another user may lead to a private one, and a
+    ``projector_config.pbtxt`` in it would name files that TensorBoard shows. A run behind a link that another user can
+    have put there is left out: the link may lead to private runs of this user.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sources: dict[str, Path] = {}
         self._opened = contextlib.ExitStack()
+        self._reported: set[str] = set()
 
     def __enter__(self) -> RunLinks:
         return self
@@ -108,14 +112,33 @@ class RunLinks:
         for run in runs:
             if not os.path.isdir(run.tensorboard):  # Path.is_dir raises if it is another user's
                 continue
+            place = self._follow(run)
+            if place is None:
+                continue
             name = self._name(run)
             if name not in self._sources:
                 added.append(name)
                 self._sources[name] = run.tensorboard
-                self._add_folder(run, self._folder / name)
+                self._add_folder(place, self._folder / name)
             if not (self._folder / name).is_symlink():
-                self._add_files(run, self._folder / name)
+                self._add_files(place, self._folder / name)
         return added
+
+    def _follow(self, run: RunDir) -> Path | None:
+        """The folder to which the path of a run leads; None, with a line once per link, if it is left out."""
+        from flip.files.ownership import follow
+        from jobs.common.text import plain
+
+        try:
+            place, reason = follow(run.path)
+        except OSError:  # it was moved meanwhile
+            return None
+        if not reason:
+            return Path(place)
+        if reason not in self._reported:
+            self._reported.add(reason)
+            note(plain(f"{reason}; the runs behind it are left out"))
+        return None
 
     def _name(self, run: RunDir) -> str:
         name = f"{run.sweep}/{run.name}"
@@ -124,47 +147,50 @@ class RunLinks:
         root = str(run.path.parent.parent).strip("/").replace("/", "_")  # a run of this name in another root
         return f"{run.sweep}@{root}/{run.name}"
 
-    def _add_folder(self, run: RunDir, link: Path) -> None:
+    def _add_folder(self, place: Path, link: Path) -> None:
         from flip.files.creation import closed_folder
 
         closed_folder(link.parent)
-        if _is_closed(run):
-            link.symlink_to(run.tensorboard, target_is_directory=True)
+        if _is_closed(place):
+            link.symlink_to(place / TENSORBOARD, target_is_directory=True)
         else:
             closed_folder(link)
 
-    def _add_files(self, run: RunDir, folder: Path) -> None:
-        for name, number in _open_events(run, folder):
+    def _add_files(self, place: Path, folder: Path) -> None:
+        for name, number in _open_events(place, folder):
             self._opened.callback(os.close, number)
             link = folder / name
             link.symlink_to(f"/proc/{os.getpid()}/fd/{number}")
 
 
-def _is_closed(run: RunDir) -> bool:
-    """Whether the run is the user's, and no other user can put a link into its folder of events."""
-    from flip.files.ownership import untrusted
+def _is_closed(place: Path) -> bool:
+    """Whether the run is the user's, and no other user can exchange it or put a link into its folder of events."""
+    from flip.files.ownership import exposures, untrusted
 
     try:
-        return not untrusted(run.path) and not untrusted(run.tensorboard)
+        return not untrusted(place) and not untrusted(place / TENSORBOARD) and not exposures(place)
     except OSError:
         return False
 
 
-def _open_events(run: RunDir, folder: Path) -> Iterator[tuple[str, int]]:
-    """(name, descriptor) of each file of events that ``folder`` lacks, without links and files of other owners."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+def _open_events(place: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, descriptor) of each file of events that ``folder`` lacks, without links and files of other owners.
+
+    ``place``: folder of the run, a path without links (``ownership.follow``).
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
     with contextlib.ExitStack() as opened, contextlib.suppress(OSError):  # it is a link, or cannot be read
-        top = os.open(run.path, flags | os.O_DIRECTORY)
+        top = os.open(place, flags)
         opened.callback(os.close, top)
-        owner = os.fstat(top).st_uid
-        if os.lstat(run.path).st_uid not in (owner, os.geteuid(), 0):
+        if os.readlink(f"/proc/self/fd/{top}") != str(place):  # a folder above is a link by now
             return
-        place = os.open(run.tensorboard.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-        opened.callback(os.close, place)
-        for name in sorted(os.listdir(place)):
+        owner = os.fstat(top).st_uid
+        inner = os.open(TENSORBOARD, flags, dir_fd=top)
+        opened.callback(os.close, inner)
+        for name in sorted(os.listdir(inner)):
             if EVENTS not in name or (folder / name).is_symlink():
                 continue
-            number = _open_file(place, name, owner)
+            number = _open_file(inner, name, owner)
             if number is not None:
                 yield name, number
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flip.evaluation.encoding.features import FeatureCache
-from flip.runs.rundir import write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.commands.tensorboard import RunLinks
 from jobs.host import sessions
 from tests.jobs.commands.test_clean import age
@@ -186,6 +186,61 @@ def test_tensorboard_shows_no_private_events_through_link_of_other_user(users):
             (shown,) = (alice.home / "folder").rglob("*tfevents*")
             assert shown.is_file() and links.add([linked, single]) == []
         assert not list((alice.home / "folder").rglob("*.pbtxt"))
+
+
+@pytest.mark.parametrize("level", ["root", "sweep", "run"])
+def test_tensorboard_follows_no_link_of_other_user_on_the_way_to_private_run(users, level):
+    """Alice's own run is trusted, so its folder would be shown, but Mallory chose the name that leads to it."""
+    for module in ("compat.proto.event_pb2", "summary.writer.event_file_writer"):
+        pytest.importorskip(f"tensorboard.{module}")  # as root: Alice cannot read all folders of the packages
+    alice = users.alice
+    runs = users.shared / "runs"
+    with alice.acts():
+        private = make(alice.home / "runs" / "demo", "run")
+        events(private, 1.0, "private/loss")
+        for link, target in (("of-root", alice.home / "runs"), ("of-sweep", private.path.parent)):
+            (alice.home / link).symlink_to(target)
+    link, target = {
+        "root": (runs, alice.home / "runs"),
+        "sweep": (runs / "demo", private.path.parent),
+        "run": (runs / "demo" / "run", private.path),
+    }[level]
+    with users.mallory.acts():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    for words in ([runs / "demo"], ["demo", "--root", runs]):
+        done = alice.python("jobs", "tensorboard", *words, "--", "--inspect", timeout=120)
+        assert "private/loss" not in done.stdout + done.stderr, done.stdout
+        assert f"{link}: it is a link that belongs to uid {users.mallory.uid}; the runs behind it" in done.stdout
+    for words in ([alice.home / "of-sweep"], ["demo", "--root", alice.home / "of-root"]):
+        done = alice.python("jobs", "tensorboard", *words, "--", "--inspect", timeout=120)
+        assert "private/loss" in done.stdout and "left out" not in done.stdout, "a link of her own"
+
+
+def test_tensorboard_follows_no_link_in_folder_that_other_user_may_write_to(users):
+    """Mallory can exchange it, and the folder of a run there, while TensorBoard shows them."""
+    alice = users.alice
+    place = users.shared / "team"
+    with alice.acts():
+        private = make(alice.home / "runs" / "secret", "run")
+        (alice.home / "folder").mkdir()
+        private.tensorboard.mkdir()
+        (private.tensorboard / "events.out.tfevents.1").write_text("private")
+        place.mkdir()
+        (place / "linked").symlink_to(private.path.parent)
+        run = make(place / "demo", "run")
+        run.tensorboard.mkdir()
+        (run.tensorboard / "events.out.tfevents.1").write_text("shown")
+    place.chmod(0o777)
+    with RunLinks(alice.home / "folder") as links:
+        with alice.acts():
+            assert links.add([RunDir(place / "linked" / "run"), run]) == ["demo/run"]
+        with users.mallory.acts():
+            (place / "demo").rename(place / "moved")
+            (place / "demo").symlink_to(private.path.parent)
+        with alice.acts():
+            (shown,) = (alice.home / "folder").rglob("*tfevents*")
+            assert shown.read_text() == "shown" and links.add([run]) == []
 
 
 def test_feature_cache_of_other_user_is_not_used(users):
