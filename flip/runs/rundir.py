@@ -136,6 +136,18 @@ def read_record(path: PathLike, fields: Any = None, limit: Optional[int] = None)
     return _checked(path, value, fields)
 
 
+def read_trusted_record(path: PathLike, remedy: str) -> Optional[Any]:
+    """``read_record`` for a record that is obeyed: only this user or root can have written the opened file.
+
+    Raises RefusedPath with ``remedy`` if another user owns it or may write to it, or if it is a link; ValueError.
+    """
+    try:
+        value = _parsed(path, read=functools.partial(read_trusted, remedy=remedy))
+    except FileNotFoundError:
+        return None
+    return _checked(path, value)
+
+
 def _checked(path: PathLike, value: Any, fields: Any = None) -> Any:
     try:
         name = re.sub(r"\.[0-9]+\.json\Z", ".json", Path(path).name)  # cause.<rank>.json
@@ -236,12 +248,7 @@ class RunDir:
         It names programs, code and an environment, so it must be this user's alone. Raises RefusedPath if another
         user owns it or may write to it, or if it is a link; ValueError as ``read_record``; OSError.
         """
-        path = self.path / "job.json"
-        try:
-            value = _parsed(path, read=functools.partial(read_trusted, remedy=SUBMIT_AGAIN))
-        except FileNotFoundError:
-            return {}
-        record: Dict[str, Any] = _checked(path, value)
+        record: Dict[str, Any] = read_trusted_record(self.path / "job.json", SUBMIT_AGAIN) or {}
         return record
 
     def close(self, accept_open_files: bool = False) -> None:

@@ -46,9 +46,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
-from flip.files.creation import atomic_write
-from flip.files.ownership import untrusted
-from flip.runs.rundir import read_record
+from flip.files.creation import RefusedPath, atomic_write
+from flip.runs.rundir import SUBMIT_AGAIN, read_trusted_record
 
 PROTOCOL = 2
 """Version of the messages. Both sides state it first. ``entry.speaks_protocol`` reads this line."""
@@ -118,14 +117,14 @@ def read_contact(path: Path) -> Optional[Tuple[str, int, bytes]]:
     """(host, port, key) that ``publish`` wrote; None if the file does not exist yet. The host is empty if the
     coordinator listens at all addresses: agents then know it from the scheduler.
 
-    Raises ChannelError if another user may have written the file, ValueError if it is damaged.
+    The opened file is checked. Raises ChannelError if another user may have written it, ValueError if it is damaged.
     """
-    record = read_record(path)
+    try:
+        record = read_trusted_record(path, SUBMIT_AGAIN)
+    except RefusedPath as error:
+        raise ChannelError(str(error)) from error
     if record is None:
         return None
-    reason = untrusted(path)
-    if reason:
-        raise ChannelError("%s: %s" % (path, reason))
     return record["host"], record["port"], take_key({KEY_VARIABLE: record["key"]})
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from flip.runs import records
 from jobs.host.agents import job_coordinator
 from jobs.host.agents.channel import (
     AGENT,
@@ -25,6 +26,8 @@ from jobs.host.agents.channel import (
     connect,
     listen,
     new_key,
+    publish,
+    read_contact,
     take_key,
 )
 from jobs.host.agents.coordinator import Coordinator, State
@@ -215,6 +218,25 @@ def test_key_is_removed_from_environment():
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_contact_is_refused_although_file_is_exchanged_after_it_was_read(tmp_path, monkeypatch):
+    """A member of the group puts a file of its own in place of the coordinator's, and then puts that back."""
+    path = tmp_path / "coordinator.json"
+    publish(path, "coordinator", 1, new_key())
+    path.rename(tmp_path / "own")
+    publish(path, "other", 2, new_key())
+    path.chmod(0o666)
+    parse = records.parse
+
+    def exchange(data):
+        (tmp_path / "own").rename(path)
+        return parse(data)
+
+    monkeypatch.setattr(records, "parse", exchange)
+    with pytest.raises(ChannelError, match="every user may write to it"):
+        read_contact(path)
+    assert (tmp_path / "own").exists(), "nothing of the other file is parsed"
+
+
 def test_agent_gives_up_a_host_that_acknowledges_nothing():
     """The kernel ends the connection then, since the agent sends beats. Here only that it was asked to."""
     with listen("127.0.0.1", 20000, 29999) as listener, connect(*listener.getsockname(), 5.0) as sock:
