@@ -129,9 +129,9 @@ def releases(run: RunDir) -> List[str]:
     return list(canary_record(run).get("releases", ()))
 
 
-def has_passed(canary: RunDir) -> bool:
-    """Whether a canary has passed the steps of its job.json. A run that is none passes with its first step."""
-    return passed(canary, canary_record(canary).get("steps", 0))
+def has_passed(canary: RunDir, record: Mapping[str, Any]) -> bool:
+    """Whether a canary has passed the steps of its ``record`` (``canary_of``). An empty one passes with a step."""
+    return passed(canary, record.get("steps", 0))
 
 
 def passed(run: RunDir, steps: int) -> bool:
@@ -175,7 +175,7 @@ def is_released(run: RunDir, job: Mapping[str, Any], canary: RunDir) -> Optional
     """``Wait.released``. On Slurm None if another user submitted the run, whose folder cannot be read."""
     if "token" in job:
         return file_exists(released_file(run, job["name"]))
-    return has_passed(canary)
+    return has_passed(canary, canary_record(canary))
 
 
 def is_current(canary: RunDir, job: Mapping[str, Any]) -> bool:
@@ -191,9 +191,12 @@ def file_exists(path: Path) -> Optional[bool]:
         return None
 
 
-def held_names(run: RunDir) -> List[str]:
-    """Names of the jobs that this canary has not released yet, or whose release this user cannot see."""
-    return [name for name in releases(run) if file_exists(released_file(run, name)) is not True]
+def held_names(run: RunDir, record: Mapping[str, Any]) -> List[str]:
+    """Names of the jobs that this canary has not released yet, or whose release this user cannot see.
+
+    ``record``: of the canary (``canary_of``). Who acts on the names takes it from ``RunDir.read_job``.
+    """
+    return [name for name in record.get("releases", ()) if file_exists(released_file(run, name)) is not True]
 
 
 def record_release(run: RunDir, name: str) -> None:

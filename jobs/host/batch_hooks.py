@@ -378,10 +378,10 @@ def settle_canary(run: RunDir, action: str) -> None:
     absent: List[float] = []
     while record.get("releases"):
         try:
-            then = canary.at_end(action, action == "stop" and canary.has_passed(run))
+            then = canary.at_end(action, action == "stop" and canary.has_passed(run, record))
             if then == canary.CANCEL:
                 return held_jobs.cancel(record["releases"])
-            if then == canary.LEAVE or release_held_jobs(run, absent):
+            if then == canary.LEAVE or release_held_jobs(run, record, absent):
                 return None
             problem: object = "held jobs are missing from squeue"
         except slurm_cli.SlurmUnavailable as error:
@@ -394,13 +394,13 @@ def settle_canary(run: RunDir, action: str) -> None:
     return None
 
 
-def release_held_jobs(run: RunDir, absent: List[float]) -> bool:
+def release_held_jobs(run: RunDir, record: Dict[str, Any], absent: List[float]) -> bool:
     """Release the jobs that wait for a canary; returns whether that is done.
 
-    ``absent``: times of earlier answers of squeue that lacked some of them. After two such answers,
-    slurm_cli.UNKNOWN_JOB_SECONDS apart, these jobs are gone.
+    ``record``: of the canary, from ``RunDir.read_job``. ``absent``: times of earlier answers of squeue that lacked some
+    of them. After two such answers, slurm_cli.UNKNOWN_JOB_SECONDS apart, these jobs are gone.
     """
-    missing = held_jobs.release(run)
+    missing = held_jobs.release(run, record)
     if not missing:
         return True
     absent.append(time.time())
@@ -419,7 +419,9 @@ def release(path: str, shell: Optional[int] = None) -> int:
     while True:
         try:
             record = canary.canary_of(run.read_job())
-            if not record.get("releases") or (canary.has_passed(run) and release_held_jobs(run, absent)):
+            if not record.get("releases"):
+                return 0
+            if canary.has_passed(run, record) and release_held_jobs(run, record, absent):
                 return 0
         except RefusedPath:
             raise

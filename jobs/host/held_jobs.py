@@ -3,7 +3,7 @@
 When that happens is decided in ``flip.runs.canary``. All functions raise SlurmUnavailable if Slurm does not answer.
 """
 
-from typing import List, Sequence
+from typing import Any, List, Mapping, Sequence
 
 from flip.runs import canary
 from flip.runs.rundir import RunDir
@@ -15,14 +15,14 @@ def is_held(row: slurm_cli.QueueRow) -> bool:
     return row.state == "PENDING" and "held" in row.reason.lower()
 
 
-def release(run: RunDir) -> List[str]:
+def release(run: RunDir, record: Mapping[str, Any]) -> List[str]:
     """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that squeue does not
     list.
 
-    Raises SlurmUnavailable; RefusedPath if another user may have written job.json; OSError.
+    ``record``: of the canary, from ``RunDir.read_job``, so that no other user can have named the jobs. Raises
+    SlurmUnavailable, OSError.
     """
-    releases = canary.canary_of(run.read_job()).get("releases", ())
-    waiting = [name for name in releases if not canary.released_file(run, name).exists()]
+    waiting = [name for name in record.get("releases", ()) if not canary.released_file(run, name).exists()]
     rows = slurm_cli.queue(waiting)
     for name in waiting:
         held = {_array(row) for (job, _), row in rows.items() if job == name and is_held(row)}

@@ -184,14 +184,20 @@ class SlurmBackend:
 
 
 def _settle(run: RunDir) -> None:
-    """Release or cancel the jobs that wait for a canary whose exit trap does not run."""
-    names = canary.held_names(run)
+    """Release or cancel the jobs that wait for a canary whose exit trap does not run.
+
+    Raises RefusedPath if another user may have named them; SlurmUnavailable, OSError, ValueError.
+    """
+    if not canary.releases(run):  # so a run of another user that is no canary is no error
+        return
+    record = canary.canary_of(run.read_job())
+    names = canary.held_names(run, record)
     if not names:
         return
-    if canary.at_end("stop", canary.has_passed(run)) == canary.RELEASE:
-        held_jobs.release(run)
+    if canary.at_end("stop", canary.has_passed(run, record)) == canary.RELEASE:
+        held_jobs.release(run, record)
     else:
-        held_jobs.cancel(names, *_owner_filter(run))
+        held_jobs.cancel(names)
 
 
 def _owner_filter(run: RunDir) -> list[str]:

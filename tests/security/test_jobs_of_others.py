@@ -12,7 +12,7 @@ import pytest
 
 from flip.files.creation import RefusedPath
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import held_jobs
+from jobs.slurm import backend
 from tests.harness.failed_start import BASH, script
 from tests.security.users import ROOT, TEAM
 
@@ -106,11 +106,15 @@ def test_canary_releases_no_jobs_that_group_member_names(users, run):
     assert released.returncode == 77, released.stderr
 
 
-def test_release_of_held_jobs_reads_no_job_record_of_group_member(users, run):
-    """As commands call it, which do not read job.json before."""
+def test_cancel_settles_no_jobs_that_group_member_names(users, run):
     replace_job(users, run)
+    with users.alice.acts():
+        backend._settle(run)
+    with users.mallory.acts(groups=[TEAM]):
+        record = read_json(run.path / "job.json")
+        write_json(run.path / "job.json", {**record, "canary": {"steps": 1, "releases": ["mine.1"]}})
     with users.alice.acts(), pytest.raises(RefusedPath, match="job.json"):
-        held_jobs.release(run)
+        backend._settle(run)
 
 
 def test_begin_refuses_link_in_place_of_job_record(users, run):

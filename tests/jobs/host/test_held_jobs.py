@@ -172,7 +172,8 @@ def test_held_jobs_are_released_once_after_canary_has_passed(submitted, monkeypa
     monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
     assert act("release", a.path) == 0
     assert len(sleeps) == 2 and calls(submitted, "scontrol release") == ["scontrol release 52"]
-    assert not held_jobs.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not held_jobs.release(a, canary.canary_record(a))
+    assert calls(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(waiting="PENDING|JobHeldAdmin")
     assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "an administrator holds the job"
 
@@ -181,9 +182,42 @@ def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
     submitted.queue(waiting="")
-    assert held_jobs.release(a) == canary.canary_record(a)["releases"] and not calls(submitted, "scontrol release")
+    record = canary.canary_record(a)
+    assert held_jobs.release(a, record) == record["releases"] and not calls(submitted, "scontrol release")
     submitted.queue()
-    assert not held_jobs.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not held_jobs.release(a, record) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+class Waits(Exception):
+    """The hook would sleep."""
+
+
+@pytest.mark.parametrize("steps, called", [(51, ["scontrol release 52"]), (20, [])])
+def test_release_acts_on_record_that_was_checked(submitted, monkeypatch, steps, called):
+    """Another user exchanges job.json after the check: it needs fewer steps and names no job."""
+    a, *_ = submitted.runs
+    a.start_attempt({})
+    log(a, 1, 1, steps)
+    checked = a.read_job()
+    reads = []
+
+    def read_job(run):
+        assert not reads, "it may be another file by now"
+        reads.append(run)
+        write_json(a.path / "job.json", {**checked, "canary": {"steps": 10}})
+        return checked
+
+    def sleep(seconds):
+        raise Waits
+
+    monkeypatch.setattr(RunDir, "read_job", read_job)
+    monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
+    if called:
+        assert act("release", a.path) == 0
+    else:
+        with pytest.raises(Waits):
+            act("release", a.path)
+    assert calls(submitted, "scontrol release") == called
 
 
 @pytest.mark.parametrize("what", ["end", "begin", "release"])
