@@ -204,6 +204,7 @@ def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
     program.write_text(f'#!/bin/sh\ntouch "$HOME/{marker}"\necho \'{{}}\' > "$3/result.json"\n')
     program.chmod(0o755)
     run.config.write_text("schema: 1\n")
+    run.config.chmod(0o644)  # as a submission leaves it, whatever the umask
     job = {"kind": "local", "order": order, "python": str(program), "module": "x", "world": 1, "env": {}}
     write_json(run.path / "job.json", {**job, "snapshot": str(run.path), "after": 0})
     return run

@@ -187,10 +187,9 @@ def test_killed_rank_ends_its_peers_and_next_attempt_starts_on_same_agent(node):
             assert sessions.is_rank(pid, start, node.run, n)
             assert not sessions.is_rank(pid, start, node.run, n - 1)
             assert not sessions.is_rank(pid, start, node.run, n + 1)
-        assert [(row["rank"], row["pid"]) for row in read_json(node.run.attempt(n) / "pids.json")] == [
-            (0, pids[0]),
-            (1, pids[1]),
-        ]
+        recorded = node.run.attempt(n) / "pids.json"
+        node.until(lambda recorded=recorded: len(read_json(recorded)) == 2)  # a rank may run before its row is written
+        assert [(row["rank"], row["pid"]) for row in read_json(recorded)] == [(0, pids[0]), (1, pids[1])]
         os.kill(pids[1], signal.SIGKILL)
         outcome = node.until_decision()
         assert (outcome.code, outcome.reason) == (137, "rank 1 ended with 137")
