@@ -94,7 +94,7 @@ def scancelled(run):
     """
     number = run.job_number()
     run.cancelled.add(run.attempt)
-    run.slurm("scancel", number)
+    run.slurm("scancel", run.job().id)  # the number of an array's last task is that of the array: it would end all
     state = run.wait_shown(_is_cancelled, "a cancelled run")
     run.wait(lambda: not run.shells(number), "the end of the job")
     run.scene.resubmit(run.run.name, "--retry")
