@@ -236,7 +236,7 @@ class StormRun(Calm):
         return "\n".join(parts)
 
     def job_number(self):
-        """Slurm's number of the job, which is not that of its array."""
+        """Slurm's number of the job. The last task of an array has the number of the array."""
         return slurm_cli.fields_of(self.slurm("scontrol", "show", "job", self.job().id))["JobId"]
 
     def shells(self, number):
