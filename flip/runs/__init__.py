@@ -10,7 +10,7 @@
 - ``credentials``: what is removed from texts that leave the process, and refused in settings.
 - ``attempts``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
 - ``restart_policy``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.
-- ``restart_place``: ``where``, a pure function: that decision -> restart in the allocation, or by a requeue.
+- ``next_step``: the only function that decides what follows: a restart in the allocation or by a requeue, or none.
 - ``lifecycle``: ``state_of``, a pure function: what files prove and what a scheduler shows -> the state of a run.
 - ``canary``: which run goes ahead of others, and when these are released.
 - ``bad_nodes``: nodes that the next attempts of a run exclude.

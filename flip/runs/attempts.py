@@ -9,10 +9,9 @@ import time
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from flip.runs import commit, wall_limit
-from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
 from flip.runs.errors import STORAGE
-from flip.runs.restart_place import Allocation, Place, where
-from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, EndFacts, Limits, decide
+from flip.runs.next_step import NOTHING_HELD, Allocation, Evidence, Step, next_step, recorded_step
+from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, EndFacts
 from flip.runs.rundir import RunDir, create_json, exists, read_record, write_json
 
 REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")  # of end.json
@@ -47,34 +46,88 @@ def end_attempt(
     met: Optional[Mapping[str, str]] = None,
     noticed: Optional[float] = None,
     observed: bool = True,
-) -> Decision:
+    allocation: Allocation = NOTHING_HELD,
+) -> Step:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     Args:
-        end: what the caller knows of it; this function adds what the files of the run show.
-        suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
-        met: cause -> reason, of what the caller itself met: a full disk, which may have kept the ranks from recording
-            causes, or a job.json that another user may have written.
+        end, suspect, met: see ``evidence_of``.
         noticed: when the launcher saw the first rank fail; by default, now.
         observed: whether its launcher saw it end; else this is a later record of that.
+        allocation: what the run still holds; by default nothing, so that the next attempt starts after a requeue.
     """
-    if noticed is None:
-        noticed = time.time()
+    return record_step(run, n, evidence_of(run, n, end, suspect, met), noticed, observed, allocation)
+
+
+def evidence_of(
+    run: RunDir,
+    n: int,
+    end: EndFacts,
+    suspect: Tuple[str, str] = ("", ""),
+    met: Optional[Mapping[str, str]] = None,
+) -> Evidence:
+    """What the caller and the files of the run say about the end of attempt n.
+
+    Args:
+        end: what the caller knows of it; this function adds what the files show.
+        suspect: see ``Evidence``.
+        met: cause -> reason, of what the caller itself met: a full disk, which may have kept the ranks from recording
+            causes, or a job.json that another user may have written.
+    """
     start = read_record(run.attempt(n) / "start.json") or {}
-    commits, committed = _progress(run, n, start)
     first = start["after"] if "after" in start else submitted_after(run)
     causes = run.causes(n)
     for cause, reason in (met or {}).items():
         causes = causes + [{"cause": cause, "by": "the exit trap", "reason": reason}]
     lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
-    end = end._replace(stop_requested=run.stop_requested(n), lowered=lowered)
-    history = earlier_ends(run, first, n)
-    decision = decide(causes, end, history, Limits(), exists(run.result), exists(run.cancel), committed)
-    if decision.cause == "cancelled":
-        decision = decision._replace(reason=cancel_reason(run))
-    decision = _without_suspect(decision, *suspect)
-    facts = {"attempt": n, "code": end.code, "state": end.state, "commits": commits, "committed": committed}
-    return _record_end(run, n, decision, dict(facts, noticed=noticed, observed=observed))
+    return Evidence(
+        end._replace(stop_requested=run.stop_requested(n), lowered=lowered),
+        causes,
+        earlier_ends(run, first, n),
+        exists(run.result),
+        exists(run.cancel),
+        _progress(run, n, start)[1],
+        suspect=suspect,
+    )
+
+
+def record_step(
+    run: RunDir,
+    n: int,
+    evidence: Evidence,
+    noticed: Optional[float] = None,
+    observed: bool = True,
+    allocation: Allocation = NOTHING_HELD,
+) -> Step:
+    """``end_attempt`` with evidence that the caller has collected. Returns the step that an earlier call recorded, if
+    that differs."""
+    step = next_step(evidence, allocation)
+    reason = step.reason
+    if step.cause == "cancelled":
+        reason = cancel_reason(run)
+    commits, _ = _progress(run, n, read_record(run.attempt(n) / "start.json") or {})
+    now = time.time()
+    record = {
+        "attempt": n,
+        "action": step.action,
+        "cause": step.cause,
+        "reason": reason,
+        "delay": step.delay,
+        "exclude": list(step.exclude),
+        "code": evidence.end.code,
+        "state": evidence.end.state,
+        "commits": commits,
+        "committed": evidence.committed,
+        "noticed": now if noticed is None else noticed,
+        "observed": observed,
+        "time": now,
+    }
+    path = run.attempt(n) / "end.json"
+    create_json(path, record)
+    recorded = recorded_step(read_record(path) or record)
+    if recorded.action != step.action:
+        return recorded
+    return recorded._replace(do=step.do, nodes=step.nodes, place=step.place)
 
 
 def _progress(run: RunDir, n: int, start: Mapping[str, Any]) -> Tuple[int, bool]:
@@ -83,35 +136,6 @@ def _progress(run: RunDir, n: int, start: Mapping[str, Any]) -> Tuple[int, bool]
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
     return commits, committed or run.has_progress(n)
-
-
-def _without_suspect(decision: Decision, node: str, other: str) -> Decision:
-    """The decision, which also excludes ``node`` if an attempt that failed there is retried. ``other``: see
-    ``end_attempt``, suspect."""
-    suspicious = decision.action == "requeue" and decision.cause in NODE_SUSPECT_CAUSES
-    if not node or not suspicious or node in decision.exclude:
-        return decision
-    reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
-    return decision._replace(reason=reason, exclude=decision.exclude + (node,))
-
-
-def _record_end(run: RunDir, n: int, decision: Decision, facts: Mapping[str, Any]) -> Decision:
-    """Write end.json; returns its decision, which is that of an earlier call if there was one."""
-    path = run.attempt(n) / "end.json"
-    record = dict(decision._asdict(), **facts)
-    record["exclude"] = list(decision.exclude)
-    record["time"] = time.time()
-    create_json(path, record)
-    row = read_record(path) or record
-    return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
-
-
-def place_of_restart(run: RunDir, n: int, decision: Decision, allocation: Allocation) -> Place:
-    """Where the attempt after n starts, as ``where`` says. ``decision``: what ``end_attempt`` returned for n."""
-    start = read_record(run.attempt(n) / "start.json") or {}
-    end = read_record(run.attempt(n) / "end.json") or {}
-    earlier = earlier_ends(run, start.get("after", submitted_after(run)), n)
-    return where(decision, bool(end.get("committed")), earlier, allocation)
 
 
 def restarted_in_place(start: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
@@ -138,13 +162,14 @@ def record_failed_restart(run: RunDir, n: int, reason: str, remedy: str = "") ->
     write_json(path, row)
 
 
-def record_cancel(run: RunDir, n: int) -> Decision:
+def record_cancel(run: RunDir, n: int) -> Step:
     """Replace the restart that was decided at the end of attempt n: the run was cancelled before it."""
     path = run.attempt(n) / "end.json"
     row = read_record(path) or {}
-    decision = Decision("stop", "cancelled", "%s; before: %s" % (cancel_reason(run), row.get("reason", "")))
-    write_json(path, dict(row, **dict(decision._asdict(), exclude=list(row.get("exclude", ())))))
-    return decision
+    reason = "%s; before: %s" % (cancel_reason(run), row.get("reason", ""))
+    row = dict(row, action="stop", cause="cancelled", reason=reason, delay=0.0, exclude=list(row.get("exclude", ())))
+    write_json(path, row)
+    return recorded_step(row)
 
 
 def unended(run: RunDir) -> List[int]:

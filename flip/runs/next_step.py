@@ -102,6 +102,8 @@ class Evidence(NamedTuple):
     """Whether cancel.json exists."""
     committed: bool = False
     """Whether the attempt made a new commit."""
+    superseded: bool = False
+    """Whether another process has started an attempt after it."""
     suspect: Tuple[str, str] = ("", "")
     """A node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``)."""
     is_over: bool = True
@@ -138,6 +140,8 @@ def next_step(evidence: Evidence, allocation: Allocation = NOTHING_HELD, limits:
         return _after_failed_start(evidence, evidence.failed_starts)
     if not evidence.is_over:
         return _before_the_end(evidence)
+    if evidence.superseded:
+        return Step(LEAVE, "node", "another process has continued the run")
     decision = decide(
         list(evidence.causes),
         evidence.end,

@@ -10,7 +10,8 @@ from typing import Dict, Mapping, Optional, Tuple
 from flip.files.creation import RefusedPath
 from flip.runs import attempts, bad_nodes, wall_limit
 from flip.runs.errors import FULL_DISK_ERRNOS
-from flip.runs.restart_policy import Decision, EndFacts
+from flip.runs.next_step import NOTHING_HELD, Allocation, Step
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import own_job, slurm_cli
 
@@ -27,12 +28,13 @@ def record_end(
     last_error: Optional[OSError] = None,
     noticed: Optional[float] = None,
     unhealthy: Optional[Mapping[str, str]] = None,
-) -> Decision:
+    allocation: Allocation = NOTHING_HELD,
+) -> Step:
     """Decide what follows from the end of attempt n, and record it (``attempts.end_attempt``).
 
     ``code``, ``state``, ``unhealthy``: see ``EndFacts``. ``fields``: of the job, empty if Slurm does not answer.
-    ``last_error``: of an earlier try of this call. ``noticed``: see ``end_attempt``. A second call changes nothing.
-    Raises OSError.
+    ``last_error``: of an earlier try of this call. ``noticed``, ``allocation``: see ``end_attempt``. A second call
+    changes nothing. Raises OSError.
     """
     limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
     if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
@@ -50,7 +52,8 @@ def record_end(
         unhealthy=unhealthy or {},
     )
     suspect = bad_nodes.find_suspect(run, n, time.time())
-    return attempts.end_attempt(run, n, end, suspect, _met(run, n, last_error), noticed)
+    met = _met(run, n, last_error)
+    return attempts.end_attempt(run, n, end, suspect, met, noticed, allocation=allocation)
 
 
 def _met(run: RunDir, n: int, last_error: Optional[OSError]) -> Dict[str, str]:

@@ -27,7 +27,8 @@ from flip.files.creation import RefusedPath
 from flip.runs import attempts, canary, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
-from flip.runs.restart_policy import UNKNOWN, EndFacts
+from flip.runs.next_step import REQUEUE, Evidence, Step, next_step
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import (
     attempt_end,
@@ -207,11 +208,10 @@ def restart_later(
     # a requeue waits for Slurm as long: the comment must not be lost before
     known = failed_starts.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS, seen=fields)
     state = own_job.state_of(fields, restarts)
-    if state == "CANCELLED":
-        return code
     ended = ended or (fields.get("JobState") == "COMPLETING" and state != "PENDING")
     before = known or failed_starts.FailedStarts()
-    if before.starts >= failed_starts.MAX_FAILED_STARTS:
+    step = next_step(Evidence(EndFacts(None, state), failed_starts=before.starts))
+    if step.do != REQUEUE:
         return code
     node = os.environ.get("SLURMD_NODENAME", "")
     failed = failed_starts.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
@@ -224,7 +224,7 @@ def restart_later(
     if leave_node and node:
         nodes = requeue.exclude_failed_node(fields, node, before.node)
     if delay is None:
-        delay = 60.0 * before.starts
+        delay = step.delay
     restart(delay, nodes, run=run, attempt=attempt, failed=failed)
     if ended:
         failed_starts.record_failed_starts(job, restarts, failed)
@@ -460,16 +460,24 @@ def watch(
         if own.coordinator is not None:
             own.coordinator.may_restart = False
         return retry_on_oserror(lambda error: on_shell_gone(own), lambda: own.number)
-    if state == "TIMEOUT" and own.find():
+    step = step_around_ranks(state)
+    if step.cause == "timeout" and own.find():
         try:
             own.run.record_time_limit(own.number)
         except OSError as error:
             log(error)
-    if state:
+    if step.do == REQUEUE:
         restart(0.0, None, ending=True, run=own.run, attempt=own.number or None)
         if own.coordinator is not None:  # ranks may still be saving
             own.coordinator.join()
     return 0
+
+
+def step_around_ranks(state: Optional[str], run: Optional[RunDir] = None) -> Step:
+    """What follows when the job ends while its ranks may still run. ``run``: None if its files are not to be read."""
+    complete = run is not None and exists(run.result)
+    cancelled = run is not None and exists(run.cancel)
+    return next_step(Evidence(EndFacts(None, state), complete=complete, cancelled=cancelled, is_over=False))
 
 
 class OwnAttempt:
@@ -563,15 +571,15 @@ def on_shell_gone(own: OwnAttempt) -> int:
     ended: Dict[str, Any] = {"action": "requeue"}
     if own.find():
         ended = read_record(run.attempt(own.number) / "end.json") or ended  # the trap may have got that far
-    over = exists(run.result) or exists(run.cancel) or ended["action"] != "requeue"
-    if over or state in (None, UNKNOWN, "PENDING", "CANCELLED"):
-        log("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, state))
+    step = step_around_ranks(state, run)
+    if ended["action"] != "requeue" or step.do != REQUEUE:
+        log("%s: the batch shell is gone; its job (%s) is left alone: %s" % (run.path, state, step.reason))
         return 0
     log("%s: the batch shell was killed (%s)" % (run.path, state))
     if not own.number:
         restart_later(KILLED, run=run, ended=state != "RUNNING", leave_node=True)
         return 0
-    if state == "TIMEOUT":
+    if step.cause == "timeout":
         run.record_time_limit(own.number)
     nodes = avoided_nodes(run, tuple(ended.get("exclude", ())))
     restart(ended.get("delay", 0.0), nodes, run=run, attempt=own.number)

@@ -9,7 +9,6 @@ from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 from jobs.host import slurm_cli
 
-MAX_FAILED_STARTS = 100  # in a row without access to the run's files: two days of them
 PREDECESSOR = -1  # in the comment of a successor, in place of the restart count
 COMMENT = re.compile(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})(?::([0-9]{1,3}):([^:\s|]*))?$")
 
@@ -41,6 +40,11 @@ def read_failed_starts(
     fields = slurm_cli.fields_of(text)
     if seen is not None:
         seen.update(fields)
+    return before(fields, restarts)
+
+
+def before(fields: Mapping[str, str], restarts: int) -> FailedStarts:
+    """What the starts of a job before this one left in its comment, by the job's ``fields``."""
     writer, failed = parse_failed_starts(fields.get("Comment", ""))
     if writer != restarts - 1:
         return failed._replace(starts=0)

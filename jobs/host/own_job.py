@@ -148,14 +148,14 @@ def wait_for_time_limit(
             on_limit(limit)
             known_limit = limit
         if fields.get("JobState", "") not in ON_NODES + ("CONFIGURING",):
-            return _end_by_limit_or_nodes(fields)
+            return end_by_limit_or_nodes(fields)
         left = max(1.0, limit - elapsed)
         nap = min(left, LIMIT_POLL_SECONDS)
         sleep(nap)
         left -= nap
 
 
-def _end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:
+def end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:
     """TIMEOUT or NODE_FAIL if a job that has left its nodes ended so, else ""."""
     state = fields.get("JobState", "")
     if state == "COMPLETING":

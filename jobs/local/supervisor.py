@@ -25,9 +25,9 @@ from flip.files.creation import RefusedPath, close_umask, open_lock, run_folder
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.lifecycle import Seen
+from flip.runs.next_step import HERE, NOTHING_HELD, Allocation, Step
 from flip.runs.origin import is_copy
-from flip.runs.restart_place import HERE, Allocation
-from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Decision, EndFacts
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, EndFacts
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
@@ -310,18 +310,20 @@ class Supervisor:
         if attempt.stop_requested:
             state = f"{state},{STOP_REQUESTED}"
         end = EndFacts(attempt.code, state)
-        decision = attempts.end_attempt(run, n, end, noticed=attempt.noticed, observed=attempt.observed)
-        self.not_before[run.path, n] = time.monotonic() + decision.delay
-        log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
+        held = NOTHING_HELD
         if attempt.agent is not None:
-            self.keep_or_dismiss(attempt.agent, run, n, decision)
-        threading.Thread(target=self.notify, args=(run, decision.action)).start()  # it may take a while
+            held = Allocation(int(attempt.agent.is_usable()), usable=(1,))
+        step = attempts.end_attempt(run, n, end, noticed=attempt.noticed, observed=attempt.observed, allocation=held)
+        self.not_before[run.path, n] = time.monotonic() + step.delay
+        log.info("%s: attempt %d: %s: %s: %s", run.name, n, step.action, step.cause, step.reason)
+        if attempt.agent is not None:
+            self.keep_or_dismiss(attempt.agent, run, step)
+        threading.Thread(target=self.notify, args=(run, step.action)).start()  # it may take a while
 
-    def keep_or_dismiss(self, agent: agents.LocalAgent, run: RunDir, n: int, decision: Decision) -> None:
+    def keep_or_dismiss(self, agent: agents.LocalAgent, run: RunDir, step: Step) -> None:
         """Keep the agent of an attempt that has ended if the next one starts here: from its processes."""
-        place = attempts.place_of_restart(run, n, decision, Allocation(int(agent.is_usable()), usable=(1,)))
-        if place.place == HERE and not self.stopping:
-            self.warm[run.path] = agent, time.monotonic() + decision.delay + WARM_SECONDS
+        if step.do == HERE and not self.stopping:
+            self.warm[run.path] = agent, time.monotonic() + step.delay + WARM_SECONDS
         else:
             self.dismiss(agent)
 

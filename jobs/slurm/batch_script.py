@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flip.files import acl, ownership, python_path
+from flip.runs import next_step
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host import failed_starts, own_job, slurm_cli
+from jobs.host import own_job, slurm_cli
 from jobs.host.agents.coordinator import NO_AGENTS
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
@@ -38,7 +39,7 @@ COMPLETE = "an srun that outlived its ranks was killed"
 END_OF_CHECK = "END_OF_OWNERSHIP"
 #: Words of batch_functions.sh and their values.
 CONSTANTS = {
-    "MAX_FAILED_STARTS": str(failed_starts.MAX_FAILED_STARTS),
+    "MAX_FAILED_STARTS": str(next_step.MAX_FAILED_STARTS),
     "SAME_EVENT": str(int(own_job.SAME_EVENT_SECONDS)),
     "UNUSABLE": slurm_cli.UNUSABLE.pattern,
     "QUEUE_FORMAT": slurm_cli.QUEUE_FORMAT,

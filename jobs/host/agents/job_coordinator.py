@@ -16,12 +16,12 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from flip.files.creation import open_append
 from flip.runs import attempts, wall_limit
 from flip.runs.errors import STORAGE
-from flip.runs.restart_place import HERE, Allocation, too_slow
+from flip.runs.next_step import HERE, Allocation, Step, too_slow
 from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempt_end, lost_step, own_job, rank_entry, slurm_cli
@@ -357,38 +357,26 @@ class JobCoordinator:
         if reason:
             return 0, reason
         noticed = time.time() - outcome.settling
-        decision = attempt_end.record_end(
-            self.run, n, code, "RUNNING", self._fields, noticed=noticed, unhealthy=unhealthy
-        )
-        self._log_decision(n, decision)
-        excluded = set(self.coordinator.excluded) | set(decision.exclude)
         allocation = Allocation(
-            self._count_nodes(excluded),
+            min(self.nodes, slurm_cli.parse_int(self._fields.get("NumNodes", "")) or self.nodes),
             self.usable,
             self._seconds_left(),
             self.usable[-1],
             own_job.seconds_queued(self._fields),
+            held=held_nodes(self._fields),
+            excluded=self.coordinator.excluded,
         )
-        place = attempts.place_of_restart(self.run, n, decision, allocation)
-        self._log("%s: attempt %d: %s: %s" % (self.run.path, n, place.place, place.reason))
-        if place.place != HERE:
-            return 0, place.reason
-        for node in decision.exclude:
+        step = attempt_end.record_end(self.run, n, code, "RUNNING", self._fields, None, noticed, unhealthy, allocation)
+        self._log_step(n, step)
+        self._log("%s: attempt %d: %s: %s" % (self.run.path, n, step.do, step.place))
+        if step.do != HERE:
+            return 0, step.place or step.reason
+        for node in step.exclude:
             self.coordinator.exclude(node, "%s is excluded" % node)
         self.coordinator.gather()
-        self._wait(decision.delay)
+        self._wait(step.delay)
         self._measure_network()
-        return self._gather(place.nodes, allocation)
-
-    def _count_nodes(self, excluded: Set[str]) -> int:
-        """Nodes of the job without those that are excluded, some of which Slurm may have taken away, too."""
-        count = min(self.nodes, slurm_cli.parse_int(self._fields.get("NumNodes", "")) or self.nodes)
-        if not excluded:
-            return count
-        held = held_nodes(self._fields)
-        if held is None:
-            return count - len(excluded)
-        return len(held - excluded)
+        return self._gather(step.nodes, allocation)
 
     def _gather(self, most: int, allocation: Allocation) -> Tuple[int, str]:
         """Wait for the agents of ``most`` nodes. Returns (on how many nodes the next attempt starts, 0 if too few came;
@@ -486,11 +474,11 @@ class JobCoordinator:
         except OSError:  # no attempt has started, or the disk is full
             self._print(text)
 
-    def _log_decision(self, n: int, decision: Any) -> None:
-        """Write the decision to the log of the attempt, as the exit trap does."""
+    def _log_step(self, n: int, step: Step) -> None:
+        """Write the step to the log of the attempt, as the exit trap does."""
         try:
             with open_append(self.run.logs / str(n) / "job.out", "utf-8") as file:
-                file.write(json.dumps(decision._asdict(), sort_keys=True) + "\n")
+                file.write(json.dumps(step._asdict(), sort_keys=True) + "\n")
         except OSError as error:
             self._log(error)
 
