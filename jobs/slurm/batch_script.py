@@ -1,8 +1,12 @@
 """The text of the batch script of one array, which submitit writes from our parameters.
 
-The script's exit trap decides on the host, outside the trainer and its container, whether the job restarts
-(docs/restarts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh``, ``srun_functions.sh`` and, if
-node agents start the ranks, ``agent_functions.sh``.
+Programs of ``jobs/host`` decide on the host, outside the trainer and its container, whether the job restarts
+(docs/restarts.md, Stop and resume). There are two kinds of script. The profile's key ``owner`` selects one:
+
+- With an owner (``owner_lines``), the script checks the code and becomes ``jobs/host/job.py``, which starts the same
+  script again for its children. Its fixed functions are in ``fallback.sh``.
+- Without an owner (``setup_lines``), the exit trap decides. Its fixed functions are in ``batch_functions.sh``,
+  ``srun_functions.sh`` and, if node agents start the ranks, ``agent_functions.sh``.
 """
 
 import contextlib
@@ -76,6 +80,9 @@ def script_text(profile: ClusterProfile, jobs: Sequence[Job], folder: Path, name
     if len(jobs) > 1:
         elements = len(jobs)
     options = parameters(profile, job, folder, name)
+    if profile.owner:
+        options["setup"] = owner_lines(profile, job, folder)
+        options["srun_args"] = owner_srun_args(profile, job)
     text: str = _make_sbatch_string(command(profile, job), folder.absolute(), map_count=elements, **options)
     return text
 
@@ -136,6 +143,123 @@ def is_elastic(job: Job) -> bool:
     return bool(job.resources.least_nodes or job.resources.spares)
 
 
+def owner_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
+    """The script of a job that ``jobs/host/job.py`` owns, before the line ``srun``.
+
+    Without arguments it is the start of the job, and becomes its owner. The owner starts it again, with the environment
+    of the start and FLIP_ATTEMPT:
+
+    - ``step`` KIND NODES loads modules, executes the setup lines and becomes srun. KIND: ``agents``, one task per node,
+      or ``ranks``.
+    - ``follow`` NAME STEP becomes the follower of a tracker, with the environment that the setup lines left to srun.
+      STEP: process of the step. SIGUSR1 ends it when the job is over.
+    - ``elsewhere`` CODE ends a start whose owner cannot import its modules.
+    """
+    return [
+        "trap '' TERM USR1 USR2  # neither a start nor its end is interrupted",
+        *_location(job.sweep),
+        f"exclude={shlex.quote(profile.options.get('exclude', ''))}",
+        OWN_JOB,
+        *functions("fallback.sh"),
+        "if [ $# -eq 0 ]; then  # Slurm starts the job",
+        *_owner_start(profile, job, folder),
+        "fi",
+        '[ "$1" != elsewhere ] || elsewhere "$2"',
+        *_follower(profile, job),
+        *_step(profile, job),
+    ]
+
+
+def _owner_start(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
+    """Lines that check the code, set the environment of all processes of the job, and become its owner."""
+    owner = shlex.quote(str(job.host_code / "jobs" / "host" / "job.py"))
+    options = [f"--token {folder.name}", f"--peer-seconds {profile.peer_seconds}"]
+    if profile.agents:
+        options.append("--agents")
+    options += [f"--tracker {name}" for name in _followed(profile, job)]
+    options.append('--script "$0"')
+    return [
+        "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
+        "umask go-w  # also for what the ranks create",
+        f"log={shlex.quote(str(folder))}/$id",
+        'exec >>"$log.out" 2>>"$log.err" || elsewhere',
+        *_ownership(profile, job, "elsewhere"),
+        '[ -z "$exposed" ] || echo "$exposed" >&2',
+        *_exports(profile, job, folder, "elsewhere"),
+        f"[ -r {owner} ] || elsewhere 2",
+        "shopt -s execfail",
+        f'exec {shlex.quote(profile.hosts_python)} -I {owner} "$FLIP_RUN" {" ".join(options)} || elsewhere',
+    ]
+
+
+def _step(profile: ClusterProfile, job: Job) -> list[str]:
+    """Lines of ``step`` KIND NODES: options of srun, modules, the setup lines, and a function that becomes srun.
+
+    The setup lines may change the positional parameters, which a file that they source would also see, and may call
+    srun themselves.
+    """
+    resources = job.resources
+    size = '--nodes="$3"'
+    # an agent may end while another one imports the trainer, until it learns that srun is to start the ranks
+    agents = [
+        size, '--ntasks="$3"', "--ntasks-per-node=1", f"--cpus-per-task={resources.processes * resources.cpus}",
+        "--wait=0",
+    ]  # fmt: skip
+    if is_elastic(job):  # the agents of other nodes outlive that of a lost one
+        agents.append("--no-kill")
+    ranks = [size, f'--ntasks="$(($3 * {resources.processes}))"', *_placement(job), f"--wait={profile.peer_seconds}"]
+    return [
+        "trap : TERM USR1 USR2  # srun would inherit ignored signals",
+        'if [ "$2" = agents ]; then  # each starts the ranks of its node, of all attempts of this job',
+        "  export FLIP_AGENTS=1",
+        f"  flip_options=({' '.join(agents)})",
+        "else",
+        f"  flip_options=({' '.join(ranks)})",
+        "fi",
+        "set --",
+        *_modules(profile.modules),
+        *profile.setup,
+        'srun() { exec srun "${flip_options[@]}" "$@"; }',
+    ]
+
+
+def owner_srun_args(profile: ClusterProfile, job: Job) -> list[str]:
+    """Arguments of ``srun`` for all kinds of steps.
+
+    ``all``: output of tasks before they open their own logs goes to the log of the job.
+    """
+    argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0", "--export=ALL"]
+    return argv + _pyxis_options(profile, job)
+
+
+def _followed(profile: ClusterProfile, job: Job) -> Sequence[str]:
+    """Names of the trackers whose followers run on the first node. With pyxis none, since srun alone opens the image:
+    there, ``flip follow`` on a login node sends the metrics."""
+    if profile.container and profile.container_runtime == "pyxis":
+        return ()
+    return job.trackers
+
+
+def _follower(profile: ClusterProfile, job: Job) -> list[str]:
+    """Lines of ``follow`` NAME STEP. It waits until the step has executed srun, after the setup lines, which may set
+    proxies and keys but must not be executed twice, and reads the environment of srun."""
+    if not _followed(profile, job):
+        return []
+    follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
+    arguments = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --job --tracker "$flip_tracker"'
+    return [
+        'if [ "$1" = follow ]; then',
+        "  trap 'exit 0' TERM USR1 USR2",
+        '  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$2.log" 2>&1',
+        '  while read -r flip_name <"/proc/$3/comm" && [ "$flip_name" != srun ]; do sleep 0.5; done 2>/dev/null',
+        "  flip_tracker=$2",
+        """  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done <"/proc/$3/environ" 2>/dev/null""",
+        "  unset FLIP_AGENTS",
+        f"  PYTHONPATH={shlex.quote(str(job.host_code))} exec {follow} {arguments}",
+        "fi",
+    ]
+
+
 def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
     """The lines of the functions that start a step."""
     lines = functions("srun_functions.sh")
@@ -184,12 +308,12 @@ def _location(sweep: Path) -> list[str]:
     return [f"sweep={shlex.quote(str(sweep))} root={root}"]
 
 
-def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
+def _ownership(profile: ClusterProfile, job: Job, otherwise: str) -> list[str]:
     """Lines that refuse to execute code that another user can change or exchange, at every start.
 
     The rule is ``flip.files.ownership``. Its text is part of the script, because what is to be checked cannot check
     itself: Slurm keeps a copy of the script from the submission on. Places that the submission accepted
-    (``Job.exposed``) only give a warning.
+    (``Job.exposed``) only give a warning. ``otherwise``: the command for a refusal, or a node without the code.
     """
     code = [str(path) for path in dict.fromkeys([Path(job.snapshot).absolute(), job.host_code])]
     words = shlex.join([*code, "--", *job.exposed])
@@ -200,7 +324,7 @@ def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
         f"IFS= read -rd '' ownership <<'{END_OF_CHECK}'",
         *ownership_program().splitlines(),
         END_OF_CHECK,
-        f'exposed=$({groups}{shlex.quote(profile.hosts_python)} -I -c "$ownership" {words}) || requeue_elsewhere',
+        f'exposed=$({groups}{shlex.quote(profile.hosts_python)} -I -c "$ownership" {words}) || {otherwise}',
     ]
 
 
@@ -242,8 +366,6 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
 
 def _opening(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     """Lines up to the run's directory: the log of the job, trusted code, and the environment."""
-    exports = [f"{key}={shlex.quote(value)}" for key, value in _exported(profile, job).items()]
-    runs = shlex.quote(str(folder / "runs"))
     return [
         "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
         *_location(job.sweep),
@@ -253,9 +375,19 @@ def _opening(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         *functions("batch_functions.sh"),
         f"log={shlex.quote(str(folder))}/$id",
         'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
-        *_ownership(profile, job),
+        *_ownership(profile, job, "requeue_elsewhere"),
+        *_exports(profile, job, folder, "requeue_elsewhere"),
+    ]
+
+
+def _exports(profile: ClusterProfile, job: Job, folder: Path, otherwise: str) -> list[str]:
+    """Lines that export the variables of all processes of the job. ``otherwise``: the command if the list of runs is
+    not readable."""
+    exports = [f"{key}={shlex.quote(value)}" for key, value in _exported(profile, job).items()]
+    runs = shlex.quote(str(folder / "runs"))
+    return [
         f"export {' '.join(exports)}",
-        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
+        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || {otherwise}',
         "export FLIP_RUN",
     ]
 
@@ -336,10 +468,7 @@ def _size(job: Job) -> list[str]:
 
 
 def _followers(profile: ClusterProfile, job: Job) -> list[str]:
-    """Lines that start a process per tracker on the first node. With pyxis none, since srun alone opens the image:
-    there, ``flip follow`` on a login node sends the metrics."""
-    if profile.container and profile.container_runtime == "pyxis":
-        return []
+    """Lines that start a process per tracker on the first node."""
     follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
     place = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT"'
     if profile.agents:
@@ -347,7 +476,7 @@ def _followers(profile: ClusterProfile, job: Job) -> list[str]:
     return [
         f"PYTHONPATH={shlex.quote(str(job.host_code))} {follow} {place} --tracker {name}"
         f' </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-{name}.log" 2>&1 & followers+=" $!"; disown'
-        for name in job.trackers
+        for name in _followed(profile, job)
     ]
 
 
@@ -372,9 +501,13 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     argv.append("--export=ALL")
     if not profile.agents:  # else the functions of the script add it
         argv += _placement(job)
-    if profile.container and profile.container_runtime == "pyxis":
-        argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
-    return argv
+    return argv + _pyxis_options(profile, job)
+
+
+def _pyxis_options(profile: ClusterProfile, job: Job) -> list[str]:
+    if not profile.container or profile.container_runtime != "pyxis":
+        return []
+    return [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
 
 
 def command(profile: ClusterProfile, job: Job) -> str:
