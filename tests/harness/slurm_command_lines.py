@@ -120,8 +120,8 @@ LINES = [
         "--distribution=block:block <WORDS>..."
     ),
     CommandLine(
-        "srun [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] --wait=<N> "
-        "--unbuffered --output <FILE> --error <FILE> "
+        "srun [--nodes=<N>] [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] "
+        "--wait=<N> [--no-kill] --unbuffered --output <FILE> --error <FILE> "
         "--output=all --error=all --kill-on-bad-exit=0 --export=ALL <WORDS>..."
     ),
     CommandLine("srun --kill-on-bad-exit=1 --export=ALL <WORDS>..."),

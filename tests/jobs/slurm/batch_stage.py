@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -45,10 +47,52 @@ class Stage:
         )
         commands("sinfo", "printf 'n%s|idle\\n' 1 2 3 4 5 6 7 8 9")
 
-    def start(self, **env):
+    def start(self, *arguments, **env):
         variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1"}
         variables |= {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_NAME": "demo", "SLURMD_NODENAME": "n7", **env}
-        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **variables}, start_new_session=True)
+        command = ["bash", str(self.script), *arguments]
+        return subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True)
 
     def end(self, n=1):
         return read_json(self.run.attempt(n) / "end.json")
+
+
+OWNER = """
+import json, os, pathlib, sys
+facts = {"pid": os.getpid(), "arguments": sys.argv[1:], "environ": dict(os.environ), "umask": os.umask(0)}
+facts["status"] = pathlib.Path("/proc/self/status").read_text()
+pathlib.Path(__file__).parents[2].joinpath("started").write_text(json.dumps(facts))
+print("the owner")
+sys.exit(64)
+"""
+"""A stand-in for jobs/host/job.py: it records how it was started."""
+OWNER_CODE = 64
+
+
+class OwnedStage(Stage):
+    """The same for a script of a job that a process owns: ``OWNER``."""
+
+    def __init__(self, folder, commands, monkeypatch):
+        super().__init__(folder, commands, monkeypatch)
+        self.code = folder / "code"
+        self.owner = self.code / "jobs" / "host" / "job.py"
+        self.owner.parent.mkdir(parents=True)
+        self.owner.write_text(OWNER)
+        self.write()
+
+    def write(self, changes=None, folder=None, **fields):
+        """Write the script of a profile with these fields. ``changes``: of the job. ``folder``: of the submission."""
+        profile = ClusterProfile(**{"name": "x", "kind": "slurm", "python": sys.executable, "owner": True, **fields})
+        job = replace(Job(self.run, self.code), **(changes or {}))
+        self.script.write_text(script(profile, job, 2, folder or self.folder))
+
+    def started(self):
+        """The start of the owner as it has recorded it; None if it has not started."""
+        return read_json(self.code / "started")
+
+
+def ignored_signals(status):
+    """Numbers of the signals that a process ignores, from the text of its /proc/PID/status."""
+    (line,) = [line for line in status.splitlines() if line.startswith("SigIgn:")]
+    mask = int(line.split()[1], 16)
+    return {number + 1 for number in range(64) if mask >> number & 1}
