@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -436,7 +436,9 @@ class Owner:
         self.ranks = RankStep(self.run, self.n, self.step, self.options.peer_seconds, self.log, self.scheduler.pause)
         while self.ranks.code() is None:
             self.wait(POLL_SECONDS)
-        return AttemptOutcome(self.ranks.code(), (), False, "")
+        code = self.ranks.code()
+        self.ranks = None
+        return AttemptOutcome(code, (), False, "")
 
     def _is_suspended(self) -> bool:
         return self.scheduler.see().state == SUSPENDED
@@ -496,9 +498,16 @@ class Owner:
             nodes_after_requeue=self.nodes.most,
             queued=seen.queued,
             seconds_needed=wall_limit.startup_seconds(self.run) + wall_limit.save_seconds(self.run),
-            held=self.scheduler.held_nodes(seen),
+            held=self._names_of_nodes(seen),
             excluded=tuple(self.pool.coordinator.excluded),
         )
+
+    def _names_of_nodes(self, seen: Seen) -> Optional[Set[str]]:
+        """The nodes that the job has, if that matters: asking costs time. None: unknown."""
+        assert self.pool is not None
+        if self.pool.coordinator.excluded or next_step(self._evidence).exclude:
+            return self.scheduler.held_nodes(seen)
+        return None
 
     def _why_not_here(self, seen: Seen) -> str:
         """Why no attempt may start in this job; empty if one may."""

@@ -134,6 +134,7 @@ class StandIn:
 
     def _act(self, what: str, seen: Seen, heard: Heard) -> None:
         n = int(heard.get("attempt", 0))
+        os.environ["FLIP_ATTEMPT"] = str(n or "")  # as all processes of the attempt have it
         step = next_step(Evidence(EndFacts(None, seen.state), is_over=False))
         if step.do == REQUEUE and not n:
             self._restart.later(KILLED, 0, avoid_node=True)

@@ -1,8 +1,7 @@
-"""Simulated node agents of a job, for the real coordinator (``jobs.host.agents.job_coordinator``).
+"""Simulated node agents of a job, for the real coordinator in its real owner (``jobs.host.job``).
 
-The coordinator runs in the simulated watcher. ``seams.in_place`` gives it, in place of a thread and sockets, a process
-of the simulated clock and an ``AgentServer`` to which simulated agents post their messages. A connection ends as soon
-as one of its sides has ended, or later if its node is lost.
+The owner has, in place of sockets, an ``AgentServer`` to which simulated agents post their messages. A connection ends
+as soon as one of its sides has ended, or later if its node is lost.
 """
 
 from __future__ import annotations
@@ -28,62 +27,25 @@ GRACE = 95.0
 """Seconds that the ranks of an agent without a coordinator get to save."""
 RESTART = 0.2
 """Seconds until the task of a killed agent has killed its ranks."""
-JOIN_POLL = 1.0
 MOST_SECONDS = 3600.0
 """Between two looks of a coordinator to which nothing happens."""
-
-
-class SimulatedThread:
-    """In place of threading.Thread. It ends with the process that has started it."""
-
-    def __init__(self, clock, target, name="", daemon=True):
-        self._clock = clock
-        self._target = target
-        self._process = None
-
-    def start(self):
-        self._process = self._clock.current.start_thread(self._target)
-
-    def is_alive(self):
-        return self._process is not None and self._process.alive
-
-    def join(self):
-        while self.is_alive():
-            self._clock.sleep(JOIN_POLL)
-
-
-class Listener:
-    """In place of a listening socket: the agents of the life that has opened it find its server."""
-
-    def __init__(self, life):
-        self.server = None
-        life.listener = self
-
-    @staticmethod
-    def getsockname():
-        return "", 10000
-
-    def close(self):
-        self.server = None
 
 
 class AgentServer:
     """In place of ``jobs.host.agents.server.AgentServer``."""
 
-    def __init__(self, clock, coordinator, key, listener, log):
-        self._clock = clock
+    def __init__(self, life, coordinator):
+        self._life = life
+        self._clock = life.clock
         self.coordinator = coordinator
-        self._listener = listener
         self._events = []
-        self._waiting = None
-        listener.server = self
+        life.listener.server = self
 
     def post(self, handle, *arguments):
         """Let the coordinator handle an event: a method of it with arguments."""
         self._events.append((handle, arguments))
-        if self._waiting is not None:
-            self._waiting.wake()
-            self._waiting = None
+        if self._life._owner_process.alive:
+            self._life._owner_process.look_up()
 
     def poll(self, seconds=0.0):
         if seconds and not self._events:
@@ -100,10 +62,9 @@ class AgentServer:
     def _wait(self, seconds):
         """Wait for an event. While there are ranks, polls without one are left out until something is due."""
         if self.coordinator.state in (State.RUN, State.KILL):
-            seconds = max(seconds, self._due() - self._clock.now)
-        self._waiting = self._clock.current
-        self._waiting.wait(seconds)
-        self._waiting = None
+            due = min(self._due(), self._life.owner.next_due())
+            seconds = max(seconds, due - self._clock.now)
+        self._clock.current.doze(seconds)
         self.coordinator._ticked = self._clock.now  # as if it had polled
 
     def _due(self):
@@ -118,10 +79,15 @@ class AgentServer:
         return min(due)
 
     def close(self):
-        self._waiting = None
-        self._listener.close()
+        self._life.listener.server = None
         for agent in list(self.coordinator.agents):
             self.coordinator.lost(agent, "the coordinator ends")
+
+    def vanish(self):
+        """The owner is gone: all connections end."""
+        self._life.listener.server = None
+        for agent in self.coordinator.agents:
+            agent.channel.close()
 
 
 class AgentsStep:

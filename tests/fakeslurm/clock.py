@@ -17,6 +17,8 @@ from types import SimpleNamespace
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+SHORTEST = 1e-3
+"""Seconds of a wait."""
 EPOCH = 1_700_000_000.0
 """What the clock shows at 0, in seconds since 1970."""
 
@@ -76,37 +78,18 @@ class Process:
         self.about = about
         """Whatever its maker wants to know of it later."""
         self._code = 1
-        self._threads = []
+        self._dozes = False
         self._greenlet = greenlet(self._body)
+        if clock.current is not None:  # a wait goes back to the clock, not to the process that has started this one
+            self._greenlet.parent = clock.current._greenlet.parent
         self._event = clock.at(0.0, self._go)
-
-    def start_thread(self, do):
-        """Call ``do()`` with the environment and output of this process, and end it with this process."""
-        thread = Process(self._clock, do, {}, lambda code, output: None, self._skin, self.about)
-        thread._greenlet.parent = self._greenlet.parent
-        thread.environ = self.environ
-        thread.out = self.out
-        thread.err = self.err
-        self._threads.append(thread)
-        return thread
 
     def kill(self):
         """End the process at once, as by SIGKILL."""
-        self._kill_threads()
         self._clock.cancel(self._event)
         self._over = None
         if self._greenlet is not getcurrent():
             self._greenlet.throw(GreenletExit)
-
-    def _kill_threads(self):
-        for thread in self._threads:
-            if thread.alive:
-                thread.kill()
-
-    def interrupt(self, error):
-        """Raise ``error`` in the waiting process, as a signal handler does."""
-        self._clock.cancel(self._event)
-        self._event = self._clock.at(0.0, self._go, error)
 
     @property
     def alive(self):
@@ -120,6 +103,17 @@ class Process:
         """End the wait of the process now."""
         self._clock.cancel(self._event)
         self._event = self._clock.at(0.0, self._go)
+
+    def doze(self, seconds):
+        """``wait`` that ``look_up`` ends. It takes time: after a year, a float can no longer hold a nanosecond."""
+        self._dozes = True
+        self.wait(max(seconds, SHORTEST))
+        self._dozes = False
+
+    def look_up(self):
+        """End ``doze`` now, if the process is in it."""
+        if self._dozes:
+            self.wake()
 
     def _body(self):
         try:
@@ -143,7 +137,6 @@ class Process:
             os.environ, sys.stdout, sys.stderr = before
             clock.current = None
         if self._greenlet.dead and self._over is not None:
-            self._kill_threads()
             over = self._over
             self._over = None
             over(self._code, self.out.getvalue())

@@ -240,6 +240,9 @@ class Controller:
 
     def shell_killed(self, job):
         """Fail a job whose batch script was killed by SIGKILL, and end the processes of its steps."""
+        if self.asleep():  # it does not learn of that, so it ends nothing
+            job.timers.append(self.clock.at(self.site.poll, self.shell_killed, job))
+            return
         job.exit_code = "0:9"
         self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
 

@@ -37,7 +37,8 @@ DAY = 86400.0
 HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
-AGENT_EVENTS = ("agent_killed", "task_killed", "coordinator_killed")
+EVENTS += ("owner_killed", "guard_killed")
+AGENT_EVENTS = ("agent_killed", "task_killed")
 OVER = ("complete", "failed", "cancelled")
 STUCK = re.compile(r"its canary (\w+) is ")
 
@@ -70,7 +71,8 @@ class Weather:
     """Share of starts that find their port taken."""
     agent_killed: float = 3.0
     task_killed: float = 12.0
-    coordinator_killed: float = 8.0
+    owner_killed: float = 8.0
+    guard_killed: float = 16.0
     agent_fates: dict = field(default_factory=lambda: {"killed": 10.0, "frozen": 20.0})
     """As ``fates``, further ones of runs with node agents."""
 
@@ -299,10 +301,19 @@ class World:
             return self.rng.choice(agents)
         return None
 
-    def _coordinator_killed(self):
-        steps = [step for step in self._steps() if step.ranks is not None and step.life.has_coordinator]
-        if steps:
-            self.rng.choice(steps).life.kill_coordinator()
+    def _owner_killed(self):
+        lives = self._owned_lives()
+        if lives:
+            self.rng.choice(lives).kill_owner()
+
+    def _guard_killed(self):
+        lives = self._owned_lives()
+        if lives:
+            self.rng.choice(lives).kill_guard()
+
+    def _owned_lives(self):
+        """Those of jobs that run, and whose owner is at work."""
+        return [life for life in self.lives if life.is_owned and life.job.state == "RUNNING"]
 
     def _steps(self):
         """The steps of agents that run."""
@@ -380,7 +391,7 @@ class World:
 
     @property
     def _profile(self):
-        return ClusterProfile(name="fake", kind="slurm", python="python3", agents=self.agents)
+        return ClusterProfile(name="fake", kind="slurm", python="python3", agents=self.agents, owner=True)
 
     def _cancel(self, name):
         run = self.run(name)

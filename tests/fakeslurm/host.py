@@ -1,27 +1,32 @@
-"""The simulated batch script on its nodes: the lines of ``jobs.slurm.batch_script`` in Python, with calls of the real
-``jobs.host.batch_hooks``.
+"""The simulated batch script on its nodes: the real owner of the job (``jobs.host.job``), its guard, and the fallback of
+the script (``jobs/slurm/fallback.sh``) in Python.
 
 tests/jobs/slurm/test_batch_script.py tests the script itself, against golden files and in a real bash.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
+import os
 import re
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flip.runs.errors import STORAGE
+from flip.runs.next_step import MAX_FAILED_STARTS
 from flip.runs.rundir import RunDir
-from jobs.host import batch_hooks
-from jobs.host.agents.channel import CONTACT
-from jobs.host.agents.coordinator import NO_AGENTS
-from tests.fakeslurm.agents import AgentsStep
+from jobs.host import failed_starts, own_job, requeue, slurm_cli
+from jobs.host.agents.channel import new_key, publish
+from jobs.host.job import Options, Owner
+from jobs.host.scheduler import SlurmScheduler
+from tests.fakeslurm.agents import AgentServer, AgentsStep
 from tests.fakeslurm.clock import Process
 
-CONTACT_TRIES = 100
-"""Looks for the coordinator of the agents, every 0.1 s: ten seconds, as in jobs/slurm/agent_functions.sh."""
+FOREVER = 1e12
+FALLBACK_TRIES = 1440
+FALLBACK_SECONDS = 30.0
 
 
 @dataclass
@@ -30,12 +35,8 @@ class Script:
 
     folder: Path
     """RUNS_ROOT/<sweep>/.slurm/<token>."""
-    usable: list
-    """Numbers of nodes on which it can train, descending."""
     ranks_per_node: int
     peer_seconds: float
-    canary: bool = False
-    """Whether others are held until it has passed."""
     agents: bool = False
     """Whether node agents start the ranks."""
     text: str = ""
@@ -44,14 +45,12 @@ class Script:
     def read(cls, text):
         """Parse a batch script; returns keywords for ``Controller.submit``."""
         options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
-        folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
+        folder = re.search(r"^ *log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
         least, _, most = options["nodes"].rpartition("-")
-        sizes = re.search(r"^for nodes in ([\d ]+); do", text, re.MULTILINE)
-        usable = [int(count) for count in (sizes[1] if sizes else most).split()]
         array = re.match(r"0-(\d+)", options.get("array", ""))
-        agents = re.search(r"--agents \S+ --peer-seconds (\d+)", text)
-        peers = float((agents or re.search(r"--wait=(\d+)", text))[1])
-        canary = "releaser=$!" in text
+        owner = re.search(r"^exec .*/jobs/host/job\.py.*$", text, re.MULTILINE)[0]
+        peers = float(re.search(r"--peer-seconds (\S+)", owner)[1])
+        script = cls(Path(folder), int(options["ntasks-per-node"]), peers, "--agents" in owner, text)
         return {
             "name": options["job-name"],
             "nodes_wanted": int(most),
@@ -59,7 +58,7 @@ class Script:
             "no_kill": "no-kill" in options,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), usable, int(options["ntasks-per-node"]), peers, canary, bool(agents), text),
+            "script": script,
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -68,10 +67,6 @@ class Script:
 
     def run(self, index):
         return Path((self.folder / "runs").read_text().splitlines()[index or 0])
-
-    def size(self, nodes):
-        """On how many of this number of nodes it trains."""
-        return next((count for count in self.usable if count <= nodes), self.usable[-1])
 
 
 @dataclass
@@ -130,17 +125,23 @@ class Life:
         """The first one."""
         self.won_attempts = []
         self.body = None
-        self.listener = None
-        """Where the coordinator of its agents can be reached."""
-        self.agents_code = None
-        """What the watcher has said to the shell of the end of the agents."""
+        self.listener = Listener()
+        self.owner = None
+        self.step = None
+        """The process of srun, as the owner knows it."""
+        self.usable = [len(job.nodes)]
+        """Numbers of nodes on which it can train, ascending."""
+        self.canary = False
+        """Whether others are held until it has passed."""
+        self._owner_process = None
+        self._guard = None
         self._processes = []
         self._over = False
         self.events = []
         """(time, what) that happened to it, known only to the simulation."""
         self.born = self.clock.now
         self.through = float("inf")
-        """When its exit trap was through."""
+        """When its owner had nothing left to do."""
         self.left = float("inf")
         """When its job left the nodes."""
         self.deserted = False
@@ -149,14 +150,12 @@ class Life:
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self.cut_off = False
         """Whether preemption cancelled its job while its first node could not reach Slurm."""
-        self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
-        self._resting = None
         self.clock.at(0.2, self._start)
 
     @property
     def unseen(self):
-        """Whether its exit trap has not finished."""
+        """Whether its owner has not finished."""
         return self.through == float("inf")
 
     def happened(self, event):
@@ -177,7 +176,7 @@ class Life:
     @property
     def used_nodes(self):
         """Those on which srun starts ranks."""
-        return self.nodes[: self.script.size(len(self.nodes))]
+        return self.nodes[: self.usable[-1]]
 
     @property
     def has_srun(self):
@@ -188,7 +187,7 @@ class Life:
     def _environ(self, node):
         job = self.job
         environ = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": node.name}
-        environ["SLURM_NTASKS"] = str(len(self.used_nodes) * self.script.ranks_per_node)
+        environ["SLURM_NTASKS"] = str(len(self.nodes) * self.script.ranks_per_node)
         environ["SLURM_JOB_NODELIST"] = ",".join(each.name for each in self.nodes)
         environ["SLURM_JOB_NUM_NODES"] = str(len(self.nodes))
         if job.index is not None:
@@ -214,19 +213,6 @@ class Life:
     def processes_of(self, by):
         return [process for process in self._processes if process.about.by == by]
 
-    def _python(self, by, over, command, **options):
-        """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
-        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "shell": None, "agents": None}
-        fields["peer_seconds"] = None
-        args = argparse.Namespace(what=command, run=str(self.path), **{**fields, **options})
-        return self._process(by, lambda: batch_hooks.act(args, self._wait), over)
-
-    def _wait(self, seconds):
-        """Wait as the watcher does: TERM wakes it."""
-        self._resting = self.clock.current
-        self._resting.wait(seconds)
-        self._resting = None
-
     def _start(self):
         if not self._over:
             self._process("shell", self._access_folder, self._opened)
@@ -238,73 +224,70 @@ class Life:
 
     def _opened(self, code, out):
         if code:
-            self._requeue_elsewhere(code)
+            self._process("shell", lambda: self._elsewhere(code), lambda *_: self._done(code))
         else:
-            self._python("begin", self._begun, "begin", token=self.script.folder.name)
+            self._owner_process = self._process("owner", self._own, self._owner_ended)
 
-    def _begun(self, code, out):
-        if code in (1, 2, 4, 126, 127, *range(130, 140)):
-            self._requeue_elsewhere(code)
-        elif code or not out.strip():
-            self._done(code)
+    def _own(self):
+        """The program jobs/host/job.py."""
+        script = self.script
+        options = Options(script.folder.name, script.agents, script.peer_seconds)
+        make_guard = functools.partial(SimulatedGuard, self)
+        owner = Owner(RunDir(self.path), options, SimulatedScheduler(self), make_guard, self._serve_agents)
+        self.owner = owner
+        return owner.serve()
+
+    def _serve_agents(self, coordinator, contact, place, log):
+        publish(contact, "", 10000, new_key())
+        return AgentServer(self, coordinator)
+
+    def start_step(self, kind, count):
+        """``bash SCRIPT step KIND COUNT``."""
+        self.usable = self.owner.nodes.usable
+        self.canary = bool(self.owner.canary.due < FOREVER)
+        self.step = Step(self)
+        run = RunDir(self.path)
+        if kind == "agents":
+            self.body = AgentsStep(self, run, self.step.ended)
         else:
-            self.attempt = int(out)
-            options = {}
-            if self.script.agents:
-                options = {"agents": 0, "peer_seconds": self.script.peer_seconds}
-            self._side_processes = [self._python("watcher", lambda code, out: None, "watch", **options)]
-            if self.script.canary:
-                self._side_processes.append(self._python("releaser", lambda code, out: None, "release"))
-            if self.script.agents:
-                self._start_agents()
-            else:
-                self._start_ranks()
+            self.body = self._make(self, run, self.attempt, self.step.ended)
+        return self.step
 
-    def _start_ranks(self):
-        self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
-
-    def _start_agents(self, tries=CONTACT_TRIES):
-        """The function srun of agent_functions.sh."""
-        if self._over:
-            return
-        contact = RunDir(self.path).attempt(self.attempt) / CONTACT
-        if contact.exists():
-            self.body = AgentsStep(self, RunDir(self.path), self._agents_ended)
-        elif tries:
-            self.clock.at(0.1, self._start_agents, tries - 1)
+    def _elsewhere(self, code):
+        """The function of this name in jobs/slurm/fallback.sh."""
+        job = own_job.own_job(os.environ)
+        for _ in range(FALLBACK_TRIES):
+            try:
+                fields = slurm_cli.job_fields(job)
+                if fields["JobState"] != "RUNNING" or own_job.state_of(fields, self.restarts) != "RUNNING":
+                    return code
+                before = failed_starts.before(fields, self.restarts)
+                if before.starts >= MAX_FAILED_STARTS:
+                    return code
+                failed = before._replace(starts=before.starts + 1, code=code, node=self.host.name)
+                slurm_cli.call("scontrol", "update", "JobId=" + job, "Comment=" + failed.comment(self.restarts))
+                slurm_cli.call("scontrol", "requeue", job)
+                break
+            except slurm_cli.RequeueDisabled:
+                return code
+            except slurm_cli.SlurmUnavailable:
+                self.clock.sleep(FALLBACK_SECONDS)
         else:
-            self._start_ranks()
+            return code
+        updates = [f"StartTime=now+{60 * before.starts}"]
+        if requeue.affordable(fields, [self.host.name]):
+            updates.append("ExcNodeList=" + self.host.name)
+        with contextlib.suppress(slurm_cli.SlurmUnavailable):
+            slurm_cli.call("scontrol", "update", "JobId=" + job, *updates)
+        return code
 
-    def _agents_ended(self, code):
-        if self.agents_code is not None:
-            code = self.agents_code
-        unused = self.body.ranks is None and not (RunDir(self.path).attempt(self.attempt) / "end.json").exists()
-        if code == NO_AGENTS and unused and not self._over:
-            (RunDir(self.path).attempt(self.attempt) / CONTACT).unlink()
-            self._start_ranks()
-        else:
-            self._srun_ended(code)
-
-    def _requeue_elsewhere(self, code):
-        """The function of this name in batch_functions.sh; tests/slurm/test_requeue.py shows that its twin is equal."""
-        self._process("shell", lambda: batch_hooks.restart_later(code, leave_node=True), lambda *_: self._done(code))
-
-    def _srun_ended(self, code):
-        def exit_trap_ended(trap_code, _):
-            self.through = self.clock.now
-            if trap_code == STORAGE:  # the exit trap could not write the end
-                self.happened("storage")
-            for process in self._side_processes:
-                if process.alive:
-                    process.kill()
-            self._done(code)
-
-        if self._over:
-            return
-        if not self._shell:
-            self._done(code, killed=True)
-        else:
-            self._python("trap", exit_trap_ended, "end", code=code)
+    def _owner_ended(self, code, out):
+        """The owner has ended by itself: the batch script has, too."""
+        self.through = self.clock.now
+        if code == STORAGE:  # it could not write the end
+            self.happened("storage")
+        self._guard.owner_ended()
+        self._done(code)
 
     def _done(self, code, killed=False):
         if not self._over:
@@ -318,33 +301,54 @@ class Life:
             self.body.signal(name, {node.name for node in self.nodes if node.alive and node.reachable})
 
     def signal_shell(self, name, full):
-        """Signal the shell, which forwards the signal to the ranks. ``full``: the ranks also get it directly."""
+        """Signal the owner, which passes the signal on. ``full``: the ranks also get it directly."""
         self.happened("warned")
-        for sent in {"USR1" if name == "TERM" else "USR2", *([name] if full else [])}:
-            self.signal_steps(sent)
+        self._signal_owner(name)
+        if full:
+            self.signal_steps(name)
+
+    def _signal_owner(self, name):
+        if self.owner is None:
+            return
+        number = getattr(signal, f"SIG{name}")
+        if self._owner_process.alive and number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            self.owner.on_signal(number)
+            self._owner_process.look_up()
+
+    @property
+    def is_owned(self):
+        """Whether its owner runs."""
+        return self.owner is not None and self._owner_process.alive
 
     @property
     def has_coordinator(self):
-        return self.listener is not None and self.listener.server is not None
+        return self.listener.server is not None
 
-    def kill_coordinator(self):
-        """Kill the watcher, and with it the coordinator of the agents."""
-        self.happened("coordinator")
-        self._side_processes[0].kill()
-
-    def kill_shell(self):
-        """Send SIGKILL to the batch shell alone: its exit trap does not run, and the watcher continues."""
-        self.happened("shell")
-        self._shell = False
+    def kill_owner(self, with_guard=False):
+        """Send SIGKILL to the owner, perhaps also to its guard: Slurm notices that the batch script is gone."""
+        if not self._owner_process or not self._owner_process.alive:
+            return
+        self.happened("owner")
+        self._owner_process.kill()
+        if with_guard:
+            self._guard.kill()
+        self._lose_owner()
         self.controller.shell_killed(self.job)
-        for process in self._side_processes:
-            process.interrupt(batch_hooks.ShellGone())
+
+    def kill_guard(self):
+        """Send SIGKILL to the guard: the owner forks another one."""
+        self._guard.kill()
+
+    def _lose_owner(self):
+        """The owner is gone: its connections end, and its guard learns of it."""
+        if self.listener.server is not None:
+            self.listener.server.vanish()
+        self._guard.owner_ended()
 
     def end(self):
-        """Send TERM to all processes. The shell survives it."""
+        """Send TERM to all processes."""
         self.signal_steps("TERM")
-        if self._resting is not None and self._resting.alive:
-            self._resting.wake()
+        self._signal_owner("TERM")
         if self.body is not None:
             self.body.node_down({node.name for node in self.nodes if not node.up})
 
@@ -397,3 +401,100 @@ class Life:
         for process in list(self._processes):
             if process.alive and process.about.node in nodes:
                 process.kill()
+        if self.host in nodes and self.listener.server is not None:
+            self.listener.server.vanish()
+
+
+class Listener:
+    """Where agents find the server of their owner."""
+
+    server = None
+
+
+class Step:
+    """In place of subprocess.Popen for srun."""
+
+    def __init__(self, life):
+        self._life = life
+        self._code = None
+
+    def poll(self):
+        return self._code
+
+    def send_signal(self, number):
+        self._life.signal_steps(signal.Signals(number).name[3:])
+
+    def kill(self):
+        self._life.body.kill_srun()
+
+    def ended(self, code):
+        """srun has returned."""
+        self._code = code
+        if self._life._owner_process.alive:
+            self._life._owner_process.look_up()
+
+
+class SimulatedScheduler(SlurmScheduler):
+    """The simulated Slurm by its commands, and steps that it simulates."""
+
+    def __init__(self, life):
+        super().__init__()
+        self._life = life
+
+    def place_for_agents(self, nodes):
+        return "", 0
+
+    def end_leftovers(self, path, n):
+        """Nothing of the simulation is a process of this host."""
+        self._life.attempt = n
+
+    def pause(self, seconds):
+        """While a step runs, nothing happens without an event until something is due."""
+        owner = self._life.owner
+        if owner.ranks is not None:
+            seconds = max(seconds, min(owner.next_due() - self._life.clock.now, FOREVER))
+        self._life.clock.current.doze(seconds)
+
+    def start_step(self, argv, environ, logs, name="job"):
+        return self._life.start_step(argv[3], int(argv[4]))
+
+
+class SimulatedGuard:
+    """In place of ``jobs.host.guard.Guard``: a process of the simulated clock."""
+
+    def __init__(self, life, on_gone, on_silent):
+        self._life = life
+        self._on_gone = on_gone
+        self._facts = {}
+        self._is_owner_gone = False
+        life._guard = self
+        self._fork()
+
+    def say(self, **facts):
+        self.beat()
+        self._facts.update({name: str(value) for name, value in facts.items()})
+
+    def beat(self):
+        if not self._process.alive:
+            self._fork()
+
+    def hurry(self):
+        """The simulated owner never hangs."""
+
+    def kill(self):
+        if self._process.alive:
+            self._process.kill()
+
+    def owner_ended(self):
+        self._is_owner_gone = True
+        if self._process.alive:
+            self._process.look_up()
+
+    def _fork(self):
+        self._process = self._life._process("guard", self._serve, lambda code, out: None)
+
+    def _serve(self):
+        while not self._is_owner_gone:
+            self._life.clock.current.doze(FOREVER)
+        if self._facts.get("over") != "1":
+            self._on_gone(self._facts)

@@ -5,8 +5,7 @@ import pytest
 from flip.runs import attempts
 from flip.runs.rundir import read_json
 from jobs.host.agents.lost_batch_host import PATIENCE_SECONDS
-from jobs.host.batch_hooks import RETRY_SECONDS
-from jobs.host.lost_step import AFTER_AGENTS_SECONDS
+from jobs.host.job import RETRY_SECONDS, STEP_EXIT_SECONDS
 from jobs.runs.clusters import states
 from tests.fakeslurm.storage import trouble
 from tests.harness.simulated_scene import staged
@@ -36,27 +35,45 @@ def test_lost_node_without_spare_is_requeued(tmp_path):
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
 
 
-def test_killed_coordinator_leaves_ranks_to_srun(tmp_path):
+@pytest.mark.parametrize("is_early", [True, False])
+def test_guard_of_killed_owner_requeues_job(is_early, tmp_path):
+    """The connections of the agents end, so that their ranks save."""
+    with staged("gone", tmp_path, kill_wait=5.0) as scene:
+        scene.submit(AGAIN, agents=True, peer_seconds=2)
+        if is_early:
+            scene.until(lambda: scene._jobs()[0].life and life(scene).body, "the agents")
+            assert life(scene).has_coordinator
+        else:
+            scene.ready()
+        life(scene).kill_owner()
+        scene.patience = 300.0
+        scene.over()
+        cause = "node" if is_early else "stopped"
+        assert (ends(scene), restarts(scene)) == ([cause, "complete"], "1")
+
+
+def test_ranks_are_started_by_srun_if_agents_cannot_connect(tmp_path):
     with staged("alone", tmp_path, kill_wait=5.0) as scene:
         scene.submit({"steps": SHORT}, agents=True, peer_seconds=2)
         scene.until(lambda: scene._jobs()[0].life and life(scene).body, "the agents")
-        assert life(scene).has_coordinator
-        life(scene).kill_coordinator()
-        scene.patience = 120.0
+        life(scene).listener.server = None
+        scene.patience = 300.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["complete"], "0")
         assert not (scene.runs[0].attempt(1) / "coordinator.json").exists()
 
 
-def test_ranks_of_lost_coordinator_save_or_are_killed(tmp_path):
-    """Its agents end with the code of a crash, and the exit trap requeues the job."""
-    with staged("gone", tmp_path, kill_wait=5.0) as scene:
-        scene.submit(AGAIN, agents=True, peer_seconds=2)
+def test_killed_guard_is_replaced(tmp_path):
+    with staged("guard", tmp_path, kill_wait=5.0) as scene:
+        scene.submit({"steps": LONG, "attempts": {"3": {"steps": SHORT}}}, agents=True, peer_seconds=2)
         scene.ready()
-        life(scene).kill_coordinator()
+        life(scene).kill_guard()
+        scene.kill(rank=1)
+        scene.ready(2)
+        life(scene).kill_owner()
         scene.patience = 300.0
         scene.over()
-        assert (ends(scene), restarts(scene)) == (["crash", "complete"], "1")
+        assert (ends(scene), restarts(scene)) == (["crash", "stopped", "complete"], "1")
 
 
 def test_killed_agent_is_replaced(tmp_path):
@@ -99,7 +116,7 @@ def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_not
         scene.controller.lose(lost)
         scene.ready(2)
         scene.controller.bring_back(lost)
-        scene.patience = AFTER_AGENTS_SECONDS + 60.0
+        scene.patience = STEP_EXIT_SECONDS + 60.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
 

@@ -38,7 +38,7 @@ def simulate_year(folder, seed, runs, nodes, weather=None, agents=False):
 
 
 RARE = {"cancelled", "limit", "permission", "config", "data", "diverged"}
-OF_AGENTS = {"agent", "task", "coordinator", "killed", "frozen"}
+OF_AGENTS = {"agent", "task", "killed", "frozen"}
 """Events that happen to runs with node agents alone."""
 
 
@@ -63,7 +63,7 @@ def test_year_of_200_runs_meets_common_causes_and_violates_nothing(agents, folde
 
 def many_faults():
     """Of nodes and agents."""
-    return Weather(node_lost=0.5, node_cut_off=2.0, agent_killed=0.5, task_killed=1.0, coordinator_killed=1.0)
+    return Weather(node_lost=0.5, node_cut_off=2.0, agent_killed=0.5, task_killed=1.0, owner_killed=1.0)
 
 
 def causes_of(attempts, event):
@@ -76,7 +76,7 @@ def test_year_with_agents_meets_each_way_to_go_on_and_violates_nothing(folder):
     world, states = simulate_year(folder, 0, runs=50, nodes=16, weather=many_faults(), agents=True)
     assert {state.state for state in states.values()} == {"complete", "failed", "cancelled"}
     attempts = [attempt for run_attempts in verdicts.attempts(world).values() for attempt in run_attempts]
-    for event, cause in {"killed": "crash", "frozen": "hang", "agent": "node", "coordinator": "stopped"}.items():
+    for event, cause in {"killed": "crash", "frozen": "hang", "agent": "node", "owner": "stopped"}.items():
         assert cause in causes_of(attempts, event), event
     counts = [len(life.won_attempts) for life in world.lives]
     assert max(counts) > 3 and sum(count > 1 for count in counts) > 50, "restarts in the job"

@@ -1,4 +1,4 @@
-"""Kills an agent, its task, the coordinator, and its node in every state of the coordinator, on the simulated Slurm.
+"""Kills an agent, its task, the owner of the job, and its node in every state of the owner, on the simulated Slurm.
 
 ``tests/jobs/host/agents/test_kill_at_every_state.py`` does it with real processes, without Slurm.
 """
@@ -9,7 +9,7 @@ from flip.runs.rundir import read_json
 from tests.harness.simulated_scene import staged
 
 PLAY = {"steps": 2200}
-"""Almost two minutes, longer than ranks without a coordinator may live: these do not save."""
+"""Almost two minutes, longer than ranks without an owner may live: these do not save."""
 STATES = ["gather", "run", "kill", "decide", "between", "left"]
 """Before kill and decide a rank was killed. between: the next attempt is prepared, after the agents of all nodes but
 the first were killed. left: the run is complete, and the agents end."""
@@ -23,16 +23,16 @@ EXPECTED = {
         ["node", "complete"],
     ),
     "first node": (["node", "complete"],) * 5,
-    "coordinator": (
-        ["complete"],
-        ["crash", "complete"],
-        ["crash", "complete"],
-        ["crash", "complete"],
+    "owner": (
+        ["node", "complete"],
+        ["stopped", "complete"],
+        ["stopped", "complete"],
+        ["node", "complete"],
         ["node", "complete"],
     ),
 }
 """Process that is killed -> causes of the attempts, by state. When all have left, it is complete in any case."""
-REQUEUES = {"agent": "000000", "task": "011110", "first node": "111110", "coordinator": "011110"}
+REQUEUES = {"agent": "000000", "task": "011110", "first node": "111110", "owner": "111110"}
 
 
 def enter(scene, state):
@@ -68,8 +68,8 @@ def test_run_goes_on_after_kill_in_state(state, victim, tmp_path):
         scene.submit(PLAY, agents=True, peer_seconds=2, shape={"spares": int(victim == "first node")})
         enter(scene, state)
         first = life(scene)
-        if victim == "coordinator":
-            first.kill_coordinator()
+        if victim == "owner":
+            first.kill_owner()
         elif victim == "first node":
             scene.controller.lose(first.host.name)
         elif victim == "task":

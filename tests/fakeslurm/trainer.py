@@ -94,7 +94,7 @@ class Trainer:
         if like.bug > self.first:
             wait, fate = min((wait, fate), (self._when(like.bug), "crash"))
         wait, fate = min((wait, fate), (self._when(like.total), "complete"))
-        if self.life.script.canary:
+        if self.life.canary:
             for steps in (1, CANARY + 1):
                 self.clock.at(steps * like.step, self._log, steps)
         self._timer = self.clock.at(wait, self._meet, fate)

@@ -19,7 +19,7 @@ MAY_BE = {
     "cancelled": {"stopped", "cancelled"},
     "agent": {"node"},
     "task": {"node", "crash"},  # if it was the only one, the exit trap may be faster than the coordinator
-    "coordinator": {"stopped", "crash"},
+    "owner": {"stopped", "node"},
     "oom": {"crash"},
     "killed": {"crash"},
     "frozen": {"hang"},
@@ -201,7 +201,7 @@ def _ranks(world, name, state, run_attempts):
         won = attempt.won
         if not won.world:
             continue
-        usable = [count * attempt.life.script.ranks_per_node for count in attempt.life.script.usable]
+        usable = [count * attempt.life.script.ranks_per_node for count in attempt.life.usable]
         if won.world not in usable or len(set(won.ranks)) != len(won.ranks) or max(won.ranks) >= won.world:
             yield f"{attempt}: ranks {sorted(won.ranks)} of {won.world}"
         if won.first is not None and sorted(won.ranks) != list(range(won.world)):

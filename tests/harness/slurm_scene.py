@@ -1,6 +1,6 @@
-"""Observers of runs on a real Slurm: states, signals, and the calls, answers and decisions of the exit trap.
+"""Observers of runs on a real Slurm: states, signals, and the calls, answers and decisions of the owner of a job.
 
-Calls of the trap and the watcher are recorded by a ``scontrol`` and a ``squeue`` that come first on the PATH of jobs.
+Calls of the owner and its guard are recorded by a ``scontrol`` and a ``squeue`` that come first on the PATH of jobs.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ SETTLED = 2.0
 
 def profile(**fields):
     """Return a profile for ``flip slurm_sandbox``."""
-    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
+    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5, "owner": True}
     return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
 
 SHIM = """#!{python} -SE
-# Records calls of the exit trap and the watcher, and the output of squeue --json at that moment.
+# Records calls of the owner and its guard, and the output of squeue --json at that moment.
 import json, os, subprocess, sys
 name, words = {name!r}, sys.argv[1:]
 run, attempt = os.environ.get("FLIP_RUN"), os.environ.get("FLIP_ATTEMPT")
@@ -48,8 +48,8 @@ if not run or not attempt:
 def note(**facts):
     with open("%s/calls/%s.%s.jsonl" % (run, attempt, by), "a") as file:
         file.write(json.dumps(facts) + "\\n")
-by = open("/proc/%d/cmdline" % os.getppid()).read().split("\\0")
-by = "trap" if "end" in by else "watcher"  # whose parent may have been killed meanwhile
+by = open("/proc/%d/cmdline" % os.getppid()).read()
+by = "owner" if "/job.py" in by else "task"
 id_ = os.environ["SLURM_JOB_ID"]
 try:
     said = subprocess.run([real["squeue"], "--json", "-j", id_], stdout=subprocess.PIPE, timeout=20).stdout
@@ -123,10 +123,9 @@ class SlurmScene:
         os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
 
     def kill_shell(self):
-        """Send SIGKILL to the batch shell only."""
+        """Send SIGKILL to the owner of the job only."""
         job = fields_of(self.call("scontrol", "show", "job", self.id()))
-        (pid,) = batch_shells(self.here, job)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(owner_and_guard(self.here, job)[0], signal.SIGKILL)
 
     def cancel(self):
         """Cancel the runs as ``flip cancel`` does."""
@@ -218,19 +217,19 @@ class SlurmScene:
     def _attempt(self, index, n):
         run = self.runs[index]
         end = read_json(run.attempt(n) / "end.json") or {}
-        calls = self._calls(run, n, "trap")
+        calls = self._calls(run, n, "owner")
+        acts = [call for call in calls if call["words"][1] != "show"]
+        before = calls[: calls.index(acts[0])] if acts else calls
         lines = self.signals(run, n)
         return {
             "states": self._states(index, n),
             "signals": {rank: [line["signal"] for line in rows if "signal" in line] for rank, rows in lines.items()},
             "gpus": sorted({rows[0]["gpus"] for rows in lines.values()}),
-            "trap": bool(calls),
             "code": end.get("code"),
-            "read": next((call["read"] for call in calls if "read" in call), None),
+            "read": next((call["read"] for call in reversed(before) if "read" in call), None),
             "words": end.get("state"),
             "decision": {key: end.get(key) for key in ("action", "cause", "reason", "delay")} if end else None,
-            "calls": [_answer(call) for call in calls],
-            "watcher": [_answer(call) for call in self._calls(run, n, "watcher") if call["words"][1:3] != SHOW_JOB],
+            "calls": [_answer(call) for call in acts],
         }
 
     @staticmethod
@@ -266,19 +265,20 @@ class SlurmScene:
                 self.here.call("scancel", id_)
 
 
-def pids(text):
-    """Return pids of processes whose first two arguments contain ``text``."""
-    matches = []
+def owner_and_guard(sandbox, job):
+    """Return the pids of the owner of a job with these fields and of its guard, which it has forked; those that run.
+
+    Another Slurm here may have a job of its number.
+    """
+    script = f"{sandbox.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script"
+    parents = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if text in " ".join(path.read_text().split("\0")[:2]):
-                matches.append(int(path.parent.name))
-    return matches
-
-
-def batch_shells(sandbox, job):
-    """Return pids of the batch shell of a job with these fields: another Slurm here may have a job of its number."""
-    return pids(f"{sandbox.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script")
+            words = path.read_text().split("\0")
+            if "/jobs/host/job.py" in " ".join(words[:4]) and script in words:
+                stat = (path.parent / "stat").read_text().rpartition(")")[2].split()
+                parents[int(path.parent.name)] = int(stat[1])
+    return sorted(parents, key=lambda pid: parents[pid] in parents)
 
 
 def masked(arguments):

@@ -4,9 +4,8 @@
     python -m tests.slurm.recording --only finishes                       prints one
 
 The simulated Slurm must reproduce scenarios.json. It contains, for each attempt of each scenario: ``states`` of the job
-in squeue, ``signals`` of each rank, the exit ``code`` that the exit trap received, the job fields that it ``read``, the
-``words`` that it derived from them for ``flip.runs.restart_policy``, its ``calls``, its ``decision``, and the calls of
-the ``watcher`` of the time limit.
+in squeue, ``signals`` of each rank, the exit ``code`` of the attempt, the job fields that the owner ``read`` at its end,
+the ``words`` that it derived from them for ``flip.runs.next_step``, its other ``calls``, and its ``decision``.
 """
 
 import argparse
@@ -48,7 +47,7 @@ def perform(name, cluster, squeue, folder):
 
 
 def essence(record, torn=False):
-    """The reproducible part of a record. ``torn``: without the results of the first attempt's exit trap.
+    """The reproducible part of a record. ``torn``: without what the owner did at the first attempt's end.
 
     Slurm sends CONT with other signals, sends some signals twice, and delivers simultaneous signals in any order. A
     poll of squeue may miss a short state, and times differ.
@@ -62,7 +61,7 @@ def essence(record, torn=False):
             "code": a["code"],
             "words": a["words"],
             "decision": a["decision"] and {key: a["decision"][key] for key in ("action", "cause", "delay")},
-            **{key: [call["words"] for call in a[key]] for key in ("calls", "watcher")},
+            "calls": [call["words"] for call in a["calls"]],
         }
         for a in record["attempts"]
     ]
