@@ -24,7 +24,7 @@ SMALLER = {
     "cpus-per-task=12": "cpus-per-task=1",
     "partition=gpu": "partition=low",
     "nodes=2-5": "nodes=2-3",
-    "exclude=n[07-08]": "exclude=n4",
+    "exclude='n[07-08]'": "exclude=n4",
 }
 
 
