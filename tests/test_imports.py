@@ -51,7 +51,7 @@ ORDER = [
     ["jobs"],
 ]
 #: Programs, which start code of higher packages.
-PROGRAMS = ("flip", "jobs.__main__", "jobs.host.batch_hooks", "jobs.host.rank_entry")
+PROGRAMS = ("flip", "jobs.__main__", "jobs.host.job", "jobs.host.rank_entry")
 LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Modules without torch, in addition to jobs/ except its rank process: launcher, host and loader processes use them.

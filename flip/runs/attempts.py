@@ -78,7 +78,7 @@ def evidence_of(
     first = start["after"] if "after" in start else submitted_after(run)
     causes = run.causes(n)
     for cause, reason in (met or {}).items():
-        causes = causes + [{"cause": cause, "by": "the exit trap", "reason": reason}]
+        causes = causes + [{"cause": cause, "by": "the owner of the job", "reason": reason}]
     lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
     return Evidence(
         end._replace(stop_requested=run.stop_requested(n), lowered=lowered),

@@ -1,7 +1,7 @@
 """Canaries: the first run with new resources or code starts alone; the others are held until it has passed.
 
 It passes when it has logged a number of steps, each with a finite loss, or is complete. Then the others are released:
-on Slurm by a process next to its ranks and, after that, its exit trap (batch_hooks.py); locally by the supervisor. If
+on Slurm by the owner of its job (``jobs/host/job.py``); locally by the supervisor. If
 it stops for good they never start, and ``status`` says why; the next submission includes them, with a canary of its
 own.
 
@@ -78,7 +78,7 @@ class Wait(NamedTuple):
     canary: str = "running"
     """State of the canary (``flip.runs.lifecycle``)."""
     ending: bool = False
-    """Whether the job of a complete canary is still in Slurm's queue: its exit trap releases the others."""
+    """Whether the job of a complete canary is still in Slurm's queue: its owner releases the others."""
 
 
 def standing(wait: Wait) -> str:

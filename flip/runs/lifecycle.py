@@ -32,7 +32,7 @@ ABSENT = "absent"  # it has no such job, or no supervisor is running
 QUEUED = "queued"  # it starts the job when resources are free
 HELD = "held"  # the job does not start until it is released
 ACTIVE = "active"  # the job is on nodes, or its ranks are running
-ENDING = "ending"  # the same, and it saves and stops, or its exit trap is at work
+ENDING = "ending"  # the same, and it saves and stops, or its owner is at work
 OVER = "ended"  # the job has ended, and the scheduler still lists it
 UNKNOWN = "unknown"  # the scheduler does not answer, cannot answer for this run, or was not asked
 

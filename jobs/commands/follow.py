@@ -110,7 +110,7 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
 def follow_attempt(args: argparse.Namespace) -> int:
     """For the launcher: follow until the attempt ends, at low priority, and never for long after that.
 
-    With ``--job`` until the exit trap sends SIGUSR1: node agents may start further attempts in the same job.
+    With ``--job`` until the owner of the job sends SIGUSR1: node agents may start further attempts in the same job.
     """
     import os
     import signal

@@ -1,7 +1,7 @@
 """Failed starts of a job, which cannot write to its run: how many in a row, the last one's exit code and node.
 
 They are counted in the comment of the job, ``Comment=away:1:17:5:127:n3``, from one start to the next.
-``jobs/slurm/batch_functions.sh`` writes the same comment.
+``jobs/slurm/fallback.sh`` writes the same comment.
 """
 
 import re

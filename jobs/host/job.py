@@ -42,7 +42,7 @@ try:
     from flip.runs.next_step import DONE, HERE, LEAVE, REQUEUE, STOP, Allocation, Evidence, Step, next_step
     from flip.runs.restart_policy import EndFacts
     from flip.runs.rundir import RunDir, exists, read_record
-    from jobs.host import attempt_end, held_jobs, notify, own_job, rank_entry, requeue, slurm_cli
+    from jobs.host import end_evidence, held_jobs, notify, own_job, rank_entry, requeue, slurm_cli
     from jobs.host.agents.channel import CONTACT
     from jobs.host.agents.coordinator import NO_AGENTS, AttemptOutcome
     from jobs.host.agents.node_pool import POLL_SECONDS, NodePool, exit_code, open_server
@@ -263,7 +263,6 @@ class Owner:
         if not n:
             return int(code)
         self._won(n)
-        self.retry(lambda error: self._start_followers())
         outcome, unhealthy = self._first_attempt()
         while True:
             code = exit_code(outcome)
@@ -354,10 +353,17 @@ class Owner:
         os.environ["FLIP_ATTEMPT"] = str(n)  # as all processes of the attempt have it
         self.guard.say(attempt=n)
 
-    def _start_followers(self) -> None:
-        """Start a process for each tracker, on this node. A run does not depend on them."""
-        for name in self.options.trackers[len(self.followers) :]:
-            self.followers.append(self._start("follow", name))
+    def _start_step(self, kind: str, nodes: int) -> None:
+        """Start srun and, with the first step, a process for each tracker, on this node. It has the environment that
+        the setup lines of the profile leave to srun. A run does not depend on it."""
+        self.step = self.retry(lambda error: self._start("step", kind, str(nodes)))
+        if self.followers:
+            return
+        for name in self.options.trackers:
+            try:
+                self.followers.append(self._start("follow", name, str(self.step.pid)))
+            except OSError as error:
+                self.log("no follower for %s: %s" % (name, error))
 
     def _start(self, *words: str) -> Any:
         argv = ["/bin/bash", self.options.script, *words]
@@ -369,7 +375,7 @@ class Owner:
         """Run the attempt that ``_begin`` has won; returns its outcome, and what ``exclude_unhealthy`` does."""
         if self.options.agents and self._open_pool():
             assert self.pool is not None
-            self.step = self.retry(lambda error: self._start("step", "agents", str(self.nodes.total)))
+            self._start_step("agents", self.nodes.total)
             if self._gather_first(self.pool):
                 return self._run_attempt(self.nodes.most)
             code = code_of_process(self.step.poll())
@@ -432,7 +438,7 @@ class Owner:
 
     def _run_ranks(self) -> AttemptOutcome:
         """Run the attempt that was won as a step of ranks."""
-        self.step = self.retry(lambda error: self._start("step", "ranks", str(self.nodes.most)))
+        self._start_step("ranks", self.nodes.most)
         self.ranks = RankStep(self.run, self.n, self.step, self.options.peer_seconds, self.log, self.scheduler.pause)
         while self.ranks.code() is None:
             self.wait(POLL_SECONDS)
@@ -471,7 +477,7 @@ class Owner:
         if seen.state is not None:
             self._end_abandoned(n)
         state = self._state_of_end(seen)
-        self._evidence = attempt_end.evidence(self.run, n, code, state, seen, unhealthy, error)
+        self._evidence = end_evidence.evidence_of_end(self.run, n, code, state, seen, unhealthy, error)
         self._allocation = self._what_is_held(seen)
         step = attempts.record_step(self.run, n, self._evidence, noticed, True, self._allocation)
         self.log(json.dumps(step._asdict(), sort_keys=True), "job.out")

@@ -1,7 +1,6 @@
 """The batch job that this process belongs to: its number, the state in which it ends, its wall limit."""
 
-import time
-from typing import Callable, Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional
 
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.wall_limit import TimeUsed
@@ -101,58 +100,6 @@ def _preempted_at_end(fields: Mapping[str, str]) -> bool:
 
 def _restarted(fields: Mapping[str, str], restarts: int) -> bool:
     return (parse_int(fields.get("Restarts", "")) or 0) > restarts
-
-
-def wait_for_state(job: str, restarts: int, seen: Optional[Dict[str, str]] = None) -> Optional[str]:
-    """``job_state``, retried for RETRY_SECONDS if Slurm does not answer."""
-    end = time.time() + slurm_cli.RETRY_SECONDS
-    wait = 1.0
-    while True:
-        state = job_state(job, restarts, seen=seen)
-        if state is not None or time.time() + wait > end:
-            return state
-        time.sleep(wait)
-        wait = min(30.0, 2 * wait)
-
-
-def wait_for_time_limit(
-    job: str,
-    restarts: int,
-    sleep: Optional[Callable[[float], None]] = None,
-    on_limit: Optional[Callable[[int], None]] = None,
-) -> str:
-    """Wait until Slurm ends a job for its wall limit or for lost nodes; return TIMEOUT or NODE_FAIL.
-
-    Returns "" if the job has no limit, has been requeued, or ends for another reason. Queries seldom, but every second
-    and with a short deadline at the limit: only KillWait remains between TERM and KILL. ``sleep`` replaces time.sleep
-    and may return early if there is a reason to query. ``on_limit`` is called with each new limit, in seconds.
-    """
-    sleep = sleep or time.sleep
-    left = float("inf")  # seconds until the limit or less, as far as known
-    known_limit: Optional[int] = None
-    while True:
-        near = left <= NEAR_LIMIT_SECONDS
-        try:
-            fields = slurm_cli.job_fields(job, slurm_cli.SHORT_DEADLINE if near else slurm_cli.DEADLINE)
-        except slurm_cli.NoSuchJob:
-            return ""
-        except slurm_cli.SlurmUnavailable:
-            time.sleep(1.0 if near else UNANSWERED_POLL_SECONDS)
-            left -= NEAR_LIMIT_SECONDS
-            continue
-        elapsed = parse_duration(fields.get("RunTime", ""))
-        limit = parse_duration(fields.get("TimeLimit", ""))
-        if elapsed is None or limit is None or _restarted(fields, restarts):
-            return ""
-        if on_limit is not None and limit != known_limit:
-            on_limit(limit)
-            known_limit = limit
-        if fields.get("JobState", "") not in ON_NODES + ("CONFIGURING",):
-            return end_by_limit_or_nodes(fields)
-        left = max(1.0, limit - elapsed)
-        nap = min(left, LIMIT_POLL_SECONDS)
-        sleep(nap)
-        left -= nap
 
 
 def end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """Processes of this host as /proc shows them: which attempt they belong to. Kills those of earlier attempts of a run.
 
 Watchers and batch shells survive if Slurm loses track of them: its daemon or the batch shell was killed, and what it
-had started lives on. ``batch_hooks.py begin`` ends them. Without /proc none is found.
+had started lives on. The owner of the job (``job.py``) ends them. Without /proc none is found.
 """
 
 import os
@@ -16,8 +16,6 @@ AGENT_VARIABLE = "FLIP_NODE_AGENT"
 
 PR_SET_PDEATHSIG = 1  # options of prctl
 PR_SET_CHILD_SUBREAPER = 36
-
-WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run for a whole attempt, next to the ranks
 
 
 def read_stat(pid: int) -> Tuple[str, List[str]]:
@@ -113,15 +111,15 @@ def prctl(option: int, value: int) -> bool:
 def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """SIGKILL this user's processes of attempts before ``n`` of the run at ``path``; returns their pids.
 
-    A watcher is recognised by its command line and an srun by its name; FLIP_RUN in their environments must name the
-    run. The attempt is named by FLIP_ATTEMPT; a watcher that started before it belongs to another start than this one
+    An owner is recognised by its command line and an srun by its name; FLIP_RUN in their environments must name the
+    run. The attempt is named by FLIP_ATTEMPT; an owner, which starts before it, belongs to another start than this one
     (``job``, ``restarts``). A batch shell is that of an earlier start of this job.
     """
     killed = []
     for pid, started in _own_processes():
         argv = arguments(pid)
         environ = environment(pid)
-        same_run = environ.get("FLIP_RUN") == path and (_is_watcher(argv) or is_srun(argv))
+        same_run = environ.get("FLIP_RUN") == path and (_is_owner(argv) or is_srun(argv))
         earlier = same_run and _is_earlier(environ, n, job, restarts)
         if not (earlier or _is_batch_shell(argv, environ, job, restarts)):
             continue
@@ -134,12 +132,9 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     return killed
 
 
-def _is_watcher(argv: List[str]) -> bool:
-    hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in argv]
-    if not any(hooks):
-        return False
-    after = argv[hooks.index(True) + 1 :]
-    return bool(after) and after[0] in WATCHERS
+def _is_owner(argv: List[str]) -> bool:
+    """Whether a command line is that of the owner of a job, or of its guard."""
+    return any(word.endswith("/jobs/host/job.py") for word in argv[:4])
 
 
 def is_srun(argv: List[str]) -> bool:

@@ -28,7 +28,7 @@ PERMISSION = 77
 CONFIG = 78
 PORTS = (10000, 30000)  # below the ephemeral ports
 UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
-AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/agent_functions.sh)
+AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/batch_script.py)
 GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone

@@ -1,8 +1,7 @@
 """How does a batch job restart? By a requeue or, if Slurm does not requeue it, by a successor: a new job with the same
 batch script.
 
-``requeue_elsewhere`` of ``jobs/slurm/batch_functions.sh`` does the same on a node that cannot run this file.
-``tests/slurm/test_requeue.py`` compares both.
+``elsewhere`` of ``jobs/slurm/fallback.sh`` requeues a job on a node that cannot run this file.
 """
 
 import logging

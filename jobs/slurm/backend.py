@@ -2,7 +2,7 @@
 
 A job is known by its name, ``<sweep>.<token>``, and its array index. Both are written to job.json before sbatch is
 called, so a job can be found whatever happens to this process, and a job that was replaced does nothing
-(``batch_hooks.py begin`` compares the token).
+(``jobs/host/job.py`` compares the token).
 """
 
 import contextlib
@@ -149,7 +149,7 @@ class SlurmBackend:
         return number[1]
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """Signal running jobs, which save and stop, and whose exit trap reads cancel.json. Other jobs, and those in
+        """Signal running jobs, which save and stop, and whose owner reads cancel.json. Other jobs, and those in
         ``again``, are ended by a plain scancel. Errors are raised after all jobs have been signalled.
 
         A job that is COMPLETING may have been requeued, and may be held then, so that no start of it reads cancel.json.
@@ -167,7 +167,7 @@ class SlurmBackend:
             if row.state in TRANSITIONAL and row.state != COMPLETING and run.path not in again:
                 continue  # its start reads cancel.json
             save = row.state not in (*WAITING, COMPLETING) and run.path not in again
-            if not save:  # its exit trap, which cancels the jobs that wait for this canary, will not run
+            if not save:  # its owner, which cancels the jobs that wait for this canary, will not run
                 canaries.append(run)
             try:
                 slurm_cli.call("scancel", *(["--signal=USR2"] if save else []), *_owner_filter(run), row.id)
@@ -184,7 +184,7 @@ class SlurmBackend:
 
 
 def _settle(run: RunDir) -> None:
-    """Release or cancel the jobs that wait for a canary whose exit trap does not run.
+    """Release or cancel the jobs that wait for a canary whose owner does not run.
 
     Raises RefusedPath if another user may have named them; SlurmUnavailable, OSError, ValueError.
     """

@@ -9,7 +9,7 @@ from jobs.common.job import record_of
 from jobs.host.failed_starts import parse_failed_starts
 from jobs.host.slurm_cli import WAITING, QueueRow
 
-#: What the exit code of a failed start means (``requeue_elsewhere`` in batch_functions.sh, ``batch_hooks.py``).
+#: What the exit code of a failed start means (``elsewhere`` in fallback.sh, ``jobs/host/job.py``).
 FAILURES = {
     1: "the folder of the sweep cannot be read or written there",
     2: "the code of the run, or its folder, is missing there",

@@ -1,5 +1,5 @@
-"""The simulated batch script on its nodes: the real owner of the job (``jobs.host.job``), its guard, and the fallback of
-the script (``jobs/slurm/fallback.sh``) in Python.
+"""The simulated batch script on its nodes: the real owner of the job (``jobs.host.job``), its guard, and the fallback
+of the script (``jobs/slurm/fallback.sh``) in Python.
 
 tests/jobs/slurm/test_batch_script.py tests the script itself, against golden files and in a real bash.
 """

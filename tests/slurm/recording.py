@@ -4,8 +4,8 @@
     python -m tests.slurm.recording --only finishes                       prints one
 
 The simulated Slurm must reproduce scenarios.json. It contains, for each attempt of each scenario: ``states`` of the job
-in squeue, ``signals`` of each rank, the exit ``code`` of the attempt, the job fields that the owner ``read`` at its end,
-the ``words`` that it derived from them for ``flip.runs.next_step``, its other ``calls``, and its ``decision``.
+in squeue, ``signals`` of each rank, the exit ``code`` of the attempt, the job fields that the owner ``read`` at its
+end, the ``words`` that it derived from them for ``flip.runs.next_step``, its other ``calls``, and its ``decision``.
 """
 
 import argparse

@@ -6,7 +6,7 @@ A node agent (``jobs/runtime/node_agent.py``) starts the ranks of its node; the 
 - ``channel.py``: signed lines of JSON between them; ``server.py``: the sockets of a coordinator; ``strangers.py``:
   connections that have not shown that they are agents.
 - ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
-- ``job_coordinator.py``: the coordinator of a Slurm job, in its watcher.
+- ``node_pool.py``: ``NodePool``, the nodes of a Slurm job through their agents, for the owner of the job.
 - ``entry.py``: the task of a Slurm job that starts the agent of its node, and starts it again if it is killed.
 - ``lost_batch_host.py``: restarts a job whose first node is lost.
 

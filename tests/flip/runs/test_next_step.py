@@ -119,7 +119,7 @@ def test_steps_equal_those_of_the_functions_that_decided_before():
             known["complete"],
             known["cancelled"],
             known["committed"],
-            tuple(known["suspect"]),
+            suspect=tuple(known["suspect"]),
         )
         step = next_step(evidence, Allocation(**row["allocation"]))
         answer = {name: getattr(step, name) for name in row["step"]}
