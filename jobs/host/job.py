@@ -393,6 +393,7 @@ class Owner:
             self.log,
             self._is_suspended,
             self._lost_nodes,
+            lambda: self.step.poll() is not None,
             self.options.peer_seconds,
             self._serve_agents,
         )
@@ -407,7 +408,7 @@ class Owner:
     def _gather_first(self, pool: NodePool) -> bool:
         """Whether the agents of this start are ready, and their network is measured."""
         nodes = self.nodes.most
-        if not pool.gather_first(lambda: self.step.poll() is not None):
+        if not pool.gather_first():
             return False
         if pool.exclude_unhealthy(nodes):
             return True
@@ -526,6 +527,8 @@ class Owner:
             return NO_ANSWER
         if not seen.is_ours:
             return "the state of the job: %s" % seen.state
+        if self.pool is not None and self.step.poll() is not None:
+            return "the step of the node agents has ended"
         return ""
 
     # -- the next attempt in this job ------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class NodePool:
     """The agents of one start of a job.
 
     ``wait``: of the owner; it calls ``poll``. ``log``: writes to the log of the attempt. ``is_suspended``,
-    ``lost_nodes``: see ``Coordinator``. ``peer_seconds``: the most that the peers of a failed rank get.
-    ``open_server``: as the function of this name.
+    ``lost_nodes``: see ``Coordinator``. ``has_ended``: whether the step of the agents has ended.
+    ``peer_seconds``: the most that the peers of a failed rank get. ``open_server``: as the function of this name.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class NodePool:
         log: Callable[[object], None],
         is_suspended: Callable[[], bool],
         lost_nodes: Callable[[Sequence[str]], Sequence[str]],
+        has_ended: Callable[[], bool],
         peer_seconds: float,
         open_server: Callable[..., Any],
     ) -> None:
@@ -63,6 +64,7 @@ class NodePool:
         """Whether agents have started an attempt."""
         self._wait = wait
         self._log = log
+        self._has_ended = has_ended
         self._open_server = open_server
         self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
@@ -103,15 +105,12 @@ class NodePool:
 
     # -- gathering -----------------------------------------------------------------------------------------------------
 
-    def gather_first(self, has_ended: Callable[[], bool]) -> bool:
-        """Whether all agents have come for the first start, or some time after the first one as many as are used.
-
-        ``has_ended``: whether their step has ended.
-        """
+    def gather_first(self) -> bool:
+        """Whether all agents have come for the first start, or some time after the first one as many as are used."""
         first: Optional[float] = None
         while len(self.coordinator.ready()) < self.nodes.total:
             self._wait(POLL_SECONDS)
-            if has_ended():
+            if self._has_ended():
                 return False
             connected = len(self.coordinator.agents)  # each has shown that it has the key
             ready = len(self.coordinator.ready())
@@ -133,7 +132,9 @@ class NodePool:
         """Wait for the agents of this number of nodes, for as long as a killed agent needs to come back; returns how
         many are ready."""
         self.server.poll()  # an agent may have died while the scheduler was asked
-        while not self.coordinator.has_gathered(nodes, nodes) and self.coordinator.is_patient():
+        while self.coordinator.is_patient() and not self.coordinator.has_gathered(nodes, nodes):
+            if self._has_ended():
+                break
             self._wait(POLL_SECONDS)
         return len(self.coordinator.ready())
 
