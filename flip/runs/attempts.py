@@ -80,11 +80,12 @@ def evidence_of(
     for cause, reason in (met or {}).items():
         causes = causes + [{"cause": cause, "by": "the owner of the job", "reason": reason}]
     lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
+    was_last = run.newest_attempt() == n  # if this end is written late, a later attempt may have completed the run
     return Evidence(
         end._replace(stop_requested=run.stop_requested(n), lowered=lowered),
         causes,
         earlier_ends(run, first, n),
-        exists(run.result),
+        exists(run.result) and was_last,
         exists(run.cancel),
         _progress(run, n, start)[1],
         suspect=suspect,

@@ -140,3 +140,14 @@ def test_end_attempt_counts_recorded_scores_as_progress(tmp_path):
         attempts.end_attempt(run, attempts.start_attempt(run, {}), EndFacts(75, "RUNNING", late=True)) for _ in range(3)
     ]
     assert [(end.cause, end.action) for end in ends] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]
+
+
+def test_end_that_is_recorded_after_a_later_attempt_completed_the_run_is_not_complete(tmp_path):
+    """Slurm did not answer at the second start, so the end of the first attempt stayed open."""
+    run = RunDir(tmp_path / "s" / "r")
+    for _ in range(2):
+        attempts.start_attempt(run, {})
+    write_json(run.result, {"run": "r", "attempt": 2})
+    attempts.end_abandoned(run, before=2)
+    attempts.end_attempt(run, 2, EndFacts(0, "RUNNING"))
+    assert [end["cause"] for end in attempts.ends(run)] == ["complete", "node"]
