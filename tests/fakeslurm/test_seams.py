@@ -2,12 +2,12 @@
 
 import time
 
-from jobs.host import attempt_end
+from jobs.host import end_evidence
 from tests.fakeslurm import seams
 from tests.harness.simulated_scene import staged
 
 
 def test_all_code_on_hosts_has_simulated_clock(tmp_path):
     with staged("clock", tmp_path) as scene:
-        assert attempt_end.time is scene.clock.module and seams.clocked_modules() == []
-    assert attempt_end.time is time
+        assert end_evidence.time is scene.clock.module and seams.clocked_modules() == []
+    assert end_evidence.time is time

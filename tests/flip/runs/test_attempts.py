@@ -24,7 +24,8 @@ def test_end_attempt_keeps_first_decision_if_called_again(tmp_path):
     n = attempts.start_attempt(run, {"world": 2})
     first = attempts.end_attempt(run, n, EndFacts(70, "RUNNING"))
     run.write_cause(n, 0, "config", CAUSES["config"], "too late")
-    assert first.action == "requeue" and attempts.end_attempt(run, n, EndFacts(78, "RUNNING")) == first
+    second = attempts.end_attempt(run, n, EndFacts(78, "RUNNING"))
+    assert (second.do, second.cause, second.reason) == ("requeue", first.cause, first.reason)
     assert read_json(run.attempt(n) / "start.json")["world"] == 2
 
 

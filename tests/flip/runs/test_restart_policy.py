@@ -329,19 +329,19 @@ def test_host_code_parses_as_python_3_6(path):
 
 
 @pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
-def test_batch_hooks_run_on_oldest_available_python(tmp_path):
+def test_owner_of_job_runs_on_oldest_available_python(tmp_path):
     run = tmp_path / "sweep" / "run"
-    script = str(ROOT / "jobs" / "host" / "batch_hooks.py")
     run.mkdir(parents=True)
+    script = tmp_path / "script"
+    script.write_text('echo "$@"; exit 78')
+    owner = [old_python(), "-I", str(ROOT / "jobs" / "host" / "job.py"), str(run), "--script", str(script)]
 
-    def call(*arguments):
-        return subprocess.run([old_python(), script, *arguments], capture_output=True, text=True, check=False)
-
-    assert call("begin", str(run)).stdout == "1\n"
-    ended = call("end", str(run), "--code", "78", "--state", "RUNNING")
-    assert ended.returncode == 0 and '"action": "stop"' in ended.stdout, ended.stderr
-    refused = call("begin", str(run))
-    assert refused.returncode == 78 and refused.stdout == "" and "not started" in refused.stderr
+    ended = subprocess.run(owner, capture_output=True, text=True, check=False)
+    assert ended.returncode == 78, ended.stderr
+    output = (run / "logs" / "1" / "job.out").read_text()
+    assert output.startswith("step ranks 1\n") and '"do": "stop"' in output
+    refused = subprocess.run(owner, capture_output=True, text=True, check=False)
+    assert refused.returncode == 78 and "not started" in refused.stderr
 
 
 CRASHES = {
