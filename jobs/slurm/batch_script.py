@@ -4,7 +4,7 @@ Programs of ``jobs/host`` decide on the host, outside the trainer and its contai
 (docs/restarts.md, Stop and resume). There are two kinds of script. The profile's key ``owner`` selects one:
 
 - With an owner (``owner_lines``), the script checks the code and becomes ``jobs/host/job.py``, which starts the same
-  script again for its children. Its fixed functions are in ``fallback.sh``.
+  script again for its children. Its fixed parts are in ``fallback.sh`` and ``follow.sh``.
 - Without an owner (``setup_lines``), the exit trap decides. Its fixed functions are in ``batch_functions.sh``,
   ``srun_functions.sh`` and, if node agents start the ranks, ``agent_functions.sh``.
 """
@@ -151,8 +151,8 @@ def owner_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
 
     - ``step`` KIND NODES loads modules, executes the setup lines and becomes srun. KIND: ``agents``, one task per node,
       or ``ranks``.
-    - ``follow`` NAME STEP becomes the follower of a tracker, with the environment that the setup lines left to srun.
-      STEP: process of the step. SIGUSR1 ends it when the job is over.
+    - ``follow`` NAME becomes the follower of a tracker, with the environment that the setup lines left to srun. If the
+      profile has agents, it ends by SIGUSR1.
     - ``elsewhere`` CODE ends a start whose owner cannot import its modules.
     """
     return [
@@ -241,21 +241,20 @@ def _followed(profile: ClusterProfile, job: Job) -> Sequence[str]:
 
 
 def _follower(profile: ClusterProfile, job: Job) -> list[str]:
-    """Lines of ``follow`` NAME STEP. It waits until the step has executed srun, after the setup lines, which may set
-    proxies and keys but must not be executed twice, and reads the environment of srun."""
+    """Lines of ``follow`` NAME, which wait for the step of the same owner."""
     if not _followed(profile, job):
         return []
     follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
-    arguments = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --job --tracker "$flip_tracker"'
+    arguments = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT"'
+    if profile.agents:
+        arguments += " --job"
     return [
         'if [ "$1" = follow ]; then',
-        "  trap 'exit 0' TERM USR1 USR2",
-        '  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$2.log" 2>&1',
-        '  while read -r flip_name <"/proc/$3/comm" && [ "$flip_name" != srun ]; do sleep 0.5; done 2>/dev/null',
         "  flip_tracker=$2",
-        """  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done <"/proc/$3/environ" 2>/dev/null""",
-        "  unset FLIP_AGENTS",
-        f"  PYTHONPATH={shlex.quote(str(job.host_code))} exec {follow} {arguments}",
+        "  trap 'exit 0' TERM USR1 USR2",
+        '  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$flip_tracker.log" 2>&1',
+        *(f"  {line}" for line in functions("follow.sh")),
+        f'  PYTHONPATH={shlex.quote(str(job.host_code))} exec {follow} {arguments} --tracker "$flip_tracker"',
         "fi",
     ]
 

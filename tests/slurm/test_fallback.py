@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from flip.runs.next_step import MAX_FAILED_STARTS
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.host.failed_starts import MAX_FAILED_STARTS
 from jobs.slurm import batch_script
 from tests.harness.common import wait_until
 from tests.slurm.conftest import start_cluster

@@ -5,7 +5,8 @@ tests/slurm/test_fallback.py does it on a real Slurm.
 
 import pytest
 
-from jobs.host.failed_starts import MAX_FAILED_STARTS, FailedStarts, parse_failed_starts
+from flip.runs.next_step import MAX_FAILED_STARTS
+from jobs.host.failed_starts import FailedStarts, parse_failed_starts
 from jobs.host.slurm_cli import fields_of
 
 SHOWN = """JobId=58 ArrayJobId=57 ArrayTaskId=1 JobName=demo
@@ -123,6 +124,12 @@ def test_no_node_is_excluded_if_slurm_does_not_list_the_nodes(fail, owned, silen
         hostnames = "exit 1"
     changes = fail("Comment=away:2:-1:0:127:n3", hostnames=hostnames)
     assert changes[-1] == "scontrol update JobId=57_1 StartTime=now+120"
+
+
+def test_no_node_is_excluded_if_profile_names_a_file_of_nodes(fail, owned):
+    """A real Slurm accepts the path as the name of a node; the nodes in the file would no longer be excluded."""
+    owned.write(options={"exclude": "/shared/nodes"})
+    assert not [call for call in fail() if "ExcNodeList" in call]
 
 
 def test_requeue_waits_while_slurm_does_not_answer(fail, owned, tmp_path):

@@ -69,6 +69,7 @@ read_failed_starts() {  # those in a row before this one, and the attempt whose 
   echo "start $((starts + 1)) failed on $SLURMD_NODENAME with exit code $status" >&2
 }
 others_work() {  # whether enough nodes are left that work; else the job would wait for ever (BadConstraints)
+  [[ $exclude != */* ]] || return  # the file of a list, which only sbatch reads
   avoided=$(scontrol show hostnames "$excluded") || return
   nodes=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N|%T') || return
   nodes=$(grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u)

@@ -66,6 +66,7 @@ read_failed_starts() {  # those in a row before this one, and the attempt whose 
   echo "start $((starts + 1)) failed on $SLURMD_NODENAME with exit code $status" >&2
 }
 others_work() {  # whether enough nodes are left that work; else the job would wait for ever (BadConstraints)
+  [[ $exclude != */* ]] || return  # the file of a list, which only sbatch reads
   avoided=$(scontrol show hostnames "$excluded") || return
   nodes=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N|%T') || return
   nodes=$(grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u)
@@ -90,13 +91,23 @@ exec python3 -I /runs/demo/.code/today/jobs/host/job.py "$FLIP_RUN" --token 0123
 fi
 [ "$1" != elsewhere ] || elsewhere "$2"
 if [ "$1" = follow ]; then
-  trap 'exit 0' TERM USR1 USR2
-  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$2.log" 2>&1
-  while read -r flip_name <"/proc/$3/comm" && [ "$flip_name" != srun ]; do sleep 0.5; done 2>/dev/null
   flip_tracker=$2
-  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done <"/proc/$3/environ" 2>/dev/null
+  trap 'exit 0' TERM USR1 USR2
+  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$flip_tracker.log" 2>&1
+  # The environment of srun: setup lines may set proxies and keys, but must not be executed twice. srun is another child
+  # of the owner, after the setup lines of its step. A step that ends before that leaves the environment of the owner.
+  flip_step=''
+  flip_children=/proc/$PPID/task/$PPID/children
+  while [ -z "$flip_step" ] && [ -r "$flip_children" ] && [ ! -e "$FLIP_RUN/attempts/$FLIP_ATTEMPT/end.json" ]; do
+    sleep 0.2
+    for flip_process in $(< "$flip_children"); do
+      [ "$(< "/proc/$flip_process/comm")" != srun ] || flip_step=$flip_process
+    done
+  done 2>/dev/null
+  [ -e "/proc/$PPID" ] || exit 0  # the owner was killed
+  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done 2>/dev/null < "/proc/${flip_step:-$$}/environ"
   unset FLIP_AGENTS
-  PYTHONPATH=/runs/demo/.code/today exec apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python -m jobs.follow "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --job --tracker "$flip_tracker"
+  PYTHONPATH=/runs/demo/.code/today exec apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python -m jobs.follow "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --tracker "$flip_tracker"
 fi
 trap : TERM USR1 USR2  # srun would inherit ignored signals
 if [ "$2" = agents ]; then  # each starts the ranks of its node, of all attempts of this job
