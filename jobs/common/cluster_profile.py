@@ -93,8 +93,6 @@ class ClusterProfile:
     """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``). With ``agents`` at most 20."""
     agents: bool = False
     """Slurm: start ranks from node agents, which restart a run in its job (docs/restarts.md, Node agents)."""
-    owner: bool = False
-    """Internal: let jobs/host/job.py own the jobs. It will soon be the only way, and this key will be gone."""
     array_size: int = 1000
     """Slurm: most elements of an array (MaxArraySize - 1); more runs make more arrays."""
     master_addr: str = ""

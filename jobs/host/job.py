@@ -612,7 +612,7 @@ class Owner:
         """Wait for the trackers; what is not sent then, the next attempt sends."""
         deadline = time.monotonic() + FOLLOWER_SECONDS
         for process in self.followers:
-            if self.options.agents and process.poll() is None:  # followers of a job do not end with an attempt
+            if process.poll() is None:  # followers of a job do not end with an attempt
                 process.send_signal(signal.SIGUSR1)
         for process in self.followers:
             while process.poll() is None and time.monotonic() < deadline:

@@ -46,6 +46,9 @@ class JobRestart:
         ``exclude``: all nodes that the next start avoids; None: as before. ``urgent``: Slurm ends the job at this
         moment, and the end of the attempt tries again. ``failed``: this start counts as a failed one.
         """
+        if not self._scheduler.can_restart:
+            self._log("not a batch job: nothing restarts it; continue local runs with `flip submit`")
+            return False
         disabled = False
         try:
             what = self._scheduler.requeue(step.delay, exclude, n or None, urgent, failed)
@@ -117,6 +120,7 @@ class StandIn:
 
     def on_gone(self, heard: Heard) -> None:
         """Restart the job if its owner was killed, unless Slurm or a user has ended it."""
+        os.environ["FLIP_ATTEMPT"] = heard.get("attempt", "")  # as all processes of the attempt have it
         time.sleep(OWNER_EXIT_SECONDS)
         seen = self._restart.patient_see(slurm_cli.SHORT_DEADLINE)  # Slurm kills this process, too, after KillWait
         self._act("was killed", seen, heard)
@@ -134,7 +138,6 @@ class StandIn:
 
     def _act(self, what: str, seen: Seen, heard: Heard) -> None:
         n = int(heard.get("attempt", 0))
-        os.environ["FLIP_ATTEMPT"] = str(n or "")  # as all processes of the attempt have it
         step = next_step(Evidence(EndFacts(None, seen.state), is_over=False))
         if step.do == REQUEUE and not n:
             self._restart.later(KILLED, 0, avoid_node=True)

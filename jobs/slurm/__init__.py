@@ -1,9 +1,8 @@
 """The Slurm backend: runs as array jobs that are requeued.
 
 - ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch, queue, cancel.
-- ``batch_script.py``: the text of the batch script, and the environment of jobs. Fixed parts are in ``fallback.sh``
-  (restart without mount or interpreter) and ``follow.sh``. Without an owner: ``batch_functions.sh``,
-  ``srun_functions.sh`` and ``agent_functions.sh``.
+- ``batch_script.py``: the text of the batch script, and the environment of jobs. ``fallback.sh`` holds its functions
+  for a node without the mount, the code or the interpreter.
 - ``job_states.py``: what Slurm shows of the jobs of runs, by one call of squeue.
 - ``start_problems.py``: why a job in the queue does not start.
 - ``site.py``: partitions, limits and nodes of this Slurm; ``check_ready`` refuses a profile that cannot work.

@@ -1,12 +1,7 @@
 """The text of the batch script of one array, which submitit writes from our parameters.
 
-Programs of ``jobs/host`` decide on the host, outside the trainer and its container, whether the job restarts
-(docs/restarts.md, Stop and resume). There are two kinds of script. The profile's key ``owner`` selects one:
-
-- With an owner (``owner_lines``), the script checks the code and becomes ``jobs/host/job.py``, which starts the same
-  script again for its children. Its fixed parts are in ``fallback.sh`` and ``follow.sh``.
-- Without an owner (``setup_lines``), the exit trap decides. Its fixed functions are in ``batch_functions.sh``,
-  ``srun_functions.sh`` and, if node agents start the ranks, ``agent_functions.sh``.
+The script checks the code and becomes the owner of the job, ``jobs/host/job.py``, which starts the same script again
+for its children. ``fallback.sh`` holds its functions for a node that cannot run the owner (docs/restarts.md).
 """
 
 import contextlib
@@ -24,29 +19,18 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host import own_job, slurm_cli
-from jobs.host.agents.coordinator import NO_AGENTS
+from jobs.host import slurm_cli
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
 FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF", "FLIP_KERNEL")
 #: Line that sets ``id``: the job, or the array element, as ``own_job.own_job`` names it.
 OWN_JOB = "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-#: Line after ``end``, which has requeued the job if it restarts. What is not sent then, the next attempt sends.
-AWAIT_FOLLOWERS = (
-    '  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done'
-)
-#: Line before that with node agents: followers do not end with an attempt, of which a job may have several.
-END_FOLLOWERS = '  [ -z "${followers:-}" ] || kill -s USR1 $followers 2>/dev/null'
-#: Why the job of a complete run may end with another code.
-COMPLETE = "an srun that outlived its ranks was killed"
 END_OF_CHECK = "END_OF_OWNERSHIP"
-#: Words of batch_functions.sh and their values.
+#: Words of fallback.sh and their values.
 CONSTANTS = {
     "MAX_FAILED_STARTS": str(next_step.MAX_FAILED_STARTS),
-    "SAME_EVENT": str(int(own_job.SAME_EVENT_SECONDS)),
     "UNUSABLE": slurm_cli.UNUSABLE.pattern,
-    "QUEUE_FORMAT": slurm_cli.QUEUE_FORMAT,
 }
 
 
@@ -80,9 +64,6 @@ def script_text(profile: ClusterProfile, jobs: Sequence[Job], folder: Path, name
     if len(jobs) > 1:
         elements = len(jobs)
     options = parameters(profile, job, folder, name)
-    if profile.owner:
-        options["setup"] = owner_lines(profile, job, folder)
-        options["srun_args"] = owner_srun_args(profile, job)
     text: str = _make_sbatch_string(command(profile, job), folder.absolute(), map_count=elements, **options)
     return text
 
@@ -143,7 +124,7 @@ def is_elastic(job: Job) -> bool:
     return bool(job.resources.least_nodes or job.resources.spares)
 
 
-def owner_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
+def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     """The script of a job that ``jobs/host/job.py`` owns, before the line ``srun``.
 
     Without arguments it is the start of the job, and becomes its owner. The owner starts it again, with the environment
@@ -151,8 +132,8 @@ def owner_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
 
     - ``step`` KIND NODES loads modules, executes the setup lines and becomes srun. KIND: ``agents``, one task per node,
       or ``ranks``.
-    - ``follow`` NAME becomes the follower of a tracker, with the environment that the setup lines left to srun. If the
-      profile has agents, it ends by SIGUSR1.
+    - ``follow`` NAME STEP becomes the follower of a tracker, with the environment that the setup lines left to srun.
+      STEP: process of the step. SIGUSR1 ends it when the job is over.
     - ``elsewhere`` CODE ends a start whose owner cannot import its modules.
     """
     return [
@@ -183,9 +164,9 @@ def _owner_start(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "umask go-w  # also for what the ranks create",
         f"log={shlex.quote(str(folder))}/$id",
         'exec >>"$log.out" 2>>"$log.err" || elsewhere',
-        *_ownership(profile, job, "elsewhere"),
+        *_ownership(profile, job),
         '[ -z "$exposed" ] || echo "$exposed" >&2',
-        *_exports(profile, job, folder, "elsewhere"),
+        *_exports(profile, job, folder),
         f"[ -r {owner} ] || elsewhere 2",
         "shopt -s execfail",
         f'exec {shlex.quote(profile.hosts_python)} -I {owner} "$FLIP_RUN" {" ".join(options)} || elsewhere',
@@ -223,7 +204,7 @@ def _step(profile: ClusterProfile, job: Job) -> list[str]:
     ]
 
 
-def owner_srun_args(profile: ClusterProfile, job: Job) -> list[str]:
+def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     """Arguments of ``srun`` for all kinds of steps.
 
     ``all``: output of tasks before they open their own logs goes to the log of the job.
@@ -241,51 +222,23 @@ def _followed(profile: ClusterProfile, job: Job) -> Sequence[str]:
 
 
 def _follower(profile: ClusterProfile, job: Job) -> list[str]:
-    """Lines of ``follow`` NAME, which wait for the step of the same owner."""
+    """Lines of ``follow`` NAME STEP. It waits until the step has executed srun, after the setup lines, which may set
+    proxies and keys but must not be executed twice, and reads the environment of srun."""
     if not _followed(profile, job):
         return []
     follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
-    arguments = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT"'
-    if profile.agents:
-        arguments += " --job"
+    arguments = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --job --tracker "$flip_tracker"'
     return [
         'if [ "$1" = follow ]; then',
         "  flip_tracker=$2",
         "  trap 'exit 0' TERM USR1 USR2",
         '  exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$flip_tracker.log" 2>&1',
-        *(f"  {line}" for line in functions("follow.sh")),
-        f'  PYTHONPATH={shlex.quote(str(job.host_code))} exec {follow} {arguments} --tracker "$flip_tracker"',
+        '  while read -r flip_name <"/proc/$3/comm" && [ "$flip_name" != srun ]; do sleep 0.5; done 2>/dev/null',
+        """  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done <"/proc/$3/environ" 2>/dev/null""",
+        "  unset FLIP_AGENTS",
+        f"  PYTHONPATH={shlex.quote(str(job.host_code))} exec {follow} {arguments}",
         "fi",
     ]
-
-
-def _step_functions(profile: ClusterProfile, job: Job) -> list[str]:
-    """The lines of the functions that start a step."""
-    lines = functions("srun_functions.sh")
-    resources = job.resources
-    if is_elastic(job):
-        lines = [line.replace('exec srun "$@"', 'exec srun "${size[@]}" "$@"') for line in lines]
-    if not profile.agents:
-        return lines
-    cpus = resources.processes * resources.cpus
-    # an agent may end while another one imports the trainer, until it learns that srun is to start the ranks
-    tasks = f"--ntasks-per-node=1 --cpus-per-task={cpus} --wait=0"
-    agents = f"--ntasks={resources.nodes} {tasks}"
-    if is_elastic(job):  # on all nodes; the agents of other nodes outlive that of a lost one
-        all_nodes = '--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"'
-        agents = f"{all_nodes} {tasks} --no-kill"
-    ranks = " ".join([*_placement(job), f"--wait={profile.peer_seconds}"])
-    words = {
-        "AGENTS_OPTIONS": agents,
-        "RANKS_OPTIONS": ranks,
-        "NO_AGENTS": str(NO_AGENTS),
-    }
-    lines = [line.replace("srun() {", "start_step() {") for line in lines]
-    for line in functions("agent_functions.sh"):
-        for word, value in words.items():
-            line = line.replace(word, value)
-        lines.append(line)
-    return lines
 
 
 def _placement(job: Job) -> list[str]:
@@ -307,12 +260,12 @@ def _location(sweep: Path) -> list[str]:
     return [f"sweep={shlex.quote(str(sweep))} root={root}"]
 
 
-def _ownership(profile: ClusterProfile, job: Job, otherwise: str) -> list[str]:
+def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
     """Lines that refuse to execute code that another user can change or exchange, at every start.
 
     The rule is ``flip.files.ownership``. Its text is part of the script, because what is to be checked cannot check
     itself: Slurm keeps a copy of the script from the submission on. Places that the submission accepted
-    (``Job.exposed``) only give a warning. ``otherwise``: the command for a refusal, or a node without the code.
+    (``Job.exposed``) only give a warning.
     """
     code = [str(path) for path in dict.fromkeys([Path(job.snapshot).absolute(), job.host_code])]
     words = shlex.join([*code, "--", *job.exposed])
@@ -323,7 +276,7 @@ def _ownership(profile: ClusterProfile, job: Job, otherwise: str) -> list[str]:
         f"IFS= read -rd '' ownership <<'{END_OF_CHECK}'",
         *ownership_program().splitlines(),
         END_OF_CHECK,
-        f'exposed=$({groups}{shlex.quote(profile.hosts_python)} -I -c "$ownership" {words}) || {otherwise}',
+        f'exposed=$({groups}{shlex.quote(profile.hosts_python)} -I -c "$ownership" {words}) || elsewhere',
     ]
 
 
@@ -341,52 +294,13 @@ def ownership_program() -> str:
     return "\n".join([lists, *lines, "sys.exit(main(sys.argv[1:]))", ""])
 
 
-def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
-    """The script before ``srun``. It gets TERM at a preemption without grace, and from scancel."""
-    hooks = shlex.quote(str(job.host_code / "jobs" / "host" / "batch_hooks.py"))
-    decide = f"{shlex.quote(profile.hosts_python)} -I {hooks}"  # -I: variables of modules are for other Pythons
-    return [
-        *_opening(profile, job, folder),
-        *_watcher(profile, decide),
-        *_size(job),
-        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
-        '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
-        "export FLIP_ATTEMPT",
-        *_exit_trap(profile, job, decide),
-        'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
-        '[ -z "$exposed" ] || echo "$exposed" >&2',
-        *_releaser(job, decide),
-        *_step_functions(profile, job),
-        *_modules(profile.modules),
-        *profile.setup,
-        *_followers(profile, job),
-    ]
-
-
-def _opening(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
-    """Lines up to the run's directory: the log of the job, trusted code, and the environment."""
-    return [
-        "unset FLIP_ATTEMPT FLIP_AGENTS  # a successor may have inherited those of its predecessor",
-        *_location(job.sweep),
-        OWN_JOB,
-        "trap '' TERM USR1 USR2  # the start is not interrupted",
-        "umask go-w  # also for what the ranks create",
-        *functions("batch_functions.sh"),
-        f"log={shlex.quote(str(folder))}/$id",
-        'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
-        *_ownership(profile, job, "requeue_elsewhere"),
-        *_exports(profile, job, folder, "requeue_elsewhere"),
-    ]
-
-
-def _exports(profile: ClusterProfile, job: Job, folder: Path, otherwise: str) -> list[str]:
-    """Lines that export the variables of all processes of the job. ``otherwise``: the command if the list of runs is
-    not readable."""
+def _exports(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
+    """Lines that export the variables of all processes of the job."""
     exports = [f"{key}={shlex.quote(value)}" for key, value in _exported(profile, job).items()]
     runs = shlex.quote(str(folder / "runs"))
     return [
         f"export {' '.join(exports)}",
-        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || {otherwise}',
+        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || elsewhere',
         "export FLIP_RUN",
     ]
 
@@ -409,76 +323,6 @@ def _exported(profile: ClusterProfile, job: Job) -> dict[str, str]:
     return exported
 
 
-def _watcher(profile: ClusterProfile, decide: str) -> list[str]:
-    """Lines that start the watcher. ``decide``: the command line of ``batch_hooks``, without what it is to do."""
-    watch = f'{decide} watch "$FLIP_RUN" --shell $$'
-    pipe = []
-    if profile.agents:
-        pipe = ["exec {agents}<> <(:)  # a pipe on which the watcher says how the agents end"]
-        watch += f' --agents "$agents" --peer-seconds {profile.peer_seconds}'
-    return [
-        *pipe,
-        "trap stop_watcher EXIT",
-        f"{watch} & watcher=$!; disown  # restarts the job if this shell is killed",
-    ]
-
-
-def _exit_trap(profile: ClusterProfile, job: Job, decide: str) -> list[str]:
-    """Lines that record the end of an attempt, and requeue the job, when the shell exits."""
-    after_end = []
-    if job.canary:
-        after_end.append('  [ -z "$releaser" ] || kill -9 "$releaser"')
-    if job.trackers and profile.agents:
-        after_end.append(END_FOLLOWERS)
-    if job.trackers:
-        after_end.append(AWAIT_FOLLOWERS)
-    return [
-        "finish() {",
-        "  code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT",
-        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
-        "  stop_watcher  # not before: `end` may outlive the limit",
-        *after_end,
-        f'  [ ! -e "$FLIP_RUN/result.json" ] || code=0  # {COMPLETE}',
-        '  exit "$code"',
-        "}",
-        "trap finish EXIT",
-    ]
-
-
-def _releaser(job: Job, decide: str) -> list[str]:
-    """Lines that start the process which releases the jobs that wait for this canary."""
-    if not job.canary:
-        return []
-    release = f'{decide} release "$FLIP_RUN" --shell $$'
-    return [f"{release} & releaser=$!; disown  # the jobs that wait for this canary"]
-
-
-def _size(job: Job) -> list[str]:
-    """Lines that choose the nodes of a start if it may have more than it uses: the most that can be used."""
-    resources = job.resources
-    if not is_elastic(job):
-        return []
-    counts = " ".join(map(str, sorted(resources.usable or [resources.nodes], reverse=True)))
-    return [
-        f'for nodes in {counts}; do [ "$nodes" -gt "$SLURM_JOB_NUM_NODES" ] || break; done',
-        f"export SLURM_NTASKS=$((nodes * {resources.processes}))  # `begin` records it",
-        'size=(--nodes="$nodes" --ntasks="$SLURM_NTASKS")',
-    ]
-
-
-def _followers(profile: ClusterProfile, job: Job) -> list[str]:
-    """Lines that start a process per tracker on the first node."""
-    follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
-    place = '"$FLIP_RUN" --attempt "$FLIP_ATTEMPT"'
-    if profile.agents:
-        place += " --job"
-    return [
-        f"PYTHONPATH={shlex.quote(str(job.host_code))} {follow} {place} --tracker {name}"
-        f' </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-{name}.log" 2>&1 & followers+=" $!"; disown'
-        for name in _followed(profile, job)
-    ]
-
-
 def _modules(names: Sequence[str]) -> list[str]:
     """Load environment modules. A batch shell is no login shell: /etc/profile may have to define ``module``."""
     if not names:
@@ -487,20 +331,6 @@ def _modules(names: Sequence[str]) -> list[str]:
     # a profile may drop the PATH that finds Slurm; 70: a node may lack the module, so the job restarts
     define = "type module >/dev/null 2>&1 || { path=$PATH; . /etc/profile; PATH=$path:$PATH; }"
     return [define, f"module load {load} || exit 70"]
-
-
-def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
-    """Arguments of ``srun``. If one rank fails, the others get ``peer_seconds`` to save.
-
-    ``all``: output of tasks before they open their own logs goes to the log of the job.
-    """
-    argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0"]
-    if not profile.agents:  # else the functions of the script add it
-        argv.append(f"--wait={profile.peer_seconds}")
-    argv.append("--export=ALL")
-    if not profile.agents:  # else the functions of the script add it
-        argv += _placement(job)
-    return argv + _pyxis_options(profile, job)
 
 
 def _pyxis_options(profile: ClusterProfile, job: Job) -> list[str]:

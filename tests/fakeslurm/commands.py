@@ -39,6 +39,8 @@ class Commands:
         """Execute a command line, also one of the tests alone."""
         process = self.clock.current
         record = {"by": process and process.about, "words": list(args), "code": None, "out": "", "said": ""}
+        if process is not None:
+            record["attempt"] = process.environ.get("FLIP_ATTEMPT")
         self.noted.append(record)
         self._wait(self.latency)
         trouble = self.trouble(args)

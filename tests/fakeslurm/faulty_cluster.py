@@ -391,7 +391,7 @@ class World:
 
     @property
     def _profile(self):
-        return ClusterProfile(name="fake", kind="slurm", python="python3", agents=self.agents, owner=True)
+        return ClusterProfile(name="fake", kind="slurm", python="python3", agents=self.agents)
 
     def _cancel(self, name):
         run = self.run(name)

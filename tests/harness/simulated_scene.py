@@ -66,7 +66,7 @@ class SimulatedScene(SlurmScene):
         for call in self.commands.noted:
             place = call["by"]
             actor = {"guard": "owner"}.get(place.by, place.by) if place else ""
-            matches = actor == by and place.life.path == run.path and place.life.attempt == n
+            matches = actor == by and place.life.path == run.path and call["attempt"] == str(n)
             if matches and call["words"][0] != "sbatch":  # not recorded by a shim
                 read = {}
                 if call["words"][1:3] == ["show", "job"]:

@@ -33,7 +33,7 @@ SETTLED = 2.0
 
 def profile(**fields):
     """Return a profile for ``flip slurm_sandbox``."""
-    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5, "owner": True}
+    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
     return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
 

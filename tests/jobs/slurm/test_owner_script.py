@@ -243,78 +243,41 @@ def test_signals_during_setup_neither_end_the_step_nor_are_ignored_by_srun(owned
     assert not ignored_signals((tmp_path / "step.status").read_text()) & STOP
 
 
-class Followers:
-    """A step with setup lines that wait for ``go``, and a follower: children of one process, as of the owner."""
-
-    def __init__(self, owned, folder, **fields):
-        self.owned = owned
-        self.folder = folder
-        self.logs = owned.run.logs / "3"
-        self.logs.mkdir(parents=True)
-        program = folder / "python"
-        program.write_text("#!/bin/sh\n" + RECORD.format(folder=folder, name="follower") + "\necho sent\n")
-        program.chmod(0o755)
-        setup = [f"until [ -e {folder}/go ]; do sleep 0.02; done", "export PROXY='p\nq'", "f() { :; }; export -f f"]
-        owned.write({"trackers": ["wandb"]}, python=str(program), setup=[*setup, *fields.pop("setup", [])], **fields)
-        owned.commands("srun", f"until [ -s {folder}/follower ]; do sleep 0.02; done")
-        self.follower = self.start("follow", "wandb")
-
-    def start(self, *words):
-        return self.owned.start(*words, FLIP_RUN=str(self.owned.run.path), FLIP_ATTEMPT="3", PROXY="of the owner")
-
-    @property
-    def has_started(self):
-        return (self.folder / "follower").exists()
-
-    def end(self):
-        """Wait for the end of the follower; returns its start as it has recorded it."""
-        assert self.follower.wait(60) == 0
-        return (self.folder / "follower").read_text()
-
-
-@pytest.mark.parametrize("agents, options", [(True, " --job"), (False, "")])
-def test_follower_waits_for_setup_lines_and_has_their_environment(owned, tmp_path, agents, options):
-    pair = Followers(owned, tmp_path, agents=agents)
-    step = pair.start("step", "agents", "1")
+def test_follower_waits_for_setup_lines_and_has_their_environment(owned, tmp_path):
+    (owned.run.logs / "3").mkdir(parents=True)
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\n" + RECORD.format(folder=tmp_path, name="follower") + "\necho sent\n")
+    program.chmod(0o755)
+    setup = [f"until [ -e {tmp_path}/go ]; do sleep 0.02; done", "export PROXY='p\nq'", "f() { :; }; export -f f"]
+    owned.write({"trackers": ["wandb"]}, agents=True, python=str(program), setup=setup)
+    owned.commands("srun", f"until [ -s {tmp_path}/follower ]; do sleep 0.02; done")
+    variables = {"FLIP_RUN": str(owned.run.path), "FLIP_ATTEMPT": "3"}
+    step = owned.start("step", "agents", "1", **variables)
+    follower = owned.start("follow", "wandb", str(step.pid), **variables)
     time.sleep(0.7)
-    assert not pair.has_started and pair.follower.poll() is None
+    assert not (tmp_path / "follower").exists() and follower.poll() is None
     (tmp_path / "go").touch()
-    words = f"-m jobs.follow {owned.run.path} --attempt 3{options} --tracker wandb\n"
-    assert pair.end() == f"pid={pair.follower.pid} agents= proxy=p\nq {words}"
-    assert step.wait(60) == 0
-    assert (pair.logs / "follow-wandb.log").read_text() == "sent\n"
+    assert step.wait(60) == 0 and follower.wait(60) == 0
+    words = f"-m jobs.follow {owned.run.path} --attempt 3 --job --tracker wandb\n"
+    assert (tmp_path / "follower").read_text() == f"pid={follower.pid} agents= proxy=p\nq {words}"
+    assert (owned.run.logs / "3" / "follow-wandb.log").read_text() == "sent\n"
     assert not ignored_signals((tmp_path / "follower.status").read_text()) & STOP
 
 
-def test_follower_of_attempt_that_ended_before_srun_starts_nevertheless(owned, tmp_path):
-    """The attempt before may have left metrics."""
-    pair = Followers(owned, tmp_path, setup=["exit 70"])
-    step = pair.start("step", "ranks", "1")
-    (tmp_path / "go").touch()
-    assert step.wait(60) == 70
-    time.sleep(0.5)
-    assert not pair.has_started
-    owned.run.attempt(3).mkdir(parents=True)
-    (owned.run.attempt(3) / "end.json").touch()
-    assert " proxy=of the owner -m jobs.follow " in pair.end()
+def test_follower_of_step_that_has_ended_starts_nevertheless(owned, tmp_path):
+    """Its attempt may have left metrics."""
+    (owned.run.logs / "3").mkdir(parents=True)
+    owned.write({"trackers": ["wandb"]}, python="echo")
+    follower = owned.start("follow", "wandb", "4194999", FLIP_RUN=str(owned.run.path), FLIP_ATTEMPT="3")
+    assert follower.wait(60) == 0
+    assert "--tracker wandb" in (owned.run.logs / "3" / "follow-wandb.log").read_text()
 
 
-def test_waiting_follower_ends_by_signal_of_owner(owned, tmp_path):
-    pair = Followers(owned, tmp_path)
-    wait_until((pair.logs / "follow-wandb.log").exists, "its log", 60)
-    pair.follower.send_signal(signal.SIGUSR1)
-    assert pair.follower.wait(60) == 0 and not pair.has_started
-
-
-def test_waiting_follower_ends_with_its_owner(owned, tmp_path):
+def test_follower_that_waits_for_setup_lines_ends_by_signal_of_owner(owned):
     (owned.run.logs / "3").mkdir(parents=True)
     owned.write({"trackers": ["wandb"]}, python="/nowhere/python")
-    log = owned.run.logs / "3" / "follow-wandb.log"
-    start = f'FLIP_RUN="{owned.run.path}" FLIP_ATTEMPT=3 bash "{owned.script}" follow wandb & echo $!; wait'
-    owner = subprocess.Popen(["bash", "-c", start], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    follower = Path("/proc", owner.stdout.readline().strip())
-    wait_until(log.exists, "its log", 60)
-    owner.kill()
-    owner.wait()
-    wait_until(lambda: not (follower / "exe").exists(), "its end", 60)
-    assert not log.read_text()
+    variables = {"FLIP_RUN": str(owned.run.path), "FLIP_ATTEMPT": "3"}
+    follower = owned.start("follow", "wandb", str(os.getpid()), **variables)
+    wait_until((owned.run.logs / "3" / "follow-wandb.log").exists, "its log", 60)
+    follower.send_signal(signal.SIGUSR1)
+    assert follower.wait(60) == 0
