@@ -30,7 +30,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +45,7 @@ from jobs.host import sessions
 from jobs.host.agents.channel import (
     AGENT,
     CONTACT,
+    COORDINATOR_GONE,
     GONE_CODE,
     Channel,
     ChannelError,
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agent.catch_signals()
     channel: Channel | None
     if args.connect:
-        channel = find_coordinator(agent.run, int(os.environ["FLIP_ATTEMPT"]), args.connect, CONNECT_SECONDS)
+        n = int(os.environ["FLIP_ATTEMPT"])
+        channel = find_coordinator(agent.run, n, args.connect, CONNECT_SECONDS, agent.has_term)
         if channel is None:
             return NO_COORDINATOR
     else:
@@ -120,14 +122,17 @@ def parser() -> argparse.ArgumentParser:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--socket", type=int, help="descriptor of the connection to the coordinator")
     where.add_argument("--connect", nargs="+", metavar="HOST", help="addresses of the coordinator's host")
-    parser.add_argument("--lifeline", type=int, help="descriptor of a pipe that ends with the parent of this process")
+    parser.add_argument("--lifeline", type=int, help="descriptor of a socket that ends with the parent of this process")
     parser.add_argument("--exec", action="store_true", help="start each rank in a new interpreter")
     return parser
 
 
-def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) -> Channel | None:
+def find_coordinator(
+    run: RunDir, n: int, hosts: Sequence[str], seconds: float, is_ending: Callable[[], bool] = lambda: False
+) -> Channel | None:
     """Connect to the coordinator of the job whose first attempt is n, and say hello; None if that fails for
-    ``seconds``. Many strangers at its port may have displaced a connection before its hello: it is made again."""
+    ``seconds``, or once if ``is_ending``: if Slurm ends the job, this process is killed after KillWait, and its task
+    must act before. Many strangers at its port may have displaced a connection before its hello: it is made again."""
     deadline = time.monotonic() + seconds
     problem = "it has not published its port"
     while time.monotonic() < deadline:
@@ -143,6 +148,9 @@ def find_coordinator(run: RunDir, n: int, hosts: Sequence[str], seconds: float) 
                     return _greeted(connect(host, port, CONNECT_TRY_SECONDS), key, deadline)
                 except (ChannelError, OSError) as error:
                     problem = f"{host}, port {port}: {error}"
+        if is_ending():
+            problem += "; Slurm ends the job"
+            break
         time.sleep(0.2)
     note(f"the coordinator of this job cannot be reached: {problem}")
     return None
@@ -161,8 +169,8 @@ def _greeted(sock: socket.socket, key: bytes, deadline: float) -> Channel:
 
 class NodeAgent:
     """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``. ``parent``: descriptor of a
-    pipe that ends with the parent of this process, if that is to be noticed. ``is_local``: whether a later supervisor
-    may adopt the ranks: their pids are recorded."""
+    socket that ends with the parent of this process, if that is to be noticed; it gets COORDINATOR_GONE. ``is_local``:
+    whether a later supervisor may adopt the ranks: their pids are recorded."""
 
     def __init__(self, run: RunDir, module: str, parent: int | None = None, is_local: bool = True) -> None:
         self.run = run
@@ -203,6 +211,11 @@ class NodeAgent:
         for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py blocks them
+
+    def has_term(self) -> bool:
+        """Whether TERM was the last signal of the cluster so far."""
+        self._forward_signals()
+        return self._stop_signal == signal.SIGTERM
 
     def preload(self) -> None:
         """Import what the ranks need. Without it, or if it cannot be imported, ranks start in new interpreters."""
@@ -377,6 +390,9 @@ class NodeAgent:
 
     def _lose_coordinator(self, reason: ChannelError) -> None:
         self._code = without_coordinator(reason)
+        if self._code == GONE_CODE and self._parent is not None:
+            with contextlib.suppress(OSError):  # the task has ended
+                os.write(self._parent, COORDINATOR_GONE)
         self._prepare_end("")
 
     def _beat(self) -> None:

@@ -10,10 +10,10 @@ import functools
 import os
 
 from flip.runs.errors import CAUSES
-from jobs.host.agents import lost_batch_host
+from jobs.host.agents import orphaned_task
 from jobs.host.agents.channel import GONE_CODE, UNANSWERED_SECONDS
 from jobs.host.agents.coordinator import NO_AGENTS, State
-from jobs.host.agents.entry import MOST_STARTS
+from jobs.host.agents.entry import ASK_SECONDS, MOST_STARTS
 from tests.fakeslurm.scripted import Rank, Scripted
 from tests.slurm.scripted import STOP
 
@@ -233,6 +233,8 @@ class NodeAgent:
         """Whether its connection has ended, and its ranks save."""
         self._is_over = False
         """Whether the agent has ended for good."""
+        self._asking = None
+        """The process of the task that waits for an answer of Slurm."""
         self._start()
 
     def _start(self):
@@ -243,10 +245,17 @@ class NodeAgent:
         server = self.step.life.listener.server
         if server is None:
             self._event = self.clock.at(CONNECT, self.end, NO_AGENTS)
+            self._give_up_at_term()
             return
         self._connection = Connection(self, server)
         self._connection.open({"is": "hello", "node": self.node.name, "index": self.index})
         self._event = self.clock.at(IMPORTS, self._get_ready, self._connection)
+
+    def _give_up_at_term(self):
+        """Slurm ends the job, and no coordinator can be reached."""
+        if self._stop_signal == "TERM" and self._connection is None and self.step.life.listener.server is None:
+            self.clock.cancel(self._event)
+            self._event = self.clock.at(0.2, self.end, NO_AGENTS)
 
     def _get_ready(self, connection):
         if not self._is_over and connection is self._connection:
@@ -276,6 +285,7 @@ class NodeAgent:
             return
         self._is_leaving = True
         self._event = self.clock.at(GRACE, self.end, GONE_CODE)
+        self._restart_early()
         if self._ranks is not None:
             self._ranks.lifeline_ended({self.node.name})
         self._end_without_ranks()
@@ -289,6 +299,10 @@ class NodeAgent:
     def hear(self, name):
         if name in STOP:
             self._stop_signal = name
+            self._give_up_at_term()
+        if name == "TERM":
+            self._wake()
+            self._restart_early()
         if self._ranks is not None:
             self._ranks.signal(name, {self.node.name})
 
@@ -336,16 +350,46 @@ class NodeAgent:
         task_code = code
         if code == GONE_CODE:
             task_code = CAUSES["crash"]
-        if code in (GONE_CODE, NO_AGENTS) and len(self.step.life.nodes) > 1:
-            over = functools.partial(self._looked_for_first_node, task_code)
-            self.step.life.task_process(self.node, self._restart_without_first_node, over)
+        if code in (GONE_CODE, NO_AGENTS):
+            over = functools.partial(self._asked_slurm, task_code)
+            self.step.life.task_process(self.node, self._restart_if_orphaned, over)
         else:
             self._end_task(task_code)
 
-    def _restart_without_first_node(self):
-        print(lost_batch_host.requeue_if_lost(os.environ, self.clock.sleep))
+    def _restart_if_orphaned(self):
+        print(orphaned_task.restart_if_orphaned(os.environ, self._sleep_until_term))
 
-    def _looked_for_first_node(self, task_code, code, out):
+    def _restart_early(self):
+        """``entry.EarlyRestart``."""
+        if self._is_leaving and self._stop_signal == "TERM" and not self._is_over:
+            self.step.life.task_process(self.node, self._restart_if_ending, self._restarted_early)
+
+    def _restart_if_ending(self):
+        what = orphaned_task.restart_if_ending(os.environ, self.clock.sleep)
+        if not what:
+            return 1
+        print(what)
+        return 0
+
+    def _restarted_early(self, code, out):
+        if code:
+            self.clock.at(ASK_SECONDS, self._restart_early)
+
+    def _sleep_until_term(self, seconds):
+        """``orphaned_task.sleep_until_term``."""
+        self._asking = self.clock.current
+        self._asking.wait(seconds)
+        is_woken = self._asking is None
+        self._asking = None
+        return is_woken
+
+    def _wake(self):
+        asking = self._asking
+        if asking is not None and asking.alive:
+            self._asking = None
+            asking.wake()
+
+    def _asked_slurm(self, task_code, code, out):
         self._end_task(task_code)
 
     def vanish(self):

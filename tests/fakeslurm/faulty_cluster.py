@@ -38,7 +38,7 @@ HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
 EVENTS += ("owner_killed", "guard_killed")
-AGENT_EVENTS = ("agent_killed", "task_killed")
+AGENT_EVENTS = ("agent_killed", "task_killed", "batch_step_killed")
 OVER = ("complete", "failed", "cancelled")
 STUCK = re.compile(r"its canary (\w+) is ")
 
@@ -73,6 +73,7 @@ class Weather:
     task_killed: float = 12.0
     owner_killed: float = 8.0
     guard_killed: float = 16.0
+    batch_step_killed: float = float("inf")
     agent_fates: dict = field(default_factory=lambda: {"killed": 10.0, "frozen": 20.0})
     """As ``fates``, further ones of runs with node agents."""
 
@@ -200,6 +201,8 @@ class World:
 
     def _next(self, event):
         days = getattr(self.weather, event) / (len(self.controller.nodes) if event == "preemption" else 1)
+        if days == float("inf"):
+            return
         self.clock.at(self.rng.expovariate(1 / (days * DAY)), self._strike, event)
 
     def _strike(self, event):
@@ -314,6 +317,11 @@ class World:
     def _owned_lives(self):
         """Those of jobs that run, and whose owner is at work."""
         return [life for life in self.lives if life.is_owned and life.job.state == "RUNNING"]
+
+    def _batch_step_killed(self):
+        steps = [step for step in self._steps() if step.ranks is not None and step.life.has_coordinator]
+        if steps:
+            self.rng.choice(steps).life.kill_batch_step()
 
     def _steps(self):
         """The steps of agents that run."""

@@ -150,6 +150,7 @@ class Life:
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self.cut_off = False
         """Whether preemption cancelled its job while its first node could not reach Slurm."""
+        self._has_batch_step = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self.clock.at(0.2, self._start)
 
@@ -180,7 +181,7 @@ class Life:
 
     @property
     def has_srun(self):
-        return self.host.alive and not self._over
+        return self.host.alive and self._has_batch_step and not self._over
 
     # -- the script --------------------------------------------------------------------------------------------------
 
@@ -324,26 +325,32 @@ class Life:
     def has_coordinator(self):
         return self.listener.server is not None
 
-    def kill_owner(self, with_guard=False):
-        """Send SIGKILL to the owner, perhaps also to its guard: Slurm notices that the batch script is gone."""
+    def kill_owner(self):
+        """Send SIGKILL to the owner: its connections end, and Slurm notices that the batch script is gone."""
         if not self._owner_process or not self._owner_process.alive:
             return
         self.happened("owner")
         self._owner_process.kill()
-        if with_guard:
-            self._guard.kill()
-        self._lose_owner()
+        if self.listener.server is not None:
+            self.listener.server.vanish()
+        self._guard.owner_ended()
         self.controller.shell_killed(self.job)
 
     def kill_guard(self):
         """Send SIGKILL to the guard: the owner forks another one."""
         self._guard.kill()
 
-    def _lose_owner(self):
-        """The owner is gone: its connections end, and its guard learns of it."""
+    def kill_batch_step(self):
+        """Kill the owner, its guard and srun at once, as cgroups do: the node lives, and so do the tasks of agents."""
+        self.happened("batch step")
+        self._has_batch_step = False
+        for process in self._processes:
+            if process.alive and process.about.by != "task":
+                process.kill()
         if self.listener.server is not None:
             self.listener.server.vanish()
-        self._guard.owner_ended()
+        if self.job.state == "RUNNING":
+            self.controller.shell_killed(self.job)
 
     def end(self):
         """Send TERM to all processes."""

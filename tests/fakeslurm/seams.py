@@ -9,7 +9,7 @@ from unittest import mock
 
 from flip.runs.rundir import RunDir
 from jobs.host import rank_step, slurm_cli
-from jobs.host.agents import lost_batch_host, node_pool
+from jobs.host.agents import node_pool, orphaned_task
 
 CLOCKED = ("flip.runs.", "jobs.host.")
 """Packages whose modules get the simulated clock."""
@@ -23,7 +23,7 @@ def in_place(clock, commands):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         stack.enter_context(mock.patch.object(RunDir, "start_attempt", _noted(clock, RunDir.start_attempt)))
-        stack.enter_context(mock.patch.object(lost_batch_host, "_srun_answers", _srun_answers(clock)))
+        stack.enter_context(mock.patch.object(orphaned_task, "_srun_answers", _srun_answers(clock)))
         stack.enter_context(mock.patch.object(node_pool, "address_of", lambda agent: agent.node))
         stack.enter_context(mock.patch.object(rank_step, "LOOK_SECONDS", float("inf")))  # for processes of this host
         yield
@@ -49,7 +49,7 @@ def _noted(clock, start_attempt):
 
 
 def _srun_answers(clock):
-    """``lost_batch_host._srun_answers``: srun runs on the first node of the job."""
+    """``orphaned_task._srun_answers``: srun runs on the first node of the job."""
 
     def answers(environ):
         return clock.current.about.life.has_srun

@@ -3,8 +3,8 @@
 import pytest
 
 from flip.runs import attempts
-from flip.runs.rundir import read_json
-from jobs.host.agents.lost_batch_host import PATIENCE_SECONDS
+from flip.runs.rundir import read_json, write_json
+from jobs.host.agents.orphaned_task import PATIENCE_SECONDS
 from jobs.host.job import RETRY_SECONDS, STEP_EXIT_SECONDS
 from jobs.runs.clusters import states
 from tests.fakeslurm.storage import trouble
@@ -74,6 +74,49 @@ def test_killed_guard_is_replaced(tmp_path):
         scene.patience = 300.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["crash", "stopped", "complete"], "1")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("requeue", [True, False])
+def test_job_whose_batch_step_was_killed_is_restarted_by_a_task(tmp_path, nodes, requeue):
+    """Owner, guard and srun were killed at once. Slurm ends the job, and kills its tasks after KillWait."""
+    with staged("step", tmp_path, kill_wait=15.0, requeue=requeue) as scene:
+        scene.submit(AGAIN, agents=True, peer_seconds=2, shape={"nodes": nodes, "processes": 2 // nodes})
+        scene.ready()
+        life(scene).kill_batch_step()
+        scene.patience = 300.0
+        scene.until(lambda: scene.runs[0].result.exists(), "the result")
+        assert ends(scene)[0] == "stopped" and len(ends(scene)) == 2
+        assert len(scene.controller.jobs) == 2 - requeue, "no second successor"
+
+
+def test_job_whose_batch_step_was_killed_is_restarted_before_its_ranks_are_killed(tmp_path):
+    """They save for longer than KillWait."""
+    with staged("slow", tmp_path, kill_wait=15.0) as scene:
+        scene.submit({**AGAIN, "save": 60.0}, agents=True, peer_seconds=2)
+        scene.ready()
+        life(scene).kill_batch_step()
+        scene.patience = 300.0
+        scene.over()
+        assert (ends(scene), restarts(scene)) == (["stopped", "complete"], "1")
+
+
+@pytest.mark.parametrize("how", ["complete", "cancelled", "scancel"])
+def test_job_whose_batch_step_was_killed_is_left_alone_if_its_run_is_over(tmp_path, how):
+    with staged("over", tmp_path, kill_wait=15.0) as scene:
+        scene.submit(AGAIN, agents=True, peer_seconds=2)
+        scene.ready()
+        (run,) = scene.runs
+        if how == "complete":
+            run.result.write_text("{}")
+        elif how == "cancelled":
+            write_json(run.cancel, {"who": "ann", "why": "test", "time": 0})
+        else:
+            scene.call("scancel", scene.id())
+        life(scene).kill_batch_step()
+        scene.patience = 300.0
+        scene.over()
+        assert (run.attempt_numbers(), restarts(scene)) == ([1], "0")
 
 
 def test_killed_agent_is_replaced(tmp_path):
@@ -170,6 +213,27 @@ def test_job_is_requeued_although_slurm_notices_the_loss_of_its_first_node_late(
         scene.patience = 6 * PATIENCE_SECONDS
         scene.over()
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+
+
+def test_job_is_requeued_at_its_limit_if_slurm_has_not_noticed_the_loss_of_its_first_node(tmp_path):
+    with staged("limit", tmp_path, kill_wait=15.0, node_timeout=10 * PATIENCE_SECONDS) as scene:
+        scene.submit(AGAIN, agents=True, hours=0.5, shape={"spares": 1})
+        scene.ready()
+        scene.controller.lose(scene.facts(0)["node"])
+        scene.patience = 20 * PATIENCE_SECONDS
+        scene.over()
+        assert (len(ends(scene)), ends(scene)[-1], restarts(scene)) == (2, "complete", "1")
+
+
+def test_job_that_slurm_ends_for_its_lost_first_node_gets_a_successor(tmp_path):
+    """Slurm does not requeue it, and no spare node lets it go on. TERM wakes the task on the other node."""
+    with staged("fail", tmp_path, kill_wait=5.0, node_timeout=300.0, requeue=False) as scene:
+        scene.submit(AGAIN, agents=True)
+        scene.ready()
+        scene.controller.lose(scene.facts(0)["node"])
+        scene.patience = 1200.0
+        scene.until(lambda: scene.runs[0].result.exists(), "the result")
+        assert len(scene.runs[0].attempt_numbers()) == 2 and len(scene.controller.jobs) == 2
 
 
 @pytest.mark.parametrize("is_node", [False, True])

@@ -37,7 +37,7 @@ def simulate_year(folder, seed, runs, nodes, weather=None, agents=False):
     return world, states
 
 
-RARE = {"cancelled", "limit", "permission", "config", "data", "diverged"}
+RARE = {"cancelled", "limit", "permission", "config", "data", "diverged", "batch step"}
 OF_AGENTS = {"agent", "task", "killed", "frozen"}
 """Events that happen to runs with node agents alone."""
 
@@ -90,6 +90,16 @@ def test_year_with_agents_meets_each_way_to_go_on_and_violates_nothing(folder):
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
 def test_year_of_30_runs_violates_nothing_for_random_seed(seed, agents, folder):
     simulate_year(folder, seed, runs=30, nodes=8, agents=agents)
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 7))])
+def test_year_violates_nothing_if_batch_steps_are_killed(seed, folder):
+    """Batch shell, watcher and srun at once. Many ranks save for longer than KillWait."""
+    weather = Weather(batch_step_killed=1.0)
+    world, _ = simulate_year(folder, seed, runs=30, nodes=8, weather=weather, agents=True)
+    killed = [life for life in world.lives if any(event == "batch step" for _, event in life.events)]
+    notes = [process.out.getvalue() for life in killed for process in life.processes_of("task")]
+    assert sum("has lost its batch script (FAILED): requeued" in note for note in notes) > 5
 
 
 @pytest.mark.slow

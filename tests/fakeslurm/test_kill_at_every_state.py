@@ -1,4 +1,5 @@
-"""Kills an agent, its task, the owner of the job, and its node in every state of the owner, on the simulated Slurm.
+"""Kills an agent, its task, the owner of the job, its batch step, and its node in every state of the owner, on the
+simulated Slurm.
 
 ``tests/jobs/host/agents/test_kill_at_every_state.py`` does it with real processes, without Slurm.
 """
@@ -30,9 +31,22 @@ EXPECTED = {
         ["node", "complete"],
         ["node", "complete"],
     ),
+    "batch step": (
+        ["node", "complete"],
+        ["stopped", "complete"],
+        ["stopped", "complete"],
+        ["node", "complete"],
+        ["node", "complete"],
+    ),
 }
 """Process that is killed -> causes of the attempts, by state. When all have left, it is complete in any case."""
-REQUEUES = {"agent": "000000", "task": "011110", "first node": "111110", "owner": "111110"}
+REQUEUES = {
+    "agent": "000000",
+    "task": "011110",
+    "first node": "111110",
+    "owner": "111110",
+    "batch step": "111110",
+}
 
 
 def enter(scene, state):
@@ -56,8 +70,11 @@ def life(scene):
     return scene._jobs()[0].life
 
 
-CASES = [(state, victim) for state in STATES for victim in EXPECTED if (state, victim) != ("left", "first node")]
+CASES = [(state, victim) for state in STATES for victim in EXPECTED]
+CASES.remove(("left", "first node"))
 """Without its first node and without tasks, a job of a complete run goes on until its wall limit."""
+CASES.remove(("left", "batch step"))
+"""The run is complete, but no process is left that could record the end of its attempt."""
 
 
 @pytest.mark.parametrize("state, victim", CASES)
@@ -70,6 +87,8 @@ def test_run_goes_on_after_kill_in_state(state, victim, tmp_path):
         first = life(scene)
         if victim == "owner":
             first.kill_owner()
+        elif victim == "batch step":
+            first.kill_batch_step()
         elif victim == "first node":
             scene.controller.lose(first.host.name)
         elif victim == "task":

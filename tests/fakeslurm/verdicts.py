@@ -20,6 +20,7 @@ MAY_BE = {
     "agent": {"node"},
     "task": {"node", "crash"},  # if it was the only one, the exit trap may be faster than the coordinator
     "owner": {"stopped", "node"},
+    "batch step": {"stopped", "node"},  # node: its ranks were killed before they had saved
     "oom": {"crash"},
     "killed": {"crash"},
     "frozen": {"hang"},

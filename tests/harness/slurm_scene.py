@@ -19,6 +19,7 @@ from pathlib import Path
 from flip.runs.rundir import create_json, read_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
+from jobs.host import processes
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
 from jobs.slurm.backend import SlurmBackend
@@ -126,6 +127,17 @@ class SlurmScene:
         """Send SIGKILL to the owner of the job only."""
         job = fields_of(self.call("scontrol", "show", "job", self.id()))
         os.kill(owner_and_guard(self.here, job)[0], signal.SIGKILL)
+
+    def kill_batch_step(self, spared=""):
+        """Send SIGKILL to the batch shell and all of its descendants, as cgroups do: watcher, coordinator and srun.
+        ``spared``: name of a command that is left."""
+        job = fields_of(self.call("scontrol", "show", "job", self.id()))
+        step = owner_and_guard(self.here, job)
+        for pid in step:  # it grows
+            step.extend(children(pid))
+        for pid in step:
+            if not spared or processes.arguments(pid)[0] != spared:
+                os.kill(pid, signal.SIGKILL)
 
     def cancel(self):
         """Cancel the runs as ``flip cancel`` does."""
@@ -279,6 +291,12 @@ def owner_and_guard(sandbox, job):
                 stat = (path.parent / "stat").read_text().rpartition(")")[2].split()
                 parents[int(path.parent.name)] = int(stat[1])
     return sorted(parents, key=lambda pid: parents[pid] in parents)
+
+
+def children(pid):
+    """Return pids of the children of a process."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in tasks for child in path.read_text().split()]
 
 
 def masked(arguments):

@@ -72,9 +72,9 @@ class Job:
 
 
 def is_connected(task):
-    """Whether the agent that a task has started has a connection."""
+    """Whether the agent that a task has started has a connection: a second socket, beside its lifeline."""
     agents = Path(f"/proc/{task}/task/{task}/children").read_text().split()
-    return any(link.readlink().name.startswith("socket:") for pid in agents for link in descriptors(pid))
+    return any(sum(link.readlink().name.startswith("socket:") for link in descriptors(pid)) == 2 for pid in agents)
 
 
 def descriptors(pid):

@@ -200,6 +200,28 @@ def test_killed_batch_shell_is_requeued_by_watcher(scene):
     assert (len(causes), restarts, state) == (3, 1, "complete")
 
 
+ONE_NODE = {"nodes": 1, "processes": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape, spared", [({}, ""), (ONE_NODE, ""), (ONE_NODE, "srun")])
+def test_job_whose_batch_step_was_killed_is_requeued_by_a_task(scene, shape, spared):
+    """Batch shell, watcher and srun at once, as cgroups do: nothing on the first node can restart the job but the tasks
+    of the agents. Their ranks save."""
+    submit(scene, shape=shape)
+    scene.kill_batch_step(spared)
+    assert end(scene) == (["stopped", "complete"], 1, "complete")
+
+
+@pytest.mark.slow
+def test_job_whose_batch_step_was_killed_is_requeued_before_its_ranks_are_killed(scene):
+    """They save for longer than KillWait."""
+    submit(scene, {**AGAIN, "save": 30.0}, shape=ONE_NODE)
+    scene.kill_batch_step()
+    causes, restarts, state = end(scene)
+    assert (len(causes), restarts, state) == (2, 1, "complete")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 0])
 def test_lost_node_is_requeued_by_slurm(scene, rank):

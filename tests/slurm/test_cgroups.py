@@ -71,13 +71,19 @@ def test_rank_killed_for_memory(site, tmp_path, agents):
     wait_until(lambda: not pids("sleep 7731.25"), "the end of its process")
 
 
-def test_killed_batch_shell(site, tmp_path):
-    """Slurm kills the watcher with its shell, before it can restart the job. The rank gets TERM and saves."""
-    run = submit(tmp_path, AGAIN)
-    wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank")
+def kill_shell(site, run):
+    """SIGKILL to the batch shell, when the rank of the first attempt has started; returns the fields of the job."""
+    wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank", 60, story=story(run))
     job = fields(run)
     (shell,) = batch_shells(site, job)
     os.kill(shell, signal.SIGKILL)
+    return job
+
+
+def test_killed_batch_shell(site, tmp_path):
+    """Slurm kills the watcher with its shell, before it can restart the job. The rank gets TERM and saves."""
+    run = submit(tmp_path, AGAIN)
+    kill_shell(site, run)
     wait_until(lambda: fields(run)["JobState"] == "FAILED", "its end", story=story(run))
     assert not pids(f"batch_hooks.py watch {run.path}")
     shown = state(run)
@@ -85,3 +91,13 @@ def test_killed_batch_shell(site, tmp_path):
     assert run.causes(1)[0]["cause"] == "stopped"
     send(run)
     wait_until(lambda: state(run).state == "complete", "its second attempt", 120, story=story(run))
+
+
+def test_killed_batch_shell_with_agents(site, tmp_path):
+    """Slurm kills watcher, coordinator and srun with the shell. The agent is in another step, and its task restarts the
+    job."""
+    run = submit(tmp_path, AGAIN, agents=True)
+    kill_shell(site, run)
+    wait_until(lambda: state(run).state == "complete", "its second attempt", 180, story=story(run))
+    assert run.newest_attempt() == 2 and fields(run)["Restarts"] == "1"
+    assert read_json(run.attempt(1) / "end.json")["cause"] == "stopped"

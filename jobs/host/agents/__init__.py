@@ -8,7 +8,7 @@ A node agent (``jobs/runtime/node_agent.py``) starts the ranks of its node; the 
 - ``node_health.py``: ``judge`` names the nodes to exclude after the health checks of all nodes.
 - ``node_pool.py``: ``NodePool``, the nodes of a Slurm job through their agents, for the owner of the job.
 - ``entry.py``: the task of a Slurm job that starts the agent of its node, and starts it again if it is killed.
-- ``lost_batch_host.py``: restarts a job whose first node is lost.
+- ``orphaned_task.py``: restarts a job from a task if its first node is lost, or all of its batch script was killed.
 
 On one machine the supervisor has the coordinator (``jobs/local/agents.py``). Python >= 3.6, standard library only, in
 all files. May import ``jobs.host``, ``flip.files`` and ``flip.runs``.

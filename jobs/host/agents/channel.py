@@ -67,6 +67,9 @@ LONGEST_HELLO = 1 << 12
 
 RECEIVE_BYTES = 1 << 16
 
+COORDINATOR_GONE = b"gone"
+"""What an agent without a coordinator writes to its task, before its ranks have saved."""
+
 GONE_CODE = 79
 """Exit code of an agent whose coordinator is gone."""
 

@@ -7,15 +7,16 @@ killed agent before the next agent starts: two attempts never run at once. Stand
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
-from jobs.host.agents.channel import GONE_CODE, PROTOCOL
+from jobs.host.agents.channel import COORDINATOR_GONE, GONE_CODE, PROTOCOL
 from jobs.host.agents.coordinator import NO_AGENTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -25,6 +26,7 @@ MOST_STARTS = 10
 """Starts of an agent in one job."""
 
 POLL_SECONDS = 0.2
+ASK_SECONDS = 2.0  # between two queries of a job that Slurm may be ending
 KILL_SECONDS = 60.0  # for killed processes to end; one that waits for a dead disk or GPU is left to Slurm
 STOPPED_SECONDS = 2.0  # a suspended job continues this process and the agent within an instant, not at the same time
 
@@ -39,18 +41,18 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
     stop: List[int] = []  # the last signal of the cluster
     starts = 0
     while True:
-        lifeline, own_lifeline = os.pipe()
-        command = agent_command(module, hosts, own) + ["--lifeline", str(lifeline)]
-        agent = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, pass_fds=[lifeline])
-        os.close(lifeline)
+        lifeline, own_lifeline = socket.socketpair()
+        command = agent_command(module, hosts, own) + ["--lifeline", str(lifeline.fileno())]
+        agent = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, pass_fds=[lifeline.fileno()])
+        lifeline.close()
         starts += 1
         for number in stop:  # it stays pending until the agent handles it
             agent.send_signal(number)
-        code = _wait(agent, stop)
-        os.close(own_lifeline)
+        code = _wait(agent, stop, EarlyRestart(own_lifeline, stop, own).poll)
+        own_lifeline.close()
         are_gone = may_restart and kill_children()
         if code in (GONE_CODE, NO_AGENTS):
-            _restart_without_first_node(own)
+            _restart_if_orphaned(own)
         if code == GONE_CODE:
             return CRASH
         if code >= 0:
@@ -60,12 +62,47 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
             return 128 - code
 
 
-def _restart_without_first_node(environ: Mapping[str, str]) -> None:
-    """Restart the job if the coordinator is gone, or cannot be reached, because the first node is lost."""
-    from jobs.host.agents import lost_batch_host  # here, so that no other start of a rank imports the queries of Slurm
+class EarlyRestart:
+    """Restarts the job at TERM if the coordinator is gone and nothing else restarts the job, while the ranks save:
+    Slurm kills this process after KillWait.
 
-    if int(environ.get("SLURM_NNODES") or 1) > 1:
-        _note(lost_batch_host.requeue_if_lost(environ))
+    ``lifeline``: the agent writes COORDINATOR_GONE to it (none of an older release does). ``stop``: the last signal of
+    the cluster.
+    """
+
+    def __init__(self, lifeline: socket.socket, stop: Sequence[int], environ: Mapping[str, str]) -> None:
+        self._lifeline = lifeline
+        self._lifeline.setblocking(False)
+        self._stop = stop
+        self._environ = environ
+        self._ask_at = 0.0
+        """When to ask Slurm, by the monotonic clock."""
+
+    def poll(self) -> None:
+        """Look for TERM and for the end of the coordinator, and act once both have come."""
+        if signal.SIGTERM not in self._stop or time.monotonic() < self._ask_at or not self._has_lost_coordinator():
+            return
+        from jobs.host.agents import orphaned_task
+
+        what = orphaned_task.restart_if_ending(self._environ)
+        if what:
+            _note(what)
+            self._ask_at = float("inf")
+        else:
+            self._ask_at = time.monotonic() + ASK_SECONDS
+
+    def _has_lost_coordinator(self) -> bool:
+        try:
+            return self._lifeline.recv(len(COORDINATOR_GONE), socket.MSG_PEEK) == COORDINATOR_GONE
+        except OSError:  # nothing was written, or the agent has ended
+            return False
+
+
+def _restart_if_orphaned(environ: Mapping[str, str]) -> None:
+    """Restart the job if the coordinator is gone, or cannot be reached, and nothing else restarts the job."""
+    from jobs.host.agents import orphaned_task  # here, so that no other start of a rank imports the queries of Slurm
+
+    _note(orphaned_task.restart_if_orphaned(environ))
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:
@@ -86,10 +123,10 @@ def speaks_protocol(snapshot: Path) -> bool:
     return "\nPROTOCOL = %d\n" % PROTOCOL in channel
 
 
-def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
+def _wait(agent: "subprocess.Popen[bytes]", stop: List[int], poll: Callable[[], None] = lambda: None) -> int:
     """Wait for the end of the agent, pass signals of the cluster on to it, and kill it if it is stopped (SIGSTOP).
 
-    Returns its exit code, or minus the number of the signal that killed it.
+    Returns its exit code, or minus the number of the signal that killed it. ``poll`` is called all the time.
     """
     stopped_at: Optional[float] = None
     looked_at = time.monotonic()
@@ -103,6 +140,7 @@ def _wait(agent: "subprocess.Popen[bytes]", stop: List[int]) -> int:
                 agent.send_signal(received.si_signo)
         if code is not None:
             return code
+        poll()
         now = time.monotonic()
         was_stopped = now - looked_at > STOPPED_SECONDS  # this process, perhaps with the agent
         looked_at = now

@@ -43,6 +43,8 @@ if __name__ == "__main__":
     write_json(folder / f"rank.{os.environ['FLIP_ATTEMPT']}.{rank}", record)
     while not flag and not (folder / f"end.{rank}").exists():
         time.sleep(0.02)
+    while flag and (folder / "slow").exists():
+        time.sleep(0.02)
     if flag:
         write_json(folder / f"stopped.{rank}", {"reason": flag.reason})
         sys.exit(75)

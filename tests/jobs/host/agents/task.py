@@ -1,8 +1,10 @@
 """A task of a step of agents, as srun starts it, without Slurm: the node n7 of a job whose first attempt is 1."""
 
 import contextlib
+import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,16 @@ TASK = {
 }  # fmt: skip
 
 
+@functools.cache
+def srun():
+    """A socket in place of that of srun: a task without a coordinator leaves its job to the exit trap."""
+    return socket.create_server(("127.0.0.1", 0), backlog=1000)
+
+
 def start_task(run, node="n7", index=0, **environ):
     base = {name: value for name, value in os.environ.items() if not name.startswith(("FLIP_", "SLURM"))}
     place = {"SLURMD_NODENAME": node, "SLURM_NODEID": str(index), "SLURM_PROCID": str(index)}
+    place |= {"SLURM_SRUN_COMM_HOST": "127.0.0.1", "SLURM_SRUN_COMM_PORT": str(srun().getsockname()[1])}
     own = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": "1", "FLIP_SNAPSHOT": str(ROOT), "FLIP_AGENTS": "1"}
     return subprocess.Popen(
         [sys.executable, "-I", ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"],

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from flip.runs.errors import CRASH
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import rank_entry, sessions
 from jobs.host.agents import entry
@@ -16,13 +17,14 @@ from jobs.host.agents.channel import CONTACT, GONE_CODE, ChannelError, listen, n
 from jobs.host.agents.coordinator import NO_AGENTS, Coordinator, State, Timing
 from jobs.host.agents.server import AgentServer
 from jobs.runtime import node_agent
+from tests.harness.common import wait_until
 from tests.jobs.host.agents.task import ROOT, TASK, end_task, processes_of, start_task
 
 
 class Task:
     """A task of a step of agents on a node n7 of a job whose first attempt is 1, and the coordinator of the job."""
 
-    def __init__(self, run):
+    def __init__(self, run, **environ):
         self.run = run
         self.coordinator = Coordinator(Timing(peer_grace=1.0, killed_grace=0.5))
         self.key = new_key()
@@ -31,7 +33,7 @@ class Task:
         self.n = run.start_attempt({})
         run.open_logs(self.n)
         publish(run.attempt(self.n) / CONTACT, "", listener.getsockname()[1], self.key)
-        self.process = start_task(run)
+        self.process = start_task(run, **environ)
 
     def until(self, condition, seconds=30.0):
         limit = time.monotonic() + seconds
@@ -155,21 +157,54 @@ def test_task_waits_only_for_a_while_for_a_process_that_cannot_be_killed():
 
 WITHOUT_COORDINATOR = """
 import sys
-from jobs.host.agents import entry, lost_batch_host
+from jobs.host.agents import entry, orphaned_task
 entry.agent_command = lambda *_: [sys.executable, "-c", "import sys; sys.exit(int(sys.argv[1]))", sys.argv[1]]
-lost_batch_host.requeue_if_lost = lambda environ: "the first node is looked for"
-print(entry.supervise("module", [], {"SLURM_NNODES": sys.argv[2]}))
+orphaned_task.restart_if_orphaned = lambda environ: "Slurm is asked"
+print(entry.supervise("module", [], {}))
 """
 
 
 @pytest.mark.parametrize(
-    "code, nodes, expected, asks",
-    [(GONE_CODE, 2, 70, True), (NO_AGENTS, 2, 74, True), (74, 1, 74, False), (0, 2, 0, False)],
+    "code, expected, asks", [(GONE_CODE, 70, True), (NO_AGENTS, 74, True), (75, 75, False), (0, 0, False)]
 )
-def test_task_without_coordinator_looks_for_first_node(code, nodes, expected, asks):
-    command = [sys.executable, "-c", WITHOUT_COORDINATOR, str(code), str(nodes)]
+def test_task_without_coordinator_asks_slurm(code, expected, asks):
+    """Also that of a job of one node, whose batch script may have been killed."""
+    command = [sys.executable, "-c", WITHOUT_COORDINATOR, str(code)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert (done.stdout, "the first node is looked for" in done.stderr) == (f"{expected}\n", asks)
+    assert (done.stdout, "Slurm is asked" in done.stderr) == (f"{expected}\n", asks)
+
+
+SLURM_ENDS_JOB = """case $1 in
+  show) echo "JobId=7 Restarts=0 JobState=COMPLETING Reason=RaisedSignal:9(Killed) NodeList=n7 BatchHost=n7";;
+esac"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_task_restarts_job_at_term_while_its_ranks_save(tmp_path, commands, is_gone):
+    """If its coordinator is gone, and srun. Slurm would kill it before they have saved."""
+    commands("scontrol", SLURM_ENDS_JOB)
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    task = Task(run, SLURM_SRUN_COMM_PORT="1")
+    try:
+        task.start()
+        (run.path / "slow").touch()
+        if is_gone:
+            task.server.close()
+        os.kill(task.process.pid, signal.SIGTERM)
+        if is_gone:
+            wait_until(lambda: "scontrol requeue 7" in commands.calls(), "the requeue", 30, story=commands.calls)
+        else:
+            time.sleep(1.0)
+            assert commands.calls() == []
+        assert task.process.poll() is None
+        (run.path / "slow").unlink()
+        if is_gone:
+            assert task.process.wait(30) == CRASH
+            assert (run.path / "stopped.0").exists()
+    finally:
+        task.close()
 
 
 @pytest.mark.long
@@ -182,6 +217,24 @@ def test_signal_between_attempts_stops_those_that_start_later(task):
     task.until(lambda: task.coordinator.state is State.DECIDE)
     assert task.coordinator.outcome.code == 75
     assert read_json(task.run.path / "stopped.0") == {"reason": "signal SIGUSR2"}
+
+
+@pytest.mark.long
+def test_task_without_coordinator_acts_at_term(tmp_path):
+    """Slurm ends the job before the agent has reached the coordinator, and kills the task after KillWait. The agent
+    looks for it for 60 s."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    listener = listen("127.0.0.1", 20000, 29000)
+    publish(run.attempt(run.start_attempt({})) / CONTACT, "", listener.getsockname()[1], new_key())
+    listener.close()
+    process = start_task(run)
+    try:
+        wait_until(lambda: len(processes_of(run)) == 2, "its agent", 30)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(node_agent.CONNECT_SECONDS / 2) == NO_AGENTS
+    finally:
+        end_task(process, run)
 
 
 def test_agent_without_coordinator_says_so(tmp_path, capfd):
@@ -198,6 +251,10 @@ def test_agent_without_coordinator_says_so(tmp_path, capfd):
     publish(run.attempt(n) / CONTACT, "127.0.0.1", port, new_key())
     assert node_agent.find_coordinator(run, n, [], 0.1) is None
     assert f"127.0.0.1, port {port}: " in capfd.readouterr().err
+    start = time.monotonic()
+    assert node_agent.find_coordinator(run, n, [], 60.0, lambda: True) is None
+    assert time.monotonic() - start < 30.0, "its task must act before KILL"
+    assert "; Slurm ends the job" in capfd.readouterr().err
 
 
 def test_contact_is_private_and_refused_if_another_user_may_have_written_it(tmp_path):

@@ -57,7 +57,9 @@ class AgentJob:
 
         def is_connected():
             agents[:] = children(self.task.pid)
-            return bool(agents) and any("socket:" in name for name in open_files(agents[0]))
+            if not agents:
+                return False
+            return sum("socket:" in name for name in open_files(agents[0])) == 2  # one is its lifeline
 
         self.until(is_connected)
         return agents[0]
