@@ -42,6 +42,7 @@ from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
+from jobs.host.agents import contact
 from jobs.host.agents.channel import (
     AGENT,
     CONTACT,
@@ -51,8 +52,6 @@ from jobs.host.agents.channel import (
     ChannelError,
     ConnectionLost,
     Message,
-    connect,
-    read_contact,
     take_key,
 )  # fmt: skip
 from jobs.host.agents.node_health import NETWORK, UNKNOWN
@@ -67,8 +66,6 @@ BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
 KILL_SECONDS = 60.0  # for killed ranks to end
 STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
-CONNECT_SECONDS = 60.0  # for which an agent looks for the coordinator of its job
-CONNECT_TRY_SECONDS = 5.0
 GREET_SECONDS = 600.0  # for a supervisor on this machine to answer, which may wait for a disk
 NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
@@ -98,13 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     channel: Channel | None
     if args.connect:
         n = int(os.environ["FLIP_ATTEMPT"])
-        channel = find_coordinator(agent.run, n, args.connect, CONNECT_SECONDS, agent.has_term)
+        channel = find_coordinator(agent.run, n, args.connect, contact.CONNECT_SECONDS, agent.has_term)
         if channel is None:
             return NO_COORDINATOR
     else:
         channel = Channel(socket.socket(fileno=args.socket), take_key(os.environ), AGENT)
         try:
-            channel.greet(own_facts(os.environ), GREET_SECONDS)
+            channel.greet(contact.own_facts(os.environ), GREET_SECONDS)
         except ChannelError as error:
             return without_coordinator(error)
     if channel.accepted:  # else it asks this agent to leave
@@ -132,39 +129,12 @@ def find_coordinator(
 ) -> Channel | None:
     """Connect to the coordinator of the job whose first attempt is n, and say hello; None if that fails for
     ``seconds``, or once if ``is_ending``: if Slurm ends the job, this process is killed after KillWait, and its task
-    must act before. Many strangers at its port may have displaced a connection before its hello: it is made again."""
-    deadline = time.monotonic() + seconds
-    problem = "it has not published its port"
-    while time.monotonic() < deadline:
-        try:
-            contact = read_contact(run.attempt(n) / CONTACT)
-        except (ChannelError, ValueError, OSError) as error:
-            contact = None
-            problem = str(error)
-        if contact is not None:
-            own_host, port, key = contact
-            for host in (own_host, *hosts) if own_host else hosts:
-                try:
-                    return _greeted(connect(host, port, CONNECT_TRY_SECONDS), key, deadline)
-                except (ChannelError, OSError) as error:
-                    problem = f"{host}, port {port}: {error}"
-        if is_ending():
-            problem += "; Slurm ends the job"
-            break
-        time.sleep(0.2)
-    note(f"the coordinator of this job cannot be reached: {problem}")
-    return None
-
-
-def _greeted(sock: socket.socket, key: bytes, deadline: float) -> Channel:
-    """The channel of a new connection, after hello. Raises ChannelError."""
+    must act before."""
     try:
-        channel = Channel(sock, key, AGENT)
-        channel.greet(own_facts(os.environ), deadline - time.monotonic())
-    except ChannelError:
-        sock.close()
-        raise
-    return channel
+        return contact.find_coordinator(run.attempt(n) / CONTACT, hosts, os.environ, seconds, is_ending)
+    except contact.NoCoordinator as error:
+        note(f"the coordinator of this job cannot be reached: {error}")
+        return None
 
 
 class NodeAgent:
@@ -560,7 +530,7 @@ class NodeAgent:
         if kills <= self._memory_kills:
             return
         self._memory_kills = kills
-        facts = {"host": own_facts(os.environ)["node"], "out_of_memory": True}
+        facts = {"host": contact.own_facts(os.environ)["node"], "out_of_memory": True}
         with contextlib.suppress(OSError):
             self.run.write_cause(self.attempt, rank.rank, "crash", CAUSES["crash"], OUT_OF_MEMORY, **facts)
 
@@ -596,12 +566,6 @@ def without_coordinator(reason: ChannelError) -> int:
     if isinstance(reason, ConnectionLost):
         return GONE_CODE
     return CAUSES["crash"]
-
-
-def own_facts(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the agent says of itself: its node, by the scheduler's name, and the number of it in the allocation."""
-    node = environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return {"node": node, "index": int(environ.get("SLURM_NODEID", 0)), "pid": os.getpid()}
 
 
 def note(text: str) -> None:
