@@ -16,23 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jobs.common.cluster_profile import ClusterProfile
-    from jobs.slurm.site import Site
+    from jobs.slurm.site import AgentsTrial, Site
     from jobs.slurm.site_checks import CheckResult
 
 EXAMPLES = """examples:
   flip doctor                                     the default partition of the site
   flip doctor --partition gpu --account vision --write mine
   flip doctor --cluster mine                      check a profile against the site
+  flip doctor --partition gpu --try-agents --write mine    let node agents of two nodes connect, in a job of seconds
   flip doctor --json
   flip doctor --measure                           measure this machine: at most three minutes; asks first
   flip doctor --measure --data MANIFEST --minutes 10 --out measured --yes
   flip doctor --measure --cluster mine --nodes 2    # in a job
   flip doctor --measure --compare measured-2026-11-29 measured
-Without --measure nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails, or if a
-measured part does not work; 69 if Slurm does not answer, or without space.
+Without --measure and --try-agents nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check
+fails, or if a measured part does not work; 69 if Slurm does not answer, or without space.
 """
 DEFAULT_HOURS = 24.0
 """Hours of an attempt if the site has no time limit."""
+TRY_SECONDS = 300
+"""For which a try of node agents waits for free nodes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,6 +52,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--write",
         metavar="NAME",
         help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
+    )
+    parser.add_argument(
+        "--try-agents",
+        nargs="?",
+        type=COUNT,
+        const=TRY_SECONDS,
+        metavar="SECONDS",
+        help="let node agents connect once: a job without GPUs on up to two nodes of the partition, of at most two"
+        f" minutes, which waits at most SECONDS for free nodes (default: {TRY_SECONDS})",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file; measure all rows again")
     add_measure_options(parser)
@@ -109,6 +121,10 @@ def examine(args: argparse.Namespace) -> int:
     if not args.cluster:
         profile = draft(base, site)
     site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
+    if args.try_agents:
+        site = replace(site, agents_trial=try_agents(site, profile, args.try_agents))
+        if not args.cluster:
+            profile = draft(base, site)
     results = check_site(site, profile)
     if profile.gpus_per_node:
         results.append(gpu_software_row(profile))
@@ -136,6 +152,29 @@ def examine(args: argparse.Namespace) -> int:
     if any(result.verdict == FAIL for result in results):
         return CONFIG
     return COMPLETE
+
+
+def try_agents(site: Site, profile: ClusterProfile, seconds: int) -> AgentsTrial:
+    """Let node agents connect once, by a copy of this code below the runs root, as jobs have it."""
+    from jobs.common.cli import note
+    from jobs.common.filesystem import writing
+    from jobs.common.paths import REPOSITORY, runs_root
+    from jobs.slurm import agents_trial
+    from jobs.slurm.site import AgentsTrial
+    from jobs.submission.snapshot import take
+
+    refusal = site.errors.get("sbatch --test-only")
+    if refusal:
+        return AgentsTrial(unable=refusal.removeprefix("sbatch: "))  # the command names itself, too
+    if profile.container:
+        return AgentsTrial(unable="only the image has the Python of the ranks")
+    nodes = min(agents_trial.MOST_NODES, sum(site.nodes.values()) or agents_trial.MOST_NODES)
+    root = runs_root(profile)
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    note(f"a job on {nodes} nodes tries node agents; it waits at most {seconds} s for them")
+    with writing(place), tempfile.TemporaryDirectory(prefix=".try-agents-", dir=place) as folder:
+        code = take(REPOSITORY, Path(folder) / "code").path
+        return agents_trial.try_agents(profile, nodes, code, Path(folder), seconds)
 
 
 def next_command(args: argparse.Namespace, target: Path | None) -> str:
@@ -235,7 +274,6 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     """The profile, completed with values from the site."""
     from jobs.host.slurm_cli import parse_int
     from jobs.slurm.site import Node
-    from jobs.slurm.site_checks import agents_problem
 
     node = site.common_node or Node(0, 0, 0, "")
     most = parse_int(site.config.get("MaxArraySize", ""))
@@ -260,7 +298,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
         signal_seconds=max(1, min(120, int(hours * 3600) // 4)),
         array_size=profile.array_size if most is None else max(1, most - 1),
         options=options,
-        agents=profile.agents or not agents_problem(site, profile),
+        agents=_has_agents(profile, site),
     )
 
 
@@ -306,6 +344,17 @@ def text(profile: ClusterProfile, site: Site) -> str:
         rows.append("# nvlink_gbps: 3600.0     # per GPU and direction (of an H100 SXM); for communication in plans")
         rows.append("# network_gbps: 400.0     # of a node's network, divided by its GPUs")
     return "\n".join([*rows, ""])
+
+
+def _has_agents(profile: ClusterProfile, site: Site) -> bool:
+    """Whether the written profile has node agents: unless something speaks against them, or if the given profile has
+    them and a try did not fail."""
+    from jobs.slurm.site_checks import agents_problem
+
+    if not agents_problem(site, profile):
+        return True
+    has_failed = site.agents_trial is not None and bool(site.agents_trial.problem)
+    return profile.agents and not has_failed
 
 
 def _reason_for_agents(profile: ClusterProfile, site: Site) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 log = logging.getLogger(__name__)
 DEADLINE = 30.0  # seconds for one command; clients wait if the controller is down
 SHORT_DEADLINE = 5.0  # the same if the job is about to be killed: KillWait is 30 seconds by default
+END_SECONDS = 10.0  # for srun to end its job
 RETRY_SECONDS = 600.0  # how long a refused requeue is retried, and a state is asked for
 OUTAGE_SECONDS = 12 * 3600.0  # how long a requeue is retried while Slurm does not answer, as during an upgrade
 UNKNOWN_JOB_SECONDS = 60.0  # after which an unknown or unlisted job counts as gone: one answer may be wrong
@@ -69,6 +70,14 @@ class QueueRow(NamedTuple):
     comment: str = ""
 
 
+class StepResult(NamedTuple):
+    """How srun ended."""
+
+    code: int  # minus the number of the signal that killed it
+    output: str
+    errors: str
+
+
 def call(*argv: str, **options: Any) -> str:
     """Standard output of one of Slurm's commands. Raises SlurmUnavailable with its error text.
 
@@ -96,6 +105,39 @@ def call(*argv: str, **options: Any) -> str:
     if "messages" in options:
         options["messages"].extend(errors.splitlines())
     return done.stdout.decode("utf-8", "replace")
+
+
+def run_step(argv: List[str], env: Dict[str, str], deadline: float) -> StepResult:
+    """Run srun, with this environment and without input, until it ends; its tasks may fail.
+
+    After ``deadline`` seconds, and if this process is interrupted, srun is asked to end its job. Raises
+    SlurmUnavailable if it cannot be started.
+    """
+    line = [shutil.which(argv[0]) or argv[0]] + argv[1:]
+    log.debug("running %s", " ".join(argv))
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:  # of its own session: Ctrl-C reaches this process, which ends srun
+        process = subprocess.Popen(line, env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    except OSError as error:
+        raise SlurmUnavailable("%s: %s" % (argv[0], error.strerror or error)) from error
+    try:
+        output, errors = process.communicate(timeout=deadline)
+    except subprocess.TimeoutExpired:
+        output, errors = _end_srun(process)
+    except BaseException:
+        _end_srun(process)
+        raise
+    return StepResult(process.returncode, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace"))
+
+
+def _end_srun(process: "subprocess.Popen[bytes]") -> Tuple[bytes, bytes]:
+    """Ask srun to end its job, kill it if it does not, and return what it has printed."""
+    process.terminate()
+    try:
+        return process.communicate(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()
 
 
 def call_with_retry(*argv: str, **options: float) -> str:

@@ -72,6 +72,9 @@ def requested_profile(args: argparse.Namespace) -> ClusterProfile:
             raise ConfigError("nodes of a cluster need its profile", f"--{name}", getattr(args, name), remedy)
     if args.write:
         raise ConfigError("a measurement writes no profile", "--write", args.write, "Call it without --measure first.")
+    if args.try_agents:
+        remedy = "Call it without --measure, which kills a node agent and needs a working one."
+        raise ConfigError("a measurement does not try node agents", "--try-agents", args.try_agents, remedy)
     return dataclasses.replace(profile, **{name: getattr(args, name) for name in PLACE if getattr(args, name)})
 
 

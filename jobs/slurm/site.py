@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -119,6 +119,19 @@ class Node(NamedTuple):
         return self.memory * 2**20 // 10**9
 
 
+class AgentsTrial(NamedTuple):
+    """The result of a try of node agents (``agents_trial.try_agents``)."""
+
+    nodes: Sequence[str] = ()
+    """Names of the nodes whose agents were accepted."""
+    problem: str = ""
+    """Why node agents do not work here, by node; empty: they do, if ``unable`` is empty."""
+    remedy: str = ""
+    """A sentence for ``problem``."""
+    unable: str = ""
+    """Why nothing is known: Slurm refused the step, or no nodes were free in time."""
+
+
 @dataclass(frozen=True)
 class Site:
     """Texts as Slurm prints them; the properties parse them.
@@ -136,6 +149,7 @@ class Site:
     python: str = ""
     filesystems: Mapping[str, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()  # variables of the profile's ``env`` that are not set here
+    agents_trial: AgentsTrial | None = None  # None: node agents were not tried
 
     @property
     def version(self) -> tuple[int, ...]:

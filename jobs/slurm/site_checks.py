@@ -167,17 +167,57 @@ def _crash(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _in_its_job(site: Site, profile: ClusterProfile) -> Verdict:
     problem = agents_problem(site, profile)
-    if profile.agents:
-        if problem:
-            return DEGRADED, f"agents: true, but {problem}", "Remove agents from the profile: untested here."
-        return OK, "agents: true"
+    tried = _tried(site, problem)
+    if profile.agents and problem:
+        return DEGRADED, f"agents: true, but {problem}{tried}", _remedy_of_agents(site, profile)
     if problem:
-        return DEGRADED, problem, "Slurm requeues the job after every fault."
-    return DEGRADED, "agents: false", "Set agents: true in the profile, or Slurm requeues the job after every fault."
+        return DEGRADED, f"{problem}{tried}", f"{_remedy_of_trial(site)}Slurm requeues the job after every fault."
+    if not profile.agents:
+        then = "Set agents: true in the profile, or Slurm requeues the job after every fault."
+        return DEGRADED, f"agents: false{tried}", then
+    if site.agents_trial is not None and site.agents_trial.unable:
+        then = "Nodes may be busy, or jobs may need more options: try again, with more seconds (--try-agents SECONDS)."
+        return UNKNOWN, f"agents: true{tried}", then
+    return OK, f"agents: true{tried}"
+
+
+def _tried(site: Site, problem: str) -> str:
+    """What a try of node agents has shown beyond ``problem``, to be appended to a text."""
+    trial = site.agents_trial
+    if trial is None:
+        return ""
+    text = ""
+    if trial.unable:
+        text += f"; could not be tried: {trial.unable}"
+    if trial.problem not in ("", problem):
+        text += f"; {trial.problem}"
+    if trial.nodes:
+        text += f"; agents of {', '.join(trial.nodes)} connect"
+    return text
+
+
+def _remedy_of_trial(site: Site) -> str:
+    """The remedy of a problem of a try, with a space behind it; empty without one."""
+    if site.agents_trial is None or not site.agents_trial.problem:
+        return ""
+    return f"{site.agents_trial.remedy} "
+
+
+def _remedy_of_agents(site: Site, profile: ClusterProfile) -> str:
+    """What to do if a profile has agents although something speaks against them."""
+    remedy = _remedy_of_trial(site)
+    if remedy:
+        return f"{remedy}Until then remove agents from the profile: srun starts the ranks."
+    if profile.container or site.agents_trial is not None:
+        return "Remove agents from the profile: srun then starts the ranks, and Slurm requeues after every fault."
+    return "Remove agents from the profile, or see whether they connect at all: flip doctor --try-agents."
 
 
 def agents_problem(site: Site, profile: ClusterProfile) -> str:
-    """Why runs should not have node agents on this site; empty: they may (docs/restarts.md, Node agents)."""
+    """Why runs should not have node agents on this site; empty: they may (docs/restarts.md, Node agents).
+
+    The configuration of Slurm decides first, then a try, if there was one.
+    """
     if site.version < OLDEST_WITH_AGENTS:
         return f"Slurm is {site.config.get('SLURM_VERSION', 'of an unknown version')}, node agents need 23.02"
     if profile.container:
@@ -191,6 +231,8 @@ def agents_problem(site: Site, profile: ClusterProfile) -> str:
         return "JobAcctGatherParams=OverMemoryKill would kill the agent with a rank"
     if site.version >= MAY_2026 and _orders_tasks(site):
         return f"tasks follow the topology ({site.config['TopologyPlugin']})"
+    if site.agents_trial is not None:
+        return site.agents_trial.problem
     return ""
 
 

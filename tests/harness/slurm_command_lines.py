@@ -97,6 +97,7 @@ LINES = [
     CommandLine("scontrol release <JOBS>", "held"),
     CommandLine(f"squeue -a -h -r -t all --name=<NAMES> -o {QUEUE}"),
     CommandLine("scancel [--user=<UID>] <JOB>...", "held"),
+    CommandLine("scancel --user=<USER> --name=<NAMES>"),
     CommandLine("scancel --signal=USR2 [--user=<UID>] <JOB>", "running"),
     CommandLine("sbatch <FILE>"),
     CommandLine("sbatch --test-only", script=True),
@@ -123,6 +124,11 @@ LINES = [
         "srun [--nodes=<N>] [--ntasks=<N>] [--ntasks-per-node=1] --cpus-per-task=<N> [--distribution=block:block] "
         "--wait=<N> [--no-kill] --unbuffered --output <FILE> --error <FILE> "
         "--output=all --error=all --kill-on-bad-exit=0 --export=ALL <WORDS>..."
+    ),
+    CommandLine(
+        "srun --nodes=<N> --ntasks=<N> --ntasks-per-node=1 --cpus-per-task=1 --mem=512M --time=2 --immediate=<N> "
+        "--job-name=<NAMES> --chdir=/ --wait=0 --kill-on-bad-exit=0 --export=ALL [--partition=<PARTITION>] "
+        "[--account=<ACCOUNT>] [--qos=<QOS>] [--constraint=<WORDS>] [--exclude=<NODES>] <WORDS>..."
     ),
     CommandLine("srun --kill-on-bad-exit=1 --export=ALL <WORDS>..."),
     CommandLine(f"sacctmgr -n -P show user name=<USER> cluster=<CLUSTER> withassoc {USER_LIMITS}", accounting=True),

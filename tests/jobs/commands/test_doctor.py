@@ -17,7 +17,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import preflight
 from jobs.slurm import site as reading
 from jobs.slurm import site_checks
-from jobs.slurm.site import Node, Site
+from jobs.slurm.site import AgentsTrial, Node, Site
 from jobs.slurm.site_checks import DEGRADED, FAIL, OK, UNKNOWN
 from tests.jobs.test_automation import check as check_document
 
@@ -168,6 +168,38 @@ def test_check_site_judges_node_agents_of_profile():
     assert finding.verdict == DEGRADED and "container" in finding.read and "Remove agents" in finding.then
 
 
+CONNECT = AgentsTrial(["n1", "n2"])
+BLOCKED = AgentsTrial(["n1"], problem="n2: n1, port 11111: timed out", remedy="Ask for open ports.")
+BUSY = AgentsTrial(unable="Requested nodes are busy")
+
+
+@pytest.mark.parametrize(
+    ("trial", "agents", "verdict", "read", "then"),
+    [
+        (CONNECT, True, OK, "agents: true; agents of n1, n2 connect", ""),
+        (CONNECT, False, DEGRADED, "agents: false; agents of n1, n2 connect", "Set agents: true"),
+        (BLOCKED, True, DEGRADED, "true, but n2: n1, port 11111: timed out", "Ask for open ports. Until then remove"),
+        (BLOCKED, False, DEGRADED, "n2: n1, port 11111: timed out", "Ask for open ports. Slurm requeues"),
+        (BUSY, True, UNKNOWN, "agents: true; could not be tried: Requested nodes are busy", "--try-agents SECONDS"),
+        (BUSY, False, DEGRADED, "could not be tried: Requested nodes are busy", "Set agents: true"),
+    ],
+)
+def test_check_site_judges_a_try_of_node_agents(trial, agents, verdict, read, then):
+    finding = judged(site(agents_trial=trial), "a fault costs seconds", replace(PROFILE, agents=agents))
+    assert finding.verdict == verdict and read in finding.read and then in finding.then
+
+
+def test_connecting_agents_do_not_outweigh_the_configuration_of_slurm():
+    slurm_site = site({"TaskProlog": "/etc/task.sh"}, agents_trial=CONNECT)
+    finding = judged(slurm_site, "a fault costs seconds")
+    assert finding.verdict == DEGRADED and "run once" in finding.read and "agents of n1, n2 connect" in finding.read
+    slurm_site = site({"TaskProlog": "/etc/task.sh"}, agents_trial=BLOCKED)
+    finding = judged(slurm_site, "a fault costs seconds")
+    assert "run once for all ranks of a node; n2: n1, port 11111: timed out; agents of n1 connect" in finding.read
+    finding = judged(site({"TaskProlog": "/etc/task.sh"}), "a fault costs seconds")
+    assert "see whether they connect at all: flip doctor --try-agents" in finding.then
+
+
 def test_check_site_judges_options_of_newer_releases():
     both = ClusterProfile("far", "slurm", options={"gres": "gpu:8", "gpus-per-node": "8"})
     for version, verdict in (("25.11.2", DEGRADED), ("26.05.0", FAIL)):
@@ -275,6 +307,77 @@ def test_doctor_writes_profile_and_overwrites_only_with_force(far, tmp_path, cap
     assert "--force" in capsys.readouterr().err and target.read_bytes() == before
     assert doctor.main(["--write", str(target), "--force"]) == 0 and target.read_bytes() != before
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "the command leaves no other files"
+
+
+@pytest.mark.parametrize(
+    ("config", "agents", "reason"),
+    [
+        ("", True, "restart a run in its job after a fault"),
+        ("KillWait = 5 sec", False, "KillWait=5 s, less than 10 s"),
+        ("TaskProlog = /etc/task.sh", False, "TaskProlog=/etc/task.sh would run once for all ranks of a node"),
+        ("SLURM_VERSION = 22.05.11", False, "Slurm is 22.05.11, node agents need 23.02"),
+    ],
+)
+def test_new_profile_has_node_agents_unless_the_site_speaks_against_them(far, tmp_path, config, agents, reason):
+    far("scontrol", far.text.replace("\nX\n", f"\n{config}\nX\n", 1))
+    assert doctor.main(["--write", str(tmp_path / "new.yaml")]) == 0
+    assert load_profile(str(tmp_path / "new.yaml")).agents == agents
+    (line,) = [row for row in (tmp_path / "new.yaml").read_text().splitlines() if row.startswith("agents:")]
+    assert reason in line.partition("#")[2]
+
+
+def test_profile_that_does_not_name_agents_has_none(tmp_path):
+    (tmp_path / "old.yaml").write_text("kind: slurm\n")
+    assert not load_profile(str(tmp_path / "old.yaml")).agents
+
+
+def trial_commands(far, *answers):
+    """Stand-ins for a site with two nodes, whose tasks print these answers."""
+    far("sinfo", "printf '%s\\n' 'a1|96|1031000|gpu:h100:8|idle' 'a2|96|1031000|gpu:h100:8|idle'")
+    hosts = "[ $2 != hostnames ] || { printf 'a1\\na2\\n'; exit 0; }"
+    far("scontrol", f"{hosts}\n{far.text}")
+    lines = [json.dumps({"nodes": "a[1-2]", "kind": "", "problem": "", **each}) for each in answers]
+    far("srun", "\n".join(f"echo 'result of a node agent: {line}'" for line in lines))
+
+
+def test_doctor_tries_node_agents_on_request_and_leaves_nothing(far, tmp_path, capsys):
+    trial_commands(far, {"node": "a1"}, {"node": "a2"})
+    target = tmp_path / "new.yaml"
+    assert doctor.main(["--try-agents", "7", "--write", str(target)]) == 0
+    out = capsys.readouterr().out
+    assert "agents: true; agents of a1, a2 connect" in out
+    assert "a job on 2 nodes tries node agents; it waits at most 7 s" in out
+    (call,) = [call for call in far.calls() if call.startswith("srun")]
+    assert "--nodes=2" in call and "--immediate=7" in call
+    assert load_profile(str(target)).agents
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".try-agents*"))
+
+
+def test_agents_that_do_not_connect_are_off_in_the_written_profile(far, tmp_path, capsys):
+    problem = {"node": "a2", "kind": "network", "problem": "a1, port 11111: timed out"}
+    trial_commands(far, {"node": "a1"}, problem)
+    target = tmp_path / "new.yaml"
+    assert doctor.main(["--try-agents", "--write", str(target), "--json"]) == 0
+    row = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}
+    row = row["a fault costs seconds, not a requeue"]
+    assert row["read"] == "a2: a1, port 11111: timed out; agents of a1 connect"
+    assert "open TCP ports" in row["then"]
+    assert "agents: false             # a2: a1, port 11111: timed out" in target.read_text()
+    given = tmp_path / "given.yaml"
+    given.write_text("kind: slurm\nagents: true\n")
+    assert doctor.main(["--cluster", str(given), "--try-agents", "--write", str(target), "--force"]) == 0
+    assert not load_profile(str(target)).agents
+
+
+def test_refused_job_and_container_are_not_tried(far, tmp_path, capsys):
+    far("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    assert doctor.main(["--try-agents"]) == 78
+    assert "agents: true; could not be tried: sbatch: error: Invalid account" in capsys.readouterr().out
+    far("sbatch", "")
+    (tmp_path / "image.yaml").write_text("kind: slurm\ncontainer: /images/flip.sqsh\n")
+    assert doctor.main(["--try-agents", "--cluster", str(tmp_path / "image.yaml")]) == 0
+    assert "the ranks run in a container; could not be tried" in capsys.readouterr().out
+    assert not [call for call in far.calls() if call.startswith("srun")]
 
 
 def test_doctor_shows_refusal_of_job_submit_plugin(far, capsys):
