@@ -233,8 +233,8 @@ def test_estimate_lists_speeds_of_range_and_price_of_spares():
 def test_spares_need_node_agents():
     config = planned("resources.nodes=2", "resources.spares=1")
     profile = load_profile("h100")
+    preflight._machine(config, profile, NODE)
     with pytest.raises(ConfigError, match=r"spares: h100 has no node agents.*agents: true"):
-        preflight._machine(config, profile, NODE)
-    preflight._machine(config, replace(profile, agents=True), NODE)
+        preflight._machine(config, replace(profile, agents=False), NODE)
     tracked = planned("resources.nodes=2", "resources.spares=1", "monitor.wandb=masking")
-    preflight._machine(tracked, replace(profile, agents=True), NODE)
+    preflight._machine(tracked, profile, NODE)
