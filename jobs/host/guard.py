@@ -90,9 +90,13 @@ def _run(pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard]
 
 def _close_others(pipe: int) -> None:
     """Close all descriptors but the pipe and the standard ones: agents notice the end of the owner by its sockets."""
-    most = os.sysconf("SC_OPEN_MAX")
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, most)
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        if number > 2 and number != pipe:
+            try:
+                os.close(number)
+            except OSError:  # that of the listing itself
+                pass
 
 
 def serve(pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard], Optional[float]]) -> None:

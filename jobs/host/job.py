@@ -440,7 +440,7 @@ class Owner:
     def _run_ranks(self) -> AttemptOutcome:
         """Run the attempt that was won as a step of ranks."""
         self._start_step("ranks", self.nodes.most)
-        self.ranks = RankStep(self.run, self.n, self.step, self.options.peer_seconds, self.log, self.scheduler.pause)
+        self.ranks = RankStep(self.run, self.n, self.step, self.options.peer_seconds, self.log)
         while self.ranks.code() is None:
             self.wait(POLL_SECONDS)
         code = self.ranks.code()

@@ -6,6 +6,7 @@ until its wall limit. So a step that outlives its ranks is killed. Standard libr
 """
 
 import os
+import subprocess
 import time
 from typing import Any, Callable, Optional
 
@@ -19,23 +20,14 @@ MARGIN_SECONDS = 120.0  # more than Slurm takes to kill ranks (KillWait) and to 
 
 class RankStep:
     """The step of attempt ``n`` of a run. ``process``: of srun. ``peer_seconds``: for which srun lets the other ranks
-    run after the end of the first (``--wait``). ``pause``: waits for a time, or less if the step ends."""
+    run after the end of the first (``--wait``)."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        n: int,
-        process: Any,
-        peer_seconds: float,
-        log: Callable[[object], None],
-        pause: Callable[[float], None],
-    ) -> None:
+    def __init__(self, run: RunDir, n: int, process: Any, peer_seconds: float, log: Callable[[object], None]) -> None:
         self._run = run
         self._n = n
         self._process = process
         self._longest = peer_seconds + MARGIN_SECONDS
         self._log = log
-        self._pause = pause
         self._look_at = time.monotonic() + LOOK_SECONDS
         self._had_ranks = False
         self._ended_at: Optional[float] = None
@@ -43,8 +35,10 @@ class RankStep:
 
     def poll(self, seconds: float) -> None:
         """Wait for the end of the step for ``seconds``; look for its ranks if that is due."""
-        if self._process.poll() is None:
-            self._pause(seconds)
+        try:
+            self._process.wait(seconds)  # looks every 50 ms: the end of the attempt is to be recorded at once
+        except subprocess.TimeoutExpired:
+            pass
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
             self._end_if_lost()

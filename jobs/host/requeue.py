@@ -274,9 +274,8 @@ def _successor_environment(attempt: Optional[int]) -> Dict[str, str]:
 
 
 def _original_environment() -> Dict[str, str]:
-    """The environment with which our job was started, as the batch shell got it, which is our parent. If that was
-    killed, or this is a task of the job: as this process got it, with what the script has exported. What either has
-    set since is not in /proc, such as the addresses that ``rank_entry.py`` sets.
+    """The environment with which our job was started, as this process or its parent got it, with what the script has
+    exported. What either has set since is not in /proc, such as the addresses that ``rank_entry.py`` sets.
     """
     original = dict(os.environ)
     for process in (str(os.getppid()), "self"):

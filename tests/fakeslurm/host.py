@@ -428,6 +428,12 @@ class Step:
     def poll(self):
         return self._code
 
+    def wait(self, seconds):
+        """While srun runs, nothing happens without an event until something is due."""
+        if self._code is None:
+            due = self._life.owner.next_due() - self._life.clock.now
+            self._life.clock.current.doze(max(seconds, min(due, FOREVER)))
+
     def send_signal(self, number):
         self._life.signal_steps(signal.Signals(number).name[3:])
 
@@ -456,10 +462,6 @@ class SimulatedScheduler(SlurmScheduler):
         self._life.attempt = n
 
     def pause(self, seconds):
-        """While a step runs, nothing happens without an event until something is due."""
-        owner = self._life.owner
-        if owner.ranks is not None:
-            seconds = max(seconds, min(owner.next_due() - self._life.clock.now, FOREVER))
         self._life.clock.current.doze(seconds)
 
     def start_step(self, argv, environ, logs, name="job"):

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from jobs.host.agents.job_coordinator import JobCoordinator
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host.agents.channel import CONTACT
-from jobs.host.agents.job_coordinator import JobCoordinator
 from tests.harness.common import wait_until
 from tests.jobs.host.agents.task import end_task, start_task
 

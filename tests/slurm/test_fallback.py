@@ -61,7 +61,7 @@ class Start:
         (submission / "runs").write_text(f"{run.path}\n")
         fields = {"partition": options.pop("partition", "")}
         options = {name.replace("_", "-"): value for name, value in options.items()}
-        profile = ClusterProfile("x", "slurm", owner=True, host_python=str(interpreter), options=options, **fields)
+        profile = ClusterProfile("x", "slurm", host_python=str(interpreter), options=options, **fields)
         text = batch_script.script_text(profile, [Job(run, code, JobResources(nodes, hours=0.1))], submission, "demo")
         (folder / "script.sh").write_text(text)
         self.log = submission

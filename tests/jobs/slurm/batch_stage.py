@@ -82,7 +82,7 @@ class OwnedStage(Stage):
 
     def write(self, changes=None, folder=None, **fields):
         """Write the script of a profile with these fields. ``changes``: of the job. ``folder``: of the submission."""
-        profile = ClusterProfile(**{"name": "x", "kind": "slurm", "python": sys.executable, "owner": True, **fields})
+        profile = ClusterProfile(**{"name": "x", "kind": "slurm", "python": sys.executable, **fields})
         job = replace(Job(self.run, self.code), **(changes or {}))
         self.script.write_text(script(profile, job, 2, folder or self.folder))
 

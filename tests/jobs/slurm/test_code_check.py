@@ -86,7 +86,7 @@ def test_script_carries_trusted_groups_and_accepted_places(stage, code, monkeypa
     stage.start().wait(60)
     assert stage.run.newest_attempt() == 1
     warning = f"warning: {code.parent}: every user may write to it, so that others could exchange the code"
-    assert (stage.run.logs / "1" / "job.err").read_text().count(warning) == 1
+    assert (stage.folder / "57_1.err").read_text().count(warning) == 1
     code.chmod(0o777)
     assert stage.start().wait(60) == 77, "accepted is one folder, not what lies in it"
 

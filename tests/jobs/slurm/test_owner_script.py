@@ -55,13 +55,13 @@ cat /proc/$$/status > {folder}/{name}.status"""
     ],
 )  # fmt: skip
 def test_script_matches_golden_file(name, fields, changes):
-    profile = ClusterProfile(name=name, kind="slurm", owner=True, **{"python": "/opt/py/bin/python", **fields})
+    profile = ClusterProfile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields})
     text = script(profile, replace(JOB, **changes))
     program = batch_script.ownership_program()
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert text.count(program) == 1
     text = text.replace(program, "(flip/files/acl.py and flip/files/ownership.py)\n")
-    path = GOLDEN / f"owner-{name}.sh"
+    path = GOLDEN / f"sbatch-{name}.sh"
     if os.environ.get("FLIP_GOLDEN") == "write":
         path.write_text(text)
     assert text == path.read_text(), "FLIP_GOLDEN=write updates the file; review the diff"

@@ -94,20 +94,10 @@ if [ "$1" = follow ]; then
   flip_tracker=$2
   trap 'exit 0' TERM USR1 USR2
   exec </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-$flip_tracker.log" 2>&1
-  # The environment of srun: setup lines may set proxies and keys, but must not be executed twice. srun is another child
-  # of the owner, after the setup lines of its step. A step that ends before that leaves the environment of the owner.
-  flip_step=''
-  flip_children=/proc/$PPID/task/$PPID/children
-  while [ -z "$flip_step" ] && [ -r "$flip_children" ] && [ ! -e "$FLIP_RUN/attempts/$FLIP_ATTEMPT/end.json" ]; do
-    sleep 0.2
-    for flip_process in $(< "$flip_children"); do
-      [ "$(< "/proc/$flip_process/comm")" != srun ] || flip_step=$flip_process
-    done
-  done 2>/dev/null
-  [ -e "/proc/$PPID" ] || exit 0  # the owner was killed
-  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done 2>/dev/null < "/proc/${flip_step:-$$}/environ"
+  while read -r flip_name <"/proc/$3/comm" && [ "$flip_name" != srun ]; do sleep 0.5; done 2>/dev/null
+  while IFS= read -rd '' flip_entry; do export "${flip_entry?}"; done <"/proc/$3/environ" 2>/dev/null
   unset FLIP_AGENTS
-  PYTHONPATH=/runs/demo/.code/today exec apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python -m jobs.follow "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --tracker "$flip_tracker"
+  PYTHONPATH=/runs/demo/.code/today exec apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python -m jobs.follow "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --job --tracker "$flip_tracker"
 fi
 trap : TERM USR1 USR2  # srun would inherit ignored signals
 if [ "$2" = agents ]; then  # each starts the ranks of its node, of all attempts of this job
