@@ -85,7 +85,7 @@ def evidence_of(
         end._replace(stop_requested=run.stop_requested(n), lowered=lowered),
         causes,
         earlier_ends(run, first, n),
-        exists(run.result) and was_last,
+        run.is_complete() and was_last,
         exists(run.cancel),
         _progress(run, n, start)[1],
         suspect=suspect,

@@ -136,7 +136,7 @@ def has_passed(canary: RunDir, record: Mapping[str, Any]) -> bool:
 
 def passed(run: RunDir, steps: int) -> bool:
     """Whether a run has logged that many steps since it was submitted, over all its attempts, or is complete."""
-    if run.result.exists():
+    if run.is_complete():
         return True
     after = attempts.submitted_after(run)
     lowest: Optional[int] = None

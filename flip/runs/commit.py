@@ -303,7 +303,7 @@ def _is_over(record: Dict[str, Any]) -> bool:
     """Whether the holder of a pin no longer needs the commit: it is complete, or it is an evaluation job that failed or
     was cancelled. Such a job never continues, but a failed or cancelled run may."""
     holder = RunDir(record["by"])
-    if holder.result.exists():
+    if holder.is_complete():
         return True
     if not is_evaluation(holder):
         return False

@@ -240,6 +240,10 @@ class RunDir:
     def __repr__(self) -> str:
         return "RunDir(%r)" % str(self.path)
 
+    def is_complete(self) -> bool:
+        """Whether nothing is left to train or to evaluate: result.json exists. Raises OSError if that is unknown."""
+        return exists(self.result)
+
     # -- what a job obeys -------------------------------------------------------------------------------------------
 
     def read_job(self) -> Dict[str, Any]:

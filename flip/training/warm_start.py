@@ -199,7 +199,7 @@ def _digest_of(folder: Path) -> str:
 def stored_init(init: Init, run: RunDir) -> Init | None:
     """The resolved ``init`` of a run that was submitted with ``init`` and has commits, so needs no source; else
     None."""
-    if not (run.config.is_file() and (commit.ever_committed(run) or run.result.exists())):
+    if not (run.config.is_file() and (commit.ever_committed(run) or run.is_complete())):
         return None
     stored = merge.read_config(run.config).init
     for old, new in ((stored.run, init.run), (stored.export, init.export)):
@@ -223,7 +223,7 @@ def pin(init: Init, by: RunDir) -> None:
     run = RunDir(init.run)
     if os.access(run.path, os.W_OK | os.X_OK):
         commit.pin(run, by, init.stage, init.samples)
-    elif not run.result.exists():
+    elif not run.is_complete():
         remedy = "Wait until that run is complete, or ask its owner."
         raise PermissionDenied("init: the commit cannot be pinned", str(run.path), f"{init.stage}/", remedy)
     open_commit(init)

@@ -43,8 +43,8 @@ try:
     from flip.runs.restart_policy import EndFacts
     from flip.runs.rundir import RunDir, exists, read_record
     from jobs.host import end_evidence, held_jobs, notify, own_job, rank_entry, requeue, slurm_cli
-    from jobs.host.agents.channel import CONTACT
-    from jobs.host.agents.coordinator import NO_AGENTS, AttemptOutcome
+    from jobs.host.agents.channel import CONTACT, NO_AGENTS
+    from jobs.host.agents.coordinator import AttemptOutcome
     from jobs.host.agents.node_pool import POLL_SECONDS, NodePool, exit_code, open_server
     from jobs.host.guard import Guard
     from jobs.host.job_nodes import JobNodes, nodes_of_job
@@ -254,7 +254,7 @@ class Owner:
         self.guard.say(over=1)
         self._leave(code)
         try:
-            return COMPLETE if self.n and exists(self.run.result) else code
+            return COMPLETE if self.n and self.run.is_complete() else code
         except OSError:
             return code
 
@@ -288,7 +288,7 @@ class Owner:
         idle = self._reason_to_be_idle(record)
         if idle:
             self.log("%s: not started: %s" % (run.path, idle))
-            if exists(run.result):
+            if run.is_complete():
                 self._settle_canary(DONE)
             return 0, COMPLETE
         abandoned = self._end_abandoned(None)
@@ -317,7 +317,7 @@ class Owner:
             return "it was submitted again since, as another job"
         if requeue.superseded(self.run, os.environ):
             return "another job has continued it"
-        if exists(self.run.result):
+        if self.run.is_complete():
             return "it is complete"
         if read_record(self.run.cancel) is not None:  # opened, not stat: NFS caches for a while that a file is absent
             return attempts.cancel_reason(self.run)
@@ -553,7 +553,7 @@ class Owner:
             self.see()
         evidence = self._evidence._replace(
             end=self._evidence.end._replace(state=self._state_of_end(self._seen)),
-            complete=exists(self.run.result),
+            complete=self.run.is_complete(),
             cancelled=exists(self.run.cancel),
             superseded=self.run.newest_attempt() > self.n,
         )

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Any, Callable, Optional
 
-from flip.runs.rundir import RunDir, exists
+from flip.runs.rundir import RunDir
 from jobs.host import processes
 
 POLL_SECONDS = 0.2
@@ -62,7 +62,7 @@ class RankStep:
         self._had_ranks = self._had_ranks or has_ranks
         try:
             causes = [name for name in os.listdir(str(self._run.attempt(self._n))) if name.startswith("cause.")]
-            return bool(causes) or exists(self._run.result) or (self._had_ranks and not has_ranks)
+            return bool(causes) or self._run.is_complete() or (self._had_ranks and not has_ranks)
         except OSError:  # the file system may be away: asked again
             return False
 

@@ -48,6 +48,7 @@ from jobs.host.agents.channel import (
     CONTACT,
     COORDINATOR_GONE,
     GONE_CODE,
+    NO_AGENTS,
     Channel,
     ChannelError,
     ConnectionLost,
@@ -67,7 +68,6 @@ LOOK_SECONDS = 0.5  # between two looks at the states of ranks
 KILL_SECONDS = 60.0  # for killed ranks to end
 STOPPED_SECONDS = 2.0  # a suspended job continues agent and ranks within an instant, not at the same time
 GREET_SECONDS = 600.0  # for a supervisor on this machine to answer, which may wait for a disk
-NO_COORDINATOR = 74  # exit code of an agent that found none; sysexits' EX_IOERR, of no other process
 SIGNAL_NAMES = {"TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
 OUT_OF_MEMORY = (
     "out of memory: a process of this job was killed, at the memory limit of the job (--mem) or of this machine"
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         n = int(os.environ["FLIP_ATTEMPT"])
         channel = find_coordinator(agent.run, n, args.connect, contact.CONNECT_SECONDS, agent.has_term)
         if channel is None:
-            return NO_COORDINATOR
+            return NO_AGENTS
     else:
         channel = Channel(socket.socket(fileno=args.socket), take_key(os.environ), AGENT)
         try:

@@ -49,7 +49,7 @@ def main(path: str, work: Work | None = None) -> int:
     run = RunDir(path)
     rank = int(os.environ.get("RANK", 0))
     start_logging(sys.stdout, f"rank {rank} ")
-    if run.result.exists():  # a cluster may restart a finished job
+    if run.is_complete():  # a cluster may restart a finished job
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
     os.environ["FLIP_RUN"] = str(run.path)

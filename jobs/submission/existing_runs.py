@@ -97,7 +97,7 @@ class ExistingRuns:
         """Whether the run that ``init`` names is complete or has a later commit, so that it never saves that one."""
         source = RunDir(self.folder / init.run)
         commits = commit.commits(source)
-        return source.result.exists() or bool(commits and commits[-1].samples_seen >= init.samples)
+        return source.is_complete() or bool(commits and commits[-1].samples_seen >= init.samples)
 
     def _stored_init(self, run: Run, init: Init) -> Init | None:
         """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""

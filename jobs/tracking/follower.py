@@ -101,7 +101,7 @@ class Follower:
         final = {line["step"]: line for n, line in self._pending if line["samples"] <= limits.get(n, 0)}
         # a line that is not final can become so only in the newest attempt: others are repeated steps
         self._pending = [(n, line) for n, line in self._pending if line["samples"] > limits.get(n, 0)]
-        complete = self.run.result.exists()
+        complete = self.run.is_complete()
         unsent = []
         if final or complete:
             unsent = self._unsent_scores()

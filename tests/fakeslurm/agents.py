@@ -11,8 +11,8 @@ import os
 
 from flip.runs.errors import CAUSES
 from jobs.host.agents import orphaned_task
-from jobs.host.agents.channel import GONE_CODE, UNANSWERED_SECONDS
-from jobs.host.agents.coordinator import NO_AGENTS, State
+from jobs.host.agents.channel import GONE_CODE, NO_AGENTS, UNANSWERED_SECONDS
+from jobs.host.agents.coordinator import State
 from jobs.host.agents.entry import ASK_SECONDS, MOST_STARTS
 from tests.fakeslurm.scripted import Rank, Scripted
 from tests.slurm.scripted import STOP

@@ -120,7 +120,7 @@ def _disturbed_seconds(run: RunDir, kind: str, profile: ClusterProfile, runs: Su
         try:
             disturb()
         except (Exception, SystemExit):
-            if not exists(run.result):  # else it has ended meanwhile: _wait says so
+            if not run.is_complete():  # else it has ended meanwhile: _wait says so
                 raise
         _wait(lambda: any(metric_file(run, 2)), runs, end, "the first step after the fault", profile.kind, run)
         return time.monotonic() - start_time
@@ -160,7 +160,7 @@ def _is_ready(run: RunDir) -> bool:
 
 def _is_over(run: RunDir) -> bool:
     """Whether the run is complete and its launcher has recorded that: its folder may be deleted next."""
-    return exists(run.result) and (run.attempt(run.newest_attempt()) / "end.json").exists()
+    return run.is_complete() and (run.attempt(run.newest_attempt()) / "end.json").exists()
 
 
 Disturb = Callable[[], object]
@@ -259,7 +259,7 @@ def _wait(
     while not condition():
         if time.monotonic() > end:
             _end_in_time(f"no time was left for {event}")
-        if run is not None and exists(run.result) and not condition():
+        if run is not None and run.is_complete() and not condition():
             _end_in_time(MISSED)
         if time.monotonic() > next_query:
             failed = [state for state in runs.states().values() if state.state in ("failed", "cancelled")]

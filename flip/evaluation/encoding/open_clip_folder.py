@@ -132,7 +132,7 @@ def claim(subject: RunDir, folder: str) -> None:
 def register(subject: RunDir, folder: str) -> None:
     """Make the run directory of a scored model: complete, with its scores only. Raises as ``refuse_another``."""
     claim(subject, folder)
-    if subject.result.exists():
+    if subject.is_complete():
         return
     settings = _settings(folder)
     about = {"run": subject.name, "stage": PUBLISHED, "samples": 0, "evaluations": [], "attempts": 0}

@@ -73,6 +73,10 @@ COORDINATOR_GONE = b"gone"
 GONE_CODE = 79
 """Exit code of an agent whose coordinator is gone."""
 
+NO_AGENTS = 74
+"""Exit code of an agent that has reached no coordinator, or is not used (sysexits' EX_IOERR, of no other process): srun
+then starts the ranks."""
+
 UNANSWERED_SECONDS = 60.0
 """For which the coordinator's host may acknowledge nothing. Without a limit Linux tries for a quarter of an hour."""
 

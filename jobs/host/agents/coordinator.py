@@ -22,15 +22,12 @@ import time
 from enum import Enum
 from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Sequence, Set
 
+from flip.runs.errors import COMPLETE, STOPPED
 from jobs.host.agents.channel import ChannelError, Message
 
-COMPLETE = 0
-STOPPED = 75
 SUCCESS = (COMPLETE, STOPPED)
 SIGNAL_CODES = range(129, 160)
 """Exit codes of ranks that a signal has ended, as a shell writes them."""
-NO_AGENTS = 74
-"""Exit code of agents that are not used: srun then starts the ranks."""
 
 PAUSE_SECONDS = 5.0
 """A longer time between two calls of ``tick``: this process was stopped, and perhaps the agents, too."""

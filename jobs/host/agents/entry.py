@@ -16,8 +16,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
-from jobs.host.agents.channel import COORDINATOR_GONE, GONE_CODE, PROTOCOL
-from jobs.host.agents.coordinator import NO_AGENTS
+from jobs.host.agents.channel import COORDINATOR_GONE, GONE_CODE, NO_AGENTS, PROTOCOL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 AGENT = Path("jobs") / "runtime" / "node_agent.py"

@@ -16,8 +16,8 @@ from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir
 from jobs.host import rank_entry
 from jobs.host.agents import node_health
-from jobs.host.agents.channel import CONTACT, listen, new_key, peer_address, publish
-from jobs.host.agents.coordinator import NO_AGENTS, TIMING, Agent, AttemptOutcome, Coordinator, State
+from jobs.host.agents.channel import CONTACT, NO_AGENTS, listen, new_key, peer_address, publish
+from jobs.host.agents.coordinator import TIMING, Agent, AttemptOutcome, Coordinator, State
 from jobs.host.agents.server import AgentServer
 from jobs.host.job_nodes import JobNodes
 

@@ -200,7 +200,7 @@ class OrphanedTask:
         is_cancelled = False
         end: Mapping[str, Any] = {}
         try:
-            is_complete = is_complete or exists(self.run.result)
+            is_complete = is_complete or self.run.is_complete()
             is_cancelled = exists(self.run.cancel)
             self.attempt = self.run.newest_attempt()  # the run may have gone on without this node
             end = read_record(self.run.attempt(self.attempt) / "end.json") or {}

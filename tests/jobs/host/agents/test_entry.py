@@ -13,8 +13,8 @@ from flip.runs.errors import CRASH
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import rank_entry, sessions
 from jobs.host.agents import entry
-from jobs.host.agents.channel import CONTACT, GONE_CODE, ChannelError, listen, new_key, publish, read_contact
-from jobs.host.agents.coordinator import NO_AGENTS, Coordinator, State, Timing
+from jobs.host.agents.channel import CONTACT, GONE_CODE, NO_AGENTS, ChannelError, listen, new_key, publish, read_contact
+from jobs.host.agents.coordinator import Coordinator, State, Timing
 from jobs.host.agents.server import AgentServer
 from jobs.runtime import node_agent
 from tests.harness.common import wait_until
