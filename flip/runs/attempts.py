@@ -192,15 +192,21 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
     for n in unended(run):
         if before is not None and n >= before:
             break
+        end = unseen_end(run, n)
         if unwritten and in_start_of(run, n, unwritten):
             end = EndFacts(STORAGE, None)
-        elif run.hit_time_limit(n):
-            limit = wall_limit.recorded_limit(run, n)
-            late = wall_limit.no_progress(run, limit) if limit else False
-            end = EndFacts(None, "TIMEOUT", late=late)
-        else:  # one that was asked to stop was killed while it saved
-            end = EndFacts(None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN)
         end_attempt(run, n, end, observed=False)
+
+
+def unseen_end(run: RunDir, n: int) -> EndFacts:
+    """What the files of the run show of the end of attempt n, which nothing has recorded."""
+    if run.hit_time_limit(n):
+        limit = wall_limit.recorded_limit(run, n)
+        late = wall_limit.no_progress(run, limit) if limit else False
+        return EndFacts(None, "TIMEOUT", late=late)
+    if run.stop_requested(n):  # it was killed while it saved
+        return EndFacts(None, STOP_REQUESTED)
+    return EndFacts(None, UNKNOWN)
 
 
 def in_start_of(run: RunDir, n: int, first: int) -> bool:

@@ -142,6 +142,8 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
     if evidence["action"]:
         decided = f"{evidence['action']}, because of {why}"
+    elif evidence["expected"]:
+        decided = f"nothing yet; the next start would decide {evidence['expected']}, because of {why}"
     else:
         decided = f"nothing yet; {why}"
     if evidence["cause"] == "complete":

@@ -170,6 +170,7 @@ _GOODPUT = record({
 _EVIDENCE = record({
     "attempt": field(INTEGER, "its number"),
     "action": field(TEXT, "what was decided: again, later, stop, done", null=True),
+    "expected": field(TEXT, "what the next start would decide, of an end that was not recorded", null=True),
     "cause": field(TEXT, "the cause of the end (docs/restarts.md)", null=True),
     "reason": field(TEXT, "the cause in words", null=True),
     "code": field(INTEGER, "exit code", null=True),
@@ -177,7 +178,7 @@ _EVIDENCE = record({
     "rank": field(INTEGER, "the rank of the root cause", null=True),
     "log": field(TEXT, "the log of the root cause", null=True),
     "lines": field(rows(TEXT), "its last lines"),
-}, optional=("state", "rank"))  # fmt: skip
+}, optional=("state", "rank", "expected"))  # fmt: skip
 _NEXT = record({
     "what": field(TEXT, "what follows, for people"),
     "command": field(TEXT, "a command to type", null=True),

@@ -11,11 +11,13 @@ from flip.config.derived import model_label
 from flip.environment import changes_in
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs import attempts
 from flip.runs.commit import commits
 from flip.runs.errors import FlipError
 from flip.runs.job_kind import EVALUATE, is_evaluation, job_kind, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
+from flip.runs.next_step import next_step
 from flip.runs.records import is_observed
 from flip.runs.remote_owner import inherited
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
@@ -138,17 +140,20 @@ def _code(run: RunDir) -> dict[str, Any]:
 
 
 def _unrecorded(outcome: Outcome, state: RunState) -> Mapping[str, Any]:
-    """The end of a newest attempt without end.json (its batch script was killed), from the files of its ranks."""
+    """The end of a newest attempt without end.json (the owner of its job was killed), as the next start would decide
+    and record it."""
     attempt = None
     if outcome.attempts:
         attempt = outcome.attempts[-1]
     if attempt is None or attempt.end or state.state in ("running", "unknown"):
         return {}
-    if attempt.causes:
-        cause = attempt.causes[0]
-    else:
-        cause = {"reason": "its end was not recorded"}
-    return {key: cause.get(key) for key in ("cause", "reason", "code")}
+    run = outcome.run
+    try:
+        step = next_step(attempts.evidence_of(run, attempt.number, attempts.unseen_end(run, attempt.number)))
+    except (OSError, ValueError) as error:  # a file of the run is not readable, or damaged
+        return {"reason": f"its end was not recorded: {error}"}
+    codes = [cause.get("code") for cause in attempt.causes if cause.get("cause") == step.cause]
+    return {"cause": step.cause, "reason": step.reason, "code": codes[0] if codes else None, "expected": step.action}
 
 
 def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
@@ -161,7 +166,7 @@ def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
     rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
     processes = record_of(outcome.run).get("shape", {}).get("processes") or 1
     log = _log(outcome.run, attempt.number, rank // processes)
-    keys = ("action", "cause", "reason", "code", "state")
+    keys = ("action", "expected", "cause", "reason", "code", "state")
     details = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
     if log is None:
         return {**details, "log": None, "lines": []}

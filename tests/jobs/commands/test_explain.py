@@ -241,7 +241,8 @@ def test_explain_shows_newest_attempt_if_end_was_not_recorded(place, commands, c
     assert details["evidence"]["lines"] == ["the newest"] and details["evidence"]["action"] is None
     shown = explain.page(details)
     assert "attempt 2: nothing yet" in shown and "| the newest" in shown and "the first" not in shown
-    assert ("storage: the bucket is away" if cause else "its end was not recorded") in shown
+    expected = "storage: rank 0: the bucket is away" if cause else "node: ended unseen"
+    assert f"the next start would decide requeue, because of {expected}" in shown
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "slurm", "site": "another"})
     queue(commands)
     details = run_details.explain(run)
