@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs.host.agents.job_coordinator import JobCoordinator
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.host import rank_entry
 from jobs.host.agents.channel import CONTACT
+from jobs.host.agents.node_pool import NodePool, open_server
+from jobs.host.job_nodes import JobNodes
 from tests.harness.common import wait_until
 from tests.jobs.host.agents.task import end_task, start_task
 
@@ -39,23 +41,32 @@ while not os.path.exists(counter + ".stop"):
 
 
 class Job:
-    """Attempt 1 of a run on nodes n7 and n8, with a rank each, and the coordinator of its job."""
+    """Attempt 1 of a run on nodes n7 and n8, with a rank each, and the agents of its job as their owner sees them."""
 
     def __init__(self, run):
         self.run = run
         run.path.mkdir(parents=True)
-        write_json(run.path / "job.json", {"token": "t", "after": 0, "usable": [2], "shape": {"processes": 1}})
+        write_json(run.path / "job.json", {"token": "t", "after": 0})
         attempts.start_attempt(run, {})
         run.open_logs(1)
-        self.codes = []
-        self.coordinator = JobCoordinator(run, ("57", 0), lambda: 1, print, self.codes.append, dict, print)
-        self.coordinator.start_thread()
+        self.outcomes = []
+        self.pool = NodePool(run, JobNodes(2, [2], 1), self.wait, self.log, lambda: False, tuple, 20.0, open_server)
+        self.pool.open(1, ("", rank_entry.PORTS[0]))
         self.tasks = []
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
-    def port(self):
-        contact = self.run.attempt(1) / CONTACT
-        wait_until(contact.exists, "the port of the coordinator")
-        return read_json(contact)["port"]
+    def serve(self):
+        assert self.pool.gather_first(lambda: False)
+        self.outcomes.append(self.pool.run_attempt(1, 2))
+        self.pool.leave(self.outcomes[0].code)
+
+    def wait(self, seconds):
+        self.pool.poll(seconds)
+
+    def log(self, text):
+        with open(self.run.logs / "1" / "job.err", "a") as file:
+            file.write(f"{text}\n")
 
     def start_agents(self):
         for index, node in enumerate(("n7", "n8")):
@@ -68,13 +79,12 @@ class Job:
     def close(self):
         for task in self.tasks:
             end_task(task, self.run)
-        self.coordinator.may_restart = False
 
 
 def is_connected(task):
-    """Whether the agent that a task has started has a connection: a second socket, beside its lifeline."""
+    """Whether the agent that a task has started has a connection."""
     agents = Path(f"/proc/{task}/task/{task}/children").read_text().split()
-    return any(sum(link.readlink().name.startswith("socket:") for link in descriptors(pid)) == 2 for pid in agents)
+    return any(link.readlink().name.startswith("socket:") for pid in agents for link in descriptors(pid))
 
 
 def descriptors(pid):
@@ -123,7 +133,7 @@ def job(tmp_path, monkeypatch):
 
 def test_connections_of_other_user_displace_no_agent_and_fill_no_log(users, job):
     """Agents connect while the flood lasts, and import the trainer longer than it needs to displace any connection."""
-    flood = Flood(users, job.port())
+    flood = Flood(users, read_json(job.run.attempt(1) / CONTACT)["port"])
     try:
         flood.go_on(CONNECTIONS)
         job.start_agents()
@@ -143,7 +153,8 @@ def test_connections_of_other_user_displace_no_agent_and_fill_no_log(users, job)
     for rank in (0, 1):
         write_json(job.run.path / f"end.{rank}", 0)
     assert [task.wait(60) for task in job.tasks] == [0, 0]
-    job.coordinator.join()
+    job.thread.join(60)
+    assert [outcome.code for outcome in job.outcomes] == [0]
     assert done.returncode == 0, done.stderr
     lines = [line for line in job.errors().splitlines() if "no agents of this run" in line]
     elapsed = time.time() - read_json(job.run.attempt(1) / "start.json")["time"]

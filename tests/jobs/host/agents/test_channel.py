@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flip.runs import records
-from jobs.host.agents import job_coordinator
+from jobs.host.agents import node_pool
 from jobs.host.agents.channel import (
     AGENT,
     COORDINATOR,
@@ -356,7 +356,7 @@ def test_agents_connect_by_ipv4_and_ipv6_and_ranks_get_an_address_that_works(hos
         say_hello(Channel(sock, key, AGENT), server)
         (agent,) = server._coordinator.agents
         agent.node = "node-of-slurm.invalid"
-        assert job_coordinator.address_of(agent) == host
+        assert node_pool.address_of(agent) == host
         agent.node = "localhost"
-        assert job_coordinator.address_of(agent) == "localhost"
+        assert node_pool.address_of(agent) == "localhost"
         server.close()
