@@ -17,6 +17,7 @@ BEAT_SECONDS = 5.0  # between two beats of the owner
 SILENT_SECONDS = 120.0  # without a beat after which the guard looks at the job; calls of Slurm last up to 30 s
 FOREVER = float("inf")
 ANSWER_SECONDS = 1.5  # that an owner has to notice TERM, which Slurm sends to both when it ends the job
+HURRIED_BEAT_SECONDS = 0.5  # between two beats from then on
 
 Heard = Dict[str, str]
 """The newest value of each name that the owner has sent."""
@@ -33,6 +34,9 @@ class Guard:
         self._on_gone = on_gone
         self._on_silent = on_silent
         self._facts: Heard = {}
+        self._is_behind = False
+        """Whether the guard lacks some of them: it was stopped, and its pipe was full."""
+        self._beat_seconds = BEAT_SECONDS
         self._beat_due = 0.0
         self._fork()
 
@@ -44,19 +48,24 @@ class Guard:
     def beat(self) -> None:
         """Say that the owner is at work, if that is due. Also notices that the guard was killed."""
         if time.monotonic() >= self._beat_due:
-            self._beat_due = time.monotonic() + BEAT_SECONDS
+            self._beat_due = time.monotonic() + self._beat_seconds
             self._send({"beat": 1})
 
     def hurry(self) -> None:
-        """Beat at the next call: Slurm ends the job, and the guard waits for a sign of the owner."""
+        """Beat often from now on: perhaps Slurm ends the job, and the guard waits for a sign of the owner. It may
+        notice that after the first."""
+        self._beat_seconds = HURRIED_BEAT_SECONDS
         self._beat_due = 0.0
 
     def _send(self, facts: Dict[str, Any]) -> None:
+        if self._is_behind:
+            facts = dict(self._facts, **facts)
         text = "".join("%s=%s\n" % pair for pair in sorted(facts.items()))
         try:
             os.write(self._pipe, text.encode())
-        except BlockingIOError:  # the guard was stopped, and its pipe is full
-            pass
+            self._is_behind = False
+        except BlockingIOError:
+            self._is_behind = True
         except OSError:
             self._replace()
 
@@ -68,6 +77,7 @@ class Guard:
         except ChildProcessError:
             pass
         self._fork()
+        self._is_behind = False
         if self._facts:
             self._send(self._facts)
 
