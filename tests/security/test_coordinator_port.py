@@ -50,7 +50,9 @@ class Job:
         attempts.start_attempt(run, {})
         run.open_logs(1)
         self.outcomes = []
-        self.pool = NodePool(run, JobNodes(2, [2], 1), self.wait, self.log, lambda: False, tuple, 20.0, open_server)
+        self.pool = NodePool(
+            run, JobNodes(2, [2], 1), self.wait, self.log, lambda: False, lambda nodes: (), 20.0, open_server
+        )
         self.pool.open(1, ("", rank_entry.PORTS[0]))
         self.tasks = []
         self.thread = threading.Thread(target=self.serve, daemon=True)
