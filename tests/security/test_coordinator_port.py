@@ -51,7 +51,15 @@ class Job:
         run.open_logs(1)
         self.outcomes = []
         self.pool = NodePool(
-            run, JobNodes(2, [2], 1), self.wait, self.log, lambda: False, lambda nodes: (), 20.0, open_server
+            run,
+            JobNodes(2, [2], 1),
+            self.wait,
+            self.log,
+            lambda: False,
+            lambda nodes: (),
+            lambda: False,
+            20.0,
+            open_server,
         )
         self.pool.open(1, ("", rank_entry.PORTS[0]))
         self.tasks = []
@@ -59,7 +67,7 @@ class Job:
         self.thread.start()
 
     def serve(self):
-        assert self.pool.gather_first(lambda: False)
+        assert self.pool.gather_first()
         self.outcomes.append(self.pool.run_attempt(1, 2))
         self.pool.leave(self.outcomes[0].code)
 

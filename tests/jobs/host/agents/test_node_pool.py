@@ -45,6 +45,8 @@ class Agents:
         self.now = 0.0
         self.events = []
         self.answers = {}
+        self.step_ends = float("inf")
+        """When the step of the agents has ended."""
         self.is_closed = False
 
     def poll(self, seconds=0.0):
@@ -95,6 +97,7 @@ def make_pool(tmp_path, monkeypatch):
             lambda text: lines.append(str(text)),
             lambda: False,
             lambda nodes: (),
+            lambda: agents.now >= agents.step_ends,
             peer_seconds,
             lambda *_: agents,
         )
@@ -128,7 +131,7 @@ def test_first_start_waits_for_agents_that_import_although_a_spare_node_has_none
     pool = make_pool(3, [2])
     for index, second in enumerate(ready):
         pool.server.at(second, pool.server.ready, pool.server.connect(index))
-    assert pool.gather_first(lambda: False) == bool(gathers)
+    assert pool.gather_first() == bool(gathers)
     assert pool.server.now == pytest.approx(gathers or node_pool.CONNECT_SECONDS, abs=0.5)
 
 
@@ -136,15 +139,15 @@ def test_first_start_waits_ten_minutes_for_an_import(make_pool):
     pool = make_pool(2, [2])
     for index, second in enumerate((90.0, 5000.0)):
         pool.server.at(second, pool.server.ready, pool.server.connect(index))
-    assert not pool.gather_first(lambda: False)
+    assert not pool.gather_first()
     assert pool.server.now == pytest.approx(node_pool.IMPORT_SECONDS, abs=1.0)
 
 
 def test_first_start_waits_without_limit_for_the_first_agent_while_the_step_lives(make_pool):
     """Its images may be loaded."""
     pool = make_pool(1)
-    assert not pool.gather_first(lambda: pool.server.now > 3 * node_pool.IMPORT_SECONDS)
-    assert pool.server.now > 3 * node_pool.IMPORT_SECONDS
+    pool.server.step_ends = 3 * node_pool.IMPORT_SECONDS
+    assert not pool.gather_first() and pool.server.now >= pool.server.step_ends
 
 
 @pytest.mark.parametrize("returns, ready, seconds", [(20.0, 2, 20.0), (300.0, 1, node_pool.RETURN_SECONDS)])
@@ -167,6 +170,14 @@ def test_agent_that_died_while_the_scheduler_was_asked_is_not_counted(make_pool)
     pool.server.at(0.0, pool.coordinator.lost, agents[1], "killed")
     pool.open_gathering()
     assert pool.gather(2) == 1
+
+
+def test_no_agent_is_awaited_after_the_end_of_their_step(make_pool):
+    pool = make_pool(2)
+    pool.server.ready(pool.server.connect(0))
+    pool.open_gathering()
+    pool.server.step_ends = 3.0
+    assert pool.gather(2) == 1 and pool.server.now == pytest.approx(3.0, abs=0.5)
 
 
 def test_allocation_of_ready_nodes_counts_a_node_that_was_excluded_and_lost_once(make_pool):
