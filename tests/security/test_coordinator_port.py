@@ -13,7 +13,7 @@ from jobs.host.agents.channel import CONTACT
 from jobs.host.agents.node_pool import NodePool, open_server
 from jobs.host.job_nodes import JobNodes
 from tests.harness.common import wait_until
-from tests.jobs.host.agents.task import end_task, start_task
+from tests.jobs.host.agents.task import end_task, has_connection, start_task
 
 pytestmark = pytest.mark.long
 
@@ -94,14 +94,7 @@ class Job:
 def is_connected(task):
     """Whether the agent that a task has started has a connection."""
     agents = Path(f"/proc/{task}/task/{task}/children").read_text().split()
-    return any(link.readlink().name.startswith("socket:") for pid in agents for link in descriptors(pid))
-
-
-def descriptors(pid):
-    try:
-        return [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
-    except OSError:  # it has just ended
-        return []
+    return any(has_connection(int(pid)) for pid in agents)
 
 
 class Flood:

@@ -49,6 +49,18 @@ def processes_of(run):
     return pids
 
 
+def has_connection(pid):
+    """Whether a process has an established connection of TCP."""
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+    names = set()
+    with contextlib.suppress(OSError):  # it has just ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                names.add(os.readlink(entry))
+    return bool(names & established)
+
+
 def end_task(process, run):
     process.kill()
     process.wait()
