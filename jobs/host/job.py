@@ -263,6 +263,7 @@ class Owner:
         if not n:
             return int(code)
         self._won(n)
+        self.retry(lambda error: self._open_logs())
         outcome, unhealthy = self._first_attempt()
         while True:
             code = exit_code(outcome)
@@ -304,12 +305,16 @@ class Owner:
         self.canary.watch(canary.canary_of(record))
         n = attempts.start_attempt(run, self._start_record(self.nodes.most))
         self.scheduler.end_leftovers(run.path, n)
-        try:
-            run.open_logs(n)
-        except RefusedPath as error:
-            attempts.end_attempt(run, n, EndFacts(CAUSES["permission"], None), met={"permission": str(error)})
-            raise
         return n, 0
+
+    def _open_logs(self) -> None:
+        """Prepare the logs of the attempt that was won. It stays the same one if this is tried again."""
+        try:
+            self.run.open_logs(self.n)
+        except RefusedPath as error:
+            end = EndFacts(CAUSES["permission"], None)
+            attempts.end_attempt(self.run, self.n, end, met={"permission": str(error)})
+            raise
 
     def _reason_to_be_idle(self, record: Dict[str, Any]) -> str:
         """Why no attempt starts; empty if one may. ``record``: job.json."""
