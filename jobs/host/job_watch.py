@@ -28,8 +28,8 @@ class LimitWatch:
     ) -> None:
         self.due = 0.0
         """When ``look`` asks the scheduler next, by the monotonic clock."""
-        self._left = FOREVER
-        """Seconds until the limit, or less."""
+        self._limit_at = FOREVER
+        """When the limit comes, or earlier, by the monotonic clock."""
         self._scheduler = scheduler
         self._on_end = on_end
         self._on_limit = on_limit
@@ -40,26 +40,27 @@ class LimitWatch:
     def hurry(self) -> None:
         """The scheduler may be ending the job."""
         self.due = 0.0
-        self._left = 0.0
+        self._limit_at = 0.0
 
     def look(self) -> None:
         """Ask the scheduler if that is due."""
-        if time.monotonic() < self.due:
+        now = time.monotonic()
+        if now < self.due:
             return
-        near = self._left <= own_job.NEAR_LIMIT_SECONDS
+        near = self._limit_at - now <= own_job.NEAR_LIMIT_SECONDS
         seen = self._scheduler.see(slurm_cli.SHORT_DEADLINE if near else slurm_cli.DEADLINE)
         now = time.monotonic()
         self.due = FOREVER
         if seen.state is None:
             self.due = now + (1.0 if near else own_job.UNANSWERED_POLL_SECONDS)
-            self._left -= own_job.NEAR_LIMIT_SECONDS
         elif seen.ending in ("TIMEOUT", "NODE_FAIL"):
             self._on_end(seen.ending)
             self._on_limit(seen.limit)  # it may have been lowered
         elif seen.state != UNKNOWN and not seen.ending and seen.seconds_left is not None:
             self._on_limit(seen.limit)
-            self._left = max(1.0, seen.seconds_left)
-            self.due = now + min(self._left, own_job.LIMIT_POLL_SECONDS)
+            left = max(1.0, seen.seconds_left)
+            self._limit_at = now + left
+            self.due = now + min(left, own_job.LIMIT_POLL_SECONDS)
 
 
 class CanaryWatch:
