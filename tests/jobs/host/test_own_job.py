@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.host import own_job, slurm_cli
+from jobs.host import own_job
 from tests.jobs.host.scontrol_answers import show
 
 
@@ -41,61 +41,6 @@ def test_own_job_names_array_element_by_index():
     environ = {"SLURM_JOB_ID": "50", "SLURM_ARRAY_JOB_ID": "50", "SLURM_ARRAY_TASK_ID": "2"}
     assert own_job.own_job(environ) == "50_2"
     assert own_job.own_job({"SLURM_JOB_ID": "50"}) == "50" and own_job.own_job({}) == ""
-
-
-def test_wait_for_state_retries_until_slurm_answers_or_time_is_up(commands, naps, tmp_path, monkeypatch):
-    commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
-    assert own_job.wait_for_state("57", 0) == "RUNNING" and naps == [1.0, 2.0]
-    commands("scontrol", "exit 1")
-    monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.5)
-    assert own_job.wait_for_state("57", 0) is None
-
-
-@pytest.fixture
-def wait(commands, naps, tmp_path):
-    def wait_with_answers(*answers):
-        """Wait for the limit while scontrol gives these answers in turn; returns the state and the sleeps."""
-        for i, fields in enumerate(answers):
-            (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
-        (tmp_path / "asked").write_text("")
-        count = f"$(wc -l < {tmp_path}/asked)"
-        commands("scontrol", f"n={count}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
-        naps.clear()
-        return own_job.wait_for_time_limit("57", 0), list(naps)
-
-    return wait_with_answers
-
-
-def test_wait_for_time_limit_notices_lowered_limit(wait):
-    half = {"limit": "00:26:00", "ran": "00:25:10"}
-    ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
-    assert wait({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
-    assert wait({"limit": "01:00:00"}, {"gone": True}, half, ending) == ("TIMEOUT", [900.0, 60.0, 50.0])
-    silence = [{"gone": True}] * 3
-    lowered = {"limit": "00:27:00"}
-    assert wait(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), (
-        "the limit passes during the silence"
-    )
-
-
-def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(wait, monkeypatch):
-    monkeypatch.setattr(own_job, "LIMIT_POLL_SECONDS", 3600.0)
-    hour = {"limit": "01:00:00"}
-    over = {"limit": "01:00:00", "ran": "01:00:20"}
-    ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
-    assert wait(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
-    assert wait({"limit": "UNLIMITED"}) == ("", [])
-    assert wait(hour, {**hour, "state": "COMPLETING"}) == ("", [3000.0])
-    assert wait(hour, {**over, "restarts": 1}) == ("", [3000.0])
-    assert wait(hour, {"gone": True}, {"gone": True}, ending) == ("TIMEOUT", [3000.0, 1.0, 1.0]), "KillWait is short"
-    assert wait({"gone": True}, hour, ending) == ("TIMEOUT", [60.0, 3000.0])
-    node = {**hour, "state": "COMPLETING", "reason": "NodeDown"}
-    assert wait(hour, node) == ("NODE_FAIL", [3000.0])
-    assert wait(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
-    stopped = {**hour, "state": "STOPPED"}
-    assert wait(hour, stopped, ending) == ("TIMEOUT", [3000.0, 3000.0]), "scancel -s STOP, and CONT later"
-    longer = {"limit": "02:00:00", "ran": "01:00:00"}
-    assert wait(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
 
 
 @pytest.mark.parametrize(

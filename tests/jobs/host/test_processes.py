@@ -15,7 +15,6 @@ from jobs.host import processes
 from jobs.runtime import rank_process
 
 ROOT = Path(__file__).resolve().parents[3]
-RUNNING = "echo JobState=RUNNING Restarts=0 RunTime=00:00:10 TimeLimit=10:00:00"
 JOB = {"SLURM_JOB_ID": "58", "SLURM_JOB_NAME": "demo.77aa", "SLURM_CLUSTER_NAME": "lab"}
 
 
@@ -44,34 +43,20 @@ def run(tmp_path):
     return run
 
 
-def watcher(start, commands, run, attempt):
-    """Start the watcher of an attempt and wait for its first query of Slurm."""
-    before = len(commands.calls())
-    named = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(attempt)}
-    process = start(
-        sys.executable,
-        "-I",
-        ROOT / "jobs" / "host" / "batch_hooks.py",
-        "watch",
-        run.path,
-        "--attempt",
-        attempt,
-        **named,
-    )
-    while len(commands.calls()) == before:
-        assert process.poll() is None
-        time.sleep(0.01)
-    return process
+def owner_of(start, path, **environment):
+    """Start a process that looks as the owner of a job of the run at ``path``."""
+    program = path.parent / "jobs" / "host" / "job.py"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text("import time; time.sleep(60)")
+    return start(sys.executable, "-I", program, path, FLIP_RUN=str(path), **environment)
 
 
-def test_job_start_kills_watchers_of_earlier_attempts_of_same_run(start, commands, run, tmp_path):
-    commands("scontrol", RUNNING)
+def test_kill_orphans_kills_owners_of_earlier_attempts_of_same_run(start, run, tmp_path):
+    """Their environment may name an attempt."""
     other = RunDir(tmp_path / "sweep" / "other")
-    other.start_attempt({})
-    old, new, peer = (watcher(start, commands, *target) for target in ((run, 1), (run, 2), (other, 1)))
-    command = [sys.executable, ROOT / "jobs" / "host" / "batch_hooks.py", "begin", run.path]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **JOB, "SLURM_JOB_ID": "90"})
-    assert done.stdout == "2\n"
+    old, new = (owner_of(start, run.path, FLIP_ATTEMPT=n) for n in ("1", "2"))
+    peer = owner_of(start, other.path, FLIP_ATTEMPT="1")
+    assert processes.kill_orphans(str(run.path), 2, "90", 0) == [old.pid]
     assert old.wait(60) == -9 and new.poll() is None and peer.poll() is None
 
 
@@ -101,13 +86,19 @@ def test_kill_orphans_kills_srun_of_earlier_attempt(start, run, tmp_path):
     assert [srun.wait(60) for srun in sruns[:2]] == [-9, -9] and [srun.poll() for srun in sruns[2:]] == [None, None]
 
 
-def test_kill_orphans_kills_watcher_of_earlier_start_without_attempt(start, run):
-    """It starts before ``begin`` has won an attempt; that of the present start lives on."""
-    program = "import time; time.sleep(60)"
-    command = (sys.executable, "-c", program, "/jobs/host/batch_hooks.py", "watch", run.path)
-    old, own = (start(*command, FLIP_RUN=str(run.path), SLURM_RESTART_COUNT=count) for count in ("0", "1"))
+def test_kill_orphans_kills_owner_of_earlier_start_without_attempt(start, run):
+    """The batch script became it before it has won an attempt; that of the present start lives on."""
+    old, own = (owner_of(start, run.path, SLURM_RESTART_COUNT=count) for count in ("0", "1"))
     assert processes.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
     assert old.wait(60) == -9 and own.poll() is None
+
+
+@pytest.mark.parametrize("word", ["job.py", "/elsewhere/host/job.py", "/code/jobs/host/job.py.bak"])
+def test_kill_orphans_leaves_programs_that_are_no_owner(start, run, word):
+    process = start("sleep", "60", FLIP_RUN=str(run.path), FLIP_ATTEMPT="1")
+    other = start("bash", "-c", "while :; do sleep 0.1; done", word, FLIP_RUN=str(run.path), FLIP_ATTEMPT="1")
+    assert processes.kill_orphans(str(run.path), 2, "58", 1) == []
+    assert process.poll() is None and other.poll() is None
 
 
 def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):
