@@ -5,6 +5,13 @@ import time
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """An owner in this process sets the number of its attempt for its children; the next test has none."""
+    monkeypatch.setenv("FLIP_ATTEMPT", "")
+    monkeypatch.delenv("FLIP_ATTEMPT")
+
+
 @pytest.fixture
 def naps(monkeypatch):
     """The requested sleeps in seconds, without waiting; short waits for the end of a command are omitted."""

@@ -33,7 +33,6 @@ def run(tmp_path, monkeypatch, clock):
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURMD_NODENAME", NODE)
-    monkeypatch.setenv("FLIP_ATTEMPT", "")
     return run
 
 

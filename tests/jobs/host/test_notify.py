@@ -9,7 +9,7 @@ import pytest
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.host import notify
-from tests.jobs.act import act
+from tests.jobs.host.owned import WrittenScheduler, serve
 
 TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
@@ -41,22 +41,29 @@ def sweep(tmp_path):
 
 
 def end_run(run, cause="data", code=65):
-    n = attempts.start_attempt(run, {})
-    run.write_cause(n, 0, cause, code, f"why {cause}")
-    return act("end", run.path, "--code", code, "--state", "RUNNING")
+    """Let an attempt of the run end by this cause; returns the exit code of its job."""
+
+    def play():
+        n = run.newest_attempt()
+        if cause == "complete":
+            create_json(run.result, {})
+        elif cause == "cancelled":
+            create_json(run.cancel, {"who": "ann"})
+        else:
+            run.write_cause(n, 0, cause, code, f"why {cause}")
+
+    return serve(run, WrittenScheduler(code, play=play))
 
 
 def test_notify_reports_stopped_run_and_end_of_sweep(sweep):
-    assert end_run(sweep.a) == 0
+    assert end_run(sweep.a) == 65
     (event,) = sweep.events()
     assert abs(event.pop("time") - time.time()) < 60
     assert event == {
         "event": "run_stopped", "sweep": "demo", "run": "a", "folder": str(sweep.a.path), "attempt": 1,
         "cause": "data", "reason": "rank 0: why data",
     }  # fmt: skip
-    attempts.start_attempt(sweep.b, {})
-    create_json(sweep.b.result, {})
-    act("end", sweep.b.path, "--code", "0", "--state", "RUNNING")
+    assert end_run(sweep.b, "complete", 0) == 0
     ended = sweep.events()[1]
     assert ended["event"] == "sweep_ended"
     assert (ended["complete"], ended["failed"], ended["cancelled"]) == (["b"], ["a"], [])
@@ -93,9 +100,8 @@ def test_sweep_ends_if_canary_of_other_run_is_gone(sweep):
 
 
 def test_notify_ignores_requeued_and_cancelled_runs(sweep):
-    assert end_run(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
-    create_json(sweep.b.cancel, {"who": "ann"})
-    end_run(sweep.b, "stopped", 75)
+    assert end_run(sweep.a, "stopped", 75) == 75
+    assert end_run(sweep.b, "cancelled", 75) == 75
     assert sweep.events() == []
 
 
@@ -103,9 +109,7 @@ def test_notify_ignores_end_of_evaluation_job(sweep):
     job = RunDir(sweep.folder / ".evaluate" / "a-1125")
     job.path.mkdir(parents=True)
     write_json(job.path / "job.json", {"after": 0, "notify": sweep.command})
-    attempts.start_attempt(job, {})
-    create_json(job.result, {})
-    act("end", job.path, "--code", "0", "--state", "RUNNING")
+    end_run(job, "complete", 0)
     assert sweep.events() == [] and not (job.path.parent / ".notified").exists()
 
 
@@ -118,21 +122,22 @@ def test_notify_ignores_end_of_evaluation_job(sweep):
         (["true"], ""),
     ],
 )
-def test_failing_or_hanging_notify_command_leaves_decision_unchanged(sweep, words, said, monkeypatch, capsys):
+def test_failing_or_hanging_notify_command_leaves_decision_unchanged(sweep, words, said, monkeypatch):
     if said == "took longer":
         monkeypatch.setattr(notify, "DEADLINE", 0.5)
     write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
-    assert end_run(sweep.a) == 0
-    assert said in capsys.readouterr().err and attempts.current_end(sweep.a)["action"] == "stop"
+    assert end_run(sweep.a) == 65
+    log = sweep.a.logs / "1" / "job.err"
+    assert said in (log.read_text() if said else "") and log.exists() is bool(said)
+    assert attempts.current_end(sweep.a)["action"] == "stop"
 
 
-def test_notify_reports_unobserved_end_once_at_next_start(sweep, commands):
-    commands("scontrol", "")
+def test_notify_reports_unobserved_end_once_at_next_start(sweep):
     n = attempts.start_attempt(sweep.a, {})
     sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
-    assert act("begin", sweep.a.path) == 78
+    assert serve(sweep.a) == 78
     assert [(e["event"], e["cause"]) for e in sweep.events()] == [("run_stopped", "config")]
-    assert act("begin", sweep.a.path) == 78 and len(sweep.events()) == 1
+    assert serve(sweep.a) == 78 and len(sweep.events()) == 1
 
 
 @pytest.mark.long
