@@ -1,4 +1,4 @@
-"""The owner of a job in this process: its scheduler is written by a test, and its step has ended when it starts."""
+"""The owner of a job in this process: its scheduler and the end of its step are written by a test."""
 
 from flip.runs.rundir import read_json
 from jobs.host.failed_starts import FailedStarts
@@ -9,15 +9,19 @@ NODE = "n7"
 ON_NODES = Seen(RUNNING, failed=FailedStarts())
 
 
-class EndedStep:
-    """In place of subprocess.Popen: a step that has ended with a code."""
+class WrittenStep:
+    """In place of subprocess.Popen: a step that ends with a code after a number of polls."""
 
     pid = 4711
 
-    def __init__(self, code):
+    def __init__(self, code, polls=0):
         self._code = code
+        self._polls = polls
 
     def poll(self):
+        if self._polls:
+            self._polls -= 1
+            return None
         return self._code
 
     def send_signal(self, number):
@@ -54,6 +58,8 @@ class WrittenScheduler(Scheduler):
         """The error of ``requeue``."""
         self.answers_in = 0
         """Unanswered queries from now on."""
+        self.polls = 0
+        """For how many polls a step runs."""
         self._code = code
         self._play = play
 
@@ -89,7 +95,7 @@ class WrittenScheduler(Scheduler):
         self.steps.append(list(argv[2:]))
         if self._play is not None:
             self._play()
-        return EndedStep(self._code)
+        return WrittenStep(self._code, self.polls)
 
 
 def owner(run, scheduler, token=None, trackers=()):

@@ -1,6 +1,7 @@
 """Tests of canaries and of the jobs that they hold: locally with the real supervisor, on Slurm with stub commands."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.host import batch_hooks, held_jobs, slurm_cli
+from jobs.host import held_jobs, slurm_cli
+from jobs.host.job_watch import CANARY_SECONDS, FOREVER, CanaryWatch
 from jobs.runs import clusters
 from jobs.slurm import backend
 from jobs.submission import apply
-from tests.jobs.act import act
+from tests.jobs.host.owned import WrittenScheduler, serve
 
 SBATCH = 'cp "$1" "$0.$$"; echo "Submitted batch job 5$(ls $0.* | wc -l)"'
 
@@ -145,6 +147,20 @@ def submitted(tmp_path, commands):
     return commands
 
 
+def watch_of(run, record=None):
+    """The watch of a canary by the owner of its job."""
+    watch = CanaryWatch(run, print)
+    watch.watch(record or canary.canary_of(run.read_job()))
+    return watch
+
+
+def look(watch):
+    """Wait until a look at a canary is due, and look; returns whether nothing is left to do."""
+    time.sleep(max(0.0, watch.due - time.monotonic()))
+    watch.look()
+    return watch.due == FOREVER
+
+
 def calls(submitted, *names):
     return [call for call in submitted.calls() if call.startswith(names)]
 
@@ -153,29 +169,36 @@ def test_slurm_submits_waiting_runs_as_held_array_before_canary(submitted, tmp_p
     a, b, c = submitted.runs
     texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
     (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == with_hold] for with_hold in (True, False))
-    assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" --shell $$ & releaser=$!' in first
+    assert "\n#SBATCH --array=0-1" in held and "\n#SBATCH --array" not in first
     record, waiting = (read_json(run.path / "job.json") for run in (a, b))
     assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
     assert waiting["time"] < record["time"]
     assert state_of(b) == state_of(c) == ("queued", "waits for its canary a")
 
 
-def test_held_jobs_are_released_once_after_canary_has_passed(submitted, monkeypatch):
+def test_held_jobs_are_released_once_after_canary_has_passed(submitted, clock):
     a, b, _ = submitted.runs
     a.start_attempt({})
-    sleeps = []
-
-    def sleep(seconds):
-        sleeps.append(seconds)
-        log(a, 1, *([1] if len(sleeps) == 1 else [51]))
-
-    monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    assert act("release", a.path) == 0
-    assert len(sleeps) == 2 and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    watch = watch_of(a)
+    assert not look(watch)
+    log(a, 1, 1)
+    assert not look(watch) and calls(submitted, "scontrol release") == []
+    log(a, 1, 51)
+    assert look(watch) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert clock[1:] == [1000 + CANARY_SECONDS, 1000 + 2 * CANARY_SECONDS]
     assert not held_jobs.release(a, canary.canary_record(a))
     assert calls(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(waiting="PENDING|JobHeldAdmin")
     assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "an administrator holds the job"
+
+
+def test_owner_of_a_canary_releases_the_others_while_ranks_run(submitted, monkeypatch, clock):
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    a, *_ = submitted.runs
+    scheduler = WrittenScheduler(75, play=lambda: log(a, 1, 1, 51))
+    scheduler.polls = 2
+    assert serve(a, scheduler) == 75
+    assert calls(submitted, "scontrol release") == ["scontrol release 52"] and scheduler.did[-1][0] == "requeue"
 
 
 def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
@@ -188,65 +211,49 @@ def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
     assert not held_jobs.release(a, record) and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
-class Waits(Exception):
-    """The hook would sleep."""
-
-
 @pytest.mark.parametrize("steps, called", [(51, ["scontrol release 52"]), (20, [])])
-def test_release_acts_on_record_that_was_checked(submitted, monkeypatch, steps, called):
+def test_release_acts_on_record_that_was_checked(submitted, clock, steps, called):
     """Another user exchanges job.json after the check: it needs fewer steps and names no job."""
     a, *_ = submitted.runs
     a.start_attempt({})
     log(a, 1, 1, steps)
     checked = a.read_job()
-    reads = []
-
-    def read_job(run):
-        assert not reads, "it may be another file by now"
-        reads.append(run)
-        write_json(a.path / "job.json", {**checked, "canary": {"steps": 10}})
-        return checked
-
-    def sleep(seconds):
-        raise Waits
-
-    monkeypatch.setattr(RunDir, "read_job", read_job)
-    monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    if called:
-        assert act("release", a.path) == 0
-    else:
-        with pytest.raises(Waits):
-            act("release", a.path)
-    assert calls(submitted, "scontrol release") == called
+    watch = watch_of(a, canary.canary_of(checked))
+    write_json(a.path / "job.json", {**checked, "canary": {"steps": 10}})
+    assert look(watch) is bool(called) and calls(submitted, "scontrol release") == called
 
 
-@pytest.mark.parametrize("what", ["end", "begin", "release"])
-def test_hooks_stop_waiting_for_held_jobs_missing_from_squeue(submitted, slept, what, monkeypatch):
+@pytest.mark.parametrize("what", ["end", "begin", "watch"])
+def test_owner_stops_waiting_for_held_jobs_missing_from_squeue(submitted, clock, what, monkeypatch):
     """A user has cancelled them. A single answer of squeue may be wrong; two answers without them are enough."""
     a, b, _ = submitted.runs
-    n = attempts.start_attempt(a, {})
-    write_json(a.result, {})
     submitted.queue(waiting="")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    argv = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
-    assert act(what, a.path, *argv) == 0 and a.newest_attempt() == n
-    assert (
-        slurm_cli.UNKNOWN_JOB_SECONDS <= slept[-1] < 3 * slurm_cli.UNKNOWN_JOB_SECONDS
-        and len(calls(submitted, "squeue")) > 1
-    )
+    if what == "end":
+        assert serve(a, WrittenScheduler(play=lambda: write_json(a.result, {}))) == 0 and a.newest_attempt() == 1
+    if what == "begin":
+        write_json(a.result, {})
+        assert serve(a) == 0 and a.newest_attempt() == 0
+    if what == "watch":
+        write_json(a.result, {})
+        watch = watch_of(a)
+        while not look(watch):
+            assert clock[-1] < 2000
+    asked = len(calls(submitted, "squeue"))
+    assert slurm_cli.UNKNOWN_JOB_SECONDS <= clock[-1] - 1000 < 3 * slurm_cli.UNKNOWN_JOB_SECONDS and asked > 1
     assert state_of(b) == ("stopped", "its canary a is complete: submit again")
 
 
-def test_job_start_queries_squeue_again_after_empty_answer(submitted, slept, tmp_path, monkeypatch):
+def test_job_start_queries_squeue_again_after_empty_answer(submitted, clock, tmp_path):
     a, *_ = submitted.runs
     write_json(a.result, {})
     queue = (tmp_path / "squeue").read_text().partition("\n")[2].partition("\n")[2]
     submitted("squeue", f"[ $(grep -c squeue {tmp_path}/calls) -lt 3 ] && exit 0\n{queue}")
-    assert act("begin", a.path) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert serve(a) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', '{"step": 99}', "\0\0"])
-def test_release_ignores_damaged_metrics_lines(submitted, line):
+def test_release_ignores_damaged_metrics_lines(submitted, clock, line):
     a, *_ = submitted.runs
     n = attempts.start_attempt(a, {})
     log(a, n, 1)
@@ -254,20 +261,22 @@ def test_release_ignores_damaged_metrics_lines(submitted, line):
         file.write(line.encode() + b"\n\xff\n")
     assert not canary.passed(a, 50)
     log(a, n, 51)
-    assert act("release", a.path) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert look(watch_of(a)) and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize(
     "cause, code, called", [("config", 78, "scancel 52"), ("stopped", 75, ""), ("complete", 0, "")]
 )
-def test_end_hook_releases_or_cancels_held_jobs_by_cause(submitted, cause, code, called, monkeypatch):
+def test_end_releases_or_cancels_held_jobs_by_cause(submitted, clock, cause, code, called, monkeypatch):
     a, b, _ = submitted.runs
-    attempts.start_attempt(a, {})
-    a.write_cause(1, 0, cause, code, f"why {cause}")
-    if cause == "complete":
-        write_json(a.result, {})
+
+    def play():
+        a.write_cause(1, 0, cause, code, f"why {cause}")
+        if cause == "complete":
+            write_json(a.result, {})
+
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    assert act("end", a.path, "--code", code, "--state", "RUNNING") == 0
+    assert serve(a, WrittenScheduler(code, play=play)) == code
     assert calls(submitted, "scancel") == ([called] if called else [])
     assert calls(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
@@ -287,7 +296,7 @@ def test_failed_canary_leaves_job_that_was_released_by_hand(submitted, row):
     [("PENDING|Priority", ["scancel 57", "scancel 52"]), ("RUNNING|None", ["scancel --signal=USR2 57"])],
 )
 def test_cancel_of_canary_that_does_not_run_cancels_held_jobs(submitted, first, called):
-    """Its exit trap, which does so otherwise, never runs."""
+    """Its owner, which does so otherwise, never runs."""
     submitted.queue(first=first)
     clusters.request_cancel([submitted.runs[0]], "a mistake")
     assert calls(submitted, "scancel") == called
@@ -305,14 +314,14 @@ def test_cancel_of_canary_that_has_passed_cancels_no_other_job(submitted):
 
 
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
-def test_job_start_releases_or_cancels_held_jobs_after_unobserved_end(submitted, last, done, monkeypatch):
+def test_job_start_releases_or_cancels_held_jobs_after_unobserved_end(submitted, clock, last, done, monkeypatch):
     """The canary's node died. The next start sees that the canary has stopped for good."""
     a, b, _ = submitted.runs
     n = attempts.start_attempt(a, {})
     log(a, n, 1, last)
     a.write_cause(n, 0, "data", 65, "a shard is damaged")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    assert act("begin", a.path) == 65
+    assert serve(a) == 65
     assert calls(submitted, "scontrol release", "scancel") == [done]
 
 
