@@ -7,6 +7,7 @@ steady rate; a client that gets no token sleeps for a second and retries.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib.slurm_stub import ROOT, Site, status
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
@@ -30,7 +31,9 @@ BUCKET = 30
 REFILL = 2.0
 """Defaults of rl_bucket_size, and of rl_refill_rate per rl_refill_period of a second (slurm.conf)."""
 KILL_WAIT = 30
-"""Default of KillWait (slurm.conf), seconds: time for the exit trap of a job that is preempted without grace."""
+"""Default of KillWait (slurm.conf), seconds: time for the owner of a job that is preempted without grace."""
+STEP = "step"
+"""In the list of calls: the end of the ranks."""
 
 PREEMPTED = """
 case "$*" in
@@ -80,14 +83,20 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
         commands["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
         site.environment |= {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "0"}
         run = jobs[0].run
-        script = ROOT / "jobs" / "host" / "batch_hooks.py"
-        commands["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
-        run.attempt(1).mkdir(exist_ok=True, parents=True)
-        write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "asked to stop"})
-        commands["end"] = calls.during(lambda: site.command(script, "end", run.path, "--code", 75))
-        return commands
+        return commands | _calls_of_start(site, run, folder / "step")
     finally:
         os.environ["PATH"] = path
+
+
+def _calls_of_start(site: Site, run: RunDir, script: Path) -> dict[str, dict[str, int]]:
+    """Calls by the owner of a job: until its ranks end because they were asked to stop, and after that."""
+    cause = json.dumps({"cause": "stopped", "code": 75, "reason": "asked to stop"})
+    script.write_text(f"sleep 1\necho '{cause}' >{run.attempt(1)}/cause.0.json\necho {STEP} >>{site.calls}\nexit 75\n")
+    earlier = len(site.calls.read_text().split())
+    site.command(ROOT / "jobs" / "host" / "job.py", run.path, "--script", script, code=75)
+    words = site.calls.read_text().split()[earlier:]
+    border = words.index(STEP)
+    return {"begin": dict(Counter(words[:border])), "end": dict(Counter(words[border + 1 :]))}
 
 
 def _one(calls: dict[str, int], times: int) -> dict[str, int]:

@@ -79,10 +79,11 @@ class Site:
             return self.calls.read_text().split().count(name)
         return 0
 
-    def command(self, *argv: object, cwd: Path | None = None) -> str:
+    def command(self, *argv: object, cwd: Path | None = None, code: int = 0) -> str:
+        """The output of a Python program that ends with this exit code. Raises SystemExit."""
         line = [sys.executable, *map(str, argv)]
         done = subprocess.run(line, capture_output=True, text=True, env=self.environment, cwd=cwd or self.folder)
-        if done.returncode != 0:
+        if done.returncode != code:
             raise SystemExit(f"{' '.join(line)}: exit code {done.returncode}\n{done.stderr}")
         return done.stdout
 
