@@ -15,8 +15,12 @@ PROLOG = """#!/bin/sh
 ! rm {folder}/fail/$SLURM_JOB_ID 2>/dev/null
 """
 PYTHON = """#!/bin/sh
-# The Python of batch scripts: python -I batch_hooks.py begin RUN_DIR ...
-[ "$3" != begin ] || ! rm "{folder}/hidden/${{4##*/}}" 2>/dev/null || exit 127
+# The Python of batch scripts. Their first call is: python -I -c PROGRAM SWEEP/.code/NUMBER ...
+if [ "$2" = -c ]; then
+  runs=${{4%/.code/*}}/.slurm/${{SLURM_JOB_NAME##*.}}/runs
+  run=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" "$runs")
+  ! rm "{folder}/hidden/${{run##*/}}" 2>/dev/null || exit 127
+fi
 exec {python} "$@"
 """
 WIDE = tuple(name for name, layout in RUNS.items() if layout.nodes == 2)

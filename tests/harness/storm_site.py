@@ -34,7 +34,7 @@ EDITED = (
     "flip/training/grad_cache.py",
     "jobs/runtime/rank_process.py",
     "jobs/host/rank_entry.py",
-    "jobs/host/batch_hooks.py",
+    "jobs/host/job.py",
 )
 PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED", "FLIP_WITNESS",
           "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip
