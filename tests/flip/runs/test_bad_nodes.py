@@ -9,7 +9,9 @@ from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
-from tests.jobs.act import act
+from jobs.host.job import Options, Owner
+from jobs.host.scheduler import SlurmScheduler
+from tests.jobs.host.owned import SilentGuard, WrittenStep
 
 NOW = 1_000_000.0
 
@@ -114,11 +116,18 @@ def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monke
     fields = "JobState=RUNNING Restarts=0 Partition=gpu NumNodes=1 ExcNodeList=(null)"
     commands("scontrol", f"case $2 in job) echo '{fields}';; hostnames) echo $3;; esac")
     commands("sinfo", "printf 'n%s|idle\\n' 1 2")
-    sweep("other", "n1")
-    run, n = sweep("mine", "n1", ended=False)
-    assert act("end", run.path, "--code", "70") == 0
+    other, _ = sweep("other", "n1")
+    run = RunDir(other.path.parent / "mine")
+    run.path.mkdir()
+
+    class FailingStep(SlurmScheduler):
+        def start_step(self, argv, environ, logs, name="job"):
+            run.write_cause(1, 0, "crash", CAUSES["crash"], "it broke", host="n1")
+            return WrittenStep(70)
+
+    assert Owner(run, Options(), FailingStep(), SilentGuard).serve() == 70
     assert "scontrol update JobId=57 ExcNodeList=n1" in commands.calls()
-    end = read_json(run.attempt(n) / "end.json")
+    end = read_json(run.attempt(1) / "end.json")
     assert end["exclude"] == ["n1"] and end["reason"].endswith("without n1 from now on, where other failed as well")
 
 

@@ -24,6 +24,9 @@ class WrittenStep:
             return None
         return self._code
 
+    def wait(self, seconds):
+        """It ends after a number of polls, at once."""
+
     def send_signal(self, number):
         """It has ended."""
 

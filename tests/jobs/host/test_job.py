@@ -20,8 +20,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import job as job_module
 from jobs.host import rank_entry, scheduler, slurm_cli
 from jobs.host.agents import node_pool
-from jobs.host.agents.channel import CONTACT
-from jobs.host.agents.coordinator import NO_AGENTS
+from jobs.host.agents.channel import CONTACT, NO_AGENTS
 from jobs.host.job import Options, Owner
 from jobs.host.job_nodes import JobNodes
 from jobs.host.scheduler import LEFT, Seen, SlurmScheduler

@@ -12,8 +12,8 @@ from flip.runs.next_step import Allocation
 from flip.runs.restart_policy import NODE_LOST, EndFacts
 from flip.runs.rundir import RunDir, read_json
 from jobs.host.agents import node_pool
-from jobs.host.agents.channel import CONTACT, PortTaken, read_contact
-from jobs.host.agents.coordinator import NO_AGENTS, AttemptOutcome, Coordinator, State
+from jobs.host.agents.channel import CONTACT, NO_AGENTS, PortTaken, read_contact
+from jobs.host.agents.coordinator import AttemptOutcome, Coordinator, State
 from jobs.host.agents.node_pool import NodePool
 from jobs.host.job_nodes import JobNodes
 
