@@ -445,6 +445,8 @@ class Step:
         self._code = code
         if self._life._owner_process.alive:
             self._life._owner_process.look_up()
+        else:  # the last process of a job whose batch script was killed
+            self._life._done(code, killed=True)
 
 
 class SimulatedScheduler(SlurmScheduler):

@@ -13,7 +13,7 @@ BRIEF = ("COMPLETING", "SIGNALING")
 
 
 def job_fields(record):
-    """Return the job fields that the exit traps read. Of the preemption time, return only whether it is set."""
+    """Return the job fields that the owner read at the ends. Of the preemption time, return only whether it is set."""
     rows = []
     for read in (attempt["read"] or {} for attempt in record["attempts"]):
         fields = {key: read.get(key) for key in ("JobState", "Reason", "Restarts", "TimeLimit", "SLURM_RESTART_COUNT")}
@@ -34,4 +34,5 @@ def test_simulated_slurm_replays_recorded_scenario(name, tmp_path):
     played = play(name, tmp_path)
     assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)
     assert state_sequence(played) == state_sequence(recorded)
-    assert job_fields(played)[torn:] == job_fields(recorded)[torn:]
+    for of_real, of_simulated in list(zip(job_fields(recorded), job_fields(played), strict=True))[torn:]:
+        assert of_real["JobState"] is None or of_simulated == of_real  # None: Slurm killed the owner's query, too
