@@ -26,7 +26,7 @@ MAX_RECORDS = 100
 """Spikes of one attempt that are recorded in files; more are only logged."""
 
 
-class Step(NamedTuple):
+class TrainedStep(NamedTuple):
     """Description of a step for its record. ``step`` and ``samples`` as in metric lines: after it."""
 
     step: int
@@ -47,9 +47,9 @@ class NonFiniteGuard:
         self._spikes = LossSpikeDetector(spike, window)
         self._spike_count = 0
         self._stage = ""
-        self._pending: tuple[Step, Tensor, torch.cuda.Event | None] | None = None
+        self._pending: tuple[TrainedStep, Tensor, torch.cuda.Event | None] | None = None
 
-    def check_step(self, optimizer: torch.optim.Optimizer, step: Step, loss: Tensor, norm: Tensor) -> None:
+    def check_step(self, optimizer: torch.optim.Optimizer, step: TrainedStep, loss: Tensor, norm: Tensor) -> None:
         """Make ``optimizer.step``, which comes next, change nothing if ``loss`` or ``norm`` (both ()) is not finite.
 
         Then reads the previous step; raises Diverged if that was skipped. The optimiser leaves weights and
@@ -105,7 +105,7 @@ class NonFiniteGuard:
             if self._rank == 0:
                 log.warning("%s: loss %.4f is above %.4f, a spike (%s)", where, loss, bound, path)
 
-    def _write_record(self, kind: str, step: Step, loss: float, norm: float, bound: float | None = None) -> str:
+    def _write_record(self, kind: str, step: TrainedStep, loss: float, norm: float, bound: float | None = None) -> str:
         """Write anomalies/<n>-<step>.<rank>.json and return its name. An error of the disk is only logged."""
         record: dict[str, Any] = {
             "kind": kind, "attempt": self._attempt, "rank": self._rank, "stage": step.stage, "step": step.step,

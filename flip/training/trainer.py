@@ -354,7 +354,7 @@ class Trainer:
         self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
         after = self.samples_seen + span.stage.batch
-        step = anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids)
+        step = anomaly.TrainedStep(self.step + 1, after, span.stage.name, rate, batch.ids)
         self.guard.check_step(optimizer, step, loss, norm)
         if self.config.optim.clip:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip, norm)

@@ -14,7 +14,7 @@ from flip.distributed import parallel
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
 from flip.training import grad_cache, optimizer
-from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, Step
+from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, TrainedStep
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
 from tests.harness.ranks import run_ranks
@@ -46,7 +46,7 @@ class Training:
         self.steps += 1
         if self.guarded:
             ids = torch.arange(4) + 100 * self.rank
-            step = Step(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
+            step = TrainedStep(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
             self.guard.check_step(self.optimizer, step, loss, optimizer.gradient_norm(self.pair))
         self.optimizer.step()
 

@@ -28,7 +28,7 @@ from flip.monitoring.collector import TimeBreakdown
 from flip.runs import commit
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
-from flip.training.anomaly import NonFiniteGuard, Step
+from flip.training.anomaly import NonFiniteGuard, TrainedStep
 from flip.training.callbacks import TrainingStopped
 from flip.training.metric_lines import MetricLines
 from flip.training.scoring import Scoring
@@ -93,7 +93,7 @@ def test_time_of_the_device_counts_as_training(tmp_path, monkeypatch):
         device.now, busy = device.now + 1, max(device.now, device.busy_until) + 4
         guard.flush()
         device.busy_until = busy
-        guard._pending = Step(number, number, "pretrain", 0.1, torch.arange(1)), numbers, device
+        guard._pending = TrainedStep(number, number, "pretrain", 0.1, torch.arange(1)), numbers, device
         trainer.seconds += device.now - started
     assert guard.is_device_busy and trainer.seconds < 8
     Trainer.wait_for_device(trainer)
