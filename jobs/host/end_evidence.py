@@ -10,7 +10,7 @@ from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.next_step import Evidence
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_record
-from jobs.host.scheduler import Seen
+from jobs.host.scheduler import JobSeen
 
 
 def evidence_of_end(
@@ -18,7 +18,7 @@ def evidence_of_end(
     n: int,
     code: int,
     state: Optional[str],
-    seen: Seen,
+    seen: JobSeen,
     unhealthy: Mapping[str, str],
     last_error: Optional[OSError] = None,
 ) -> Evidence:

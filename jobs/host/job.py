@@ -52,7 +52,7 @@ try:
     from jobs.host.job_watch import CanaryWatch, LimitWatch
     from jobs.host.rank_step import RankStep
     from jobs.host.rank_step import exit_code as code_of_process
-    from jobs.host.scheduler import RUNNING, SUSPENDED, Scheduler, Seen, SlurmScheduler
+    from jobs.host.scheduler import RUNNING, SUSPENDED, JobSeen, Scheduler, SlurmScheduler
 except (ImportError, OSError, SyntaxError):
     if __name__ != "__main__":
         raise
@@ -74,7 +74,7 @@ class FilesAway(Exception):
     """The files of the run were unavailable for RETRY_SECONDS."""
 
 
-class Options(NamedTuple):
+class JobOptions(NamedTuple):
     """What the batch script says about the job."""
 
     token: Optional[str] = None
@@ -94,7 +94,7 @@ class Owner:
     def __init__(
         self,
         run: RunDir,
-        options: Options,
+        options: JobOptions,
         scheduler: Scheduler,
         make_guard: Callable[..., Any] = Guard,
         serve_agents: Callable[..., Any] = open_server,
@@ -115,7 +115,7 @@ class Owner:
         self._serve_agents = serve_agents
         self._evidence = Evidence(EndFacts(None, None))
         self._allocation = Allocation()
-        self._seen = Seen()
+        self._seen = JobSeen()
         self._seen_at = -FOREVER
         self._limit: Optional[int] = None
         """The wall limit that is recorded, in seconds."""
@@ -218,7 +218,7 @@ class Owner:
             self.pause(pause)
             pause = min(60.0, 2 * pause)
 
-    def see(self) -> Seen:
+    def see(self) -> JobSeen:
         """The job now; Slurm is asked for as long as a requeue of it would wait: a short outage costs less."""
         end = time.time() + slurm_cli.RETRY_SECONDS
         pause = 1.0
@@ -477,7 +477,7 @@ class Owner:
         return step
 
     def _record_end(
-        self, code: int, seen: Seen, unhealthy: Dict[str, str], noticed: float, error: Optional[OSError]
+        self, code: int, seen: JobSeen, unhealthy: Dict[str, str], noticed: float, error: Optional[OSError]
     ) -> Step:
         n = self.n
         if seen.state is not None:
@@ -489,7 +489,7 @@ class Owner:
         self.log(json.dumps(step._asdict(), sort_keys=True), "job.out")
         return step
 
-    def _state_of_end(self, seen: Seen) -> Optional[str]:
+    def _state_of_end(self, seen: JobSeen) -> Optional[str]:
         """The state of the job as the rule reads it: this process runs, so a suspended job is about to be resumed. A
         job of ranks that goes on after it has lost a node (``--no-kill``) has lost one of theirs."""
         if not seen.is_ours:
@@ -498,7 +498,7 @@ class Owner:
             return "NODE_FAIL"
         return RUNNING
 
-    def _what_is_held(self, seen: Seen) -> Allocation:
+    def _what_is_held(self, seen: JobSeen) -> Allocation:
         """What is left of the nodes and of the time of the job."""
         refusal = self._why_not_here(seen)
         if refusal or self.pool is None:
@@ -514,14 +514,14 @@ class Owner:
             excluded=tuple(self.pool.coordinator.excluded),
         )
 
-    def _names_of_nodes(self, seen: Seen) -> Optional[Set[str]]:
+    def _names_of_nodes(self, seen: JobSeen) -> Optional[Set[str]]:
         """The nodes that the job has, if that matters: asking costs time. None: unknown."""
         assert self.pool is not None
         if self.pool.coordinator.excluded or next_step(self._evidence).exclude:
             return self.scheduler.held_nodes(seen)
         return None
 
-    def _why_not_here(self, seen: Seen) -> str:
+    def _why_not_here(self, seen: JobSeen) -> str:
         """Why no attempt may start in this job; empty if one may."""
         if self.is_over:
             return "Slurm ends the job"
@@ -658,7 +658,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     args = parser().parse_args(arguments)
     scrub_stderr()
     rank_entry.raise_limits()  # a connection per node
-    options = Options(args.token, args.agents, args.peer_seconds, args.tracker, args.script)
+    options = JobOptions(args.token, args.agents, args.peer_seconds, args.tracker, args.script)
     owner = Owner(RunDir(args.run), options, SlurmScheduler())
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, owner.on_signal)

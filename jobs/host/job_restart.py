@@ -14,7 +14,7 @@ from flip.runs.rundir import RunDir
 from jobs.host import requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.guard import Heard
-from jobs.host.scheduler import Scheduler, Seen
+from jobs.host.scheduler import JobSeen, Scheduler
 
 OWNER_EXIT_SECONDS = 2.0  # until Slurm has noticed that the owner is gone
 LOOK_SECONDS = 60.0  # between two looks of the guard at a job whose owner hangs
@@ -90,7 +90,7 @@ class JobRestart:
         if is_ending:
             self._scheduler.note_failed_start(failed)
 
-    def patient_see(self, deadline: float) -> Seen:
+    def patient_see(self, deadline: float) -> JobSeen:
         """The job as soon as Slurm answers, for half a day."""
         until = time.time() + slurm_cli.OUTAGE_SECONDS
         pause = 1.0
@@ -136,7 +136,7 @@ class StandIn:
         self._act("hangs", seen, heard)
         return None
 
-    def _act(self, what: str, seen: Seen, heard: Heard) -> None:
+    def _act(self, what: str, seen: JobSeen, heard: Heard) -> None:
         n = int(heard.get("attempt", 0))
         step = next_step(Evidence(EndFacts(None, seen.state), is_over=False))
         if step.do == REQUEUE and not n:

@@ -20,13 +20,13 @@ from jobs.host.node_list import last_host
 LOOPBACK = "127.0.0.1"
 RUNNING = "RUNNING"
 SUSPENDED = "SUSPENDED"  # Slurm has stopped the processes of the job (scontrol suspend, gang scheduling)
-LEFT = "left"  # of ``Seen.ending``
+LEFT = "left"  # of ``JobSeen.ending``
 
 #: States of a job on which attempts may start: a process of a suspended job that runs is about to be resumed.
 ON_ITS_NODES = (RUNNING, SUSPENDED)
 
 
-class Seen(NamedTuple):
+class JobSeen(NamedTuple):
     """What the scheduler shows of this start of the job."""
 
     state: Optional[str] = None
@@ -59,7 +59,7 @@ class Scheduler:
     can_restart = True
     """Whether ``requeue`` can do something."""
 
-    def see(self, deadline: float = slurm_cli.DEADLINE) -> Seen:
+    def see(self, deadline: float = slurm_cli.DEADLINE) -> JobSeen:
         """The job now. ``deadline``: seconds for an answer."""
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Scheduler:
         """
         raise NotImplementedError
 
-    def held_nodes(self, seen: Seen) -> Optional[Set[str]]:
+    def held_nodes(self, seen: JobSeen) -> Optional[Set[str]]:
         """Names of the nodes that the job had when it was seen; None: unknown."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class Scheduler:
         raise NotImplementedError
 
     def note_failed_start(self, failed: FailedStarts, patience: float = 0.0) -> None:
-        """Keep this for the next start, which reads it as ``Seen.failed``."""
+        """Keep this for the next start, which reads it as ``JobSeen.failed``."""
         raise NotImplementedError
 
     def nodes_without(self, node: str, previous: str) -> Optional[Sequence[str]]:
@@ -125,20 +125,20 @@ class SlurmScheduler(Scheduler):
         self._fields: Dict[str, str] = {}
         """Of the last answer."""
 
-    def see(self, deadline: float = slurm_cli.DEADLINE) -> Seen:
+    def see(self, deadline: float = slurm_cli.DEADLINE) -> JobSeen:
         if not self.job:
-            return Seen(UNKNOWN, failed=FailedStarts())
+            return JobSeen(UNKNOWN, failed=FailedStarts())
         fields: Dict[str, str] = {}
         state = own_job.job_state(self.job, self.restarts, deadline, fields)
         self._fields = fields
         if not fields:
-            return Seen(state)
+            return JobSeen(state)
         elapsed = slurm_cli.parse_duration(fields.get("RunTime", ""))
         limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
         left = None
         if elapsed is not None and limit is not None:
             left = float(limit - elapsed)
-        return Seen(
+        return JobSeen(
             state,
             own_job.time_used(fields),
             limit,
@@ -160,7 +160,7 @@ class SlurmScheduler(Scheduler):
     ) -> str:
         return requeue.restart(self.job, self.restarts, delay, exclude, attempt, urgent, failed)
 
-    def held_nodes(self, seen: Seen) -> Optional[Set[str]]:
+    def held_nodes(self, seen: JobSeen) -> Optional[Set[str]]:
         """A list without the node of this process says nothing of others."""
         if not seen.node_list:
             return None
@@ -205,7 +205,7 @@ def _reset_signals() -> None:
 
 
 def _ending(fields: Mapping[str, str], state: Optional[str]) -> str:
-    """See ``Seen.ending``."""
+    """See ``JobSeen.ending``."""
     if state == "PENDING":
         return LEFT
     if fields.get("JobState", "") in slurm_cli.ON_NODES + ("CONFIGURING",):

@@ -19,7 +19,7 @@ from flip.runs.next_step import MAX_FAILED_STARTS
 from flip.runs.rundir import RunDir
 from jobs.host import failed_starts, own_job, requeue, slurm_cli
 from jobs.host.agents.channel import new_key, publish
-from jobs.host.job import Options, Owner
+from jobs.host.job import JobOptions, Owner
 from jobs.host.scheduler import SlurmScheduler
 from tests.fakeslurm.agents import AgentServer, AgentsStep
 from tests.fakeslurm.clock import Process
@@ -232,7 +232,7 @@ class Life:
     def _own(self):
         """The program jobs/host/job.py."""
         script = self.script
-        options = Options(script.folder.name, script.agents, script.peer_seconds)
+        options = JobOptions(script.folder.name, script.agents, script.peer_seconds)
         make_guard = functools.partial(SimulatedGuard, self)
         owner = Owner(RunDir(self.path), options, SimulatedScheduler(self), make_guard, self._serve_agents)
         self.owner = owner

@@ -12,13 +12,13 @@ from flip.runs.rundir import read_json, write_json
 from jobs.host import rank_entry
 from jobs.host.agents.channel import listen
 from jobs.host.failed_starts import FailedStarts
-from jobs.host.job import Options, Owner
-from jobs.host.scheduler import RUNNING, Scheduler, Seen
+from jobs.host.job import JobOptions, Owner
+from jobs.host.scheduler import RUNNING, JobSeen, Scheduler
 from tests.harness.common import wait_until
 from tests.jobs.host.agents.task import end_task, processes_of, start_task
 
 DAY = 86400
-ON_NODES = Seen(RUNNING, limit=DAY, seconds_left=DAY - 600.0, failed=FailedStarts())
+ON_NODES = JobSeen(RUNNING, limit=DAY, seconds_left=DAY - 600.0, failed=FailedStarts())
 
 
 class Guard:
@@ -145,7 +145,7 @@ class AgentJob:
         write_json(run.path / "job.json", {"token": "t", "after": 0, **(record or {})})
         self.scheduler = WrittenScheduler(self)
         self.nodes = nodes
-        self.owner = ImpatientOwner(run, Options("t", True, 20.0, (), "/nowhere/script"), self.scheduler, Guard)
+        self.owner = ImpatientOwner(run, JobOptions("t", True, 20.0, (), "/nowhere/script"), self.scheduler, Guard)
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
     def start(self):

@@ -2,11 +2,11 @@
 
 from flip.runs.rundir import read_json
 from jobs.host.failed_starts import FailedStarts
-from jobs.host.job import Options, Owner
-from jobs.host.scheduler import RUNNING, Scheduler, Seen
+from jobs.host.job import JobOptions, Owner
+from jobs.host.scheduler import RUNNING, JobSeen, Scheduler
 
 NODE = "n7"
-ON_NODES = Seen(RUNNING, failed=FailedStarts())
+ON_NODES = JobSeen(RUNNING, failed=FailedStarts())
 
 
 class WrittenStep:
@@ -69,7 +69,7 @@ class WrittenScheduler(Scheduler):
     def see(self, deadline=30.0):
         if self.answers_in:
             self.answers_in -= 1
-            return Seen()
+            return JobSeen()
         return self.seen
 
     def requeue(self, delay, exclude, attempt, urgent=False, failed=None):
@@ -103,7 +103,7 @@ class WrittenScheduler(Scheduler):
 
 def owner(run, scheduler, token=None, trackers=()):
     """The owner of a start of the job of a run whose ranks srun starts."""
-    return Owner(run, Options(token, trackers=trackers, script="/nowhere/script"), scheduler, SilentGuard)
+    return Owner(run, JobOptions(token, trackers=trackers, script="/nowhere/script"), scheduler, SilentGuard)
 
 
 def serve(run, scheduler=None, token=None):

@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir
 from flip.runs.wall_limit import TimeUsed
 from jobs.host import rank_entry
 from jobs.host.end_evidence import evidence_of_end
-from jobs.host.scheduler import RUNNING, Seen
+from jobs.host.scheduler import RUNNING, JobSeen
 from tests.jobs.host.agents.task import ROOT, TASK
 
 EXITED = "srun: error: n2: task 1: Exited with exit code {}\n"
@@ -41,7 +41,7 @@ def ended(run, code, errors):
     return attempts.record_step(run, 1, evidence(run, code))
 
 
-ON_NODES = Seen(RUNNING)
+ON_NODES = JobSeen(RUNNING)
 
 
 def evidence(run, code, seen=ON_NODES, **known):
@@ -102,9 +102,9 @@ def test_full_disk_that_this_process_met_is_the_cause(run, number, cause):
 
 def test_limit_that_was_lowered_since_the_start_is_recorded(run):
     wall_limit.record_limit(run, 1, 86400)
-    evidence(run, 75, Seen(RUNNING, limit=3600))
+    evidence(run, 75, JobSeen(RUNNING, limit=3600))
     assert wall_limit.recorded_limit(run, 1) == 3600
-    evidence(run, 75, Seen(RUNNING))
+    evidence(run, 75, JobSeen(RUNNING))
     assert wall_limit.recorded_limit(run, 1) == 3600, "an unknown limit changes nothing"
 
 
@@ -115,5 +115,5 @@ def test_attempt_that_used_its_wall_limit_without_progress_is_late(run, committe
         folder = commit.folder(run, "pretrain", 8, 1)
         folder.mkdir(parents=True)
         commit.commit(folder, {"stage": "pretrain", "samples": 8, "attempt": 1})
-    step = next_step(evidence(run, 75, Seen(RUNNING, TimeUsed(86390, 86400, False, False), 86400, 10.0)))
+    step = next_step(evidence(run, 75, JobSeen(RUNNING, TimeUsed(86390, 86400, False, False), 86400, 10.0)))
     assert (step.cause == "timeout") is late

@@ -21,9 +21,9 @@ from jobs.host import job as job_module
 from jobs.host import rank_entry, scheduler, slurm_cli
 from jobs.host.agents import node_pool
 from jobs.host.agents.channel import CONTACT, NO_AGENTS
-from jobs.host.job import Options, Owner
+from jobs.host.job import JobOptions, Owner
 from jobs.host.job_nodes import JobNodes
-from jobs.host.scheduler import LEFT, Seen, SlurmScheduler
+from jobs.host.scheduler import LEFT, JobSeen, SlurmScheduler
 from tests.harness.common import ROOT, wait_until
 from tests.jobs.host.agent_job import ON_NODES, AgentJob, Guard, children, finish
 from tests.jobs.host.scontrol_answers import show
@@ -139,10 +139,10 @@ def test_node_with_broken_hardware_is_left_by_requeue(make_job):
 @pytest.mark.parametrize(
     "seen, cause, requeues",
     [
-        (Seen("CANCELLED", ending=LEFT), "cancelled", 0),
-        (Seen("PENDING", ending=LEFT), "stopped", 0),
-        (Seen("NODE_FAIL", ending="NODE_FAIL"), "node", 1),
-        (Seen(), "crash", 1),
+        (JobSeen("CANCELLED", ending=LEFT), "cancelled", 0),
+        (JobSeen("PENDING", ending=LEFT), "stopped", 0),
+        (JobSeen("NODE_FAIL", ending="NODE_FAIL"), "node", 1),
+        (JobSeen(), "crash", 1),
     ],
 )
 def test_no_attempt_starts_in_a_job_that_slurm_ends_or_does_not_show(make_job, monkeypatch, seen, cause, requeues):
@@ -157,7 +157,7 @@ def test_no_attempt_starts_in_a_job_that_slurm_ends_or_does_not_show(make_job, m
 def test_short_outage_of_slurm_does_not_prevent_restart_in_job(make_job):
     job = make_job()
     job.ranks(1)
-    job.scheduler.answers = [Seen()]
+    job.scheduler.answers = [JobSeen()]
     job.kill(1)
     job.ranks(2)
     assert job.ends() == ["crash", None] and job.scheduler.answers == []
@@ -270,7 +270,7 @@ def test_job_at_its_wall_limit_is_requeued_while_its_ranks_save(make_job):
     """Slurm kills all after KillWait. The end of the attempt changes nothing any more."""
     job = make_job()
     job.ranks(1)
-    job.scheduler.seen = Seen("TIMEOUT", limit=900, ending="TIMEOUT")
+    job.scheduler.seen = JobSeen("TIMEOUT", limit=900, ending="TIMEOUT")
     for pid in (job.tasks[0].pid, *children(job.tasks[0].pid)):  # the ranks save for a long time
         os.kill(pid, signal.SIGSTOP)
     job.owner.on_signal(signal.SIGTERM)
@@ -414,7 +414,7 @@ def test_unhealthy_node_without_spare_is_left_by_requeue(make_job, broken, monke
     monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
     job = make_job(2, [2], gpus=1, PATH=broken, start=False)
     if not answers:
-        job.scheduler.seen = Seen()
+        job.scheduler.seen = JobSeen()
     job.start()
     assert job.end() == NODE_LOST
     assert [task.wait(60) for task in job.tasks] == [NODE_LOST, NODE_LOST]
@@ -469,7 +469,7 @@ def own_slurm_job(run, monkeypatch):
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     attempts.start_attempt(run, {})
-    return Owner(run, Options(agents=True), SlurmScheduler(), Guard)
+    return Owner(run, JobOptions(agents=True), SlurmScheduler(), Guard)
 
 
 @pytest.mark.parametrize(

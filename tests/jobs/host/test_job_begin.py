@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import held_jobs, job, notify, requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.job import REQUEUE_DELAY
-from jobs.host.scheduler import Seen
+from jobs.host.scheduler import JobSeen
 from tests.jobs.host.owned import NODE, ON_NODES, WrittenScheduler, end_of, owner, serve
 
 END = {"committed": False, "delay": 0.0, "exclude": [], "time": 1.0}
@@ -139,7 +139,7 @@ def test_each_tracker_gets_a_follower_with_the_pid_of_the_step(run):
 
 def test_open_attempt_is_ended_with_its_successor_if_slurm_was_silent_at_start(run, capsys):
     """The node has no connection to Slurm. The end of attempt 1 could not be written to storage."""
-    scheduler = WrittenScheduler(70, seen=Seen())
+    scheduler = WrittenScheduler(70, seen=JobSeen())
     seen = []
 
     def play():
@@ -155,7 +155,7 @@ def test_open_attempt_is_ended_with_its_successor_if_slurm_was_silent_at_start(r
 def test_open_attempts_are_ended_by_next_start_if_slurm_was_silent_at_start(run, monkeypatch):
     monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 5.0)
     with pytest.raises(KeyboardInterrupt):
-        serve(run, WrittenScheduler(seen=Seen(), play=interrupt))
+        serve(run, WrittenScheduler(seen=JobSeen(), play=interrupt))
     assert causes(run) == [None, None]
     serve(run, WrittenScheduler(70, seen=AWAY))
     assert causes(run) == ["storage", "node", "crash"]
@@ -181,7 +181,7 @@ def test_end_is_decided_when_slurm_answers_again(run, clock):
 
     def play():
         scheduler.answers_in = 5
-        scheduler.seen = Seen("CANCELLED", failed=FailedStarts(), ending="LEFT")
+        scheduler.seen = JobSeen("CANCELLED", failed=FailedStarts(), ending="LEFT")
 
     scheduler._play = play
     serve(run, scheduler)
@@ -190,7 +190,7 @@ def test_end_is_decided_when_slurm_answers_again(run, clock):
 
 def test_end_without_an_answer_of_slurm_is_recorded_after_the_patience_for_a_refused_requeue(run, clock):
     scheduler = WrittenScheduler(70)
-    scheduler._play = lambda: setattr(scheduler, "seen", Seen())
+    scheduler._play = lambda: setattr(scheduler, "seen", JobSeen())
     serve(run, scheduler)
     assert end_of(run, 2)["state"] is None and scheduler.did[-1] == REQUEUED
     assert slurm_cli.RETRY_SECONDS - 60 < clock[-1] - clock[0] <= slurm_cli.RETRY_SECONDS + 60
@@ -250,7 +250,7 @@ def test_repeated_preemptions_are_delayed_although_slurm_requeues_by_itself(run)
     for _ in range(5):
         scheduler = WrittenScheduler(75)
         scheduler._play = lambda scheduler=scheduler: setattr(
-            scheduler, "seen", Seen("PENDING", failed=FailedStarts(), ending="LEFT")
+            scheduler, "seen", JobSeen("PENDING", failed=FailedStarts(), ending="LEFT")
         )
         serve(run, scheduler)
         delays += [what for what in scheduler.did if what[0] == "delay"]
@@ -332,7 +332,7 @@ def test_end_that_cannot_be_written_is_named_to_the_next_start(run, monkeypatch,
 
 def test_files_that_are_away_do_not_restart_a_run_that_was_cancelled(run, monkeypatch):
     fail_logs(monkeypatch, [FULL] * 1000)
-    scheduler = WrittenScheduler(seen=Seen("CANCELLED", failed=FailedStarts(), ending="LEFT"))
+    scheduler = WrittenScheduler(seen=JobSeen("CANCELLED", failed=FailedStarts(), ending="LEFT"))
     assert serve(run, scheduler) == 69
     assert {what[0] for what in scheduler.did} == {"end leftovers"}
 

@@ -10,7 +10,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.job_restart import KILLED, LOOK_SECONDS, JobRestart, StandIn
-from jobs.host.scheduler import LEFT, Seen
+from jobs.host.scheduler import LEFT, JobSeen
 from tests.jobs.host.owned import NODE, ON_NODES, WrittenScheduler
 
 STEP = Step(REQUEUE, "node", "why", delay=30.0)
@@ -114,7 +114,7 @@ def test_restart_later_counts_the_failed_start_before_the_requeue(run, before, n
     ],
 )
 def test_restart_later_by_state_of_the_job(run, state, ending, did):
-    restarted = Restarted(run, WrittenScheduler(seen=Seen(state, failed=FailedStarts(), ending=ending)))
+    restarted = Restarted(run, WrittenScheduler(seen=JobSeen(state, failed=FailedStarts(), ending=ending)))
     restarted.restart.later(69, 0)
     assert [what[0] for what in restarted.scheduler.did] == did
 
@@ -129,7 +129,7 @@ def test_restart_later_waits_for_slurm_as_long_as_a_requeue(run):
 
 def test_restart_later_is_tried_although_slurm_is_silent_for_half_a_day(run, monkeypatch):
     monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)
-    restarted = Restarted(run, WrittenScheduler(seen=Seen()))
+    restarted = Restarted(run, WrittenScheduler(seen=JobSeen()))
     restarted.restart.later(69, 0)
     assert [what[0] for what in restarted.scheduler.did] == ["note", "requeue"]
 
@@ -144,7 +144,7 @@ class Guarded:
 
     def __init__(self, run, state, **heard):
         ending = "" if state in CALM else LEFT
-        self.scheduler = WrittenScheduler(seen=Seen(state, failed=STARTS, ending=ending))
+        self.scheduler = WrittenScheduler(seen=JobSeen(state, failed=STARTS, ending=ending))
         self.stand_in = StandIn(run, self.scheduler, print)
         self.heard = heard
 
@@ -171,7 +171,7 @@ def test_guard_leaves_job_that_was_ended_or_requeued(run, state, monkeypatch):
     monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)
     guarded = Guarded(run, state, attempt="1", delay="0.0", exclude="")
     if state == "CANCELLED+":  # by a user while Slurm preempted it
-        guarded.scheduler.seen = Seen("PREEMPTED CANCELLED", failed=STARTS, ending=LEFT)
+        guarded.scheduler.seen = JobSeen("PREEMPTED CANCELLED", failed=STARTS, ending=LEFT)
     assert guarded.gone() == []
 
 
@@ -206,15 +206,15 @@ def test_refused_requeue_of_guard_is_no_error(run):
 @pytest.mark.parametrize(
     "seen, pause, did",
     [
-        (Seen(), 1.0, []),
+        (JobSeen(), 1.0, []),
         (ON_NODES, LOOK_SECONDS, []),
         (ON_NODES._replace(seconds_left=30.0), 30.0, []),
         (ON_NODES._replace(seconds_left=-3.0), 1.0, []),
         (ON_NODES._replace(state="SUSPENDED", seconds_left=4000.0), LOOK_SECONDS, []),
-        (Seen("TIMEOUT", ending="TIMEOUT"), None, [("requeue", 0.0, None, 1)]),
-        (Seen("NODE_FAIL", ending="NODE_FAIL"), None, [("requeue", 0.0, None, 1)]),
-        (Seen("CANCELLED", ending=LEFT), None, []),
-        (Seen("PENDING", ending=LEFT), None, []),
+        (JobSeen("TIMEOUT", ending="TIMEOUT"), None, [("requeue", 0.0, None, 1)]),
+        (JobSeen("NODE_FAIL", ending="NODE_FAIL"), None, [("requeue", 0.0, None, 1)]),
+        (JobSeen("CANCELLED", ending=LEFT), None, []),
+        (JobSeen("PENDING", ending=LEFT), None, []),
     ],
 )
 def test_guard_looks_at_job_while_its_owner_hangs(run, seen, pause, did):

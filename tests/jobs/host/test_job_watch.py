@@ -6,7 +6,7 @@ from flip.runs import canary
 from flip.runs.rundir import RunDir
 from jobs.host import held_jobs, job_watch, own_job, slurm_cli
 from jobs.host.job_watch import CANARY_SECONDS, FOREVER, CanaryWatch, LimitWatch
-from jobs.host.scheduler import Seen, SlurmScheduler
+from jobs.host.scheduler import JobSeen, SlurmScheduler
 from tests.jobs.host.scontrol_answers import show
 
 HOUR = {"limit": "01:00:00"}
@@ -100,7 +100,7 @@ class Deadlines(SlurmScheduler):
 
     def see(self, deadline=slurm_cli.DEADLINE):
         self.deadlines.append(deadline)
-        return Seen()
+        return JobSeen()
 
 
 def test_watch_asks_at_once_and_with_a_short_deadline_after_term(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from flip.runs.wall_limit import TimeUsed
 from jobs.host import slurm_cli
 from jobs.host.failed_starts import FailedStarts
-from jobs.host.scheduler import LEFT, Seen, SlurmScheduler
+from jobs.host.scheduler import LEFT, JobSeen, SlurmScheduler
 from tests.harness.common import wait_until
 from tests.jobs.host.scontrol_answers import show
 
@@ -39,7 +39,7 @@ def test_see_reads_all_that_an_owner_needs_from_one_answer(slurm, commands):
     times = "EligibleTime=2026-11-30T08:00:00 StartTime=2026-11-30T09:00:30"
     more = f"echo ' NodeList=n1,n7 {times} Comment=away:2:0:5:69:n3 '"
     seen = slurm(1, more, restarts=1).see()
-    assert seen == Seen(
+    assert seen == JobSeen(
         state="RUNNING",
         used=TimeUsed(TEN_MINUTES, DAY, over=False, preempted=False),
         limit=DAY,
@@ -98,7 +98,7 @@ def test_see_counts_the_time_until_the_limit(slurm, fields, limit, left):
 def test_silent_slurm_says_nothing_and_an_unknown_job_is_an_answer(slurm, commands):
     scheduler = slurm()
     commands("scontrol", "exit 1")
-    assert scheduler.see() == Seen() and scheduler.see().failed is None
+    assert scheduler.see() == JobSeen() and scheduler.see().failed is None
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
     assert scheduler.see().state == "UNSEEN"
 
@@ -119,7 +119,7 @@ def test_outside_of_a_job_nothing_is_asked_or_restarted(commands, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     commands("scontrol", "exit 1")
     scheduler = SlurmScheduler()
-    assert scheduler.see() == Seen("UNSEEN", failed=FailedStarts()) and not scheduler.can_restart
+    assert scheduler.see() == JobSeen("UNSEEN", failed=FailedStarts()) and not scheduler.can_restart
     assert commands.calls() == []
 
 
@@ -136,14 +136,14 @@ def test_outside_of_a_job_nothing_is_asked_or_restarted(commands, monkeypatch):
 )
 def test_held_nodes_are_those_of_a_list_with_the_own_node(slurm, monkeypatch, node_list, own, held):
     monkeypatch.setenv("SLURMD_NODENAME", own)
-    assert slurm().held_nodes(Seen("RUNNING", node_list=node_list)) == held
+    assert slurm().held_nodes(JobSeen("RUNNING", node_list=node_list)) == held
 
 
 def test_held_nodes_are_unknown_while_slurm_is_silent(slurm, commands, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     scheduler = slurm()
     commands("scontrol", "exit 1")
-    assert scheduler.held_nodes(Seen("RUNNING", node_list="n1,n7")) is None
+    assert scheduler.held_nodes(JobSeen("RUNNING", node_list="n1,n7")) is None
 
 
 def test_failed_node_is_excluded_in_place_of_the_one_before(slurm):
