@@ -9,7 +9,7 @@ from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
-from jobs.host.job import Options, Owner
+from jobs.host.job import JobOptions, Owner
 from jobs.host.scheduler import SlurmScheduler
 from tests.jobs.host.owned import SilentGuard, WrittenStep
 
@@ -125,7 +125,7 @@ def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monke
             run.write_cause(1, 0, "crash", CAUSES["crash"], "it broke", host="n1")
             return WrittenStep(70)
 
-    assert Owner(run, Options(), FailingStep(), SilentGuard).serve() == 70
+    assert Owner(run, JobOptions(), FailingStep(), SilentGuard).serve() == 70
     assert "scontrol update JobId=57 ExcNodeList=n1" in commands.calls()
     end = read_json(run.attempt(1) / "end.json")
     assert end["exclude"] == ["n1"] and end["reason"].endswith("without n1 from now on, where other failed as well")
