@@ -3,7 +3,7 @@
 ``make docs`` builds it (``build.py``): it copies README, CONTRIBUTING and docs/ into a temporary folder, writes the
 pages there that are made from the code, and calls Sphinx, for which any broken link is an error (``conf.py``). The
 navigation is that of docs/index.md. ``make pictures`` draws the pictures of the README (``pictures.py``). The generated
-pages are not committed:
+pages are not committed, the tables of ``restart_tables.py`` are:
 
 - ``configuration.py``: every field of a run and of a cluster profile, from the dataclasses
 - ``commands.py``: every option of every command, from the parsers
@@ -13,6 +13,7 @@ pages are not committed:
 - ``run_directory.py``: every file of a run, from ``flip.runs.run_files``
 - ``packages.py``: every package and its question, from docstrings
 - ``python_api.py``: the public Python interface, from docstrings
+- ``restart_tables.py``: what follows for a job, in docs/restarts.md, from ``flip.runs.next_step``
 - ``markdown.py``: tables for all of them
 
 Everything but ``build.py`` needs the packages of `make install` alone.
