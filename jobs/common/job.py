@@ -104,7 +104,7 @@ class Job:
 
     @property
     def host_code(self) -> Path:
-        """The code of everything outside the ranks: batch script hooks, rank entry, supervisor.
+        """The code of everything outside the ranks: owner of a job, rank entry, supervisor.
 
         It is the current code, not the run's own, because the batch script must agree with it on options.
         """

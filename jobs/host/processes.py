@@ -1,7 +1,7 @@
 """Processes of this host as /proc shows them: which attempt they belong to. Kills those of earlier attempts of a run.
 
-Watchers and batch shells survive if Slurm loses track of them: its daemon or the batch shell was killed, and what it
-had started lives on. The owner of the job (``job.py``) ends them. Without /proc none is found.
+Owners, guards and batch shells survive if Slurm loses track of them: its daemon was killed, and what it had started
+lives on. The owner of the next start (``job.py``) ends them. Without /proc none is found.
 """
 
 import os

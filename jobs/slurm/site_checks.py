@@ -13,7 +13,7 @@ DEGRADED = "degraded"
 FAIL = "fails"
 UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
-SHORT_KILL_WAIT = 10  # seconds, for a save and for the exit trap, which takes a third of a second on an idle node
+SHORT_KILL_WAIT = 10  # seconds, for a save, and for the job's owner, which takes a third of a second on an idle node
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
 EXPEDITED = (25, 11)  # first release with --requeue=expedite
@@ -113,7 +113,7 @@ def _restarts(site: Site, profile: ClusterProfile) -> Verdict:
         most = f"KillWait ({site.kill_wait} s)"
         if grace:
             most = f"the grace and {most}"
-        then = f"Its exit trap does it, if the ranks save and leave within {most}; else it is `stopped`: submit again."
+        then = f"Its owner does it, if the ranks save and leave within {most}; else it is `stopped`: submit again."
         return DEGRADED, read, then
     return UNKNOWN, site.errors.get("qos") or read, "Name the QOS of jobs: --qos, or qos in the profile."
 
@@ -151,7 +151,7 @@ def _limit(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _crash(site: Site, profile: ClusterProfile) -> Verdict:
     most = parse_int(site.config.get("MaxBatchRequeue", ""))
-    read = f"the job's exit trap calls scontrol requeue; MaxBatchRequeue={_shown(most, 'not set')}"
+    read = f"the owner of the job calls scontrol requeue; MaxBatchRequeue={_shown(most, 'not set')}"
     starts, holds = (_codes(site.config.get(key, "")) for key in ("RequeueExit", "RequeueExitHold"))
     bad = {code for cause, code in CAUSES.items() if cause != "complete"}
     if bad & starts:
@@ -269,9 +269,9 @@ def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
     read = f"run directories record it; squeue lists ended jobs for {_shown(age)} s (MinJobAge)"
     read += f"; KillWait={site.kill_wait} s"
     if age is not None and age < 60:
-        return DEGRADED, read, "Of a job that was killed with its exit trap `status` then knows only that it ended."
+        return DEGRADED, read, "Of a job that was killed with its owner `status` then knows only that it ended."
     if site.kill_wait < SHORT_KILL_WAIT:
-        then = "After scancel the exit trap may be killed before it records the end. `flip cancel` has no such limit."
+        then = "After scancel the owner may be killed before it records the end. `flip cancel` has no such limit."
         return DEGRADED, read, then
     return OK, read
 
@@ -360,7 +360,7 @@ def _python(site: Site, profile: ClusterProfile) -> Verdict:
         then = "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
         return FAIL, site.errors["python"], then
     if tuple(parse_int(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
-        return FAIL, f"{name} is Python {site.python}", "The exit trap needs 3.6: name another in host_python."
+        return FAIL, f"{name} is Python {site.python}", "The owner of a job needs 3.6: name another in host_python."
     read = f"{name} is Python {site.python} on this machine"
     kind = site.filesystems.get("python", "")
     if kind.startswith(SHARED):

@@ -91,7 +91,7 @@ def timeline(record: dict[str, Any]) -> str:
         (at["signal"], "warn", record["signal"], "Slurm preempts the job"),
         (at["saved"], "good", "checkpoint", f"committed at sample {saved}"),
         (at["exit"], "soft", "exit 75", "stopped, not failed"),
-        (at["requeued"], "soft", "requeue", "the exit trap queues the job"),
+        (at["requeued"], "soft", "requeue", "the owner of the job requeues it"),
         (at["started"], "soft", "attempt 2", "the other job has ended"),
         (at["ready"], "good", "resumed", f"continues at sample {saved}"),
     ]

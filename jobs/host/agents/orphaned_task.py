@@ -1,7 +1,7 @@
 """Restarts a job from a task of a node agent, if nothing on the job's first node can do so any more: a requeue or, if
 Slurm does not requeue the job, a successor.
 
-The batch script, its watcher (the coordinator of the agents) and srun run on the first node. They end together in two
+The owner of the job (which has the coordinator), its guard and srun run on the first node. They end together in two
 cases, and the task of an agent that has lost its coordinator asks Slurm in which it is:
 
 - The first node is lost. Slurm lets a job with ``--no-kill`` go on without it: nothing would end or requeue the job
@@ -54,19 +54,19 @@ def sleep_until_term(seconds: float) -> bool:
 def restart_if_orphaned(environ: Mapping[str, str], sleep: Callable[[float], Any] = sleep_until_term) -> str:
     """Wait until Slurm shows that the job of this task is orphaned, then restart the job; returns what happened.
 
-    Returns at once if the batch shell lives: its exit trap decides when this task has ended. ``sleep``: seconds ->
+    Returns at once if the owner of the job lives: it decides when this task has ended. ``sleep``: seconds ->
     whether it was interrupted, because Slurm ends the job.
     """
-    if _has_exit_trap(environ):
-        return "job %s is left to its exit trap" % own_job.own_job(environ)
+    if _has_owner(environ):
+        return "job %s is left to its owner" % own_job.own_job(environ)
     return OrphanedTask(environ, sleep).restart()
 
 
 def restart_if_ending(environ: Mapping[str, str], sleep: Callable[[float], Any] = time.sleep) -> str:
     """Restart the job of this task if Slurm ends it and nothing else restarts it, while ranks still save; returns what
     happened, "" if Slurm does not end the job, or does not answer: then it is to be asked again."""
-    if _has_exit_trap(environ):
-        return "job %s is left to its exit trap" % own_job.own_job(environ)
+    if _has_owner(environ):
+        return "job %s is left to its owner" % own_job.own_job(environ)
     return OrphanedTask(environ, sleep).restart_if_ending()
 
 
@@ -196,7 +196,7 @@ class OrphanedTask:
 
     def _step_after(self, state: str) -> Step:
         """What follows for a job that Slurm has ended in a state. What cannot be read now, the next start reads."""
-        is_complete = state == "COMPLETED"  # its exit trap came to its end
+        is_complete = state == "COMPLETED"  # its owner came to its end
         is_cancelled = False
         end: Mapping[str, Any] = {}
         try:
@@ -316,8 +316,8 @@ def _newest(run: RunDir) -> Optional[int]:
         return None
 
 
-def _has_exit_trap(environ: Mapping[str, str]) -> bool:
-    """Whether the batch shell lives: srun, its child, does, and Slurm shows no end of the batch script."""
+def _has_owner(environ: Mapping[str, str]) -> bool:
+    """Whether the owner of the job lives: srun, its child, does, and Slurm shows no end of the batch script."""
     if not _srun_answers(environ):
         return False
     state = own_job.job_state(own_job.own_job(environ), own_job.restart_count(environ), slurm_cli.SHORT_DEADLINE)

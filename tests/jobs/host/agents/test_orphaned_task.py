@@ -278,7 +278,7 @@ def test_wait_goes_on_if_files_of_the_run_are_away(slurm, environ, commands, mon
 def test_task_with_srun_leaves_job_to_exit_trap(slurm, environ):
     slurm("n[2-3]")
     with socket.create_server(("127.0.0.1", 0)) as srun:
-        assert "left to its exit trap" in orphaned_task.restart_if_orphaned(environ("n2", srun.getsockname()[1]))
+        assert "left to its owner" in orphaned_task.restart_if_orphaned(environ("n2", srun.getsockname()[1]))
     assert not slurm.requeues()
 
 
@@ -291,7 +291,7 @@ def test_srun_may_outlive_its_batch_shell(slurm, environ, reason, is_restarted):
     with socket.create_server(("127.0.0.1", 0)) as srun:
         for act in (orphaned_task.restart_if_orphaned, orphaned_task.restart_if_ending):
             text = act(environ("n1", srun.getsockname()[1]))
-            assert text.endswith(": requeued") if is_restarted else "left to its exit trap" in text
+            assert text.endswith(": requeued") if is_restarted else "left to its owner" in text
     assert len(slurm.requeues()) == 2 * is_restarted
 
 
