@@ -52,8 +52,8 @@ EXPECTED = {
 }
 """Process that is killed -> causes of the attempts, by state. When all have left, the run is complete in any case."""
 EXPECTED["owner and guard"] = EXPECTED["owner"]
-REQUEUES = {"agent": "000000", "task": "111110", "owner": "111110", "guard": "000000", "owner and guard": "000000"}
-"""How often the job is requeued, by state. Without its owner and its guard the user submits it again."""
+REQUEUES = {"agent": "000000", "task": "111110", "owner": "111110", "guard": "000000", "owner and guard": "111110"}
+"""How often the job is requeued, by state: without its owner and its guard by the task of its agent."""
 
 STEP = """cd /
 exec env {variables} {python} -I {root}/jobs/host/rank_entry.py tests.jobs.runtime.agent_rank
@@ -64,8 +64,12 @@ case $1 in
 show)
     touch {folder}/asked
     while [ -e {folder}/held ]; do sleep 0.05; done
-    {show};;
-requeue) echo $((restarts + 1)) > {folder}/restarts;;
+    if [ -e {folder}/ended ]; then
+    {ended}
+    else
+    {show}
+    fi;;
+requeue) rm -f {folder}/ended; echo $((restarts + 1)) > {folder}/restarts;;
 esac
 """
 
@@ -200,6 +204,7 @@ class AgentJob:
             os.kill(self.owner.pid, signal.SIGKILL)
             if victim == "owner and guard":
                 os.kill(guard, signal.SIGKILL)
+                (self.folder / "ended").touch()  # Slurm notices the end of the batch script
             self.owner.wait()
 
     def release(self):
@@ -216,11 +221,6 @@ class AgentJob:
         if self.requeues() == self.restarts or self.owner.poll() is None or self.living():
             return
         self.restarts = self.requeues()
-        self.start()
-
-    def submit_again(self):
-        """The user does so when nothing is left of the job."""
-        self.until(lambda: not self.living(), "the end of all processes")
         self.start()
 
     def requeues(self):
@@ -265,7 +265,12 @@ def job(tmp_path, monkeypatch, commands):
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "restarts").write_text("0\n")
-    commands("scontrol", SCONTROL.format(folder=tmp_path, show=show(restarts="$restarts").replace("'X'", "X") + "\n"))
+    shown = {
+        "show": show(restarts="$restarts"),
+        "ended": show(restarts="$restarts", state="FAILED", reason="RaisedSignal:9(Killed)"),
+    }
+    texts = {name: text.replace("'X'", "X") for name, text in shown.items()}
+    commands("scontrol", SCONTROL.format(folder=tmp_path, **texts))
     variables = {
         **TASK, "SLURM_JOB_ID": "57", "FLIP_SNAPSHOT": str(ROOT), "FLIP_AGENTS": "1", "PYTHONPATH": str(ROOT),
         "TEST_PRELOAD": "tests.jobs.runtime.held_import",
@@ -290,8 +295,6 @@ def test_run_goes_on_after_kill_in_state(job, state, victim):
     job.enter(state)
     job.kill(victim)
     job.release()
-    if victim == "owner and guard" and state != "left":
-        job.submit_again()
     if state != "left":
         job.ranks(len(expected))
         job.finish_ranks()
