@@ -76,24 +76,24 @@ class Guard:
             os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
             pass
-        self._fork()
         self._is_behind = False
-        if self._facts:
-            self._send(self._facts)
+        self._fork()
 
     def _fork(self) -> None:
         read, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._pid = os.fork()
         if self._pid == 0:
-            _run(read, self._on_gone, self._on_silent)
+            _run(read, self._on_gone, self._on_silent, self._facts)
         os.close(read)
 
 
-def _run(pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard], Optional[float]]) -> NoReturn:
+def _run(
+    pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard], Optional[float]], heard: Heard
+) -> NoReturn:
     try:
         _close_others(pipe)
-        serve(pipe, on_gone, on_silent)
+        serve(pipe, on_gone, on_silent, heard)
     finally:
         os._exit(0)
 
@@ -109,12 +109,13 @@ def _close_others(pipe: int) -> None:
                 pass
 
 
-def serve(pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard], Optional[float]]) -> None:
-    """Listen to the owner until it has ended."""
+def serve(
+    pipe: int, on_gone: Callable[[Heard], Any], on_silent: Callable[[Heard], Optional[float]], heard: Heard
+) -> None:
+    """Listen to the owner until it has ended. ``heard``: what an earlier guard has heard."""
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # read by sigtimedwait
-    heard: Heard = {}
     rest = b""
     look_at = time.monotonic() + SILENT_SECONDS
     while True:
