@@ -79,6 +79,17 @@ def install(folder):
     return folder
 
 
+TRACER = """
+import ctypes, os, sys
+PTRACE_ATTACH = 16
+pid = int(sys.argv[1])
+assert ctypes.CDLL(None).ptrace(PTRACE_ATTACH, pid, 0, 0) == 0
+os.waitpid(pid, 0)
+print("hangs", flush=True)
+os.waitpid(pid, 0)
+"""
+
+
 class SlurmScene:
     """A submission to the Slurm ``sandbox``, whose SLURM_CONF and shims are in this process's environment."""
 
@@ -123,16 +134,18 @@ class SlurmScene:
         """Send SIGKILL to a rank, as the kernel does when memory runs out."""
         os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
 
+    def owner_and_guard(self):
+        """Return the pids of the owner of the job and of its guard."""
+        return owner_and_guard(self.here, fields_of(self.call("scontrol", "show", "job", self.id())))
+
     def kill_shell(self):
         """Send SIGKILL to the owner of the job only."""
-        job = fields_of(self.call("scontrol", "show", "job", self.id()))
-        os.kill(owner_and_guard(self.here, job)[0], signal.SIGKILL)
+        os.kill(self.owner_and_guard()[0], signal.SIGKILL)
 
     def kill_batch_step(self, spared=""):
-        """Send SIGKILL to the batch shell and all of its descendants, as cgroups do: watcher, coordinator and srun.
-        ``spared``: name of a command that is left."""
-        job = fields_of(self.call("scontrol", "show", "job", self.id()))
-        step = owner_and_guard(self.here, job)
+        """Send SIGKILL to the owner and all of its descendants, as cgroups do: guard and srun. ``spared``: name of a
+        command that is left."""
+        step = self.owner_and_guard()[:1]
         for pid in step:  # it grows
             step.extend(children(pid))
         for pid in step:
@@ -277,20 +290,53 @@ class SlurmScene:
                 self.here.call("scancel", id_)
 
 
-def owner_and_guard(sandbox, job):
-    """Return the pids of the owner of a job with these fields and of its guard, which it has forked; those that run.
+def pids(text):
+    """Return pids of processes whose first two arguments contain ``text``."""
+    return [pid for pid, words in command_lines().items() if text in " ".join(words[:2])]
 
-    Another Slurm here may have a job of its number.
-    """
-    script = f"{sandbox.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script"
-    parents = {}
+
+def command_lines():
+    """Return pid -> command line of all processes."""
+    lines = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            words = path.read_text().split("\0")
-            if "/jobs/host/job.py" in " ".join(words[:4]) and script in words:
-                stat = (path.parent / "stat").read_text().rpartition(")")[2].split()
-                parents[int(path.parent.name)] = int(stat[1])
-    return sorted(parents, key=lambda pid: parents[pid] in parents)
+            lines[int(path.parent.name)] = path.read_text().split("\0")[:-1]
+    return lines
+
+
+def batch_script(sandbox, job):
+    """Return the path of the batch script of a job with these fields: another Slurm may have a job of its number."""
+    return f"{sandbox.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script"
+
+
+def owner_and_guard(sandbox, job):
+    """Return the pids of the owner of a job with these fields and of its guard, which it has forked; those that run."""
+    script = batch_script(sandbox, job)
+    both = {pid for pid, words in command_lines().items() if is_owner(words) and script in words}
+    return sorted(both, key=lambda pid: parent(pid) in both)
+
+
+def is_owner(words):
+    """Whether this is the command line of the owner of a job, or of its guard."""
+    return any(word.endswith("/jobs/host/job.py") for word in words[:4])
+
+
+def parent(pid):
+    """Return the pid of the parent of a process; 0 if that process is gone."""
+    return int((processes.read_stat(pid)[1] or [0, 0])[1])
+
+
+@contextlib.contextmanager
+def hanging(pid):
+    """Let a process hang as in a call of a file system: of all signals it obeys SIGKILL alone, also if Slurm continues
+    the processes of a job that it ends."""
+    tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(pid)], stdout=subprocess.PIPE)
+    try:
+        assert tracer.stdout.readline() == b"hangs\n"
+        yield
+    finally:
+        tracer.kill()
+        tracer.wait()
 
 
 def children(pid):
