@@ -12,7 +12,7 @@ from jobs.host import slurm_cli
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
-from tests.harness.slurm_scene import batch_shells, pids, profile
+from tests.harness.slurm_scene import owner_and_guard, pids, profile
 from tests.slurm.scenarios import AGAIN, SHORT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -71,21 +71,20 @@ def test_rank_killed_for_memory(site, tmp_path, agents):
     wait_until(lambda: not pids("sleep 7731.25"), "the end of its process")
 
 
-def kill_shell(site, run):
-    """SIGKILL to the batch shell, when the rank of the first attempt has started; returns the fields of the job."""
+def kill_owner(site, run):
+    """SIGKILL to the owner, when the rank of the first attempt has started; returns the fields of the job."""
     wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank", 60, story=story(run))
     job = fields(run)
-    (shell,) = batch_shells(site, job)
-    os.kill(shell, signal.SIGKILL)
+    os.kill(owner_and_guard(site, job)[0], signal.SIGKILL)
     return job
 
 
-def test_killed_batch_shell(site, tmp_path):
-    """Slurm kills the watcher with its shell, before it can restart the job. The rank gets TERM and saves."""
+def test_killed_owner(site, tmp_path):
+    """Slurm kills the guard with the owner, before it can restart the job. The rank gets TERM and saves."""
     run = submit(tmp_path, AGAIN)
-    kill_shell(site, run)
+    job = kill_owner(site, run)
     wait_until(lambda: fields(run)["JobState"] == "FAILED", "its end", story=story(run))
-    assert not pids(f"batch_hooks.py watch {run.path}")
+    assert not owner_and_guard(site, job)
     shown = state(run)
     assert shown.state == "stopped" and "its batch script was killed before it could act" in shown.detail, shown
     assert run.causes(1)[0]["cause"] == "stopped"
@@ -93,11 +92,10 @@ def test_killed_batch_shell(site, tmp_path):
     wait_until(lambda: state(run).state == "complete", "its second attempt", 120, story=story(run))
 
 
-def test_killed_batch_shell_with_agents(site, tmp_path):
-    """Slurm kills watcher, coordinator and srun with the shell. The agent is in another step, and its task restarts the
-    job."""
+def test_killed_owner_with_agents(site, tmp_path):
+    """Slurm kills guard and srun with the owner. The agent is in another step, and its task restarts the job."""
     run = submit(tmp_path, AGAIN, agents=True)
-    kill_shell(site, run)
+    kill_owner(site, run)
     wait_until(lambda: state(run).state == "complete", "its second attempt", 180, story=story(run))
     assert run.newest_attempt() == 2 and fields(run)["Restarts"] == "1"
     assert read_json(run.attempt(1) / "end.json")["cause"] == "stopped"
