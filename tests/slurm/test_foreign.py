@@ -16,7 +16,7 @@ from jobs.reporting import run_details
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
-from tests.harness.slurm_scene import batch_shells, profile
+from tests.harness.slurm_scene import owner_and_guard, profile
 from tests.slurm.conftest import start_cluster
 from tests.slurm.scenarios import AGAIN, SHORT
 
@@ -26,10 +26,7 @@ PROLOG = """#!/bin/sh
 ! rm {folder}/fail 2>/dev/null
 """
 PYTHON = """#!/bin/sh
-# The Python of batch scripts. While the file ``slow`` exists, ``begin`` waits, and ``watch`` starts late.
-if [ -e {folder}/slow ]; then
-    case $3 in begin) touch {folder}/begun; sleep 60;; watch) sleep 0.5;; esac
-fi
+# The Python of batch scripts.
 exec {python} "$@"
 """
 
@@ -75,7 +72,7 @@ def complete(run):
 
 
 def test_no_node_is_excluded_in_partition_as_small_as_the_job(site):
-    """The exit trap excludes nodes with broken hardware: this job would wait for ever (BadConstraints)."""
+    """The owner excludes nodes with broken hardware: this job would wait for ever (BadConstraints)."""
     run = submit(site, "broken", {"steps": SHORT, "attempts": {"1": {"crash": BROKEN}}})
     complete(run)
     assert run.newest_attempt() == 2 and fields(run)["ExcNodeList"] == "(null)"
@@ -105,15 +102,18 @@ def test_failed_starts_are_shown_until_the_interpreter_is_back(site):
     assert run.newest_attempt() == 1 and fields(run)["ExcNodeList"] == "(null)"
 
 
-def test_job_is_restarted_after_kill_of_batch_shell_during_start_up(site):
-    """``begin`` has not won an attempt yet."""
-    cluster, folder = site
-    (folder / "slow").touch()
-    run = submit(site, "killed", {"steps": SHORT})
-    wait_until((folder / "begun").exists, "begin")
-    (shell,) = batch_shells(cluster, fields(run))
-    os.kill(shell, signal.SIGKILL)
-    (folder / "slow").unlink()
+def test_guard_restarts_job_whose_owner_was_killed_before_its_attempt(site):
+    """The files of the run are away, so that the owner tries to begin again and again."""
+    cluster, _ = site
+    run = submit(site, "killed", {"steps": SHORT}, options={"hold": ""})
+    attempts = run.path / "attempts"
+    attempts.touch()
+    job = fields(run)["JobId"]
+    cluster.call("scontrol", "release", job)
+    log = run.path.parent / ".slurm"
+    wait_until(lambda: any("; retried for" in path.read_text() for path in log.glob("*/*.err")), "a failed try", 60)
+    os.kill(owner_and_guard(cluster, fields(run))[0], signal.SIGKILL)
+    attempts.unlink()
     complete(run)
     assert run.newest_attempt() == 1 and fields(run)["Comment"].startswith("away:1:0:0:137:n")
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -104,13 +103,9 @@ def cause_events(desk):
 
 
 def kill_host_processes(desk, name):
-    """Kill the watcher, the batch shell and the ranks of a run, so that nothing records the end of its attempt."""
+    """Kill the owner, its guard and the ranks of a run, so that nothing records the end of its attempt."""
     path = str(desk.run(name).path)
-    named = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
-    victims = [pid for pid in named if processes.environment(pid).get("FLIP_RUN") == path]
-    number = job(desk, name)["JobId"]
-    shell = re.compile(rf"{re.escape(str(desk.here.folder))}/.*/job{int(number):05d}/slurm_script")
-    victims += [pid for pid in named if shell.search(" ".join(processes.arguments(pid)[:2]))]
+    victims = [pid for pid, environ in processes.own_environments().items() if environ.get("FLIP_RUN") == path]
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
