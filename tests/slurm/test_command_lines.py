@@ -15,8 +15,7 @@ from tools.sandbox.cluster import SandboxCluster
 pytestmark = pytest.mark.slurm
 GOLDEN = Path(__file__).resolve().parents[1] / "jobs" / "slurm" / "golden"
 STEP = re.compile(r"^srun (.*) \S+/python -I \S+/rank_entry.py jobs.worker$", re.MULTILINE)
-AGENTS = re.compile(r'FLIP_AGENTS=1 start_step (.*) "\$@"')
-OPTIONS = re.compile(r"^  flip_options=\((.*)\)$", re.MULTILINE)
+KINDS = re.compile(r"^  flip_options=\((.*)\)$", re.MULTILINE)
 SCRIPT = "#!/bin/sh\n#SBATCH --output=/dev/null\nexec sleep 300\n"
 #: Values of a golden script that the sandbox does not have.
 SMALLER = {
@@ -128,18 +127,14 @@ def test_real_slurm_accepts_command_line(line, open_cluster, tmp_path):
 def test_real_slurm_accepts_options_of_batch_scripts_and_steps(open_cluster, tmp_path):
     """Those of the golden files, except for containers of pyxis, which the sandbox does not have."""
     open_cluster(False)
-    for name in ("sbatch-plain", "sbatch-canary", "sbatch-agents", "owner-plain", "owner-elastic"):
+    for name in ("sbatch-plain", "sbatch-canary", "sbatch-agents", "sbatch-elastic"):
         golden = (GOLDEN / f"{name}.sh").read_text()
         options = "\n".join(line for line in golden.splitlines() if line.startswith("#SBATCH"))
         for old, new in SMALLER.items():
             options = options.replace(old, new)
         step = STEP.search(golden)[1].replace("/runs/demo/.slurm/0123abcd", str(tmp_path)).replace("=12", "=1")
-        for first in AGENTS.findall(golden):
-            step = f"{first.replace('=96', '=1')} {step}"
-        starts = [f"srun {step} true"]
-        if owner_kinds := OPTIONS.findall(golden):
-            starts = [f"srun {small(kind)} {step} true" for kind in owner_kinds]
-            assert len(starts) == 2
+        starts = [f"srun {small(kind)} {step} true" for kind in KINDS.findall(golden)]
+        assert len(starts) == 2
         debug = "srun --kill-on-bad-exit=1 --export=ALL true"
         script = " && ".join([*starts, debug, f"touch {tmp_path}/{name}.$SLURM_ARRAY_TASK_ID\n"])
         (tmp_path / "script.sh").write_text(f"#!/bin/sh\n{options}\n{script}")
@@ -148,7 +143,7 @@ def test_real_slurm_accepts_options_of_batch_scripts_and_steps(open_cluster, tmp
 
 
 def small(options):
-    """Options of a kind of step in the script of an owner, on two nodes of the sandbox."""
+    """Options of a kind of step, on two nodes of the sandbox."""
     for word, value in (('"$(($3 * 8))"', "2"), ('"$3"', "2"), ("=96", "=1"), ("=12", "=1")):
         options = options.replace(word, value)
     return options
