@@ -145,10 +145,7 @@ class SlurmScene:
     def kill_batch_step(self, spared=""):
         """Send SIGKILL to the owner and all of its descendants, as cgroups do: guard and srun. ``spared``: name of a
         command that is left."""
-        step = self.owner_and_guard()[:1]
-        for pid in step:  # it grows
-            step.extend(children(pid))
-        for pid in step:
+        for pid in family(self.owner_and_guard()[0]):
             if not spared or processes.arguments(pid)[0] != spared:
                 os.kill(pid, signal.SIGKILL)
 
@@ -339,10 +336,13 @@ def hanging(pid):
         tracer.wait()
 
 
-def children(pid):
-    """Return pids of the children of a process."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in tasks for child in path.read_text().split()]
+def family(pid):
+    """Return the pid of a process and those of all of its descendants, which come first."""
+    pids = [pid]
+    for member in pids:  # it grows
+        for path in Path(f"/proc/{member}/task").glob("*/children"):
+            pids.extend(int(child) for child in path.read_text().split())
+    return pids[::-1]
 
 
 def masked(arguments):

@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.s3, pytest.mark.kill]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 1
 """This seed gives twelve of the longest kinds of faults, including time limit, straggler and node loss."""
-SEED_OF_AGENTS = 2
-"""This one gives a killed rank, agent and coordinator, and a lost node of the run with a spare."""
+SEED_OF_AGENTS = 6
+"""This one gives a killed rank, agent, owner, guard and batch step, and a lost node of the run with a spare."""
 
 
 @pytest.mark.timeout(1200)

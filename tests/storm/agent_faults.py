@@ -38,13 +38,3 @@ def agent_and_rank_killed(run):
     os.kill(run.rng.choice(rows)["pid"], signal.SIGKILL)
     run.wait(lambda: run.run.newest_attempt() > run.attempt + 1 or run.over(), "the attempt after the second fault")
     return "SIGKILL to a node agent, then to a rank of the next attempt while it starts"
-
-
-@kind(30, sites=SITE)
-def coordinator_killed(run):
-    """The watcher of the batch script dies: the agents let the ranks save, and the exit trap requeues the run."""
-    for pid, environ in processes.own_environments().items():
-        if environ.get("FLIP_RUN") == str(run.run.path) and "watch" in processes.arguments(pid):
-            os.kill(pid, signal.SIGKILL)
-    run.wait_end()
-    return "SIGKILL to the coordinator of the node agents"

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from tests.storm import agent_faults, foreign_faults  # noqa: F401 - register the kinds of these sites
+from tests.storm import agent_faults, foreign_faults, owner_faults  # noqa: F401 - register the kinds of these sites
 from tests.storm.faults import COMMON, EVERY, HOME
 
 FIRST = 2

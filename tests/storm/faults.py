@@ -117,7 +117,7 @@ def time_limit(run):
 
 @kind(25)
 def controller_restarted(run):
-    """slurmctld ends by SIGTERM or SIGKILL; a rank dies meanwhile, and the exit trap waits for slurmctld."""
+    """slurmctld ends by SIGTERM or SIGKILL; a rank dies meanwhile, and the owner waits for slurmctld."""
     number = run.rng.choice((signal.SIGTERM, signal.SIGKILL))
     with run.hands():
         controller = run.scene.signal_controller(number)
@@ -229,7 +229,7 @@ def submitted_twice(run):
 
 @kind(16, sites=(HOME,))
 def tree_edited(run):
-    """Break trainer, rank process and trap in the working tree, then make the run start again."""
+    """Break trainer, rank process and owner in the working tree, then make the run start again."""
     run.scene.edit_tree()
     return f"`raise` in every program of the working tree, then {_kill(run)}"
 

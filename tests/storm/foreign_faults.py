@@ -4,9 +4,6 @@ They are written like those of `tests.storm.faults`. A fault after which a perso
 `explain` says, and records it.
 """
 
-import contextlib
-import os
-import signal
 import time
 
 from flip.runs.errors import FlipError
@@ -14,14 +11,8 @@ from jobs.reporting import run_details
 from tests.storm.faults import FOREIGN, _kill, kind
 from tools.sandbox import processes
 
-START_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.5)
-"""Seconds from the start of a batch shell to its end by SIGKILL."""
-LOST_SECONDS = 15.0
-"""For which a stopped run must stay stopped: until then the watcher may restart its job."""
 HANGS = (6, 14)
 """Seconds for which slurmctld does not answer; commands wait for ten."""
-LONG = 300
-"""Seconds to wait for a batch shell."""
 SITE = (FOREIGN,)
 
 
@@ -90,13 +81,13 @@ def held(run):
 def scancelled(run):
     """A person cancels the job, and later submits the run again.
 
-    If KillWait (5 s here) ends before the batch shell has recorded the end, `status` shows what Slurm says of the job.
+    If KillWait (5 s here) ends before the owner has recorded the end, `status` shows what Slurm says of the job.
     """
     number = run.job_number()
     run.cancelled.add(run.attempt)
     run.slurm("scancel", run.job().id)  # the number of an array's last task is that of the array: it would end all
     state = run.wait_shown(_is_cancelled, "a cancelled run")
-    run.wait(lambda: not run.shells(number), "the end of the job")
+    run.wait(lambda: not run.owners(number), "the end of the job")
     run.scene.resubmit(run.run.name, "--retry")
     run.intervene(f"submitted again with --retry; status: {state.state}, {state.detail}")
     return "scancel"
@@ -116,64 +107,9 @@ def step_cancelled(run):
 # -- processes of a node ---------------------------------------------------------------------------------------------
 
 
-@kind(16, sites=SITE, shows=("stopped",))
-def shell_killed(run):
-    """The watcher restarts the job, whose state is FAILED until then."""
-    for shell in run.shells(run.job_number()):
-        os.kill(shell, signal.SIGKILL)
-    run.wait_end()
-    return "SIGKILL to the batch shell"
-
-
-@kind(30, sites=SITE, shows=("stopped", "queued"))
-def shell_killed_at_start(run):
-    """A shell that is killed before it has started the watcher is lost; `status` shows it, and the run is submitted
-    again."""
-    number = run.job_number()
-    delay = run.rng.choice(START_DELAYS)
-    before = run.shells(number)
-    killed = _kill(run)
-    new = set()
-    limit = time.monotonic() + LONG
-    while not new:
-        new = run.shells(number) - before
-        run.wait(lambda: True, "a batch shell")  # raises if the run has stopped
-        assert time.monotonic() < limit, f"timeout while waiting for a batch shell\n{run.story()}"
-        time.sleep(0.003)
-    time.sleep(delay)
-    for shell in new:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(shell, signal.SIGKILL)
-    if _is_lost(run):
-        state = run.state()
-        # After an attempt with a recorded end, status repeats its reason, and does not judge the next script.
-        assert state.state == "stopped" and "its job ended (FAILED)" in state.detail, state
-        assert "submit again" in state.detail, state
-        run.scene.resubmit(run.run.name)
-        run.intervene(f"submitted again; status: {state.state}, {state.detail}")
-    return f"{killed}, then SIGKILL to the next batch shell after {delay:g} s"
-
-
-def _is_lost(run):
-    """Wait until another attempt has begun, or the run has been stopped for LOST_SECONDS; returns whether it has."""
-    since = []
-
-    def settled():
-        if run.run.newest_attempt() > run.attempt:
-            return True
-        if run.state().state != "stopped":
-            since.clear()
-            return False
-        since.append(time.monotonic())
-        return since[-1] - since[0] > LOST_SECONDS
-
-    run.wait(settled, "the next attempt, or a stopped run")
-    return run.run.newest_attempt() == run.attempt
-
-
 @kind(6, sites=SITE)
 def batch_stepd_killed(run):
-    """Kill Slurm's parent of the batch shell. The run goes on until slurmctld misses the step, when it next asks the
+    """Kill Slurm's parent of the owner. The run goes on until slurmctld misses the step, when it next asks the
     node for its steps."""
     number = run.job_number()
     with run.hands():
@@ -184,7 +120,7 @@ def batch_stepd_killed(run):
 
 @kind(6, sites=SITE)
 def stepd_killed(run):
-    """Kill Slurm's parent of ranks on one node. They go on; when they have ended, the watcher ends srun, which would
+    """Kill Slurm's parent of ranks on one node. They go on; when they have ended, the owner ends srun, which would
     wait for ever."""
     number = run.job_number()
     with run.hands():

@@ -44,8 +44,8 @@ def every_fault_struck(storm):
 
 @proof
 def complete(storm):
-    """every run is complete, and nothing was submitted again but by a person who had cancelled it, or whose batch shell
-    was killed before it could act"""
+    """every run is complete, and nothing was submitted again but by a person who had cancelled it, or whose owner was
+    killed with its guard, or before it had a guard"""
     repeated, failed, submissions = storm.scene.submissions()
     assert not failed, "\n".join(failed)
     for run in storm.runs:
@@ -59,10 +59,10 @@ def complete(storm):
 
 @proof
 def interventions(storm):
-    """no run needed a person, except where one had held or cancelled it, or its batch shell was killed before the
-    attempt began, which `status` showed"""
+    """no run needed a person, except where one had held or cancelled it, or its owner was killed with its guard or
+    before it had a guard, which `status` showed"""
     kinds = {done.strike.kind for done in storm.interventions}
-    assert kinds <= {"held", "scancelled", "shell_killed_at_start"}, kinds
+    assert kinds <= {"held", "scancelled", "owner_killed_at_start", "owner_and_guard_killed"}, kinds
     return "; ".join(f"{done.strike.kind}: {done.intervention}" for done in storm.interventions) or "none"
 
 
@@ -149,7 +149,7 @@ def no_twins(storm):
 @proof
 def the_status(storm):
     """`status` showed each run as running or waiting in the order of its attempts, otherwise only as a person had
-    stopped it or its batch shell was killed, and finally as complete"""
+    stopped it or its owner was killed, and finally as complete"""
     for run in storm.runs:
         observed = [state for state in run.seen if state != ("queued", 0)]
         assert observed[-1] == ("complete", run.run.newest_attempt()), observed

@@ -13,7 +13,7 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import processes, sessions, slurm_cli
 from jobs.slurm.backend import SlurmBackend
-from tests.harness.slurm_scene import pids
+from tests.harness.slurm_scene import command_lines, is_owner, parent
 from tests.harness.training_run import TrainingRun
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
@@ -239,10 +239,23 @@ class StormRun(Calm):
         """Slurm's number of the job. The last task of an array has the number of the array."""
         return slurm_cli.fields_of(self.slurm("scontrol", "show", "job", self.job().id))["JobId"]
 
-    def shells(self, number):
-        """Pids of the batch shells of job ``number``, also of earlier starts that still run."""
+    def owners(self, number):
+        """Pids of the owners of job ``number``, and of batch shells that become owners, also of earlier starts."""
+        both = self._of_first_node(number)
+        return {pid for pid in both if parent(pid) not in both}
+
+    def guards(self, number):
+        """Pids of the guards of these owners."""
+        return self._of_first_node(number) - self.owners(number)
+
+    def _of_first_node(self, number):
         folders = [self.here.site.spool(node) for node in self.here.site.names]
-        return {pid for folder in folders for pid in pids(f"{folder}/job{int(number):05d}/slurm_script")}
+        scripts = {f"{folder}/job{int(number):05d}/slurm_script" for folder in folders}
+        return {
+            pid
+            for pid, words in command_lines().items()
+            if (is_owner(words) and scripts.intersection(words)) or (len(words) == 2 and words[1] in scripts)
+        }
 
     def intervene(self, what):
         """Record what a person had to do."""
@@ -278,5 +291,5 @@ class StormRun(Calm):
 
 
 LIVELY = ("submitted_twice", "storage_restarts", "storage_throttles", "storage_flips", "storage_breaks_off",
-          "storage_stalls", "stepd_killed", "batch_stepd_killed")  # fmt: skip
+          "storage_stalls", "stepd_killed", "batch_stepd_killed", "guard_killed")  # fmt: skip
 """Kinds that do not end the attempt, or not at once."""
