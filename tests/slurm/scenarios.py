@@ -10,7 +10,7 @@ GRACE = 6
 KILL_WAIT = 5
 WAITING_MINUTE = 1 / 60
 """The shortest limit, in hours. Slurm looks at limits every half minute, and was seen to miss the warning of so short a
-one: then TERM comes, and the watcher requeues. So these are for a quiet machine."""
+one: then TERM comes, and the owner requeues. So these are for a quiet machine."""
 
 AGAIN = {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": SHORT}}}
 """Obeys, and finishes in its second attempt."""
@@ -20,7 +20,7 @@ MUTE = {**HERE, "user_signal": False}
 """Preemption does not send the warning signal."""
 WATCHFUL = {**HERE, "node_timeout": 5}
 AGENTS = {**HERE, "kill_wait": 15}
-"""With node agents the exit trap starts after that of the ranks and of the agents: a busy machine needs more time."""
+"""With node agents the owner ends after the ranks and the agents: a busy machine needs more time."""
 OTHER = {**HERE, "accounting": True, "select": "linear"}
 """Another kind of site: accounting, and whole nodes only."""
 JOB_SUBMIT = """
@@ -71,7 +71,7 @@ class Scenario:
     ends: tuple = (2, "complete")
     """Attempts and state at the end, as they must be: a recording of something else is refused."""
     torn: bool = False
-    """Whether the first attempt's trap lives to its end is a matter of a second."""
+    """Whether the owner lives to the end of the first attempt is a matter of a second."""
     ci: bool = False
     """Whether ``make test`` plays it on a real Slurm; ``make test-all`` plays them all, the simulated Slurm too."""
 
@@ -122,7 +122,7 @@ def preempted_grace_late(scene):
     preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
 
-# torn: ranks and script are killed simultaneously, but on a busy machine the exit trap may still run
+# torn: ranks and owner are killed simultaneously, but on a busy machine the owner may still act
 @scenario("a job of higher priority; no grace; the ranks obey nothing and are killed", torn=True)
 def preempted_deaf(scene):
     preempted(scene, DEAF)
@@ -252,7 +252,7 @@ def limit_obeyed(scene):
 
 @scenario("the time limit; the ranks do not obey the warning, but the TERM after it")
 def limit_late(scene):
-    limit(scene, ["USR2"], save=3.0)  # the watcher polls every second, so it acts before the exit trap
+    limit(scene, ["USR2"], save=3.0)  # the owner asks every second, so it acts before their end
 
 
 @scenario("the time limit; the ranks obey nothing and are killed")
@@ -452,5 +452,5 @@ def agents_warned_batch(scene):
 
 @scenario("SIGKILL to the batch shell; node agents", options=AGENTS)
 def agents_shell_killed(scene):
-    with_agents(scene, {**AGAIN, "save": 4.0})  # the job ends after the watcher has requeued it
+    with_agents(scene, {**AGAIN, "save": 4.0})  # the job ends after the guard has requeued it
     scene.kill_shell()
