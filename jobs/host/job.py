@@ -65,6 +65,7 @@ RETRY_SECONDS = 600.0  # for which an unavailable file system is retried on the 
 REQUEUE_DELAY = 1800.0  # until the next start after that
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
 STEP_EXIT_SECONDS = 20.0  # for srun to end after all node agents have ended their ranks and have left
+IDLE_SECONDS = 1.0  # in which a signal is noticed while nothing runs
 FOLLOWER_SECONDS = 60.0  # for trackers to get the last values
 FOREVER = float("inf")
 NO_ANSWER = "Slurm does not show the state of the job"
@@ -164,7 +165,7 @@ class Owner:
             left = end - time.monotonic()
             if left <= 0:
                 return
-            self.wait(min(left, POLL_SECONDS) if self.pool is not None else left)
+            self.wait(min(left, IDLE_SECONDS if self.pool is None else POLL_SECONDS))
 
     def next_due(self) -> float:
         """When ``wait`` has something to do without an event, by the monotonic clock."""
