@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -124,10 +125,11 @@ def test_srun_is_not_killed_while_files_are_away(run, start, later):
 
 def test_poll_waits_for_the_time_or_for_the_end_of_the_step(run, start):
     srun = start("srun")
-    step = RankStep(run, 1, srun, PEER_SECONDS, print)
+    step = step_of(run, srun)
+    begun = time.monotonic()
     step.poll(0.2)
-    assert step.code() is None
-    srun.kill()
+    assert 0.2 <= time.monotonic() - begun < 30 and step.code() is None
+    threading.Timer(0.2, srun.kill).start()
     begun = time.monotonic()
     step.poll(60)
     assert time.monotonic() - begun < 30 and step.code() == 137
