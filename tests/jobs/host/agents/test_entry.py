@@ -12,7 +12,7 @@ import pytest
 from flip.runs.errors import CRASH
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import rank_entry, sessions
-from jobs.host.agents import entry
+from jobs.host.agents import contact, entry
 from jobs.host.agents.channel import CONTACT, GONE_CODE, NO_AGENTS, ChannelError, listen, new_key, publish, read_contact
 from jobs.host.agents.coordinator import Coordinator, State, Timing
 from jobs.host.agents.server import AgentServer
@@ -232,7 +232,7 @@ def test_task_without_coordinator_acts_at_term(tmp_path):
     try:
         wait_until(lambda: len(processes_of(run)) == 2, "its agent", 30)
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(node_agent.CONNECT_SECONDS / 2) == NO_AGENTS
+        assert process.wait(contact.CONNECT_SECONDS / 2) == NO_AGENTS
     finally:
         end_task(process, run)
 
