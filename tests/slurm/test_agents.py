@@ -25,6 +25,8 @@ from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_equal, check_ids
 
 pytestmark = pytest.mark.slurm
+UNREACHABLE = """sed -i 's/"port": [0-9]*/"port": 9/' "$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json" || :"""
+"""A setup line that lets agents search for the owner where nobody listens."""
 TWICE = {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}}
 """Finishes in its third attempt."""
 
@@ -57,14 +59,6 @@ def submit(scene, play=AGAIN, **fields):
 def agent(scene, rank, n=1):
     """Pid of the agent that has started a rank."""
     return int(processes.read_stat(scene.facts(rank, n)["pid"])[1][1])
-
-
-def kill_coordinator(scene):
-    run = scene.runs[0]
-    scene.until(lambda: (run.path / "attempts" / "1" / "coordinator.json").exists(), "the coordinator")
-    for pid in processes_of(run):
-        if "watch" in processes.arguments(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 def end(scene):
@@ -176,7 +170,7 @@ def test_run_is_preempted_after_restart_in_its_job(scene):
 @pytest.mark.slow
 @pytest.mark.parametrize("ignored", [[], ["USR2", "TERM", "USR1"]])
 def test_run_at_its_time_limit_is_requeued(scene, ignored):
-    """Ranks that obey the warning save; others are killed with the exit trap, and the watcher has requeued the job."""
+    """Ranks that obey the warning save; others are killed with the owner, which has requeued the job."""
     scene.patience = 300.0
     scene.submit({**AGAIN, "ignore": ignored}, agents=True, hours=WAITING_MINUTE, signal_seconds=30)
     causes, restarts, state = end(scene)
@@ -184,14 +178,14 @@ def test_run_at_its_time_limit_is_requeued(scene, ignored):
 
 
 @pytest.mark.slow
-def test_warning_to_batch_shell_reaches_ranks(scene):
+def test_warning_to_owner_reaches_ranks(scene):
     submit(scene)
     scene.call("scancel", "--batch", "--signal=USR1", scene.id())
     assert end(scene) == (["stopped", "complete"], 1, "complete")
 
 
 @pytest.mark.slow
-def test_killed_batch_shell_is_requeued_by_watcher(scene):
+def test_killed_owner_is_replaced_by_requeue_of_its_guard(scene):
     submit(scene, TWICE)
     scene.kill(rank=0)
     scene.ready(2)
@@ -200,14 +194,24 @@ def test_killed_batch_shell_is_requeued_by_watcher(scene):
     assert (len(causes), restarts, state) == (3, 1, "complete")
 
 
+@pytest.mark.slow
+def test_run_goes_on_without_a_break_after_kill_of_guard(scene):
+    submit(scene, {"steps": 20 * SHORT})
+    owner, guard = scene.owner_and_guard()
+    os.kill(guard, signal.SIGKILL)
+    scene.until(lambda: guard not in scene.owner_and_guard() and len(scene.owner_and_guard()) == 2, "another guard")
+    assert scene.owner_and_guard()[0] == owner
+    assert end(scene) == (["complete"], 0, "complete")
+
+
 ONE_NODE = {"nodes": 1, "processes": 2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape, spared", [({}, ""), (ONE_NODE, ""), (ONE_NODE, "srun")])
 def test_job_whose_batch_step_was_killed_is_requeued_by_a_task(scene, shape, spared):
-    """Batch shell, watcher and srun at once, as cgroups do: nothing on the first node can restart the job but the tasks
-    of the agents. Their ranks save."""
+    """Owner, guard and srun at once, as cgroups do: nothing on the first node can restart the job but the tasks of the
+    agents. Their ranks save."""
     submit(scene, shape=shape)
     scene.kill_batch_step(spared)
     assert end(scene) == (["stopped", "complete"], 1, "complete")
@@ -225,7 +229,7 @@ def test_job_whose_batch_step_was_killed_is_requeued_before_its_ranks_are_killed
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 0])
 def test_lost_node_is_requeued_by_slurm(scene, rank):
-    """Without a spare node. Rank 0 runs on the node of the batch script."""
+    """Without a spare node. Rank 0 runs on the node of the owner."""
     submit(scene)
     node = scene.facts(rank)["node"]
     scene.here.lose(node)
@@ -297,7 +301,7 @@ def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene, is_back):
 
 @pytest.mark.slow
 def test_job_that_has_lost_its_first_node_is_requeued_by_another(scene):
-    """Slurm lets a job with a spare node go on without the batch script, its watcher and srun."""
+    """Slurm lets a job with a spare node go on without its owner, the guard and srun."""
     scene.patience = 300.0
     submit(scene, shape={"spares": 1})
     lost = scene.facts(0)["node"]
@@ -323,21 +327,19 @@ def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(scene):
 
 
 @pytest.mark.slow
-def test_agents_without_coordinator_leave_ranks_to_srun(scene, monkeypatch):
-    """The watcher is killed before the agents reach it: they look for 60 s, then the ranks start without agents."""
+def test_agents_that_cannot_reach_the_owner_leave_ranks_to_srun(scene):
+    """They search for 60 s."""
     scene.patience = 240.0
-    scene.submit({"steps": SHORT}, agents=True, cpus=1)
-    kill_coordinator(scene)
+    scene.submit({"steps": SHORT}, agents=True, cpus=1, setup=[UNREACHABLE])
     causes, restarts, state = end(scene)
     assert (restarts, state) == (0, "complete") and causes[-1] == "complete"
 
 
 @pytest.mark.slow
 def test_node_lost_by_ranks_of_srun_in_elastic_job_is_no_crash(scene):
-    """No agent reaches the coordinator. The job keeps running without the lost node."""
+    """No agent reaches the owner. The job keeps running without the lost node."""
     scene.patience = 300.0
-    scene.submit(AGAIN, agents=True, shape={"spares": 1}, peer_seconds=2)
-    kill_coordinator(scene)
+    scene.submit(AGAIN, agents=True, shape={"spares": 1}, peer_seconds=2, setup=[UNREACHABLE])
     scene.ready()
     lost = scene.facts(1)["node"]
     scene.here.lose(lost)
