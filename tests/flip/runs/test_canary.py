@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "cluster.md"
 STANDING = {
     "has passed, or its jobs were released": (Wait(released=True), FREE, FREE),
     "is queued, running, waiting or unknown": (Wait(canary="running"), WAITING, FREE),
-    "is complete, and its exit trap is at work": (Wait(canary="complete", ending=True), WAITING, LOST),
+    "is complete, and its owner is at work": (Wait(canary="complete", ending=True), WAITING, LOST),
     "is complete, and has released nothing": (Wait(canary="complete"), LOST, LOST),
     "is failed, cancelled or stopped": (Wait(canary="failed"), LOST, LOST),
     "was submitted again, without this run": (Wait(canary="running", current=False), LOST, LOST),
