@@ -127,6 +127,7 @@ class Owner:
         stand_in = StandIn(run, scheduler, self.log)
         self.guard = make_guard(stand_in.on_gone, stand_in.on_silent)
         self.restart = JobRestart(run, scheduler, self.log, self.pause)
+        scheduler.sleep = self.pause
 
     # -- signals and waits -----------------------------------------------------------------------------------------
 

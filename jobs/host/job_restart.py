@@ -137,6 +137,7 @@ class StandIn:
         return None
 
     def _act(self, what: str, seen: JobSeen, heard: Heard) -> None:
+        self._scheduler.sleep = None  # that of the owner serves agents
         n = int(heard.get("attempt", 0))
         step = next_step(Evidence(EndFacts(None, seen.state), is_over=False))
         if step.do == REQUEUE and not n:

@@ -7,7 +7,7 @@ batch script.
 import logging
 import os
 import time
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir
@@ -35,23 +35,30 @@ def restart(
     attempt: Optional[int] = None,
     ending: bool = False,
     failed: Optional[FailedStarts] = None,
+    sleep: Optional[Callable[[float], Any]] = None,
 ) -> str:
     """``requeue`` our job or, if Slurm does not requeue it, ``submit_successor``; returns what happened.
 
-    Raises SlurmUnavailable if the requeue was refused, SuccessorRefused if the new job was.
+    ``sleep``: how to wait between two tries; by default time.sleep. Raises SlurmUnavailable if the requeue was refused,
+    SuccessorRefused if the new job was.
     """
     try:
-        return requeue(job, restarts, delay, exclude, ending)
+        return requeue(job, restarts, delay, exclude, ending, sleep)
     except RequeueDisabled:
         log.debug("requeue is disabled for job %s", job)
     try:
-        return submit_successor(job, restarts, attempt, delay, exclude, failed)
+        return submit_successor(job, restarts, attempt, delay, exclude, failed, sleep)
     except SlurmUnavailable as error:
         raise SuccessorRefused(str(error)) from error
 
 
 def requeue(
-    job: str, restarts: int, delay: float = 0.0, exclude: Optional[Sequence[str]] = None, ending: bool = False
+    job: str,
+    restarts: int,
+    delay: float = 0.0,
+    exclude: Optional[Sequence[str]] = None,
+    ending: bool = False,
+    sleep: Optional[Callable[[float], Any]] = None,
 ) -> str:
     """Requeue a job, to start after ``delay`` seconds; returns what happened. ``exclude``: all nodes that it avoids
     from now on, if enough others are left; None: as before.
@@ -70,7 +77,7 @@ def requeue(
     if checked:  # before the requeue, after which this process may be killed at once
         exclude = affordable(fields, exclude)
         state = job_state(job, restarts, seen=fields)  # the queries may have taken a minute
-    left_alone = _request_requeue(job, restarts, state, fields, ending)
+    left_alone = _request_requeue(job, restarts, state, fields, ending, sleep or time.sleep)
     if left_alone:
         return left_alone
     if not checked:
@@ -104,6 +111,7 @@ def submit_successor(
     delay: float = 0.0,
     exclude: Optional[Sequence[str]] = None,
     failed: Optional[FailedStarts] = None,
+    sleep: Optional[Callable[[float], Any]] = None,
 ) -> str:
     """Submit a successor of our job, which Slurm does not requeue: the same batch script, name, token and array index.
 
@@ -125,7 +133,7 @@ def submit_successor(
             refused = state is not None and not slurm_cli.NO_ANSWER.search(str(error))  # Slurm answers again
             if refused or time.time() + wait > end:
                 raise
-        time.sleep(wait)
+        (sleep or time.sleep)(wait)
         wait = min(60.0, 2 * wait)
 
 
@@ -186,7 +194,14 @@ def exclude_failed_node(fields: Mapping[str, str], node: str, previous: str) -> 
     return [name for name in others if name != previous] + [node]
 
 
-def _request_requeue(job: str, restarts: int, state: Optional[str], fields: Dict[str, str], ending: bool) -> str:
+def _request_requeue(
+    job: str,
+    restarts: int,
+    state: Optional[str],
+    fields: Dict[str, str],
+    ending: bool,
+    sleep: Callable[[float], Any],
+) -> str:
     """Request a requeue until Slurm accepts it; returns "", or why the job is left alone.
 
     ``state``: of the job, queried again after each failed try, with its ``fields``. See ``requeue``.
@@ -220,7 +235,7 @@ def _request_requeue(job: str, restarts: int, state: Optional[str], fields: Dict
                 refused_until = now + (unknown_for if gone else slurm_cli.RETRY_SECONDS)
             if now + wait > (refused_until or silent_until):
                 raise
-        time.sleep(wait)
+        sleep(wait)
         if not ending:
             wait = min(60.0, 2 * wait)
         state = job_state(job, restarts, deadline, fields)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from flip.files.creation import open_append
 from flip.runs.restart_policy import UNKNOWN
@@ -58,6 +58,9 @@ class Scheduler:
 
     can_restart = True
     """Whether ``requeue`` can do something."""
+    sleep: Optional[Callable[[float], Any]] = None
+    """How ``requeue`` waits between two tries, for up to half a day; None: time.sleep. The owner looks at its job
+    meanwhile: its wall limit may come."""
 
     def see(self, deadline: float = slurm_cli.DEADLINE) -> JobSeen:
         """The job now. ``deadline``: seconds for an answer."""
@@ -158,7 +161,7 @@ class SlurmScheduler(Scheduler):
         urgent: bool = False,
         failed: Optional[FailedStarts] = None,
     ) -> str:
-        return requeue.restart(self.job, self.restarts, delay, exclude, attempt, urgent, failed)
+        return requeue.restart(self.job, self.restarts, delay, exclude, attempt, urgent, failed, self.sleep)
 
     def held_nodes(self, seen: JobSeen) -> Optional[Set[str]]:
         """A list without the node of this process says nothing of others."""

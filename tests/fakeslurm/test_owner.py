@@ -47,3 +47,16 @@ def test_owner_resubmits_job_without_requeue_after_node_failure(tmp_path):
         scene.until(lambda: end(scene), "the end of the attempt")
         assert (end(scene)["state"], end(scene)["action"]) == ("NODE_FAIL", "requeue")
         scene.until(lambda: scene.runs[0].result.exists(), "the second attempt")
+
+
+def test_owner_that_waits_for_slurm_notices_its_wall_limit(tmp_path):
+    """The controller is away when the attempt ends, and back when it ends the job: only KillWait is left then."""
+    with staged("late", tmp_path, kill_wait=5.0) as scene:
+        scene.submit({"steps": SHORT, "attempts": {"1": {"exit": 70}}}, hours=0.3)
+        scene.until(lambda: scene.runs[0].newest_attempt() == 1, "the first attempt")
+        scene.commands.trouble = lambda args: "refused"
+        scene.patience = 1800.0
+        scene.until(lambda: scene._jobs()[0].state == "TIMEOUT", "the wall limit")
+        scene.commands.trouble = lambda args: ""
+        scene.over()
+        assert (end(scene)["cause"], end(scene, 2)["cause"]) == ("crash", "complete")
