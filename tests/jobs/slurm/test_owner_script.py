@@ -36,7 +36,6 @@ cat /proc/$$/status > {folder}/{name}.status"""
         ("plain", {"partition": "gpu"}, {}),
         ("agents", {"partition": "gpu", "agents": True}, {}),
         ("elastic", {"partition": "gpu", "agents": True, "options": {"exclude": "n[07-08]"}}, {"resources": ELASTIC}),
-        ("canary", {"partition": "gpu", "agents": True}, {"canary": 50}),
         ("tracked", {"container": "/img/torch.sif", "container_runtime": "apptainer"}, {"trackers": ["wandb"]}),
         (
             "apptainer",
