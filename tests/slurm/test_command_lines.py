@@ -127,7 +127,7 @@ def test_real_slurm_accepts_command_line(line, open_cluster, tmp_path):
 def test_real_slurm_accepts_options_of_batch_scripts_and_steps(open_cluster, tmp_path):
     """Those of the golden files, except for containers of pyxis, which the sandbox does not have."""
     open_cluster(False)
-    for name in ("sbatch-plain", "sbatch-canary", "sbatch-agents", "sbatch-elastic"):
+    for name in ("sbatch-plain", "sbatch-agents", "sbatch-elastic"):
         golden = (GOLDEN / f"{name}.sh").read_text()
         options = "\n".join(line for line in golden.splitlines() if line.startswith("#SBATCH"))
         for old, new in SMALLER.items():
