@@ -37,8 +37,8 @@ DAY = 86400.0
 HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
-EVENTS += ("owner_killed", "guard_killed")
-AGENT_EVENTS = ("agent_killed", "task_killed", "batch_step_killed")
+EVENTS += ("owner_killed", "guard_killed", "batch_step_killed")
+AGENT_EVENTS = ("agent_killed", "task_killed")
 OVER = ("complete", "failed", "cancelled")
 STUCK = re.compile(r"its canary (\w+) is ")
 
@@ -319,9 +319,18 @@ class World:
         return [life for life in self.lives if life.is_owned and life.job.state == "RUNNING"]
 
     def _batch_step_killed(self):
-        steps = [step for step in self._steps() if step.ranks is not None and step.life.has_coordinator]
-        if steps:
-            self.rng.choice(steps).life.kill_batch_step()
+        """Kill an owner together with its guard and srun.
+
+        A task of node agents restarts the job. Ranks that srun started end with it, and only a person can."""
+        if self.agents:
+            steps = [step for step in self._steps() if step.ranks is not None and step.life.has_coordinator]
+            if steps:
+                self.rng.choice(steps).life.kill_batch_step()
+            return
+        lives = self._owned_lives()
+        if lives:
+            self.rng.choice(lives).kill_batch_step()
+            self.excuses.append(self.clock.now)
 
     def _steps(self):
         """The steps of agents that run."""

@@ -92,12 +92,16 @@ def test_year_of_30_runs_violates_nothing_for_random_seed(seed, agents, folder):
     simulate_year(folder, seed, runs=30, nodes=8, agents=agents)
 
 
+@AGENTS
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 7))])
-def test_year_violates_nothing_if_batch_steps_are_killed(seed, folder):
-    """Batch shell, watcher and srun at once. Many ranks save for longer than KillWait."""
-    weather = Weather(batch_step_killed=1.0)
-    world, _ = simulate_year(folder, seed, runs=30, nodes=8, weather=weather, agents=True)
+def test_year_violates_nothing_if_owners_are_killed_with_their_guards(seed, agents, folder):
+    """Owner, guard and srun at once, and owners alone. Many ranks save for longer than KillWait."""
+    weather = Weather(batch_step_killed=1.0, owner_killed=2.0)
+    world, _ = simulate_year(folder, seed, runs=30, nodes=8, weather=weather, agents=agents)
     killed = [life for life in world.lives if any(event == "batch step" for _, event in life.events)]
+    assert len(killed) > 5
+    if not agents:
+        return
     notes = [process.out.getvalue() for life in killed for process in life.processes_of("task")]
     assert sum("has lost its batch script (FAILED): requeued" in note for note in notes) > 5
 

@@ -117,8 +117,11 @@ def _causes_match_events(world, name, state, run_attempts):
             allowed |= {"cancelled"}
         if _ended_in_outage(world, attempt):
             allowed |= {"storage"}  # an end that meets a full disk says so
-        if "storage" in attempt.happened and following is not None and following.life.job is not attempt.life.job:
-            allowed |= {"node"}  # the job's comment is lost with the job
+        if "storage" in attempt.happened and following is not None:
+            if following.life.job is not attempt.life.job:
+                allowed |= {"node"}  # the job's comment is lost with the job
+            elif "storage" in following.happened:
+                allowed |= {"node"}  # the comment names one attempt: Slurm was silent when the following one began
         if any(later.start < attempt.ended for later in run_attempts if later.n > attempt.n):
             allowed |= {"stopped", "node"}  # the later attempt may have recorded the missing end
         if attempt.cause is not None and attempt.cause not in allowed:
