@@ -51,14 +51,24 @@ def processes_of(run):
 
 def has_connection(pid):
     """Whether a process has an established connection of TCP."""
+    return bool(_connections(pid))
+
+
+def has_unread_message(pid):
+    """Whether a process has not read all that came to it by TCP."""
+    return any(int(queues.split(":")[1], 16) for queues in _connections(pid))
+
+
+def _connections(pid):
+    """The column ``tx_queue:rx_queue`` of /proc/net/tcp for each established connection of a process."""
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
-    established = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+    established = {f"socket:[{row[9]}]": row[4] for row in rows if row[3] == "01"}
     names = set()
     with contextlib.suppress(OSError):  # it has just ended
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 names.add(os.readlink(entry))
-    return bool(names & established)
+    return [queues for name, queues in established.items() if name in names]
 
 
 def end_task(process, run):

@@ -17,7 +17,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import processes, sessions
 from tests.harness.common import wait_until
-from tests.jobs.host.agents.task import ROOT, TASK, has_connection, processes_of
+from tests.jobs.host.agents.task import ROOT, TASK, has_connection, has_unread_message, processes_of
 from tests.jobs.host.scontrol_answers import show
 
 pytestmark = pytest.mark.long
@@ -178,6 +178,8 @@ class AgentJob:
             self.signal_node(signal.SIGSTOP)
             self.held.unlink()
             self.until((self.run.attempt(1) / "end.json").exists, "the end of attempt 1")
+            # Its guard knows by then that nothing is left to do. An owner that is killed before that is requeued.
+            self.until(lambda: has_unread_message(agent), "the message that the agent may leave")
 
     def imports(self, may_end):
         """Whether agents get ready that start from now on."""
