@@ -177,7 +177,7 @@ def unended(run: RunDir) -> List[int]:
     """The newest attempts, back to the first that has an end."""
     numbers: List[int] = []
     for n in reversed(run.attempt_numbers()):
-        if (run.attempt(n) / "end.json").exists():
+        if exists(run.attempt(n) / "end.json"):
             break
         numbers.insert(0, n)
     return numbers

@@ -14,7 +14,7 @@ from typing import List, Optional, Set, Tuple
 
 from flip.runs.errors import STORAGE
 from flip.runs.restart_policy import DAY, UNSTARTED
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, exists, read_record
 
 NODE_SUSPECT_CAUSES = ("crash", "hang")  # that a node may be to blame for
 RECENT = DAY  # seconds for which a failure counts: the node may be repaired by then
@@ -81,7 +81,7 @@ def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
     than half of the ``total`` nodes are named: then a shared service fails, which comes back, and a job that excludes
     all nodes would never start again.
     """
-    if (run.attempt(n) / "ready.json").exists():
+    if exists(run.attempt(n) / "ready.json"):
         return []
     log = _end_of_log(run, n)
     unstarted = {name for name, code in SRUN_EXIT_LINE.findall(log) if int(code) in UNSTARTED_CODES}

@@ -1,4 +1,6 @@
-"""Decides what follows for a job or a run: ``next_step``, a pure function, and the only place that decides it.
+"""Decides what follows for a job or a run: ``next_step``, a pure function, and the only place in Python that does.
+
+Without Python, the fallback of the batch script counts starts by itself. Callers may replace the delay of a step.
 
 | known | step |
 |---|---|
@@ -53,12 +55,12 @@ NEAR_WALL_LIMIT = 600.0
 #: Seconds that a requeue takes at least: queue, start-up, restore.
 LEAST_REQUEUE = 600.0
 
-#: Failed starts of a job in a row after which it is given up: two days of them.
+#: Failed starts of a job in a row after which it is given up: two days, if each waits REQUEUE_DELAY (half an hour).
 MAX_FAILED_STARTS = 100
 
 LIMITS = Limits()
 
-#: Seconds by which each failed start of a job delays the next.
+#: The next start waits for this many seconds times the number of failed starts before this one.
 FAILED_START_DELAY = 60.0
 
 
@@ -186,6 +188,8 @@ def _before_the_end(evidence: Evidence) -> Step:
         return Step(LEAVE, "node", "the state of the job: %s" % (evidence.end.state or "no answer"))
     if "TIMEOUT" in states:
         return Step(REQUEUE, "timeout", "the wall limit came before the end of the attempt")
+    if "PREEMPTED" in states:
+        return Step(REQUEUE, "stopped", "a preemption came before the end of the attempt")
     return Step(REQUEUE, "node", "the attempt was cut off: %s" % evidence.end.state)
 
 

@@ -369,21 +369,21 @@ class RunDir:
         create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
 
     def stop_requested(self, n: int) -> bool:
-        return (self.attempt(n) / "told.json").exists()
+        return exists(self.attempt(n) / "told.json")
 
     def record_time_limit(self, n: int) -> None:
         """Record that attempt n exceeded its wall limit: it may be killed before it can record a cause."""
         create_json(self.attempt(n) / "limit.json", {"time": time.time()})
 
     def hit_time_limit(self, n: int) -> bool:
-        return (self.attempt(n) / "limit.json").exists()
+        return exists(self.attempt(n) / "limit.json")
 
     def record_progress(self, n: int) -> None:
         """Record progress of attempt n that is no commit: results that the next attempt need not compute again."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
     def has_progress(self, n: int) -> bool:
-        return (self.attempt(n) / "progress.json").exists()
+        return exists(self.attempt(n) / "progress.json")
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
         """Record why this process ends: {cause, code, reason, rank, time, ...facts}. The first cause of a rank counts.

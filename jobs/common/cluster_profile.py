@@ -92,7 +92,7 @@ class ClusterProfile:
     peer_seconds: int = 120
     """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``). With ``agents`` at most 20."""
     agents: bool = False
-    """Slurm: start ranks from node agents, which restart a run in its job (docs/restarts.md, Node agents). Profiles of
+    """Slurm: start ranks from node agents, which restart a run in its job (docs/node_agents.md). Profiles of
     `flip doctor` have them if nothing on the site speaks against it; without this line there are none."""
     array_size: int = 1000
     """Slurm: most elements of an array (MaxArraySize - 1); more runs make more arrays."""

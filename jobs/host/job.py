@@ -6,11 +6,12 @@
       |              | no agents: srun starts the ranks --^                                  |
       | idle         | step ended, unhealthy nodes ------------------------------> DECIDE    | requeue, stop,
       v              v                                                                       v done, leave
-    EXIT <---------------------------------------------------------------------------------LEAVE
+    EXIT <---------------------------------------------------------------------------------CLOSE
 
 One thread. Each wait, in each state, also looks at the wall limit, at a canary and at the guard when that is due.
-Signals are only passed on. ``next_step`` alone decides what follows; ``_requeue`` alone restarts the job. An exception
-ends this process without ``over``: the guard then restarts the job as after SIGKILL. Standard library, Python >= 3.6.
+Signals are only passed on. ``next_step`` alone decides what follows; ``JobRestart`` alone restarts the job. An
+exception ends this process without ``over``: the guard then restarts the job as after SIGKILL. Standard library,
+Python >= 3.6.
 """
 
 import argparse
@@ -122,6 +123,8 @@ class Owner:
         """The wall limit that is recorded, in seconds."""
         self._signal = 0
         """The last one that came."""
+        self._pause_end = FOREVER
+        """When the first of the pauses ends that are under way, by the monotonic clock."""
         self.limit = LimitWatch(scheduler, self._restart_around_ranks, self._record_limit)
         self.canary = CanaryWatch(run, self.log)
         stand_in = StandIn(run, scheduler, self.log)
@@ -162,15 +165,16 @@ class Owner:
     def pause(self, seconds: float) -> None:
         """``wait`` for all of this time."""
         end = time.monotonic() + seconds
-        while True:
-            left = end - time.monotonic()
-            if left <= 0:
-                return
-            self.wait(min(left, IDLE_SECONDS if self.pool is None else POLL_SECONDS))
+        outer = self._pause_end
+        self._pause_end = min(outer, end)
+        longest = IDLE_SECONDS if self.pool is None else POLL_SECONDS
+        while time.monotonic() < end:
+            self.wait(max(0.0, min(longest, end - time.monotonic())))
+        self._pause_end = outer
 
     def next_due(self) -> float:
         """When ``wait`` has something to do without an event, by the monotonic clock."""
-        return min(self.limit.due, self.canary.due)
+        return min(self.limit.due, self.canary.due, self._pause_end)
 
     def _restart_around_ranks(self, state: str) -> None:
         """Slurm ends the job while ranks may save. KillWait is short, so it is requeued now; the end of the attempt is
@@ -254,7 +258,7 @@ class Owner:
             code = DATA
         self.is_over = True
         self.guard.say(over=1)
-        self._leave(code)
+        self._close(code)
         try:
             return COMPLETE if self.n and self.run.is_complete() else code
         except OSError:
@@ -283,7 +287,7 @@ class Owner:
         """Win the next attempt; returns (its number, 0), or (0, the exit code) if none starts: the run is complete
         (Slurm may restart a finished job), cancelled, or submitted again as another job."""
         run = self.run
-        if not run.path.exists():
+        if not exists(run.path):
             remedy = "Was it moved to the trash? Submit it again."
             raise ConfigError("the run directory does not exist", str(run.path), remedy=remedy)
         run.close()  # before it is read: then no other user can exchange it
@@ -576,7 +580,7 @@ class Owner:
         self.run.open_logs(n)
         return step
 
-    # -- LEAVE -----------------------------------------------------------------------------------------------------
+    # -- CLOSE -----------------------------------------------------------------------------------------------------
 
     def _carry_out(self, step: Step) -> None:
         """Do what was decided, unless the next attempt starts here."""
@@ -597,7 +601,7 @@ class Owner:
         for problem in notify.send_events(self.run, action):
             self.log(problem)
 
-    def _leave(self, code: int) -> None:
+    def _close(self, code: int) -> None:
         """Let agents, their step and the followers end."""
         if self.pool is not None:
             self.pool.leave(code)

@@ -1,6 +1,8 @@
 """Restarts a job: ``JobRestart`` for its owner, ``StandIn`` for the guard of an owner that was killed or hangs.
 
-``JobRestart`` alone calls ``Scheduler.requeue``, after ``next_step`` has decided it. Standard library, Python >= 3.6.
+``JobRestart`` alone calls ``Scheduler.requeue``, after ``next_step`` has decided it. Where no owner and no guard is
+left, a task of node agents (``agents/orphaned_task.py``) or the script (``fallback.sh``) restarts the job. Standard
+library, Python >= 3.6.
 """
 
 import os

@@ -17,10 +17,11 @@ FOREVER = float("inf")
 
 
 class LimitWatch:
-    """Notices that the scheduler ends the job for its wall limit, or for lost nodes.
+    """Notices that the scheduler ends the job for its wall limit, for a preemption, or for lost nodes.
 
     It asks seldom, but every second and with a short deadline near the limit: only KillWait remains between TERM and
-    KILL. ``on_end``: called with TIMEOUT or NODE_FAIL. ``on_limit``: called with the limit, in seconds.
+    KILL. ``on_end``: called with one of
+    ``own_job.ENDS_AROUND_RANKS``. ``on_limit``: called with the limit, in seconds.
     """
 
     def __init__(
@@ -30,6 +31,8 @@ class LimitWatch:
         """When ``look`` asks the scheduler next, by the monotonic clock."""
         self._limit_at = FOREVER
         """When the limit comes, or earlier, by the monotonic clock."""
+        self._is_hurried = False
+        """Whether ``hurry`` was called since the last question."""
         self._scheduler = scheduler
         self._on_end = on_end
         self._on_limit = on_limit
@@ -38,9 +41,10 @@ class LimitWatch:
         self.due = 0.0
 
     def hurry(self) -> None:
-        """The scheduler may be ending the job."""
+        """The scheduler may be ending the job. Signal handlers call it, perhaps while ``look`` waits for an answer."""
         self.due = 0.0
         self._limit_at = 0.0
+        self._is_hurried = True
 
     def look(self) -> None:
         """Ask the scheduler if that is due."""
@@ -48,12 +52,13 @@ class LimitWatch:
         if now < self.due:
             return
         near = self._limit_at - now <= own_job.NEAR_LIMIT_SECONDS
+        self._is_hurried = False
         seen = self._scheduler.see(slurm_cli.SHORT_DEADLINE if near else slurm_cli.DEADLINE)
         now = time.monotonic()
         self.due = FOREVER
         if seen.state is None:
             self.due = now + (1.0 if near else own_job.UNANSWERED_POLL_SECONDS)
-        elif seen.ending in ("TIMEOUT", "NODE_FAIL"):
+        elif seen.ending in own_job.ENDS_AROUND_RANKS:
             self._on_end(seen.ending)
             self._on_limit(seen.limit)  # it may have been lowered
         elif seen.state != UNKNOWN and not seen.ending and seen.seconds_left is not None:
@@ -61,6 +66,9 @@ class LimitWatch:
             left = max(1.0, seen.seconds_left)
             self._limit_at = now + left
             self.due = now + min(left, own_job.LIMIT_POLL_SECONDS)
+        if self._is_hurried and seen.ending not in own_job.ENDS_AROUND_RANKS:  # the answer may be older than the signal
+            self.due = now
+            self._limit_at = now
 
 
 class CanaryWatch:

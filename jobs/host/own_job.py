@@ -19,6 +19,9 @@ STATE_BY_REASON = {
     "RaisedSignal": "FAILED", "SystemFailure": "FAILED",
 }  # fmt: skip
 
+#: Ends of a job by Slurm whose ranks may save for longer than Slurm lets them. A person has not asked for any of them.
+ENDS_AROUND_RANKS = ("TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
 
 def own_job(environ: Mapping[str, str]) -> str:
     """The batch job that this process belongs to, "" outside of one.
@@ -102,16 +105,14 @@ def _restarted(fields: Mapping[str, str], restarts: int) -> bool:
     return (parse_int(fields.get("Restarts", "")) or 0) > restarts
 
 
-def end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:
-    """TIMEOUT or NODE_FAIL if a job that has left its nodes ended so, else ""."""
+def end_around_ranks(fields: Mapping[str, str]) -> str:
+    """One of ENDS_AROUND_RANKS if Slurm ended a job so that has left its nodes, else ""."""
     state = fields.get("JobState", "")
     if state == "COMPLETING":
-        reason = fields.get("Reason", "").partition(":")[0]
         if _limit_passed(fields):
-            state = "TIMEOUT"
-        else:
-            state = STATE_BY_REASON.get(reason, "")
-    if state in ("TIMEOUT", "NODE_FAIL"):
+            return "TIMEOUT"
+        state = _final_state(fields)
+    if state in ENDS_AROUND_RANKS:
         return state
     return ""
 

@@ -45,7 +45,7 @@ class JobSeen(NamedTuple):
     failed: Optional[FailedStarts] = None
     """What earlier starts of the job left; None: no answer."""
     ending: str = ""
-    """TIMEOUT or NODE_FAIL if the job ends for that; LEFT if it ends otherwise, or was requeued."""
+    """One of ``own_job.ENDS_AROUND_RANKS`` if the job ends for that; LEFT if it ends otherwise, or was requeued."""
 
     @property
     def is_ours(self) -> bool:
@@ -213,7 +213,7 @@ def _ending(fields: Mapping[str, str], state: Optional[str]) -> str:
         return LEFT
     if fields.get("JobState", "") in slurm_cli.ON_NODES + ("CONFIGURING",):
         return ""
-    return own_job.end_by_limit_or_nodes(fields) or LEFT
+    return own_job.end_around_ranks(fields) or LEFT
 
 
 def listening_address(nodes: int, environ: Mapping[str, str]) -> str:

@@ -214,7 +214,7 @@ def _remedy_of_agents(site: Site, profile: ClusterProfile) -> str:
 
 
 def agents_problem(site: Site, profile: ClusterProfile) -> str:
-    """Why runs should not have node agents on this site; empty: they may (docs/restarts.md, Node agents).
+    """Why runs should not have node agents on this site; empty: they may (docs/node_agents.md).
 
     The configuration of Slurm decides first, then a try, if there was one.
     """

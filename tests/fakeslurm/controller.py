@@ -162,8 +162,8 @@ class Controller:
     # -- what happens to a job ---------------------------------------------------------------------------------------
 
     def preempt(self, job):
-        """Preempt a job: a job of higher priority needs its nodes."""
-        if job.state != "RUNNING" or job.completing or job.preempt_time is not None:
+        """Preempt a job: a job of higher priority needs its nodes. A controller that is asleep preempts none."""
+        if self.asleep() or job.state != "RUNNING" or job.completing or job.preempt_time is not None:
             return
         job.preempt_time = self.clock.now
         job.life.happened("preempted")
@@ -180,6 +180,9 @@ class Controller:
 
     def _evict(self, job, restarts):
         if job.state != "RUNNING" or job.restarts != restarts:
+            return
+        if self.asleep():
+            job.timers.append(self.clock.at(self.site.poll, self._evict, job, restarts))
             return
         job.preempt_time = self.clock.now
         if self.site.mode == "REQUEUE" and self.site.requeue:
@@ -269,7 +272,10 @@ class Controller:
         self._gone(job)
 
     def batch_done(self, life, code, killed):
-        """Handle the end of a life's batch script and processes."""
+        """Handle the end of a life's batch script and processes. slurmd reports it until the controller answers."""
+        if self.asleep():
+            self.clock.at(self.site.poll, self.batch_done, life, code, killed)
+            return
         job = life.job
         if job.life is not life or job.id not in self.jobs or self.jobs[job.id] is not job:
             return

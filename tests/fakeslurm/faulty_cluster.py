@@ -236,8 +236,9 @@ class World:
     def _controller_away(self):
         self.away = self.rng.choice(["silent", "refused", "empty"])
         seconds = self.rng.choice([5 * MINUTE, 40 * MINUTE, 3 * HOUR, 16 * HOUR]) * self.rng.uniform(0.5, 1.2)
-        ending = any(job.state == "TIMEOUT" and job.completing for job in self.controller.jobs.values())
-        if seconds > OUTAGE_SECONDS or ending:  # between TERM and KILL a watcher cannot ask Slurm
+        jobs = self.controller.jobs.values()
+        ending = any(job.state in ("TIMEOUT", "PREEMPTED") and job.completing for job in jobs)
+        if seconds > OUTAGE_SECONDS or ending:  # between TERM and KILL an owner cannot ask Slurm
             self.excuses.append(self.clock.now + seconds)
         self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
 

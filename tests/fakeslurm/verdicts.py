@@ -228,10 +228,9 @@ def _unneeded_resubmissions(world):
     """A run needs no resubmission, with these exceptions.
 
     Slurm lost the job, never accepted it, or was unavailable for too long. The run's canary stopped for good.
-    Preemption cancelled the job and killed the batch script before its exit trap finished. The node was unreachable at
-    the wall limit, and Slurm had not yet detected it. A job that goes on without its first node was deserted. These
-    three are known and not fixed: no code of the job runs then. Nor is the last one: preemption cancelled a job whose
-    first node could not reach Slurm, where the exit trap cannot tell that from a cancel by a person.
+    The node was unreachable at the wall limit, and Slurm had not yet detected it. A job that goes on without its first
+    node was deserted. These two are known and not fixed: no code of the job runs then. Nor is the last one: preemption
+    cancelled a job whose first node could not reach Slurm, where the owner cannot tell that from a cancel by a person.
     """
     taken = set()
     lives = {name: [] for name in world.likes}
@@ -253,4 +252,4 @@ def _unneeded_resubmissions(world):
 
 def _has_no_code(life):
     """Whether the job ended when no code of it could requeue it."""
-    return life.alone or life.deserted or life.job.state == "PREEMPTED"
+    return life.alone or life.deserted

@@ -134,6 +134,13 @@ def preempted_for_good(scene):
 
 
 @scenario(
+    "a job of higher priority, where preemption cancels; no grace; the ranks obey nothing and are killed", mode="CANCEL"
+)
+def preempted_for_good_deaf(scene):
+    preempted(scene, DEAF)
+
+
+@scenario(
     "a job of higher priority, where preemption cancels; grace, warning signal on",
     mode="CANCEL",
     grace=GRACE,

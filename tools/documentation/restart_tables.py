@@ -20,6 +20,7 @@ END = "<!-- end -->"
 
 OWNER = "owner"
 GUARD = "guard"
+OWNER_OR_GUARD = "owner; guard if the owner hangs, too"
 TASK = "task"
 NEXT_START = "next start"
 SCRIPT = "script"
@@ -45,7 +46,9 @@ class RestartCase(NamedTuple):
     delay: float | None = None
     """Seconds in place of those of the step."""
     otherwise: str = ""
-    """What follows without a decision."""
+    """What follows in words, where a decision does not say it."""
+    avoids: str = ""
+    """The node that the next start avoids although the step does not exclude it: its start has failed there."""
 
     @property
     def step(self) -> Step | None:
@@ -90,25 +93,27 @@ BROKEN_GPU = [cause("crash", "uncorrectable ECC error", host="n2")]
 UNHEALTHY = {"n2": "gpu: no answer"}
 STORAGE = [cause("storage", "[Errno 5] Input/output error")]
 OF_STOP = {"committed": True}
+LATE = "the wall limit of 4 h passed, and nothing new was kept"
 
 CASES = (
     RestartCase("preempted, with GraceTime; ranks saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, **OF_STOP), ASKED),
+    RestartCase("the same, TERM in place of USR2", OWNER, ended(75, "RUNNING", SAVED_AT_TERM, **OF_STOP), ASKED),
     RestartCase("preempted, no grace; ranks saved in KillWait", OWNER, ended(75, "PENDING", SAVED_AT_TERM), ASKED),
     RestartCase("preempted, no grace; all killed before the save", NEXT_START, ended(None, STOP_REQUESTED)),
-    RestartCase("PreemptMode=CANCEL; ranks saved in KillWait", OWNER, ended(75, "PREEMPTED", SAVED_AT_TERM), ASKED),
-    RestartCase("PreemptMode=CANCEL; all killed before the save", "", otherwise="`stopped`: submit again"),
-    RestartCase("wall limit; saved at USR2", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=True, **OF_STOP), ASKED),
-    RestartCase("wall limit; nothing new saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=True), ASKED),
+    RestartCase("PreemptMode=CANCEL, no grace", OWNER, cut_off("PREEMPTED")),
+    RestartCase("wall limit; saved at USR2", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=LATE, **OF_STOP), ASKED),
+    RestartCase("wall limit; nothing new saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=LATE), ASKED),
     RestartCase(
         "the same, third time in a row", OWNER,
-        ended(75, "RUNNING", SAVED_AT_USR2, late=True, history=after("timeout", "timeout")), ASKED,
+        ended(75, "RUNNING", SAVED_AT_USR2, late=LATE, history=after("timeout", "timeout")), ASKED,
     ),
     RestartCase("wall limit; ranks run on after TERM", OWNER, cut_off("TIMEOUT")),
     RestartCase("`scancel`", OWNER, ended(75, "CANCELLED", SAVED_AT_TERM), ASKED),
+    RestartCase("`scancel`; all killed before the save", "", otherwise="`stopped`: submit again"),
     RestartCase("`flip cancel`", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, cancelled=True), ASKED),
     RestartCase("`scontrol requeue` by a person", OWNER, ended(75, "PENDING", SAVED_AT_TERM), ASKED),
     RestartCase("`kill -9` of the owner", GUARD, cut_off("FAILED")),
-    RestartCase("the same, before its attempt began", GUARD, failed_start(0)),
+    RestartCase("the same, before its attempt began", GUARD, failed_start(0), avoids="n1"),
     RestartCase("`kill -9` of the guard", "", otherwise="nothing ends: the owner forks another guard within 5 s"),
     RestartCase("`kill -9` of owner and guard, with agents", TASK, cut_off("FAILED")),
     RestartCase("`kill -9` of owner and guard, no agents", "", otherwise="`stopped`: submit again"),
@@ -132,13 +137,20 @@ CASES = (
     RestartCase("the same, fourth time", OWNER, ended(69, "RUNNING", STORAGE, history=after(*["storage"] * 3)), HELD),
     RestartCase("run directory away at the start, for 10 min", OWNER, failed_start(0), delay=REQUEUE_DELAY),
     RestartCase("run directory away at the end, for 10 min", OWNER, failed_start(0), delay=REQUEUE_DELAY),
-    RestartCase("storage hangs (D state), until the wall limit", GUARD, cut_off("TIMEOUT")),
-    RestartCase("slurmctld down for 10 min, after a crash", OWNER, ended(1, None), UNANSWERED),
-    RestartCase("slurmctld down for 10 min, after TERM", OWNER, ended(75, None, SAVED_AT_TERM), UNANSWERED),
+    RestartCase(
+        "storage hangs (D state) for less than `monitor.hang_minutes`", "",
+        otherwise="nothing ends: ranks and owner wait",
+    ),
+    RestartCase("storage hangs (D state), until the wall limit", OWNER_OR_GUARD, cut_off("TIMEOUT")),
+    RestartCase("slurmctld down for more than 10 min, after a crash", OWNER, ended(1, None), UNANSWERED),
+    RestartCase("slurmctld down for more than 10 min, after TERM", OWNER, ended(75, None, SAVED_AT_TERM), UNANSWERED),
     RestartCase("preempted, with GraceTime, Requeue=0", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, **OF_STOP), ASKED),
-    RestartCase("node without mount, code or interpreter", SCRIPT, failed_start(0)),
-    RestartCase("the same, third start in a row", SCRIPT, failed_start(2)),
-    RestartCase("the same, start 101 in a row", SCRIPT, failed_start(MAX_FAILED_STARTS)),
+    RestartCase("node without mount, code or interpreter", SCRIPT, failed_start(0), avoids="n1"),
+    RestartCase("the same, third start in a row", SCRIPT, failed_start(2), avoids="n1"),
+    RestartCase(
+        "the same, start 101 in a row", SCRIPT, failed_start(MAX_FAILED_STARTS),
+        otherwise="the job ends: submit again",
+    ),
     RestartCase("crash, 500 s before the wall limit", OWNER, ended(1, "RUNNING"), HELD._replace(seconds_left=500.0)),
     RestartCase(
         "crash, 700 s before it; a start and a save take 1,260 s", OWNER, ended(1, "RUNNING"),
@@ -196,12 +208,15 @@ def _after(step: Step) -> str:
 
 
 def _what_follows(case: RestartCase, step: Step) -> str:
+    if case.otherwise:
+        return case.otherwise
     follows = step.do
     if case.decided_by == NEXT_START and step.do == REQUEUE:
         follows = "it goes on"
     if step.do == HERE:
         follows = f"here, {step.nodes} nodes"
-    without = "".join(f", without {node}" for node in step.exclude)
+    nodes = [case.avoids] if case.avoids else step.exclude
+    without = "".join(f", without {node}" for node in nodes)
     return follows + _after(step) + without
 
 

@@ -33,7 +33,7 @@ connection. Nothing is encrypted, and nothing that was received is executed.
 Protocol 1 had hello after the import. The code of a run may still have it: the coordinator's release starts its own
 agent then (``entry.speaks_protocol``), so that both sides always have the same one.
 
-Coordinator and agents share this file: standard library, Python >= 3.6. docs/restarts.md, Node agents, has the rules.
+Coordinator and agents share this file: standard library, Python >= 3.6. docs/node_agents.md, has the rules.
 """
 
 import hashlib

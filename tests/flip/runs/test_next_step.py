@@ -152,7 +152,7 @@ CUT_OFF = [
     ("RUNNING", {}, REQUEUE, "node"),
     ("TIMEOUT", {}, REQUEUE, "timeout"),
     ("NODE_FAIL", {}, REQUEUE, "node"),
-    ("PREEMPTED", {}, REQUEUE, "node"),
+    ("PREEMPTED", {}, REQUEUE, "stopped"),
     ("FAILED", {}, REQUEUE, "node"),
     ("PENDING", {}, LEAVE, "node"),
     ("CANCELLED", {}, LEAVE, "node"),

@@ -120,6 +120,23 @@ def test_watch_asks_at_once_and_with_a_short_deadline_after_term(monkeypatch):
     assert scheduler.deadlines[2:] == [slurm_cli.SHORT_DEADLINE]
 
 
+@pytest.mark.parametrize("answer", [JobSeen(), JobSeen("RUNNING", limit=3600, seconds_left=3000.0)])
+def test_watch_asks_again_at_once_if_term_comes_while_it_waits_for_an_answer(monkeypatch, answer):
+    class Slow(Deadlines):
+        def see(self, deadline=slurm_cli.DEADLINE):
+            if not self.deadlines:
+                watch.hurry()
+            return super().see(deadline)._replace(**answer._asdict())
+
+    scheduler = Slow()
+    monkeypatch.setattr(job_watch.time, "monotonic", lambda: 1000.0)
+    watch = LimitWatch(scheduler, print, print)
+    watch.look()
+    assert watch.due <= 1000.0
+    watch.look()
+    assert scheduler.deadlines[1:] == [slurm_cli.SHORT_DEADLINE] and watch.due > 1000.0
+
+
 # -- canaries ----------------------------------------------------------------------------------------------------------
 
 RECORD = {"steps": 50, "releases": ["demo.77aa"]}

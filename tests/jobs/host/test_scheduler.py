@@ -69,7 +69,7 @@ def test_see_reads_all_that_an_owner_needs_from_one_answer(slurm, commands):
         ({"state": "COMPLETING", "reason": "NodeDown", "restarts": 1}, "PENDING", LEFT),  # requeued by Slurm
         ({"state": "PENDING", "restarts": 1}, "PENDING", LEFT),
         ({"state": "RUNNING", "restarts": 1}, "PENDING", LEFT),  # it runs elsewhere: not this start
-        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:13"}, "PREEMPTED", LEFT),
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:13"}, "PREEMPTED", "PREEMPTED"),
         ({"state": "CANCELLED"}, "CANCELLED", LEFT),
         ({"state": "SOMETHING_NEW"}, "UNSEEN", LEFT),
     ],
