@@ -188,7 +188,7 @@ def _step(profile: ClusterProfile, job: Job) -> list[str]:
     ]  # fmt: skip
     if is_elastic(job):  # the agents of other nodes outlive that of a lost one
         agents.append("--no-kill")
-    ranks = [size, f'--ntasks="$(($3 * {resources.processes}))"', *_placement(job), f"--wait={profile.peer_seconds}"]
+    ranks = [size, f'--ntasks="$(($3 * {resources.processes}))"', *placement(job), f"--wait={profile.peer_seconds}"]
     return [
         "trap : TERM USR1 USR2  # srun would inherit ignored signals",
         'if [ "$2" = agents ]; then  # each starts the ranks of its node, of all attempts of this job',
@@ -241,7 +241,7 @@ def _follower(profile: ClusterProfile, job: Job) -> list[str]:
     ]
 
 
-def _placement(job: Job) -> list[str]:
+def placement(job: Job) -> list[str]:
     """Options of ``srun`` that give ranks their cores.
 
     ``block:block``: ranks with neighbouring numbers are on one node, and there on one socket, like the GPUs with these

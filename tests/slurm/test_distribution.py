@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobResources
-from jobs.slurm.batch_script import srun_args
+from jobs.slurm.batch_script import placement
 from tests.jobs.slurm.batch_stage import JOB
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -48,7 +47,7 @@ def test_neighbouring_ranks_get_cores_of_one_socket(sixteen_cores, start_slurm):
     """The first four GPUs of a node are attached to its first socket."""
     slurm = start_slurm(nodes=1, gpus=0, cpus=16, settings=TOPOLOGY)
     job = replace(JOB, resources=JobResources(1, RANKS, 0, 2, 1.0))
-    options = [word for word in srun_args(ClusterProfile(name="x", kind="slurm"), job) if "=all" not in word]
+    options = placement(job)
     assert sockets_of_ranks(slurm, *options) == [0] * 4 + [1] * 4
     without = [word for word in options if not word.startswith("--distribution")]
     assert sockets_of_ranks(slurm, *without) == [0, 1] * 4, "Slurm's default"

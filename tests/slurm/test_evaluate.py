@@ -24,7 +24,7 @@ def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, m
     assert evaluate.main([*args, *remote, "--gpus", "0", "--detach"]) == 0
     (submitted,) = json.loads(capsys.readouterr().out)
     (job,) = (RunDir(path.parent) for path in (root / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
-    assert submitted == {"run": "sweep/run", "job": str(job.path)}
+    assert (submitted["run"], submitted["job"]) == ("sweep/run", str(job.path))
     deadline = time.monotonic() + 400
     signalled = False
     while not job.result.exists() and time.monotonic() < deadline:
