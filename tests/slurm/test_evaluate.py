@@ -39,4 +39,5 @@ def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, m
     assert evaluate.main([*args, "--processes", "2"]) == 0
     local_evaluations = json.loads(capsys.readouterr().out)
     for actual, expected in zip(evaluations, local_evaluations, strict=True):
+        del expected["next"]  # commands, in the output alone
         assert {**actual, "seconds": 0, "job": 0, "time": 0} == {**expected, "seconds": 0, "job": 0, "time": 0}
