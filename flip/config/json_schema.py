@@ -2,6 +2,9 @@
 
 Types, bounds and choices come from the fields (``flip.config.schema.option``), descriptions from the docstrings below
 them. Rules between fields are not in the schema: ``flip.config.validate`` checks those at submission.
+
+Each section is a definition, and each field stands in its section alone. The other places in which a field may be
+written, such as dotted keys, refer to it.
 """
 
 import ast
@@ -16,7 +19,7 @@ from typing import Any
 from flip.config.schema import YES_NO
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
-"""The newest one that editors support in full."""
+"""The newest one that editors support in full. Its keyword for shared parts is ``definitions``."""
 
 Node = dict[str, Any]
 
@@ -36,47 +39,103 @@ _SCALARS: dict[Any, Node] = {
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
-def section(kind: Any) -> Node:
-    """An object with the fields of a dataclass, those of its sections also under dotted keys.
+def definitions(kind: Any) -> dict[str, Node]:
+    """Name of a dataclass -> the object with its fields, for a section and all sections below it.
 
-    Members of a list of sections may also be given by name: ``stages: {pretrain: {...}}``, ``stages.pretrain.mask``.
+    Fields of a section below may also be given under dotted keys, and members of a list of sections by name:
+    ``stages: {pretrain: {...}}``, ``stages.pretrain.mask``.
     """
+    nodes: dict[str, Node] = {}
+    _define(kind, nodes)
+    return nodes
+
+
+def reference(name: str) -> Node:
+    """The definition of this name."""
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def references(name: str, properties: Mapping[str, Node]) -> dict[str, Node]:
+    """Key -> a reference to this property of a definition, or to the place that the property itself refers to."""
+    return {
+        key: node if node.keys() == {"$ref"} else reference(f"{name}/properties/{key}")
+        for key, node in properties.items()
+    }
+
+
+def closed(properties: Mapping[str, Node], patterns: Mapping[str, Node] | None = None) -> Node:
+    """An object with these properties and no others. ``patterns``: regular expression of a key -> its node."""
+    names: Node = {"type": "object", "properties": dict(properties)}
+    if patterns:
+        names["patternProperties"] = dict(patterns)
+    return {**names, "additionalProperties": False}
+
+
+def _define(kind: Any, nodes: dict[str, Node]) -> None:
+    """Add the definition of a section, unless it is present, and those of the sections below it."""
+    if kind.__name__ in nodes:
+        return
+    base = getattr(kind, "base", None)
+    if base:
+        _define(base, nodes)
     properties: Node = {}
     patterns: Node = {}
     described = descriptions(kind)
     for name, hint in typing.get_type_hints(kind).items():
         member = (typing.get_args(hint) or (hint,))[0]
-        if not dataclasses.is_dataclass(member):
-            rules = kind.__dataclass_fields__[name].metadata
-            if rules.get("decimal"):
-                node = dict(_SHARE)
+        if dataclasses.is_dataclass(member):
+            _define(member, nodes)
+            if member is hint:
+                node = _section(name, member, nodes, properties, patterns)
             else:
-                node = field(hint, rules)
-        elif member is hint:
-            node = section(member)
-            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in node["patternProperties"].items()}
-            properties |= {f"{name}.{key}": value for key, value in node["properties"].items()}
+                node = _members(name, member, nodes, patterns)
+        elif base:
+            node = {"anyOf": [reference(f"{base.__name__}/properties/{name}"), {"type": "null"}]}
         else:
-            item = section(member)
-            optional = {"anyOf": [item, {"type": "null"}], "description": "The member's fields; null removes it."}
-            within = {rf"^[\w-]+\.{re.escape(key)}$": value for key, value in item["properties"].items()}
-            named = {"type": "object", "additionalProperties": optional, "patternProperties": within}
-            node = {"anyOf": [{"type": "array", "items": item}, named]}
-            patterns[rf"^{name}\.[\w-]+$"] = optional
-            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in within.items()}
-        if name in described:
-            properties[name] = {**node, "description": described[name]}
-        else:
-            properties[name] = node
-    return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
+            node = _value(hint, kind.__dataclass_fields__[name].metadata)
+        if name in described and not base:
+            node = _described(node, described[name])
+        properties[name] = node
+    nodes[kind.__name__] = closed(properties, patterns)
 
 
-def field(hint: Any, rules: Mapping[str, Any]) -> Node:
+def _section(name: str, member: Any, nodes: Mapping[str, Node], properties: Node, patterns: Node) -> Node:
+    """The section in field ``name``. Its fields are added to those of its owner, under dotted keys."""
+    below = nodes[member.__name__]
+    for key, node in references(member.__name__, below["properties"]).items():
+        properties[f"{name}.{key}"] = node
+    for key, node in below.get("patternProperties", {}).items():
+        patterns[rf"^{name}\.{key[1:]}"] = node
+    return reference(member.__name__)
+
+
+def _members(name: str, member: Any, nodes: dict[str, Node], patterns: Node) -> Node:
+    """The list of sections in field ``name``. Members and their fields are added to the keys of its owner, by name."""
+    item = reference(member.__name__)
+    change = f"Change{member.__name__}"
+    nodes[change] = {"anyOf": [item, {"type": "null"}], "description": "The member's fields; null removes it."}
+    fields = references(member.__name__, nodes[member.__name__]["properties"])
+    within = {rf"^[\w-]+\.{re.escape(key)}$": node for key, node in fields.items()}
+    patterns[rf"^{name}\.[\w-]+$"] = reference(change)
+    for key, node in within.items():
+        patterns[rf"^{name}\.{key[1:]}"] = node
+    named = {"type": "object", "additionalProperties": reference(change), "patternProperties": within}
+    return {"anyOf": [{"type": "array", "items": item}, named]}
+
+
+def _described(node: Node, text: str) -> Node:
+    """The node with its description; this dialect ignores what stands next to a reference."""
+    if "$ref" in node:
+        return {"allOf": [node], "description": text}
+    return {**node, "description": text}
+
+
+def _value(hint: Any, rules: Mapping[str, Any]) -> Node:
     """One value, or a list or mapping of values, with its rules."""
-    if type(None) in typing.get_args(hint):
-        return {"anyOf": [field(typing.get_args(hint)[0], rules), {"type": "null"}]}
+    if rules.get("decimal"):
+        return dict(_SHARE)
     if typing.get_origin(hint) is list:
-        return {"type": "array", "items": field(typing.get_args(hint)[0], rules)}
+        return {"type": "array", "items": _value(typing.get_args(hint)[0], rules)}
     if typing.get_origin(hint) is dict:
         return {"type": "object"}
     if rules.get("choices"):

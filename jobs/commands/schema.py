@@ -6,6 +6,7 @@ The shipped files name their schema in the first line; ``--write`` makes sweeps/
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.common.cli import Parser, run_command
 from jobs.common.documents import DOCUMENTS, schema_of
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
 
 In a YAML file: # yaml-language-server: $schema=schemas/sweep.json
 """
+LINE_LENGTH = 160
 KINDS = ("sweep", "recipe", "profile")
 
 
@@ -48,5 +50,24 @@ def schema(args: argparse.Namespace) -> int:
     return 0
 
 
-def text(schema: dict) -> str:
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+def text(schema: Any) -> str:
+    return _lines(schema, "") + "\n"
+
+
+def _lines(value: Any, start: str) -> str:
+    """A value as JSON, in one line if it fits: then a new field changes a line in each place that lists it.
+
+    ``start``: what precedes it in its line, an indent and a key.
+    """
+    line = json.dumps(value, ensure_ascii=False)
+    if len(start) + len(line) < LINE_LENGTH or not isinstance(value, dict | list) or not value:
+        return line
+    indent = " " * (len(start) - len(start.lstrip()) + 1)
+    if isinstance(value, dict):
+        keys = [f"{indent}{json.dumps(key)}: " for key in value]
+        members = [key + _lines(item, key) for key, item in zip(keys, value.values(), strict=True)]
+        first, last = "{}"
+    else:
+        members = [indent + _lines(item, indent) for item in value]
+        first, last = "[]"
+    return first + "\n" + ",\n".join(members) + "\n" + indent[1:] + last

@@ -12,7 +12,7 @@ import torch
 from flip import costs, losses
 from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
 from flip.config import schema
-from flip.config.json_schema import section
+from flip.config.json_schema import definitions
 from flip.config.schema import Augment
 from flip.data import augment as augmenting
 from flip.data import masking
@@ -55,7 +55,7 @@ def missing_choices():
         choices = owner.__dataclass_fields__[name].metadata["choices"]
         for entry in registry.keys() ^ set(choices):
             yield f"flip/config/schema.py: the choices of {setting} and its table differ in {entry}"
-        assert section(owner)["properties"][name]["enum"] == list(choices)
+        assert definitions(owner)[owner.__name__]["properties"][name]["enum"] == list(choices)
     for entry in TOKENIZERS.keys() ^ set(KINDS):
         yield f"tools/commands/tokenizer.py: KINDS and TOKENIZERS differ in {entry}"
 

@@ -1,10 +1,14 @@
 """Tests that the JSON Schemas for editors accept and refuse the same files as the loader."""
 
+import dataclasses
+import difflib
 import json
+import re
 
 import jsonschema
 import pytest
 
+from flip.config import json_schema, schema
 from flip.config.yaml_io import parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.commands.schema import KINDS, text
@@ -25,17 +29,17 @@ FILES = [
 @pytest.fixture(scope="module")
 def validators():
     schemas = {kind: json.loads(text(SCHEMAS[kind]())) for kind in KINDS}
-    for schema in schemas.values():
-        jsonschema.Draft7Validator.check_schema(schema)
-    return {kind: jsonschema.Draft7Validator(schema) for kind, schema in schemas.items()}
+    for node in schemas.values():
+        jsonschema.Draft7Validator.check_schema(node)
+    return {kind: jsonschema.Draft7Validator(node) for kind, node in schemas.items()}
 
 
 @pytest.mark.parametrize("kind, path", FILES, ids=[path.name for _, path in FILES])
 def test_shipped_file_matches_schema_and_names_it(validators, kind, path):
     validators[kind].validate(plain(read_yaml(path)))
     first = path.read_text().splitlines()[0]
-    schema = path.parent / first.removeprefix("# yaml-language-server: $schema=")
-    assert schema.resolve() == SWEEPS / "schemas" / f"{kind}.json"
+    named = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert named.resolve() == SWEEPS / "schemas" / f"{kind}.json"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,9 +118,25 @@ def test_loader_and_schema_refuse_broken_profile(validators, line, tmp_path):
 
 
 def test_schema_takes_descriptions_and_limits_from_config_fields(validators):
-    schema = validators["sweep"].schema["definitions"]["settings"]["properties"]
-    assert "Side of the square input, pixels." in schema["model.image.size"]["description"]
-    assert schema["data.timeout"]["maximum"] == 3600 and schema["data.decoder"]["enum"][0] == "auto"
+    definitions = validators["sweep"].schema["definitions"]
+    assert "Side of the square input, pixels." in definitions["ImageTower"]["properties"]["size"]["description"]
+    data = definitions["Data"]["properties"]
+    assert data["timeout"]["maximum"] == 3600 and data["decoder"]["enum"][0] == "auto"
+
+
+@pytest.mark.parametrize("name", ["Optim", "ImageTower", "Stage"])
+def test_new_field_changes_few_lines(name, monkeypatch):
+    """Its section defines it, and each place in which it may be written refers to that."""
+    before = text(SCHEMAS["sweep"]()).splitlines()
+    old = getattr(schema, name)
+    new = dataclasses.make_dataclass(name, [("sway", float, schema.option(0.0, ge=0, lt=1))], bases=(old,))
+    monkeypatch.setattr(schema, name, new)
+    described = json_schema.descriptions
+    monkeypatch.setattr(json_schema, "descriptions", lambda kind: described(old if kind is new else kind))
+    after = text(SCHEMAS["sweep"]()).splitlines()
+    changed = [line for line in difflib.unified_diff(before, after, n=0) if re.match(r"[-+] ", line)]
+    assert sum("sway" in line for line in changed) >= 4
+    assert len(changed) <= 12
 
 
 def plain(value):
