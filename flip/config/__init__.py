@@ -1,6 +1,7 @@
 """What may a configuration say, how is it merged, resolved, validated and hashed?
 
 - ``schema``: the fields with their limits, and the named model sizes. A new field is an edit of this file alone.
+  ``option``: how a field is described, also that of a cluster profile.
 - ``yaml_io`` reads YAML with the line of every value; ``typed`` checks its fields, for cluster profiles and sweep files
   too; ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.

@@ -1,7 +1,8 @@
 """JSON Schema of settings, made from dataclasses: completion, descriptions and checks in editors.
 
-Types, bounds and choices come from the fields (``flip.config.schema.option``), descriptions from the docstrings below
-them. Rules between fields are not in the schema: ``flip.config.validate`` checks those at submission.
+Types come from ``flip.config.typed.TYPES``, bounds and choices from the fields (``flip.config.option``),
+descriptions from the docstrings below them. Rules between fields are not in the schema: ``flip.config.validate`` checks
+those at submission.
 
 Each section is a definition, and each field stands in its section alone. The other places in which a field may be
 written, such as dotted keys, refer to it.
@@ -16,27 +17,20 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from flip.config.option import BOUNDS
 from flip.config.schema import YES_NO
+from flip.config.typed import TYPES
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest one that editors support in full. Its keyword for shared parts is ``definitions``."""
 
 Node = dict[str, Any]
 
-_NUMBER = r"^[-+]?[0-9.][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?$"
-"""Numbers that YAML 1.2 reads as text, such as 40_000, are read as numbers here."""
 _SHARE: Node = {
     "type": ["number", "string"], "minimum": 0, "exclusiveMaximum": 1,
     "pattern": r"^\+?(0*\.[0-9_]+|0+\.?|[0-9.]+[eE]-[0-9]+)$",
 }  # fmt: skip
 """A share from 0 to below 1, such as a mask. As text it starts with 0 or a dot, or has a negative exponent."""
-_SCALARS: dict[Any, Node] = {
-    int: {"type": ["integer", "string"], "pattern": _NUMBER},
-    float: {"type": ["number", "string"], "pattern": _NUMBER},
-    bool: {"enum": [True, False, "yes", "no"]},
-    str: {"type": ["string", "number"]},
-}
-_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
 def definitions(kind: Any) -> dict[str, Node]:
@@ -136,18 +130,17 @@ def _value(hint: Any, rules: Mapping[str, Any]) -> Node:
         return dict(_SHARE)
     if typing.get_origin(hint) is list:
         return {"type": "array", "items": _value(typing.get_args(hint)[0], rules)}
-    if typing.get_origin(hint) is dict:
-        return {"type": "object"}
     if rules.get("choices"):
         # YAML's, for yes and no
         booleans = []
         if set(YES_NO) <= set(rules["choices"]):
             booleans = [True, False]
         return {"enum": [*rules["choices"], *booleans]}
-    number = {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
+    limits = {bound.keyword: rules[rule] for rule, bound in BOUNDS.items() if rule in rules}
+    value = {**TYPES[hint].schema, **limits}
     if rules.get("least"):
-        return {"anyOf": [number, {"type": "array", "items": number, "minItems": 2, "maxItems": 2}]}
-    return number
+        return {"anyOf": [value, {"type": "array", "items": value, "minItems": 2, "maxItems": 2}]}
+    return value
 
 
 def descriptions(kind: Any) -> dict[str, str]:

@@ -6,9 +6,11 @@ when a run is submitted (``flip.config.resolve``) and never occurs in a run's ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from flip.config.option import option
 
 SCHEMA = 1
 """Version of this schema, stored in config.yaml. A changed meaning needs a new number and a reader."""
@@ -19,48 +21,6 @@ MAX_SAMPLES = 2**53 - 1
 YES_NO = ("yes", "no")
 FUSED_KERNELS = ("flash", "cudnn", "efficient")
 """Values of ``compute.attention`` that name a kernel of SDPA (``flip.models.attention``)."""
-
-
-def option(
-    default: Any,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: Sequence[Any] | None = None,
-    identity: bool = True,
-    omit_if: Any = None,
-    auto: Any = None,
-    decimal: bool = False,
-    path: str | None = None,
-    least: str | None = None,
-) -> Any:
-    """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
-
-    Args:
-        ge, gt, le, lt: bounds of the number, or of each number of a list (``flip.config.validate``).
-        choices: the allowed values.
-        identity: False for a label, or for a field that changes when or how a run computes, but not its result.
-        omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
-            With that value the field is not part of the identity, so that old runs keep theirs. A later change of the
-            default never changes it.
-        auto: the value that ``resolve`` replaces.
-        decimal: the text is a decimal number, stored in its shortest form.
-        path: the text is a path, which ``resolve`` makes absolute. In the identity a ``manifest`` is replaced by its
-            digest and a ``file`` by its checksum; a ``folder`` stays.
-        least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
-    """
-    given = {
-        "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
-        "auto": auto, "decimal": decimal, "path": path, "least": least,
-    }  # fmt: skip
-    rules = {name: value for name, value in given.items() if value is not None}
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=rules)
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=rules)
-    return field(default=default, metadata=rules)
 
 
 def overrides(name: str, base: Any, *names: str) -> Any:

@@ -7,11 +7,15 @@ unknown field comes from another release and stays, and hosts read them with Pyt
 
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, get_type_hints
 
+from flip.config.option import why_invalid
 from flip.config.yaml_io import SourceLocation, line_of
 from flip.runs.errors import ConfigError, nearest
 from flip.runs.records import FieldType
+
+_SPELLED = {"pattern": r"^[-+]?[0-9.][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?$"}
+"""A number as text: YAML 1.2 reads numbers such as 40_000 as text."""
 
 
 def read_fields(
@@ -31,6 +35,21 @@ def read_fields(
         if name not in types:
             raise unknown_key(name, types, here, remedy=remedy(name))
         values[name] = read_value(value, types[name], here)
+    return values
+
+
+def read_section(kind: Any, table: Mapping[str, Any], place: SourceLocation) -> dict[str, Any]:
+    """The given fields of a dataclass without sections, converted to their types.
+
+    ``place``: of the mapping. Raises ConfigError for an unknown key, a wrong type, or a value that breaks a rule of its
+    field (``flip.config.option``).
+    """
+    types = {name: TYPES[hint] for name, hint in get_type_hints(kind).items()}
+    values = read_fields(table, types, place)
+    for name, value in values.items():
+        what, remedy = why_invalid(value, kind.__dataclass_fields__[name].metadata)
+        if what:
+            raise place.child(name, line_of(table, name)).error(what, value, remedy)
     return values
 
 
@@ -99,15 +118,23 @@ def _options(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 TYPES: dict[Any, FieldType] = {
-    str: FieldType("text", _is_text, str),
-    int: FieldType("a whole number", _is_integer, _as_integer),
-    float: FieldType("a number", lambda value: parse_number(value) is not None, float),
+    str: FieldType("text", _is_text, str, schema={"type": ["string", "number"]}),
+    int: FieldType("a whole number", _is_integer, _as_integer, schema={"type": ["integer", "string"], **_SPELLED}),
+    float: FieldType(
+        "a number",
+        lambda value: parse_number(value) is not None,
+        float,
+        schema={"type": ["number", "string"], **_SPELLED},
+    ),
     bool: FieldType(
         "true or false",
         lambda value: str(value).lower() in ("true", "false", "yes", "no"),
         lambda value: str(value).lower() in ("true", "yes"),
+        schema={"enum": [True, False, "yes", "no"]},
     ),
     list[str]: FieldType("a list of texts", _is_texts),
-    dict[str, str]: FieldType("options and their values, without dashes", _is_options, _options),
+    dict[str, str]: FieldType(
+        "options and their values, without dashes", _is_options, _options, schema={"type": "object"}
+    ),
 }
 """Type of a dataclass's field -> its values in YAML. A number may be written as text: YAML reads 40_000 as text."""

@@ -1,7 +1,6 @@
 """Checks of a configuration: each field by its rules, then what fields must agree on. The numbers of its plan."""
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -23,6 +22,7 @@ from flip.config.derived import (
     weight_error,
     world_size,
 )
+from flip.config.option import why_invalid
 from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
 from flip.runs import addresses
 from flip.runs.errors import ConfigError, nearest
@@ -46,28 +46,14 @@ DEFAULT_LR_BATCH = 1024
 """For smaller batches the default of base_lr, the published one, gives a peak too low to learn (1.6e-5 or less)."""
 
 
-_BOUNDS = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "above"),
-    "le": (operator.le, "at most"),
-    "lt": (operator.lt, "below"),
-}
-"""Rules of ``flip.config.schema.option`` -> test, words."""
-
-
 def check_fields(config: Config) -> None:
     """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
     for key, _, field, value in walk_fields(config):
-        rules = field.metadata
         if value is None:
             continue
-        choices = rules.get("choices")
-        if choices and value not in choices:
-            raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(map(str, choices))}.")
-        for rule, (holds, requirement) in _BOUNDS.items():
-            if rule in rules and not holds(value, rules[rule]):
-                what = f"{key}: must be {requirement} {rules[rule]}"
-                raise ConfigError(what, value=value, remedy=_suggestion(config, key))
+        what, remedy = why_invalid(value, field.metadata)
+        if what:
+            raise ConfigError(f"{key}: {what}", value=value, remedy=remedy or _suggestion(config, key))
         if value == math.inf:
             raise ConfigError(f"{key}: must be finite", value=value)
     _check_augment("augment", config.augment)

@@ -29,7 +29,10 @@ DIGITS = 40
 
 
 class FieldType:
-    """A type with limits. ``description`` completes "is not ...". ``required``: a record without it is invalid."""
+    """A type with limits. ``description`` completes "is not ...". ``required``: a record without it is invalid.
+
+    ``schema``: its JSON Schema, for the types that one describes.
+    """
 
     def __init__(
         self,
@@ -37,11 +40,13 @@ class FieldType:
         fits: Callable[[Any], bool],
         convert: Optional[Callable[[Any], Any]] = None,
         required: bool = False,
+        schema: Optional[Dict[str, Any]] = None,
     ) -> None:
         self.description = description
         self.fits = fits
         self.convert = convert
         self.required = required
+        self.schema = schema or {}  # type: Dict[str, Any]
 
     def needed(self) -> "FieldType":
         return FieldType(self.description, self.fits, self.convert, required=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from flip.config.host import Host, this_host
+from flip.config.option import option
 from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
 from jobs.common.paths import PROFILES, runs_root
@@ -16,6 +17,8 @@ from jobs.common.trust import require_trusted_file
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
+MOST = 10**15
+"""No number of a profile reaches it."""
 SHELLS = (".", "source", "exec", "bash", "sh", "env")
 """Commands of a shell that also execute their first argument."""
 KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
@@ -37,39 +40,39 @@ class ClusterProfile:
 
     name: str = ""
     """Default: the stem of the file."""
-    kind: str = "local"
+    kind: str = option("local", choices=KINDS)
     """``local`` (this machine) or ``slurm``."""
     runs_root: str = ""
     """Where run directories live; empty: FLIP_RUNS, else ./runs."""
-    parallel: int = 0
+    parallel: int = option(0, ge=0, lt=MOST)
     """Most runs at once, on Slurm per array (shape of resources); 0: one locally, no limit on Slurm."""
     python: str = ""
     """Interpreter of the ranks; empty: the one that submits, in a container ``python3``."""
     host_python: str = ""
     """Slurm: any Python >= 3.6 on the hosts, for the batch script; empty: ``python``, with a container ``python3``."""
 
-    cpus_per_node: int = 0
+    cpus_per_node: int = option(0, ge=0, lt=MOST)
     """CPU cores a run may use on a node; 0: as on this machine."""
-    memory_gb: float = 0.0
+    memory_gb: float = option(0.0, ge=0, lt=MOST)
     """Memory of a node, GB; 0: as on this machine."""
-    gpus_per_node: int = 0
+    gpus_per_node: int = option(0, ge=0, lt=MOST)
     gpu: str = ""
     """Name of the GPU, as shown in plans and looked up in ``flip/costs.py``."""
-    gpu_memory_gb: float = 0.0
+    gpu_memory_gb: float = option(0.0, ge=0, lt=MOST)
     """Memory of a GPU, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
-    peak_tflops: float = 0.0
+    peak_tflops: float = option(0.0, ge=0, lt=MOST)
     """Dense bf16 peak of a GPU, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
-    nvlink_gbps: float = 0.0
+    nvlink_gbps: float = option(0.0, ge=0, lt=MOST)
     """Speed of NVLink, without it of PCIe, in Gbit/s per GPU and direction; 0: unknown."""
-    network_gbps: float = 0.0
+    network_gbps: float = option(0.0, ge=0, lt=MOST)
     """Speed of the network between nodes in Gbit/s per GPU and direction, so the node's divided by its GPUs; 0:
     unknown. Plans count the communication of runs whose links have a known speed."""
-    utilisation: float = 0.0
+    utilisation: float = option(0.0, ge=0, le=1)
     """Share of the peak that plans assume for complete steps (FLOPs as in docs/recipe.md), for example the measured
     ``mfu``. 0: calculated from 40 % of the peak for the arithmetic, and from the speeds of the links."""
-    core_gflops: float = 100.0
+    core_gflops: float = option(100.0, gt=0, lt=MOST)
     """Speed that plans assume for a CPU core in training, GFLOP/s. With AVX-512 they reach 100 to 160, others less."""
-    core_samples: float = 0.0
+    core_samples: float = option(0.0, ge=0, lt=MOST)
     """Samples per second that plans assume a core to read, decode and crop for GPUs; 0: by ``core_speeds``."""
     core_speeds: str = ""
     """A file that `flip shards bench --write` has measured, absolute or beside the profile; empty: assumed speeds
@@ -77,44 +80,44 @@ class ClusterProfile:
     measured: str = ""
     """A file that `flip doctor --measure` has written, absolute or beside the profile. Its numbers replace those that
     plans assume, and ``nvlink_gbps``, ``network_gbps`` and ``core_gflops``; empty: nothing was measured."""
-    price_per_gpu_hour: float = 0.0
+    price_per_gpu_hour: float = option(0.0, ge=0, lt=MOST)
     """In the currency of your choice; 0: plans show no price."""
 
     partition: str = ""
     account: str = ""
     qos: str = ""
-    hours: float = 24.0
+    hours: float = option(24.0, gt=0, lt=MOST)
     """Longest wall time of one attempt."""
-    signal_seconds: int = 90
+    signal_seconds: int = option(90, ge=0, lt=MOST)
     """Time between the warning signal and the wall limit; locally the grace period of a cancel."""
-    canary: int = 50
+    canary: int = option(50, ge=0, lt=MOST)
     """Steps that the first run of a shape of resources must pass before the others start; 0: all start at once."""
-    peer_seconds: int = 120
+    peer_seconds: int = option(120, gt=0, lt=MOST)  # srun --wait=0 means no limit
     """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``). With ``agents`` at most 20."""
     agents: bool = False
     """Slurm: start ranks from node agents, which restart a run in its job (docs/node_agents.md). Profiles of
     `flip doctor` have them if nothing on the site speaks against it; without this line there are none."""
-    array_size: int = 1000
+    array_size: int = option(1000, gt=0, lt=MOST)
     """Slurm: most elements of an array (MaxArraySize - 1); more runs make more arrays."""
     master_addr: str = ""
     """Slurm: address of rank 0 for the others; empty: the name of the first node."""
     options: dict[str, str] = field(default_factory=dict)
     """Slurm: further options of sbatch by their long names: constraint, exclude, gres, mem, reservation ..."""
 
-    env: list[str] = field(default_factory=list)
+    env: list[str] = option([])
     """Names of environment variables to forward to jobs; their values are not written to files."""
-    notify: list[str] = field(default_factory=list)
+    notify: list[str] = option([])
     """A command with arguments that gets an event as JSON on standard input when a run stops for good or a sweep ends
     (jobs/host/notify.py). It is stored in plain text: keep secrets in a file that the command reads."""
-    modules: list[str] = field(default_factory=list)
+    modules: list[str] = option([])
     """Slurm: environment modules that are loaded before the ranks start."""
-    setup: list[str] = field(default_factory=list)
+    setup: list[str] = option([])
     """Slurm: shell lines before the ranks start; append ``|| exit 78`` to a line that must succeed."""
     container: str = ""
     """Slurm: image for the ranks; the batch script runs on the host."""
-    container_runtime: str = "pyxis"
+    container_runtime: str = option("pyxis", choices=CONTAINERS)
     """``pyxis`` (srun --container-image) or ``apptainer``."""
-    container_mounts: list[str] = field(default_factory=list)
+    container_mounts: list[str] = option([])
     """Folders to mount, as PATH or PATH:TARGET, in addition to the runs root (which contains the code)."""
 
     @property
@@ -152,8 +155,7 @@ def load_profile(name: str) -> ClusterProfile:
 
     path = profile_path(name)
     require_trusted_file(path, "the cluster profile", f"Or read it, and name a copy of your own: cp {path} mine.yaml.")
-    types = {name: typed.TYPES[hint] for name, hint in get_type_hints(ClusterProfile).items()}
-    values = typed.read_fields(read_yaml(path), types, SourceLocation(str(path)))
+    values = typed.read_section(ClusterProfile, read_yaml(path), SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
     for key in ("core_speeds", "measured"):
@@ -273,7 +275,7 @@ def _executed_words(line: str) -> Iterator[str]:
 
 
 def _check(profile: ClusterProfile, path: Path) -> None:
-    """Raise ConfigError for the first field with an invalid value. ``path``: the file, for the error."""
+    """Raise ConfigError for the first value that fits its field, but not a job. ``path``: the file, for the error."""
     for name in profile.options:
         if name in RESERVED_OPTIONS:
             what = "the launcher sets or forbids this option of sbatch"
@@ -281,17 +283,8 @@ def _check(profile: ClusterProfile, path: Path) -> None:
         if name in BINDING_OPTIONS:
             remedy = "Remove it: ranks choose among all GPUs of their node."
             raise ConfigError("this option hides GPUs from ranks", f"{path}, options", name, remedy)
-    if profile.kind not in KINDS:
-        raise ConfigError("unknown kind of cluster", f"{path}, kind", profile.kind, f"Kinds: {', '.join(KINDS)}.")
-    if profile.container_runtime not in CONTAINERS:
-        remedy = f"There are: {', '.join(CONTAINERS)}."
-        raise ConfigError("unknown container runtime", f"{path}, container_runtime", profile.container_runtime, remedy)
-    if not 0 <= profile.utilisation <= 1:
-        raise ConfigError("must be at least 0 and at most 1", f"{path}, utilisation", profile.utilisation)
     for item in fields(profile):
         value = getattr(profile, item.name)
-        if isinstance(value, int | float) and not 0 <= value < 1e15:
-            raise ConfigError("must lie in 0 .. 1e15", f"{path}, {item.name}", value)
         if isinstance(value, dict):
             texts = [*value, *value.values()]
         else:
@@ -300,9 +293,6 @@ def _check(profile: ClusterProfile, path: Path) -> None:
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
-    for key in ("array_size", "core_gflops", "hours", "peer_seconds"):  # srun --wait=0 means no limit
-        if not getattr(profile, key):
-            raise ConfigError("must be above 0", f"{path}, {key}", 0)
     for name in profile.env:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
             remedy = "Give only the name; the value is taken from the environment of submit."

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flip.config import json_schema
+from flip.config.option import BOUNDS
 from flip.config.schema import Config
+from flip.config.typed import TYPES
 from jobs.common.cluster_profile import ClusterProfile
 from tools.documentation.markdown import code, table
 
@@ -124,15 +126,12 @@ def _values(hint: Any, rules: Mapping[str, Any]) -> str:
         return ", ".join(code(choice) for choice in rules["choices"])
     if typing.get_origin(hint) is list:
         return f"list of {_values(typing.get_args(hint)[0], rules)}"
-    if typing.get_origin(hint) is dict:
-        return "mapping of text"
     if rules.get("decimal"):
         return "decimal number from 0 to below 1"
     if "path" in rules:
         return "path"
-    name = {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}[hint]
-    words = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{word} {_number(rules[rule])}" for rule, word in words.items() if rule in rules]
+    name = TYPES[hint].description.removeprefix("a ")
+    bounds = [f"{bound.sign} {_number(rules[rule])}" for rule, bound in BOUNDS.items() if rule in rules]
     return ", ".join([name, *bounds])
 
 

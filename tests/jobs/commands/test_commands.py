@@ -391,10 +391,15 @@ def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch)
         ("options: {tres-per-task: gres/gpu=1}\n", "hides GPUs from ranks"),
         ("options: {time: 60}\n", "the launcher sets or forbids"),
         ("options: {clusters: other}\n", "the launcher sets or forbids"),
-        ("container_runtime: docker\n", "pyxis, apptainer"),
+        (
+            "container_runtime: docker\n",
+            r":1: container_runtime: no such choice \(found: 'docker'\). One of: pyx",
+        ),
         ("utilisation: 40\n", "at most 1"),
         ("kind: pbs\n", "local, slurm"),
-        ("hours: -1\n", "must lie in 0"),
+        ("hours: -1\n", r":1: hours: must be above 0 \(found: -1.0\)"),
+        ("gpu: x\nmemory_gb: -2\n", r":2: memory_gb: must be at least 0 \(found: -2.0\)"),
+        ("canary: 1e15\n", r":1: canary: must be below 1000000000000000 \(found: 1000000000000000\)"),
         ("env: WANDB\n", "list of texts"),
     ],
 )

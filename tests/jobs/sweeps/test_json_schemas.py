@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from flip.config import json_schema, schema
+from flip.config.option import option
 from flip.config.yaml_io import parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.commands.schema import KINDS, text
@@ -108,7 +109,10 @@ def test_schema_knows_sizes_recipes_clusters_and_bounds_of_masks(validators, val
         validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
 
 
-@pytest.mark.parametrize("line", ["kinds: slurm", "hours: long", "env: HOME", "parallel: []", "options: [a]"])
+@pytest.mark.parametrize("line", [
+    "kinds: slurm", "hours: long", "env: HOME", "parallel: []", "options: [a]", "kind: pbs", "hours: 0",
+    "gpus_per_node: -1", "utilisation: 40", "container_runtime: docker",
+])  # fmt: skip
 def test_loader_and_schema_refuse_broken_profile(validators, line, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"{line}\n")
     with pytest.raises(ConfigError):
@@ -129,7 +133,7 @@ def test_new_field_changes_few_lines(name, monkeypatch):
     """Its section defines it, and each place in which it may be written refers to that."""
     before = text(SCHEMAS["sweep"]()).splitlines()
     old = getattr(schema, name)
-    new = dataclasses.make_dataclass(name, [("sway", float, schema.option(0.0, ge=0, lt=1))], bases=(old,))
+    new = dataclasses.make_dataclass(name, [("sway", float, option(0.0, ge=0, lt=1))], bases=(old,))
     monkeypatch.setattr(schema, name, new)
     described = json_schema.descriptions
     monkeypatch.setattr(json_schema, "descriptions", lambda kind: described(old if kind is new else kind))

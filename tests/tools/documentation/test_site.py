@@ -34,7 +34,7 @@ def test_configuration_page_has_every_field_with_default_and_identity():
     unhashed = {key.replace("*", "NAME") for key in UNHASHED} | {"evaluate.sets.NAME.classes"}
     assert {key for key, entry in entries.items() if entry.identity in ("no", "product")} == unhashed
     tile = entries["compute.loss_tile"]
-    assert (tile.default, tile.values, tile.identity) == ("`1024`", "integer, ≥ 0, ≤ 2^24", "yes, unless `1024`")
+    assert (tile.default, tile.values, tile.identity) == ("`1024`", "whole number, ≥ 0, ≤ 2^24", "yes, unless `1024`")
     assert "Seconds without a byte after which a request to storage has failed" in configuration.text()
 
 

@@ -1,0 +1,93 @@
+"""How a field of a dataclass that users write in YAML is described: ``option``, its default and its rules.
+
+Configurations (``flip.config.schema``) and cluster profiles (``jobs.common.cluster_profile``) are such dataclasses. A
+field's type is an entry of ``flip.config.typed.TYPES``, and the docstring below it is its description. From these come
+the check of a file with its errors, the JSON Schema for editors (``flip.config.json_schema``), and the page of all
+fields. JSON that programs write is described by the tables of ``flip.runs.records``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A kind of limit of a number, such as ``ge``."""
+
+    holds: Callable[[Any, Any], bool]
+    """Whether a value keeps a limit."""
+    words: str
+    """For errors."""
+    keyword: str
+    """Of JSON Schema."""
+    sign: str
+    """For pages."""
+
+
+BOUNDS = {
+    "ge": Bound(operator.ge, "at least", "minimum", "≥"),
+    "gt": Bound(operator.gt, "above", "exclusiveMinimum", ">"),
+    "le": Bound(operator.le, "at most", "maximum", "≤"),
+    "lt": Bound(operator.lt, "below", "exclusiveMaximum", "<"),
+}
+"""Rules of ``option`` that are limits of numbers."""
+
+
+def option(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] | None = None,
+    identity: bool = True,
+    omit_if: Any = None,
+    auto: Any = None,
+    decimal: bool = False,
+    path: str | None = None,
+    least: str | None = None,
+) -> Any:
+    """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
+
+    Args:
+        ge, gt, le, lt: bounds of the number, or of each number of a list (``why_invalid``).
+        choices: the allowed values (``why_invalid``).
+        identity: False for a label, or for a field that changes when or how a run computes, but not its result.
+        omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
+            With that value the field is not part of the identity, so that old runs keep theirs. A later change of the
+            default never changes it.
+        auto: the value that ``resolve`` replaces.
+        decimal: the text is a decimal number, stored in its shortest form.
+        path: the text is a path, which ``resolve`` makes absolute. In the identity a ``manifest`` is replaced by its
+            digest and a ``file`` by its checksum; a ``folder`` stays.
+        least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
+    """
+    given = {
+        "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
+        "auto": auto, "decimal": decimal, "path": path, "least": least,
+    }  # fmt: skip
+    rules = {name: value for name, value in given.items() if value is not None}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=rules)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+def why_invalid(value: Any, rules: Mapping[str, Any]) -> tuple[str, str]:
+    """(what the rules of a field require of a value, remedy) if it breaks one of them; else two empty texts.
+
+    ``rules``: the metadata of a field. ``value``: one value, of a list each member.
+    """
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        return "no such choice", f"One of: {', '.join(map(str, choices))}."
+    for rule, bound in BOUNDS.items():
+        if rule in rules and not bound.holds(value, rules[rule]):
+            return f"must be {bound.words} {rules[rule]}", ""
+    return "", ""
