@@ -9,7 +9,7 @@
 - ``gpu_software``: the driver and compiler that a node with GPUs needs. ``callback_names``: ``monitor.callbacks``.
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
-- ``json_schema``: the fields as JSON Schema, for editors.
+- ``json_schema``: the fields as JSON Schema, for editors; the documents of ``--json``, for scripts.
 
 No torch. May import ``flip.files`` and ``flip.runs``.
 """

@@ -1,11 +1,11 @@
-"""JSON Schema of settings, made from dataclasses: completion, descriptions and checks in editors.
+"""JSON Schemas: of dataclasses that users write in YAML, for editors, and of JSON that programs write, for scripts.
 
-Types come from ``flip.config.typed.TYPES``, bounds and choices from the fields (``flip.config.option``),
-descriptions from the docstrings below them. Rules between fields are not in the schema: ``flip.config.validate`` checks
-those at submission.
+``definitions``: of a dataclass. Types come from ``flip.config.typed.TYPES``, bounds and choices from the fields
+(``flip.config.option``), descriptions from the docstrings below them. Rules between fields are not in the schema:
+``flip.config.validate`` checks those at submission. Each section is a definition, and each field stands in its section
+alone. The other places in which a field may be written, such as dotted keys, refer to it.
 
-Each section is a definition, and each field stands in its section alone. The other places in which a field may be
-written, such as dotted keys, refer to it.
+``of_table``: of a table of ``flip.runs.records``.
 """
 
 import ast
@@ -20,6 +20,7 @@ from typing import Any
 from flip.config.option import BOUNDS
 from flip.config.schema import YES_NO
 from flip.config.typed import TYPES
+from flip.runs.records import Field, FieldType
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest one that editors support in full. Its keyword for shared parts is ``definitions``."""
@@ -65,6 +66,38 @@ def closed(properties: Mapping[str, Node], patterns: Mapping[str, Node] | None =
     return {**names, "additionalProperties": False}
 
 
+def of_table(kind: Any) -> Node:
+    """The JSON Schema of a declaration in the form of ``flip.runs.records``: a type, a table, a list, or a Field."""
+    if isinstance(kind, Field):
+        node = of_table(kind.kind)
+        if kind.null:
+            node = _or_null(node)
+        return _described(node, kind.meaning)
+    if isinstance(kind, FieldType):
+        return kind.schema
+    if isinstance(kind, list):
+        return {"type": "array", "items": of_table(kind[0])}
+    nodes = {name: of_table(declared) for name, declared in kind.items()}
+    if nodes.keys() == {"*"}:
+        return {"type": "object", "additionalProperties": nodes["*"]}
+    properties = {name: node for name, node in nodes.items() if not name.startswith("^")}
+    required = [name for name in properties if isinstance(kind[name], Field) and kind[name].required]
+    table: Node = {"type": "object", "properties": properties, "required": required}
+    patterns = {name: node for name, node in nodes.items() if name.startswith("^")}
+    if patterns:
+        table["patternProperties"] = patterns
+    return table
+
+
+def _or_null(node: Node) -> Node:
+    """The node, which null satisfies too."""
+    if not node:
+        return node
+    if isinstance(node.get("type"), str):
+        return {**node, "type": [node["type"], "null"]}
+    return {"anyOf": [node, {"type": "null"}]}
+
+
 def _define(kind: Any, nodes: dict[str, Node]) -> None:
     """Add the definition of a section, unless it is present, and those of the sections below it."""
     if kind.__name__ in nodes:
@@ -84,11 +117,11 @@ def _define(kind: Any, nodes: dict[str, Node]) -> None:
             else:
                 node = _members(name, member, nodes, patterns)
         elif base:
-            node = {"anyOf": [reference(f"{base.__name__}/properties/{name}"), {"type": "null"}]}
+            node = _or_null(reference(f"{base.__name__}/properties/{name}"))
         else:
             node = _value(hint, kind.__dataclass_fields__[name].metadata)
-        if name in described and not base:
-            node = _described(node, described[name])
+        if not base:
+            node = _described(node, described.get(name, ""))
         properties[name] = node
     nodes[kind.__name__] = closed(properties, patterns)
 
@@ -118,7 +151,9 @@ def _members(name: str, member: Any, nodes: dict[str, Node], patterns: Node) -> 
 
 
 def _described(node: Node, text: str) -> Node:
-    """The node with its description; this dialect ignores what stands next to a reference."""
+    """The node with its description, if any; this dialect ignores what stands next to a reference."""
+    if not text:
+        return node
     if "$ref" in node:
         return {"allOf": [node], "description": text}
     return {**node, "description": text}

@@ -171,4 +171,13 @@ def _is_valid(name: str, column: NDArray[Any], absent: int) -> bool:
     extremes = []
     if len(known):
         extremes = [known.min().item(), known.max().item()]
-    return len(known) + absent == len(column) and all(records.LINE[name].fits(value) for value in extremes)
+    return len(known) + absent == len(column) and all(_fits(name, value) for value in extremes)
+
+
+def _fits(name: str, value: float) -> bool:
+    """Whether ``flip.runs.records.LINE`` accepts the value of a field."""
+    try:
+        records.checked(value, records.LINE[name])
+    except ValueError:
+        return False
+    return True

@@ -2,8 +2,12 @@
 
 ``flip.runs.rundir.read_record`` applies these tables: code that uses a record gets values of the declared types, or a
 ValueError with the file and the field. A null field counts as absent. Undeclared fields are kept as they are; no code
-may rely on their types. Standard library, Python >= 3.6. YAML files of users have another check
-(``flip.config.typed``): there an unknown key is an error.
+may rely on their types. Standard library, Python >= 3.6.
+
+Such tables describe all JSON that programs write: also the documents of ``--json`` (``jobs.common.documents``), of
+which ``flip.config.json_schema`` makes JSON Schemas. Settings that users write are described by dataclasses
+(``flip.config.option``): there an unknown key is an error. The keys of a sweep file are a table
+(``jobs.sweeps.sweep_file``), because entries and axes are read by code of their own.
 """
 
 import json
@@ -29,27 +33,36 @@ DIGITS = 40
 
 
 class FieldType:
-    """A type with limits. ``description`` completes "is not ...". ``required``: a record without it is invalid.
-
-    ``schema``: its JSON Schema, for the types that one describes.
-    """
+    """A type with limits. ``description`` completes "is not ...", ``schema`` is its JSON Schema, if one is printed."""
 
     def __init__(
         self,
         description: str,
         fits: Callable[[Any], bool],
         convert: Optional[Callable[[Any], Any]] = None,
-        required: bool = False,
         schema: Optional[Dict[str, Any]] = None,
     ) -> None:
         self.description = description
         self.fits = fits
         self.convert = convert
-        self.required = required
         self.schema = schema or {}  # type: Dict[str, Any]
 
-    def needed(self) -> "FieldType":
-        return FieldType(self.description, self.fits, self.convert, required=True)
+    def needed(self) -> "Field":
+        return Field(self, required=True)
+
+
+class Field:
+    """A field of a table about which more is declared than its type.
+
+    ``kind``: its type, as in ``checked``. ``meaning``: for pages and schemas. ``required``: a mapping without it is
+    invalid. ``null``: it may be null, which else counts as absent.
+    """
+
+    def __init__(self, kind: Any, meaning: str = "", required: bool = False, null: bool = False) -> None:
+        self.kind = kind
+        self.meaning = meaning
+        self.required = required
+        self.null = null
 
 
 def _is_number(value: Any) -> bool:
@@ -71,32 +84,33 @@ def printable(text: Any) -> Any:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-NUMBER = FieldType("a number within limits", _is_number)
+ANYTHING = FieldType("anything", lambda v: True)
+NUMBER = FieldType("a number within limits", _is_number, schema={"type": "number"})
 COUNT = FieldType("a whole number from 0 to 10^18", lambda v: type(v) is int and 0 <= v <= LARGEST)
 CODE = FieldType("an exit code", lambda v: type(v) is int and abs(v) < 1 << 31)
 TIME = FieldType("a time in seconds", lambda v: type(v) in (int, float) and 0 <= v < 1e11)  # a date that calendars have
-FLAG = FieldType("true or false", lambda v: type(v) is bool)
+FLAG = FieldType("true or false", lambda v: type(v) is bool, schema={"type": "boolean"})
 #: Text for people.
-TEXT = FieldType("text", lambda v: isinstance(v, str), printable)
+TEXT = FieldType("text", lambda v: isinstance(v, str), printable, schema={"type": "string"})
 #: Text for programs, never changed: environment, command arguments, addresses, hashes.
-EXACT = FieldType("text", lambda v: isinstance(v, str))
+EXACT = FieldType("text", lambda v: isinstance(v, str), schema={"type": "string"})
 NAME = FieldType("a name", _is_name, printable)
 PATH = FieldType("a path", lambda v: isinstance(v, str) and len(v) < 4096 and "\0" not in v)
 #: Used in path patterns.
 RUN = FieldType(
     "SWEEP/RUN", lambda v: isinstance(v, str) and bool(re.match(r"(\w[\w.-]{0,200}/\w[\w.-]{0,200})?\Z", v))
 )
-MAPPING = FieldType("a mapping", lambda v: isinstance(v, dict))
+MAPPING = FieldType("a mapping", lambda v: isinstance(v, dict), schema={"type": "object"})
 PID = FieldType("the id of a process", lambda v: type(v) is int and 0 < v < 1 << 31)
 PAIR = FieldType("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)))
 #: Digest of a snapshot; any other value counts as none.
 DIGEST = FieldType("a digest", lambda v: True, lambda v: v if isinstance(v, str) and len(v) <= 64 else "")
 #: Settings: seeds have 64 bits, -1 means automatic, and YAML may read a text as a number.
-INTEGER = FieldType("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64)
+INTEGER = FieldType("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64, schema={"type": "integer"})
 SETTING = FieldType(
     "text or a number", lambda v: isinstance(v, (str, bool)) or _is_number(v) or INTEGER.fits(v), printable
 )
-LIST = FieldType("a list", lambda v: isinstance(v, list))
+LIST = FieldType("a list", lambda v: isinstance(v, list), schema={"type": "array"})
 ANY_SETTING = FieldType("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
 #: Text in Slurm's environment.
 DIGITS_OR_COUNT = FieldType(
@@ -133,7 +147,8 @@ PUBLISHED: Dict[str, Any] = {
 #: An earlier data set of a run and the S at which it ended, in identity.json.
 EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
 
-#: File name -> its fields. A list holds the declaration of its members; ``*`` declares all other fields.
+#: File name -> its fields. A list holds the declaration of its members; ``*`` declares all other fields, a name that
+#: starts with ``^`` those that the regular expression matches.
 FIELDS: Dict[str, Any] = {
     "identity.json": {
         "hash": EXACT, "schema": COUNT, "code": DIGEST, "uid": CODE, "config": MAPPING, "classes": {"*": TEXT},
@@ -231,9 +246,11 @@ def limit_of(name: str) -> int:
 def checked(value: Any, kind: Any, where: str = "") -> Any:
     """A copy of ``value`` with the declared types, without null fields, and with long texts cut.
 
-    ``kind``: a FieldType; a mapping of fields; or a list with one member, the type of all members. Raises ValueError
-    with the field, the expected type and the value.
+    ``kind``: a FieldType; a mapping of fields; a list with one member, the type of all members; or a Field of such a
+    kind. Raises ValueError with the field, the expected type and the value.
     """
+    if isinstance(kind, Field):
+        kind = kind.kind
     if isinstance(kind, FieldType):
         if not kind.fits(value):
             raise ValueError("`%s` is not %s (found: %s)" % (where, kind.description, _short(value)))
@@ -247,14 +264,20 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
     if not isinstance(value, dict):
         raise ValueError("`%s` is not a mapping (found: %s)" % (where, _short(value)) if where else "holds no mapping")
     result = {}
+    patterns = [name for name in kind if name[0] == "^"]
     for name, item in value.items():
         declared = kind.get(name, kind.get("*"))
+        for pattern in patterns:
+            if name not in kind and re.match(pattern, name):
+                declared = kind[pattern]
         if declared is None:
             result[name] = item
         elif item is not None:
             result[printable(name)] = checked(item, declared, "%s.%s" % (where, name) if where else name)
+        elif isinstance(declared, Field) and declared.null:
+            result[name] = None
     for name, declared in kind.items():
-        if isinstance(declared, FieldType) and declared.required and name not in result:
+        if isinstance(declared, Field) and declared.required and name not in result:
             raise ValueError("lacks `%s`" % (where + "." + name if where else name))
     return result
 

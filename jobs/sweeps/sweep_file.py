@@ -23,39 +23,54 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import ConfigChange, compare, flatten
+from flip.config.json_schema import reference
 from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_dict
 from flip.config.resolve import depends_on_folder, is_relative_profile
 from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.typed import read_fields
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
 from flip.runs.errors import ConfigError, suggestion
-from flip.runs.records import FieldType
+from flip.runs.records import EXACT, LIST, MAPPING, Field, FieldType
 from jobs.common.cluster_profile import ambiguous
 from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
 
-TEXT = FieldType("text", lambda value: isinstance(value, str))
-LIST = FieldType("a list", lambda value: isinstance(value, list))
-MAPPING = FieldType("a mapping", lambda value: isinstance(value, dict))
+_TEXT_OR_LIST = {"anyOf": [EXACT.schema, {"type": "array", "items": EXACT.schema}]}
+_ENTRIES = {"type": "object", "additionalProperties": {"anyOf": [reference("entry"), {"type": "null"}]}}
+
+
+def _is_text_or_list(value: Any) -> bool:
+    return isinstance(value, (str, list))
+
+
+PROFILE = FieldType("the name of a profile", EXACT.fits)
+RECIPES = FieldType("a name or a list of names", _is_text_or_list)
+SETTINGS = FieldType("a mapping", MAPPING.fits, schema=reference(Config.__name__))
+RUNS = FieldType("a mapping", MAPPING.fits, schema=_ENTRIES)
+ENTRIES = FieldType("a list", LIST.fits, schema={"type": "array", "items": reference("entry")})
+AXES = FieldType("a mapping", MAPPING.fits, schema=reference("axes"))
+CONDITIONS = FieldType("a line or a list of lines", _is_text_or_list, schema=_TEXT_OR_LIST)
+SEEDS = FieldType("a list", LIST.fits, schema={"type": "array", "items": {"type": "integer"}})
+TABLE = FieldType("the name of a table, in quotes", EXACT.fits, schema=EXACT.schema)
 KEYS = {
-    "name": TEXT,
-    "title": TEXT,
-    "notes": TEXT,
-    "cluster": FieldType("the name of a profile", TEXT.fits),
-    "recipe": FieldType("a name or a list of names", lambda value: isinstance(value, (str, list))),
-    "set": MAPPING,
-    "runs": MAPPING,
-    "list": LIST,
-    "zip": MAPPING,
-    "grid": MAPPING,
-    "where": FieldType("a line or a list of lines", lambda value: isinstance(value, (str, list))),
-    "seeds": LIST,
-    "paper": MAPPING,
-    "table": FieldType("the name of a table, in quotes", TEXT.fits),
+    "name": Field(EXACT, "Name of the sweep and of its folder; by default that of the file."),
+    "title": Field(EXACT, "One line for tables and pages."),
+    "notes": Field(EXACT, "Text for pages."),
+    "cluster": Field(PROFILE, "Default cluster profile: a file of sweeps/clusters, or a path."),
+    "recipe": Field(RECIPES, "A recipe, or a list of recipes, the later ones on top."),
+    "set": Field(SETTINGS, "Settings that all runs of this entry share."),
+    "runs": Field(RUNS, "Name of a run -> what it changes."),
+    "list": Field(ENTRIES, "Entries, each with a `name`."),
+    "zip": Field(AXES, "Fields and their values, varied in step."),
+    "grid": Field(AXES, "Fields and their values, in every combination."),
+    "where": Field(CONDITIONS, "Conditions that a run must satisfy, such as `model.size != H/14`."),
+    "seeds": Field(SEEDS, "Each run once per seed."),
+    "paper": Field(MAPPING, "Run -> published numbers: a row of paper.yaml, or {imagenet: 74.3}."),
+    "table": Field(TABLE, "A table of paper.yaml; the report shows all of its rows."),
 }
-"""Key of a sweep file -> what it may hold."""
+"""Key of a sweep file -> what it may hold. ``jobs.sweeps.json_schemas`` has the definitions to which schemas refer."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +362,8 @@ def load(
     replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
-    read_fields(file.table, KEYS, SourceLocation(str(file.path)), _setting_remedy)
+    types = {name: key.kind for name, key in KEYS.items()}
+    read_fields(file.table, types, SourceLocation(str(file.path)), _setting_remedy)
     table = file.table
     name = table.get("name", file.path.stem)
     if not NAME.fullmatch(name):

@@ -10,8 +10,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from flip.runs.records import checked
 from flip.runs.run_files import RUN_FILES, described
-from jobs.common.documents import schema_of
+from jobs.common.documents import DOCUMENTS, schema_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "automation.md").read_text(encoding="utf-8")
@@ -44,6 +45,8 @@ def check(name: str, document: object) -> None:
         return {**inside, "additionalProperties": False} if "required" in inside else inside
 
     jsonschema.validate(document, closed(schema_of(name)))
+    _, table = DOCUMENTS[name]
+    assert checked(document, table) == document
 
 
 @pytest.mark.long

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+from flip.config.json_schema import Node
 from flip.runs.errors import CAUSES
 from jobs.common.cli import CUT_OFF, INTERRUPTED
-from jobs.common.documents import DOCUMENTS, Node
+from jobs.common.documents import DOCUMENTS, schema_of
 from jobs.common.next_commands import OF_STATE
 from tools.documentation.markdown import code, table
 
@@ -49,7 +50,8 @@ more than 75.
 def text() -> str:
     """The page."""
     parts = [_HEAD]
-    for name, (title, node) in DOCUMENTS.items():
+    for name, (title, _) in DOCUMENTS.items():
+        node = schema_of(name)
         is_list = node.get("type") == "array"
         item = node["items"] if is_list else node
         if keys := list(_keys(item)):
