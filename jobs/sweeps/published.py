@@ -8,11 +8,12 @@ from flip.config.identity import flatten
 from flip.config.schema import MODEL_PRESETS
 from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
+from flip.runs.records import PUBLISHED
 from jobs.common.paths import SWEEPS
 
 RESULTS = SWEEPS / "paper.yaml"
 
-RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within", "time")
+RESERVED = PUBLISHED.keys() - {"*"}
 """Keys of a row other than evaluation sets."""
 
 
