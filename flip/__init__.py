@@ -5,22 +5,22 @@ The host's Python >= 3.6 reads this file too.
 """
 
 __all__ = ["__version__", "load", "read_metrics", "read_runs", "submit"]
-__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # type checkers and editors take it for true; ``typing`` need not be imported
 if TYPE_CHECKING:
     from flip.export.load import load
     from flip.monitoring.curve_table import read_metrics
     from flip.monitoring.results import read_runs
+    from flip.version import __version__
     from jobs.submission.api import submit
 else:
 
     def __getattr__(name):
         # Imported at first use: importing the package must not import torch. ``submit`` is the launcher's: the only
-        # name of jobs/ in flip/.
+        # name of jobs/ in flip/. So no module below may import the package itself (tests/test_imports.py).
         modules = {
             "load": "flip.export.load", "read_metrics": "flip.monitoring.curve_table",
-            "read_runs": "flip.monitoring.results", "submit": "jobs.submission.api",
+            "read_runs": "flip.monitoring.results", "submit": "jobs.submission.api", "__version__": "flip.version",
         }  # fmt: skip
         if name not in modules:
             raise AttributeError(f"module 'flip' has no attribute {name!r}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import flip
 from flip.checkpoint.manager import CheckpointManager
 from flip.config.callback_names import FOLDER
 from flip.config.schema import Config
 from flip.distributed.parallel import World
 from flip.distributed.shutdown import Watchdog
+from flip.files import python_path
 from flip.monitoring.profiler import Profiler
 from flip.runs.rundir import RunDir
 from flip.training import sample_log
@@ -47,7 +47,7 @@ def standard_callbacks(
     copies = []
     if is_copied(config.compute):
         copies.append(CompiledCode(run, world))
-    user_callbacks = UserCallbacks(config, world, files or Path(str(flip.__file__)).resolve().parents[1] / FOLDER)
+    user_callbacks = UserCallbacks(config, world, files or Path(python_path.ROOT).resolve() / FOLDER)
     metrics = MetricLines(run, attempt, config, world, checkpoints, profiler, user_callbacks)
     scoring = Scoring(run, attempt, config, world, checkpoints, watchdog, metrics)
     return Callbacks([profiler, *logs, *copies, user_callbacks, metrics, scoring])

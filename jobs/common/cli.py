@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
 
 def version() -> str:
     """The version, the folder of the code, and the interpreter."""
-    from flip import __version__
+    from flip.version import __version__
 
     return f"flip {__version__} ({Path(__file__).resolve().parents[2]}, Python {sys.version.split()[0]})"
 

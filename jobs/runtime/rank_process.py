@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.distributed import shutdown
-from flip.files import deletion, ownership
+from flip.files import deletion, ownership, python_path
 from flip.files.creation import RefusedPath, close_umask
 from flip.runs.errors import (
     CAUSES,
@@ -189,10 +189,8 @@ def in_process(run: RunDir, attempt: int, callback_files: Path) -> None:
 
 def _check_snapshot() -> None:
     """The code that runs must be the code that was submitted."""
-    import flip
-
     snapshot = os.environ.get("FLIP_SNAPSHOT", "")
-    library = Path(str(flip.__file__)).resolve()
+    library = Path(python_path.__file__).resolve().parents[1]
     if snapshot and not library.is_relative_to(Path(snapshot).resolve()):
         remedy = f"PYTHONPATH must begin with {snapshot}."
         raise ConfigError("the library does not come from the run's snapshot", library, remedy=remedy)

@@ -1,6 +1,6 @@
 """Settings of Sphinx for the site of ``make docs``; ``build.py`` passes the folder of sources."""
 
-from flip import __version__
+from flip.version import __version__
 
 project = "FLIP"
 version = release = __version__

@@ -44,7 +44,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import __version__
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote, plain_etag
@@ -53,6 +52,7 @@ from flip.files.creation import OUTPUT_MODE, fsync_path, open_regular, output_fo
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
 from flip.runs.records import MANIFEST_LIMIT, parse
 from flip.runs.rundir import to_json, write_new
+from flip.version import __version__
 
 VERSION = 2
 """Version of new manifests that keep all samples. Version 1 has no ETags, so none are checked."""

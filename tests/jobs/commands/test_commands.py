@@ -27,7 +27,8 @@ from jobs.runs import clusters, select
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND_LINE = (
-    "flip", "flip.files", "flip.runs", "jobs", "jobs.commands", "jobs.common", "jobs.common.cli", "jobs.common.paths",
+    "flip", "flip.files", "flip.runs", "flip.version", "jobs", "jobs.commands", "jobs.common", "jobs.common.cli",
+    "jobs.common.paths",
 )  # fmt: skip
 LIGHT_PACKAGES = ("flip.files", "flip.runs", "jobs.host", "jobs.host.agents")
 """What every command imports for its --help."""

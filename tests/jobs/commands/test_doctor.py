@@ -482,6 +482,7 @@ def test_doctor_help_shows_examples_and_imports_only_cli_module():
     assert "examples:" in done.stdout
     assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
         "flip",
+        "flip.version",
         "flip.runs",
         "flip.files",
         "flip.files.acl",
