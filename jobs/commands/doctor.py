@@ -169,7 +169,7 @@ def try_agents(site: Site, profile: ClusterProfile, seconds: int) -> AgentsTrial
     if profile.container:
         return AgentsTrial(unable="only the image has the Python of the ranks")
     nodes = min(agents_trial.MOST_NODES, sum(site.nodes.values()) or agents_trial.MOST_NODES)
-    root = runs_root(profile)
+    root = runs_root(profile.runs_root)
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     note(f"a job on {nodes} nodes tries node agents; it waits at most {seconds} s for them")
     with writing(place), tempfile.TemporaryDirectory(prefix=".try-agents-", dir=place) as folder:

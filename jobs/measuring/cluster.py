@@ -72,7 +72,7 @@ def measure(
 
     Raises FlipError with the reason if there is none.
     """
-    folder = runs_root(profile) / FOLDER
+    folder = runs_root(profile.runs_root) / FOLDER
     with writing(folder):
         require_trusted(closed_folder(folder))
         run = RunDir(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")

@@ -86,7 +86,7 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
     facts = machine.facts(gpus)
     rows = chosen(local_rows(device, len(gpus), facts.cores, manifest, share_of(minutes)), args.only)
     earlier = earlier_rows(folder / FILE, facts, args.force)
-    root = usable_root(runs_root(profile), FREE_BYTES[device])
+    root = usable_root(runs_root(profile.runs_root), FREE_BYTES[device])
     if not args.yes and not confirm(question(facts.cores, len(gpus), minutes, root)):
         return None
 

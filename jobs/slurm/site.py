@@ -236,7 +236,7 @@ def read(profile: ClusterProfile) -> Site:
         errors["submitit"] = ""
     else:
         errors["submitit"] = "not installed"
-    root = runs_root(profile)
+    root = runs_root(profile.runs_root)
     errors["runs root"] = write_problem(root)
     places = {"runs root": filesystem_type(root), "python": filesystem_type(Path(python))}
     unset = tuple(_unset(profile))

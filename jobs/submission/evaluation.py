@@ -103,7 +103,7 @@ class EvaluateCommand:
         if args.root:
             self.root = Path(args.root).absolute()
         else:
-            self.root = runs_root(self.profile)
+            self.root = runs_root(self.profile.runs_root)
         self.data = catalog.root(args.data)
 
     def run(self) -> int:

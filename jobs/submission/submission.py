@@ -108,7 +108,7 @@ class Submission:
         self._again = resubmit.submit_command(options, self.file, self.sweep.folder)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
-        root = runs_root(self.profile)
+        root = runs_root(self.profile.runs_root)
         if options.root:
             root = Path(options.root).absolute()
         self.folder = root / self.sweep.name
@@ -224,10 +224,10 @@ class Submission:
             profile = load_profile(asked) if asked else self.profile
             if asked:
                 self.profile_files[asked] = profile_path(asked).absolute()
-            if not self.options.root and runs_root(profile) != runs_root(self.profile):
+            if not self.options.root and runs_root(profile.runs_root) != runs_root(self.profile.runs_root):
                 what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
                 remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
-                raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
+                raise ConfigError(what, f"run {run.name}", str(runs_root(profile.runs_root)), remedy)
             others = [self.profile, *(other for other, _ in self.places.values())]
             if any(other.name == profile.name and other != profile for other in others):
                 what = "two different cluster profiles have this name"

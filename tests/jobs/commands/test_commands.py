@@ -374,7 +374,7 @@ def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch)
     assert (h100.name, h100.kind, h100.gpus_per_node, h100.peak_tflops) == ("h100", "slurm", 8, 989.0)
     assert load_profile("local").parallel == 1
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
-    assert runs_root() == runs_root(load_profile("local")) == tmp_path
+    assert runs_root() == runs_root(load_profile("local").runs_root) == tmp_path
 
 
 @pytest.mark.parametrize(
