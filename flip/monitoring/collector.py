@@ -3,11 +3,10 @@
 import gc
 import logging
 import math
-import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ from flip import costs
 from flip.checkpoint.manager import CheckpointManager
 from flip.config.derived import StageSpan, for_stage
 from flip.config.schema import Config
-from flip.data.loader import Loader
 from flip.distributed import parallel
 from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
+from flip.monitoring.rank_counters import RankCounters
 from flip.monitoring.utilisation import Utilisation
-from flip.runs.commit import Commit
 
 log = logging.getLogger(__name__)
 
@@ -135,39 +133,6 @@ class CompiledGraphs:
             return ""
         self._limit = math.inf
         return f"stage {stage}: {more} graphs were compiled after its first steps, since shapes of its batches change"
-
-
-class RankCounters:
-    """Counts of one rank in this attempt, and their totals. ``source``: the commit from which the attempt resumed."""
-
-    def __init__(self, world: World, loader: Loader, source: Commit | None) -> None:
-        self._world = world
-        self._loader = loader
-        if source:
-            self._record = source.record
-        else:
-            self._record = {"replaced": 0, "peak_memory": 0}
-        self.replaced = 0
-        """Undecodable samples of this rank that were replaced."""
-
-    def totals(self, values: Sequence[float] = ()) -> tuple[int, dict[str, float], list[float]]:
-        """Replaced samples of all ranks and attempts; storage counters of all ranks in this attempt; the sums of
-        further ``values``, as many on every rank. Collective.
-
-        The GPUs are idle meanwhile, so that they add the counts: gloo's ring takes 40 to 100 ms on 512 ranks.
-        """
-        counts = self._loader.counters().flat()
-        on_gpu = self._world.device.type == "cuda"
-        own = [self.replaced, *counts.values(), *values]
-        sums = torch.tensor(own, dtype=torch.float64, device=self._world.device)
-        torch.distributed.all_reduce(sums, group=None if on_gpu else self._world.control_group)
-        replaced, *others = sums.tolist()
-        storage = dict(zip(counts, others[: len(counts)], strict=True))
-        return int(self._record["replaced"]) + int(replaced), storage, others[len(counts) :]
-
-    def peak_memory(self) -> int:
-        """Peak host memory of this process in this and earlier attempts, bytes."""
-        return max(int(self._record["peak_memory"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 class MetricsCollector:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flip.config.schema import Config
     from flip.data.loader import Batch, Loader
     from flip.models.clip import CLIPModel
-    from flip.monitoring.collector import RankCounters
+    from flip.monitoring.rank_counters import RankCounters
 
 HOOKS = ("start", "start_stage", "before_step", "step", "save", "evaluate", "stop", "end")
 """Names of the hooks."""

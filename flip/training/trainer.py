@@ -41,7 +41,7 @@ from flip.distributed.shutdown import (
     Watchdog,
 )
 from flip.models import attention, clip
-from flip.monitoring.collector import RankCounters
+from flip.monitoring.rank_counters import RankCounters
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir
 from flip.training import anomaly, conversion, grad_cache, warm_start

@@ -34,8 +34,8 @@ from flip.distributed import parallel
 from flip.distributed.shutdown import CoordinatedStop
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip, transformer
-from flip.monitoring.collector import RankCounters
 from flip.monitoring.profiler import Profiler
+from flip.monitoring.rank_counters import RankCounters
 from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
 from flip.training import anomaly, conversion, optimizer
