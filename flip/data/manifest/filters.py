@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from flip.data.manifest import parquet
 from flip.data.manifest.manifest import Manifest
-from flip.data.manifest.scan import SamplePredicate
-from flip.data.manifest.tar import Sample
+from flip.data.manifest.tar import Sample, SamplePredicate
 from flip.data.manifest.uids import UidList
 from flip.data.storage.base import is_remote
 from flip.data.storage.checksums import ETag

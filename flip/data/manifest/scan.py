@@ -14,17 +14,18 @@ import re
 import stat as modes
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flip.data.manifest import tar
 from flip.data.manifest.census import Census, Counting
+from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
@@ -32,9 +33,6 @@ from flip.data.storage.client import StorageClient
 from flip.files import deletion
 from flip.files.creation import create_file, output_folder
 from flip.runs.errors import DataError, PermissionDenied, StorageError
-
-if TYPE_CHECKING:
-    from flip.data.manifest.filters import Filters
 
 PIECE = 16 << 20
 """Bytes of one request: half of what the allocator keeps for the next one."""
@@ -55,9 +53,6 @@ _FORMATS = (
 _OWN_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
 """The name of a file of a process."""
 
-SamplePredicate = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
-"""Code of each sample in the bytes of a tar: 0 if it is kept, else the reason (``Filters.reasons``)."""
-
 
 class Scan(NamedTuple):
     """What one pass over a shard finds: one array entry per kept sample, except in the last three fields.
@@ -72,7 +67,7 @@ class Scan(NamedTuple):
     head: NDArray[np.uint32]
     """One number: the block at which the first kept sample starts."""
     dropped: NDArray[np.uint8]
-    """Code of each sample of the tar, as from ``SamplePredicate``."""
+    """Code of each sample of the tar, as from ``tar.SamplePredicate``."""
     census: Census
     """The members of the kept samples."""
 
@@ -121,7 +116,7 @@ def _keep_all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]
     return np.zeros(len(samples), dtype=np.uint8)
 
 
-def scan_tar(pieces: Iterable[bytes], predicate: SamplePredicate = _keep_all) -> Scan:
+def scan_tar(pieces: Iterable[bytes], predicate: tar.SamplePredicate = _keep_all) -> Scan:
     """Scan a tar that arrives in pieces. Raises tar.InvalidTar."""
     pieces = iter(pieces)
     blocks = list[int]()
@@ -202,7 +197,7 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
 
 
 def _read(
-    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, predicate: SamplePredicate
+    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, predicate: tar.SamplePredicate
 ) -> tuple[Scan | tar.InvalidTar, str]:
     """The result of one reading, and the ETag of an object's bytes as far as they were read."""
     etag = ETag(parts)

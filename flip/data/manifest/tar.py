@@ -6,7 +6,7 @@ Here an archive that is not valid to its last byte raises ``InvalidTar``.
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -94,6 +94,10 @@ class Sample(NamedTuple):
     def end(self) -> int:
         """The byte after its last member, padded."""
         return max(at + _padded(size) for at, size in self.members.values())
+
+
+SamplePredicate = Callable[[Sequence[Sample], memoryview], NDArray[np.uint8]]
+"""Code of each sample in the bytes of a tar: 0 if it is kept, else the reason (``Filters.reasons``)."""
 
 
 class _Extensions(NamedTuple):
