@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from flip.runs.rundir import write_json
     from tools.studies.engine import page, training
-    from tools.studies.engine.results import read
+    from tools.studies.engine.study import read
 
     study = import_module(f"tools.studies.{options.study}").STUDY
     docs = options.docs
@@ -100,5 +100,5 @@ def _run(options: argparse.Namespace) -> None:
         training.collect(study, docs)
     else:
         training.train(study, docs, options.cluster, 60 * options.minutes)
-    for written in page.write(docs, read(study, docs)):
+    for written in page.write(docs, study, read(study, docs)):
         print(written)

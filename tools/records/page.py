@@ -16,7 +16,7 @@ from tools.records.rows import GOAL, REFERENCE_SECONDS, SET, RecordRow
 from tools.records.rule import MARGIN, SEEDS, false_rate, half_width
 from tools.studies.arms import BASELINE
 from tools.studies.cheapest import STUDY
-from tools.studies.engine import results
+from tools.studies.engine.study import read
 
 STUDIES = ("study", "cheapest")
 """Folders of docs whose runs have three seeds each."""
@@ -46,7 +46,7 @@ def write(docs: Path) -> Path:
     """Write the page and return its path. Raises ConfigError, OSError."""
     folder = docs / "records"
     rows = records.read(folder)
-    pixels = results.read(STUDY, docs).pixels(SET)
+    pixels = read(STUDY, docs).pixels(SET)
     blocks = [*_table(rows, pixels), *_rule(docs, rows), *_tried(folder)]
     page = docs / "records.md"
     write_text(page, f"{HEAD.format(_compared(rows, pixels))}\n\n{markdown(blocks, 'records')}")

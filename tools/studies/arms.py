@@ -17,9 +17,9 @@ from tools.studies.arms_design import Arm, ArmDesign, Round, SmallImages
 from tools.studies.arms_stats import Compared
 from tools.studies.engine import results as study_results
 from tools.studies.engine.answers import Bits, right
+from tools.studies.engine.design import TRIAL_SEED, VALIDATION, StudyRun
 from tools.studies.engine.page import interval, paragraphs, rates_table
 from tools.studies.engine.results import Record, Results
-from tools.studies.engine.study import TRIAL_SEED, VALIDATION, StudyRun
 
 __all__ = ["Arm", "ArmStudy", "Round", "SmallImages"]
 

@@ -11,18 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from tools.studies.engine.study import (
-    PROBE,
-    TRIAL_SEED,
-    VALIDATION,
-    Entry,
-    Peaks,
-    Study,
-    StudyRun,
-    TestSet,
-    Times,
-    base_lr,
-)  # fmt: skip
+from tools.studies.engine.design import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, StudyRun, TestSet, Times, base_lr
+from tools.studies.engine.study import Study
 
 WARMUP = 0.05
 """Warm-up as a share of the stage."""

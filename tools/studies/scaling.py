@@ -15,9 +15,9 @@ from jobs.pages.document import Block, Figure, Text, heading
 from jobs.reporting.distributions import Interval
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_laws_page, scaling_stats, scaling_tables
+from tools.studies.engine.design import TRIAL_SEED, VALIDATION
 from tools.studies.engine.page import interval, paragraphs, section
 from tools.studies.engine.results import Results
-from tools.studies.engine.study import TRIAL_SEED, VALIDATION
 from tools.studies.scaling_design import (
     JOINT,
     LENGTHS,

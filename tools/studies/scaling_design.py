@@ -16,12 +16,13 @@ from flip.runs.errors import ConfigError
 from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
+from tools.studies.engine.design import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, TestSet, Times, base_lr
 from tools.studies.engine.results import Record, Results, is_zero_shot_test, results_folder, score
-from tools.studies.engine.study import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, Study, TestSet, Times, base_lr
+from tools.studies.engine.study import Study
 from tools.studies.scaling_stats import Array, Spread
 
 if TYPE_CHECKING:
-    from tools.studies.engine.study import StudyRun
+    from tools.studies.engine.design import StudyRun
 
 NAME = "scaling_study"
 """Of the page, of the folder beside it, and of the sweep."""

@@ -12,9 +12,9 @@ from jobs.common.text import percent
 from jobs.pages.document import Block, Table, heading
 from tools.studies import scaling_design
 from tools.studies.arms import BASELINES, PROBE_NOTE
+from tools.studies.engine.design import VALIDATION
 from tools.studies.engine.page import rates_table, section
 from tools.studies.engine.results import is_zero_shot_test, score
-from tools.studies.engine.study import VALIDATION
 from tools.studies.scaling_design import ScalingResults
 
 PIXELS = BASELINES["nearest"]

@@ -23,8 +23,9 @@ from tools.studies import cheapest, masking
 from tools.studies.arms import Arm, ArmStudy, Round
 from tools.studies.arms_design import FULL_RATE
 from tools.studies.engine import answers, page
-from tools.studies.engine.results import Results, agree, checked, read
-from tools.studies.engine.study import TRIAL_SEED, StudyRun
+from tools.studies.engine.design import TRIAL_SEED, StudyRun
+from tools.studies.engine.results import Results, agree, checked
+from tools.studies.engine.study import read
 
 ROOT = Path(__file__).resolve().parents[3]
 MASKING = masking.STUDY
@@ -224,7 +225,7 @@ def test_range_is_extended_while_its_edge_is_best(tmp_path: Path) -> None:
     results = read(study, tmp_path)
     assert results.peaks == {"clip": 4e-3, "mask50": 1e-3}
     assert [run.name for run in results.missing()] == ["clip", "mask50", "clip-s1", "mask50-s1"]
-    page.write(tmp_path, results)
+    page.write(tmp_path, results.study, results)
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
     assert "smallest contrastive loss over all pictures of the validation vendor" in text
     assert "tries the next of 0.0005, 0.004, 0.008" in text and "edge of the range)" not in text
@@ -305,7 +306,7 @@ def test_source_is_trained_again_if_its_directory_is_elsewhere(tmp_path: Path) -
 def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
     results = complete(tmp_path, MASKING, gains=gains)
-    written = page.write(tmp_path, results)
+    written = page.write(tmp_path, results.study, results)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert "mask50 against clip: on twemoji more accurate, +5.0 (+5.0 to +5.0) points; on openmoji undecided" in text
     assert "mask75 against clip: on twemoji less accurate, -5.0" in text
@@ -341,14 +342,14 @@ def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
         for name in ("validation", *SMALL.tests)
     ]
     write_json(tmp_path / "small" / "baseline.json", {"sets": pixels})
-    page.write(tmp_path, read(three, tmp_path))
+    page.write(tmp_path, three, read(three, tmp_path))
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
     assert "resampled together with seeds" in text and "cannot be paired" not in text
     low, high = map(float, re.findall(r"twemoji more accurate, \+10\.0 \(\+(\d+\.\d) to \+(\d+\.\d)\)", text)[0])
     assert 7.5 < low < 9.0 and 11.0 < high < 12.5, "1.96 * sqrt(0.1 * 0.9 / 1000) = 1.9 points; unpaired 4.4"
     assert "| nearest training picture | - | - | - | - | - | 0 | - | 70.0 | 70.0 | 70.0 |" in text
     write_json(tmp_path / "small" / "baseline.json", {"sets": pixels[:2]})
-    page.write(tmp_path, read(three, tmp_path))
+    page.write(tmp_path, three, read(three, tmp_path))
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
     assert "| 0 | - | 70.0 | - | 70.0 |" in text and "10.0 % of the twemoji pictures" in text
     chart = (tmp_path / "small" / "course-1.svg").read_text(encoding="utf-8")
@@ -358,17 +359,17 @@ def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
 
 def test_page_of_unfinished_study_names_missing_answers(tmp_path: Path) -> None:
     results = complete(tmp_path, MASKING, without=("mask50-unmasked",))
-    page.write(tmp_path, results)
+    page.write(tmp_path, results.study, results)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 2
-    page.write(tmp_path, Results(MASKING, tmp_path / "study", CALIBRATION, {}, {}, None))
+    page.write(tmp_path, MASKING, Results(MASKING, tmp_path / "study", CALIBRATION, {}, {}, None))
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 
 def test_study_of_one_learning_rate_and_two_seeds_has_no_trials_and_no_verdict(tmp_path: Path) -> None:
     results = complete(tmp_path, SMALL, gains={"mask50": 0.05})
     assert [run.name for run in SMALL.runs()] == ["clip", "mask50", "clip-s1", "mask50-s1"]
-    page.write(tmp_path, results)
+    page.write(tmp_path, results.study, results)
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
     assert "mask50 against clip: no answer" in text and "+5.0, +5.0" in text, "each seed is shown"
     assert "course-1.svg" in text and "differences-1.svg" not in text, "nothing to draw"

@@ -26,8 +26,9 @@ from tools.commands import study as command
 from tools.studies import scaling_design
 from tools.studies.engine import page, training
 from tools.studies.engine.answers import right
-from tools.studies.engine.results import read, read_calibration
-from tools.studies.engine.study import TRIAL_SEED, Entry, Study, StudyRun
+from tools.studies.engine.design import TRIAL_SEED, Entry, StudyRun
+from tools.studies.engine.results import read_calibration
+from tools.studies.engine.study import Study, read
 from tools.studies.scaling_design import ScalingRun
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,7 +83,7 @@ def test_studies_use_public_interface_alone() -> None:
 def test_committed_pages_and_figures_are_reproduced(name: str, tmp_path: Path) -> None:
     study = study_of(name)
     shutil.copytree(DOCS / study.name, tmp_path / study.name)
-    written = page.write(tmp_path, read(study, tmp_path))
+    written = page.write(tmp_path, study, read(study, tmp_path))
     assert len(written) >= 4
     for path in written:
         is_same = path.read_bytes() == (DOCS / path.relative_to(tmp_path)).read_bytes()

@@ -10,7 +10,7 @@ from jobs.pages import charts
 from jobs.pages.charts import Plot
 from jobs.pages.document import Figure
 from tests.tools.studies.test_engine import DOCS, study_of, trained
-from tools.studies.engine.results import read
+from tools.studies.engine.study import read
 
 
 def drawn(plot: Plot) -> Axes:

@@ -22,7 +22,8 @@ from tools.studies import scaling_design
 from tools.studies.engine import page as pages
 from tools.studies.engine import training
 from tools.studies.engine.answers import pack
-from tools.studies.engine.results import checked, read, score
+from tools.studies.engine.results import checked, score
+from tools.studies.engine.study import read
 from tools.studies.scaling import STUDY
 from tools.studies.scaling_design import Group, ScalingResults, ScalingRun, StudyPoint
 
@@ -268,7 +269,7 @@ def test_joint_corner_is_predicted_once_before_training(tmp_path: Path) -> None:
 
 def page(study: ScalingResults) -> str:
     docs = study.folder.parent
-    for path in pages.write(docs, study):
+    for path in pages.write(docs, study.study, study):
         if path.suffix == ".svg":
             ElementTree.parse(path)
     return (docs / "scaling_study.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """What all studies share: how a study is trained, what its results are, and how its page is written.
 
-- `study`: what the engine asks of a study.
+- `design`: runs of a study, their cost and settings. `study`: what the engine asks of a study: a design and its page.
 - `training`: measures core-seconds per sample, submits what is missing, writes a file per complete run.
 - `results`: these files, the learning rates that were chosen, the runs that are missing.
 - `baseline`: the nearest training picture in place of a model. `answers`: a bit per test picture.

@@ -13,14 +13,14 @@ from jobs.pages.chart_files import files
 from jobs.pages.document import Block, Figure, Table, Text, heading
 from jobs.pages.markdown import markdown
 from tools.studies.engine.results import Results
+from tools.studies.engine.study import Study
 
 CORES = 2
 """Of the machine for which plans state hours."""
 
 
-def write(docs: Path, results: Results) -> list[Path]:
+def write(docs: Path, study: Study, results: Results) -> list[Path]:
     """Write NAME.md, and figures and further files in NAME/; returns the paths. Raises OSError."""
-    study = results.study
     blocks = study.sections(results)
     figures = [block for block in blocks if isinstance(block, Figure)]
     content = {f"{file}.svg": charts.svg(plot) for figure in figures for file, plot in files(figure)}

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from flip.runs.errors import ConfigError
-from flip.runs.rundir import read_json, sorted_glob
-from tools.studies.engine.study import VALIDATION, Entry, Peaks, Study, StudyRun
+from flip.runs.rundir import read_json
+from tools.studies.engine.design import VALIDATION, Entry, Peaks, StudyDesign, StudyRun
 
 Record = Mapping[str, Any]
 """The file of a complete run (``training.record``)."""
@@ -27,7 +27,7 @@ class Results:
     """The results so far. ``records``: name of a run -> its file. ``choices``: learning rates chosen before, which take
     precedence over trials: if two trials are almost equal, another machine would choose differently."""
 
-    study: Study
+    study: StudyDesign
     folder: Path
     calibration: Mapping[str, Any]
     records: dict[str, Record]
@@ -182,24 +182,7 @@ def results_folder(folder: Path) -> Path:
     return folder / "results"
 
 
-def read(study: Study, docs: Path) -> Results:
-    """The study in docs/NAME. Raises ConfigError if a file is missing, damaged or of another design."""
-    folder = docs / study.name
-    calibration = read_calibration(study, folder / "calibration.json")
-    choices = read_choices(study, folder / "choices.json")
-    try:
-        records = {path.stem: read_json(path) or {} for path in sorted_glob(results_folder(folder), "*.json")}
-        kind = study.results_class or Results
-        results = kind(study, folder, calibration, records, choices, read_json(folder / "prediction.json"))
-        results.baseline = read_json(folder / "baseline.json")
-        results.check()
-    except (ValueError, KeyError, TypeError) as error:
-        remedy = "Restore the file from the repository."
-        raise ConfigError("a result cannot be read", str(results_folder(folder)), str(error), remedy) from error
-    return results
-
-
-def read_calibration(study: Study, path: Path) -> dict[str, Any]:
+def read_calibration(study: StudyDesign, path: Path) -> dict[str, Any]:
     """Read the measured step times. Raises ConfigError if they are missing, damaged or lack a kind of work."""
     remedy = "Measure on a quiet machine, with --calibrate."
     try:
@@ -214,7 +197,7 @@ def read_calibration(study: Study, path: Path) -> dict[str, Any]:
     return dict(calibration)
 
 
-def read_choices(study: Study, path: Path) -> dict[str, float]:
+def read_choices(study: StudyDesign, path: Path) -> dict[str, float]:
     """The learning rates that were chosen when the study was made; empty if the file does not exist.
 
     Raises ConfigError if it is damaged or does not match the study.

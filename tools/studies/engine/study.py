@@ -1,136 +1,33 @@
-"""What a study is: runs in order of importance, their cost and settings, and the sections of its page.
+"""What the engine asks of a study: its design, and the sections of its page.
 
-`Study` is what the engine asks. A study is one file of ``tools/studies`` with an object ``STUDY``, usually an
-`ArmStudy` (`arms.py` there), which needs arms, budgets, seeds and questions only.
+A study is one file of ``tools/studies`` with an object ``STUDY``, usually an `ArmStudy` (`arms.py` there), which needs
+arms, budgets, seeds and questions only.
 """
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
 
 from flip.runs.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jobs.pages.document import Block
-    from tools.studies.engine.results import Results
-
-TRIAL_SEED = 9
-"""Seed of trials, not used by compared runs."""
-PROBE = 2560
-"""Samples of a calibration run."""
-VALIDATION = "validation"
-"""Name of the set that selects learning rates."""
+from flip.runs.rundir import read_json, sorted_glob
+from jobs.pages.document import Block
+from tools.studies.engine.design import StudyDesign
+from tools.studies.engine.results import Results, read_calibration, read_choices, results_folder
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """A zero-shot set of a study. ``folder``, ``classes``: below the cache."""
+class Study(StudyDesign):
+    """A design with its page."""
 
-    name: str
-    folder: str
-    classes: str
-
-
-Times = Mapping[str, float]
-"""Kind of work (``Study.calibration``) -> core-seconds per sample."""
-Peaks = Mapping[str, float]
-"""Runs that share their learning rate (``StudyRun.rates``) -> peak learning rate."""
-Entry = dict[str, Any]
-"""The settings of a run, as in a sweep file."""
-
-
-class StudyRun(Protocol):
-    """One run of a study."""
-
-    @property
-    def name(self) -> str:
-        """Of the run and of its file of results."""
-
-    @property
-    def sweep(self) -> str:
-        """The sweep that trains it."""
-
-    @property
-    def kind(self) -> str:
-        """``trial`` of a learning rate, ``run``, ``repeat`` of a run, or ``trunk``: only others start from it."""
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def rates(self) -> str:
-        """Name of the runs that share their learning rate."""
-
-    @property
-    def peak(self) -> float:
-        """Peak learning rate of a trial; 0: the chosen one."""
-
-
-class Study(ABC):
-    """A study. Equal entries train equal runs, so entries of trained runs must not change."""
-
-    name: str
-    """Of its page, docs/NAME.md, of the folder beside it, and the beginning of the names of its sweeps."""
     head: str
     """The beginning of the page, Markdown."""
     results_class: type[Results] | None = None
     """A class of results of its own."""
-    further: Sequence[float] = ()
-    """Of ``peaks`` those that are tried only if the best of the others is next to them."""
-
-    @abstractmethod
-    def runs(self) -> Sequence[StudyRun]:
-        """In order of importance: if the study is stopped early, the last are missing."""
-
-    @abstractmethod
-    def peaks(self) -> Mapping[str, Sequence[float]]:
-        """``StudyRun.rates`` -> peak learning rates that are tried. A single one needs no trial."""
-
-    @abstractmethod
-    def calibration(self) -> Mapping[str, Entry]:
-        """Kind of work, which determines the time per sample -> the entry of the run that measures it."""
-
-    @abstractmethod
-    def samples(self, run: StudyRun, times: Times) -> int:
-        """Samples that a run trains itself."""
-
-    @abstractmethod
-    def cost(self, run: StudyRun, times: Times) -> float:
-        """Core-seconds of these samples by the calibration."""
-
-    @abstractmethod
-    def entry(self, run: StudyRun, times: Times, peaks: Peaks) -> Entry:
-        """The settings of a run. ``peaks`` has those that it needs (``needs``)."""
-
-    @abstractmethod
-    def sweep(self, name: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
-        """The sweep file with these runs."""
 
     @abstractmethod
     def sections(self, results: Results) -> list[Block]:
         """The page below its head."""
-
-    def needs(self, run: StudyRun) -> Sequence[str]:
-        """``rates`` whose learning rate must be known before the run starts."""
-        if run.kind == "trial":
-            return ()
-        return (run.rates,)
-
-    def source(self, run: StudyRun, peaks: Peaks) -> StudyRun | None:
-        """The run from whose checkpoint this one starts."""
-        return None
-
-    def training_sets(self) -> Mapping[str, str]:
-        """Name of a training set -> its folder below the cache, for the baseline of pixels."""
-        return {}
-
-    def test_sets(self) -> Sequence[TestSet]:
-        """The sets on which the baseline of pixels is computed, the validation set as well."""
-        return ()
 
     def files(self, results: Results) -> dict[str, str]:
         """Name -> content of further files beside the figures of the page."""
@@ -141,11 +38,18 @@ class Study(ABC):
         raise ConfigError("this study predicts nothing", value=self.name, remedy="Leave out --predict.")
 
 
-def base_lr(peak: float, batch: int) -> float:
-    """The learning rate per 256 samples, as a sweep gives it, whose peak at this batch is ``peak``."""
-    return float(f"{peak * 256 / batch:.6g}")
-
-
-def work_name(work: str) -> str:
-    """The name of the calibration run of a kind of work."""
-    return re.sub(r"[^a-z0-9.]+", "-", work.lower())
+def read(study: Study, docs: Path) -> Results:
+    """The study in docs/NAME. Raises ConfigError if a file is missing, damaged or of another design."""
+    folder = docs / study.name
+    calibration = read_calibration(study, folder / "calibration.json")
+    choices = read_choices(study, folder / "choices.json")
+    try:
+        records = {path.stem: read_json(path) or {} for path in sorted_glob(results_folder(folder), "*.json")}
+        kind = study.results_class or Results
+        results = kind(study, folder, calibration, records, choices, read_json(folder / "prediction.json"))
+        results.baseline = read_json(folder / "baseline.json")
+        results.check()
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "Restore the file from the repository."
+        raise ConfigError("a result cannot be read", str(results_folder(folder)), str(error), remedy) from error
+    return results

@@ -30,8 +30,9 @@ from flip.runs.errors import CRASH, STOPPED, ConfigError
 from flip.runs.rundir import read_json, sorted_glob, write_json, write_text
 from jobs.common.paths import REPOSITORY, runs_root
 from tools.studies.engine.answers import pack
-from tools.studies.engine.results import Results, agree, checked, manifest_name, read, results_folder
-from tools.studies.engine.study import VALIDATION, Entry, Study, StudyRun, work_name
+from tools.studies.engine.design import VALIDATION, Entry, StudyRun, work_name
+from tools.studies.engine.results import Results, agree, checked, manifest_name, results_folder
+from tools.studies.engine.study import Study, read
 
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed, because caches and threads are cold."""
