@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.counts.code import read_modules
+from benchmarks.counts.imports import circles_of, edges
 from tests.harness.storm_site import EDITED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,23 +146,15 @@ def test_engine_of_studies_imports_no_study():
             assert not [x for x in imports(FILES[name]) if under(x, "tools.studies") and not under(x, engine)], name
 
 
-def test_imports_form_no_cycle():
-    edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
-    edges = {name: {x for x in targets if FILES[x].name != "__init__.py"} for name, targets in edges.items()}
-    done = set()
-    cycles = []
+def test_imports_form_no_circle():
+    """Imports inside functions and for types count: a reader follows them, too."""
+    assert circles_of(edges(read_modules(ROOT))) == []
 
-    def visit(name, trail):
-        if name in trail:
-            cycles.append(" -> ".join([*trail[trail.index(name) :], name]))
-        elif name not in done:
-            for other in sorted(edges[name]):
-                visit(other, [*trail, name])
-            done.add(name)
 
-    for name in edges:
-        visit(name, [])
-    assert not cycles
+def test_no_module_below_tools_imports_the_package_flip():
+    """``flip.submit`` is the launcher's, so that whoever imports the package itself stands above the launcher."""
+    importers = {name for name, targets in edges(read_modules(ROOT)).items() if "flip" in targets}
+    assert {name for name in importers if not under(name, "tools")} == set()
 
 
 def test_submission_imports_no_file_that_only_runs_use():
