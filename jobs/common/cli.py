@@ -296,14 +296,6 @@ def command(name: str, *words: object) -> str:
     return shlex.join([*_program(), name, *map(str, words)])
 
 
-def shorter(path: Path) -> str:
-    """The path as text, relative to the current folder if it is below it."""
-    relative = os.path.relpath(path)
-    if relative.startswith(".."):
-        return str(path)
-    return relative
-
-
 class _StoreValue(argparse.Action):
     """Stores the value of an option, and records in the namespace why ``run_command`` must refuse it."""
 

@@ -5,7 +5,7 @@ They are counted in the comment of the job, ``Comment=away:1:17:5:127:n3``, from
 """
 
 import re
-from typing import Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Mapping, NamedTuple, Optional, Tuple
 
 from jobs.host import slurm_cli
 
@@ -24,23 +24,6 @@ class FailedStarts(NamedTuple):
     def comment(self, writer: int) -> str:
         """The comment. ``writer``: restart count of the start that writes it, or PREDECESSOR."""
         return "away:%d:%d:%d:%d:%s" % (self.starts, writer, self.attempt, self.code, self.node)
-
-
-def read_failed_starts(
-    job: str, restarts: int, patience: float = 0.0, seen: Optional[Dict[str, str]] = None
-) -> Optional[FailedStarts]:
-    """What earlier starts of the job left; None if Slurm does not answer for ``patience`` seconds and more.
-
-    ``restarts``: SLURM_RESTART_COUNT of this start. ``seen`` receives the job's fields.
-    """
-    try:
-        text = slurm_cli.call_with_retry("scontrol", "show", "job", job, patience=patience)
-    except slurm_cli.SlurmUnavailable:
-        return None
-    fields = slurm_cli.fields_of(text)
-    if seen is not None:
-        seen.update(fields)
-    return before(fields, restarts)
 
 
 def before(fields: Mapping[str, str], restarts: int) -> FailedStarts:

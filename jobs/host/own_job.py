@@ -126,12 +126,6 @@ def seconds_queued(fields: Mapping[str, str]) -> float:
     return max(0.0, start - eligible)
 
 
-def has_lost_node(fields: Mapping[str, str], nodes: int) -> bool:
-    """Whether a job that started on this number of nodes has fewer now: with ``--no-kill`` it goes on without them."""
-    left = parse_int(fields.get("NumNodes", ""))
-    return left is not None and left < nodes
-
-
 def time_used(fields: Mapping[str, str]) -> Optional[TimeUsed]:
     """The time that a job has used. ``fields``: of ``scontrol show job``; None if they are empty."""
     if not fields:

@@ -14,8 +14,7 @@ from jobs.host import own_job, slurm_cli
 #: that the agent was started with.
 AGENT_VARIABLE = "FLIP_NODE_AGENT"
 
-PR_SET_PDEATHSIG = 1  # options of prctl
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER = 36  # an option of prctl
 
 
 def read_stat(pid: int) -> Tuple[str, List[str]]:

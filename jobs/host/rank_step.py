@@ -13,7 +13,6 @@ from typing import Any, Callable, Optional
 from flip.runs.rundir import RunDir
 from jobs.host import processes
 
-POLL_SECONDS = 0.2
 LOOK_SECONDS = 30.0  # between two looks for ranks
 MARGIN_SECONDS = 120.0  # more than Slurm takes to kill ranks (KillWait) and to report their end (UnkillableStepTimeout)
 

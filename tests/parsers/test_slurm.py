@@ -92,7 +92,7 @@ def test_queue_returns_printed_rows(answers, jobs):
 def test_job_state_parses_any_scontrol_output(answers, text):
     answers["scontrol"] = text
     assert own_job.job_state("50_3", 2) is None or own_job.job_state("50_3", 2).strip()
-    mark = failed_starts.read_failed_starts("50_3", 2)
+    mark = failed_starts.before(slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job")), 2)
     assert mark.starts >= 0 and mark.attempt >= 0
 
 

@@ -31,11 +31,6 @@ def functions() -> list[str]:
     return [f"flip.{name}" for name in sorted(__all__) if not name.startswith("__")]
 
 
-def classes() -> list[str]:
-    """The classes of the page."""
-    return [name for names in _CLASSES.values() for name in names]
-
-
 def text() -> str:
     """The page, with Sphinx's directives."""
     parts = [_HEAD, "## Functions\n", *(_directive("autofunction", name) for name in functions())]

@@ -60,8 +60,6 @@ class NodePool:
     ) -> None:
         self.run = run
         self.nodes = nodes
-        self.has_started = False
-        """Whether agents have started an attempt."""
         self._wait = wait
         self._log = log
         self._has_ended = has_ended
@@ -220,7 +218,6 @@ class NodePool:
         """Run the attempt that was won, on this number of nodes."""
         environ = self._meeting_point(str(n))
         self.coordinator.start(n, self._ranks(nodes), {"environment": environ})
-        self.has_started = True
         while self.coordinator.state is not State.DECIDE:
             self._wait(POLL_SECONDS)
         assert self.coordinator.outcome is not None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.host import failed_starts
+from jobs.host import failed_starts, slurm_cli
 from tests.jobs.host.scontrol_answers import show
 
 
@@ -11,10 +11,9 @@ from tests.jobs.host.scontrol_answers import show
     [("away:3:6:12:127:n1", (3, 12, 127, "n1")), ("away:3:5:12:69:", (0, 12, 69, "")), ("away:3:6:12", (3, 12, 0, "")),
      ("mine", (0, 0, 0, "")), ("away:3:6:12:x", (0, 0, 0, "")), ("(null)", (0, 0, 0, ""))],
 )  # fmt: skip
-def test_failed_starts_are_passed_on_in_job_comment(commands, naps, comment, mark):
+def test_failed_starts_are_passed_on_in_job_comment(commands, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
-    assert failed_starts.read_failed_starts("57_3", 7) == mark
-    commands("scontrol", "exit 1")
-    assert failed_starts.read_failed_starts("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
+    fields = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", "57_3"))
+    assert failed_starts.before(fields, 7) == mark
     failed_starts.record_failed_starts("57_3", 7, failed_starts.FailedStarts(4, 12, 127, "n1"))
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12:127:n1"
