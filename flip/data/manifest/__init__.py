@@ -9,14 +9,3 @@
 
 May import ``flip.data.storage``, ``flip.concurrency``, ``flip.config`` and ``flip.tokenizer``.
 """
-
-__all__ = ["Manifest"]
-
-
-def __getattr__(name: str) -> object:
-    """The former place of ``flip.data.manifest.manifest.Manifest``, kept for one release."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flip.data.manifest.manifest import Manifest
-
-    return Manifest
