@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from flip.data.storage.base import RequestError, plain_etag
+from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector, RetryPolicy, RetryState
 from flip.files import ownership
@@ -72,7 +72,7 @@ class RemoteCheckpoint:
                 raise
 
         stat = self._with_retries(key, request, READING)
-        etag = plain_etag(expected.get("etag", ""))
+        etag = expected.get("etag", "")
         state = (stat.size, stat.etag if etag else "")
         if state != (expected["bytes"], etag):
             raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {state}")
@@ -144,7 +144,7 @@ class RemoteCheckpoint:
         for first in range(start, stop, PART_BYTES):
             request = partial(self._storage.get, key, first, min(first + PART_BYTES, stop))
             response = self._with_retries(key, lambda request=request: request().result(), READING)  # type: ignore[misc]
-            if response.etag and response.etag != plain_etag(expected.get("etag", response.etag)):
+            if response.etag and response.etag != expected.get("etag", response.etag):
                 raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {response.etag}")
             yield response.data
 

@@ -20,6 +20,7 @@ from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, 
 from flip.config.host import Host
 from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
+from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
 from flip.runs.records import MANIFEST_LIMIT
 from flip.runs.rundir import read_record
@@ -222,7 +223,8 @@ def is_relative(path: str) -> bool:
 def manifest_record(folder: str) -> dict[str, Any] | None:
     """manifest.json of a manifest's folder, or None.
 
-    Raises DataError if it is damaged or too large, PermissionDenied, or the error of ``read_error``.
+    Raises FormatError if another version wrote it, DataError if it is damaged or too large, PermissionDenied, or the
+    error of ``read_error``.
     """
     path = Path(resolve_path(folder)) / "manifest.json"
     remedy = "Build it again: flip shards index"
@@ -240,6 +242,7 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
         raise DataError(f"the manifest is damaged: {error}", remedy=remedy) from error
     if record is None:
         return None
+    formats.check(formats.MANIFEST, record, path)
     if not {"samples", "chunk", "mean_bytes", "digest"} <= record.keys():
         raise DataError("is damaged: samples, chunk, mean_bytes or digest is missing", str(path), remedy=remedy)
     return record

@@ -1,6 +1,5 @@
 """Tests of reads from a bucket: permanent errors, retries, resumed bodies and hedges; and the index of a bucket."""
 
-import hashlib
 import json
 import os
 import shlex
@@ -283,22 +282,13 @@ def test_redirect_of_a_healthy_run_is_an_outage(server, proxied, status, code):
 
 
 def test_weak_etags_are_those_of_the_index(server, proxied, remote):
-    """Of responses only, of the index only, and of both; the CRC32 of each chunk is compared in any case."""
+    """A proxy that recompresses answers marks their ETags as weak; the CRC32 of each chunk is compared in any case."""
     proxy = proxied(server)
     manifest = remote()
     expected = texts(manifest, impatient())
     proxy.weak = True
     assert texts(manifest, impatient()) == expected
     assert impatient().stat(manifest.keys[0]).etag == manifest.etags[0]
-    proxy.weak = False
-    path = manifest.folder / "etags.txt"
-    facts = manifest.folder / "manifest.json"
-    path.write_text("".join(f'W/"{etag}\n' for etag in manifest.etags))  # as older versions have written them
-    old = json.loads(facts.read_text())
-    data = path.read_bytes()
-    old["files"]["etags.txt"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    facts.write_text(json.dumps(old))
-    assert texts(Manifest.load(manifest.folder), impatient()) == expected
 
 
 @pytest.mark.parametrize("ignores", ["range", "start", "length", "chunked"])

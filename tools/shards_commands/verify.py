@@ -34,7 +34,6 @@ from flip.data.decode import (
     place_of,
 )
 from flip.data.manifest.manifest import Manifest
-from flip.data.manifest.tar import BLOCK
 from flip.data.prefetch import chunk_bytes
 from flip.data.storage.base import is_remote
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
@@ -175,26 +174,6 @@ def resized(manifest: Manifest, plan: VerificationPlan) -> list[str]:
     return lines
 
 
-def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
-    """Shards that start with a block of zeros, which older releases indexed as shards without samples.
-
-    No chunk reads them. Raises StorageError, PermissionDenied.
-    """
-    lines = []
-    if manifest.sample_filter:
-        empty = np.flatnonzero(manifest.sample_filter.tars[:, 0] == 0)
-    else:
-        empty = np.flatnonzero(manifest.shards[:, 0] == 0)
-    for row in empty.tolist():
-        key = manifest.keys[row]
-        try:
-            if not any(reader.read(key, 0, min(BLOCK, int(manifest.shards[row, 1])), manifest.etags[row])):
-                lines.append(f"{key}: only zeros, no member")
-        except DataError as error:
-            lines.append(f"{key}: {error.what}")
-    return lines
-
-
 def _tasks(manifest: Manifest, plan: VerificationPlan) -> Iterator[list[int]]:
     step = max(1, _TASK // manifest.chunk)
     yield from (list(plan.chunks[start : start + step]) for start in range(0, len(plan.chunks), step))
@@ -244,10 +223,7 @@ def verify(options: argparse.Namespace) -> CommandResult:
         claim(Path(options.out).absolute())
     report = Report()
     start_time = time.monotonic()
-    shard_errors = {
-        "resized_shards": resized(manifest, plan),
-        "shards_without_members": zeros(manifest, ChunkReader()),
-    }
+    shard_errors = {"resized_shards": resized(manifest, plan)}
     stopped_by = _run(manifest, plan, options.workers or cores(), report)
     seconds = time.monotonic() - start_time
     facts = _facts(manifest, report, len(plan.chunks), seconds, options) | shard_errors
@@ -333,7 +309,6 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
         lines.append(f"  warning: {count:,} x {warning}: read with replacement characters")
         lines += ["      id {id}: {shard}, sample {ordinal}".format(**example) for example in facts["warning_examples"]]
     lines += [f"  shard of a different length: {shard}" for shard in facts["resized_shards"]]
-    lines += [f"  shard without samples: {shard}" for shard in facts["shards_without_members"]]
     if "bad_share_at_most" in facts:
         undecoded = ""
         if not facts["decoded"]:

@@ -57,8 +57,7 @@ class Census:
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Census:
         rows = ((SampleKind(tuple(members), tuple(empty), apart), n) for members, empty, apart, n in value["kinds"])
-        # scans of earlier releases have no labels
-        return cls(Counter(dict(rows)), Counter(value["skipped"]), LabelCounts.of_json(value.get("labels")))
+        return cls(Counter(dict(rows)), Counter(value["skipped"]), LabelCounts.of_json(value["labels"]))
 
 
 class Counting:

@@ -1,7 +1,6 @@
 """Class labels of a data set: how they are read, counted by the index, and compared with the number of class names.
 
-The settings of a manifest hold the counts, so that a plan compares them without reading a shard. Manifests of earlier
-releases have none.
+The settings of a manifest hold the counts, so that a plan compares them without reading a shard.
 """
 
 from __future__ import annotations

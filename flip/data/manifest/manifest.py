@@ -5,10 +5,9 @@
                        recode` made these shards, and whether their restart markers are verified; filters, seen, kept,
                        dropped by reason: of filtered samples; labels, if samples have a `cls` member: counts, of up to
                        65,536 labels, and unusable ones, which are no whole numbers; `shards exclude` drops labels;
-                       pictures, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates; neither in
-                       manifests of earlier releases)
+                       pictures, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates)
     keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
-    etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
+    etags.txt          per shard: the ETag of the object that was indexed; empty for files
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
     offsets.u32        per chunk: start of its first sample in its shard, in blocks of 512 bytes, as uint32
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
@@ -46,18 +45,16 @@ from numpy.typing import NDArray
 
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
-from flip.data.storage.base import is_remote, plain_etag
+from flip.data.storage.base import is_remote
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, fsync_path, open_regular, output_folder
+from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
+from flip.runs.formats import FILTERED_MANIFEST_NUMBER, MANIFEST_NUMBER, FormatError
 from flip.runs.records import MANIFEST_LIMIT, parse
 from flip.runs.rundir import to_json, write_new
 from flip.version import __version__
 
-VERSION = 2
-"""Version of new manifests that keep all samples. Version 1 has no ETags, so none are checked."""
-FILTERED = 3
-"""Version of manifests with a ``SampleFilter``."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
 """The file that is written last: without it a folder holds no manifest."""
@@ -252,10 +249,6 @@ class Manifest(ChunkTable):
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
         if check:
             _check(folder, facts)
-        etags = []
-        if _ETAGS in facts["files"]:
-            etags = _lines(folder / _ETAGS)
-        etags = [plain_etag(etag) if etag.startswith("W/") else etag for etag in etags]  # of older versions
         arrays = {name: _map(folder / name, kind, facts) for name, kind in _arrays(facts).items()}
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(
@@ -263,7 +256,7 @@ class Manifest(ChunkTable):
             arrays["shards.i64"].reshape(-1, 3),
             facts["chunk"],
             arrays["offsets.u32"],
-            etags,
+            _lines(folder / _ETAGS),
             SampleFilter(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "kept.bits" in arrays else None,
         )
         self.folder = folder
@@ -313,14 +306,17 @@ class Manifest(ChunkTable):
     def load(cls, folder: os.PathLike[str] | str, check: bool = True) -> Manifest:
         """Open a manifest, arrays memory-mapped. ``check``: verify every file's checksum and the digest.
 
-        Raises DataError if it is missing, damaged or of another version, or PermissionDenied.
+        Raises FormatError if another version wrote it or a part of it, DataError if it is missing or damaged, or
+        PermissionDenied.
         """
         folder = Path(folder).absolute()
         try:
             facts = parse(_read(folder / MARK))
-            if facts["version"] not in (1, VERSION, FILTERED):
-                raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
+            formats.check(formats.MANIFEST, facts, folder / MARK)
+            _refuse_other_files(folder, facts)
             return cls(folder, facts, check)
+        except FormatError:
+            raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the manifest is damaged: {error!r}", str(folder / MARK), remedy=_REMEDY) from error
         except OSError as error:
@@ -346,7 +342,7 @@ def write(
     refuse_existing(folder)
     contents = _contents(folder, table, checksums, exceptions or {})
     facts: dict[str, Any] = {
-        "version": FILTERED if table.sample_filter else VERSION,
+        "version": FILTERED_MANIFEST_NUMBER if table.sample_filter else MANIFEST_NUMBER,
         "samples": table.samples,
         "chunk": table.chunk,
         "mean_bytes": round(table.read_bytes / table.samples, 1),
@@ -411,17 +407,31 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
     """File -> data type of its numbers."""
-    if facts["version"] == FILTERED:
+    if facts["version"] == FILTERED_MANIFEST_NUMBER:
         return _ARRAYS | _FILTER_ARRAYS
     return _ARRAYS
 
 
+def _names(facts: Mapping[str, Any]) -> list[str]:
+    """All files but manifest.json."""
+    return ["keys.txt", *_arrays(facts), "exceptions.jsonl", _ETAGS]
+
+
+def _refuse_other_files(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Raise FormatError if manifest.json lists other files than its number stands for."""
+    listed = facts.get("files")
+    if not isinstance(listed, dict):
+        raise formats.missing("files", folder / MARK, formats.MANIFEST.remedy)
+    for name in sorted({*_names(facts)} ^ {*listed}):
+        if name in listed:
+            what = f"lists {name}, which is of another format than version {facts['version']}"
+            raise FormatError(what, folder / MARK, remedy=formats.MANIFEST.remedy)
+        raise formats.missing(f"files.{name}", folder / MARK, formats.MANIFEST.remedy)
+
+
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
     """Raise DataError unless every file has its checksum, and the manifest its digest."""
-    names = ["keys.txt", *_arrays(facts), "exceptions.jsonl"]
-    if facts["version"] > 1:
-        names.append(_ETAGS)
-    for name in names:
+    for name in _names(facts):
         if _sha256(folder / name) != facts["files"][name]["sha256"]:
             raise DataError("the file does not have the checksum in manifest.json", str(folder / name), remedy=_REMEDY)
     if _digest(facts) != facts["digest"]:

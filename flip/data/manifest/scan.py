@@ -287,10 +287,7 @@ class ScanJournal:
         return shard in self._lines
 
     def _fits(self, record: dict[str, Any]) -> bool:
-        if "census" in record:
-            fields = {*record["arrays"], "census"}
-        else:
-            fields = set()
+        fields = {*record["arrays"], "census"}
         return fields == set(Scan._fields) and record["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:

@@ -52,7 +52,6 @@ _BAD = "__bad__"
 """Name of a member with which webdataset drops the sample, unless it is empty."""
 Skipped = list[tuple[int, str]]
 """Members without a sample: byte of the header, and reason."""
-Split = Callable[[str], tuple[str, str] | None]
 """Key and extension of a name; None if it belongs to no sample."""
 
 
@@ -191,9 +190,7 @@ def split(name: str) -> tuple[str, str] | None:
     return name[:dot], name[dot + 1 :]
 
 
-def samples(
-    buffer: memoryview, strict: bool = False, skipped: Skipped | None = None, rule: Split = split
-) -> Iterator[Sample]:
+def samples(buffer: memoryview, strict: bool = False, skipped: Skipped | None = None) -> Iterator[Sample]:
     """Members grouped into samples. ``skipped``: a list to which members without a sample are added.
 
     Raises InvalidTar, also if a sample has an extension twice.
@@ -207,7 +204,7 @@ def samples(
             raise InvalidTar(member.start, "a line break in the name of a member")
         # Most members belong to the current sample; this check is cheaper than splitting the name.
         if sample is None or not name.startswith(stem) or "/" in extension or "__" in extension:
-            parts = rule(name)
+            parts = split(name)
             if parts is None:
                 if skipped is not None:
                     skipped.append((member.start, _skip_reason(name)))
@@ -235,25 +232,14 @@ def samples(
 
 
 def indexed(buffer: memoryview, count: int) -> list[Sample]:
-    """The ``count`` indexed samples of the buffer, by the rule for names that the index used.
-
-    Manifests do not record the rule, but their CRC fixes the bytes: if the rules find different samples, they find
-    different numbers of them. Raises InvalidTar.
-    """
+    """The ``count`` indexed samples of the buffer. Raises InvalidTar."""
     plain = _plain_samples(buffer)
     if plain is not None and len(plain) == count:
         return plain
-    failure: InvalidTar | None = None
-    for rule in (split, _split_of_old_manifests):
-        try:
-            parsed = list(samples(buffer, rule=rule))
-            if len(parsed) == count:
-                return parsed
-            failure = failure or InvalidTar(0, f"{len(parsed)} samples where {count} were indexed,")
-        except InvalidTar as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
+    parsed = list(samples(buffer))
+    if len(parsed) != count:
+        raise InvalidTar(0, f"{len(parsed)} samples where {count} were indexed,")
+    return parsed
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
@@ -362,13 +348,6 @@ def _extended(
         name, size = _pax(data, behind, extensions.name, extensions.size)
         extensions = extensions._replace(name=name, size=size)
     return extensions, behind
-
-
-def _split_of_old_manifests(name: str) -> tuple[str, str] | None:
-    """The rule of older manifests, which skips names with ``__meta__`` in any part, not only the first."""
-    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
-        return None
-    return split(name)
 
 
 def _skip_reason(name: str) -> str:

@@ -15,19 +15,17 @@ from flip.config.identity import (
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Optim
+from flip.runs.formats import RUN_NUMBER
 
-GOLDEN = {
-    1: "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7",
-    2: "97c8679663407766c8875ff80f78268f462f7d22d4078ffb4fc23d4e596082c1",
-}
-"""A change of these hashes makes every stored run look changed and needs a new schema number."""
+GOLDEN = "97c8679663407766c8875ff80f78268f462f7d22d4078ffb4fc23d4e596082c1"
+"""A change of this hash makes every stored run look changed."""
 
 
 @pytest.fixture
 def data(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "d1"}
+    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "d1", "version": 2}
     (folder / "manifest.json").write_text(json.dumps(record))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "classes.json").write_text('{"names": []}')
@@ -47,40 +45,25 @@ def run(folder, *overrides, cores=2):
 
 
 def test_identity_hash_is_pinned(data):
-    for version, expected in GOLDEN.items():
-        stored = identity(run(data), "code", version)
-        assert stored["hash"] == expected and stored["schema"] == version
-    assert identity(run(data), "code") == stored
+    stored = identity(run(data), "code")
+    assert stored["hash"] == GOLDEN and stored["schema"] == RUN_NUMBER
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_class_names_can_be_corrected_without_another_run(data, version):
+def test_class_names_can_be_corrected_without_another_run(data):
     """Labels may turn out not to fit the names when the training is complete."""
     config = run(data)
-    before = identity(config, "code", version)
+    before = identity(config, "code")
     assert is_same_run(before, config) and changed_class_names(before, config) == []
     for correct in (lambda: (data / "classes.json").write_text('{"names": ["a"]}'), (data / "classes.json").unlink):
         correct()
         assert is_same_run(before, config) and diff_identity(before, config) == []
         assert changed_class_names(before, config) == ["val"]
-        assert identity(config, "code")["hash"] == GOLDEN[2] != identity(config, "code", 1)["hash"]
+        assert identity(config, "code")["hash"] == GOLDEN
     assert missing_class_names(before, config) == [str(data / "classes.json")]
-    assert missing_class_names(identity(config, "code", version), config) == [], "they never existed"
+    assert missing_class_names(identity(config, "code"), config) == [], "they never existed"
     other = run(data, "evaluate.sets.val.role=validation")
     assert not is_same_run(before, other)
     assert [change.key for change in diff_identity(before, other)] == ["evaluate.sets.val.role"]
-
-
-def test_edited_identity_of_version_1_is_another_run(data):
-    config = run(data)
-    stored = identity(config, "code", 1)
-    (data / "classes.json").write_text('{"names": ["a"]}')
-    assert is_same_run(stored, config)
-    assert not is_same_run({**stored, "hash": "0"}, config)
-    assert not is_same_run({**stored, "config": None}, config)
-    edited = json.loads(json.dumps(stored))
-    edited["config"]["seed"] = 7
-    assert not is_same_run(edited, config)
 
 
 def test_identity_ignores_data_location_and_runtime_settings(data, tmp_path):

@@ -19,6 +19,7 @@ from flip.config.resolve import (
 )
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.formats import FormatError
 from tests.harness.common import no_access
 
 LAPTOP = Host(cores=2, memory=16 * 10**9)
@@ -36,7 +37,7 @@ def resolved(on=LAPTOP, *overrides):
 
 def write_manifest(folder, **facts):
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "abc", **facts}
+    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "abc", "version": 2, **facts}
     (folder / "manifest.json").write_text(json.dumps(record))
     return str(folder)
 
@@ -157,10 +158,13 @@ def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
     folder = write_manifest(tmp_path / "m")
     path = tmp_path / "m/manifest.json"
     unresolved = config({"data.manifest": folder})
-    for text in ("{", "[]", '{"samples": 3}'):
+    for text in ("{", "[]", '{"samples": 3, "version": 2}'):
         path.write_text(text)
         with pytest.raises(DataError, match="damaged"):
             dataset_facts(unresolved)
+    path.write_text('{"samples": 3, "version": 1}')
+    with pytest.raises(FormatError, match="an older version wrote this format"):
+        dataset_facts(unresolved)
     write_manifest(tmp_path / "m")
     tmp_path.chmod(0o755)
     with no_access(path), pytest.raises(PermissionDenied, match="manifest.json"):

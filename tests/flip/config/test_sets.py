@@ -34,7 +34,7 @@ def test_weight_error_is_largest_relative_deviation_of_lanes():
 
 def manifest(folder, samples, chunk=1, mean=1000.0):
     folder.mkdir()
-    record = {"samples": samples, "chunk": chunk, "mean_bytes": mean, "digest": f"d{samples}"}
+    record = {"samples": samples, "chunk": chunk, "mean_bytes": mean, "digest": f"d{samples}", "version": 2}
     (folder / "manifest.json").write_text(json.dumps(record))
     return str(folder)
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
 from flip.config import merge
@@ -82,26 +81,6 @@ def test_verify_accepts_labels_of_evaluation_set(tmp_path, capsys):
     assert code == 0 and "nothing to exclude" in text
     code, text = call(capsys, *verify, "--captions", "txt")
     assert code == 65 and "no caption ['txt']" in text
-
-
-def test_verify_reports_shards_of_zeros(data, capsys):
-    """Earlier releases indexed such shards as shards without samples, so no chunk reads them."""
-    old = Manifest.load(data)
-    zeros = data / "zeros.tar"
-    meta = data / "meta.tar"
-    zeros.write_bytes(bytes(10_240))
-    write_tar(meta, [("README", b"")])
-    missing = data / "gone.tar"
-    rows = [*old.shards.tolist(), *([0, 10_240, 0] for _ in range(3))]
-    table = ChunkTable(
-        [*old.keys, str(zeros), str(meta), str(missing)], np.array(rows, dtype=np.int64), old.chunk, old.offsets
-    )
-    write(data / "m", table, old.checksums)
-    code, text = call(capsys, "verify", data / "m", "--workers", 1, "--chunks", 2)
-    assert code == 65 and f"shard without samples: {zeros}: only zeros, no member\n" in text
-    assert f"shard without samples: {missing}: the shard is missing" in text and "meta.tar" not in text
-    code, report = call(capsys, "verify", data / "m", "--json", "--out", data / "new")
-    assert code == 65 and report["bad"] == 0 and len(report["shards_without_members"]) == 2
 
 
 def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch):
@@ -251,7 +230,7 @@ def test_inspect_accepts_run_name_and_rejects_other_manifest(a_run, data, capsys
     name = f"{a_run.parent.name}/{a_run.name}"
     assert call(capsys, "inspect", "--run", name, "--step", 1, "--no-read")[0] == 0
     for digest, code in ((Manifest.load(data).digest, 0), ("0" * 64, 65)):
-        record = {"config": {"data": {"manifest": f"digest:{digest}"}}}
+        record = {"schema": 2, "config": {"data": {"manifest": f"digest:{digest}"}}}
         (a_run / "identity.json").write_text(json.dumps(record), encoding="utf-8")
         exit_code, text = call(capsys, "inspect", "--run", a_run, "--step", 1, "--no-read")
         assert exit_code == code and ("not the manifest" in text) == bool(code)

@@ -1,8 +1,5 @@
 """Tests of counts of labels in manifests, and of their comparison with the number of class names."""
 
-import json
-import zlib
-
 import pytest
 
 from flip.data.manifest import build, labels, manifest
@@ -53,8 +50,9 @@ def test_added_shards_are_counted_with_those_of_manifest_that_has_counts(tmp_pat
     results = build.scan_shards([second], tmp_path / "new")
     build.merge(results, tmp_path / "new", old=old)
     assert counted(tmp_path / "new") == {"counts": {"0": 1, "1": 2}, "unusable": 1}
-    manifest.write(tmp_path / "older", old, old.checksums)  # of a release without counts
-    build.merge(build.scan_shards([second], tmp_path / "no"), tmp_path / "no", old=Manifest.load(tmp_path / "older"))
+    manifest.write(tmp_path / "uncounted", old, old.checksums)  # as one that excludes samples
+    uncounted = Manifest.load(tmp_path / "uncounted")
+    build.merge(build.scan_shards([second], tmp_path / "no"), tmp_path / "no", old=uncounted)
     assert counted(tmp_path / "no") is None
 
 
@@ -66,19 +64,6 @@ def test_only_samples_that_filters_keep_are_counted(tmp_path):
     assert "labels" not in without.settings and not LabelCounts.of_manifest(without).known
     build.index(keys, tmp_path / "dropped", 1, filters=Filters(manifest=str(tmp_path / "less")))
     assert counted(tmp_path / "dropped") == {"counts": {"0": 1, "5": 1}, "unusable": 0}
-
-
-def test_scans_of_earlier_release_have_no_counts(tmp_path):
-    keys = [shard(tmp_path, name, [b"0", b"1"]) for name in "ab"]
-    build.scan_shards(keys, tmp_path / "m")
-    (journal,) = (tmp_path / "m.part").glob("*.jsonl")
-    lines = journal.read_bytes().splitlines(True)
-    record = json.loads(lines[0][9:])
-    del record["census"]["labels"]
-    text = json.dumps(record).encode()
-    journal.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text) + lines[1])
-    build.index(keys, tmp_path / "m", 1)
-    assert counted(tmp_path / "m") is None and Manifest.load(tmp_path / "m").samples == 4
 
 
 @pytest.mark.parametrize(

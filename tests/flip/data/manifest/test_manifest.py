@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import zlib
@@ -17,9 +18,9 @@ from flip.data.manifest import tar
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.formats import FormatError
 from tests.harness.common import no_access
 from tests.synthetic import caption, make_dataset
-from tools.shards_commands import inspect_samples
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +63,26 @@ def test_manifest_digest_is_independent_of_location(folder, original):
     assert elsewhere.digest == Manifest.load(original).digest and texts(elsewhere)[60] == caption(60)
 
 
-def test_manifest_load_accepts_version_1_and_rejects_unknown_version(folder):
-    current = Manifest.load(folder)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda facts: facts.update(version=1), "version: an older version wrote this format"),
+        (lambda facts: facts.update(version=4), "version: a newer version wrote this format"),
+        (lambda facts: facts.pop("version"), "version: states no format"),
+        (lambda facts: facts.pop("files"), "lacks `files`"),
+        (lambda facts: facts["files"].pop("etags.txt"), "lacks `files.etags.txt`"),
+        (lambda facts: facts.update(version=3), "lacks `files.kept.bits`"),
+        (lambda facts: facts["files"].update({"kept.bits": {}}), "lists kept.bits, which is of another format"),
+    ],
+    ids=["older", "newer", "without", "half", "half of files", "mixed", "mixed file"],
+)
+def test_manifest_of_another_format_is_refused(folder, change, words):
     facts = json.loads((folder / "manifest.json").read_text())
-    facts["version"] = 1
-    del facts["files"]["etags.txt"]
-    (folder / "etags.txt").unlink()
+    change(facts)
     (folder / "manifest.json").write_text(json.dumps(facts))
-    old = Manifest.load(folder)
-    assert old.digest == current.digest and old.etags == current.etags == [""] * 7 and texts(old) == texts(current)
-    facts["version"] = 4
-    (folder / "manifest.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match="another version"):
+    with pytest.raises(FormatError, match=re.escape(words)) as error:
         Manifest.load(folder)
+    assert error.value.code == 78 and "flip shards index" in error.value.remedy
 
 
 def test_manifest_digest_is_pinned(tmp_path):
@@ -173,21 +181,6 @@ def test_index_rejects_invalid_output_and_shards(folder, tmp_path):
     write_tar(tmp_path / "twice.tar", [("a.txt", b"x"), ("a.TXT", b"x")])
     with pytest.raises(DataError, match="two members txt"):
         index([str(tmp_path / "twice.tar")], tmp_path / "m")
-
-
-def test_chunk_reader_reads_manifest_of_old_rule_for_member_names(tmp_path, monkeypatch):
-    """Earlier releases skipped members with ``__x__`` anywhere in their names. A resumed run keeps its samples."""
-    members = [("a.txt", b"0"), ("d/__x__/b.txt", b"no"), ("d/__x__/b.TXT", b"no"), ("d/c.txt", b"1"), ("e.txt", b"2")]
-    members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
-    write_tar(tmp_path / "x.tar", members)
-    with monkeypatch.context() as patch:
-        patch.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_of_old_manifests))
-        manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
-    assert manifest.samples == 4 and texts(manifest) == ["0", "1", "2", "3"]
-    assert [inspect_samples.sample(manifest, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
-    assert set(inspect_samples.sample(manifest, 2).members) == {"txt", "jpg"}
-    with pytest.raises(DataError, match="two members txt"):
-        index([str(tmp_path / "x.tar")], tmp_path / "n", 2)
 
 
 @pytest.mark.parametrize("before", [0, 1, 3, 6, 7, 9])
