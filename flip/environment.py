@@ -45,8 +45,6 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     The platform is left out: a new kernel changes no result.
     """
     pairs = {name: (before.get(name), now.get(name)) for name in ("python", "processor", "gpu")}
-    if _is_same_processor(before.get("processor") or "", now.get("processor") or ""):
-        del pairs["processor"]
     old = before.get("packages") or {}
     new = now.get("packages") or {}
     for name in PACKAGES:
@@ -87,11 +85,6 @@ def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
     if numbers:
         name += f" ({numbers})"
     return name
-
-
-def _is_same_processor(before: str, now: str) -> bool:
-    """Equal, or one is a record of an earlier release, which lacks the numbers."""
-    return before == now or now.startswith(f"{before} (") or before.startswith(f"{now} (")
 
 
 def _recorded(run: RunDir, attempt: int) -> Mapping[str, Any]:

@@ -19,8 +19,8 @@ from flip.files.ownership import PathLike, user_name
 COMMIT_FILE = "commit.json"
 DAMAGED_FILE = "damaged.json"
 _SHARD = re.compile(r"shard-[0-9]{5,9}-model-00001-of-00001\.safetensors\Z")
-#: NAME.tmp.<hex>, .tmp.<hex>.NAME (files.atomic_path), NAME.new.<hex>; earlier releases: NAME.tmp.<pid>, latest.new.
-_TEMPORARY = re.compile(r"\.(tmp|new)\.[0-9a-f]+(\.[0-9a-f]+)*\Z|\A\.tmp\.[0-9a-f]{16}\.")
+#: NAME.tmp.<hex>, .tmp.<hex>.NAME (files.atomic_path), NAME.new.<hex>.
+_TEMPORARY = re.compile(r"\.(tmp|new)\.[0-9a-f]{16}\Z|\A\.tmp\.[0-9a-f]{16}\.")
 _RANDOM = re.compile(r"[0-9a-f]{16}\Z")
 _LINKED = "it, or a folder above it, is a symbolic link or no folder"
 
@@ -105,7 +105,7 @@ def delete_folder_below(top: PathLike, names: Sequence[str], emptied: int = 0) -
 
 
 def is_temporary(name: str) -> bool:
-    """Whether writers of this or an earlier release give such a name to a temporary file."""
+    """Whether writers give such a name to a temporary file."""
     return bool(_TEMPORARY.search(name))
 
 

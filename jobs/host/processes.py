@@ -57,20 +57,16 @@ def is_mine(pid: int) -> bool:
 def is_of_attempt(pid: int, path: str, n: int) -> bool:
     """Whether a process of this user belongs to attempt ``n`` of the run at ``path``.
 
-    Every process of an attempt inherits FLIP_RUN and FLIP_ATTEMPT. Ranks of older releases lack FLIP_RUN: they have the
-    run directory as an argument. A rank that an agent has forked shows the environment of the agent; its log shows the
-    attempt. A record of the run is no evidence, since it may come with a copy, or be prepared.
+    Every process of an attempt inherits FLIP_RUN and FLIP_ATTEMPT. A rank that an agent has forked shows the
+    environment of the agent; its log shows the attempt. A record of the run is no evidence, since it may come with a
+    copy, or be prepared.
     """
     environ = environment(pid)
     if not is_mine(pid):
         return False
     if AGENT_VARIABLE in environ:
         return _same_place(environ.get("FLIP_RUN", ""), path) and _logs_to(pid, os.path.join(path, "logs", str(n)))
-    if environ.get("FLIP_ATTEMPT") != str(n):
-        return False
-    if "FLIP_RUN" in environ:
-        return _same_place(environ["FLIP_RUN"], path)
-    return any(_same_place(word, path) for word in arguments(pid) if os.path.isabs(word))
+    return environ.get("FLIP_ATTEMPT") == str(n) and _same_place(environ.get("FLIP_RUN", ""), path)
 
 
 def _logs_to(pid: int, folder: str) -> bool:

@@ -74,7 +74,7 @@ def test_read_json_names_damaged_file(tmp_path):
 
 def test_start_attempt_removes_temporary_files_of_killed_writers(run):
     n = run.start_attempt({})
-    left = [run.path / "status.json.tmp.123", run.attempt(n) / "cause.0.json.new.7"]
+    left = [run.path / f"status.json.tmp.{16 * 'a'}", run.attempt(n) / f"cause.0.json.new.{16 * '7'}"]
     for path in left:
         path.write_text("{")
     rundir.write_json(run.status, {"step": 1})

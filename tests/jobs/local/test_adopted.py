@@ -52,7 +52,7 @@ UNRELATED = {
     "no environment": lambda run: {},
     "another attempt": lambda run: {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": "2"},
     "another run": lambda run: {"FLIP_RUN": str(run.path.parent / "other"), "FLIP_ATTEMPT": "1"},
-    "older release, another run": lambda run: {"FLIP_ATTEMPT": "1"},
+    "no run": lambda run: {"FLIP_ATTEMPT": "1"},
 }
 
 
@@ -86,12 +86,9 @@ def test_session_of_dead_leader_in_record_is_not_killed(field, start_process):
         os.kill(left, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("release", ["this", "older"])
-def test_adopted_rank_and_its_session_are_killed(field, start_process, release):
-    """Ranks of older releases lack FLIP_RUN, but have their run directory as an argument."""
+def test_adopted_rank_and_its_session_are_killed(field, start_process):
     run = field.run()
-    variables = {"FLIP_ATTEMPT": "1", **({"FLIP_RUN": str(run.path)} if release == "this" else {})}
-    process = start_process("sleep 600 & sleep 600; :", run.path, **variables)
+    process = start_process("sleep 600 & sleep 600; :", FLIP_ATTEMPT="1", FLIP_RUN=str(run.path))
     record_rank(run, process.pid)
     assert [row["pid"] for row in backend.live_ranks(run)] == [process.pid]
     attempt = adopted.adopt(run, 1, patience=0.0)
