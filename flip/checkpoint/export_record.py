@@ -9,13 +9,14 @@ from typing import Any
 
 from flip.config import merge as configuration
 from flip.config.schema import Config
+from flip.runs import formats
 from flip.runs.commit import Commit, validate_record
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.formats import FormatError
 from flip.runs.rundir import read_json
 
 EXPORT_FILE = "export.json"
 """Form, variant, run, stage, samples, attempt, ..., and ``files`` with sizes and checksums."""
-FORMAT_VERSION = 1
 CONFIG = "flip_config.yaml"
 OPEN_CLIP = "open_clip_model.safetensors"
 TIMM = "timm/model.safetensors"
@@ -31,19 +32,19 @@ def is_export(folder: Path) -> bool:
 def read_export(folder: Path) -> Commit:
     """export.json as a commit whose files are not verified yet.
 
-    Raises DataError if it is invalid, ConfigError if a later version of the toolkit wrote it, or if it is not an export
-    for open_clip.
+    Raises DataError if it is invalid, FormatError if another version wrote it, ConfigError if it is not an export for
+    open_clip.
     """
     try:
         record: Any = read_json(folder / EXPORT_FILE)
-        if record["form"] != FORMAT_VERSION:
-            remedy = f"This version reads form {FORMAT_VERSION}; use the version of the toolkit that wrote it."
-            raise ConfigError("form: not a version that can be read here", folder / EXPORT_FILE, record["form"], remedy)
+        formats.check(formats.EXPORT, record, folder / EXPORT_FILE)
         if "format" in record:
             remedy = "Take the run, or export it with --to open_clip."
             raise ConfigError("the toolkit does not read back this format", folder, record["format"], remedy)
         validate_record(record)
         return Commit(folder, record)
+    except FormatError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"is invalid: {type(error).__name__} {error}", folder / EXPORT_FILE) from error
 

@@ -19,14 +19,13 @@ import torch
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
 from flip.config.schema import Config
-from flip.data import order
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.shutdown import LONG_OPERATION_FACTOR, Watchdog
 from flip.models.clip import CLIPModel
+from flip.runs import formats
 from flip.runs.commit import Commit
-from flip.runs.errors import DataError
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_record
 
@@ -71,7 +70,7 @@ class CheckpointManager:
     def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
         """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits.
 
-        Collective. Raises DataError if the commit has another version of the order of samples, and what
+        Collective. Raises FormatError if the commit has another order of samples, and what
         ``CheckpointRestorer.newest`` raises.
         """
         self._last_time = time.monotonic()
@@ -81,12 +80,7 @@ class CheckpointManager:
         self.save_after_first_step = bool(record)
         self.resumed_from = self._restorer.newest() or extended_commit(self._restorer)
         if self.resumed_from is not None:
-            version = self.resumed_from.record["order"]
-            if version != order.VERSION:
-                remedy = "Finish the run with the code that it was started with."
-                raise DataError(
-                    f"this code has version {order.VERSION} of the order of samples", self._run.path, version, remedy
-                )
+            formats.check(formats.ORDER, self.resumed_from.record, self.resumed_from.path)
             self._last_samples = self.resumed_from.samples_seen
         return self.resumed_from
 

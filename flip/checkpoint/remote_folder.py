@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from flip.files.creation import run_folder
 from flip.runs import commit, records, remote_owner
 from flip.runs.addresses import as_url
 from flip.runs.errors import PermissionDenied, StorageError
-from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class RemoteFolder:
         url = self._own_url() or self._new_url()
         self._write_owner(url)
         recorded = load_record(self._address_file).get("folder")
-        if recorded != str(self._run.path):  # another link leads to it, or url.json is old
+        if recorded != str(self._run.path):  # another link leads to it
             _write_address(self._run, url, remote_owner.own_places(self._run)[1])
         self.url = url
 
@@ -170,31 +168,19 @@ class RemoteFolder:
             log.warning("%s names no folder of checkpoints; a new folder is used", self._address_file)
             return ""
         url = f"{self._base}/{name}"
-        if self._is_of_other_directory(record) or self._is_owned_by_other(url, record):
+        if not remote_owner.is_own_record(self._run, record) or self._is_owned_by_other(url):
             log.warning("%s belongs to another path than this run directory; a new remote folder is used", url)
             return ""
         return url
 
-    def _is_of_other_directory(self, record: dict[str, Any]) -> bool:
-        """Whether url.json (``record``) was written in another run directory, or before this one was renamed or moved.
-
-        Older releases wrote no ``folder`` into url.json: job.json then shows it, too.
-        """
-        if not remote_owner.is_own_record(self._run, record):
-            return True
-        return "folder" not in record and bool(original_folder(self._run, self._job))
-
-    def _is_owned_by_other(self, url: str, record: dict[str, Any]) -> bool:
+    def _is_owned_by_other(self, url: str) -> bool:
         """Whether owner.json names another run directory, or the folder has files without a valid owner.json.
 
-        A url.json with ``folder`` (``record``) may be prepared, to name the folder of a run of an older release, which
-        wrote neither owner.json nor ``folder``: only an empty folder is then taken.
+        url.json may be prepared, so that without owner.json only an empty folder is taken.
         """
         owner = self._read_owner(url)
         if owner:
             return not remote_owner.is_own_record(self._run, owner)
-        if "folder" not in record:
-            return False
         return any(name != OWNER_FILE for name in RemoteCheckpoint(url, self._retry_policy).names())
 
     def _is_own_folder(self, url: str, retry_policy: RetryPolicy) -> bool:
@@ -204,8 +190,8 @@ class RemoteFolder:
     def _wrote(self, path: Path, address: str, retry_policy: RetryPolicy) -> bool:
         """Whether an attempt of this run directory wrote the commit at ``address``.
 
-        A commit of an older release has no ``writer``. Without a commit.json, or with a damaged one, the files are
-        leftovers. It is read again if it names another writer, because a bit may change on the way.
+        Without a commit.json, or with a damaged one, the files are leftovers. It is read again if it names another
+        writer, because a bit may change on the way.
         """
         attempt = int(path.name.rpartition("-")[2])
         for _ in range(2):
@@ -225,14 +211,6 @@ class RemoteFolder:
         except ValueError:  # damaged
             return ""
         return str(record.get("writer", ""))
-
-    @cached_property
-    def _job(self) -> dict[str, Any]:
-        """job.json, empty if it does not exist or is damaged."""
-        try:
-            return read_record(self._run.path / "job.json") or {}
-        except ValueError:
-            return {}
 
     def _new_url(self) -> str:
         """Choose an address that no other run has, and record it."""

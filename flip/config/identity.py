@@ -2,10 +2,8 @@
 
 The hash covers the values themselves, not differences from defaults, so a later change of a default cannot make two
 runs look alike. The hashed values are stored with the hash, so that differences can be named. ``identity`` makes the
-record, ``is_same_run`` and ``diff_identity`` compare a configuration with it.
-
-identity.json has a version (``schema``). Version 1 hashed the class names of evaluation sets too. Version 2 records
-them (``classes``) outside of the hash, so that they can be corrected. A run keeps the version that it started with.
+record, ``is_same_run`` and ``diff_identity`` compare a configuration with it. The record also has the class names of
+evaluation sets (``classes``) outside of the hash, so that they can be corrected.
 """
 
 import dataclasses
@@ -18,11 +16,10 @@ from typing import Any, NamedTuple
 
 from flip.config.derived import world_size, world_sizes
 from flip.config.resolve import manifest_record, resolve_path
-from flip.config.schema import Config, DataSet, EvaluationSet, Stage
+from flip.config.schema import Config, DataSet, Stage
 from flip.runs.errors import PermissionDenied
+from flip.runs.formats import RUN_NUMBER
 
-VERSION = 2
-"""Version of identity.json that is written for new runs."""
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
 
@@ -47,45 +44,31 @@ class ConfigChange(NamedTuple):
         return f"{self.key}: {self.was!r} -> {self.now!r}"
 
 
-def identity(config: Config, code: str, version: int = VERSION) -> dict[str, Any]:
+def identity(config: Config, code: str) -> dict[str, Any]:
     """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed),
-    and since version 2 classes (digests of class names, which are not hashed).
+    and classes (digests of class names, which are not hashed).
 
     The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests,
     class names and the tokenizer if they exist.
     """
-    canonical = _canonical(config, version)
-    stored = {"hash": digest(canonical), "schema": version, "code": code, "config": canonical}
-    if version == 1:
-        return stored
-    return stored | {"classes": _class_names(config)}
-
-
-def version_of(stored: Mapping[str, Any]) -> int:
-    """The version of a stored identity.json."""
-    if stored.get("schema") == 1:
-        return 1
-    return VERSION
+    canonical = _canonical(config)
+    return {
+        "hash": digest(canonical),
+        "schema": RUN_NUMBER,
+        "code": code,
+        "config": canonical,
+        "classes": _class_names(config),
+    }
 
 
 def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
-    """Whether a stored identity.json, of any version, belongs to a resolved configuration. Class names may differ."""
-    if version_of(stored) != 1:
-        return stored.get("hash") == digest(_canonical(config))
-    if stored.get("hash") == digest(_canonical(config, 1)):
-        return True
-    hashed = stored.get("config")
-    if not isinstance(hashed, dict) or stored.get("hash") != digest(hashed):
-        return False
-    return digest(_without_class_names(hashed)) == digest(_canonical(config))
+    """Whether a stored identity.json belongs to a resolved configuration. Class names may differ."""
+    return stored.get("hash") == digest(_canonical(config))
 
 
 def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
     """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
-    hashed = stored["config"]
-    if version_of(stored) == 1:
-        hashed = _without_class_names(hashed)
-    return compare(hashed, _canonical(config))
+    return compare(stored["config"], _canonical(config))
 
 
 def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
@@ -117,13 +100,13 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigC
 
 def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
     """Names of evaluation sets whose class names differ from those in a stored identity.json."""
-    before = _stored_class_names(stored, config)
+    before = _stored_class_names(stored)
     return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
 
 
 def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
     """Files of class names that existed according to a stored identity.json, and do not exist now."""
-    before = _stored_class_names(stored, config)
+    before = _stored_class_names(stored)
     now = _class_names(config)
     return [path for name, path in now.items() if _is_content(before.get(name)) and not _is_content(path)]
 
@@ -184,28 +167,23 @@ def _manifest(path: str) -> str:
 _DIGESTS: dict[str, Callable[[str], str]] = {"manifest": _manifest, "file": file_digest, "folder": str}
 
 
-def _hashed(section: Any, version: int) -> dict[str, Any]:
+def _hashed(section: Any) -> dict[str, Any]:
     """The fields of a section that are part of the identity as plain data, with digests in place of paths."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         rules = field.metadata
-        is_hashed = rules.get("identity", True) or (version == 1 and _is_class_names(section, field.name))
-        if not is_hashed or ("omit_if" in rules and value == rules["omit_if"]):
+        if not rules.get("identity", True) or ("omit_if" in rules and value == rules["omit_if"]):
             continue
         if "path" in rules:
             values[field.name] = _DIGESTS[rules["path"]](value)
         elif isinstance(value, list):
-            values[field.name] = [_hashed(item, version) if dataclasses.is_dataclass(item) else item for item in value]
+            values[field.name] = [_hashed(item) if dataclasses.is_dataclass(item) else item for item in value]
         elif not dataclasses.is_dataclass(value):
             values[field.name] = value
-        elif section_values := _hashed(value, version):
+        elif section_values := _hashed(value):
             values[field.name] = section_values
     return values
-
-
-def _is_class_names(section: Any, field: str) -> bool:
-    return isinstance(section, EvaluationSet) and field == "classes"
 
 
 def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
@@ -223,9 +201,9 @@ UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_
 """``generic_key`` of each setting that is no part of a run's identity, since it does not change results."""
 
 
-def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
+def _canonical(config: Config) -> dict[str, Any]:
     """The values that the hash covers."""
-    values = _hashed(config, version)
+    values = _hashed(config)
     values["evaluate"]["sets"].sort(
         key=lambda dataset: dataset["name"]
     )  # the order of evaluation sets changes no score
@@ -237,32 +215,17 @@ def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
     return values
 
 
-def _stored_class_names(stored: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
+def _stored_class_names(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The class names that a stored identity.json records, as ``_class_names``."""
-    if version_of(stored) != 1:
-        recorded = stored.get("classes", {})
-        if isinstance(recorded, Mapping):
-            return recorded
-        return {}
-    leaves = flatten(stored.get("config", {}))
-    return {name: leaves.get(f"evaluate.sets.{name}.classes") for name in _class_names(config)}
+    recorded = stored.get("classes", {})
+    if isinstance(recorded, Mapping):
+        return recorded
+    return {}
 
 
 def _class_names(config: Config) -> dict[str, str]:
     """Evaluation set -> digest of its class names, or their path if the file does not exist."""
     return {item.name: file_digest(item.classes) for item in config.evaluate.sets if item.classes}
-
-
-def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
-    """The hashed values of a version 1 without class names, as version 2 hashes them."""
-    evaluate = hashed.get("evaluate")
-    sets = None
-    if isinstance(evaluate, Mapping):
-        sets = evaluate.get("sets")
-    if not isinstance(evaluate, Mapping) or not isinstance(sets, list):
-        return dict(hashed)
-    others = [{key: value for key, value in item.items() if key != "classes"} for item in sets]
-    return {**hashed, "evaluate": {**evaluate, "sets": others}}
 
 
 def _names(config: Mapping[str, Any], key: str) -> list[str]:

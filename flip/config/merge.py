@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flip.config import typed
-from flip.config.schema import MODEL_PRESETS, SCHEMA, YES_NO, Config
+from flip.config.schema import MODEL_PRESETS, YES_NO, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
+from flip.runs import formats
 from flip.runs.credentials import exposes
 from flip.runs.errors import ConfigError
 
@@ -42,12 +43,9 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
-    """Read a run's config.yaml. Raises ConfigError if it is invalid or has another schema version."""
+    """Read a run's config.yaml. Raises ConfigError if it is invalid or has another format."""
     table = read_yaml(path)
-    version = table.get("schema", "nothing")
-    if version != SCHEMA:
-        remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
-        raise ConfigError("schema: unsupported version", str(path), version, remedy)
+    formats.check(formats.CONFIG, table, path)
     return merge([(str(path), table)], stored=True)
 
 

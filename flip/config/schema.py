@@ -11,8 +11,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, make_data
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from flip.config.option import option
+from flip.runs.formats import CONFIG_NUMBER
 
-SCHEMA = 1
 """Version of this schema, stored in config.yaml. A changed meaning needs a new number and a reader."""
 
 MAX_SAMPLES = 2**53 - 1
@@ -505,7 +505,7 @@ class Resources:
 class Config:
     """The whole configuration of a run."""
 
-    schema: int = option(SCHEMA, identity=False)
+    schema: int = option(CONFIG_NUMBER, identity=False)
     seed: int = option(0, ge=0, le=2**64 - 1)
     """Seed of everything: order, crops, masks, captions, weights. 0 .. 2^64 - 1."""
     recipe: str = option("portable", identity=False)

@@ -21,8 +21,6 @@ from flip.config.schema import Data
 from flip.data.manifest.manifest import Manifest
 from flip.rng import key
 
-VERSION = 1
-"""Version of the order, stored in checkpoints. A change of the order needs a new number."""
 IDS = 1 << 48
 """Sample ids of data set s start at s times this."""
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flip.config import merge
-from flip.config.schema import Compute, Config, Data, Monitor
+from flip.config.schema import Compute, Data, Monitor
+from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.formats import EVALUATION, EVALUATION_NUMBER
 from flip.runs.job_kind import REQUEST
 from flip.runs.rundir import RunDir, load_record, write_json
 
@@ -51,33 +52,24 @@ class EvaluationRequest:
 
     @classmethod
     def read(cls, job: RunDir) -> EvaluationRequest:
-        """The request of a job, also of earlier releases. Raises ConfigError if there is none, DataError if damaged."""
+        """The request of a job.
+
+        Raises ConfigError if there is none, FormatError if another version wrote it, DataError if it is damaged.
+        """
         record = load_record(job.path / REQUEST)
         if not record:
             raise ConfigError("there is no evaluation here: task.json is missing", job.path)
         try:
-            if "compute" not in record:
-                return _of_earlier_release(record, merge.read_config(job.config))
-            return cls(**{**record, **_sequences(record), "compute": Compute(**record["compute"])})
-        except (KeyError, TypeError, ValueError) as error:
+            fields = {name: value for name, value in record.items() if name != EVALUATION.key}
+            return cls(**{**fields, **_sequences(fields), "compute": Compute(**fields["compute"])})
+        except KeyError as error:
+            raise formats.missing(error.args[0], job.path / REQUEST, EVALUATION.remedy) from error
+        except (TypeError, ValueError) as error:
             raise DataError("is no request of an evaluation", job.path / REQUEST, str(error)) from error
 
     def write(self, job: RunDir) -> None:
         """Write task.json, which marks the directory as a run directory."""
-        write_json(job.path / REQUEST, dataclasses.asdict(self))
-
-
-def _of_earlier_release(record: Mapping[str, Any], config: Config) -> EvaluationRequest:
-    """The request of a task.json without ``compute``: the other settings are in a config.yaml, as of a run."""
-    data = config.data
-    monitor = config.monitor
-    return EvaluationRequest(
-        **{**record, **_sequences(record)},
-        compute=config.compute,
-        deadline=data.deadline,
-        timeout=data.timeout,
-        hang_minutes=monitor.hang_minutes,
-    )
+        write_json(job.path / REQUEST, {**dataclasses.asdict(self), EVALUATION.key: EVALUATION_NUMBER})
 
 
 def _sequences(record: Mapping[str, Any]) -> dict[str, Any]:

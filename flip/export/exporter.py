@@ -24,6 +24,7 @@ from flip.files.creation import fsync_path, new_output_folder, output_folder, pu
 from flip.models.clip import CLIPModel
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
+from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")
@@ -135,7 +136,7 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
     _json(folder / "tokenizer_config.json", format.tokenizer_config(config.model))
     write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
     about = {**about, "differences": differences(config, form), **provenance(loaded)}
-    record = {"form": export_record.FORMAT_VERSION, **about}
+    record = {"form": EXPORT_NUMBER, **about}
     write_text(folder / "README.md", format.model_card(record, config))
     record["files"] = _fsync_and_hash(folder)
     write_json(folder / export_record.EXPORT_FILE, record)
@@ -224,8 +225,6 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
     scores = shown(read_scores(run, at=(source.stage, source.samples_seen)))
-    # results of earlier versions lack the precision, which was that of training
-    scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
     fields = (
         "name", "task", "role", "n", "top1", "top5", "interval", "chance", "classes", "precision", "metric", "score",
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Only the owner may write to folders and files of runs and caches, whatever the umask and default ACLs allow.
 
-- ``closed_folder``, ``new_folder``: create a folder. ``run_folder``: also closes one that an older release left open.
+- ``closed_folder``, ``new_folder``: create a folder. ``run_folder``: also closes one that a copy left open.
 - ``private_folder``: only the owner may enter it.
 - ``open_append``, ``open_lock``: open a file of this user, never one that a prepared link leads to.
 - ``atomic_write``, ``atomic_path``: write a new file under a random name and rename it.
@@ -74,7 +74,7 @@ def closed_folder(path: PathLike) -> Path:
 
 
 def run_folder(path: PathLike) -> Path:
-    """Like ``closed_folder``, and close an existing folder, because older releases left those of runs open to a group.
+    """Like ``closed_folder``, and close an existing folder, which a copy of a run leaves open to a group.
 
     Raises RefusedPath if it, or a link in its place, belongs to another user.
     """

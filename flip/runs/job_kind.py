@@ -21,7 +21,7 @@ REQUEST = "task.json"
 def job_kind(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> str:
     """TRAIN or EVALUATE. ``record``: the job.json of the run, if it has been read.
 
-    Records of earlier releases, and run directories without one, have the kind that their folder shows.
+    A run directory without a readable record has the kind that its folder shows.
     """
     if record is None:
         record = read_lenient(run.path / "job.json")

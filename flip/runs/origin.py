@@ -11,7 +11,6 @@ import os
 from typing import Any, Mapping
 
 from flip.files.ownership import PathLike
-from flip.runs.job_kind import EVALUATIONS, is_evaluation
 from flip.runs.rundir import RunDir
 
 
@@ -19,7 +18,8 @@ def is_copy(run: RunDir, record: Mapping[str, Any]) -> bool:
     """Whether a record of ``run`` came with a copy of another run directory: what it names belongs to that one.
 
     A run was renamed or moved only if the parent of the recorded folder can be listed and lacks its name. An original
-    that cannot be reached counts as existing. A record with neither ``folder`` nor ``snapshot`` shows no copy.
+    that cannot be reached counts as existing. A record without ``folder`` shows no copy; who acts on a job.json refuses
+    it (``RunDir.read_job``).
     """
     folder = _other_folder(run, record)
     return bool(folder) and not is_gone(folder)
@@ -56,21 +56,7 @@ def is_same_folder(folder: PathLike, path: PathLike) -> bool:
 
 def _other_folder(run: RunDir, record: Mapping[str, Any]) -> str:
     """The folder of the run that wrote a record, if it is another one than ``run``; else ""."""
-    if "folder" in record:
-        folder = str(record["folder"])
-    else:
-        folder = _folder_by_snapshot(run, record)
+    folder = str(record.get("folder", ""))
     if not folder or is_same_folder(folder, run.path):
         return ""
     return folder
-
-
-def _folder_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
-    """The folder of a run of this name in the sweep to which the snapshot of a job.json belongs: SWEEP/.code/DIGEST."""
-    code = os.path.normpath(str(job.get("snapshot", "")))
-    if not os.path.isabs(code) or os.path.basename(os.path.dirname(code)) != ".code":
-        return ""
-    sweep = os.path.dirname(os.path.dirname(code))
-    if is_evaluation(run, job):
-        return os.path.join(sweep, EVALUATIONS, run.name)
-    return os.path.join(sweep, run.name)

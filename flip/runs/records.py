@@ -32,6 +32,14 @@ DEEPEST = 64
 DIGITS = 40
 
 
+class MissingField(ValueError):
+    """A record lacks a required field: it is a part of a record, or another version wrote it."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__("lacks `%s`" % field)
+        self.field = field
+
+
 class FieldType:
     """A type with limits. ``description`` completes "is not ...", ``schema`` is its JSON Schema, if one is printed."""
 
@@ -120,16 +128,16 @@ DIGITS_OR_COUNT = FieldType(
 #: One result of an evaluation.
 SCORE: Dict[str, Any] = {
     "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": COUNT, "images": COUNT,
-    "interval": PAIR, "chance": NUMBER, "loss": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT,
+    "interval": PAIR, "chance": NUMBER, "loss": NUMBER, "role": TEXT, "task": TEXT.needed(), "set": TEXT,
+    "precision": TEXT.needed(),
     "stage": TEXT, "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT,
     "score": NUMBER,
 }  # fmt: skip
 #: The scores of the training at one position, eval/<stage>-<S>.json, or of a job, eval/<stage>-<S>/<job>.json.
 SCORE_FILE: Dict[str, Any] = {
-    "stage": TEXT, "samples": COUNT.needed(), "job": TEXT, "seconds": NUMBER, "attempt": COUNT, "evaluations": [SCORE],
+    "stage": TEXT.needed(), "samples": COUNT.needed(), "job": TEXT, "seconds": NUMBER, "attempt": COUNT,
+    "evaluations": [SCORE],
 }  # fmt: skip
-#: eval/<stage>-<S>/<name>.json, one score of a job of an earlier release.
-SINGLE_SCORE = dict(SCORE, stage=TEXT.needed(), samples=COUNT.needed())
 #: pins/<id>.json.
 PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": COUNT.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.
@@ -207,7 +215,7 @@ FIELDS: Dict[str, Any] = {
         "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "writer": EXACT,
         "files": MAPPING,
     },
-    "url.json": {"url": EXACT.needed(), "folder": PATH, "taken": [EXACT]},
+    "url.json": {"url": EXACT.needed(), "folder": PATH.needed(), "taken": [EXACT]},
     "owner.json": {"folder": PATH.needed(), "id": EXACT.needed()},
     "remote.json": {"id": EXACT.needed()},
     "sweep.json": {
@@ -218,6 +226,8 @@ FIELDS: Dict[str, Any] = {
 }  # fmt: skip
 
 
+#: Fields of job.json without which no attempt starts.
+NEEDED_TO_START = ("exposed", "folder", "kind", "shape", "snapshot", "usable")
 #: File name -> (limit of its bytes, why more than RECORD_LIMIT). A larger record is damaged: it is named and not read.
 LIMITS: Dict[str, Tuple[int, str]] = {
     "commit.json": (16 << 20, "200 bytes for each file; each of thousands of ranks writes several"),
@@ -247,7 +257,7 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
     """A copy of ``value`` with the declared types, without null fields, and with long texts cut.
 
     ``kind``: a FieldType; a mapping of fields; a list with one member, the type of all members; or a Field of such a
-    kind. Raises ValueError with the field, the expected type and the value.
+    kind. Raises ValueError with the field, the expected type and the value; MissingField if a required field is absent.
     """
     if isinstance(kind, Field):
         kind = kind.kind
@@ -278,16 +288,13 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
             result[name] = None
     for name, declared in kind.items():
         if isinstance(declared, Field) and declared.required and name not in result:
-            raise ValueError("lacks `%s`" % (where + "." + name if where else name))
+            raise MissingField(where + "." + name if where else name)
     return result
 
 
 def is_observed(end: Mapping[str, Any]) -> bool:
-    """Whether ``time`` of an end.json is that of the end, and not of a later record; False for an empty one.
-
-    Older releases do not say so: there, an end without an exit code was not observed.
-    """
-    return bool(end.get("observed", end.get("code") is not None))
+    """Whether ``time`` of an end.json is that of the end, and not of a later record; False for an empty one."""
+    return bool(end.get("observed", False))
 
 
 def without_credentials(record: Dict[str, Any]) -> Dict[str, Any]:

@@ -60,14 +60,8 @@ def own_places(run: RunDir) -> Tuple[str, List[str]]:
 
 
 def is_own_record(run: RunDir, record: Mapping[str, Any]) -> bool:
-    """Whether url.json or owner.json (``record``) names this run directory.
-
-    A url.json of an older release has no ``folder``: the names of sweep and run in its address decide.
-    """
-    if "folder" in record:
-        return is_same_folder(str(record["folder"]), run.path)
-    own = re.escape("/%s/%s-" % (run.sweep, run.name)) + r"[0-9a-f]{8}\Z"
-    return bool(re.search(own, str(record.get("url", ""))))
+    """Whether url.json or owner.json (``record``, empty if there is none) names this run directory."""
+    return bool(record) and is_same_folder(str(record["folder"]), run.path)
 
 
 def name_of(record: Mapping[str, Any]) -> str:

@@ -15,14 +15,13 @@ RUN_FILES = {
         " not hashed)"
     ),
     "job.json": (
-        "how it was started; `job_kind`: train or evaluate (absent in records of earlier releases: train, "
-        "below .evaluate/ evaluate); `kind`: the back end; `time`: when; `after`: the newest attempt at that "
-        "time; `uid`: who submitted it; `canary` (steps, releases) of a canary run, `waits_for` of a run that"
-        " waits for it; `command`: the arguments that submit it again; `command_folder`: the folder from "
-        "which relative paths of its sweep file start (absent or empty: it has none); `trackers`: those that "
-        "follow it; `exposed`: folders above in which others can rename, accepted because the run existed "
-        "before they were checked; `folder`: this run directory; `copy_of`: the one from which it was "
-        "copied, renamed or moved before it was submitted, or empty"
+        "how it was started; `job_kind`: train or evaluate; `kind`: the back end; `time`: when; `after`: the newest "
+        "attempt at that time; `uid`: who submitted it; `canary` (steps, releases) of a canary run, `waits_for` of a "
+        "run that waits for it; `command`: the arguments that submit it again; `command_folder`: the folder from which "
+        "relative paths of its sweep file start (empty: it has none); `trackers`: those that follow it; `exposed`: "
+        "folders above in which others can rename, accepted because the run existed before they were checked; "
+        "`folder`: this run directory; `copy_of`: the one from which it was copied, renamed or moved before it was "
+        "submitted, or empty"
     ),
     "status.json": (
         "replaced every few seconds: attempt, phase, stage, S, step, loss, accuracy, speed, time left, "
@@ -81,8 +80,7 @@ RUN_FILES = {
         "(digest of the data set), view (size, mask, differences from the default) and predictions (their digest)"
     ),
     "eval/<stage>-<S>/<job>.json": (
-        "the same of a separate job (docs/evaluation.md): stage, samples, job, evaluations; of jobs of "
-        "earlier releases `<name>.json`, one score each"
+        "the same of a separate job (docs/evaluation.md): stage, samples, job, evaluations"
     ),
     "eval/<stage>-<S>/<name>.predictions.jsonl": "the prediction for each image of a zero-shot set, at the end",
     "pins/<digest>.json": (

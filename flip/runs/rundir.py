@@ -30,8 +30,9 @@ from flip.files.creation import (
     run_folder,
 )
 from flip.files.ownership import PathLike
-from flip.runs import records
+from flip.runs import formats, records
 from flip.runs.errors import CRASH, DataError
+from flip.runs.formats import FormatError
 
 #: Levels of folders in a run directory: checkpoints/<stage>/<S>-<n>.
 RUN_DEPTH = 3
@@ -127,7 +128,7 @@ def read_record(path: PathLike, fields: Any = None, limit: Optional[int] = None)
 
     ``fields``: its declaration; by default that of the file's name, or any mapping. ``limit``: its most bytes, by
     default those of the file's name. Raises ValueError with the path and the field, as ``records.checked`` and
-    ``read_json`` do.
+    ``read_json`` do; FormatError, which is a ValueError, if another version wrote it, or a required field is absent.
     """
     try:
         value = _parsed(path, limit)
@@ -149,9 +150,13 @@ def read_trusted_record(path: PathLike, remedy: str) -> Optional[Any]:
 
 
 def _checked(path: PathLike, value: Any, fields: Any = None) -> Any:
+    name = re.sub(r"\.[0-9]+\.json\Z", ".json", Path(path).name)  # cause.<rank>.json
+    if fields is None and name in formats.BY_FILE:
+        formats.check(formats.BY_FILE[name], value, path)
     try:
-        name = re.sub(r"\.[0-9]+\.json\Z", ".json", Path(path).name)  # cause.<rank>.json
         return records.checked(value, records.FIELDS.get(name, {}) if fields is None else fields)
+    except records.MissingField as error:
+        raise formats.missing(error.field, path, formats.RESTORE) from error
     except ValueError as error:
         raise ValueError("%s: %s" % (path, error)) from error
 
@@ -166,9 +171,14 @@ def exists(path: PathLike) -> bool:
 
 
 def load_record(path: PathLike, fields: Any = None) -> Any:
-    """Like read_record, but returns {} if the file does not exist and raises DataError if it is damaged."""
+    """Like read_record, but returns {} if the file does not exist and raises DataError if it is damaged.
+
+    Raises FormatError if another version wrote it.
+    """
     try:
         return read_record(path, fields) or {}
+    except FormatError:
+        raise
     except ValueError as error:
         raise DataError("a record is damaged", path, str(error))
 
@@ -255,10 +265,15 @@ class RunDir:
         record: Dict[str, Any] = read_trusted_record(self.path / "job.json", SUBMIT_AGAIN) or {}
         return record
 
+    def refuse_other_version(self, job: Dict[str, Any]) -> None:
+        """Raise FormatError unless this version can start the run. ``job``: what ``read_job`` has returned; OSError."""
+        formats.require(records.NEEDED_TO_START, job, self.path / "job.json", "%s." % SUBMIT_AGAIN)
+        formats.check_code(Path(job["snapshot"]))
+
     def close(self, accept_open_files: bool = False) -> None:
         """Take write access to the folders of the run away from other users.
 
-        Older releases, and copies without modes, left them open to a group. Raises RefusedPath if the folder belongs to
+        A copy without modes leaves them open to a group. Raises RefusedPath if the folder belongs to
         another user, or if another user may have written one of OBEYED; OSError.
 
         Args:
@@ -291,7 +306,7 @@ class RunDir:
         """Reserve the next n by an exclusive mkdir, write its start.json (host, job, world size) and return n.
 
         ``after``: reserve only the number that follows this one; returns 0 if another process has an attempt after it.
-        Closes the folders of the run to other users first: older releases left them open to a group.
+        Closes the folders of the run to other users first: a copy without modes leaves them open to a group.
         """
         run_folder(self.attempts)
         close_folders(self.path, RUN_DEPTH)

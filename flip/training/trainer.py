@@ -23,7 +23,6 @@ from flip.checkpoint.restorer import CheckpointRestorer
 from flip.config import derived, merge
 from flip.config.derived import StageSpan, stage_spans
 from flip.config.schema import Config, Stage
-from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.token_table import TokenTable
 from flip.data.worker import WorkerConfig
@@ -43,6 +42,7 @@ from flip.distributed.shutdown import (
 from flip.models import attention, clip
 from flip.monitoring.rank_counters import RankCounters
 from flip.runs.errors import FlipError
+from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir
 from flip.training import anomaly, conversion, grad_cache, warm_start
 from flip.training import optimizer as optim
@@ -225,7 +225,7 @@ class Trainer:
         state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
             state, span.stage.name, self.samples_seen,
-            step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
+            step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=ORDER_NUMBER,
             replaced=self.counters.totals()[0], peak_memory=self.counters.peak_memory(),
         )  # fmt: skip
         self.callbacks.call("save", self)

@@ -48,7 +48,7 @@ class JobResources:
         return str(most)
 
     def shape(self) -> dict[str, Any]:
-        """The request, as job.json has it. Newer fields are left out where they mean what older records mean."""
+        """The request, as job.json has it. Fields of ranges and spare nodes are left out without these."""
         fields = {name: value for name, value in asdict(self).items() if name != "usable"}
         return {name: value for name, value in fields.items() if value or name not in ("least_nodes", "spares")}
 

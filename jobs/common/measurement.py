@@ -15,10 +15,11 @@ from typing import Any
 
 from flip import environment
 from flip.files.creation import read_regular
+from flip.runs import formats
 from flip.runs.errors import ConfigError
+from flip.runs.formats import MEASUREMENT_NUMBER
 
 FORMAT = "flip-measurement"
-VERSION = 1
 MEASURED = "measured"
 FAILED = "failed"
 TIME_LIMIT = "time limit"
@@ -89,7 +90,7 @@ class Measurement:
         return [row for row in self.rows if row.status == MEASURED and row.name.split("_")[0] == name]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": MEASUREMENT_NUMBER, **asdict(self)}
 
     def outdated(self) -> list[str]:
         """Versions that have changed since, on the machine that reads it: "torch 2.12.0 -> 2.13.0".
@@ -129,9 +130,7 @@ def parsed(content: Any, where: str) -> Measurement:
     """The measurement in the content of a file. Raises ConfigError if it has another form."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError("not a measurement of a machine", where, "format", REMEDY)
-    if content.get("version") != VERSION:
-        remedy = f"This release reads version {VERSION}. {REMEDY}"
-        raise ConfigError("unknown version of a measurement", where, content.get("version"), remedy)
+    formats.check(formats.MEASUREMENT, content, where)
     try:
         rows = [_row(row) for row in content["rows"]]
         machine = Machine(**content["machine"])

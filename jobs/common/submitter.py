@@ -37,10 +37,7 @@ def other_submitter(run: RunDir) -> str:
 
 
 def _owners(job: dict[str, Any]) -> Iterator[int]:
-    """Owners of the folders that a job.json names and that exist; -1 for one that cannot be reached.
-
-    Older releases wrote no ``folder``, but the snapshot, which lies in the folder of the sweep.
-    """
+    """Owners of the folders that a job.json names and that exist; -1 for one that cannot be reached."""
     for name in ("folder", "snapshot"):
         place = job.get(name)
         if not place:

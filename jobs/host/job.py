@@ -307,6 +307,7 @@ class Owner:
                 self._notify(STOP)
             return 0, CAUSES.get(previous["cause"], CAUSES["crash"])
         os.environ.pop(requeue.FOLLOWS, None)  # repeated after an error, this call finds the attempt that it has won
+        run.refuse_other_version(record)
         self.nodes = nodes_of_job(record)
         self.canary.watch(canary.canary_of(record))
         n = attempts.start_attempt(run, self._start_record(self.nodes.most))

@@ -23,9 +23,7 @@ class JobNodes(NamedTuple):
 
 
 def nodes_of_job(record: Mapping[str, Any]) -> JobNodes:
-    """``record``: job.json of the run. Those of older releases lack the fields: all nodes of the job are used."""
+    """``record``: job.json of the run."""
     total = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    usable = [nodes for nodes in record.get("usable", []) if nodes <= total] or [total]
-    by_slurm = int(os.environ.get("SLURM_NTASKS") or 1) // total
-    ranks_per_node = record.get("shape", {}).get("processes", by_slurm)
-    return JobNodes(total, usable, ranks_per_node)
+    usable = [nodes for nodes in record["usable"] if nodes <= total] or [total]
+    return JobNodes(total, usable, record["shape"]["processes"])

@@ -139,20 +139,23 @@ class Supervisor:
                 run = RunDir(path)
                 run.close()
                 job = run.read_job()
-                if not job or job.get("kind", "local") != "local" or is_copy(run, job):
-                    continue  # another cluster manages it, or it was never submitted
+                if not job:
+                    continue  # it was never submitted
+                run.refuse_other_version(job)
+                if job["kind"] != "local" or is_copy(run, job):
+                    continue  # another cluster manages it
                 if user := other_submitter(run):
                     raise ValueError(f"{path} is a copy of a run of {user}: submit it")
-                self.refuse_exposed(exposed, job.get("exposed"))
+                self.refuse_exposed(exposed, job["exposed"])
                 if attempts.unended(run) or may_start(run, job):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
 
-    def refuse_exposed(self, exposed: Sequence[ownership.Exposure], accepted: Sequence[str] | None) -> None:
+    def refuse_exposed(self, exposed: Sequence[ownership.Exposure], accepted: Sequence[str]) -> None:
         """Raise ValueError if others can exchange the sweep's folder through a folder above that its submission did not
-        accept. ``accepted``: of job.json; None: an older version submitted it, which accepted all of them."""
+        accept. ``accepted``: of job.json."""
         for place, reason, _ in exposed:
-            if accepted is not None and place not in accepted:
+            if place not in accepted:
                 raise ValueError(f"{place} is not trusted: {reason}")
             if place not in self.warned:
                 self.warned.add(place)
@@ -169,7 +172,7 @@ class Supervisor:
             return
         if reason := ownership.untrusted_target(program):
             raise ValueError(f"its interpreter is not trusted: {reason}. Submit it again")
-        self.refuse_exposed(ownership.exposures(program), job.get("exposed"))
+        self.refuse_exposed(ownership.exposures(program), job["exposed"])
 
     def free_gpus(self, job: Mapping[str, Any]) -> list[str] | None:
         """GPUs for a run that no active attempt of this sweep has; None: not enough, it waits.

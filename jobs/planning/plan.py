@@ -27,6 +27,7 @@ from flip.config.identity import (
 from flip.config.schema import Config
 from flip.runs import commit
 from flip.runs.errors import ConfigError
+from flip.runs.formats import FormatError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, FINAL
 from flip.runs.remote_owner import InheritedFolder, inherited
@@ -105,12 +106,10 @@ class Action:
     fork: str = ""
     adopts: bool = False
     submitter: str = ""
-    stored_hash: str = ""
-    """The identity of an existing run that is not changed, which may be of an earlier version."""
 
     @property
     def identity_hash(self) -> str:
-        return self.stored_hash or str(self.wanted.identity["hash"])
+        return str(self.wanted.identity["hash"])
 
     @property
     def lacks_commit(self) -> bool:
@@ -246,6 +245,8 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
     for run in runs:
         try:
             stored = read_record(run.identity)
+        except FormatError:  # never a run beside others of this version
+            raise
         except (OSError, ValueError):
             stored = None
         state = known[run.path]
@@ -304,10 +305,7 @@ def _action(
     if existing.state == "complete":
         renamed = _renamed(existing, wanted.config)
     reason = "; ".join(filter(None, [existing.detail, unchanged, renamed]))
-    stored_hash = str((existing.identity or {}).get("hash", ""))
-    return Action(
-        wanted, existing.state, reason, starts, fork=fork, submitter=existing.submitter, stored_hash=stored_hash
-    )
+    return Action(wanted, existing.state, reason, starts, fork=fork, submitter=existing.submitter)
 
 
 def _renamed(existing: ExistingRun, config: Config) -> str:
@@ -366,7 +364,7 @@ def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[l
     if changes:
         sentences = [_list(changes, wanted.given)]
     if digest(stored["config"]) != stored.get("hash"):
-        sentences.append("the text of its identity.json does not match its hash: edited, or from another version")
+        sentences.append("the text of its identity.json does not match its hash: it was edited")
     return changes, "; ".join(sentences)
 
 

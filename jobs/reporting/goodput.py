@@ -117,7 +117,7 @@ def attempt_times(
         parts["lost"] = parts["repeated"]
         parts["repeated"] = 0.0
     first, last = ({name: float(column[i]) for name, column in timed.items()} for i in (0, -1))
-    # older run directories have no ready.json: everything before the first step is the start
+    # without a readable ready.json everything before the first step is the start
     if ready:
         until = ready["time"]
     else:

@@ -95,11 +95,6 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
         back = f" after restoring its old values in the sweep file, which now means {newest}"
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
-    if not argv and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
-        argv = ["jobs/submit.py", "--sweep", str(SWEEPS / f"{run.sweep}.yaml")]
-        if cluster:
-            argv += ["--cluster", cluster]
-        argv += ["--only", name]
     if argv:
         return f"to resume from its newest commit{back}", _line(run, argv, stored.folder, options)
     to = ""
@@ -175,7 +170,7 @@ def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
 def _stored_command(record: Mapping[str, Any]) -> SubmitCommand:
     """The command in job.json if every word has the form that a submission writes, else an empty one."""
     argv = record.get("command", [])
-    folder = record.get("command_folder", "")  # records of older releases lack it
+    folder = record.get("command_folder", "")
     text = "\n".join(argv)
     printable = all(word.isprintable() for word in (*argv, folder))
     if printable and _COMMAND.fullmatch(text) and folder[:1] in ("", "/"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config import callback_names
-from flip.config.identity import identity, is_same_run, version_of
+from flip.config.identity import identity, is_same_run
 from flip.config.merge import dump, to_dict
 from flip.config.schema import Config
 from flip.config.yaml_io import dump_yaml, read_yaml
@@ -24,7 +24,7 @@ from flip.environment import environment
 from flip.files import deletion
 from flip.files.creation import closed_folder, folder_like, fsync_path, new_folder, open_lock
 from flip.files.ownership import is_mine
-from flip.runs import canary, commit
+from flip.runs import canary, commit, formats
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
@@ -199,8 +199,8 @@ def _adopt(action: Action, folder: Path) -> None:
 
 
 def _renewed(stored: Mapping[str, Any], action: Action) -> dict[str, Any]:
-    """A stored identity with the wanted configuration, in its own version, which the code of the run may require."""
-    wanted = identity(action.wanted.config, "", version_of(stored))
+    """A stored identity with the wanted configuration."""
+    wanted = identity(action.wanted.config, "")
     del wanted["code"]
     return {**stored, **wanted}
 
@@ -255,7 +255,8 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
     """The snapshot that a continuing run keeps; None if it gets the current code, as failed and new runs do, and those
     that have never started: their canary may have failed because of the old code. Also copies of another user's run.
 
-    Raises PermissionDenied if the snapshot is not trusted, or is not what was submitted.
+    Raises PermissionDenied if the snapshot is not trusted, or is not what was submitted; FormatError if it is of
+    another version.
     """
     run = RunDir(folder / action.name)
     continues = (action.kind == "stopped" and run.newest_attempt() > 0) or action.adopts
@@ -268,6 +269,7 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
         return None
     require_trusted(code, inside=True)
     verify(code)
+    formats.check_code(code)
     return code
 
 

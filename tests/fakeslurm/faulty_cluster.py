@@ -116,7 +116,7 @@ class World:
         for name in self.likes:
             run = RunDir(folder / name)
             run.path.mkdir(parents=True)
-            write_json(run.identity, {"hash": name})
+            write_json(run.identity, {"hash": name, "schema": 2})
 
     def _like(self, number):
         rng = self.rng

@@ -131,26 +131,12 @@ def prepared_address_of_another_run_is_not_used(folder, world, url):
     check_whole(victim, 16)
 
 
-def old_run_gets_owner_record(folder, world, url):
-    """Before this version, neither url.json nor the remote folder named the run directory."""
-    run = RunDir(folder / "sweep" / "a")
-    save(run, world, url, 16)
-    first = address(run)
-    RemoteCheckpoint(first, POLICY).delete(OWNER_FILE)
-    write_json(run.checkpoints / "url.json", {"url": first})
-    save(run, world, url, 32)
-    assert address(run) == first and owner(first) == str(run.path)
-    check_whole(run, 32)
-    assert len(files(first)) == 3, "the old commit is deleted"
-
-
-def prepared_address_of_an_old_run_is_not_used(folder, world, url):
-    """The folder of the victim has no owner record yet, and url.json of the other run claims to be of this version."""
+def prepared_address_of_a_folder_without_owner_is_not_used(folder, world, url):
+    """The folder of the victim has lost its owner record, and url.json of the other run names it."""
     victim = RunDir(folder / "sweep" / "victim")
     run = RunDir(folder / "sweep" / "a")
     save(victim, world, url, 16)
     RemoteCheckpoint(address(victim), POLICY).delete(OWNER_FILE)
-    write_json(victim.checkpoints / "url.json", {"url": address(victim)})
     shutil.copytree(victim.path, run.path)
     write_json(run.checkpoints / "url.json", {"url": address(victim), "folder": str(run.path)})
     before = files(address(victim))
@@ -158,42 +144,7 @@ def prepared_address_of_an_old_run_is_not_used(folder, world, url):
     assert address(run) != address(victim) and files(address(victim)) == before
     check_whole(victim, 16)
     save(victim, world, url, 32)
-    check_whole(victim, 32)
-
-
-def copied_root_of_old_runs_gets_own_folders(folder, world, url):
-    """``cp -r`` of a whole runs root: the names are equal, and job.json of an older version names only the snapshot."""
-    run = RunDir(folder / "runs" / "sweep" / "a")
-    copy = RunDir(folder / "copied" / "sweep" / "a")
-    save(run, world, url, 16)
-    first = address(run)
-    RemoteCheckpoint(first, POLICY).delete(OWNER_FILE)
-    write_json(run.checkpoints / "url.json", {"url": first})
-    write_json(run.path / "job.json", {"snapshot": str(run.path.parent / ".code" / "0123456789abcdef")})
-    shutil.copytree(folder / "runs", folder / "copied")
-    save(copy, world, url, 32, 48)
-    assert address(copy) != first
-    check_whole(run, 16)
-    save(run, world, url, 32)
-    assert address(run) == first
-    check_whole(run, 32)
-
-
-def copy_of_old_run_gets_own_folder(folder, world, url, submitted):
-    """``submitted``: job.json of the copy was replaced by a submission; else it still names the original."""
-    run = RunDir(folder / "sweep" / "a")
-    copy = RunDir(folder / "sweep" / "b")
-    save(run, world, url, 16)
-    RemoteCheckpoint(address(run), POLICY).delete(OWNER_FILE)
-    write_json(run.checkpoints / "url.json", {"url": address(run)})
-    write_json(run.path / "job.json", {"folder": str(run.path)})
-    shutil.copytree(run.path, copy.path)
-    if submitted is not None:
-        write_json(copy.path / "job.json", {"folder": str(copy.path), **submitted})
-    save(copy, world, url, 32)
-    assert address(copy) != address(run)
-    check_whole(run, 16)
-    check_whole(copy, 16, 32)
+    check_whole(victim, 16, 32)
 
 
 def renamed_original_keeps_commits_that_its_copy_inherited(folder, world, url):
@@ -357,9 +308,7 @@ SCENARIOS = [
     copy_continues_past_retention,
     record_that_names_another_folder_deletes_nothing,
     prepared_address_of_another_run_is_not_used,
-    old_run_gets_owner_record,
-    prepared_address_of_an_old_run_is_not_used,
-    copied_root_of_old_runs_gets_own_folders,
+    prepared_address_of_a_folder_without_owner_is_not_used,
     renamed_original_keeps_commits_that_its_copy_inherited,
     renamed_run_gets_new_folder_and_continues,
     renamed_run_deletes_inherited_commits_after_take_over,

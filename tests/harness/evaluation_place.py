@@ -45,7 +45,7 @@ def make_place(root):
     config = merge.merge([], settings)
     run.path.mkdir(parents=True)
     write_text(run.config, merge.dump(config))
-    write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
+    write_json(run.identity, {"hash": "", "schema": 2, "config": {}})
     committed(run, config, 32, 1)
     committed(run, config, 64, 1)
     create_json(run.result, {

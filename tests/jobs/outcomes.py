@@ -44,7 +44,7 @@ def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, compl
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)
     run.config.write_text(dump(resolved), encoding="utf-8")
-    write_json(run.identity, {"hash": "x", "schema": 1, "code": "c0de", "config": {}})
+    write_json(run.identity, {"hash": "x", "schema": 2, "code": "c0de", "config": {}})
     if steps:
         run.start_attempt({"host": "here", "resumes_from": 0})
         run.metrics.mkdir()
@@ -78,6 +78,7 @@ def score(name, role, top1, n=1172):
         "n": n,
         "interval": interval,
         "chance": 1 / n,
+        "precision": "fp32",
     }
 
 

@@ -13,6 +13,7 @@ from jobs.host.agents.channel import CONTACT
 from jobs.host.agents.node_pool import NodePool, open_server
 from jobs.host.job_nodes import JobNodes
 from tests.harness.common import wait_until
+from tests.harness.job_records import write_job
 from tests.jobs.host.agents.task import end_task, has_connection, start_task
 
 pytestmark = pytest.mark.long
@@ -46,7 +47,7 @@ class Job:
     def __init__(self, run):
         self.run = run
         run.path.mkdir(parents=True)
-        write_json(run.path / "job.json", {"token": "t", "after": 0})
+        write_job(run)
         attempts.start_attempt(run, {})
         run.open_logs(1)
         self.outcomes = []

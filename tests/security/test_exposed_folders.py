@@ -14,6 +14,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from tests.flip.files.test_acl import set_or_skip
+from tests.harness.job_records import write_job
 from tests.jobs.slurm.batch_stage import script
 from tests.security.test_other_users import submitted, supervise
 from tests.security.users import ROOT, TEAM, tree
@@ -179,7 +180,7 @@ def test_batch_script_executes_no_code_that_other_user_exchanged(users, monkeypa
         run.path.mkdir(parents=True)
         (sweep / "script").mkdir()
         (sweep / "script" / "runs").write_text(f"{run.path}\n")
-        write_json(run.path / "job.json", {"token": "script", "after": 0})
+        write_job(run, token="script", snapshot=str(code))
     job = Job(run, code, JobResources())
     text = script(ClusterProfile(name="x", kind="slurm"), job, 2, sweep / "script", monkeypatch)
     (sweep / "script.sh").write_text(text)

@@ -14,6 +14,7 @@ from flip.files.creation import RefusedPath
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.slurm import backend
 from tests.harness.common import wait_until
+from tests.harness.job_records import write_job
 from tests.security.users import ROOT, TEAM
 
 pytestmark = pytest.mark.long
@@ -42,8 +43,8 @@ def run(users):
         sweep.mkdir()
         run.path.mkdir()
         run.config.write_text("schema: 1\n")
-        write_json(run.identity, {"schema": 1})
-        write_json(run.path / "job.json", {"kind": "slurm", "token": TOKEN, "after": 0, "world": 1})
+        write_json(run.identity, {"schema": 2})
+        write_job(run, token=TOKEN, world=1)
     open_to_group(run)
     return run
 

@@ -81,9 +81,8 @@ RECORDS = {
     },
     "attempts/1/pids.json": [{"rank": 0, "pid": 2**22 + 1, "start": "5"}],
     "checkpoints/pretrain/3200-1/commit.json": COMMIT,
-    "checkpoints/url.json": {"url": "file:///nowhere"},
+    "checkpoints/url.json": {"url": "file:///nowhere", "folder": "/nowhere"},
     "pins/one.json": {"by": "/nowhere", "stage": "pretrain", "samples": 3200, "time": 1.0},
-    "eval/pretrain-3200/imagenet.json": SCORE,  # as a job of an earlier release wrote it
     "eval/pretrain-3200/demo-1.json": {"stage": "pretrain", "samples": 3200, "job": "demo-1", "evaluations": [SCORE]},
     "../sweep.json": ABOUT,
 }  # fmt: skip

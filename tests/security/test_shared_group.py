@@ -84,7 +84,7 @@ def test_group_member_evaluates_and_exports_copy_of_run(users, data, root):
     config = merge.merge([], settings)
     run.path.mkdir(parents=True)
     run.config.write_text(merge.dump(config))
-    write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
+    write_json(run.identity, {"hash": "", "schema": 2, "config": {}})
     committed(run, config, 64, 1)
     for path in (run.path.parent, *run.path.parent.rglob("*")):
         os.chown(path, users.alice.uid, TEAM)

@@ -26,7 +26,7 @@ def runs(start_slurm, tmp_path):
     for name, run in runs.items():
         run.path.mkdir(parents=True)
         write_json(run.path / "play.json", {"steps": LONG})
-        write_json(run.identity, {"hash": name})
+        write_json(run.identity, {"hash": name, "schema": 2})
         run.config.write_text("schema: 1\n")  # commands recognise runs by this file
         shape = JobResources(nodes=1, cpus=1, hours=0.5)
         jobs.append(Job(run, ROOT, shape, module="tests.slurm.scripted", cluster="here"))

@@ -43,7 +43,7 @@ def sweep(start_slurm, tmp_path):
         run = RunDir(tmp_path / "runs" / "demo" / name)
         run.path.mkdir(parents=True)
         write_json(run.path / "play.json", play)
-        write_json(run.identity, {"hash": name})
+        write_json(run.identity, {"hash": name, "schema": 2})
         run.config.write_text("schema: 1\n")  # commands recognise runs by this file
         profile_name = {"done": "second", "lacking": "third"}.get(name, "first")
         shape = JobResources(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)

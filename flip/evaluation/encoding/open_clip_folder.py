@@ -9,13 +9,13 @@ from safetensors import SafetensorError, safe_open
 
 from flip.checkpoint import export_record
 from flip.config import identity
-from flip.config.schema import SCHEMA
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.evaluation.metrics.result_files import PUBLISHED
 from flip.files.creation import read_regular, run_folder
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.formats import RUN_NUMBER
 from flip.runs.rundir import RunDir, create_json, create_text, write_json
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ def register(subject: RunDir, folder: str) -> None:
         return
     settings = _settings(folder)
     about = {"run": subject.name, "stage": PUBLISHED, "samples": 0, "evaluations": [], "attempts": 0}
-    write_json(subject.identity, {"hash": identity.digest(settings), "schema": SCHEMA, "code": "", "config": settings})
+    record = {"hash": identity.digest(settings), "schema": RUN_NUMBER, "code": "", "config": settings}
+    write_json(subject.identity, record)
     create_json(subject.result, about)
 
 

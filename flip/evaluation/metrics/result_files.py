@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flip.files.creation import run_folder
-from flip.runs import records
+from flip.runs import formats, records
 from flip.runs.errors import DataError
+from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, read_record, sorted_glob, write_json
 
 COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",), "association": ("",)}
 """Task -> suffixes that its results append to the name of the data set, one result per column of a table."""
 
-UNKNOWN_PRECISION = "as trained"
-"""Precision of results without the field, whose scores were computed in ``compute.precision``."""
 PUBLISHED = "foreign"
 """The stage in records of a published model, which has none."""
 
@@ -30,8 +29,7 @@ PUBLISHED = "foreign"
 class ScoreRecord:
     """The scores of one writer at one position."""
 
-    stage: str | None
-    """None in files of early releases."""
+    stage: str
     samples_seen: int
     scores: list[dict[str, Any]]
     """One per column; on disk ``evaluations``."""
@@ -55,7 +53,6 @@ def folder_of(run: RunDir, stage: str, samples_seen: int) -> Path:
 
 def write_scores(run: RunDir, point: ScoreRecord) -> Path:
     """Write a file of scores; replaces an older one of this writer and position."""
-    assert point.stage is not None
     run_folder(run.eval)
     record = {"stage": point.stage, "samples": point.samples_seen, "evaluations": point.scores}
     if point.job:
@@ -116,41 +113,32 @@ def read_scores(
 
 
 def read_score_file(path: Path) -> ScoreRecord:
-    """One file of scores, also of earlier releases. Raises OSError, or ValueError with the path if it is damaged."""
-    record = read_record(path, {}, records.SCORE_FILE_LIMIT)
-    if record is None:
+    """One file of scores. Raises OSError, or ValueError with the path if it is damaged or another version wrote it."""
+    point = read_record(path, records.SCORE_FILE, records.SCORE_FILE_LIMIT)
+    if point is None:
         raise FileNotFoundError(path)
-    try:
-        point = records.checked(_of_earlier_release(record), records.SCORE_FILE)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if "evaluations" not in point:
+        raise formats.missing("evaluations", path, "Score the run again: flip evaluate.")
     return ScoreRecord(
-        point.get("stage"),
+        point["stage"],
         point["samples"],
-        point.get("evaluations", []),
+        point["evaluations"],
         point.get("job", ""),
         point.get("seconds"),
         point.get("attempt"),
     )
 
 
-def _of_earlier_release(record: dict[str, Any]) -> dict[str, Any]:
-    """A record in the present form. Jobs of earlier releases wrote a file for each score, ``<name>.json``."""
-    if "name" not in record:
-        return record
-    score = records.checked(record, records.SINGLE_SCORE)
-    job = score.get("job") or "unknown"
-    return {"stage": score["stage"], "samples": score["samples"], "job": job, "evaluations": [score]}
-
-
 def of_result(result: Mapping[str, Any]) -> ScoreRecord:
     """The last scores of a complete run by its result.json, for a run directory without their file."""
-    return ScoreRecord(result.get("stage"), result.get("samples", 0), list(result.get("evaluations", ())))
+    return ScoreRecord(result.get("stage", ""), result.get("samples", 0), list(result.get("evaluations", ())))
 
 
 def _read_or_raise(path: Path, read: Callable[[Path], ScoreRecord]) -> ScoreRecord:
     try:
         return read(path)
+    except FormatError:
+        raise
     except ValueError as error:
         raise DataError("a record is damaged", path, str(error)) from error
 
@@ -206,13 +194,8 @@ def _is_better(other: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 def precision(result: Mapping[str, Any]) -> str:
-    """fp32 or bf16; for results of older versions UNKNOWN_PRECISION or ``unknown``."""
-    recorded = result.get("precision")
-    if recorded:
-        return str(recorded)
-    if is_of_published_model(result):
-        return "unknown"
-    return UNKNOWN_PRECISION
+    """fp32 or bf16."""
+    return str(result["precision"])
 
 
 def is_of_published_model(result: Mapping[str, Any]) -> bool:

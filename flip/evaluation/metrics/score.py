@@ -36,8 +36,8 @@ class Score:
 
 
 def score_of(result: Mapping[str, Any]) -> Score:
-    """The score of one result, also of earlier versions."""
-    metric = _metric(result)
+    """The score of one result. Without a metric of its own it is accuracy or recall."""
+    metric = str(result.get("metric", ""))
     chance = None
     interval = None
     if metric in _OWN_CHANCE:
@@ -46,12 +46,6 @@ def score_of(result: Mapping[str, Any]) -> Score:
         low, high = result["interval"]
         interval = low, high
     return Score(result.get("score", result["top1"]), _label(result, metric), chance, interval)
-
-
-def _metric(result: Mapping[str, Any]) -> str:
-    """The metric of the result, empty for accuracy and recall."""
-    unnamed = "score" if "score" in result else ""
-    return str(result.get("metric") or unnamed)
 
 
 def _label(result: Mapping[str, Any], metric: str) -> str:

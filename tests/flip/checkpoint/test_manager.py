@@ -11,10 +11,10 @@ from flip.checkpoint import manager
 from flip.checkpoint.manager import CheckpointManager, SaveInterval
 from flip.checkpoint.saver import model_state, optimizer_state
 from flip.config import schema
-from flip.data import order
 from flip.distributed import parallel
 from flip.distributed.shutdown import Watchdog
 from flip.optimizers import moments_of
+from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir, write_json
 from flip.training.optimizer import build
 
@@ -135,7 +135,7 @@ def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_pat
     run.start_attempt({})
     saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
     model, optimizer = built(5.0)
-    saving.save(model_state(model) | optimizer_state(model, optimizer), "pretrain", 16, order=order.VERSION)
+    saving.save(model_state(model) | optimizer_state(model, optimizer), "pretrain", 16, order=ORDER_NUMBER)
     saving.wait()
     checkpoints = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
     assert checkpoints.find(lambda restorer: None).samples_seen == 16

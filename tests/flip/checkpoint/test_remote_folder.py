@@ -17,6 +17,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied, StorageError
+from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, read_json, write_json
 from tests.flip.checkpoint.test_saver import state_of, trained
 from tests.harness import copied_runs
@@ -38,13 +39,6 @@ def run(tmp_path):
 @pytest.mark.parametrize("scenario", copied_runs.SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_remote_folder_on_disk(scenario, tmp_path, world):
     scenario(tmp_path, world, f"file://{tmp_path}/there")
-
-
-@pytest.mark.parametrize("submitted", [None, {"copy_of": "ORIGINAL"}, {}], ids=["never", "now", "by-old-version"])
-def test_copy_of_run_without_owner_record_gets_own_folder(submitted, tmp_path, world):
-    if submitted:
-        submitted = {"copy_of": str(tmp_path / "sweep" / "a")}
-    copied_runs.copy_of_old_run_gets_own_folder(tmp_path, world, f"file://{tmp_path}/there", submitted)
 
 
 def claimed(run, url):
@@ -219,9 +213,17 @@ def test_bit_that_changes_on_the_way_is_no_other_owner(run, tmp_path, monkeypatc
 
 def test_claim_reports_damaged_url_file(run, tmp_path):
     run.checkpoints.mkdir(parents=True)
-    write_json(run.checkpoints / "url.json", {"url": 3})
+    write_json(run.checkpoints / "url.json", {"url": 3, "folder": str(run.path)})
     with pytest.raises(DataError, match="url.json"):
         claimed(run, f"{tmp_path}/there")
+
+
+def test_claim_refuses_address_without_its_run_directory(run, tmp_path):
+    url = claimed(run, f"{tmp_path}/there")
+    write_json(run.checkpoints / "url.json", {"url": url})
+    with pytest.raises(FormatError, match="url.json: lacks `folder`") as error:
+        claimed(run, f"{tmp_path}/there")
+    assert error.value.code == 78
 
 
 def test_save_fails_without_deletion_if_storage_refuses_the_claim(run, tmp_path, world):

@@ -182,7 +182,7 @@ def test_read_yaml_returns_text_keys_and_yaml_1_2_scalars(tmp_path):
     assert isinstance(table, LocatedDict) and table.lines["x"] == 3
 
 
-def test_read_config_round_trips_dump_and_rejects_unknown_schema(tmp_path):
+def test_read_config_round_trips_dump_and_refuses_other_format(tmp_path):
     config = merge(
         [BASE], ["recipe='1e3'", "data.manifest='caf\u00e9: x'", "compute.deterministic=no", "model.size=tiny"]
     )
@@ -193,7 +193,7 @@ def test_read_config_round_trips_dump_and_rejects_unknown_schema(tmp_path):
     path.write_text(dump(config).replace("size: tiny", "size: 2M/8"), encoding="utf-8")
     assert read_config(path).model.embed == config.model.embed, "a size of another release is a label"
     path.write_text(dump(config).replace("schema: 1", "schema: 99"))
-    assert "99" in mistake(read_config, path) and str(path) in mistake(read_config, path)
+    assert "newer" in mistake(read_config, path) and str(path) in mistake(read_config, path)
 
 
 def test_config_modules_do_not_import_torch():

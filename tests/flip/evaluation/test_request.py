@@ -1,14 +1,14 @@
-"""Tests of the request of an evaluation job, also of earlier releases."""
+"""Tests of the request of an evaluation job."""
 
 import pytest
 
-from flip.config import merge
 from flip.config.schema import Compute
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.formats import FormatError
 from flip.runs.job_kind import REQUEST
-from flip.runs.rundir import RunDir, read_json, write_json, write_text
+from flip.runs.rundir import RunDir, read_json, write_json
 
 COMPUTE = Compute(device="cpu", precision="bf16", attention="explicit", threads=3, deterministic="yes")
 
@@ -35,19 +35,6 @@ def test_request_is_the_whole_configuration_of_a_job(job):
     assert (outcome.state, outcome.damage, outcome.settings) == ("stopped", [], {})
 
 
-def test_request_of_earlier_release_is_completed_by_its_training_configuration(job):
-    wanted = request(deadline=7.0, timeout=3.0, hang_minutes=9.0)
-    wanted.write(job)
-    record = read_json(job.path / REQUEST)
-    for field in ("compute", "deadline", "timeout", "hang_minutes"):
-        del record[field]
-    write_json(job.path / REQUEST, record)
-    config = merge.merge([], ["data.deadline=7", "data.timeout=3", "monitor.hang_minutes=9"])
-    config.compute = COMPUTE
-    write_text(job.config, merge.dump(config))
-    assert EvaluationRequest.read(job) == wanted
-
-
 def test_damaged_request_is_refused(job):
     with pytest.raises(ConfigError, match=r"task\.json is missing"):
         EvaluationRequest.read(job)
@@ -56,3 +43,22 @@ def test_damaged_request_is_refused(job):
         write_json(job.path / REQUEST, {**read_json(job.path / REQUEST), **change})
         with pytest.raises(DataError, match="no request of an evaluation"):
             EvaluationRequest.read(job)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"schema": 0}, "schema: an older version wrote this format"),
+        ({"schema": 2}, "schema: a newer version wrote this format"),
+        ({"schema": None}, "schema: states no format"),
+        ({"compute": None}, "lacks `compute`"),
+        ({"views": None}, "lacks `views`"),
+    ],
+)
+def test_request_of_another_version_or_a_part_of_one_is_refused(job, change, words):
+    request().write(job)
+    record = {**read_json(job.path / REQUEST), **change}
+    write_json(job.path / REQUEST, {name: value for name, value in record.items() if value is not None})
+    with pytest.raises(FormatError, match=words) as error:
+        EvaluationRequest.read(job)
+    assert error.value.code == 78 and "flip evaluate" in error.value.remedy

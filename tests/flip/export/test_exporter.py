@@ -305,7 +305,7 @@ def run(tokenizer, tmp_path):
     ]
     config = configured("portable", tokenizer, "tiny", stages, *private)
     write_text(run.config, configuration.dump(config))
-    write_json(run.identity, {"hash": "1den71ty", "code": "c0de"})
+    write_json(run.identity, {"hash": "1den71ty", "schema": 2, "code": "c0de"})
     for seed, (stage, samples, attempt) in enumerate([("pretrain", 64, 1), ("pretrain", 64, 2), ("unmasked", 96, 2)]):
         path = commit.folder(run, stage, samples, attempt)
         path.mkdir(parents=True)

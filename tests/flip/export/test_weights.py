@@ -72,7 +72,7 @@ def run(tmp_path):
     run.path.mkdir(parents=True)
     config = configured("portable", make_tokenizer(tmp_path / "tokenizer.json"))
     write_text(run.config, configuration.dump(config))
-    write_json(run.identity, {})
+    write_json(run.identity, {"schema": 2})
     run.start_attempt({})
     model = randomised(config)
     add_parameter(model, "image.gain")

@@ -129,15 +129,16 @@ def test_curve_points_have_training_seconds(tmp_path):
 def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp_path):
     run = make(tmp_path / "s", "r", top1=0.4)
     result = read_json(run.result)
-    own = {"name": "twemoji", "role": "test", "n": 9, "data": "d", "interval": [0, 1]}
+    own = {"name": "twemoji", "task": "zeroshot", "role": "test", "n": 9, "data": "d", "interval": [0, 1]}
+    own["precision"] = "bf16"
     last = (result["stage"], result["samples"])
     about = {"stage": result["stage"], "samples": result["samples"]}
     write_result(run, own | {"top1": 0.3, "precision": "fp32"}, about, "job")
-    for more, expected in (({}, 0.3), ({"precision": "bf16"}, 0.3), ({"precision": "fp32"}, 0.4), ({"data": "e"}, 0.4)):
+    for more, expected in (({}, 0.3), ({"precision": "fp32"}, 0.4), ({"data": "e"}, 0.4)):
         write_scores(run, ScoreRecord(*last, [own | {"top1": 0.4} | more]))
         (row,) = read_runs(run.path)
         assert row["test.twemoji.top1"] == expected
-        assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")
+        assert row["test.twemoji.precision"] == ("bf16" if "data" in more else "fp32")
 
 
 def test_stages_end_with_a_whole_step(tmp_path, monkeypatch):

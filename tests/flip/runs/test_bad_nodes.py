@@ -11,6 +11,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
 from jobs.host.job import JobOptions, Owner
 from jobs.host.scheduler import SlurmScheduler
+from tests.harness.job_records import write_job
 from tests.jobs.host.owned import SilentGuard, WrittenStep
 
 NOW = 1_000_000.0
@@ -119,6 +120,7 @@ def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monke
     other, _ = sweep("other", "n1")
     run = RunDir(other.path.parent / "mine")
     run.path.mkdir()
+    write_job(run)
 
     class FailingStep(SlurmScheduler):
         def start_step(self, argv, environ, logs, name="job"):

@@ -1,4 +1,4 @@
-"""Tests of the kind of a job, also in records of earlier releases."""
+"""Tests of the kind of a job."""
 
 import pytest
 
@@ -12,9 +12,7 @@ from flip.runs.rundir import RunDir, write_json
         ("demo", {"job_kind": "train"}, TRAIN),
         ("demo", {"job_kind": "evaluate"}, EVALUATE),
         (EVALUATIONS, {"job_kind": "evaluate"}, EVALUATE),
-        ("demo", {"kind": "slurm"}, TRAIN),  # of an earlier release
-        (EVALUATIONS, {"kind": "slurm"}, EVALUATE),
-        ("demo", {"job_kind": "of a later release"}, TRAIN),
+        ("demo", {"job_kind": "of no kind"}, TRAIN),
         ("demo", None, TRAIN),  # never submitted
         (EVALUATIONS, None, EVALUATE),
     ],

@@ -75,39 +75,3 @@ def test_original_folder_outlives_the_submission_that_replaces_job_json(run, tmp
     assert first["copy_of"] == str(run.path)
     assert original_folder(copy, first) == str(run.path), "also after a second submission"
     assert original_folder(run, record(run.path)) == "" == original_folder(run, {})
-
-
-def test_original_of_older_run_follows_from_its_snapshot(run, tmp_path):
-    """Older versions wrote no ``folder`` into job.json, but the snapshot, which lies in the folder of the sweep."""
-    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
-    copy = RunDir(tmp_path / "copied" / "sweep" / "a")
-    shutil.copytree(run.path, copy.path)
-    assert original_folder(copy, job) == str(run.path)
-    assert original_folder(run, job) == "" and original_folder(RunDir(tmp_path / "sweep" / "renamed"), job) == ""
-    assert original_folder(copy, {"snapshot": str(tmp_path / "checkout")}) == original_folder(copy, {}) == ""
-    run.path.rename(tmp_path / "aside")
-    assert original_folder(copy, job) == str(run.path), "the copy may be one although the original was renamed"
-
-
-def test_copy_of_older_run_is_copy_by_its_snapshot(run, tmp_path):
-    """Its job.json has no ``folder``. Processes, jobs and the remote folder get the same answer."""
-    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
-    copy = RunDir(tmp_path / "copied" / "sweep" / "a")
-    shutil.copytree(run.path, copy.path)
-    assert is_copy(copy, job) and not is_copy(run, job)
-    (tmp_path / "link").symlink_to(tmp_path / "copied" / "sweep")
-    assert not is_copy(copy, {"snapshot": str(tmp_path / "link" / ".code" / "0123456789abcdef")})
-    assert not is_copy(copy, {"snapshot": str(tmp_path / "checkout")}) and not is_copy(copy, {"snapshot": ".code/x"})
-    assert not is_copy(copy, {**job, "folder": str(copy.path)}), "the folder counts more than the snapshot"
-    run.path.rename(tmp_path / "aside")
-    assert not is_copy(copy, job), "the run was moved"
-
-
-def test_copied_evaluation_of_older_release_is_copy_by_its_snapshot(run, tmp_path):
-    """Evaluations lie one level below the folder of the sweep, and share its snapshots."""
-    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
-    original = RunDir(run.path.parent / ".evaluate" / "a-0101-000000-abcd")
-    original.path.mkdir(parents=True)
-    shutil.copytree(run.path.parent, tmp_path / "copied")
-    copy = RunDir(tmp_path / "copied" / ".evaluate" / original.name)
-    assert is_copy(copy, job) and not is_copy(original, job)

@@ -12,6 +12,8 @@ from flip.config import gpu_software
 from flip.runs import restart_policy
 from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, EndFacts, Limits, decide
+from flip.runs.rundir import RunDir
+from tests.harness.job_records import write_job
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -332,6 +334,7 @@ def test_host_code_parses_as_python_3_6(path):
 def test_owner_of_job_runs_on_oldest_available_python(tmp_path):
     run = tmp_path / "sweep" / "run"
     run.mkdir(parents=True)
+    write_job(RunDir(run))
     script = tmp_path / "script"
     script.write_text('echo "$@"; exit 78')
     owner = [old_python(), "-I", str(ROOT / "jobs" / "host" / "job.py"), str(run), "--script", str(script)]

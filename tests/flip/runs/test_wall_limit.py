@@ -20,7 +20,7 @@ def attempt(run, ready=None, ended=None, code=75):
     if ready is not None:
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + ready})
     if ended is not None:
-        write_json(run.attempt(n) / "end.json", {"time": 1000.0 + ended, "code": code})
+        write_json(run.attempt(n) / "end.json", {"time": 1000.0 + ended, "code": code, "observed": code is not None})
     return n
 
 

@@ -20,6 +20,7 @@ from flip.export import exporter
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, write_json
 from flip.training import optimizer as optim
 from flip.training import warm_start
@@ -145,7 +146,7 @@ def export(tmp_path):
 def seal(folder):
     paths = {name: folder / name for name in (export_record.OPEN_CLIP, export_record.TIMM)}
     files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
-    record = {"form": export_record.FORMAT_VERSION, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
+    record = {"form": EXPORT_NUMBER, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
     write_json(folder / export_record.EXPORT_FILE, record)
 
 

@@ -48,7 +48,7 @@ class Desk:
     def run(self, name="demo/base", causes=("complete",), code=CODE):
         """A run with an attempt of each cause, each with a log, and a checkpoint. ``complete`` writes the result."""
         run = make_run(self.runs / name)
-        write_json(run.identity, {"code": code})
+        write_json(run.identity, {"code": code, "schema": 2})
         snapshot = str(run.path.parent / ".code" / code)
         write_json(
             run.path / "job.json", {"kind": "local", "folder": str(run.path), "snapshot": snapshot, "hooks": snapshot}
@@ -267,7 +267,7 @@ def test_nothing_of_active_run_is_deleted(field, capsys, monkeypatch):
     (run.logs / "0").mkdir(parents=True)
     (run.path / "compiled.of-bob-1764000000").mkdir()
     (field.sweep / ".code" / OLD_CODE).mkdir(parents=True)
-    write_json(run.identity, {"code": CODE})
+    write_json(run.identity, {"code": CODE, "schema": 2})
     field.submit(run)
     field.until_moving(run, 1)
     desk = SimpleNamespace(runs=runs, capsys=capsys)

@@ -106,7 +106,8 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
 @pytest.mark.timeout(600)
 def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
-    own = {"name": "own", "top1": 0.5, "predictions": "other", "precision": "fp32", "data": "other"}
+    own = {"name": "own", "task": "zeroshot", "top1": 0.5, "precision": "fp32"}
+    own |= {"predictions": "other", "data": "other"}
     run.eval.mkdir(exist_ok=True)
     write_json(run.eval / "pretrain-32.json", {"stage": "pretrain", "samples": 32, "evaluations": [own]})
     results = run_evaluate(capsys, "sweep/run", "--commit", "all")
@@ -165,6 +166,7 @@ def test_evaluate_adds_foreign_model_to_report(place, capsys):
 def test_table_names_published_model_in_place_of_a_stage():
     """It had the stage `foreign`, which stays in records and in --json."""
     result = {"name": "mnist", "stage": "foreign", "samples": 0, "n": 10, "top1": 0.5, "task": "zeroshot"}
+    result["precision"] = "fp32"
     assert evaluation.row(result)["stage"] == "published model"
     assert evaluation.row({**result, "stage": "pretrain"})["stage"] == "pretrain"
 

@@ -238,6 +238,7 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     def submit(jobs):
         submitted.extend(job.run for job in jobs)
         result = {"name": "mnist", "n": 20, "top1": 0.5, "interval": [0.3, 0.7], "samples": 64, "stage": "pretrain"}
+        result |= {"task": "zeroshot", "precision": "fp32"}
         write_json(jobs[0].run.result, {"evaluations": [result]})
 
     def states(jobs):

@@ -165,18 +165,16 @@ def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp
 
 
 def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path):
-    """Results of earlier versions do not record the precision."""
-    for name, precision in (("old", None), ("new", "fp32"), ("fast", "bf16")):
+    for name, precision in (("new", "fp32"), ("fast", "bf16")):
         run = make(tmp_path / name, name)
         result = read_json(run.result)
-        if precision:
-            for item in result["evaluations"]:
-                item["precision"] = precision
+        for item in result["evaluations"]:
+            item["precision"] = precision
         store_result(run, result)
-    by_name = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
-    mixed = [*by_name["old"], *by_name["new"], *by_name["fast"]]
+    by_name = {name: outcomes(tmp_path / name) for name in ("new", "fast")}
+    mixed = [*by_name["new"], *by_name["fast"]]
     scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group_by_seed(mixed), mixed)}
-    assert scored == {"old": "as trained", "new": "fp32", "fast": "bf16"}
+    assert scored == {"new": "fp32", "fast": "bf16"}
     assert "scored in" not in result_cells(seed_groups.group_by_seed(by_name["new"]), by_name["new"])[0]
     assert "scored in fp32 unless a column says otherwise" in results.text(by_name["new"])
 
@@ -192,7 +190,7 @@ def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
     monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
     results.text(outcomes(sweep))
     assert merged.call_count == 4, "the scores of a run"
-    assert read.call_count == 5, "the first group's shows that there is a column, and then each group's is in it"
+    assert read.call_count == 4, "each group's once: all are fp32, so that no column shows them"
 
 
 def test_sets_include_columns_of_retrieval_and_probe_tasks(tmp_path):

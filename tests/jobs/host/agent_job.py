@@ -15,6 +15,7 @@ from jobs.host.failed_starts import FailedStarts
 from jobs.host.job import JobOptions, Owner
 from jobs.host.scheduler import RUNNING, JobSeen, Scheduler
 from tests.harness.common import wait_until
+from tests.harness.job_records import write_job
 from tests.jobs.host.agents.task import end_task, processes_of, start_task
 
 DAY = 86400
@@ -142,7 +143,7 @@ class AgentJob:
         self.tasks = []
         self.steps = []
         self.code = None
-        write_json(run.path / "job.json", {"token": "t", "after": 0, **(record or {})})
+        write_job(run, nodes, max(2, nodes) // nodes, **(record or {}))
         self.scheduler = WrittenScheduler(self)
         self.nodes = nodes
         self.owner = ImpatientOwner(run, JobOptions("t", True, 20.0, (), "/nowhere/script"), self.scheduler, Guard)

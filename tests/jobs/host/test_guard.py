@@ -20,6 +20,7 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.host import guard, processes
 from jobs.host.guard import Guard
 from tests.harness.common import ROOT, wait_until
+from tests.harness.job_records import write_job
 from tests.jobs.host.scontrol_answers import show
 
 FULL_PIPE = 3000
@@ -305,7 +306,7 @@ def test_guard_opens_no_file_before_it_has_restarted_the_job(tmp_path, monkeypat
     """The file system of the run may hang, and may be why the owner was killed."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
-    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    write_job(run)
     script = tmp_path / "script"
     script.write_text(f"touch {tmp_path}/up; exec sleep 60\n")
     log = tmp_path / "log"

@@ -18,6 +18,7 @@ from jobs.host.job_watch import CANARY_SECONDS, FOREVER, CanaryWatch
 from jobs.runs import clusters
 from jobs.slurm import backend
 from jobs.submission import apply
+from tests.harness.job_records import write_formats
 from tests.jobs.host.owned import WrittenScheduler, serve
 
 SBATCH = 'cp "$1" "$0.$$"; echo "Submitted batch job 5$(ls $0.* | wc -l)"'
@@ -122,6 +123,7 @@ def submitted(tmp_path, commands):
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
     commands("scancel", "")
+    write_formats(tmp_path / "code")
     jobs = [job(tmp_path, name) for name in "abc"]
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
         apply.assign_canaries(jobs, tmp_path / "demo", 50)

@@ -25,6 +25,7 @@ from jobs.host.job import JobOptions, Owner
 from jobs.host.job_nodes import JobNodes
 from jobs.host.scheduler import LEFT, JobSeen, SlurmScheduler
 from tests.harness.common import ROOT, wait_until
+from tests.harness.job_records import write_job
 from tests.jobs.host.agent_job import ON_NODES, AgentJob, Guard, children, finish
 from tests.jobs.host.scontrol_answers import show
 
@@ -332,22 +333,10 @@ def test_step_of_agents_that_ends_before_they_come_is_a_failed_attempt(make_job)
     assert len(job.scheduler.requeues) == 1 and job.run.newest_attempt() == 1
 
 
-def test_code_without_health_checks_runs_on_its_only_node(make_job, tmp_path):
-    """A run of an older release: its code has no agent and no checks, so nothing is known of the node."""
-    code = tmp_path / "code"
-    (code / "jobs").mkdir(parents=True)
-    (code / "jobs" / "__init__.py").touch()
-    for name in ("flip", "tests"):
-        (code / name).symlink_to(ROOT / name)
-    job = make_job(FLIP_SNAPSHOT=str(code), PYTHONPATH=str(code))
-    job.ranks(1)
-    assert job.ends() == [None]
-
-
 def test_owner_has_limit_of_open_files_raised_to_hard_limit(run, commands, monkeypatch):
     """It has a connection per node. Slurm passes on the limit of the submitting shell, usually 1024."""
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    write_job(run)
     commands("scontrol", show())
     (run.path / "script").write_text("sleep 60\n")
     own = f"{sys.executable} {ROOT}/jobs/host/job.py {run.path} --script {run.path}/script"

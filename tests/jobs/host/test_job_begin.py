@@ -14,6 +14,7 @@ from jobs.host import held_jobs, job, notify, requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.job import REQUEUE_DELAY
 from jobs.host.scheduler import JobSeen
+from tests.harness.job_records import write_job
 from tests.jobs.host.owned import NODE, ON_NODES, WrittenScheduler, end_of, owner, serve
 
 END = {"committed": False, "delay": 0.0, "exclude": [], "time": 1.0}
@@ -28,7 +29,7 @@ def run(tmp_path, monkeypatch, clock):
     """A run whose job has restarted; its first attempt has no end."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
-    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    write_job(run)
     run.start_attempt({"resumes_from": 0, "after": 0})
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

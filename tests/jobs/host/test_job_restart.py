@@ -11,6 +11,7 @@ from jobs.host import requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
 from jobs.host.job_restart import KILLED, LOOK_SECONDS, JobRestart, StandIn
 from jobs.host.scheduler import LEFT, JobSeen
+from tests.harness.job_records import write_job
 from tests.jobs.host.owned import NODE, ON_NODES, WrittenScheduler
 
 STEP = Step(REQUEUE, "node", "why", delay=30.0)
@@ -24,7 +25,7 @@ def run(tmp_path, monkeypatch, clock):
     """A run whose attempt 1 has ended, to be requeued."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
-    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    write_job(run)
     attempts.start_attempt(run, {})
     end = {"attempt": 1, "action": "requeue", "cause": "crash", "reason": "it broke", "delay": 0.0, "exclude": []}
     write_json(run.attempt(1) / "end.json", {**end, "committed": False, "time": 1.0})

@@ -9,6 +9,7 @@ import pytest
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.host import notify
+from tests.harness.job_records import write_job
 from tests.jobs.host.owned import WrittenScheduler, serve
 
 TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
@@ -25,7 +26,7 @@ def sweep(tmp_path):
         def run(self, name):
             run = RunDir(self.folder / name)
             run.path.mkdir(parents=True)
-            write_json(run.path / "job.json", {"after": 0, "notify": self.command})
+            write_job(run, after=0, notify=self.command)
             return run
 
         def events(self):
@@ -73,7 +74,7 @@ def test_notify_reports_stopped_run_and_end_of_sweep(sweep):
 def test_notify_reports_end_of_sweep_again_after_retry(sweep):
     end_run(sweep.a)
     end_run(sweep.b)
-    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.command})
+    write_job(sweep.a, after=1, notify=sweep.command)
     end_run(sweep.a)
     assert [e["event"] for e in sweep.events()] == [
         "run_stopped", "run_stopped", "sweep_ended", "run_stopped", "sweep_ended",
@@ -81,20 +82,20 @@ def test_notify_reports_end_of_sweep_again_after_retry(sweep):
 
 
 def test_sweep_ends_if_others_wait_for_canary_that_failed(sweep):
-    write_json(sweep.a.path / "job.json", {"after": 0, "notify": sweep.command, "canary": {"steps": 50}})
-    write_json(sweep.b.path / "job.json", {"after": 0, "notify": sweep.command, "waits_for": "a"})
+    write_job(sweep.a, after=0, notify=sweep.command, canary={"steps": 50})
+    write_job(sweep.b, token=None, after=0, notify=sweep.command, waits_for="a")
     end_run(sweep.a)
     assert [event["event"] for event in sweep.events()] == ["run_stopped", "sweep_ended"]
     assert sweep.events()[1]["failed"] == ["a", "b"]
     attempts.start_attempt(sweep.b, {})  # released by hand
-    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.command, "canary": {"steps": 50}})
+    write_job(sweep.a, after=1, notify=sweep.command, canary={"steps": 50})
     end_run(sweep.a)
     assert [event["event"] for event in sweep.events()[2:]] == ["run_stopped"], "b may still complete"
 
 
 def test_sweep_ends_if_canary_of_other_run_is_gone(sweep):
-    write_json(sweep.a.path / "job.json", {"after": 0, "notify": sweep.command})
-    write_json(sweep.b.path / "job.json", {"after": 0, "notify": sweep.command, "waits_for": "deleted"})
+    write_job(sweep.a, after=0, notify=sweep.command)
+    write_job(sweep.b, token=None, after=0, notify=sweep.command, waits_for="deleted")
     end_run(sweep.a)
     assert sweep.events()[-1]["event"] == "sweep_ended" and sweep.events()[-1]["failed"] == ["a", "b"]
 
@@ -108,7 +109,7 @@ def test_notify_ignores_requeued_and_cancelled_runs(sweep):
 def test_notify_ignores_end_of_evaluation_job(sweep):
     job = RunDir(sweep.folder / ".evaluate" / "a-1125")
     job.path.mkdir(parents=True)
-    write_json(job.path / "job.json", {"after": 0, "notify": sweep.command})
+    write_job(job, after=0, notify=sweep.command)
     end_run(job, "complete", 0)
     assert sweep.events() == [] and not (job.path.parent / ".notified").exists()
 
@@ -125,7 +126,7 @@ def test_notify_ignores_end_of_evaluation_job(sweep):
 def test_failing_or_hanging_notify_command_leaves_decision_unchanged(sweep, words, said, monkeypatch):
     if said == "took longer":
         monkeypatch.setattr(notify, "DEADLINE", 0.5)
-    write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
+    write_job(sweep.a, after=0, notify=words)
     assert end_run(sweep.a) == 65
     log = sweep.a.logs / "1" / "job.err"
     assert said in (log.read_text() if said else "") and log.exists() is bool(said)

@@ -29,10 +29,10 @@ from jobs.planning.cost import estimate
 from jobs.planning.plan import ExistingRun, ResolvedRun
 from jobs.runs import clusters as cluster
 from jobs.submission import apply
-from jobs.submission.snapshot import Snapshot
+from jobs.submission.snapshot import Snapshot, digest_of
+from tests.harness.job_records import write_formats
 from tests.jobs.outcomes import config, wanted
 
-EMPTY = "e3b0c44298fc1c14"
 """Name of a snapshot without files: the digest of its content."""
 
 
@@ -59,6 +59,12 @@ def snapshot(tmp_path):
     path = tmp_path / "demo" / ".code" / "new"
     path.mkdir(parents=True)
     return Snapshot("new", path, ())
+
+
+def older_code(folder):
+    """The snapshot of an earlier submission, which has the formats of this version."""
+    code = write_formats(folder / ".code" / "older")
+    return code.rename(code.with_name(digest_of(code)))
 
 
 def existing(state, stored_identity=None, **fields):
@@ -198,7 +204,7 @@ def test_plan_names_changed_keys_and_marks_changed_defaults():
         "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
     stored["config"]["optim"]["beta1"] = 0.5
     (action,) = planning.plan([resolved], {"a": existing("complete", stored)}, "runs").actions
-    assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: edited" in action.reason
+    assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: it was edited" in action.reason
 
 
 @pytest.mark.long
@@ -356,8 +362,7 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
     folder = tmp_path / "demo"
     resolved = wanted()
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
-    old = folder / ".code" / EMPTY
-    old.mkdir()
+    old = older_code(folder)
     for state, code in (("never started", snapshot.path), ("stopped", old), ("failed", snapshot.path)):
         if state == "never started":
             state = "stopped"  # its canary failed because of the old code
@@ -376,12 +381,12 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
     resolved = wanted()
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
-    (folder / ".code" / EMPTY).mkdir()
+    old = older_code(folder)
     path = folder / "a" / "config.yaml"
     stored = merge.to_dict(read_config(path))
     del stored["compute"]["loss_tf32"], stored["stages"][0]["schedule"]  # of later versions
     resolved.config.checkpoint.minutes = 77
-    for code in (EMPTY, snapshot.path.name):
+    for code in (old.name, snapshot.path.name):
         path.write_text(dump_yaml(stored))
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}

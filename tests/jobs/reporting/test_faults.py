@@ -86,7 +86,7 @@ def test_end_before_new_submission_is_no_fault(tmp_path):
     assert not of(tmp_path, FIRST, again)
 
 
-def test_records_of_older_releases_give_what_they_have(tmp_path):
+def test_records_without_some_times_give_the_others(tmp_path):
     old = {key: value for key, value in FIRST[3].items() if key != "noticed"}
     ready = {"time": 1466.5, "samples": 500}
     (fault,) = of(tmp_path, (*FIRST[:3], old), (IN_JOB[0], ready, *IN_JOB[2:3], None))

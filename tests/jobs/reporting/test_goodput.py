@@ -55,7 +55,7 @@ def line(time, samples, speed=10.0, **fields):
 def end(time, commits, cause="crash", code=70, committed=True):
     return {
         "time": time, "commits": commits, "cause": cause, "code": code, "committed": committed, "action": "requeue",
-        "reason": "as asked", "delay": 0.0,
+        "reason": "as asked", "delay": 0.0, "observed": code is not None,
     }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_of_run_assigns_every_second_of_two_attempts_to_a_part(tmp_path):
     assert account.waiting_hours * HOUR == pytest.approx(100 + 15)
 
 
-def test_of_run_reports_unknown_time_if_older_records_lack_fields(tmp_path):
+def test_of_run_reports_unknown_time_if_records_lack_fields(tmp_path):
     start, _, lines, ended = TWO[0]
     second = TWO[1]
     bare = [{key: value for key, value in row.items() if key not in ("saves", "saving")} for row in lines]

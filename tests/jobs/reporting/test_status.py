@@ -121,6 +121,7 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
                     "delay": 0,
                     "commits": 0,
                     "committed": True,
+                    "observed": True,
                 },
             )
     monkeypatch.setattr(time, "time", lambda: 12_600.0)

@@ -9,7 +9,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.commands import explain
 from jobs.commands import submit as command
 from jobs.common import cli
-from jobs.common.paths import REPOSITORY, SWEEPS
+from jobs.common.paths import REPOSITORY
 from jobs.local import backend
 from jobs.reporting import run_details
 from jobs.runs import resubmit
@@ -164,36 +164,20 @@ def test_suggested_command_repeats_changed_keep(desk):
     assert desk(*shlex.split(suggested)[3:]) == ["half"]
 
 
-def make_old_run(folder, name, sweep="quickstart", **record):
-    """A run of an older version, whose job.json does not record the command line."""
-    run = make(folder / sweep, name, steps=0, complete=False)
-    write_json(run.path / "job.json", {"after": 0, "order": 0, **record})
-    return run
-
-
-def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
-    base, fork = (make_old_run(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
-    sweep = "--sweep", SWEEPS / "quickstart.yaml"
-    root = "--root", tmp_path
-    expected = cli.command("submit", *sweep, "--cluster", "local", "--only", "a", *root)
-    assert resubmit.command(fork) == ("to resume from its newest commit", expected)
-    assert resubmit.command(base, retry=True)[1] == f"{expected} --retry"
-    assert "which now means a-v2" in resubmit.command(base)[0]
-    expected = cli.command("submit", *sweep, "--only", "b-v2", *root)
-    assert resubmit.command(make_old_run(tmp_path, "b-v2"))[1] == expected
+@pytest.mark.parametrize("command", [[], ["rm", "-rf", "/"]])
+def test_advice_names_sweep_and_run_if_job_record_has_no_usable_command(tmp_path, command):
+    run = make(tmp_path / "quickstart", "c", steps=0, complete=False)
+    write_json(run.path / "job.json", {"after": 0, "order": 0, "cluster": "here", "command": command})
     expected = (
         "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
     )
-    assert resubmit.command(make_old_run(tmp_path, "c", cluster="here")) == (expected, None)
-    expected = "submit the sweep file of nowhere again, with --only a --retry"
-    assert resubmit.command(make_old_run(tmp_path, "a", "nowhere"), retry=True) == (expected, None)
-    assert resubmit.command(make_old_run(tmp_path, "d", command=7))[1].endswith(f"--only d --root {tmp_path}"), (
-        "a damaged command is ignored"
-    )
+    assert resubmit.command(run) == (expected, None)
+    assert resubmit.command(run, retry=True) == (f"{expected} --retry", None)
 
 
 def test_next_step_of_evaluation_is_new_request_or_report(tmp_path):
-    run = make_old_run(tmp_path / "demo", "a-1126-0000", ".evaluate")
+    run = make(tmp_path / "demo" / ".evaluate", "a-1126-0000", steps=0, complete=False)
+    write_json(run.path / "job.json", {"after": 0, "order": 0})
     assert next_step(run) == (
         "nothing automatically: no process supervises it; request it again: `flip evaluate` does not resume an"
         " existing job",

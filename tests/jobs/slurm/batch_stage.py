@@ -6,10 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from flip.runs.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.slurm import batch_script
+from tests.harness.job_records import write_job
 
 ROOT = Path(__file__).resolve().parents[3]
 CODE = Path("/runs/demo/.code")
@@ -37,7 +38,7 @@ class Stage:
         self.run.path.mkdir(parents=True)
         self.folder.mkdir(parents=True)
         (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
-        write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
+        write_job(self.run, token="77aa77aa")
         job = Job(self.run, ROOT)
         text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
         self.script = folder / "script.sh"

@@ -19,6 +19,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.job import Job, JobResources
 from jobs.slurm import batch_script
 from jobs.slurm.site import rejection
+from tests.harness.job_records import write_job
 from tests.jobs.slurm.batch_stage import JOB, ROOT, script
 from tests.slurm_site import require_shellcheck
 
@@ -158,7 +159,7 @@ def test_script_starts_no_attempt_of_ended_or_replaced_run(stage, what):
     elif what == "cancelled":
         write_json(stage.run.cancel, {"who": "me", "why": "a mistake"})
     elif what == "replaced":
-        write_json(stage.run.path / "job.json", {"token": "99bb99bb", "after": 0})
+        write_job(stage.run, token="99bb99bb")
     else:
         n = stage.run.start_attempt({})
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
@@ -192,7 +193,7 @@ def test_script_excludes_node_that_starts_no_rank(stage):
 def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, hours):
     """Slurm reports the present limit, and when a job was preempted. A run whose limit was 24 hours at its submission
     goes on, as after preemptions: each start waits longer."""
-    write_json(stage.run.path / "job.json", {"token": "77aa77aa", "after": 0, "shape": {"hours": hours}})
+    write_job(stage.run, token="77aa77aa", shape={"processes": 1, "hours": hours})
     job_fields = "JobState=RUNNING Restarts={} RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
     stage.commands("srun", "exit 75")
     for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
@@ -244,6 +245,7 @@ def test_owner_records_storage_cause_if_disk_is_full(tmp_path, small_disk):
     """The ranks could not write their causes either, and their exit codes alone would mean a crash."""
     run = RunDir(small_disk / "sweep" / "run")
     run.path.mkdir(parents=True)
+    write_job(run)
     filler = small_disk / "filler"
     script_path = tmp_path / "script"
     script_path.write_text(f"cat /dev/zero > {filler}; exit 70")

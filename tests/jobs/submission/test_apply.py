@@ -130,7 +130,7 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     assert code == 0 and "kept as it is (stages.pretrain.mask: '0.25' -> '0.75')" in out
     assert typed.started == ["half-v2", "whole"], "the run is stored in its fork"
     assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork does not count as a dropped run"
-    (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x"}')
+    (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x", "schema": 2}')
     code, _, err = typed("--changed", "keep", sweep=changed)
     assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
     assert typed("--changed", "restart", "--yes", sweep=changed_again)[0] == 0
@@ -139,17 +139,11 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     assert masks == ["0.5", "0.75"]
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_corrected_class_names_continue_the_run_with_identity_of_its_version(desk, typed, tmp_path, version):
-    """Code of an earlier release, which a stopped run keeps, compares the hash of version 1 with its config.yaml."""
+def test_corrected_class_names_continue_the_run(desk, typed, tmp_path):
     assert typed()[0] == 0
     run = RunDir(desk.runs / "demo" / "half")
     config = read_config(run.config)
     stored = read_json(run.identity)
-    stored = {**stored, **identity(config, stored["code"], version)}
-    if version == 1:
-        del stored["classes"]
-    write_json(run.identity, stored)
     before = run.identity.read_bytes()
     assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
     assert read_json(run.identity) == json.loads(before), "an unchanged sweep changes nothing"
@@ -160,7 +154,7 @@ def test_corrected_class_names_continue_the_run_with_identity_of_its_version(des
     config = read_config(run.config)
     after = read_json(run.identity)
     assert config.evaluate.sets[0].classes == f"{tmp_path}/names.json"
-    assert after == {**stored, **identity(config, stored["code"], version)} != stored
+    assert after == {**stored, **identity(config, stored["code"])} != stored
 
 
 def test_complete_run_with_other_class_names_is_named_and_left_alone(desk, typed, tmp_path):

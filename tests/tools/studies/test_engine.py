@@ -155,7 +155,7 @@ def timed(folder: Path, name: str, sample_seconds: list[float]) -> Path:
         lines.append({"step": i, "samples": 128 * i, "cpu_seconds": seconds})
     run.metrics.mkdir(parents=True)
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    write_json(run.identity, {})
+    write_json(run.identity, {"schema": 2})
     return run.path
 
 

@@ -1,4 +1,4 @@
-"""Tests the store of scores: what its writers leave, what of earlier releases is read, and which score is shown."""
+"""Tests the store of scores: what its writers leave, what is refused, and which score is shown."""
 
 import pytest
 
@@ -13,6 +13,7 @@ from flip.evaluation.metrics.result_files import (
 )
 from flip.monitoring.results import read_run
 from flip.runs.errors import DataError
+from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, read_json, write_json
 from tests.jobs.outcomes import make
 
@@ -21,7 +22,7 @@ AT = ("pretrain", 64)
 
 
 def score(name, top1=0.5, **more):
-    return {"name": name, "top1": top1, "data": "d", "precision": "fp32", **more}
+    return {"name": name, "task": "zeroshot", "top1": top1, "data": "d", "precision": "fp32", **more}
 
 
 def names(points):
@@ -63,22 +64,16 @@ def test_job_replaces_only_its_own_score_of_a_name(tmp_path):
     assert (item["job"], item["commit"], item["stage"], item["samples"]) == ("job", COMMIT, *AT)
 
 
-def test_scores_of_earlier_releases_are_read(tmp_path):
-    """Their jobs wrote a file for each score, and some of their training lacks the seconds."""
+@pytest.mark.parametrize("absent", ["stage", "samples", "evaluations"])
+def test_part_of_a_score_file_is_refused(tmp_path, absent):
+    """Also a file with a single score next to files of jobs."""
     run = RunDir(tmp_path / "run")
-    (run.eval / "pretrain-64").mkdir(parents=True)
-    write_json(training_file(run, *AT), {"stage": "pretrain", "samples": 64, "evaluations": [score("a")]})
-    old = score("b", 0.3) | {"stage": "pretrain", "samples": 64, "job": "run-1", "time": 1.0}
-    write_json(run.eval / "pretrain-64" / "b.json", old)
-    write_json(run.eval / "pretrain-64" / "c.json", {k: v for k, v in old.items() if k != "job"} | {"name": "c"})
-    assert [(point.job, point.seconds) for point in read_scores(run)] == [
-        ("", None),
-        ("run-1", None),
-        ("unknown", None),
-    ]
-    assert names(read_scores(run)) == [("a", 0.5), ("b", 0.3), ("c", 0.3)]
-    write_result(run, score("b", 0.4), COMMIT, "run-2")
-    assert names(read_scores(run)) == [("a", 0.5), ("b", 0.4), ("c", 0.3)]
+    write_result(run, score("b"), COMMIT, "job")
+    path = run.eval / "pretrain-64" / "job.json"
+    write_json(path, {name: value for name, value in read_json(path).items() if name != absent})
+    with pytest.raises(FormatError, match=f"job.json: lacks `{absent}`") as error:
+        read_scores(run)
+    assert error.value.code == 78
 
 
 def test_run_without_file_of_its_last_scores_shows_those_of_its_result(tmp_path):
@@ -100,11 +95,12 @@ def test_scores_of_all_data_sets_in_many_views_are_read(tmp_path):
 def test_damaged_file_is_named(tmp_path):
     run = RunDir(tmp_path / "run")
     write_result(run, score("b"), COMMIT, "job")
-    write_json(run.eval / "pretrain-64" / "job.json", {"samples": 64, "evaluations": [{"name": "b"}]})
+    record = {"stage": "pretrain", "samples": 64, "evaluations": [score("b", "high")]}
+    write_json(run.eval / "pretrain-64" / "job.json", record)
     with pytest.raises(DataError, match="job.json.*evaluations.0.top1"):
         read_scores(run)
     (run.eval / "pretrain-64" / "job.json").write_text("{}")
-    assert "job.json: lacks `samples`" in " ".join(read_run(run.path).damage)
+    assert "job.json: lacks `stage`" in " ".join(read_run(run.path).damage)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +133,9 @@ def test_own_score_is_shown_unless_only_the_job_has_fp32(own, other, expected):
 def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, expected):
     """Its predictions replace the stored ones only then: they would not match the score."""
     run = RunDir(tmp_path / "run")
-    common = {"name": "a", "top1": 0.5, "data": "d"}
+    common = {"name": "a", "task": "zeroshot", "top1": 0.5, "data": "d"}
     rows = []
     if own:
         rows = [{**common, "predictions": "own", **own}]
-    write_scores(run, ScoreRecord(*AT, [{**common, "name": "b"}, *rows]))
+    write_scores(run, ScoreRecord(*AT, [{**common, "name": "b", "precision": "fp32"}, *rows]))
     assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, COMMIT) == expected

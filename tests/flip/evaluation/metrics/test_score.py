@@ -20,14 +20,13 @@ TOP_1 = {"name": "a", "task": "zeroshot", "top1": 0.5, "interval": [0.4, 0.6], "
         ({"metric": "mean_per_class", "score": 0.3}, Score(0.3, "mean per class", 0.1)),
         ({"metric": "jaccard", "score": 0.5, "chance": 0.0}, Score(0.5, "Jaccard index", None, (0.4, 0.6))),
         ({"metric": "mean_average", "score": 0.3}, Score(0.3, "mean average")),
-        ({"score": 0.3}, Score(0.3, "score")),
     ],
 )
 def test_score_has_name_chance_and_interval_of_its_metric(fields, expected):
     assert score_of(TOP_1 | fields) == expected
 
 
-def test_score_of_result_of_earlier_version():
+def test_score_without_chance_and_interval_is_its_value():
     assert score_of({"name": "a", "top1": 0.5}) == Score(0.5, "top-1")
 
 

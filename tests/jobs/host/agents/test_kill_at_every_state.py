@@ -17,6 +17,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import processes, sessions
 from tests.harness.common import wait_until
+from tests.harness.job_records import write_job
 from tests.jobs.host.agents.task import ROOT, TASK, has_connection, has_unread_message, processes_of
 from tests.jobs.host.scontrol_answers import show
 
@@ -261,7 +262,7 @@ def children(pid):
 def job(tmp_path, monkeypatch, commands):
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
-    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    write_job(run, processes=2)
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "FLIP_ATTEMPT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "2"}.items():

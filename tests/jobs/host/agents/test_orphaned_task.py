@@ -14,6 +14,7 @@ from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, write_json
 from jobs.host import own_job, slurm_cli
 from jobs.host.agents import orphaned_task
+from tests.harness.job_records import write_job
 
 SHOWN = "JobId=57 Requeue=1 Restarts=0 JobState={state} Reason={reason} NodeList={nodes} BatchHost=n1\n"
 KILLED = "RaisedSignal:9(Killed)"
@@ -36,7 +37,7 @@ def run(tmp_path):
     """A run whose first attempt has lost the first node of its job."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
-    write_json(run.path / "job.json", {"token": "t", "after": 0, "folder": str(run.path)})
+    write_job(run)
     run.start_attempt({"resumes_from": 0, "after": 0})
     return run
 
