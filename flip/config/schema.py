@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from flip.config.option import option
 from flip.runs.formats import CONFIG_NUMBER
 
-"""Version of this schema, stored in config.yaml. A changed meaning needs a new number and a reader."""
-
 MAX_SAMPLES = 2**53 - 1
 """Length of a stage. Larger counts are not exact in every JSON reader; no training comes near."""
 

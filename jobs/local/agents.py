@@ -22,7 +22,6 @@ from flip.runs.errors import CAUSES, COMPLETE
 from flip.runs.rundir import RunDir
 from jobs.host.agents.channel import KEY_VARIABLE, new_key
 from jobs.host.agents.coordinator import TIMING, Coordinator, State
-from jobs.host.agents.entry import AGENT, speaks_protocol
 from jobs.host.agents.server import AgentServer
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import allocator
@@ -76,8 +75,7 @@ class LocalAgent:
         folder = run.open_logs(n)
         with open_append(folder / "node0.out") as output, open_append(folder / "node0.err") as errors:
             return subprocess.Popen(
-                [*_command(self.job), str(run.path), self.job["module"], "--socket", str(sock.fileno())]
-                + ([] if speaks_protocol(Path(self.job["snapshot"])) else ["--exec"]),
+                [*_command(self.job), str(run.path), self.job["module"], "--socket", str(sock.fileno())],
                 cwd=self.job["snapshot"],
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -269,10 +267,8 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
 
 
 def _command(job: Mapping[str, Any]) -> list[str]:
-    """The interpreter and the agent: of the run's code, or of this code if the run's is of an older release."""
-    if speaks_protocol(Path(job["snapshot"])):
-        return [job["python"], "-m", "jobs.runtime.node_agent"]
-    return [job["python"], os.path.join(python_path.ROOT, AGENT)]
+    """The interpreter, and the agent of the run's code."""
+    return [job["python"], "-m", "jobs.runtime.node_agent"]
 
 
 def _environment(run: RunDir, job: Mapping[str, Any], gpus: Sequence[str]) -> dict[str, str]:
@@ -292,10 +288,7 @@ def _environment(run: RunDir, job: Mapping[str, Any], gpus: Sequence[str]) -> di
 
 def _attempt_environment(store: Path | None, gpus: Sequence[str]) -> dict[str, str]:
     """Variables of the ranks of one attempt."""
-    with socket.socket() as probe:  # for snapshots that do not know FLIP_STORE
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ = {"FLIP_STORE": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environ = {"FLIP_STORE": ""}
     if store is not None:
         environ["FLIP_STORE"] = str(store / "store")
     if gpus:

@@ -79,7 +79,7 @@ class CheckProcess:
             pass
 
     def _end(self, evidence: str) -> None:
-        """Without its process nothing is known of this node: the code of a run may be older than the checks."""
+        """Without its process nothing is known of this node."""
         self._ended = True
         self.results.append(NodeCheck(self._name, UNKNOWN, evidence))
 

@@ -9,7 +9,7 @@ rank in place of three or four. The coordinator (``jobs/host/agents/coordinator.
 that it imports anyway.
 
 - A fork is safe only while this process has one thread and has not touched a GPU. If either does not hold, ranks are
-  started in a new interpreter instead (``--exec`` requests that), and the log says so.
+  started in a new interpreter instead, and the log says so.
 - A rank leads a session of its own. When it ends, all of its processes are killed before its end is reported.
 - A rank that was stopped (SIGSTOP) blocks its peers without end: after ``STOPPED_SECONDS`` it counts as hung.
 - Signals of the cluster (SIGTERM, SIGUSR1, SIGUSR2) are passed on to the ranks, also to those that start later: the
@@ -31,11 +31,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
-
-if not __package__:  # started by its path, for code of a run that is older than agents
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
 from flip.files.creation import RefusedPath, open_append
@@ -105,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ChannelError as error:
             return without_coordinator(error)
     if channel.accepted:  # else it asks this agent to leave
-        if not args.exec:
-            agent.preload()
+        agent.preload()
         if args.connect:
             agent.start_check()
     return agent.serve(channel)
@@ -120,7 +115,6 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--socket", type=int, help="descriptor of the connection to the coordinator")
     where.add_argument("--connect", nargs="+", metavar="HOST", help="addresses of the coordinator's host")
     parser.add_argument("--lifeline", type=int, help="descriptor of a socket that ends with the parent of this process")
-    parser.add_argument("--exec", action="store_true", help="start each rank in a new interpreter")
     return parser
 
 

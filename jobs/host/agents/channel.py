@@ -2,7 +2,7 @@
 
 A line is ``MAC JSON``: the HMAC-SHA256 in hexadecimal digits, a space, and an object with ``is``, the kind of message:
 
-    welcome  coordinator  protocol (2), number: the first line of a connection; the agent answers with hello
+    welcome  coordinator  protocol (AGENT_NUMBER), number: the first line of a connection; the agent answers with hello
     hello    agent        protocol, number, node, index: at once, before the agent imports the trainer. A connection
                           without hello for 10 s is closed (``strangers.py``)
     accepted coordinator  the agent belongs to the run. Without this answer it connects again. A second agent of a node
@@ -30,10 +30,7 @@ before. So a line can neither be forged, repeated nor sent back, in this connect
 line above ``LONGEST_LINE`` (before hello: ``LONGEST_HELLO``), an unknown message or another protocol ends the
 connection. Nothing is encrypted, and nothing that was received is executed.
 
-Protocol 1 had hello after the import. The code of a run may still have it: the coordinator's release starts its own
-agent then (``entry.speaks_protocol``), so that both sides always have the same one.
-
-Coordinator and agents share this file: standard library, Python >= 3.6. docs/node_agents.md, has the rules.
+Coordinator and agents share this file: standard library, Python >= 3.6. docs/node_agents.md has the rules.
 """
 
 import hashlib
@@ -47,10 +44,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, MutableMapping, Optional, Tuple
 
 from flip.files.creation import RefusedPath, atomic_write
+from flip.runs.formats import AGENT_NUMBER
 from flip.runs.rundir import SUBMIT_AGAIN, read_trusted_record
-
-PROTOCOL = 2
-"""Version of the messages. Both sides state it first. ``entry.speaks_protocol`` reads this line."""
 
 KEY_VARIABLE = "FLIP_AGENT_KEY"
 """Environment variable with the key in hexadecimal digits. An agent removes it before it starts ranks."""
@@ -193,7 +188,7 @@ class Channel:
         sock.setblocking(False)
         if role == COORDINATOR:
             number = os.urandom(16).hex()
-            self.send({"is": "welcome", "protocol": PROTOCOL, "number": number})
+            self.send({"is": "welcome", "protocol": AGENT_NUMBER, "number": number})
             self._signer.bind(number)
 
     @property
@@ -224,7 +219,7 @@ class Channel:
         _check_protocol(welcome)
         self._signer.bind(str(welcome.get("number")))
         number = os.urandom(16).hex()
-        self.send(dict(facts, **{"is": "hello", "protocol": PROTOCOL, "number": number}))
+        self.send(dict(facts, **{"is": "hello", "protocol": AGENT_NUMBER, "number": number}))
         self._signer.bind(number)
 
     def _next(self, deadline: float) -> Message:
@@ -306,8 +301,10 @@ class Channel:
 
 
 def _check_protocol(message: Message) -> None:
-    if message.get("protocol") != PROTOCOL:
-        raise ChannelError("it has version %r of the messages, and this side %d" % (message.get("protocol"), PROTOCOL))
+    if message.get("protocol") != AGENT_NUMBER:
+        raise ChannelError(
+            "it has version %r of the messages, and this side %d" % (message.get("protocol"), AGENT_NUMBER)
+        )
 
 
 def listen(host: str, first: int, last: int) -> socket.socket:

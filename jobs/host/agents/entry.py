@@ -11,16 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from flip.runs.errors import CRASH
 from jobs.host import processes, sessions
-from jobs.host.agents.channel import COORDINATOR_GONE, GONE_CODE, NO_AGENTS, PROTOCOL
+from jobs.host.agents.channel import COORDINATOR_GONE, GONE_CODE, NO_AGENTS
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-AGENT = Path("jobs") / "runtime" / "node_agent.py"
-CHANNEL = Path("jobs") / "host" / "agents" / "channel.py"
 MOST_STARTS = 10
 """Starts of an agent in one job."""
 
@@ -65,8 +62,7 @@ class EarlyRestart:
     """Restarts the job at TERM if the coordinator is gone and nothing else restarts the job, while the ranks save:
     Slurm kills this process after KillWait.
 
-    ``lifeline``: the agent writes COORDINATOR_GONE to it (none of an older release does). ``stop``: the last signal of
-    the cluster.
+    ``lifeline``: the agent writes COORDINATOR_GONE to it. ``stop``: the last signal of the cluster.
     """
 
     def __init__(self, lifeline: socket.socket, stop: Sequence[int], environ: Mapping[str, str]) -> None:
@@ -105,21 +101,8 @@ def _restart_if_orphaned(environ: Mapping[str, str]) -> None:
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:
-    """The command line of the agent: of the run's code, or of this code if the run's is of an older release."""
-    tail = [environ["FLIP_RUN"], module, "--connect"] + list(hosts)
-    if speaks_protocol(Path(environ["FLIP_SNAPSHOT"])):
-        return [sys.executable, "-m", "jobs.runtime.node_agent"] + tail
-    return [sys.executable, str(Path(__file__).resolve().parents[3] / AGENT)] + tail + ["--exec"]
-
-
-def speaks_protocol(snapshot: Path) -> bool:
-    """Whether the code of a run has an agent with the messages of this coordinator. A run keeps the code of its first
-    submission, while coordinator and batch script are of the newest one. Raises OSError."""
-    try:
-        channel = (snapshot / CHANNEL).read_text(encoding="utf-8")
-    except FileNotFoundError:  # older than agents
-        return False
-    return "\nPROTOCOL = %d\n" % PROTOCOL in channel
+    """The command line of the agent, which is of the run's code."""
+    return [sys.executable, "-m", "jobs.runtime.node_agent", environ["FLIP_RUN"], module, "--connect"] + list(hosts)
 
 
 def _wait(agent: "subprocess.Popen[bytes]", stop: List[int], poll: Callable[[], None] = lambda: None) -> int:

@@ -128,13 +128,6 @@ def test_ranks_are_forked_with_environment_of_their_own(node):
     assert node.agent.wait(10) == 0 and node.left() == []
 
 
-def test_exec_option_starts_new_interpreters(node):
-    (record,) = node.start_agent("--exec").start(world=1)
-    assert not record["forked"] and record["hidden"] == [] and record["parent"] == node.agent.pid
-    node.end(0, 70)
-    assert node.until_decision().code == 70
-
-
 @pytest.mark.parametrize("preload", ["tests.jobs.runtime.thread_starter", "no_such_library"])
 def test_agent_that_cannot_fork_starts_new_interpreters_and_says_so(node, preload):
     (record,) = node.start_agent(TEST_PRELOAD=preload).start(world=1)

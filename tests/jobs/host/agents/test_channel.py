@@ -10,6 +10,7 @@ import time
 import pytest
 
 from flip.runs import records
+from flip.runs.formats import AGENT_NUMBER
 from jobs.host.agents import node_pool
 from jobs.host.agents.channel import (
     AGENT,
@@ -17,7 +18,6 @@ from jobs.host.agents.channel import (
     KEY_VARIABLE,
     LONGEST_HELLO,
     LONGEST_LINE,
-    PROTOCOL,
     Channel,
     ChannelError,
     ConnectionLost,
@@ -104,7 +104,7 @@ def test_wrong_key_is_refused_by_both_sides(make_ends):
     messages, error = ends.agent.receive()
     assert messages == [] and "not signed with the key" in str(error)
     stranger = Signer(new_key(), AGENT, COORDINATOR)
-    raw_line(ends.sockets[1], stranger.sign({"is": "hello", "protocol": PROTOCOL, "number": "0"}))
+    raw_line(ends.sockets[1], stranger.sign({"is": "hello", "protocol": AGENT_NUMBER, "number": "0"}))
     messages, error = ends.coordinator.receive()
     assert messages == [] and "not signed with the key" in str(error) and not ends.coordinator.accepted
 

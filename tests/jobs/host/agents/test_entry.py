@@ -274,18 +274,10 @@ def test_contact_is_private_and_refused_if_another_user_may_have_written_it(tmp_
         read_contact(path)
 
 
-def test_code_of_an_older_release_gets_agent_of_this_code(tmp_path):
-    """So coordinator and agent have the same order of messages: an older agent said hello after its import."""
-    environ = {**TASK, "FLIP_RUN": "/runs/a", "FLIP_SNAPSHOT": str(ROOT)}
+def test_agent_is_of_the_code_of_the_run():
+    environ = {**TASK, "FLIP_RUN": "/runs/a"}
     own = [sys.executable, "-m", "jobs.runtime.node_agent", "/runs/a", "jobs.worker", "--connect", "127.0.0.1"]
     assert entry.agent_command("jobs.worker", ["127.0.0.1"], environ) == own
-    file = tmp_path / "jobs" / "host" / "agents" / "channel.py"
-    for text in ("", "\nPROTOCOL = 1\n"):
-        command = entry.agent_command("jobs.worker", ["n1"], {**environ, "FLIP_SNAPSHOT": str(tmp_path)})
-        assert command[1] == str(ROOT / "jobs" / "runtime" / "node_agent.py") and command[-1] == "--exec"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    assert not entry.speaks_protocol(tmp_path) and entry.speaks_protocol(ROOT)
 
 
 def test_coordinator_is_looked_for_on_first_node():
