@@ -187,7 +187,7 @@ MISSING = [
     "script, code, words", [(s, c, w) for s, c, *w in MISSING], ids=[" ".join(m[2:]) for m in MISSING]
 )
 def test_missing_input_is_a_wrong_command_line_except_shards_and_manifests(workdir, capsys, script, code, words):
-    Path("old").symlink_to(ROOT / "tests" / "compatibility" / "old")
+    Path("old").symlink_to(ROOT / "tests" / "compatibility" / "0.2.0")
     before = sorted(workdir.rglob("*"))
     actual, line = call_main(capsys, script, [word.replace("NOWHERE", "/nowhere/missing") for word in words])
     assert actual == code and "/nowhere/missing" in line, line

@@ -1,13 +1,15 @@
-"""Makes the files of an earlier release that tests/compatibility reads. Run it in a checkout of that release:
+"""Makes the files of this version that tests/compatibility reads, by the public commands.
 
-    cd CHECKOUT && PYTHONPATH=. python .../make.py OUT
+    python -m tests.compatibility.make OUT
 
-OUT gets data/ (two shards, manifests of versions 1, 2 and 3, a tokenizer), old.yaml, export/, runs/old/complete and
-runs/old/stopped. In texts, OUT is written as @OLD@, the interpreter as @PYTHON@. Snapshots, event files are left out.
-The files in tests/compatibility/old come from commit f634574.
+OUT gets data/ (two shards, manifests without and with a filter, a tokenizer), demo.yaml, export/, runs/demo/complete
+with an evaluation, and runs/demo/stopped. In texts, OUT is written as @FILES@, the interpreter as @PYTHON@. Snapshots,
+event files and locks are left out.
+
+Each release adds a folder with its version as name, and later versions read it. Until 0.2.0 is released, a changed
+format makes its folder again.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,8 +17,11 @@ import sys
 import time
 from pathlib import Path
 
+from tests.synthetic import make_dataset, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
-title: Files of an earlier release
+title: Files of a release
 cluster: local
 recipe: portable
 set:
@@ -25,8 +30,8 @@ set:
     image: {size: 32, patch: 8, width: 8, layers: 1, heads: 1}
     text: {width: 8, layers: 1, heads: 1, vocabulary: 300, length: 12}
   data:
-    manifest: "@OLD@/data"
-    tokenizer: "@OLD@/data/tokenizer.json"
+    manifest: "@FILES@/data"
+    tokenizer: "@FILES@/data/tokenizer.json"
     workers: 1
     chunk: 2
     block: 1
@@ -42,7 +47,7 @@ set:
   evaluate:
     every: 160
     sets:
-      - {name: validation, manifest: "@OLD@/data", classes: "@OLD@/data/classes.json", role: validation}
+      - {name: validation, manifest: "@FILES@/data", classes: "@FILES@/data/classes.json", role: validation}
   monitor: {log_every: 4}
   resources: {nodes: 1, processes: 1, cpus: 1, hours: 1}
 runs:
@@ -56,27 +61,19 @@ runs:
 
 
 def command(*arguments, env=None):
-    done = subprocess.run(
-        [sys.executable, *arguments], env={**os.environ, **(env or {})}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    words = [sys.executable, "-m", "jobs", *arguments]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def data(out):
-    from tests.synthetic import make_dataset, make_tokenizer
-
     folder = make_dataset(out / "data", samples=24, shards=2, size=32, classes=8, chunk=2)
     make_tokenizer(folder / "tokenizer.json")
-    for version, options in (("v2", ()), ("v3", ("--caption-length", "38:99"))):
-        shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-        command("tools/shards.py", "index", *shards, "--out", str(folder / version), "--chunk", "2", *options)
-    shutil.copytree(folder / "v2", folder / "v1")
-    record = json.loads((folder / "v1" / "manifest.json").read_text())
-    record["version"] = 1  # it had no etags.txt
-    del record["files"]["etags.txt"]
-    (folder / "v1" / "etags.txt").unlink()
-    (folder / "v1" / "manifest.json").write_text(json.dumps(record))
+    shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    for name, options in (("all", ()), ("filtered", ("--caption-length", "38:99"))):
+        command("shards", "index", *shards, "--out", str(folder / name), "--chunk", "2", *options)
 
 
 def wait(condition, event):
@@ -90,21 +87,24 @@ def main(out):
     out = Path(out).resolve()
     out.mkdir(parents=True)
     data(out)
-    sweep = out / "old.yaml"
-    sweep.write_text(SWEEP.replace("@OLD@", str(out)))
+    sweep = out / "demo.yaml"
+    sweep.write_text(SWEEP.replace("@FILES@", str(out)))
     env = {"FLIP_RUNS": str(out / "runs")}
-    command("jobs/submit.py", "--sweep", str(sweep), "--yes", env=env)
-    runs = out / "runs" / "old"
+    command("submit", str(sweep), "--yes", env=env)
+    runs = out / "runs" / "demo"
     wait(lambda: (runs / "complete" / "result.json").exists(), "the complete run")
     wait(lambda: list(runs.glob("stopped/checkpoints/*/*/commit.json")), "a commit of the other")
-    command("jobs/cancel.py", "old/stopped", "--yes", env=env)
+    command("cancel", "demo/stopped", "--yes", env=env)
     wait(lambda: list(runs.glob("stopped/attempts/1/end.json")), "its end")
-    command("tools/export.py", str(runs / "complete"), "--out", str(out / "export"), env=env)
-    for path in (*runs.glob(".code"), *runs.glob(".supervisor"), *runs.glob("*/tensorboard")):
+    command("evaluate", "demo/complete", "--data", str(out), "--json", env=env)
+    command("export", str(runs / "complete"), "--out", str(out / "export"), env=env)
+    for path in (*runs.glob(".code"), *runs.rglob(".supervisor"), *runs.glob("*/tensorboard")):
         shutil.rmtree(path)
+    for path in runs.rglob(".lock"):
+        path.unlink()
     for path in sorted(out.rglob("*")):
         if path.is_file() and path.suffix in (".json", ".yaml", ".jsonl", ".txt", ".err", ".out", ".md"):
-            path.write_text(path.read_text().replace(str(out), "@OLD@").replace(sys.executable, "@PYTHON@"))
+            path.write_text(path.read_text().replace(str(out), "@FILES@").replace(sys.executable, "@PYTHON@"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Tests that this checkout trains small runs to the same weights, bit for bit, as an earlier release.
+"""Tests that this checkout trains small runs to the same weights, bit for bit, as an earlier commit.
 
-The release's checkout is a git worktree. Without the history, as in a source archive, the tests are skipped.
+Its checkout is a git worktree. Without the history, as in a source archive, the tests are skipped.
 """
 
 import json
@@ -19,8 +19,8 @@ from tests.synthetic import make_dataset, make_tokenizer
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Commit of the release: the last before the packages were rearranged and their defects fixed.
-RELEASE = "f634574"
+#: The last commit before the packages were rearranged and their defects fixed.
+EARLIER = "f634574"
 BASE = """
 title: Bits
 cluster: local
@@ -52,12 +52,11 @@ VARIANTS = {
     },
     "packed": {"model": {"text": {"padding": "mask"}}},
     "accumulate": {"compute": {"accumulate": 2}},
-    "interrupted": {},
     "auto": {"data": AUTO},
     "auto-mask-0.75": {"data": AUTO, "stages": {"pretrain": {"mask": 0.75}}},
 }
 WITHOUT_KERNEL = "auto*"
-"""Runs that this checkout also trains without the visible-patch kernel, which the release does not have."""
+"""Runs that this checkout also trains without the visible-patch kernel, which the earlier commit does not have."""
 
 
 def git(*arguments):
@@ -65,9 +64,9 @@ def git(*arguments):
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("release") / "checkout"
-    done = git("worktree", "add", "--detach", str(folder), RELEASE)
+def earlier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("earlier") / "checkout"
+    done = git("worktree", "add", "--detach", str(folder), EARLIER)
     if done.returncode:
         pytest.skip(f"this copy of the repository does not have the history: {done.stderr.strip()}")
     yield folder
@@ -113,25 +112,15 @@ def weights(run):
 
 
 @pytest.fixture(scope="module")
-def trained(release, sweep, tmp_path_factory):
-    """Train in both checkouts and return the runs folders. This checkout resumes the release's run ``interrupted``."""
+def trained(earlier, sweep, tmp_path_factory):
+    """Train in both checkouts and return the runs folders."""
     folders = []
-    for checkout in (release, ROOT):
+    for checkout in (earlier, ROOT):
         runs = tmp_path_factory.mktemp("runs")
-        call(checkout, runs, "jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "[!i]*")
-        wait(lambda runs=runs: len(list(runs.glob("bits/*/result.json"))) == len(VARIANTS) - 1, "the runs")
-        folders.append(runs)
-    runs = folders[0]
-    arguments = ("jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "interrupted")
-    call(release, runs, *arguments)
-    run = runs / "bits" / "interrupted"
-    wait(lambda: list(run.glob("checkpoints/pretrain/*/commit.json")), "a commit")
-    call(release, runs, "jobs/cancel.py", "bits/interrupted", "--yes")
-    wait(lambda: (run / "attempts" / "1" / "end.json").exists(), "its end")
-    assert not (run / "result.json").exists()
-    call(ROOT, runs, *arguments, "--retry")
-    wait(lambda: (run / "result.json").exists(), "the run that this release continues")
-    return [runs / "bits" for runs in folders]
+        call(checkout, runs, "jobs/submit.py", "--sweep", str(sweep), "--yes")
+        wait(lambda runs=runs: len(list(runs.glob("bits/*/result.json"))) == len(VARIANTS), "the runs")
+        folders.append(runs / "bits")
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +136,8 @@ def kernel_of(run):
     return json.loads((run / "attempts" / "1" / "ready.json").read_text())["environment"]["kernel"]
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "interrupted"])
-def test_training_gives_same_weights_as_release(trained, name):
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_gives_same_weights_as_earlier_commit(trained, name):
     before, after = (weights(folder / name) for folder in trained)
     assert before and before == after
 
@@ -160,7 +149,3 @@ def test_training_without_kernel_gives_same_weights(trained, trained_without_ker
     assert kernel_of(with_kernel).startswith("yes (visible-jpeg")
     assert kernel_of(without) == "no, because FLIP_KERNEL=0"
     assert weights(with_kernel) == weights(without)
-
-
-def test_training_resumes_interrupted_run_of_release_to_same_weights(trained):
-    assert weights(trained[0] / "interrupted") == weights(trained[0] / "fp32")
