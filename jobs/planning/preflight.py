@@ -95,7 +95,7 @@ def check(
 
 
 def refuse_json_captions(config: Config, data: Sequence[DatasetFacts]) -> None:
-    """ConfigError if a new run would train on the source text of JSON members. Old runs did, and may continue."""
+    """ConfigError if the run would train on the source text of JSON members."""
     folders = [
         share.manifest for share, facts in zip(dataset_lanes(config.data), data, strict=True) if not facts.nominal
     ]

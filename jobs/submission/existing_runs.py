@@ -76,12 +76,7 @@ class ExistingRuns:
         """``init``, resolved. A run that has started continues without its source if that is gone, and a dry run plans
         with a commit that a run of the sweep will make."""
         init = run.config.init
-        seed = f"-s{run.config.seed}"
         known = self._stored_init(run, init)
-        if known is None and init.run.endswith(seed):  # it started before each seed had a source of its own
-            known = self._stored_init(run, replace(init, run=init.run.removesuffix(seed)))
-            if known is not None:
-                return known
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except warm_start.SourceMissing:

@@ -334,11 +334,7 @@ class Submission:
     ) -> None:
         """Check what the run needs. Raises FlipError if it would fail."""
         holder = self.existing.holder(run, config)
-        try:
-            preflight.refuse_json_captions(config, data)
-        except ConfigError:
-            if holder is None:
-                raise
+        preflight.refuse_json_captions(config, data)
         anew = self.options.changed in ("restart", "fork")
         current = RunDir(holder or self.existing.places(run)[-1])
         preflight.refuse_blank_blocks(config, data, None if anew else current)

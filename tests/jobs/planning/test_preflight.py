@@ -26,7 +26,6 @@ from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.slurm import site
 from jobs.submission import submission
-from jobs.submission.snapshot import Snapshot
 from tests.synthetic import encode, make_dataset, picture
 from tools.commands.shards import main as shards_main
 
@@ -61,20 +60,6 @@ def test_submit_refuses_json_member_as_caption_and_names_its_fields(desk, with_j
     assert code == 65 and "JSON fields with text: json:caption, json:url" in output, output
     code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
     assert code == 0, output
-
-
-def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_json, monkeypatch, capsys):
-    """An older version accepted such runs. Submitting the same sweep again changes nothing; a new run is refused."""
-    monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
-    monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(preflight, "refuse_json_captions", lambda *_: None)
-        code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
-    assert code == 0, output
-    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
-    assert code == 0 and "changed" not in output, output
-    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
-    assert code == 78 and "run whole" in output, output
 
 
 def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, monkeypatch, capsys):
