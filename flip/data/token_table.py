@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,12 @@ class TokenTable:
     tokenizer: str
     """Digest of the tokenizer.json."""
     counts: list[int]
-    parts: list[int] = field(default_factory=list)
+    parts: list[int]
     """NOUN, ADJECTIVE, OTHER or CONTINUATION of every token; empty: unknown."""
-    captions: int = 0
-    """Captions that were counted; 0: unknown."""
-    documents: list[int] = field(default_factory=list)
-    """Captions that contain a token, by id; empty: unknown."""
+    captions: int
+    """Captions that were counted."""
+    documents: list[int]
+    """Captions that contain a token, by id."""
 
     @classmethod
     def read(cls, path: str, tokenizer: str) -> TokenTable:
@@ -59,11 +59,13 @@ class TokenTable:
         try:
             table = cls(**json.loads(read_regular(Path(path), MAX_BYTES)))
             size = Tokenizer(tokenizer, 1, prepend_cls=False).size
-            rows = table.counts, table.parts or table.counts, table.documents or table.counts
+            rows = table.counts, table.parts or table.counts, table.documents
             if not all(isinstance(v, int) and v >= 0 for v in (table.captions, *table.counts, *table.documents)):
                 raise ValueError("it has a value that is not a count")
             if not all(part in (NOUN, ADJECTIVE, OTHER, CONTINUATION) for part in table.parts):
                 raise ValueError("it has a value that is no part of speech")
+            if table.captions < max(table.documents, default=0):
+                raise ValueError("more captions contain a token than were counted")
         except OSError as error:
             raise read_error(error, "data.token_table: cannot be read", path, remedy) from error
         except (ValueError, TypeError, RecursionError) as error:
@@ -82,13 +84,7 @@ class TokenTable:
         return counts / max(counts.sum(), 1)
 
     def rarities(self) -> NDArray[np.float64]:
-        """log((N + 1) / (n + 1)) of every token, which n of N captions contain: 0 if all do, as SuperCLIP weights them.
-
-        Raises ConfigError if the table does not have these counts.
-        """
-        if not self.documents or self.captions < max(self.documents):
-            remedy = "Make it again: flip tokenizer table TOKENIZER --captions ... --out FILE."
-            raise ConfigError("data.token_table: does not count captions, which classification needs", remedy=remedy)
+        """log((N + 1) / (n + 1)) of every token, which n of N captions contain, as SuperCLIP weights them."""
         return np.log((self.captions + 1) / (np.array(self.documents, np.float64) + 1))
 
 

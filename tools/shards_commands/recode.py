@@ -72,8 +72,6 @@ EXCLUDED = "excluded by the manifest"
 DAMAGED = "in a damaged chunk, all of which the manifest excludes"
 _FILTERED = ("filters", "seen", "kept", "dropped", "uids")
 """Settings about samples that the source left out of its shards, and that the new shards do not hold."""
-_UNCHANGED = "kept"
-"""Key of ``RecodeResult.unchanged`` in the record of a shard, which another release may read."""
 _LEFTOVER = re.compile(r"\d+\.tar\.tmp\.[0-9a-f]{16}")
 
 
@@ -191,14 +189,12 @@ class RecodeFolder:
             return None
         if record.pop("file", None) != [info.st_size, info.st_mtime_ns]:
             return None
-        return RecodeResult(unchanged=record.pop(_UNCHANGED), **record)
+        return RecodeResult(**record)
 
     def finish(self, number: int, outcome: RecodeResult) -> None:
         """Record that a shard is complete."""
         info = os.stat(self.shard(number))
-        record = asdict(outcome)
-        record[_UNCHANGED] = record.pop("unchanged")
-        _write_json(self._record(number), record | {"file": [info.st_size, info.st_mtime_ns]})
+        _write_json(self._record(number), asdict(outcome) | {"file": [info.st_size, info.st_mtime_ns]})
 
     def remove(self) -> None:
         """Delete OUT.part."""
@@ -382,7 +378,7 @@ def _index(work: RecodeFolder, outcome: RecodeResult, workers: int) -> Manifest:
         "source": work.source.digest,
         "subsampling": SUBSAMPLING,
         "images": outcome.recoded,
-        _UNCHANGED: outcome.unchanged,
+        "kept": outcome.unchanged,
         "restart_markers_verified": work.recoding.markers and not outcome.unverified,
     }
     filters = work.source.settings.get("filters")
