@@ -57,15 +57,15 @@ def test_group_member_cannot_exchange_code_of_new_runs(users, desk, project):
 
 
 def test_existing_runs_below_exposed_folder_continue_until_they_are_exchanged(users, project):
-    """Their job.json is of a version that did not check the folders above."""
+    """Their submission has accepted the folder above (``exposed``)."""
     sweep = project / "demo"
     alice = users.alice
     mallory = users.mallory
     with alice.acts(groups=[TEAM]):
         sweep.mkdir(mode=0o755)
-        submitted(sweep, "old", "old", 0)
-        new = submitted(sweep, "new", "new", 1)
-        write_json(new.path / "job.json", {**read_json(new.path / "job.json"), "exposed": []})
+        old = submitted(sweep, "old", "old", 0)
+        write_json(old.path / "job.json", {**read_json(old.path / "job.json"), "exposed": [str(project)]})
+        submitted(sweep, "new", "new", 1)
     log = supervise(alice, sweep)
     assert (alice.home / "old").exists() and not (alice.home / "new").exists(), log
     assert f"WARNING {project}: members of the group gid {TEAM} may write to it" in log

@@ -15,6 +15,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import sessions
 from tests.harness.common import wait_until
+from tests.harness.job_records import write_formats, write_job
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree
 from tests.synthetic import encode, picture
@@ -206,7 +207,7 @@ def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
     run.config.write_text("schema: 1\n")
     run.config.chmod(0o644)  # as a submission leaves it, whatever the umask
     job = {"kind": "local", "order": order, "python": str(program), "module": "x", "world": 1, "env": {}}
-    write_json(run.path / "job.json", {**job, "snapshot": str(run.path), "after": 0})
+    write_job(run, token=None, snapshot=str(write_formats(run.path)), **job)
     return run
 
 
