@@ -52,7 +52,7 @@ def _size(folder: Path) -> int:
     total = 0
     for top, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # of a process of an older release, which holds no lock
+            with contextlib.suppress(FileNotFoundError):  # a file that a compiler deletes meanwhile
                 total += os.lstat(os.path.join(top, name)).st_size
     return total
 

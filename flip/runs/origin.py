@@ -3,8 +3,7 @@
 Some records name the folder of the run that wrote them (``folder``): job.json, checkpoints/url.json, and owner.json
 of the remote folder. If job.json names another folder than the one where it lies, the answer decides whose processes
 and jobs it names. Remote files do not depend on it: the original of a copy may have been renamed, so a folder that is
-gone does not show that this one was moved (``flip.runs.remote_owner``). A job.json of an older release has no
-``folder``, but the snapshot, which lies in the folder of the sweep. Standard library, Python >= 3.6.
+gone does not show that this one was moved (``flip.runs.remote_owner``). Standard library, Python >= 3.6.
 """
 
 import os

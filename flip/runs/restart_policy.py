@@ -34,7 +34,7 @@ OWN_LIMITS = {"port": "ports", "node": "nodes"}  # causes with a limit of their 
 #: States that launchers pass and end.json stores. The launcher itself was asked to end, so nothing restarts before the
 #: next submission:
 LAUNCHER_STOPPED = "LEAVING"
-#: A stop request reached the ranks before they ended. end.json stores the word of older releases:
+#: A stop request reached the ranks before they ended. The word of end.json:
 STOP_REQUESTED = "TOLD"
 #: The end was not observed, or Slurm's state is not known here:
 UNKNOWN = "UNSEEN"

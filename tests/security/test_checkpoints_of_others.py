@@ -167,7 +167,7 @@ def test_links_of_other_user_in_remote_folder_lead_nowhere(users, bucket, linked
 
 
 def test_files_and_links_of_other_user_in_checkpoint_folders_stay(users):
-    """The folders are open to the group, as an older release left them."""
+    """The folders are open to the group, as in a copy without modes."""
     alice = users.alice
     mallory = users.mallory
     run = run_of(users, alice, "a/demo/run")

@@ -60,7 +60,7 @@ def replace_code(root, run, prepare, honest):
     return name
 
 
-def older_release(code):
+def other_code(code):
     (code / "flip" / "older.py").write_text("")
 
 
@@ -174,7 +174,7 @@ def test_own_run_continues_with_its_code_after_copy_or_move(users, rank_desk, ho
         first.mkdir(), second.mkdir()
     run = stopped_run(desk, alice, first)
     with alice.acts():
-        name = replace_code(first, run, older_release, honest=True)
+        name = replace_code(first, run, other_code, honest=True)
     if how == "copy":
         copy(alice, first / "demo", second)
     else:
@@ -195,7 +195,7 @@ def test_own_run_whose_code_other_user_has_changed_is_refused(users, desk):
         root.mkdir()
     run = stopped_run(desk, alice, root)
     with alice.acts():
-        name = replace_code(root, run, older_release, honest=True)
+        name = replace_code(root, run, other_code, honest=True)
     code = root / "demo" / ".code" / name
     (code / "flip" / "rng.py").chmod(0o666)
     with users.mallory.acts():
@@ -235,7 +235,7 @@ def test_supervisor_does_not_start_copied_job_record(users, desk):
         code = mine / "demo" / ".code" / read_json(run.identity)["code"]
         prepared = {**record, "folder": str(mine / "demo" / "third"), "snapshot": str(code)}
         write_json(theirs / "demo" / "third" / "job.json", prepared)  # only the uid shows that it is a copy
-        del record["folder"], record["uid"]  # as older releases wrote it
+        del record["folder"], record["uid"]  # a partial record
         write_json(theirs / "demo" / "other" / "job.json", record)
     copy(alice, theirs / "demo", mine)
     done = desk.submit(alice, mine)

@@ -1,6 +1,6 @@
 """Tests that a job obeys no record that a member of the group has put into the run, with real user ids.
 
-Alice's run directory has mode 2775, as a copy without modes or a run of an older release. Mallory is in its group.
+Alice's run directory has mode 2775, as a copy without modes. Mallory is in its group.
 """
 
 import os
@@ -203,7 +203,7 @@ def test_begin_refuses_configuration_that_group_member_wrote_in_place(users, run
     assert "may write to it" in begun.stderr and not run.attempts.exists()
 
 
-def test_run_of_older_release_with_open_folders_starts_and_is_closed(users, run, job):
+def test_run_with_open_folders_starts_and_is_closed(users, run, job):
     begun = job(78)
     assert begun.returncode == 78 and run.newest_attempt() == 1, begun.stderr
     assert run.path.stat().st_mode & 0o022 == 0

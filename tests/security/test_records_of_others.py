@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 
 
 def test_supervisor_stops_no_process_that_other_user_recorded(users):
-    """Folders of attempts of older releases are open to the group. A dead supervisor has left an attempt."""
+    """Folders of attempts are open to the group. A dead supervisor has left an attempt."""
     alice = users.alice
     mallory = users.mallory
     processes = {}

@@ -1,7 +1,7 @@
 """Tests that another member of the group can neither write to a run nor redirect what its writers write.
 
 Alice runs; Mallory shares her group. The runs root belongs to the group, as project folders do (mode 3775: setgid and
-sticky), or has a default ACL that lets the group write. An older release left folders of runs open to the group.
+sticky), or has a default ACL that lets the group write. A copy without modes leaves folders of runs open to the group.
 """
 
 import json
@@ -117,7 +117,7 @@ def test_nothing_of_a_run_is_writable_by_others(users, root, umask, inherited):
 
 
 def open_to_group(run, inherited):
-    """Leave the run as releases before this one did under umask 002: all folders but its own have mode 2775.
+    """Leave the run as a copy without modes under umask 002: all folders but its own have mode 2775.
 
     ``inherited``: or as under a default ACL that the group may write.
     """

@@ -69,7 +69,7 @@ def test_file_of_library_in_run_folder_is_closed_by_acl(tmp_path):
     assert not writable(folder / "sub")
 
 
-def test_run_folder_closes_folder_of_older_release(tmp_path):
+def test_run_folder_closes_folder_of_a_copy(tmp_path):
     set_or_skip(tmp_path, acl.DEFAULT, OPEN)
     folder = tmp_path / "metrics"
     folder.mkdir()
@@ -237,7 +237,7 @@ def test_prepared_link_is_replaced_and_victim_unchanged(tmp_path, write):
     assert sorted(os.listdir(tmp_path)) == ["shard", "victim"]
 
 
-def test_append_closes_and_continues_file_of_older_release(tmp_path):
+def test_append_closes_and_continues_open_file(tmp_path):
     path = tmp_path / "1.jsonl"
     path.write_bytes(b"old ")
     path.chmod(0o664)
@@ -308,7 +308,7 @@ def test_read_json_rejects_huge_file_without_reading(tmp_path):
 
 
 def test_json_writers_do_not_follow_prepared_symlinks(tmp_path, monkeypatch):
-    """Covers temporary names that were predictable in older versions, and a random name that exists by chance."""
+    """Covers temporary names that can be predicted, and a random name that exists by chance."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / f"status.json.tmp.{os.getpid()}").symlink_to(victim)

@@ -266,8 +266,8 @@ def test_copy_of_running_run_is_left_alone(field):
     assert not is_copy(copy, copied), "it was renamed"
 
 
-def test_copy_of_running_sweep_of_older_release_is_left_alone(field, tmp_path):
-    """Its job.json names no folder, but a snapshot in the folder of the original sweep."""
+def test_copy_of_running_sweep_whose_job_record_is_partial_is_left_alone(field, tmp_path):
+    """Without ``folder`` it does not show that it is a copy: no start obeys it."""
     run = field.run("a", total=60)
     field.submit(run)
     field.until_moving(run, 1, step=2)
@@ -275,7 +275,7 @@ def test_copy_of_running_sweep_of_older_release_is_left_alone(field, tmp_path):
     shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("*.tmp.*"))
     job = read_json(copy.path / "job.json")
     del job["folder"]
-    write_json(copy.path / "job.json", {**job, "snapshot": str(field.sweep / ".code" / "0123456789abcdef")})
+    write_json(copy.path / "job.json", job)
     assert clusters.states([copy])[copy.path].state == "stopped" and backend.live_ranks(copy) == []
     done = subprocess.run(
         [sys.executable, "-m", "jobs.local.supervisor", copy.path.parent], cwd=ROOT, capture_output=True, text=True

@@ -99,16 +99,6 @@ def test_suggested_command_follows_moved_runs(desk, monkeypatch):
     assert not (desk.folder / "before").exists() and not (desk.folder / "runs").exists()
 
 
-def test_command_of_record_without_folder_needs_none(desk):
-    """Records of earlier releases have no command_folder."""
-    desk("mine.yaml")
-    run = RunDir(desk.folder / "runs" / "other" / "half")
-    record = read_json(run.path / "job.json")
-    assert record.pop("command_folder") == ""
-    write_json(run.path / "job.json", record)
-    assert next_step(run)[1].startswith(sys.executable)
-
-
 def test_command_starts_in_folder_of_submission_if_setting_is_relative(desk, monkeypatch):
     desk("mine.yaml", "data.cache=chunks", "--only", "half")
     run = RunDir(desk.folder / "runs" / "other" / "half")
