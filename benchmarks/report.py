@@ -26,6 +26,7 @@ from benchmarks.lib.results import rounded
 from flip.config.derived import stage_spans
 from flip.config.merge import dump, merge
 from flip.costs import parameters, training_flops
+from flip.runs.formats import RUN_NUMBER
 from flip.runs.rundir import RunDir, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +138,7 @@ def _run(
     speed = 8 * 0.4 * 989e12 / cost
     run.path.mkdir()
     run.config.write_text(dump(config), encoding="utf-8")
-    write_json(run.identity, {"hash": run.name, "schema": 1, "code": "", "config": {}})
+    write_json(run.identity, {"hash": run.name, "schema": RUN_NUMBER, "code": "", "config": {}})
     n = run.start_attempt({"host": "n", "resumes_from": 0})
     start_time = time.time() - 1e6
     steps = np.arange(10, lines * 10 + 1, 10)
@@ -148,7 +149,8 @@ def _run(
             file.write(_line(step, step * batch, loss, speed, start_time))
     error = 0.9 * (cost * total / 1e18) ** -0.08 + random.normal(0, 0.002)
     interval = [0.996 - error, 1.004 - error]
-    common = {"top1": 1 - error, "n": 50_000, "chance": 0.001, "interval": interval}
+    common = {"task": "zeroshot", "precision": "fp32", "top1": 1 - error, "n": 50_000, "chance": 0.001}
+    common["interval"] = interval
     scores = [{"name": "val", "role": "validation", **common}, {"name": "imagenet", "role": "test", **common}]
     run.eval.mkdir()
     for i in range(1, 11):

@@ -27,7 +27,8 @@ if [ "$2" = jobs.runtime.node_agent ]; then
     exec {sys.executable} -c 'import sys
 from jobs.runtime import node_agent
 sys.executable = "{self.stub}"
-sys.exit(node_agent.main(sys.argv[1:]))' "$@" --exec
+node_agent.NodeAgent.preload = lambda self: None
+sys.exit(node_agent.main(sys.argv[1:]))' "$@"
 fi
 if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi
 pwd > "$HOME/ran"
