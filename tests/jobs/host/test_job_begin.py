@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from flip.runs import attempts
+from flip.runs import attempts, records
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import held_jobs, job, notify, requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
@@ -100,6 +100,21 @@ def test_damaged_record_ends_the_job_without_restart(run, capsys, name):
     scheduler = WrittenScheduler()
     assert serve(run, scheduler) == 65 and scheduler.did == []
     assert "a record of the run is damaged: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("absent", records.NEEDED_TO_START)
+def test_partial_job_record_ends_the_job_without_attempt(run, capsys, absent):
+    write_job(run, **{absent: None})
+    scheduler = WrittenScheduler()
+    assert serve(run, scheduler) == 78 and scheduler.did == [] and run.newest_attempt() == 1
+    assert f"job.json: lacks `{absent}`" in capsys.readouterr().err
+
+
+def test_code_of_another_version_ends_the_job_without_attempt(run, tmp_path, capsys):
+    write_job(run, snapshot=str(tmp_path / "code"))
+    scheduler = WrittenScheduler()
+    assert serve(run, scheduler) == 78 and scheduler.did == [] and run.newest_attempt() == 1
+    assert f"{tmp_path}/code: the code of the run has other messages" in capsys.readouterr().err
 
 
 def test_run_that_has_stopped_is_not_started_and_its_jobs_are_settled_once_more(run, told, capsys):

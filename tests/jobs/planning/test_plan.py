@@ -20,6 +20,7 @@ from flip.config.schema import Init
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.formats import FormatError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -374,6 +375,22 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
         apply.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].host_snapshot) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
+
+
+def test_run_whose_code_has_another_version_is_refused_before_it_is_queued(tmp_path, snapshot):
+    folder = tmp_path / "demo"
+    resolved = wanted()
+    apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    RunDir(folder / "a").start_attempt({})
+    code = folder / ".code" / "older"
+    code.mkdir()
+    code = code.rename(code.with_name(digest_of(code)))
+    write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code.name})
+    cluster = Fake()
+    with pytest.raises(FormatError, match="other messages of node agents") as error:
+        existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
+        apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
+    assert error.value.code == 78 and not cluster.jobs
 
 
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
