@@ -16,7 +16,6 @@ from tools.studies import arms_stats, scaling_stats
 from tools.studies.arms_design import Arm, ArmDesign, Round, SmallImages
 from tools.studies.arms_stats import Compared
 from tools.studies.engine import results as study_results
-from tools.studies.engine.answers import Bits, right
 from tools.studies.engine.design import TRIAL_SEED, VALIDATION, StudyRun
 from tools.studies.engine.page import interval, paragraphs, rates_table
 from tools.studies.engine.results import Record, Results
@@ -34,7 +33,9 @@ cost of an arm."""
 UNPAIRED = """\
 binomial variances of both arms, as if they had seen different pictures. These runs kept no answers per picture and no
 weights, so that pictures cannot be paired: an upper bound, unless arms err on opposite pictures."""
-PAIRED = "resampled together with seeds (bootstrap), the same for both arms."
+PAIRED = """\
+the variance of the difference of answers to the same pictures. An interval is at least as wide as that of seeds
+alone."""
 
 BASELINE = "nearest training picture"
 PROBED = "linear probe, random features"
@@ -134,24 +135,13 @@ def compare(study: ArmDesign, results: Results, name: str, first: str, second: s
     between = arms_stats.residual({arm: scores(study, results, arm, name) for arm in study.arms})
     if between is None:
         return None
-    firsts = scores(study, results, first, name)
-    seconds = scores(study, results, second, name)
-    compared = arms_stats.compare(firsts, seconds, between, _pictures(results, name))
-    if compared is None:
-        return None
-    of_first, of_second = (_answers(records(study, results, study.arms[arm]), name) for arm in (first, second))
-    if of_first and of_second:
-        return arms_stats.with_pictures(compared, *arms_stats.bootstrap(of_first, of_second, between))
-    return compared
+    firsts, seconds = (_items(records(study, results, study.arms[arm]), name) for arm in (first, second))
+    return arms_stats.compare(firsts, seconds, between)
 
 
-def _answers(runs: Mapping[int, Record], name: str) -> dict[int, Bits]:
-    """Seed -> answers on a set; empty if a run has none, or if their pictures differ."""
-    items = {seed: item for seed, run in runs.items() for item in run["evaluations"] if item["name"] == name}
-    if len({item.get("images") for item in items.values()}) != 1:
-        return {}
-    bits = {seed: right(item) for seed, item in items.items()}
-    return {seed: each for seed, each in bits.items() if each is not None}
+def _items(runs: Mapping[int, Record], name: str) -> dict[int, Mapping[str, Any]]:
+    """Seed -> result on a set."""
+    return {seed: item for seed, run in runs.items() for item in run["evaluations"] if item["name"] == name}
 
 
 def answers(study: ArmDesign, results: Results) -> list[Block]:
@@ -218,12 +208,6 @@ def _interval(compared: Compared | None, alone: bool = False) -> str:
         return "-"
     shown = compared.seeds if alone else compared.both
     return interval(shown.value, shown.low, shown.high)
-
-
-def _pictures(results: Results, name: str) -> int:
-    """Number of pictures of a set; 0 if no record has it."""
-    items = (item for each in results.records.values() for item in each["evaluations"] if item["name"] == name)
-    return next((int(item["n"]) for item in items if item.get("n")), 0)
 
 
 def _test_facts(study: ArmDesign, results: Results, field: str) -> Any:

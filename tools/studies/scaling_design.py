@@ -16,10 +16,12 @@ from flip.runs.errors import ConfigError
 from jobs.reporting import laws
 from jobs.reporting.laws import Form, Law
 from tools.studies import scaling_stats
+from tools.studies.engine import intervals
 from tools.studies.engine.design import PROBE, TRIAL_SEED, VALIDATION, Entry, Peaks, TestSet, Times, base_lr
+from tools.studies.engine.intervals import Array
 from tools.studies.engine.results import Record, Results, is_zero_shot_test, results_folder, score
 from tools.studies.engine.study import Study
-from tools.studies.scaling_stats import Array, Spread
+from tools.studies.scaling_stats import Spread
 
 if TYPE_CHECKING:
     from tools.studies.engine.design import StudyRun
@@ -319,15 +321,15 @@ class ScalingResults(Results):
 
     def pictures(self, points: Sequence[StudyPoint]) -> Array:
         """Covariance of the accuracies of points by the choice of the test pictures."""
-        return scaling_stats.covariance([self._tested(point) for point in points])
+        return intervals.covariance([self._tested(point) for point in points])
 
     @cached_property
     def is_answered(self) -> bool:
         """Whether all compared runs kept their answers to each test picture."""
         runs = [items for point in points() for items in self._tested(point)]
-        return bool(runs) and scaling_stats.is_answered(runs)
+        return bool(runs) and intervals.is_answered(runs)
 
-    def _tested(self, point: StudyPoint) -> list[scaling_stats.Items]:
+    def _tested(self, point: StudyPoint) -> list[intervals.Items]:
         """The zero-shot results of each run of a point, in the order of the sets' names."""
         return [sorted(_tests(each), key=lambda item: item["name"]) for each in self.points(point).values()]
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jobs.reporting.distributions import Interval, t_quantile
-from tools.studies.engine.answers import Bits, is_paired, right
-
-Array = NDArray[np.float64]
-Items = Sequence[Mapping[str, Any]]
-"""Results of a run on each test set: accuracy, number of pictures, and answers (``answers.py``) if they were kept."""
+from jobs.reporting.distributions import Interval
+from tools.studies.engine.intervals import Array, Error
 
 DRAWS = 2000
 CLEAR = 2.0
@@ -49,9 +43,9 @@ def contrast(
 ) -> Interval | None:
     """Sum of factor * mean of the scores, as a difference of points; None if a point has no score.
 
-    The interval is t * error; the variance is that between seeds, s^2 * sum factor^2 / n with the pooled deviation s,
-    and that of the test pictures, by the `covariance` of the points if it is given. Degrees of freedom by
-    Satterthwaite. Seeds are not paired: points differ in what a seed means for them.
+    The variance between seeds is s^2 * sum factor^2 / n with the pooled deviation s; the part of the test pictures is
+    that of the `covariance` of the points, if it is given. Seeds are not paired: points differ in what a seed means for
+    them.
     """
     if not all(scores for _, scores in terms):
         return None
@@ -61,48 +55,7 @@ def contrast(
     sampled = 0.0
     if pictures is not None:
         sampled = float(factors @ pictures @ factors)
-    freedom = float(between.freedom)
-    if sampled:
-        freedom = between.freedom * ((seeds + sampled) / seeds) ** 2
-    half = t_quantile(freedom) * sqrt(seeds + sampled)
-    return Interval(value, value - half, value + half)
-
-
-def covariance(points: Sequence[Sequence[Items]]) -> Array:
-    """(points, points) of the accuracies of points, means over runs and sets, by the choice of the test pictures.
-
-    ``points``: of each point, of each run, its results. By answers to the same pictures, if all runs kept them. Without
-    them by binomial variances, as if points had seen different pictures, an upper bound for most differences; 0 if the
-    number of pictures is unknown.
-    """
-    every = [items for runs in points for items in runs]
-    total = np.zeros((len(points), len(points)))
-    if not all(points):
-        return total
-    if not is_answered(every):
-        return np.diag([fmean(map(_binomial_variance, runs)) for runs in points])
-    for number in range(len(every[0])):
-        shares = [np.mean([_right(items[number]) for items in runs], axis=0) for runs in points]
-        total += np.cov(shares, bias=True).reshape(total.shape) / len(shares[0])
-    return total / len(every[0]) ** 2
-
-
-def is_answered(runs: Sequence[Items]) -> bool:
-    """Whether runs have answers to the same pictures in every set."""
-    return all(is_paired(first, each) for items in runs for first, each in zip(runs[0], items, strict=True))
-
-
-def _right(item: Mapping[str, Any]) -> Bits:
-    bits = right(item)
-    assert bits is not None
-    return bits
-
-
-def _binomial_variance(items: Items) -> float:
-    """Variance of the mean accuracy over sets by the choice of their pictures, 0..1 squared."""
-    if any("n" not in item for item in items):
-        return 0.0
-    return float(sum(item["top1"] * (1 - item["top1"]) / item["n"] for item in items)) / len(items) ** 2
+    return Error(seeds, between.freedom, sampled).interval(value)
 
 
 def is_clear(difference: Interval) -> bool:

@@ -344,7 +344,7 @@ def test_page_pairs_pictures_and_shows_baseline(tmp_path: Path) -> None:
     write_json(tmp_path / "small" / "baseline.json", {"sets": pixels})
     page.write(tmp_path, three, read(three, tmp_path))
     text = (tmp_path / "small.md").read_text(encoding="utf-8")
-    assert "resampled together with seeds" in text and "cannot be paired" not in text
+    assert "difference of answers to the same pictures" in text and "cannot be paired" not in text
     low, high = map(float, re.findall(r"twemoji more accurate, \+10\.0 \(\+(\d+\.\d) to \+(\d+\.\d)\)", text)[0])
     assert 7.5 < low < 9.0 and 11.0 < high < 12.5, "1.96 * sqrt(0.1 * 0.9 / 1000) = 1.9 points; unpaired 4.4"
     assert "| nearest training picture | - | - | - | - | - | 0 | - | 70.0 | 70.0 | 70.0 |" in text

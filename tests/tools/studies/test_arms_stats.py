@@ -1,12 +1,15 @@
-"""Tests of the statistics of arms: pooled deviation, pictures, bootstrap, correction for several comparisons."""
+"""Tests of the statistics of arms: pooled deviation, paired images, correction for several comparisons."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tools.studies import arms_stats
 from tools.studies.arms_stats import Compared, Residual
+from tools.studies.engine.answers import pack
 
 
 def simulated(seed: int, pictures: int = 400, arms: int = 4, gain: float = 0.05) -> dict[str, dict[int, np.ndarray]]:
@@ -37,54 +40,56 @@ def test_residual_is_of_arm_and_seed() -> None:
     assert arms_stats.residual({"a": base["a"]}) is None and arms_stats.residual({"a": {0: 0.1}, "b": {0: 0.2}}) is None
 
 
-def test_pictures_widen_the_interval() -> None:
-    """Seeds: t(6) * 1 * sqrt(2 / 3). Pictures: 2 * 0.2 * 0.8 / 1000, in points squared 3.2."""
-    between = Residual(1.0, 6, np.array([1.0, -1.0]))
-    scores = {0: 0.2, 1: 0.2, 2: 0.2}
-    compared = arms_stats.compare(scores, scores, between, 1000)
+def results_of(answers: dict[int, np.ndarray], packed: bool = True) -> dict[int, dict[str, Any]]:
+    """Return the result of each seed; ``packed``: with the answers to each image."""
+    results = {}
+    for seed, bits in answers.items():
+        results[seed] = {"name": "t", "top1": float(bits.mean()), "n": len(bits)}
+        if packed:
+            results[seed] |= pack(range(len(bits)), bits)
+    return results
+
+
+def test_images_widen_the_interval_of_seeds() -> None:
+    """Seeds: t(6) * 1 * sqrt(2 / 3). Images: 2 * 0.2 * 0.8 / 1000, in points squared 3.2."""
+    between = Residual(1.0, 6)
+    results = {seed: {"top1": 0.2, "n": 1000} for seed in range(3)}
+    compared = arms_stats.compare(results, results, between)
     assert compared is not None and compared.verdict == "undecided" and compared.p == pytest.approx(1)
+    assert not compared.paired
     assert compared.seeds.high == pytest.approx(2.4469 * (2 / 3) ** 0.5, rel=1e-4)
-    freedom = 6 * ((2 / 3 + 3.2) / (2 / 3)) ** 2
-    assert freedom > 100 and compared.both.high == pytest.approx(1.97 * (2 / 3 + 3.2) ** 0.5, rel=0.01)
-    assert arms_stats.compare({0: 0.1, 1: 0.2}, scores, between, 0) is None
-    alone = arms_stats.compare(scores, scores, between, 0)
+    assert compared.both.high == pytest.approx(1.97 * (2 / 3 + 3.2) ** 0.5, rel=0.01)
+    few = {seed: results[seed] for seed in range(2)}
+    assert arms_stats.compare(few, results, between) is None
+    unknown = {seed: {"top1": 0.2} for seed in range(3)}
+    alone = arms_stats.compare(unknown, unknown, between)
     assert alone is not None and alone.both == alone.seeds
 
 
-def test_bootstrap_over_seeds_and_pictures_covers_truth_and_is_narrower_than_unpaired() -> None:
-    """The population's difference of two equal arms is 0. Paired pictures exclude most of their variance."""
+def test_paired_images_cover_truth_and_are_narrower_than_unpaired() -> None:
+    """The population's difference of two equal arms is 0. Paired images exclude most of their variance."""
     inside = []
     widths = []
     for seed in range(60):
         answers = simulated(seed, gain=0.0)
         between = arms_stats.residual(scores_of(answers))
         assert between is not None
-        interval, p = arms_stats.bootstrap(answers["0"], answers["1"], between, draws=400)
-        plain = arms_stats.compare(*(scores_of(answers)[arm] for arm in "01"), between, 400)
-        assert plain is not None
-        assert interval.value == pytest.approx(plain.both.value)
-        inside.append(interval.contains(0.0))
-        assert abs(p - 0.05) < 0.005 or interval.contains(0.0) == (p > 0.05)
-        widths.append((interval.high - interval.low) / (plain.both.high - plain.both.low))
+        paired = arms_stats.compare(results_of(answers["0"]), results_of(answers["1"]), between)
+        plain = arms_stats.compare(results_of(answers["0"], False), results_of(answers["1"], False), between)
+        assert paired is not None and plain is not None and paired.paired and not plain.paired
+        assert paired.both.value == pytest.approx(plain.both.value)
+        inside.append(paired.both.contains(0.0))
+        assert paired.both.contains(0.0) == (paired.p > 0.05)
+        widths.append((paired.both.high - paired.both.low) / (plain.both.high - plain.both.low))
     assert np.mean(inside) >= 0.9 and np.mean(widths) < 0.8
 
 
-def test_bootstrap_has_students_interval_if_few_runs_determine_the_deviation() -> None:
-    """Both arms answer alike: without pictures the interval is t(4) * sqrt(2 / 3) = 2.27, of a normal one 1.60."""
-    normal = np.random.default_rng(0).standard_normal(2000)
-    between = Residual(1.0, 4, normal / normal.std())
-    bits = {seed: np.arange(100) < 30 for seed in range(3)}
-    interval, p = arms_stats.bootstrap(bits, bits, between)
-    assert (interval.value, p) == (0, pytest.approx(1, abs=0.03))
-    assert [interval.low, interval.high] == pytest.approx([-2.267, 2.267], rel=0.04)
-
-
 def test_holm_corrects_for_number_of_comparisons() -> None:
-    between = Residual(1.0, 30, np.array([1.0, -1.0]))
-    zero = {0: 0.2, 1: 0.2, 2: 0.2}
+    between = Residual(1.0, 30)
+    zero = {seed: {"top1": 0.2} for seed in range(3)}
 
     def gain(points: float) -> Compared:
-        compared = arms_stats.compare({s: 0.2 + points / 100 for s in zero}, zero, between, 0)
+        compared = arms_stats.compare({seed: {"top1": 0.2 + points / 100} for seed in zero}, zero, between)
         assert compared is not None
         return compared
 

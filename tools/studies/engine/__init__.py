@@ -4,6 +4,7 @@
 - `training`: measures core-seconds per sample, submits what is missing, writes a file per complete run.
 - `results`: these files, the learning rates that were chosen, the runs that are missing.
 - `baseline`: the nearest training picture in place of a model. `answers`: a bit per test picture.
+- `intervals`: 95 % intervals over seeds and test images.
 - `page`: writes the page of a study, and its figures.
 
 It knows no study: `tools.studies` imports it, and it imports nothing of that package. Training and its results come
