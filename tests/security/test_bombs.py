@@ -76,13 +76,14 @@ def hole(path, size, *parts):
 # -- parquet ----------------------------------------------------------------------------------------------------------
 
 
+def varint(number):
+    if number > 127:
+        return bytes([number & 127 | 128]) + varint(number >> 7)
+    return bytes([number])
+
+
 def footer_of(chunks):
     """Return a footer with three bytes per column chunk, which become objects several hundred times as large."""
-
-    def varint(number):
-        if number > 127:
-            return bytes([number & 127 | 128]) + varint(number >> 7)
-        return bytes([number])
 
     def structs(number):
         return b"\xfc" + varint(number)
@@ -109,6 +110,28 @@ def lying(data, size):
     return data[:offset] + zigzag(2 * MB, len(true_size)) + data[offset + len(true_size) :]
 
 
+EMPTY_PAGE = b"\x15\x00\x15\x00\x15\x00\x2c\x15\x00\x15\x00\x15\x06\x15\x06\x00\x00"
+"""The header of a page without values."""
+STRUCT = b"\x1c"
+"""The head of a field that is a struct: repeated, each is inside the one before."""
+
+
+def before_pages(data, headers):
+    """Return a parquet file with ``headers`` in front of the pages of its last column."""
+    row_group = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0)
+    column = row_group.column(row_group.num_columns - 1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    return data[:start] + headers + data[start:]
+
+
+def schema_of(columns):
+    """Return a parquet file of columns named a, without rows."""
+    count = varint(columns + 1)
+    schema = b"\x19\xfc" + count + b"\x48\x01r\x15" + varint(2 * columns) + b"\x00"
+    text = b"\x15\x02" + schema + b"\x15\x02\x25\x00\x18\x01a\x00" * columns + b"\x16\x00\x19\x0c\x00"
+    return b"PAR1" + text + len(text).to_bytes(4, "little") + b"PAR1"
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
@@ -132,17 +155,20 @@ def tables(tmp_path_factory):
     (folder / "lying.parquet").write_bytes(lying(data, stated))
     assert pq.ParquetFile(folder / "lying.parquet").metadata.row_group(0).column(1).total_uncompressed_size == 2 * MB
     (folder / "footer.parquet").write_bytes(footer_of(2 * MB))
+    (folder / "wide.parquet").write_bytes(schema_of(60_000))
     hole(folder / "hole.parquet", 1 << 40)
     sound = io.BytesIO()
     pq.write_table(pa.table({"key": keys, "score": np.arange(4096)}), sound)
     (folder / "sound.parquet").write_bytes(sound.getvalue())
+    (folder / "empty.parquet").write_bytes(before_pages(sound.getvalue(), EMPTY_PAGE * 400_000))
+    (folder / "nested.parquet").write_bytes(before_pages(sound.getvalue(), STRUCT * 100_000))
     return folder
 
 
 @pytest.mark.long
 def test_filters_refuse_parquet_bombs(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
-    assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
+    assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 16 * MB
     results = read(
         "import pyarrow.compute, pyarrow.parquet\nfrom flip.data.manifest import filters\n"
         "from flip.data.chunk_reader import ChunkReader as Reader",
@@ -155,7 +181,10 @@ def test_filters_refuse_parquet_bombs(tables):
         "pages": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
         "lying": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
         "rows": f"20,971,520 rows, at most {parquet.ROWS_LIMIT:,} are read",
-        "prefixes": "the column score has encoding 7, which does not tell its size",
+        "prefixes": "the column score has encoding 7, which does not state its size",
+        "empty": "the column score: more pages than its 4,096 values",
+        "nested": "the column score: a page is damaged",
+        "wide": "the parquet file has no column key. There are: a, a, a",
         "footer": f"a footer of 6,291,487 bytes, at most {parquet.FOOTER_LIMIT:,} are read",
         "hole": f"a parquet file of 1,099,511,627,776 bytes, at most {parquet.FILE_LIMIT:,} are read",
     }
@@ -167,6 +196,7 @@ def refused(results, sentences, folder, suffix):
     for name, sentence in sentences.items():
         code, text = results[name]
         assert code == 65 and text.startswith(f"{folder}/{name}{suffix}: ") and sentence in text, (name, code, text)
+        assert len(text) < 1000, name
 
 
 # -- tars -------------------------------------------------------------------------------------------------------------

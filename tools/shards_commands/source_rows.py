@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from flip.data.decode import DecodeError
-from flip.data.manifest.filters import column
+from flip.data.manifest.filters import column, listed
 from flip.data.manifest.tar import EXTENSIONS
 from flip.runs.errors import ConfigError, read_error
 from tools.shards_commands import image_folders
@@ -288,7 +288,7 @@ def _column(given: str, names: Sequence[str], usual: Sequence[str], option: str,
             return lower[name]
     if not option:
         return ""
-    raise ConfigError(f"no column is called {', '.join(usual)}", path, ", ".join(names), f"Name it with {option}.")
+    raise ConfigError(f"no column is called {', '.join(usual)}", path, listed(names), f"Name it with {option}.")
 
 
 def _records(

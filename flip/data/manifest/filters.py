@@ -28,6 +28,9 @@ from flip.runs.errors import ConfigError, DataError, StorageError
 Codes = NDArray[np.uint8]
 NO_ROW = "no row in the parquet file"
 CAPTION = "txt"
+NAMES_SHOWN = 20
+NAME_SHOWN = 60
+"""Names of columns in an error, and characters of each."""
 _OTHER_SHARD = "It is not the shard that was indexed: restore it, or index the shards again."
 _ORDER = ("<=", ">=", "<", ">")
 _FORM = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*([^<>=!'\"\s](?:.*\S)?)\s*")
@@ -254,7 +257,15 @@ def column(name: str, names: Sequence[str], where: str) -> str:
         what = "more than one column has this name"
     else:
         what = "there is no such column"
-    raise ConfigError(what, where, name, f"{'Near are' if near is not names else 'There are'}: {', '.join(near)}.")
+    raise ConfigError(what, where, name, f"{'Near are' if near is not names else 'There are'}: {listed(near)}.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names for a message, of many the first. A file states them, so that their number and length have no limit."""
+    shown = [name if len(name) <= NAME_SHOWN else f"{name[:NAME_SHOWN]}..." for name in names[:NAMES_SHOWN]]
+    if len(names) > NAMES_SHOWN:
+        shown.append(f"and {len(names) - NAMES_SHOWN:,} others")
+    return ", ".join(shown)
 
 
 def _name(key: str) -> str | None:
@@ -335,7 +346,8 @@ def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tupl
     def choose(schema: Any) -> list[str]:
         if "key" not in schema.names:
             remedy = "Is it the one that img2dataset wrote?"
-            raise DataError("the parquet file has no column key", where, schema.names, remedy)
+            remedy = f"There are: {listed(schema.names)}. {remedy}"
+            raise DataError("the parquet file has no column key", where, remedy=remedy)
         chosen = [column(each.column, schema.names, where) for each in filters]
         for each, name in zip(filters, chosen, strict=True):
             each.holds(pa.nulls(0, schema.field(name).type), where)  # refuses a type before the column is read

@@ -8,6 +8,7 @@ therefore read from the headers of pages before pyarrow decompresses anything, a
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flip.data.manifest.parquet_headers import ColumnChunk, HeaderError, pages, row_groups
 from flip.runs.errors import DataError
 
 FILE_LIMIT = 128 << 20
@@ -25,23 +26,6 @@ _ENCODINGS = {
 """Encodings whose decoded size follows from the page's size and the number of rows. The others, DELTA_BYTE_ARRAY and
 DELTA_LENGTH_BYTE_ARRAY, can expand a page without limit."""
 _REMEDY = "Use the file that img2dataset wrote next to the shard: it has a row per link, and numbers or short texts."
-
-# Types of fields in Thrift's compact protocol.
-_TRUE = 1
-_FALSE = 2
-_BYTE = 3
-_I16 = 4
-_I32 = 5
-_I64 = 6
-_DOUBLE = 7
-_BINARY = 8
-_LIST = 9
-_STRUCT = 12
-
-_DAMAGE = (IndexError, KeyError, TypeError, RecursionError)
-"""Errors of reading damaged structs."""
-_Fields = dict[tuple[int, int], Any]
-"""(number, type) -> value; a reader ignores a field that has the number but another type."""
 
 
 def read(data: bytes, where: str, choose: Callable[[Any], Sequence[str]]) -> list[Any]:
@@ -95,10 +79,10 @@ def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
     from pyarrow.types import is_dictionary
 
     try:
-        groups = _row_groups(data)
-    except _DAMAGE as error:
-        raise damaged(where, "its footer is damaged") from error
-    _refuse_more(sum(abs(rows) for rows, _ in groups), ROWS_LIMIT, "{} rows", where)
+        groups = row_groups(data)
+    except HeaderError as error:
+        raise damaged(where, str(error)) from error
+    _refuse_more(sum(abs(group.rows) for group in groups), ROWS_LIMIT, "{} rows", where)
     plain = "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"
     total = 0
     leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
@@ -110,15 +94,13 @@ def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
         bounded = leaf is not None and (leaf.physical_type in plain or str(kind) == "halffloat" or is_dictionary(kind))
         if leaf is None or leaf.max_repetition_level or not bounded:
             raise DataError(f"the column {name} holds {kind}, neither numbers nor text", where, remedy=_REMEDY)
-        for rows, chunks in groups:
-            if leaves[name] < len(chunks):
-                values, start = chunks[leaves[name]]
-            else:
-                values = -1
-                start = 0
-            if values != rows:
-                raise damaged(where, f"{values} values of {name} in {rows} rows")
-            total += _pages_bytes(data, start, values, name, where)
+        for group in groups:
+            if leaves[name] >= len(group.chunks):
+                raise damaged(where, f"a row group without the column {name}")
+            chunk = group.chunks[leaves[name]]
+            if chunk.values != group.rows:
+                raise damaged(where, f"{chunk.values} values of {name} in {group.rows} rows")
+            total += _pages_bytes(data, chunk, name, where)
             _refuse_more(total, COLUMNS_LIMIT, f"{{}} bytes in the columns {', '.join(sorted(set(chosen)))}", where)
 
 
@@ -133,119 +115,18 @@ def _check_indices(values: Any, where: str) -> None:
             raise damaged(where, "a value is not in the dictionary of its column")
 
 
-def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
+def _pages_bytes(data: bytes, chunk: ColumnChunk, name: str, where: str) -> int:
     """Uncompressed bytes of the pages of a column chunk, from their headers.
 
     Raises DataError if they are damaged, or have an encoding without a size limit.
     """
-    total = values = 0
-    while values < rows:
-        try:
-            page, at = _struct(data, at)
-            # The kind of a page selects the field of its header: 0 is a data page, 3 a data page of version 2.
-            part, number = {0: (5, 2), 3: (8, 4)}.get(page[1, _I32], (0, 0))
-            if part:
-                about = page[part, _STRUCT]
-            else:
-                about = {(1, _I32): 0, (0, _I32): 0}
-            count = about[1, _I32]
-            encoding = about[number, _I32]
-            size = page[2, _I32]
-            end = at + page[3, _I32]
-            if size < 0 or not at <= end <= len(data):
-                raise IndexError("a page runs past the end")
-        except _DAMAGE as error:
-            raise damaged(where, f"a page of the column {name} is damaged") from error
-        if encoding not in _ENCODINGS:
-            what = f"the column {name} has encoding {encoding}, which does not tell its size"
-            raise DataError(what, where, remedy=f"Write it again as one of: {', '.join(_ENCODINGS.values())}.")
-        total += size
-        values += count
-        at = end
+    total = 0
+    try:
+        for page in pages(data, chunk):
+            if page.encoding not in _ENCODINGS:
+                what = f"the column {name} has encoding {page.encoding}, which does not state its size"
+                raise DataError(what, where, remedy=f"Write it again as one of: {', '.join(_ENCODINGS.values())}.")
+            total += page.size
+    except HeaderError as error:
+        raise damaged(where, f"the column {name}: {error}") from error
     return total
-
-
-# -- headers: structs of Thrift's compact protocol ---------------------------------------------------------------------
-#
-# pyarrow does not show the headers of pages. It shows the sizes that the footer states, but a file of 69 kB whose
-# footer states 40 bytes takes 1 GiB.
-
-
-def _row_groups(data: bytes) -> list[tuple[int, list[tuple[int, int]]]]:
-    """(rows, [(values, first byte) of each column]) of each row group of a file. Raises ``_DAMAGE``."""
-    footer, _ = _struct(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
-    return [(group[3, _I64], [_chunk(column[3, _STRUCT]) for column in group[1, _LIST]]) for group in footer[4, _LIST]]
-
-
-def _chunk(meta: _Fields) -> tuple[int, int]:
-    values = meta[5, _I64]
-    first = meta[9, _I64]
-    dictionary = meta.get((11, _I64), 0)
-    return values, min(first, dictionary) if dictionary > 0 else first
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at += 1
-        shift += 7
-        if byte < 128:
-            return value, at
-    raise IndexError("a number of more than 64 bits")
-
-
-def _zigzag(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return value >> 1 ^ -(value & 1), at
-
-
-def _struct(data: bytes, at: int) -> tuple[_Fields, int]:
-    """The fields of a struct and its end. Raises IndexError or TypeError if it is damaged."""
-    if at < 0:
-        raise IndexError("a place before the file")
-    fields = _Fields()
-    number = 0
-    while head := data[at]:
-        if head >> 4:
-            number += head >> 4
-            at += 1
-        else:
-            number, at = _zigzag(data, at + 1)
-        if (number, head & 15) in fields:
-            raise TypeError("a field stands twice")  # readers disagree on its value
-        fields[number, head & 15], at = _value(data, at, head & 15)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    """A value and its end; texts and fractions are skipped, and lists of them are empty."""
-    if kind in (_TRUE, _FALSE):
-        return kind == _TRUE, at
-    if kind in (_I16, _I32, _I64):
-        return _zigzag(data, at)
-    if kind in (_BYTE, _DOUBLE):
-        return None, at + (1 if kind == _BYTE else 8)
-    if kind == _BINARY:
-        size, at = _varint(data, at)
-        return None, at + size
-    if kind == _STRUCT:
-        return _struct(data, at)
-    if kind == _LIST:
-        head = data[at]
-        at += 1
-        if head >> 4 < 15:
-            count = head >> 4
-            at = at
-        else:
-            count, at = _varint(data, at)
-        items = []
-        for _ in range(count):
-            item, at = _value(data, at, _BYTE if head & 15 in (_TRUE, _FALSE) else head & 15)
-            if at > len(data):
-                raise IndexError("a list runs past the end")
-            if head & 15 == _STRUCT:
-                items.append(item)
-        return items, at
-    raise TypeError(f"no header has a field of type {kind}")
