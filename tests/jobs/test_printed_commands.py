@@ -33,10 +33,10 @@ from jobs.reporting.report import findings
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from tests.harness.common import ROOT
+from tests.harness.parsers import parser_of, subcommands
 from tests.jobs.outcomes import make
 from tests.synthetic import make_dataset
 from tools.commands import shards
-from tools.documentation.commands import parser_of, subcommands
 
 SWEEP = """
 name: printed

@@ -46,7 +46,6 @@ ALLOWED = {
     ("flip/checkpoint/saver.py", "remote.delete"): "passed to flip.files.deletion, which chooses the names",
     ("jobs/planning/preflight.py", "remote.delete"): "an object with a random name that the line above has written",
     ("tools/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
-    ("tools/documentation/commands.py", "importlib.import_module"): "a command of jobs/__main__.py",
     ("tools/sandbox/config.py", "gpu.symlink_to"): "in a folder of a test cluster, closed to others",
 }
 #: The modules that make folders, open files to write, and delete: the reasons that do not count there.

@@ -1,4 +1,4 @@
-"""List known vulnerabilities of the packages in this environment, using pip-audit (``make audit``)."""
+"""List known vulnerabilities of the packages in this environment, using pip-audit (make audit)."""
 
 import argparse
 import json

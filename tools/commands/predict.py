@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
     parser.add_argument("--count", type=COUNT, default=3, metavar="N", help="pictures shown of --set (default 3)")
     labels.add_argument("--labels", help="labels, separated by commas")
-    labels.add_argument("--classes", help='a JSON file {"names": [...], "templates": [...]}')
+    labels.add_argument("--classes", help="a JSON file with the lists names and templates")
     parser.add_argument(
         "--templates", nargs="+", metavar="T", help="prompt templates; {} is replaced by the label (default: {})"
     )

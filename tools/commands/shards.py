@@ -147,7 +147,7 @@ def _making(commands: _Commands) -> None:
     about = "column of classes; captions, if there are none, are made of --template"
     command.add_argument("--label", metavar="COLUMN", help=about)
     command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
-    about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"
+    about = "caption of a labelled picture (default: a photo of a {label}); of several, training draws one"
     command.add_argument("--template", action="append", metavar="TEXT", help=about)
     about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"
     command.add_argument("--split", type=Number(float, above=0, below=1), metavar="SHARE", help=about)

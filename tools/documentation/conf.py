@@ -8,9 +8,11 @@ author = "the FLIP authors"
 copyright = f"{author}, Apache-2.0"
 root_doc = "docs/index"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx_argparse_cli", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
+default_role = "literal"  # `text` of help texts is code
+smartquotes_action = "qe"  # quotes and ellipses; no dashes, because options begin with two
 source_suffix = {".md": "markdown"}
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"

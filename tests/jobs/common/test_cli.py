@@ -17,8 +17,8 @@ from jobs.commands import submit
 from jobs.common import cli
 from jobs.common.cli import Number, Parser, note, run_command
 from jobs.common.completion import actions_of
+from tests.harness.parsers import parser_of
 from tools.commands import shards
-from tools.documentation.commands import parser_of
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ["submit", "status", "logs", "cancel", "report", "demo_data", "predict", "shards", "tokenizer"]

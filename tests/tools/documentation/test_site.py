@@ -1,8 +1,10 @@
 """Tests that `make docs` refuses a broken link, and that its generated pages agree with the code."""
 
 import argparse
+import html
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -20,6 +22,7 @@ from jobs.__main__ import PACKAGES
 from jobs.common import documents, next_commands
 from jobs.common.documents import DOCUMENTS, schema_of
 from tests.harness.common import ROOT
+from tests.harness.parsers import parser_of, subcommands
 from tools.documentation import build, choices, commands, configuration, json_documents, python_api
 
 
@@ -46,17 +49,46 @@ def test_every_field_is_described():
     assert missing == ["evaluate.sets.NAME.manifest"], "write a text below these fields of flip/config/schema.py"
 
 
-def test_command_page_has_every_option_of_every_parser():
-    text = commands.text()
-    for name in PACKAGES:
-        top = commands.parser_of(name)
-        section = text[text.index(f"\n## flip {name}\n") :]
-        section = section[: section.find("\n## ", 1)] if "\n## " in section[1:] else section
-        for parser in (top, *commands.subcommands(top)):
-            assert f" {parser.prog}\n" in section
-            for action in parser._actions:
-                if action.help != argparse.SUPPRESS:
-                    assert all(option in section + text[:2000] for option in action.option_strings), (name, action)
+TYPOGRAPHY = {"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2026": "...", "`": ""}
+
+
+def words(text):
+    """Return the text with one space for any white space, and without typography and markup of code."""
+    return " ".join(text.translate(str.maketrans(TYPOGRAPHY)).split())
+
+
+@pytest.fixture(scope="module")
+def command_page(tmp_path_factory):
+    """Return the words of the page of commands, built alone."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "index.md").write_text(commands.text(), encoding="utf-8")
+    line = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", "-b", "html", "-C"]
+    settings = ["extensions=myst_parser,sphinx_argparse_cli", "default_role=literal", "smartquotes_action=qe"]
+    for setting in [*settings, "suppress_warnings=myst.xref_missing"]:
+        line += ["-D", setting]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*line, folder, folder / "out"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "out" / "index.html").read_text(encoding="utf-8")
+    return words(html.unescape(re.sub(r"<[^>]+>", "", page)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PACKAGES)
+def test_command_page_shows_all_that_help_shows(command_page, name):
+    top = parser_of(name)
+    for parser in (top, *subcommands(top)):
+        assert f"{parser.prog} [-h]" in command_page
+        for text in (parser.description, parser.epilog):
+            for line in (text or "").splitlines():
+                assert words(line) in command_page
+        formatter = parser._get_formatter()
+        for action in parser._actions:
+            if action.help not in (None, argparse.SUPPRESS):
+                assert words(formatter._expand_help(action)) in command_page, (parser.prog, action)
+                assert all(option in command_page for option in action.option_strings)
+        for group in parser._action_groups:
+            assert not group._group_actions or group.title in command_page
 
 
 def test_page_of_exit_codes_has_every_code():
