@@ -23,12 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def script(args: argparse.Namespace) -> int:
-    from flip.runs.errors import ConfigError
+    import argcomplete
 
-    try:
-        import argcomplete
-    except ModuleNotFoundError:
-        remedy = "Install it: pip install 'argcomplete>=3.3,<4'"
-        raise ConfigError("completion needs the package argcomplete", remedy=remedy) from None
     print(argcomplete.shellcode(["flip"], True, args.shell))
     return 0

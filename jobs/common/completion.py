@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,8 @@ def command(known: Iterable[str]) -> str:
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Print the completions of the line that the shell has in its environment, and exit."""
-    try:
-        import argcomplete
-    except ModuleNotFoundError:
-        sys.exit(1)
+    import argcomplete
+
     for action in actions_of(parser):
         completer = completer_of(action.dest, bool(action.option_strings))
         if completer is not None:
