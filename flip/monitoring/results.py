@@ -22,7 +22,7 @@ from flip.monitoring.metrics_reader import Metrics
 from flip.runs import lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.job_kind import REQUEST
-from flip.runs.lifecycle import RunState, Seen
+from flip.runs.lifecycle import RunState, SchedulerView
 from flip.runs.rundir import RunDir, read_record
 
 T = TypeVar("T")
@@ -235,7 +235,7 @@ def _kind(key: str) -> Any:
     return _KINDS.get(generic_key(key), records.ANY_SETTING)
 
 
-def read_outcomes(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None) -> list[Outcome]:
+def read_outcomes(root: str | os.PathLike[str], seen: Mapping[Path, SchedulerView] | None = None) -> list[Outcome]:
     """The outcomes of all runs below ``root``; ``seen`` as in ``read_runs``."""
     runs = find_runs(root)
     states = lifecycle.states(runs, seen or {})
@@ -243,7 +243,7 @@ def read_outcomes(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None
 
 
 def read_runs(
-    root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None, settings: Iterable[str] = ()
+    root: str | os.PathLike[str], seen: Mapping[Path, SchedulerView] | None = None, settings: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """The results of all runs below ``root``: a flat dict per run, all with the same keys, ready for a data frame.
 

@@ -193,7 +193,7 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
         if before is not None and n >= before:
             break
         end = unseen_end(run, n)
-        if unwritten and in_start_of(run, n, unwritten):
+        if unwritten and in_same_allocation(run, n, unwritten):
             end = EndFacts(STORAGE, None)
         end_attempt(run, n, end, observed=False)
 
@@ -209,7 +209,7 @@ def unseen_end(run: RunDir, n: int) -> EndFacts:
     return EndFacts(None, UNKNOWN)
 
 
-def in_start_of(run: RunDir, n: int, first: int) -> bool:
+def in_same_allocation(run: RunDir, n: int, first: int) -> bool:
     """Whether attempt n is ``first``, or started in its allocation."""
     start, of_first = (read_record(run.attempt(number) / "start.json") or {} for number in (n, first))
     return n == first or (n > first and restarted_in_place(start, of_first))

@@ -1,7 +1,7 @@
 """What state is a run in? ``state_of`` is the only function that names one (docs/cluster.md, State of a run).
 
 It is a pure function of what the files of the run prove (``Facts``, read by ``read_facts``) and of what the scheduler
-shows of its job (``Seen``). Back ends only look and return ``Seen``; ``states`` does the rest for them. Where the
+shows of its job (``SchedulerView``). Back ends only look and return ``SchedulerView``; ``states`` does the rest for them. Where the
 answer depends on a scheduler that was not asked or does not answer, the state is ``unknown``. Standard library,
 Python >= 3.6.
 """
@@ -27,13 +27,13 @@ FINAL = ("complete", "failed", "cancelled")
 ACTIVE_STATES = ("queued", "running", "waiting")
 """States in which a job of a run exists."""
 
-# What a scheduler shows of the job of a run (``Seen.kind``).
+# What a scheduler shows of the job of a run (``SchedulerView.kind``).
 ABSENT = "absent"  # it has no such job, or no supervisor is running
 QUEUED = "queued"  # it starts the job when resources are free
 HELD = "held"  # the job does not start until it is released
 ACTIVE = "active"  # the job is on nodes, or its ranks are running
 ENDING = "ending"  # the same, and it saves and stops, or its owner is at work
-OVER = "ended"  # the job has ended, and the scheduler still lists it
+LISTED_AS_ENDED = "ended"  # the job has ended, and the scheduler still lists it
 UNKNOWN = "unknown"  # the scheduler does not answer, cannot answer for this run, or was not asked
 
 UNREADABLE = (OSError, ValueError, KeyError)
@@ -44,23 +44,23 @@ UNSEEN_REASON = "ended unseen: preempted, or its node failed"
 COPIED = "copied or moved to this folder, and not submitted since"
 
 
-class Seen(NamedTuple):
+class SchedulerView(NamedTuple):
     """What a scheduler shows of the job of a run."""
 
     kind: str = UNKNOWN
     reason: str = ""
-    """A sentence without a full stop. ABSENT, OVER: what has become of the job. QUEUED, HELD: why it waits. ACTIVE,
-    ENDING: what it does, if it does not simply train. UNKNOWN: why that is so."""
+    """A sentence without a full stop. ABSENT, LISTED_AS_ENDED: what has become of the job. QUEUED, HELD: why it waits.
+    ACTIVE, ENDING: what it does, if it does not simply train. UNKNOWN: why that is so."""
     start: str = ""
     """Expected start, as the scheduler prints it; empty: unknown."""
     needs: str = ""
     """What a person must do before the job can start; empty: nothing."""
     detail: str = ""
-    """Further evidence, as a sentence. QUEUED, HELD: how its last starts failed. OVER: how its batch script failed,
-    which counts if the newest attempt has no recorded end."""
+    """Further evidence, as a sentence. QUEUED, HELD: how its last starts failed. LISTED_AS_ENDED: how its batch
+    script failed, which counts if the newest attempt has no recorded end."""
 
 
-NOT_ASKED = Seen(UNKNOWN, "it is not known whether it runs: its scheduler was not asked")
+NOT_ASKED = SchedulerView(UNKNOWN, "it is not known whether it runs: its scheduler was not asked")
 
 
 class Facts(NamedTuple):
@@ -118,7 +118,9 @@ class RunState(NamedTuple):
 # -- the rule ----------------------------------------------------------------------------------------------------------
 
 
-def state_of(facts: Facts, seen: Seen = NOT_ASKED, first: Optional[RunState] = None, ending: bool = False) -> RunState:
+def state_of(
+    facts: Facts, seen: SchedulerView = NOT_ASKED, first: Optional[RunState] = None, ending: bool = False
+) -> RunState:
     """The state of a run.
 
     Args:
@@ -157,7 +159,7 @@ def state_of(facts: Facts, seen: Seen = NOT_ASKED, first: Optional[RunState] = N
     return _stopped(facts, seen)
 
 
-def damaged_state(n: int, error: Exception, path: Path, seen: Seen = NOT_ASKED) -> RunState:
+def damaged_state(n: int, error: Exception, path: Path, seen: SchedulerView = NOT_ASKED) -> RunState:
     """The state of a run whose files raised one of UNREADABLE; ``n``: its newest attempt, as far as known.
 
     A file that cannot be read may be readable later. Damaged content stays: nothing of such a run starts again.
@@ -171,7 +173,7 @@ def damaged_state(n: int, error: Exception, path: Path, seen: Seen = NOT_ASKED) 
     return RunState("running" if seen.kind in (ACTIVE, ENDING) else "failed", n, reason)
 
 
-def _activity(facts: Facts, seen: Seen) -> str:
+def _activity(facts: Facts, seen: SchedulerView) -> str:
     """What an active job does, for ``RunState.detail``; empty if it simply trains."""
     if facts.cancelled:
         return "%s: it saves and stops" % facts.cancelled
@@ -188,7 +190,7 @@ def _activity(facts: Facts, seen: Seen) -> str:
     return "starting"
 
 
-def _idle(facts: Facts, seen: Seen) -> RunState:
+def _idle(facts: Facts, seen: SchedulerView) -> RunState:
     """Queued, or waiting if an attempt of this submission has ended."""
     reason = _last_reason(facts)
     if facts.open and not seen.detail:
@@ -202,7 +204,7 @@ def _idle(facts: Facts, seen: Seen) -> RunState:
     return RunState("waiting" if facts.started else "queued", facts.attempt, detail, seen.start, needs=seen.needs)
 
 
-def _stopped(facts: Facts, seen: Seen) -> RunState:
+def _stopped(facts: Facts, seen: SchedulerView) -> RunState:
     """Stopped: no scheduler has a job of this run, and nothing starts it again."""
     evidence = ""
     if facts.open or not facts.started:
@@ -218,7 +220,7 @@ def _last_reason(facts: Facts) -> str:
     return str(facts.end["reason"])
 
 
-def _job(seen: Seen) -> str:
+def _job(seen: SchedulerView) -> str:
     """What ``canary.Wait.job`` calls the state of the job: queued, held or gone."""
     return {QUEUED: "queued", HELD: canary.JOB_HELD}.get(seen.kind, "gone")
 
@@ -295,7 +297,7 @@ def awaited_canaries(runs: Iterable[RunDir]) -> Dict[Path, RunDir]:
     return canaries
 
 
-def states(runs: Iterable[RunDir], seen: Mapping[Path, Seen]) -> Dict[Path, RunState]:
+def states(runs: Iterable[RunDir], seen: Mapping[Path, SchedulerView]) -> Dict[Path, RunState]:
     """Path of a run -> its state.
 
     ``seen``: what schedulers show, also of the canaries of runs that wait (``awaited_canaries``). Ask them before this
@@ -305,7 +307,7 @@ def states(runs: Iterable[RunDir], seen: Mapping[Path, Seen]) -> Dict[Path, RunS
     return {run.path: _read_state(run, seen, canaries) for run in runs}
 
 
-def _read_state(run: RunDir, seen: Mapping[Path, Seen], canaries: Optional[Dict[Path, RunState]]) -> RunState:
+def _read_state(run: RunDir, seen: Mapping[Path, SchedulerView], canaries: Optional[Dict[Path, RunState]]) -> RunState:
     """``canaries``: the states of canaries so far; None for a canary itself, which waits for none."""
     shown = seen.get(run.path, NOT_ASKED)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flip.runs.job_kind import EVALUATE, TRAIN, sweep_folder
-from flip.runs.lifecycle import Seen
+from flip.runs.lifecycle import SchedulerView
 from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, read_lenient
 
@@ -152,7 +152,7 @@ class Backend(Protocol):
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start jobs in this order as resources allow. Restarts of failed and cancelled runs are counted anew."""
 
-    def seen(self, runs: Sequence[RunDir]) -> dict[Path, Seen]:
+    def seen(self, runs: Sequence[RunDir]) -> dict[Path, SchedulerView]:
         """Path of a run -> what the scheduler shows of its job. Never raises: if it cannot be read, it is UNKNOWN."""
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional
 
 from flip.files.creation import run_folder
 from flip.runs import attempts, lifecycle
-from flip.runs.lifecycle import ABSENT, FINAL, HELD, RunState, Seen
+from flip.runs.lifecycle import ABSENT, FINAL, HELD, RunState, SchedulerView
 from flip.runs.rundir import RunDir, create_json, read_record
 
 DEADLINE = 30.0  # seconds that the command gets
@@ -49,13 +49,13 @@ def _final_state(run: RunDir) -> str:
     A run whose canary is lost does not start any more and counts as failed.
     """
     facts = lifecycle.read_facts(run)
-    state = lifecycle.state_of(facts, Seen(ABSENT)).state
+    state = lifecycle.state_of(facts, SchedulerView(ABSENT)).state
     if state in FINAL:
         return state
     if not facts.waits_for:
         return ""
     first = _canary_state(RunDir(run.path.parent / facts.waits_for))
-    if lifecycle.state_of(facts, Seen(HELD), first).state == "stopped":
+    if lifecycle.state_of(facts, SchedulerView(HELD), first).state == "stopped":
         return "failed"
     return ""
 
@@ -63,7 +63,7 @@ def _final_state(run: RunDir) -> str:
 def _canary_state(first: RunDir) -> RunState:
     """The state of a canary as its files prove it; one that may continue is running."""
     facts = lifecycle.read_facts(first)
-    state = lifecycle.state_of(facts, Seen(ABSENT))
+    state = lifecycle.state_of(facts, SchedulerView(ABSENT))
     if state.state in FINAL or not facts.submitted:
         return state
     return RunState("running")

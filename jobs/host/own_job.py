@@ -40,12 +40,12 @@ def restart_count(environ: Mapping[str, str]) -> int:
 
 
 def job_state(
-    job: str, restarts: int, deadline: float = slurm_cli.DEADLINE, seen: Optional[Dict[str, str]] = None
+    job: str, restarts: int, deadline: float = slurm_cli.DEADLINE, fields_out: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
     """The state of a job whose script is ending, see ``state_of``; None if Slurm does not answer, UNKNOWN if it does
     not know the job.
 
-    ``restarts``: SLURM_RESTART_COUNT of this start. ``seen`` receives the job's fields.
+    ``restarts``: SLURM_RESTART_COUNT of this start. ``fields_out`` receives the job's fields.
     """
     try:
         fields = slurm_cli.job_fields(job, deadline)
@@ -53,8 +53,8 @@ def job_state(
         return UNKNOWN
     except slurm_cli.SlurmUnavailable:
         return None
-    if seen is not None:
-        seen.update(fields)
+    if fields_out is not None:
+        fields_out.update(fields)
     return state_of(fields, restarts)
 
 

@@ -72,11 +72,11 @@ def requeue(
     fields: Dict[str, str] = {}
     state: Optional[str] = "TIMEOUT"
     if not ending:
-        state = job_state(job, restarts, seen=fields)
+        state = job_state(job, restarts, fields_out=fields)
     checked = bool(exclude and fields)
     if checked:  # before the requeue, after which this process may be killed at once
         exclude = affordable(fields, exclude)
-        state = job_state(job, restarts, seen=fields)  # the queries may have taken a minute
+        state = job_state(job, restarts, fields_out=fields)  # the queries may have taken a minute
     left_alone = _request_requeue(job, restarts, state, fields, ending, sleep or time.sleep)
     if left_alone:
         return left_alone
@@ -146,7 +146,7 @@ def superseded(run: RunDir, environ: Mapping[str, str]) -> bool:
     if follows is None or restart_count(environ):
         return False
     newest = run.newest_attempt()
-    return newest > follows and not attempts.in_start_of(run, newest, follows)
+    return newest > follows and not attempts.in_same_allocation(run, newest, follows)
 
 
 def affordable(fields: Mapping[str, str], exclude: Optional[Sequence[str]]) -> Optional[Sequence[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from flip.files import deletion, python_path
 from flip.files.creation import open_append, run_folder
 from flip.runs.errors import FlipError
-from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, UNKNOWN, UNREADABLE, Seen
+from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, UNKNOWN, UNREADABLE, SchedulerView
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -21,7 +21,7 @@ from jobs.host import sessions
 from jobs.local import supervisor
 
 
-def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
+def seen(runs: Sequence[RunDir]) -> dict[Path, SchedulerView]:
     """Path of a run -> what this machine shows: whether the supervisor serves its sweep, and whether ranks live."""
     served: dict[Path, bool] = {}
     shown = {}
@@ -32,25 +32,25 @@ def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
                 served[sweep] = supervisor.is_served(sweep)
             shown[run.path] = _seen(run, served[sweep])
         except OSError as error:
-            shown[run.path] = Seen(UNKNOWN, f"it cannot be read: {error}")
+            shown[run.path] = SchedulerView(UNKNOWN, f"it cannot be read: {error}")
         except (ValueError, KeyError):  # damaged: a supervisor leaves it alone
-            shown[run.path] = Seen(ABSENT, supervisor.ABSENT_REASON)
+            shown[run.path] = SchedulerView(ABSENT, supervisor.ABSENT_REASON)
     return shown
 
 
-def _seen(run: RunDir, served: bool) -> Seen:
+def _seen(run: RunDir, served: bool) -> SchedulerView:
     job = record_of(run)
     n = run.newest_attempt()
     if is_copy(run, job):
-        return Seen(ABSENT, supervisor.ABSENT_REASON)
+        return SchedulerView(ABSENT, supervisor.ABSENT_REASON)
     if n > 0 and not (run.attempt(n) / "end.json").exists():
         if served:
-            return Seen(ACTIVE)
+            return SchedulerView(ACTIVE)
         if live_ranks(run):
-            return Seen(ENDING, "its supervisor has died: it saves and stops")
+            return SchedulerView(ENDING, "its supervisor has died: it saves and stops")
     if served and job:
         return supervisor.idle(job)
-    return Seen(ABSENT, supervisor.ABSENT_REASON)
+    return SchedulerView(ABSENT, supervisor.ABSENT_REASON)
 
 
 class LocalBackend:

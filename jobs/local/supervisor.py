@@ -24,7 +24,7 @@ from flip.files import ownership
 from flip.files.creation import RefusedPath, close_umask, open_lock, run_folder
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, ConfigError, start_logging
-from flip.runs.lifecycle import Seen
+from flip.runs.lifecycle import SchedulerView
 from flip.runs.next_step import HERE, NOTHING_HELD, Allocation, Step
 from flip.runs.origin import is_copy
 from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, EndFacts
@@ -372,10 +372,10 @@ def main(folder: str) -> int:
     return 0
 
 
-def idle(job: Mapping[str, Any]) -> Seen:
+def idle(job: Mapping[str, Any]) -> SchedulerView:
     """What a supervisor shows of a run of its sweep without a running attempt: it starts the run as soon as there is
     room, or, if the run waits for a canary, once that has passed."""
-    return Seen(lifecycle.HELD if job.get("waits_for") else lifecycle.QUEUED)
+    return SchedulerView(lifecycle.HELD if job.get("waits_for") else lifecycle.QUEUED)
 
 
 def may_start(run: RunDir, job: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flip.files.ownership import user_name
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
-from flip.runs.lifecycle import FINAL, HELD, QUEUED, UNREADABLE, RunState, Seen
+from flip.runs.lifecycle import FINAL, HELD, QUEUED, UNREADABLE, RunState, SchedulerView
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
@@ -35,12 +35,12 @@ def kind_of(run: RunDir) -> str:
     return record_of(run).get("kind", "local")
 
 
-def seen(runs: Iterable[RunDir]) -> dict[Path, Seen]:
+def seen(runs: Iterable[RunDir]) -> dict[Path, SchedulerView]:
     """Path of a run, or of the canary for which one waits -> what its backend shows of its job; one call of squeue for
     all runs on Slurm."""
     runs = list(runs)
     queried = {run.path: run for run in [*lifecycle.awaited_canaries(runs).values(), *runs]}
-    shown: dict[Path, Seen] = {}
+    shown: dict[Path, SchedulerView] = {}
     for kind, group in _by_kind(queried.values()).items():
         shown |= open_backend(ClusterProfile(kind=kind)).seen(group)
     return shown

@@ -1,4 +1,4 @@
-"""What Slurm shows of the jobs of runs (``flip.runs.lifecycle.Seen``), from one call of squeue."""
+"""What Slurm shows of the jobs of runs (``flip.runs.lifecycle.SchedulerView``), from one call of squeue."""
 
 import contextlib
 import os
@@ -8,7 +8,17 @@ from pathlib import Path
 
 from flip.files.ownership import user_name
 from flip.runs import canary
-from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, HELD, OVER, QUEUED, UNKNOWN, UNREADABLE, Seen
+from flip.runs.lifecycle import (
+    ABSENT,
+    ACTIVE,
+    ENDING,
+    HELD,
+    LISTED_AS_ENDED,
+    QUEUED,
+    UNKNOWN,
+    UNREADABLE,
+    SchedulerView,
+)
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import held_jobs, slurm_cli
@@ -18,7 +28,7 @@ from jobs.slurm import start_problems
 KILLED_STATES = ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY")  # of a job whose batch script could not record its end
 
 
-def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
+def seen(runs: Sequence[RunDir]) -> dict[Path, SchedulerView]:
     """Path of a run -> what Slurm shows of its job. It is UNKNOWN if Slurm does not answer for the run."""
     rows: dict[Path, QueueRow] = {}
     try:
@@ -29,28 +39,28 @@ def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
     return {run.path: _seen(run, rows.get(run.path), unanswered.get(run.path, "")) for run in runs}
 
 
-def _seen(run: RunDir, row: QueueRow | None, unanswered: str) -> Seen:
+def _seen(run: RunDir, row: QueueRow | None, unanswered: str) -> SchedulerView:
     try:
         if row is None:
             if unanswered:
-                return Seen(UNKNOWN, unanswered)
+                return SchedulerView(UNKNOWN, unanswered)
             return _absent(run)
         if row.state in WAITING:
             return _waiting(run, row)
         if row.state in ENDED:
             return _ended(run, row)
     except UNREADABLE as error:
-        return Seen(UNKNOWN, f"a file of it cannot be read: {error}")
+        return SchedulerView(UNKNOWN, f"a file of it cannot be read: {error}")
     if row.state == "COMPLETING":
-        return Seen(ENDING)
-    return Seen(ACTIVE, "" if row.state == "RUNNING" else f"in Slurm: {row.state}")
+        return SchedulerView(ENDING)
+    return SchedulerView(ACTIVE, "" if row.state == "RUNNING" else f"in Slurm: {row.state}")
 
 
-def _absent(run: RunDir) -> Seen:
+def _absent(run: RunDir) -> SchedulerView:
     job = read_record(run.path / "job.json") or {}
     if run.newest_attempt() <= job.get("after", 0) and not _was_accepted(run, job.get("token", "")):
-        return Seen(ABSENT, "Slurm did not confirm that it accepted its job")
-    return Seen(ABSENT, "its job is not in Slurm's queue any more")
+        return SchedulerView(ABSENT, "Slurm did not confirm that it accepted its job")
+    return SchedulerView(ABSENT, "its job is not in Slurm's queue any more")
 
 
 def _was_accepted(run: RunDir, token: str) -> bool:
@@ -58,7 +68,7 @@ def _was_accepted(run: RunDir, token: str) -> bool:
     return canary.file_exists(run.path.parent / ".slurm" / token / "submitted.json") is not False
 
 
-def _waiting(run: RunDir, row: QueueRow) -> Seen:
+def _waiting(run: RunDir, row: QueueRow) -> SchedulerView:
     why = ""
     if row.reason and row.reason != "None":
         why = f"in Slurm: {row.reason}"
@@ -66,16 +76,16 @@ def _waiting(run: RunDir, row: QueueRow) -> Seen:
     if needs:
         why += f" ({needs})"
     kind = HELD if held_jobs.is_held(row) else QUEUED
-    return Seen(kind, why, row.start, needs, start_problems.failed_starts(run, row))
+    return SchedulerView(kind, why, row.start, needs, start_problems.failed_starts(run, row))
 
 
-def _ended(run: RunDir, row: QueueRow) -> Seen:
+def _ended(run: RunDir, row: QueueRow) -> SchedulerView:
     if row.state == "CANCELLED":
-        return Seen(OVER, "its job was cancelled in Slurm")
+        return SchedulerView(LISTED_AS_ENDED, "its job was cancelled in Slurm")
     failure = ""
     if row.state in KILLED_STATES:
         failure = _script_failure(run)
-    return Seen(OVER, f"its job ended ({row.state})", detail=failure)
+    return SchedulerView(LISTED_AS_ENDED, f"its job ended ({row.state})", detail=failure)
 
 
 def _script_failure(run: RunDir) -> str:

@@ -11,7 +11,7 @@ from flip.evaluation.metrics.result_files import ScoreRecord, write_result, writ
 from flip.monitoring.metrics_reader import Metrics
 from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
-from flip.runs.lifecycle import ABSENT, QUEUED, Seen
+from flip.runs.lifecycle import ABSENT, QUEUED, SchedulerView
 from flip.runs.rundir import read_json, write_json
 from tests.jobs.outcomes import make
 
@@ -61,7 +61,10 @@ def test_read_runs_uses_what_was_seen_of_the_jobs(tmp_path):
     )
     for run in (waiting, gone):
         write_json(run.path / "job.json", {"kind": "slurm", "after": 0})
-    seen = {waiting.path: Seen(QUEUED, "in Slurm: BeginTime"), gone.path: Seen(ABSENT, "its job is gone")}
+    seen = {
+        waiting.path: SchedulerView(QUEUED, "in Slurm: BeginTime"),
+        gone.path: SchedulerView(ABSENT, "its job is gone"),
+    }
     rows = {row["run"]: (row["state"], row["reason"]) for row in flip.read_runs(tmp_path, seen)}
     assert rows["waiting"] == ("waiting", "r; in Slurm: BeginTime")
     assert rows["gone"] == ("stopped", "r; its job is gone: submit again")

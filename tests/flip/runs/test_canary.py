@@ -8,7 +8,7 @@ import pytest
 
 from flip.runs import canary, lifecycle
 from flip.runs.canary import CANCEL, FREE, LEAVE, LOST, RELEASE, WAITING, Wait, at_end, choose, standing
-from flip.runs.lifecycle import ABSENT, ACTIVE, QUEUED, Seen
+from flip.runs.lifecycle import ABSENT, ACTIVE, QUEUED, SchedulerView
 from flip.runs.rundir import RunDir, write_json
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cluster.md"
@@ -97,7 +97,9 @@ def log(run, n, *steps):
 
 
 def state_of(run, **seen):
-    state = lifecycle.states([run], {run.path.parent / name: Seen(kind) for name, kind in seen.items()})[run.path]
+    state = lifecycle.states([run], {run.path.parent / name: SchedulerView(kind) for name, kind in seen.items()})[
+        run.path
+    ]
     return state.state, state.detail
 
 

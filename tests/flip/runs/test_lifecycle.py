@@ -10,16 +10,28 @@ from pathlib import Path
 import pytest
 
 from flip.runs import attempts, lifecycle
-from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, HELD, OVER, QUEUED, UNKNOWN, Facts, RunState, Seen, state_of
+from flip.runs.lifecycle import (
+    ABSENT,
+    ACTIVE,
+    ENDING,
+    HELD,
+    LISTED_AS_ENDED,
+    QUEUED,
+    UNKNOWN,
+    Facts,
+    RunState,
+    SchedulerView,
+    state_of,
+)
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, create_json, write_json
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cluster.md"
 
-#: Column of the table -> the kinds of ``Seen`` that it stands for.
+#: Column of the table -> the kinds of ``SchedulerView`` that it stands for.
 COLUMNS = {
     "nothing": (UNKNOWN,),
-    "no job, or an ended one": (ABSENT, OVER),
+    "no job, or an ended one": (ABSENT, LISTED_AS_ENDED),
     "queued, held": (QUEUED, HELD),
     "on nodes, ending": (ACTIVE, ENDING),
 }
@@ -90,7 +102,7 @@ def test_state_follows_from_files_and_scheduler(run, row):
     run = make(run, row)
     for kinds, expected in zip(COLUMNS.values(), TABLE[row], strict=True):
         for kind in kinds:
-            state = lifecycle.states([run], {run.path: Seen(kind, "why")})[run.path]
+            state = lifecycle.states([run], {run.path: SchedulerView(kind, "why")})[run.path]
             assert (state.state, kind) == (expected, kind)
             assert state.state in lifecycle.STATES and state.attempt == run.newest_attempt()
     assert lifecycle.states([run], {})[run.path].state == TABLE[row][0], "nobody has asked a scheduler"
@@ -101,7 +113,10 @@ def test_earlier_submissions_do_not_count(run):
     for row in ("end.json with the action stop", "an attempt without end.json"):
         make(run, row)
         submit(run)
-        states = [lifecycle.states([run], {run.path: Seen(kind)})[run.path].state for kind in (QUEUED, ABSENT, UNKNOWN)]
+        states = [
+            lifecycle.states([run], {run.path: SchedulerView(kind)})[run.path].state
+            for kind in (QUEUED, ABSENT, UNKNOWN)
+        ]
         assert states == ["queued", "stopped", "unknown"]
 
 
@@ -120,33 +135,35 @@ OPEN = Facts(attempt=2, started=True, open=True)
 
 @pytest.mark.parametrize("facts, seen, state, detail", [
     # what a job on nodes does
-    (Facts(attempt=1), Seen(ACTIVE), "running", "starting"),
-    (OPEN, Seen(ACTIVE), "running", ""),
-    (OPEN, Seen(ACTIVE, "in Slurm: SUSPENDED"), "running", "in Slurm: SUSPENDED"),
-    (OPEN._replace(warnings="too short"), Seen(ACTIVE), "running", "too short"),
-    (OPEN._replace(stop_requested=True), Seen(ACTIVE), "running", "stop requested"),
-    (OPEN, Seen(ENDING), "running", "stop requested"),
-    (OPEN._replace(open=False), Seen(ENDING), "running", "ending"),
-    (OPEN, Seen(ENDING, "its supervisor has died: it saves and stops"), "running",
+    (Facts(attempt=1), SchedulerView(ACTIVE), "running", "starting"),
+    (OPEN, SchedulerView(ACTIVE), "running", ""),
+    (OPEN, SchedulerView(ACTIVE, "in Slurm: SUSPENDED"), "running", "in Slurm: SUSPENDED"),
+    (OPEN._replace(warnings="too short"), SchedulerView(ACTIVE), "running", "too short"),
+    (OPEN._replace(stop_requested=True), SchedulerView(ACTIVE), "running", "stop requested"),
+    (OPEN, SchedulerView(ENDING), "running", "stop requested"),
+    (OPEN._replace(open=False), SchedulerView(ENDING), "running", "ending"),
+    (OPEN, SchedulerView(ENDING, "its supervisor has died: it saves and stops"), "running",
      "its supervisor has died: it saves and stops"),
-    (OPEN._replace(cancelled="cancelled by ann: x"), Seen(ACTIVE), "running",
+    (OPEN._replace(cancelled="cancelled by ann: x"), SchedulerView(ACTIVE), "running",
      "cancelled by ann: x: it saves and stops"),
     # why a job waits
-    (Facts(), Seen(QUEUED, "in Slurm: Priority"), "queued", "in Slurm: Priority"),
-    (OPEN, Seen(QUEUED), "waiting", "ended unseen: preempted, or its node failed"),
-    (OPEN._replace(time_limit=True), Seen(QUEUED), "waiting", "its wall limit came before it had saved"),
-    (OPEN, Seen(QUEUED, "in Slurm: X", detail="a start failed"), "waiting", "a start failed; in Slurm: X"),
-    (OPEN._replace(open=False, end=END), Seen(QUEUED, "in Slurm: BeginTime"), "waiting", "503; in Slurm: BeginTime"),
-    (OPEN._replace(open=False, end=END), Seen(QUEUED), "waiting", "503; starts again 60 s after that"),
+    (Facts(), SchedulerView(QUEUED, "in Slurm: Priority"), "queued", "in Slurm: Priority"),
+    (OPEN, SchedulerView(QUEUED), "waiting", "ended unseen: preempted, or its node failed"),
+    (OPEN._replace(time_limit=True), SchedulerView(QUEUED), "waiting", "its wall limit came before it had saved"),
+    (OPEN, SchedulerView(QUEUED, "in Slurm: X", detail="a start failed"), "waiting", "a start failed; in Slurm: X"),
+    (OPEN._replace(open=False, end=END), SchedulerView(QUEUED, "in Slurm: BeginTime"),
+     "waiting", "503; in Slurm: BeginTime"),
+    (OPEN._replace(open=False, end=END), SchedulerView(QUEUED), "waiting", "503; starts again 60 s after that"),
     # why nothing manages the run any more
-    (Facts(), Seen(ABSENT, "no supervisor is running"), "stopped", "no supervisor is running: submit again"),
-    (OPEN._replace(open=False, end=END), Seen(OVER, "its job ended (FAILED)", detail="its script failed"), "stopped",
+    (Facts(), SchedulerView(ABSENT, "no supervisor is running"), "stopped", "no supervisor is running: submit again"),
+    (OPEN._replace(open=False, end=END), SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"),
+     "stopped",
      "503; its job ended (FAILED): submit again"),
-    (OPEN, Seen(OVER, "its job ended (FAILED)", detail="its script failed"), "stopped",
+    (OPEN, SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
      "its job ended (FAILED); its script failed: submit again"),
-    (Facts(copied=True), Seen(ACTIVE), "stopped", "copied or moved to this folder, and not submitted since"),
-    (Facts(submitted=False), Seen(), "stopped", "never submitted"),
-    (OPEN._replace(cancelled="cancelled by ann: x"), Seen(UNKNOWN, "no answer"), "unknown",
+    (Facts(copied=True), SchedulerView(ACTIVE), "stopped", "copied or moved to this folder, and not submitted since"),
+    (Facts(submitted=False), SchedulerView(), "stopped", "never submitted"),
+    (OPEN._replace(cancelled="cancelled by ann: x"), SchedulerView(UNKNOWN, "no answer"), "unknown",
      "cancelled by ann: x; no answer"),
 ])  # fmt: skip
 def test_detail_names_the_evidence(facts, seen, state, detail):
@@ -156,7 +173,7 @@ def test_detail_names_the_evidence(facts, seen, state, detail):
 
 
 def test_start_and_needed_hand_of_a_job_that_waits_are_passed_on():
-    seen = Seen(HELD, "in Slurm: JobHeldUser", "2026-11-25T14:00:00", "release it")
+    seen = SchedulerView(HELD, "in Slurm: JobHeldUser", "2026-11-25T14:00:00", "release it")
     expected = RunState("waiting", 2, "in Slurm: JobHeldUser", "2026-11-25T14:00:00", needs="release it")
     assert state_of(OPEN._replace(open=False), seen) == expected
 
@@ -164,8 +181,8 @@ def test_start_and_needed_hand_of_a_job_that_waits_are_passed_on():
 def test_unreadable_file_is_unknown_whatever_the_scheduler_shows(run):
     run.cancel.mkdir()
     for kind in (UNKNOWN, QUEUED, ABSENT, ACTIVE):
-        assert lifecycle.states([run], {run.path: Seen(kind)})[run.path].state != "complete"
+        assert lifecycle.states([run], {run.path: SchedulerView(kind)})[run.path].state != "complete"
     run.attempts.write_text("no folder")
     for kind in (UNKNOWN, QUEUED, ABSENT, ACTIVE):
-        state = lifecycle.states([run], {run.path: Seen(kind)})[run.path]
+        state = lifecycle.states([run], {run.path: SchedulerView(kind)})[run.path]
         assert state.state == "unknown" and "it cannot be read" in state.detail

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from flip.runs import attempts
-from flip.runs.lifecycle import ACTIVE, QUEUED, Seen
+from flip.runs.lifecycle import ACTIVE, QUEUED, SchedulerView
 from flip.runs.rundir import write_json
 from jobs.commands import report
 from jobs.runs import clusters
@@ -41,7 +41,7 @@ def pages(tmp_path_factory):
     root = tmp_path_factory.mktemp("gallery")
 
     def seen(runs):
-        return {run.path: Seen(ACTIVE if attempts.unended(run) else QUEUED) for run in runs}
+        return {run.path: SchedulerView(ACTIVE if attempts.unended(run) else QUEUED) for run in runs}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLIP_CACHE", str(root / "cache"))
