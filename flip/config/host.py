@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from flip.runs.cgroup import total_memory
+
 
 @dataclass(frozen=True)
 class Host:
@@ -23,33 +25,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def throttled_seconds(cgroup: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> dict[str, float]:
-    """Each cgroup that contains this process -> CPU seconds for which its limit has stopped threads so far.
-
-    Groups with a history that ended before count it, too: subtract what the same group counted earlier.
-    """
-    counted = {}
-    for line in _lines(cgroup):
-        _, names, path = line.rstrip().split(":", 2)
-        if names and "cpu" not in names.split(","):
-            continue
-        for group in (Path(path), *Path(path).parents):
-            place = Path(mounts, names, str(group).lstrip("/"), "cpu.stat")
-            values = dict(row.split()[:2] for row in _lines(str(place)))
-            nanoseconds = int(values.get("throttled_time", 0))  # cgroup version 1
-            microseconds = int(values.get("throttled_usec", 0))  # cgroup version 2
-            counted[str(place.parent)] = nanoseconds / 1e9 + microseconds / 1e6
-    return counted
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of a file of the system; none if it does not exist."""
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
@@ -77,35 +52,13 @@ def others_since(before: tuple[float, float]) -> tuple[float, float]:
 
 def this_host() -> Host:
     """This machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
     return Host(
         cores=cores(),
-        memory=min([memory, *memory_limits()]),
+        memory=total_memory(),
         bf16="avx512_bf16" in flags or "amx_bf16" in flags,
         cuda=Path("/proc/driver/nvidia/version").exists(),
     )
-
-
-def memory_limits(own: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> list[int]:
-    """Memory limits in bytes of this process's cgroup and of each one above it, in cgroup version 1 or 2.
-
-    In a container the path may be that of the host, which does not exist below the container's root; then the root's
-    limit counts.
-    """
-    limits = []
-    for line in _text(own).splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        if kinds:
-            file = "memory/{}/memory.limit_in_bytes"
-        else:
-            file = "{}/memory.max"
-        names = path.strip("/").split("/")
-        texts = [_text(f"{mounts}/{file.format('/'.join(names[:n]))}").strip() for n in range(len(names) + 1)]
-        limits += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for none
-    return limits
 
 
 def _text(path: str) -> str:

@@ -12,7 +12,6 @@
 - ``failed_starts.py``: starts of a job that could not write to its run, counted in its comment.
 - ``held_jobs.py``: releases and cancels the jobs that wait until the first of their kind has passed.
 - ``processes.py``: processes in /proc; kills those of earlier attempts. ``sessions.py``: ranks as processes.
-- ``memory_kills.py``: how many processes of this cgroup the kernel has killed for memory.
 - ``notify.py``: the profile's notification command.
 - ``rank_entry.py``: the start of a rank, before any package is imported.
 - ``agents/``: the node agents of a job and their coordinator.

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 from flip.distributed import devices
 from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
+from flip.runs.cgroup import HOST_MEMORY, available_memory
 from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.rundir import write_bytes
 from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FAULT, SHARED_FOLDER, UNKNOWN
@@ -202,12 +203,10 @@ def _remove_left(folder: Path, now: float) -> None:
                 deletion.delete_file(path)
 
 
-def check_memory(path: Path = Path("/proc/meminfo")) -> Finding:
-    try:
-        rows = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        available = int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return UNKNOWN, f"{path} does not say how much memory is available"
+def check_memory() -> Finding:
+    available = available_memory()
+    if available is None:
+        return UNKNOWN, f"{HOST_MEMORY} does not say how much memory is available"
     evidence = f"{available / MEBIBYTE:.0f} MiB are available"
     if available < LEAST_MEMORY:
         return FAILED, evidence

@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 
 from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
 from flip.files.creation import RefusedPath, open_append
+from flip.runs.cgroup import memory_kills
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
@@ -52,7 +53,6 @@ from jobs.host.agents.channel import (
     take_key,
 )  # fmt: skip
 from jobs.host.agents.node_health import NETWORK, UNKNOWN
-from jobs.host.memory_kills import memory_kills
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import unstarted_code
 from jobs.runtime import check_process, health, network_check

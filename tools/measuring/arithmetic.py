@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from flip import costs
-from flip.config.host import throttled_seconds
 from flip.monitoring.utilisation import measure_matmul_flops
+from flip.runs.cgroup import throttled_seconds
 from tools.measuring.timing import rounded
 
 CUDA_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -35,6 +35,7 @@ from flip.data.order import DatasetSource, permute
 from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 from flip.environment import processor
 from flip.files.creation import OUTPUT_MODE, atomic_write
+from flip.runs.cgroup import total_memory
 from flip.runs.errors import COMPLETE, ConfigError, DataError
 from flip.tokenizer import train
 from jobs.common import core_speeds
@@ -320,7 +321,7 @@ def _kernel(is_used: bool) -> Iterator[None]:
 def cached(manifest: Manifest) -> bool:
     """Whether reads may have come from the page cache: the shards are local and fit into memory."""
     local = not any("://" in key for key in manifest.keys)
-    return local and int(manifest.shards[:, 1].sum()) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return local and int(manifest.shards[:, 1].sum()) < total_memory()
 
 
 def bench(options: argparse.Namespace) -> CommandResult:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flip.config.derived import buffer_bytes
-from flip.config.host import Host, core_seconds, memory_limits, this_host
+from flip.config.host import Host, core_seconds, this_host
 from flip.config.merge import merge
 from flip.config.resolve import (
     DatasetFacts,
@@ -214,52 +214,6 @@ def test_resolve_checks_ranges_before_arithmetic():
 def test_this_host_reports_cores_and_memory():
     host = this_host()
     assert host.cores >= 1 and host.memory > 10**8
-
-
-NONE = 9223372036854771712
-"""The value that cgroups version 1 reports if there is no limit."""
-JOB = "/system.slice/slurmstepd.scope/job_57"
-
-
-@pytest.mark.parametrize(
-    "own, limits, least",
-    [
-        (f"0::{JOB}/step_0/task_0", {f"{JOB}/memory.max": 2**32, f"{JOB}/step_0/memory.max": "max"}, 2**32),
-        (f"0::{JOB}", {f"{JOB}/memory.max": "max", "/system.slice/memory.max": "max"}, None),
-        (f"0::{JOB}", {f"{JOB}/memory.max": 2**40, "/system.slice/memory.max": 2**30}, 2**30),
-        ("0::/", {"/memory.max": 2**30}, 2**30),  # in a container
-        ("0::/../../elsewhere", {"/memory.max": 2**30}, 2**30),
-        (
-            "12:cpu,cpuacct:/slurm/job_57\n4:memory:/slurm/uid_0/job_57/step_0\n1:name=systemd:/memory\n0::/user:1",
-            {
-                "/memory/memory.limit_in_bytes": NONE,
-                "/memory/slurm/uid_0/job_57/memory.limit_in_bytes": 64 * 2**30,
-                "/memory/slurm/uid_0/job_57/step_0/memory.limit_in_bytes": NONE,
-                "/memory/slurm/job_57/memory.limit_in_bytes": 1,
-                "/memory/memory.max": 1,
-            },
-            64 * 2**30,
-        ),
-        ("4:memory,blkio:/docker/3f", {"/memory/memory.limit_in_bytes": 2**31}, 2**31),  # path of the host
-        ("4:memory:/", {"/memory/memory.limit_in_bytes": NONE}, NONE),
-        ("", {"/memory.max": 1}, None),
-    ],
-)
-def test_memory_limits_include_smallest_limit_of_enclosing_cgroups(own, limits, least, tmp_path):
-    (tmp_path / "own").write_text(own + "\n" if own else "")
-    for path, limit in limits.items():
-        file = tmp_path / "mounts" / path.strip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{limit}\n")
-    assert min(memory_limits(f"{tmp_path}/own", f"{tmp_path}/mounts"), default=None) == least
-
-
-def test_this_host_caps_memory_at_cgroup_limit(monkeypatch):
-    uncapped = this_host().memory
-    monkeypatch.setattr("flip.config.host.memory_limits", lambda: [2**20, NONE])
-    assert this_host().memory == 2**20 < uncapped
-    monkeypatch.setattr("flip.config.host.memory_limits", lambda: [NONE])
-    assert this_host().memory >= uncapped
 
 
 def test_core_seconds_exclude_own_time_and_cores_outside_affinity(tmp_path, monkeypatch):

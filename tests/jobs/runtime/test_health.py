@@ -186,12 +186,11 @@ def test_driver_log_names_errors_since_boot(tmp_path, line, own, result, evidenc
 
 
 @pytest.mark.parametrize(
-    ("text", "result"), [("MemAvailable:  9000000 kB", OK), ("MemAvailable: 9000 kB", FAILED), ("", UNKNOWN)]
+    ("available", "result"), [(health.LEAST_MEMORY, OK), (health.LEAST_MEMORY - 1, FAILED), (None, UNKNOWN)]
 )
-def test_memory_is_what_the_kernel_calls_available(tmp_path, text, result):
-    path = tmp_path / "meminfo"
-    path.write_text(text)
-    assert health.check_memory(path)[0] == result
+def test_node_with_little_memory_fails(monkeypatch, available, result):
+    monkeypatch.setattr(health, "available_memory", lambda: available)
+    assert health.check_memory()[0] == result
 
 
 @pytest.mark.gpu
