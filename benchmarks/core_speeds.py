@@ -1,4 +1,4 @@
-"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/common/core_speeds.yaml.
+"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/core_speeds.yaml.
 
 The loader prepares samples on one core from local files: synthetic photographs of 64, 256 and 384 px
 (tools/measuring/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel. A row is
@@ -32,7 +32,7 @@ from benchmarks.stream import CHUNK, REPEATS, open_batches, warm
 from flip.config.yaml_io import dump_yaml
 from flip.environment import processor
 from flip.runs.rundir import write_text
-from jobs.common.core_speeds import ASSUMED_FILE, SpeedRow, file_content
+from jobs.planning.core_speeds import ASSUMED_FILE, SpeedRow, file_content
 from tools.measuring import photo_shards
 from tools.measuring.photo_shards import Kind
 

@@ -33,8 +33,8 @@ from typing import Any
 from benchmarks.lib import results
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
 from flip.runs.rundir import write_json
-from jobs.common.measurement import MEASURED, TIME_LIMIT
 from jobs.measuring.limited import MEMORY_ERRORS, run_limited
+from jobs.planning.measurement import MEASURED, TIME_LIMIT
 
 FOLDER = Path(__file__).resolve().parent
 SHAPES = (256, 16, 129, 80), (256, 16, 128, 80), (256, 16, 129, 64)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.lib.table_rows import number
 from benchmarks.lib.training_steps import PEER
 from flip import costs
-from jobs.common.measurement import MEASURED
+from jobs.planning.measurement import MEASURED
 from tools.measuring.training_step import LEFT_OUT, OURS, model
 
 NOT_RUN = "not run"

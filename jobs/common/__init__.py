@@ -3,7 +3,6 @@
 - ``job.py``: ``Job`` (a run to start), ``JobResources`` and ``Backend``, the
   interface that ``jobs.slurm`` and ``jobs.local`` implement.
 - ``cluster_profile.py``: ``ClusterProfile``, a file of sweeps/clusters/, and the folder of runs.
-- ``measurement.py``: ``Measurement``, the result of `flip doctor --measure`; ``core_speeds.py``: speeds of cores.
 - ``cli.py``: the parser of all commands, their exit codes, and command lines to show.
 - ``completion.py``: words that a shell completes.
 - ``documents.py``: what commands print with ``--json``; ``next_commands.py``: the commands that usually follow.

@@ -76,7 +76,7 @@ class ClusterProfile:
     """Samples per second that plans assume a core to read, decode and crop for GPUs; 0: by ``core_speeds``."""
     core_speeds: str = ""
     """A file that `flip shards bench --write` has measured, absolute or beside the profile; empty: assumed speeds
-    (jobs/common/core_speeds.py)."""
+    (jobs/planning/core_speeds.py)."""
     measured: str = ""
     """A file that `flip doctor --measure` has written, absolute or beside the profile. Its numbers replace those that
     plans assume, and ``nvlink_gbps``, ``network_gbps`` and ``core_gflops``; empty: nothing was measured."""

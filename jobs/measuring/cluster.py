@@ -19,10 +19,10 @@ from jobs.common.cli import command, note
 from jobs.common.cluster_profile import ClusterProfile, require_trusted_programs
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job, JobResources
-from jobs.common.measurement import MEASURED, Measurement, read_measurement
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.measuring import machine, node, rows
 from jobs.planning import preflight
+from jobs.planning.measurement import MEASURED, Measurement, read_measurement
 from jobs.runs.clusters import open_backend, request_cancel, states
 from jobs.slurm import site, site_checks
 from jobs.submission.snapshot import take

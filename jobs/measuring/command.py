@@ -17,7 +17,6 @@ from flip.runs.rundir import write_json, write_text
 from jobs.common.cli import confirm, note
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.filesystem import writing
-from jobs.common.measurement import MEASURED, MeasuredRow, Measurement, read_measurement
 from jobs.common.paths import runs_root
 from jobs.measuring import cluster, compare, machine, page
 from jobs.measuring.rows import NODES_ROW, RowPlan, local_rows
@@ -25,6 +24,7 @@ from jobs.measuring.verdicts import BROKEN, judge
 from jobs.pages.document import Block
 from jobs.pages.html import render
 from jobs.pages.markdown import markdown
+from jobs.planning.measurement import MEASURED, MeasuredRow, Measurement, read_measurement
 
 MINUTES = 3.0
 CLUSTER_MINUTES = 10.0

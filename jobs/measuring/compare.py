@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.common.measurement import MeasuredRow, Measurement
 from jobs.measuring.page import described, versions
 from jobs.measuring.verdicts import judge
 from jobs.pages.document import Block, Table, Text, heading
+from jobs.planning.measurement import MeasuredRow, Measurement
 
 DIFFERENT = 0.1
 """Relative difference of two numbers that is highlighted."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
+from jobs.planning.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
 
 MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
 TIMED_OUT = 124

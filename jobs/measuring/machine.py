@@ -26,7 +26,11 @@ from flip.runs.credentials import scrub
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import FINAL
 from flip.runs.rundir import RunDir
-from jobs.common.measurement import (
+from jobs.common.paths import REPOSITORY
+from jobs.host.rank_entry import allocator
+from jobs.measuring.limited import run_limited
+from jobs.measuring.rows import NO_TIME, RowPlan
+from jobs.planning.measurement import (
     MEASURED,
     SKIPPED,
     TIME_LIMIT,
@@ -35,10 +39,6 @@ from jobs.common.measurement import (
     Measurement,
     driver,
 )
-from jobs.common.paths import REPOSITORY
-from jobs.host.rank_entry import allocator
-from jobs.measuring.limited import run_limited
-from jobs.measuring.rows import NO_TIME, RowPlan
 from jobs.runs import clusters
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")

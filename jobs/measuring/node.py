@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from flip import environment
 from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, exists, load_record, write_json
-from jobs.common.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
 from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.meeting import Meeting
 from jobs.measuring.rows import NODES_ROW, SCHEDULED_FAULTS, RowPlan, local_rows, network_row
+from jobs.planning.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
 
 if TYPE_CHECKING:
     from flip.distributed.shutdown import StopFlag

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.common.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
 from jobs.common.text import duration, shortened
 from jobs.measuring.rows import NO_TIME
 from jobs.measuring.verdicts import BROKEN, ORDER, SLOW, UNKNOWN, WORKS, MachineVerdict, judge
 from jobs.pages.document import Block, Fold, Table, Text, heading
+from jobs.planning.measurement import MEASURED, SKIPPED, MeasuredRow, Measurement
 
 TITLE = "Measurement of a machine"
 NOTHING = "Nothing. Plans use these numbers if the cluster profile names their file: measured: FOLDER/measured.json"

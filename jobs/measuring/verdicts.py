@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.common.measurement import BUSY_CORES, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
 from jobs.common.text import shortened
 from jobs.measuring.rows import NO_TIME
+from jobs.planning.measurement import BUSY_CORES, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
 from jobs.reporting.faults import PARTS
 
 WORKS = "works"

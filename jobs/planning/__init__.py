@@ -8,6 +8,8 @@
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
 - ``assumptions.py``: every number that plans assume about a machine, and the measured number that replaces it.
+- ``measurement.py``: ``Measurement``, the file of `flip doctor --measure`, which has these numbers.
+- ``core_speeds.py``: the table of speeds of a core.
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
 - ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
 - ``kernel_share.py``: the share of a data set's images that the visible-patch kernel takes, by a sample.

@@ -3,7 +3,7 @@
 Constants stand here, and only here, until `flip doctor --measure` has measured them. ``measured`` of the cluster
 profile names its file. The rows that plans read: ``step_*`` (arithmetic of a step), ``link_*`` (collectives in a node
 and between nodes) and ``input_*`` (the cost of a sample on a core). Constants of NCCL are in ``flip.traffic``, the
-table of core speeds in ``jobs.common.core_speeds``.
+table of core speeds in ``jobs.planning.core_speeds``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from flip.costs import find_accelerator, parameters
 from flip.runs.errors import ConfigError
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.core_speeds import SpeedTable, assumed_table, read_table, rows_of
-from jobs.common.measurement import BUSY_CORES, REMEDY, MeasuredRow, Measurement, number, read_measurement
+from jobs.planning.core_speeds import SpeedTable, assumed_table, read_table, rows_of
+from jobs.planning.measurement import BUSY_CORES, REMEDY, MeasuredRow, Measurement, number, read_measurement
 
 ARITHMETIC = 0.4
 """Share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an H100

@@ -14,10 +14,10 @@ from flip.costs import USUAL_PASSES, forward_passes, stage_flops
 from flip.traffic import exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.core_speeds import Images
 from jobs.common.text import hours_text, size
 from jobs.planning import assumptions, throughput
 from jobs.planning.assumptions import MARGIN, RECODED_SHORT, USUAL_WORKERS
+from jobs.planning.core_speeds import Images
 from jobs.planning.memory_fit import fit_reshard, fits_gpu
 
 WORTH = 0.03

@@ -15,9 +15,9 @@ from flip.config.resolve import manifest_record
 from flip.config.schema import Config, Data, DataSet, Stage
 from flip.data import augment, kernel
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.core_speeds import Images
 from jobs.planning import kernel_share
 from jobs.planning.assumptions import QUALITY_SHARE, RECODED_SHORT, USUAL_SHORT, speed_table
+from jobs.planning.core_speeds import Images
 
 
 def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> float:

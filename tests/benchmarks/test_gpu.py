@@ -16,7 +16,7 @@ import pytest
 from benchmarks import gpu, table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
-from jobs.common import measurement
+from jobs.planning import measurement
 from tools.measuring.trace import device_rows
 from tools.measuring.training_step import LEFT_OUT, OURS
 

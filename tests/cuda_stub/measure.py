@@ -13,9 +13,9 @@ from unittest import mock
 
 from flip.files import python_path
 from flip.runs.rundir import write_json
-from jobs.common.measurement import Machine
 from jobs.measuring import command, machine, page
 from jobs.measuring.rows import RowPlan, local_rows
+from jobs.planning.measurement import Machine
 
 GPUS = 2
 BATCH = 4

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import table
 from benchmarks.lib import gpu_rows
-from jobs.common.measurement import MEASURED
+from jobs.planning.measurement import MEASURED
 from tests.cuda_stub.test_cuda_stub import LIMIT, pytestmark  # noqa: F401
 from tests.harness.common import ROOT
 

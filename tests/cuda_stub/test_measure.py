@@ -7,10 +7,10 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.measurement import MEASURED, SKIPPED, read_measurement
 from jobs.measuring.page import REHEARSAL
 from jobs.measuring.rows import FAULTS, ONE_NODE, local_rows
 from jobs.planning import assumptions
+from jobs.planning.measurement import MEASURED, SKIPPED, read_measurement
 from tests.cuda_stub import build, measure
 from tests.cuda_stub.test_cuda_stub import LIMIT, pytestmark  # noqa: F401
 from tests.harness.common import ROOT

@@ -3,8 +3,8 @@
 import pytest
 
 from jobs.measuring.verdicts import SLOW, WORKS, judge
-from tests.jobs.common.test_measurement import example
 from tests.jobs.measuring.test_verdicts import row
+from tests.jobs.planning.test_measurement import example
 from tests.s3.conftest import on_nanio
 from tools.measuring import inputs
 

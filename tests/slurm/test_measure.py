@@ -8,10 +8,10 @@ import pytest
 
 from flip.runs.rundir import RunDir
 from jobs.commands import doctor
-from jobs.common.measurement import MEASURED, read_measurement
 from jobs.host import slurm_cli
 from jobs.measuring.rows import NO_GPU
 from jobs.measuring.verdicts import BROKEN, judge
+from jobs.planning.measurement import MEASURED, read_measurement
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from jobs.common.cluster_profile import load_profile
-from jobs.common.measurement import MEASURED
 from jobs.measuring import cluster
 from jobs.measuring.verdicts import WORKS, judge
+from jobs.planning.measurement import MEASURED
 from jobs.reporting.faults import PARTS
-from tests.jobs.common.test_measurement import example
+from tests.jobs.planning.test_measurement import example
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

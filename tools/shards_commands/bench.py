@@ -38,10 +38,10 @@ from flip.files.creation import OUTPUT_MODE, atomic_write
 from flip.runs.cgroup import total_memory
 from flip.runs.errors import COMPLETE, ConfigError, DataError
 from flip.tokenizer import train
-from jobs.common import core_speeds
-from jobs.common.core_speeds import SpeedRow
 from jobs.common.filesystem import writing
 from jobs.common.text import table
+from jobs.planning import core_speeds
+from jobs.planning.core_speeds import SpeedRow
 from tools.shards_commands.output import CommandResult, captions
 
 STAGES = ("read", "walk", "decode", "whole")

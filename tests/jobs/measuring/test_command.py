@@ -13,7 +13,13 @@ from flip.runs.errors import CONFIG, ConfigError, DataError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import write_json
 from jobs.commands import doctor
-from jobs.common.measurement import (
+from jobs.host.rank_entry import MALLOC
+from jobs.measuring import command, compare, machine, page
+from jobs.measuring.limited import LimitedResult
+from jobs.measuring.rows import NO_GPU, RowPlan
+from jobs.pages.html import render
+from jobs.pages.markdown import markdown
+from jobs.planning.measurement import (
     FAILED,
     MEASURED,
     SKIPPED,
@@ -21,14 +27,8 @@ from jobs.common.measurement import (
     MeasuredRow,
     read_measurement,
 )
-from jobs.host.rank_entry import MALLOC
-from jobs.measuring import command, compare, machine, page
-from jobs.measuring.limited import LimitedResult
-from jobs.measuring.rows import NO_GPU, RowPlan
-from jobs.pages.html import render
-from jobs.pages.markdown import markdown
-from tests.jobs.common.test_measurement import example
 from tests.jobs.measuring.test_verdicts import DISK, GOOD, row
+from tests.jobs.planning.test_measurement import example
 from tests.synthetic import make_dataset
 
 

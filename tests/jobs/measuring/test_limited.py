@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from jobs.common.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
 from jobs.host.processes import has_ended, read_stat
 from jobs.measuring.limited import run_limited
+from jobs.planning.measurement import FAILED, MEASURED, OUT_OF_MEMORY, TIME_LIMIT
 from tests.harness.common import wait_until
 
 SLEEP = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"

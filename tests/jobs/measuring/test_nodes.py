@@ -11,13 +11,13 @@ from flip.files.creation import run_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.measurement import FAILED, MeasuredRow, read_measurement
 from jobs.measuring import cluster, node
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.meeting import Meeting
 from jobs.measuring.verdicts import BROKEN, SLOW, WORKS, judge
-from tests.jobs.common.test_measurement import example
+from jobs.planning.measurement import FAILED, MeasuredRow, read_measurement
 from tests.jobs.measuring.test_verdicts import DISK, gpu, row
+from tests.jobs.planning.test_measurement import example
 
 
 def together(folder, work):

@@ -13,9 +13,9 @@ import pytest
 
 from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.measurement import read_measurement
 from jobs.measuring import node
 from jobs.measuring.verdicts import BROKEN, SLOW, judge
+from jobs.planning.measurement import read_measurement
 from tests.harness.common import ROOT, free_port
 from tests.harness.quota import Quota, compiler
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.common.measurement import FAILED, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow
 from jobs.measuring import page
 from jobs.measuring.verdicts import BROKEN, SLOW, UNKNOWN, WORKS, judge
-from tests.jobs.common.test_measurement import example
+from jobs.planning.measurement import FAILED, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow
+from tests.jobs.planning.test_measurement import example
 
 
 def row(name, **values):

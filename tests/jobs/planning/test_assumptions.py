@@ -10,9 +10,9 @@ import pytest
 from flip import environment
 from flip.config.schema import MODEL_PRESETS
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.common.measurement import FAILED, MEASURED, MeasuredRow
 from jobs.planning import assumptions, cost, step_time, throughput
-from tests.jobs.common.test_measurement import example
+from jobs.planning.measurement import FAILED, MEASURED, MeasuredRow
+from tests.jobs.planning.test_measurement import example
 from tests.jobs.planning.test_memory_fit import planned
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,9 +11,8 @@ from flip.data import augment as augmenting
 from flip.data import kernel
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import DataError
-from jobs.common import core_speeds
 from jobs.common.cluster_profile import load_profile
-from jobs.planning import kernel_share, preflight, throughput
+from jobs.planning import core_speeds, kernel_share, preflight, throughput
 from tests.flip.data.test_kernel import Half, odd_files, write_shard
 from tests.jobs.planning.test_memory_fit import planned
 

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from flip.config.yaml_io import dump_yaml
-from jobs.common import core_speeds
 from jobs.common.cluster_profile import load_profile
-from jobs.common.core_speeds import SpeedRow
 from jobs.common.text import hours_text
-from jobs.planning import cost, step_time, throughput
+from jobs.planning import core_speeds, cost, step_time, throughput
+from jobs.planning.core_speeds import SpeedRow
 from tests.jobs.planning.test_memory_fit import planned
 from tests.synthetic import make_dataset
 from tests.tools.commands.test_shards_cli import call

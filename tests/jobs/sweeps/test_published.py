@@ -18,9 +18,9 @@ from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from jobs.commands.submit import main
-from jobs.common.core_speeds import Images
 from jobs.common.paths import SWEEPS
 from jobs.planning import throughput
+from jobs.planning.core_speeds import Images
 from jobs.reporting.paper_comparison import Line, compare, differences, obstacles
 from jobs.sweeps import published as paper
 from jobs.sweeps.published import Published, published

@@ -14,13 +14,13 @@ from flip.files.creation import output_folder
 from flip.runs import commit
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.core_speeds import rows_of
-from jobs.common.measurement import MEASURED, MeasuredRow
 from jobs.host.slurm_cli import SlurmUnavailable
 from jobs.measuring.verdicts import SLOW, judge
+from jobs.planning.core_speeds import rows_of
+from jobs.planning.measurement import MEASURED, MeasuredRow
 from jobs.reporting.faults import PARTS
 from tests.harness.common import make_run
-from tests.jobs.common.test_measurement import example
+from tests.jobs.planning.test_measurement import example
 from tools.measuring import agents, arithmetic, collectives, disk, faults, inputs, ranks, steps, trace
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,7 +7,7 @@ import pytest
 from flip.data import kernel, worker
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
-from jobs.common import core_speeds
+from jobs.planning import core_speeds
 from tests.flip.data.loading import SAMPLES
 from tests.synthetic import make_dataset
 from tests.tools.commands.test_shards_cli import call

@@ -6,8 +6,8 @@ import pytest
 
 from flip import environment
 from flip.runs.errors import ConfigError
-from jobs.common import measurement
-from jobs.common.measurement import FAILED, MEASURED, Machine, MeasuredRow, Measurement, number, read_measurement
+from jobs.planning import measurement
+from jobs.planning.measurement import FAILED, MEASURED, Machine, MeasuredRow, Measurement, number, read_measurement
 
 
 def example(*rows, **fields):

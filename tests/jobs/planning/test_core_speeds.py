@@ -7,8 +7,8 @@ import pytest
 
 from flip.config.yaml_io import dump_yaml
 from flip.runs.errors import ConfigError
-from jobs.common import core_speeds
-from jobs.common.core_speeds import FIXED_COST, Images, SpeedRow, SpeedTable, assumed_table
+from jobs.planning import core_speeds
+from jobs.planning.core_speeds import FIXED_COST, Images, SpeedRow, SpeedTable, assumed_table
 
 LARGE = Images(384, markers=False, stated=True)
 SMALL = Images(256, markers=True, stated=True)
