@@ -1,9 +1,9 @@
-"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/core_speeds.yaml.
+"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/assumed_speeds.json.
 
 The loader prepares samples on one core from local files: synthetic photographs of 64, 256 and 384 px
 (tools/measuring/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel. A row is
-the processor time of a sample, the median over rounds. `flip shards bench --write` measures the same on shards of a
-user. Takes about seven minutes of an idle machine.
+the processor time of a sample, the median over rounds. `flip doctor --measure` measures the same on shards of
+a user. Takes about seven minutes of an idle machine.
 
 Examples:
   python benchmarks/core_speeds.py                # print the rows
@@ -18,10 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import datetime
 import os
 import statistics
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -29,10 +31,10 @@ from benchmarks.lib import results, s3_datasets, steady
 from benchmarks.lib.pipelines import MASKS, name_of
 from benchmarks.lib.work import SIZE, Work
 from benchmarks.stream import CHUNK, REPEATS, open_batches, warm
-from flip.config.yaml_io import dump_yaml
-from flip.environment import processor
-from flip.runs.rundir import write_text
-from jobs.planning.core_speeds import ASSUMED_FILE, SpeedRow, file_content
+from flip import environment
+from flip.runs.rundir import write_json
+from jobs.planning.core_speeds import ASSUMED_FILE, SpeedRow
+from jobs.planning.measurement import MEASURED, Machine, MeasuredRow, Measurement
 from tools.measuring import photo_shards
 from tools.measuring.photo_shards import Kind
 
@@ -53,14 +55,27 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.rounds = 1
         chosen.samples = 64
         chosen.batch = 8
-    content = file_content(list(measure(chosen)), processor())
-    results.publish({"benchmark": "core_speeds", "machine": results.machine(), **content}, chosen)
+    rows = list(measure(chosen))
+    report = {"benchmark": "core_speeds", "machine": results.machine(), "rows": [asdict(row) for row in rows]}
+    results.publish(report, chosen)
     if chosen.write and chosen.quick:
         print("made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr)
         return 1
     if chosen.write:
-        write_text(ASSUMED_FILE, dump_yaml(content))
+        write_json(ASSUMED_FILE, measurement(rows).as_dict())
     return 0
+
+
+def measurement(rows: list[SpeedRow]) -> Measurement:
+    """The rows in the form of `flip doctor --measure`."""
+    values = {"rows": [asdict(row) for row in rows]}
+    return Measurement(
+        date=datetime.date.today().isoformat(),
+        nodes=1,
+        machine=Machine(processor=environment.processor()),
+        packages=environment.environment()["packages"],
+        rows=(MeasuredRow("input_cost", "cost of a sample on a core", MEASURED, values),),
+    )
 
 
 def measure(chosen: argparse.Namespace) -> Iterator[SpeedRow]:

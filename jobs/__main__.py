@@ -31,7 +31,7 @@ COMMANDS = {
         "schema": "JSON Schemas of sweeps and profiles, for editors",
     },
     "tools.commands": {
-        "shards": "index, filter, verify, inspect and benchmark tar shards",
+        "shards": "index, filter, verify and inspect tar shards",
         "export": "export a checkpoint to open_clip, timm, transformers or ONNX",
         "predict": "zero-shot prediction for image files",
         "tokenizer": "train or test a tokenizer",

@@ -160,7 +160,6 @@ MISSING = [
     ("tools/shards", 65, "move", "NOWHERE", "--to", "old", "--out", "out"),
     ("tools/shards", 65, "move", "old/data", "--to", "NOWHERE", "--out", "out"),
     ("tools/shards", 65, "verify", "NOWHERE"),
-    ("tools/shards", 65, "bench", "NOWHERE"),
     ("tools/shards", 65, "inspect", "NOWHERE", "--id", "1"),
     ("tools/shards", 78, "inspect", "--run", "NOWHERE", "--step", "1"),
     ("tools/shards", 65, "index", "NOWHERE.tar", "--out", "out"),

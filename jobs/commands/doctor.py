@@ -74,8 +74,10 @@ def add_measure_options(parser: Parser) -> None:
     group.add_argument("--nodes", type=COUNT, help="number of nodes of the job; default: 2")
     group.add_argument(
         "--data",
+        nargs="+",
+        default=[],
         metavar="MANIFEST",
-        help="measure input of this data set, whose first shard must exist on this machine, even with --cluster;"
+        help="measure input of these data sets, whose first shards must exist on this machine, even with --cluster;"
         " default: synthetic shards",
     )
     group.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows alone")

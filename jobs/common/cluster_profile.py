@@ -72,14 +72,10 @@ class ClusterProfile:
     ``mfu``. 0: calculated from 40 % of the peak for the arithmetic, and from the speeds of the links."""
     core_gflops: float = option(100.0, gt=0, lt=MOST)
     """Speed that plans assume for a CPU core in training, GFLOP/s. With AVX-512 they reach 100 to 160, others less."""
-    core_samples: float = option(0.0, ge=0, lt=MOST)
-    """Samples per second that plans assume a core to read, decode and crop for GPUs; 0: by ``core_speeds``."""
-    core_speeds: str = ""
-    """A file that `flip shards bench --write` has measured, absolute or beside the profile; empty: assumed speeds
-    (jobs/planning/core_speeds.py)."""
     measured: str = ""
     """A file that `flip doctor --measure` has written, absolute or beside the profile. Its numbers replace those that
-    plans assume, and ``nvlink_gbps``, ``network_gbps`` and ``core_gflops``; empty: nothing was measured."""
+    plans assume (jobs/planning/assumptions.py), and ``nvlink_gbps``, ``network_gbps`` and ``core_gflops``; empty:
+    nothing was measured."""
     price_per_gpu_hour: float = option(0.0, ge=0, lt=MOST)
     """In the currency of your choice; 0: plans show no price."""
 
@@ -158,9 +154,8 @@ def load_profile(name: str) -> ClusterProfile:
     values = typed.read_section(ClusterProfile, read_yaml(path), SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
-    for key in ("core_speeds", "measured"):
-        if file := getattr(profile, key):
-            setattr(profile, key, str(path.parent / Path(file).expanduser()))
+    if profile.measured:
+        profile.measured = str(path.parent / Path(profile.measured).expanduser())
     return profile
 
 

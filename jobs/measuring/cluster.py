@@ -63,8 +63,8 @@ def check(profile: ClusterProfile, nodes: int, minutes: float) -> None:
 
 
 def measure(
-    profile: ClusterProfile, nodes: int, minutes: float, manifest: str, only: Sequence[str] | None, names: bool,
-    share: float, progress: Callable[[Measurement], None] = lambda so_far: None,
+    profile: ClusterProfile, nodes: int, minutes: float, manifests: Sequence[str], only: Sequence[str] | None,
+    names: bool, share: float, progress: Callable[[Measurement], None] = lambda so_far: None,
 ) -> Measurement:  # fmt: skip
     """Submit the job, wait for its end, then cause faults in jobs of their own; returns the result.
 
@@ -77,8 +77,14 @@ def measure(
         require_trusted(closed_folder(folder))
         run = RunDir(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         run_folder(run.path)
-        request = {"minutes": JOB_SHARE * minutes, "manifest": manifest, "only": only, "names": names, "share": share}
-        request["gpus"] = profile.gpus_per_node
+        request = {
+            "minutes": JOB_SHARE * minutes,
+            "manifests": list(manifests),
+            "only": only,
+            "names": names,
+            "share": share,
+            "gpus": profile.gpus_per_node,
+        }
         write_json(run.path / node.REQUEST, request)
         write_text(run.config, "schema: 1\n")
     resources = JobResources(

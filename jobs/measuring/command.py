@@ -80,11 +80,11 @@ def requested_profile(args: argparse.Namespace) -> ClusterProfile:
 
 def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: float, folder: Path) -> Measurement | None:
     """Measure this machine and write the result; None if the user declines."""
-    manifest = checked_manifest(args.data)
+    manifests = [checked_manifest(name) for name in args.data]
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
     facts = machine.facts(gpus)
-    rows = chosen(local_rows(device, len(gpus), facts.cores, manifest, share_of(minutes)), args.only)
+    rows = chosen(local_rows(device, len(gpus), facts.cores, manifests, share_of(minutes)), args.only)
     earlier = earlier_rows(folder / FILE, facts, args.force)
     root = usable_root(runs_root(profile.runs_root), FREE_BYTES[device])
     if not args.yes and not confirm(question(facts.cores, len(gpus), minutes, root)):
@@ -107,10 +107,10 @@ def measure_cluster(
 ) -> Measurement | None:
     """Measure nodes in a job and write the result; None if the user declines. Raises ConfigError for an old result."""
     nodes = NODES if args.nodes is None else args.nodes
-    chosen([*local_rows("cpu", 0, 1, ""), NODES_ROW], args.only)
+    chosen([*local_rows("cpu", 0, 1, args.data), NODES_ROW], args.only)
     if (folder / FILE).exists() and not args.force:
         raise ConfigError("a result already exists", str(folder / FILE), remedy="Name another --out, or add --force.")
-    manifest = checked_manifest(args.data)  # its paths are those of the nodes, too
+    manifests = [checked_manifest(name) for name in args.data]  # their paths are those of the nodes, too
     cluster.check(profile, nodes, minutes)
     if not args.yes and not confirm(cluster.question(profile, nodes, minutes)):
         return None
@@ -122,7 +122,7 @@ def measure_cluster(
             write_json(folder / FILE, measured.as_dict())
             write_pages(folder, page.blocks(measured), page.TITLE, "report")
 
-    measured = cluster.measure(profile, nodes, minutes, manifest, args.only, args.names, share, report)
+    measured = cluster.measure(profile, nodes, minutes, manifests, args.only, args.names, share, report)
     report(measured)
     return measured
 
@@ -206,10 +206,8 @@ def earlier_rows(path: Path, facts: machine.Machine, force: bool) -> dict[str, M
     return {row.name: row for row in earlier.rows if row.status == MEASURED}
 
 
-def checked_manifest(name: str | None) -> str:
-    """The path of the manifest, or an empty text. Raises DataError if its shards are not on this machine."""
-    if not name:
-        return ""
+def checked_manifest(name: str) -> str:
+    """The path of the manifest. Raises DataError if its shards are not on this machine."""
     path = Path(name).expanduser().absolute()
     manifest = Manifest.load(str(path))
     key = manifest.keys[0]

@@ -124,7 +124,7 @@ def _label(entry: Any, number: int) -> str:
     """What tells an entry of a list from the others: "all-reduce 1048576", "0.5 kernel"."""
     if not isinstance(entry, dict):
         return str(number)
-    words = [str(entry[key]) for key in ("kind", "bytes", "short", "mask", "number") if key in entry]
+    words = [str(entry[key]) for key in ("kind", "bytes", "short", "mask", "number", "stage") if key in entry]
     return " ".join(words + ["kernel"] * bool(entry.get("kernel"))) or str(number)
 
 

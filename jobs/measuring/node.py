@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flip.distributed.shutdown import StopFlag
 
 REQUEST = "measure.json"
-"""Of the run directory: minutes, manifest, rows and whether names may be written."""
+"""Of the run directory: minutes, manifests, rows and whether names may be written."""
 RESULT = "measured.json"
 MEETING_SECONDS = 120.0
 """Seconds in which all nodes must start."""
@@ -71,7 +71,7 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     together += _between_nodes(run, meeting, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped)
     rows = [
         row
-        for row in local_rows(device, len(gpus), facts.cores, request["manifest"], request["share"])
+        for row in local_rows(device, len(gpus), facts.cores, request["manifests"], request["share"])
         if row.name not in ("link_network", *SCHEDULED, *(each.name for each in together))
         and _is_wanted(row, request["only"])
     ]
@@ -189,7 +189,7 @@ def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
         for key in speeds[0]:
             values = {number: each[key] for number, each in enumerate(speeds) if key in each}
             # single sizes are noisy, and links have verdicts of their own
-            if not compare.is_speed(key) or key.startswith(("rows ", "links ")) or len(values) < 2:
+            if not compare.is_speed(key) or key.startswith(("rows ", "links ", "stages ")) or len(values) < 2:
                 continue
             middle = statistics.median_high(values.values())
             for number, value in values.items():

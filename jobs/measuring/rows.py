@@ -21,6 +21,7 @@ SMALL = {"emoji": 64}
 FAULTS = {"rank": "a killed rank", "agent": "a killed agent of a node", "preemption": "a preemption"}
 SCHEDULED_FAULTS = ("agent", "preemption")
 """Faults that are caused in jobs if there is a scheduler."""
+INPUT_SECONDS = 6.0
 SAVE_MEGABYTES = {"cuda": 2000, "cpu": 100}
 
 
@@ -40,9 +41,10 @@ NODES_ROW = RowPlan("nodes", "files and locks between nodes")
 """Run by the process of each node itself (``jobs.measuring.node``)."""
 
 
-def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float = 1.0) -> list[RowPlan]:
+def local_rows(device: str, gpus: int, cores: int, manifests: Sequence[str], share: float = 1.0) -> list[RowPlan]:
     """The rows of one machine.
 
+    ``manifests``: of the data sets whose input is measured; without them synthetic photographs are.
     ``share``: of the usual seconds of each measurement. Above 1, limits grow, too: a busy machine needs more time.
     """
     steps = _step_rows(device, share)
@@ -53,20 +55,35 @@ def local_rows(device: str, gpus: int, cores: int, manifest: str, share: float =
         _trace_row(steps),
         _link_row(device, gpus),
         RowPlan("link_network", "collectives between nodes", skipped=ONE_NODE),
-        RowPlan(
-            "input_cost", "cost of a sample on a core", "input", {"manifest": manifest, "seconds": 5 * share}, 60
-        ),
+        *_input_rows(manifests or [""], share),
         RowPlan("disk", "files in the folder of runs", "disk", {}, 30),
         RowPlan(
             "save", "save and restore", "saves", {"device": device, "megabytes": SAVE_MEGABYTES[device]}, 90
         ),
         RowPlan("losses", "losses in other arithmetic", "losses", _loss_options(device, gpus), 180),
         *fault_rows(device, max(1, min(2, gpus or cores))),
-        RowPlan(
-            "reads", "reads of shards", "reads", {"manifest": manifest, "seconds": share, "processes": cores}, 60
-        ),
+        RowPlan("reads", "reads of shards", "reads", _read_options(manifests, cores, share), 60),
     ]  # fmt: skip
     return [replace(row, limit=row.limit * max(1.0, share)) for row in rows]
+
+
+def _input_rows(manifests: Sequence[str], share: float) -> list[RowPlan]:
+    """A row for each data set: ``input_cost``, ``input_cost_2``, ..."""
+    rows = []
+    for number, manifest in enumerate(manifests, 1):
+        name = "input_cost"
+        what = "cost of a sample on a core"
+        if number > 1:
+            name += f"_{number}"
+            what += f", data set {number}"
+        rows.append(RowPlan(name, what, "input", {"manifest": manifest, "seconds": INPUT_SECONDS * share}, 60))
+    return rows
+
+
+def _read_options(manifests: Sequence[str], cores: int, share: float) -> dict[str, Any]:
+    """Of the row that reads shards of the first data set."""
+    manifest = next(iter(manifests), "")
+    return {"manifest": manifest, "seconds": share, "processes": cores}
 
 
 def fault_rows(device: str, ranks: int) -> list[RowPlan]:

@@ -247,22 +247,26 @@ def _slow_links(row: MeasuredRow) -> Iterator[MachineVerdict]:
 
 
 def _input(measurement: Measurement) -> Iterator[MachineVerdict]:
-    row = measurement.row("input_cost")
-    if row is None:
-        return
+    for row in measurement.kind("input"):
+        yield _input_of(measurement, row)
+
+
+def _input_of(measurement: Measurement, row: MeasuredRow) -> MachineVerdict:
+    """The verdict of a data set: can the cores feed the GPUs, and what takes most of the time of a sample?"""
+    about = f"input{row.what.partition(',')[2]}"
     fastest = min(row.values["rows"], key=lambda each: float(each["microseconds"]))
     per_core = 1e6 / float(fastest["microseconds"])
     kernel = "with" if fastest["kernel"] else "without"
     words = f"{per_core:,.0f} samples/s a core at mask {fastest['mask']:g}, {kernel} the visible-patch kernel"
+    words += f"; {100 * row.values['shares'][row.values['limit']]:.0f} % of its time is {row.values['limit']}"
     needed = _needed_cores(measurement, row)
     if needed > measurement.machine.cores:
         because = f"{words}: the GPUs of a node need {needed:,} cores, and it has {measurement.machine.cores}"
-        yield MachineVerdict("input", SLOW, because, f"Store smaller images: {RECODE}")
-    elif not fastest["kernel"] and row.values.get("without_kernel_because"):
+        return MachineVerdict(about, SLOW, because, f"Store smaller images: {RECODE}")
+    if not fastest["kernel"] and row.values.get("without_kernel_because"):
         because = f"{words}: {row.values['without_kernel_because']}"
-        yield MachineVerdict("input", SLOW, because, "Install the kernel: make install")
-    else:
-        yield MachineVerdict("input", WORKS, words)
+        return MachineVerdict(about, SLOW, because, "Install the kernel: make install")
+    return MachineVerdict(about, WORKS, words)
 
 
 def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:

@@ -2,8 +2,8 @@
 
 Constants stand here, and only here, until `flip doctor --measure` has measured them. ``measured`` of the cluster
 profile names its file. The rows that plans read: ``step_*`` (arithmetic of a step), ``link_*`` (collectives in a node
-and between nodes) and ``input_*`` (the cost of a sample on a core). Constants of NCCL are in ``flip.traffic``, the
-table of core speeds in ``jobs.planning.core_speeds``.
+and between nodes) and ``input_*`` (the cost of a sample on a core). Constants of NCCL are in ``flip.traffic``, assumed
+speeds of a core in ``assumed_speeds.json``, a file of the same form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flip.costs import find_accelerator, parameters
 from flip.runs.errors import ConfigError
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning.core_speeds import SpeedTable, assumed_table, read_table, rows_of
+from jobs.planning.core_speeds import ROW, SpeedTable, assumed_table, table_in
 from jobs.planning.measurement import BUSY_CORES, REMEDY, MeasuredRow, Measurement, number, read_measurement
 
 ARITHMETIC = 0.4
@@ -90,15 +90,11 @@ def link_gbps(profile: ClusterProfile, name: str) -> float | None:
 
 
 def speed_table(profile: ClusterProfile) -> SpeedTable:
-    """Speeds of a core: of ``core_speeds``, else measured, else assumed. Raises ConfigError for a damaged file."""
-    if profile.core_speeds:
-        return _table_in(profile.core_speeds)
+    """Speeds of a core: measured, else assumed. Raises ConfigError for a damaged file."""
     measured = measurement_of(profile)
-    records = [record for row in _rows(measured, "input") for record in row.values.get("rows", ())]
-    if measured is None or not records:
+    if measured is None or not measured.kind(ROW):
         return assumed_table()
-    origin = f"speeds of {_core(measured)}, {measured.origin}"
-    return SpeedTable(rows_of(records, profile.measured), origin, measured.machine.processor)
+    return table_in(measured, profile.measured, f"speeds of {_core(measured)}, {measured.origin}")
 
 
 def described_arithmetic(profile: ClusterProfile) -> str:
@@ -218,4 +214,3 @@ def _rows(measured: Measurement | None, kind: str) -> Sequence[MeasuredRow]:
 
 
 _read = cache(read_measurement)  # a plan asks for it at each step
-_table_in = cache(read_table)

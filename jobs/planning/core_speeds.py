@@ -1,27 +1,27 @@
 """The speed at which a core prepares samples for GPUs: a table by images, view, mask and kernel, assumed or measured.
 
-`flip shards bench --write` measures rows and writes them to a file; plans read it (``core_speeds`` of the profile).
+`flip doctor --measure` measures rows. The assumed ones are a file of the same form, which ``benchmarks/core_speeds.py``
+writes.
 """
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
+from jobs.planning.measurement import REMEDY, Measurement, read_measurement
 
 FIXED_COST = 51.0
 """Microseconds of a sample without pixels: tar headers, draws, masks, tokens, prefetch. An estimate: the cost of images
 that are smaller than all of a table is on the line from here to its smallest ones."""
-_AND = " and "
-"""Between the processors of a table."""
+ROW = "input"
+"""Kind of the rows of a measurement that have speeds of a core."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,18 @@ class SpeedRow:
     microseconds: float
 
 
-ASSUMED_FILE = Path(__file__).with_name("core_speeds.yaml")
+ASSUMED_FILE = Path(__file__).with_name("assumed_speeds.json")
 """The speeds that plans assume: JPEGs of quality 95 in local files, views of 224 px with patches of 16 px and crops of
 half to all of the area. Written by ``benchmarks/core_speeds.py``. From object storage a sample takes 20 to 40 us more
 (the stage read of ``benchmarks/stream.py``)."""
 
 
 class SpeedTable:
-    """Rows of measurements and where they come from. ``processor``: on which they were measured, if that is known."""
+    """Rows of measurements, and where they come from in words."""
 
-    def __init__(self, rows: Sequence[SpeedRow], origin: str, processor: str = "") -> None:
+    def __init__(self, rows: Sequence[SpeedRow], origin: str) -> None:
         self.rows = rows
         self.origin = origin
-        self.processor = processor
 
     def microseconds(self, images: Images, size: int, mask: float, kernel: bool) -> float:
         """The cost of a sample: of the nearest view size, linear in the mask and in the pixels between rows.
@@ -90,57 +89,32 @@ class SpeedTable:
         return list(self.rows)
 
 
-def read_table(path: str) -> SpeedTable:
-    """A file of `flip shards bench --write`. Raises ConfigError if it is missing or damaged."""
-    remedy = "Write it with: flip shards bench MANIFEST --write FILE"
-    try:
-        content = read_yaml(Path(path))
-        processor = str(content["processor"])
-        origin = f"speeds of a core in {path}, measured {content['date']} on {processor}"
-        records = content["rows"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("no table of speeds", path, repr(error), remedy) from error
-    return SpeedTable(rows_of(records, path, remedy), origin, processor)
-
-
-def rows_of(records: Any, where: str, remedy: str = "") -> list[SpeedRow]:
-    """The rows that a file holds as mappings. Raises ConfigError if they are damaged, or if there is none."""
-    try:
-        rows = [_row(record) for record in records]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("no table of speeds", where, repr(error), remedy) from error
-    if not rows or not all(row.short > 0 and row.microseconds > 0 for row in rows):
-        raise ConfigError("no table of speeds", where, "rows", remedy)
-    return rows
-
-
-def file_content(rows: Sequence[SpeedRow], processor: str, earlier: SpeedTable | None = None) -> dict[str, Any]:
-    """The content of a file of speeds: new rows replace those of the same images, view, mask and kernel.
-
-    It names the processor of the earlier rows, too, if some are left.
-    """
-    merged = {_key(row): row for row in rows}
-    processors = [processor]
-    if earlier is not None:
-        merged = {_key(row): row for row in earlier.rows} | merged
-    if earlier is not None and len(merged) > len(rows):
-        processors = [*earlier.processor.split(_AND), processor]
-    names = _AND.join(dict.fromkeys(processors))
-    today = datetime.date.today().isoformat()
-    return {"date": today, "processor": names, "rows": [asdict(merged[key]) for key in sorted(merged)]}
-
-
-def _key(row: SpeedRow) -> tuple[Any, ...]:
-    return row.short, row.markers, row.size, row.mask, row.kernel
+def table_in(measurement: Measurement, where: str, origin: str) -> SpeedTable:
+    """The speeds that a measurement has. ``where``: its file. Raises ConfigError if they are damaged or missing."""
+    rows = []
+    for row in measurement.kind(ROW):
+        rows += rows_of(row.values.get("rows"), where)
+    return SpeedTable(rows, origin)
 
 
 @cache
 def assumed_table() -> SpeedTable:
     """The table that plans use until a site has measured its own."""
-    content = read_yaml(ASSUMED_FILE)
-    processor = content["processor"]
-    origin = f"assumed speeds of a core of {processor}, which `flip shards bench --write` replaces"
-    return SpeedTable(rows_of(content["rows"], str(ASSUMED_FILE)), origin, processor)
+    measurement = read_measurement(str(ASSUMED_FILE))
+    processor = measurement.machine.processor
+    origin = f"assumed speeds of a core of {processor}, which `flip doctor --measure` replaces"
+    return table_in(measurement, str(ASSUMED_FILE), origin)
+
+
+def rows_of(records: Any, where: str) -> list[SpeedRow]:
+    """The rows that a file holds as mappings. Raises ConfigError if they are damaged, or if there is none."""
+    try:
+        rows = [_row(record) for record in records]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("no table of speeds", where, repr(error), REMEDY) from error
+    if not rows or not all(row.short > 0 and row.microseconds > 0 for row in rows):
+        raise ConfigError("no table of speeds", where, "rows", REMEDY)
+    return rows
 
 
 def _at_mask(mask: float, rows: Sequence[SpeedRow]) -> float:

@@ -147,7 +147,7 @@ def recoding_advice(config: Config, profile: ClusterProfile) -> str:
     """The command that stores smaller images, and what it would save; empty if that is nothing, or unknown."""
     before = throughput.images_of(config)
     after = [throughput.recoded(each) for each in before]
-    if profile.core_samples or after == before:
+    if after == before:
         return ""
     hours = _gpu_hours(config, profile, before)
     saved = hours - _gpu_hours(config, profile, after)

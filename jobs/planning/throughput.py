@@ -1,7 +1,7 @@
 """The speed at which a core prepares samples in a stage of a run, and what it was taken from.
 
-It is ``core_samples`` of the cluster profile, else of a table: of its file ``core_speeds``, of the measurement of the
-machine, or the assumed one (``jobs.planning.assumptions``).
+It is of a table: that of the measurement which the cluster profile names, or the assumed one
+(``jobs.planning.assumptions``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from jobs.planning.core_speeds import Images
 
 def core_samples(config: Config, stage: Stage, profile: ClusterProfile, images: Sequence[Images] = ()) -> float:
     """Samples per second of a core in a stage of a resolved configuration. ``images``: by default those of its data."""
-    if profile.core_samples:
-        return profile.core_samples
     table = speed_table(profile)
     images = images or images_of(config)
     size = for_stage(config, stage).model.image.size
@@ -83,8 +81,6 @@ def uses_kernel(config: Config, stage: Stage) -> bool:
 def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
     """The speed of a core in a stage, what it depends on, and its source, in words."""
     speed = f"{core_samples(config, stage, profile):,.0f} samples/s a core"
-    if profile.core_samples:
-        return f"{speed}, core_samples of the profile"
     every = images_of(config)
     sides = [f"{each.short} px{'' if each.stated else ' as assumed'}" for each in every]
     share = kernel_share_of(config, stage, every)
@@ -99,6 +95,4 @@ def described(config: Config, stage: Stage, profile: ClusterProfile) -> str:
 
 def origin(profile: ClusterProfile) -> str:
     """Where the speed of a core comes from, in words."""
-    if profile.core_samples:
-        return f"{profile.core_samples:g} samples/s a core, by the profile"
     return speed_table(profile).origin

@@ -25,7 +25,7 @@ ZEROS = "ranks on the stub have weights of 0, which the trainer refuses: the CPU
 
 
 def rows() -> list[RowPlan]:
-    return [small(row) for row in local_rows("cuda", GPUS, 2, "", 0.02)]
+    return [small(row) for row in local_rows("cuda", GPUS, 2, (), 0.02)]
 
 
 def small(row: RowPlan) -> RowPlan:

@@ -31,7 +31,7 @@ def test_rows_of_gpus_pass_through_to_a_page_of_a_rehearsal(tmp_path):
     measured = read_measurement(str(tmp_path / "measured.json"))
     failed = {row.name: (row.status, row.detail) for row in measured.rows if row.status not in (MEASURED, SKIPPED)}
     assert failed == {}
-    assert [row.name for row in measured.rows] == [row.name for row in local_rows("cuda", measure.GPUS, 2, "")]
+    assert [row.name for row in measured.rows] == [row.name for row in local_rows("cuda", measure.GPUS, 2, ())]
     skipped = {"link_network": ONE_NODE, **{f"fault_{kind}": measure.ZEROS for kind in FAULTS}}
     assert {row.name: row.detail for row in measured.rows if row.status == SKIPPED} == skipped
     on_gpus = [row for row in measured.rows if row.values.get("device") == "cuda"]

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from jobs.common.cli import AMOUNT, COUNT, INDEX, Number, Parser, add_root_option, run_command
+from jobs.common.cli import COUNT, INDEX, Number, Parser, add_root_option, run_command
 
 EXAMPLES = """examples:
   flip shards index 'data/{00000..00041}.tar' --out data/manifest
@@ -27,7 +27,6 @@ EXAMPLES = """examples:
   flip shards verify data/manifest --workers 16 --out data/manifest-2
   flip shards inspect data/manifest --id 1234567 --save picture.jpg
   flip shards inspect --run runs/my/run --samples 81920000
-  flip shards bench data/manifest --want 2000
 """
 SHARE = Number(float, least=0, most=1)
 CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
@@ -82,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     _making(commands)
     _deriving(commands)
     _checking(commands)
-    _measuring(commands)
     _inspecting(commands)
     return commands.parser
 
@@ -231,27 +229,6 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--workers", type=INDEX, default=0, help="processes (default: one per core)")
     command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
     command.add_argument("--examples", type=INDEX, default=3, help="samples listed per reason (default: %(default)s)")
-
-
-def _measuring(commands: _Commands) -> None:
-    about = (
-        "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
-    )
-    command = commands.add("bench", "bench:bench", about)
-    command.add_argument("manifest", help="its folder")
-    command.add_argument("--seconds", type=AMOUNT, default=20.0, help="approximate total time (default: %(default)s)")
-    command.add_argument(
-        "--want", type=AMOUNT, default=0.0, metavar="X", help="compute the workers needed for X images/s"
-    )
-    command.add_argument("--captions", help=CAPTIONS)
-    command.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
-    command.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
-    command.add_argument("--size", type=COUNT, default=224, help="side of the view, pixels (default: %(default)s)")
-    command.add_argument("--patch", type=COUNT, default=16, help="side of a patch, pixels (default: %(default)s)")
-    command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
-    command.add_argument("--seed", type=INDEX, default=0, help="seed for chunks and crops (default: %(default)s)")
-    about = "then measure masks 0, 0.5 and 0.75 for as long, and add the rows to this file, core_speeds of a profile"
-    command.add_argument("--write", metavar="FILE", help=about)
 
 
 def _inspecting(commands: _Commands) -> None:

@@ -10,7 +10,7 @@ what a cluster will run.
   other arithmetic, and on several ranks (``ranks.py``).
 - ``trace.py``: the kernels of such steps under torch's profiler. ``peak_memory.py``: the memory of a piece of work.
 - ``timing.py``: seconds of a call.
-- ``inputs.py``: the cost of a sample on a core (`flip shards bench`), and reads by one and several processes.
+- ``inputs.py``: the cost of a sample on a core and its stages (``input_stages.py``), and reads by several processes.
 - ``disk.py``: writes, syncs, renames and locks below the folder of runs, and a save and a restore.
 - ``faults.py``: a killed rank, a killed agent (``agents.py``), a preemption; the run must end with the weights of an
   undisturbed one.

@@ -19,8 +19,7 @@ from flip.data.kernel import obstacle
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.environment import processor
-from tools.measuring import photo_shards
-from tools.shards_commands import bench
+from tools.measuring import input_stages, photo_shards
 
 SYNTHETIC = 128
 """Synthetic photographs of 384 px: they take about two seconds to make."""
@@ -33,13 +32,13 @@ PATCH = 16
 
 
 def cost(folder: str, manifest: str, seconds: float) -> dict[str, Any]:
-    """Rows of the table of core speeds (`flip shards bench --write`), of a manifest or of synthetic photographs."""
+    """Rows of the table of core speeds, and the stages of the work, of a manifest or of synthetic photographs."""
     import torch  # the processes of ``reads`` do without
 
     data = _manifest(folder, manifest)
-    spec = bench.spec_of(data, ["txt"], "simplejpeg", "torchvision", SIZE, PATCH, 0)
+    spec = input_stages.spec_of(data, "simplejpeg", "torchvision", SIZE, PATCH)
     torch.set_num_threads(1)  # as a loader process does
-    rows = bench.measure_rows(data, spec, seconds)
+    rows, stages = input_stages.measure(data, spec, seconds)
     costs = {f"{row.mask:g}{' kernel' if row.kernel else ''}": round(1e6 / row.microseconds) for row in rows}
     return {
         "synthetic": not manifest,
@@ -47,7 +46,9 @@ def cost(folder: str, manifest: str, seconds: float) -> dict[str, Any]:
         "samples_per_second": costs,
         "without_kernel_because": obstacle(spec.data, spec.augment, spec.image),
         "rows": [asdict(row) for row in rows],
-    }
+        "cached": input_stages.cached(data),
+        "stages": [stage.report() for stage in stages],
+    } | input_stages.find_bottleneck(stages, with_kernel=rows[-1].kernel)
 
 
 def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def reads(folder: str, manifest: str, seconds: float, processes: int) -> dict[st
     ``read_milliseconds``: the median of small reads of a single process, which is the latency of the storage.
     """
     data = _manifest(folder, manifest)
-    result: dict[str, Any] = {"cached": bench.cached(data), "bytes_per_sample": round(data.mean_bytes)}
+    result: dict[str, Any] = {"cached": input_stages.cached(data), "bytes_per_sample": round(data.mean_bytes)}
     context = get_context("spawn")
     with ProcessPoolExecutor(processes, context, _meet, (context.Barrier(processes),)) as pool:
         wait([pool.submit(os.getpid) for _ in range(processes)])  # all have been started
@@ -89,7 +90,7 @@ def _read(manifest: str, seconds: float, seed: int) -> tuple[float, float]:
     """MB/s of this process, and the median milliseconds of small reads."""
     data = Manifest.load(manifest)
     reader = ChunkReader()
-    chunks = bench.chunks_in_random_order(data, seed)
+    chunks = input_stages.chunks_in_random_order(data, seed)
     size = 0
     for key, start, stop, _ in data.chunk_reads(next(chunks)):  # connects
         reader.read(key, start, stop)

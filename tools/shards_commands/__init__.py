@@ -10,7 +10,7 @@ for ``--json``, an exit code, and the text for the terminal.
 - `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again.
-- `inspect_samples`: one sample, or the samples of a training step; `bench`: cost of a sample on one core.
+- `inspect_samples`: one sample, or the samples of a training step.
 - `output`: what the commands share: results, progress, errors of writing.
 
 May import flip and the host-independent parts of jobs (common, runs). No torch at module level.

@@ -23,7 +23,8 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_decode_odd import SOUND
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
-from tools.shards_commands import bench, inspect_samples
+from tools.measuring import input_stages
+from tools.shards_commands import inspect_samples
 from tools.shards_commands.recode_picture import Recoding, markers_are_safe, recode_picture
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
@@ -222,7 +223,7 @@ def test_jpeg_for_which_simplejpeg_raises_key_error_is_read_everywhere(original,
     manifest = make(tmp_path, {"jpg": SOUND["baseline, sampling 1x4"]})
     assert verified(manifest).bad == {}
     assert "undecodable" not in inspect_samples.sample(manifest, 37).picture
-    assert bench._decode(ChunkReader().read_chunk(manifest, 37 // CHUNK), spec_of(manifest))[0] == CHUNK
+    assert input_stages._decode(ChunkReader().read_chunk(manifest, 37 // CHUNK), spec_of(manifest))[0] == CHUNK
     assert recode_picture(SOUND["baseline, sampling 1x4"], Recoding(32, 90, markers=True))
     assert markers_are_safe(SOUND["baseline, sampling 1x4"] + b"\xff\xdd"), "no reader skips in it"
 
@@ -233,7 +234,7 @@ def test_jpeg_for_which_simplejpeg_raises_key_error_is_read_everywhere(original,
 
 
 def spec_of(manifest):
-    return bench.spec_of(manifest, ["txt"], "simplejpeg", "torchvision", 32, 16, 0)
+    return input_stages.spec_of(manifest, "simplejpeg", "torchvision", 32, 16)
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

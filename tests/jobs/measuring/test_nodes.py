@@ -168,7 +168,7 @@ def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):
 
 def test_preempted_measurement_continues_with_the_rows_that_are_missing(tmp_path, monkeypatch):
     run = RunDir(run_folder(run_folder(tmp_path / "sweep") / "run"))
-    request = {"minutes": 4.0, "manifest": "", "only": ["matmul", "disk"], "names": False, "share": 1.0, "gpus": 0}
+    request = {"minutes": 4.0, "manifests": [], "only": ["matmul", "disk"], "names": False, "share": 1.0, "gpus": 0}
     write_json(run.path / node.REQUEST, request)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")

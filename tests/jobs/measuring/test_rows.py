@@ -15,7 +15,7 @@ from tools.measuring.__main__ import ROWS
 
 
 def rows_by_name(device, gpus):
-    return {row.name: row for row in local_rows(device, gpus, 8, "")}
+    return {row.name: row for row in local_rows(device, gpus, 8, ())}
 
 
 def test_each_row_of_gpus_is_skipped_on_cpus_with_reason_and_has_a_cpu_form():
@@ -38,7 +38,7 @@ def test_rows_start_known_functions_and_have_limits():
 
 def test_faults_are_a_rank_an_agent_and_a_preemption_also_in_jobs():
     names = ["fault_rank", "fault_agent", "fault_preemption"]
-    assert [row.name for row in local_rows("cpu", 0, 2, "") if row.function == "fault"] == names
+    assert [row.name for row in local_rows("cpu", 0, 2, ()) if row.function == "fault"] == names
     rows = scheduled_faults("cuda", 8, 8, {"kind": "slurm"})
     assert [row.name for row in rows] == names[1:]
     assert all((row.options["nodes"], row.options["ranks"]) == (2, 2) for row in rows)
@@ -53,11 +53,22 @@ def test_single_gpu_and_single_node_have_no_peers():
 
 def test_more_time_raises_each_limit():
     usual = rows_by_name("cpu", 0)
-    assert all(row.limit == 3 * usual[row.name].limit for row in local_rows("cpu", 0, 8, "", 3.0))
-    assert all(row.limit == usual[row.name].limit for row in local_rows("cpu", 0, 8, "", 0.5))
+    assert all(row.limit == 3 * usual[row.name].limit for row in local_rows("cpu", 0, 8, (), 3.0))
+    assert all(row.limit == usual[row.name].limit for row in local_rows("cpu", 0, 8, (), 0.5))
 
 
 def test_less_time_shortens_each_measurement():
-    short = {row.name: row for row in local_rows("cpu", 0, 2, "", 0.5)}
+    short = {row.name: row for row in local_rows("cpu", 0, 2, (), 0.5)}
     usual = rows_by_name("cpu", 0)
     assert 2 * short["matmul"].options["seconds"] == usual["matmul"].options["seconds"]
+
+
+def test_input_of_each_data_set_is_a_row():
+    rows = local_rows("cpu", 0, 8, ["/a", "/b"])
+    costs = {row.name: (row.what, row.options["manifest"]) for row in rows if row.function == "input"}
+    assert costs == {
+        "input_cost": ("cost of a sample on a core", "/a"),
+        "input_cost_2": ("cost of a sample on a core, data set 2", "/b"),
+    }
+    (reads,) = (row for row in rows if row.function == "reads")
+    assert reads.options["manifest"] == "/a"

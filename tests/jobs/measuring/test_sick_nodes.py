@@ -28,7 +28,7 @@ class TwoNodes:
 
     def __init__(self, folder, only, minutes=4.0):
         self.run = RunDir(run_folder(run_folder(folder / "sweep") / "run"))
-        request = {"minutes": minutes, "manifest": "", "only": only, "names": False, "share": 1.0, "gpus": 0}
+        request = {"minutes": minutes, "manifests": [], "only": only, "names": False, "share": 1.0, "gpus": 0}
         write_json(self.run.path / node.REQUEST, request)
         self.place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         self.place |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(ROOT)}

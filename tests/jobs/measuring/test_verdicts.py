@@ -45,7 +45,12 @@ GOOD = {
     "copies": {"devices": [{"number": 0, "gbytes": 52.0}, {"number": 1, "gbytes": 51.0}]},
     "step_b16_0.5": STEP,
     "link_node": {"device": "cuda", "gbps": 2900.0},
-    "input_cost": {"rows": [speed(250.0)], "without_kernel_because": ""},
+    "input_cost": {
+        "rows": [speed(250.0)],
+        "without_kernel_because": "",
+        "limit": "view",
+        "shares": {"read": 0.12, "view": 0.88},
+    },
     "reads": READS,
     "disk": DISK,
     "save": SAVE,
@@ -207,3 +212,10 @@ def test_busy_machine_is_said_first_and_explains_uneven_steps():
     judged = judge(replace(example(row("disk", **DISK), uneven), load=1.7))
     assert (judged[0].about, judged[0].verdict) == ("load of the machine", SLOW)
     assert "1.7 of 96 cores" in judged[0].because and [each.verdict for each in judged[1:]] == [WORKS] * 2
+
+
+def test_input_of_each_data_set_has_a_verdict_that_names_its_largest_stage():
+    second = replace(row("input_cost_2", **GOOD["input_cost"]), what="cost of a sample on a core, data set 2")
+    judged = judge(example(row("input_cost", **GOOD["input_cost"]), second))
+    assert [verdict.about for verdict in judged] == ["input", "input data set 2"]
+    assert all("88 % of its time is view" in verdict.because for verdict in judged)

@@ -116,10 +116,8 @@ def test_each_missing_or_failed_row_leaves_its_number_assumed(tmp_path):
 
 
 def test_explicit_numbers_of_profile_come_first(tmp_path):
-    profile = replace(measured_profile(tmp_path, *ROWS), utilisation=0.3, core_samples=123.0)
-    config = planned("model.size=B/16")
-    step = step_time.step_time(config, config.stages[0], profile)
-    assert step.core_samples == 123 and "assumed 30 %" in cost.assumption(profile)
+    profile = replace(measured_profile(tmp_path, *ROWS), utilisation=0.3)
+    assert "assumed 30 %" in cost.assumption(profile)
 
 
 def test_measurement_of_another_gpu_is_not_used_and_said(tmp_path):
@@ -162,7 +160,6 @@ def test_plan_names_processor_of_measured_speeds(tmp_path, processor, core):
     config = planned("resources.processes=1", "resources.gpus=0", "compute.device=cpu")
     for text in (throughput.origin(profile), throughput.described(config, config.stages[0], profile)):
         assert text.removesuffix(")").endswith(origin)
-    assert assumptions.speed_table(profile).processor == processor
 
 
 def test_faster_network_is_advised_beside_a_measured_link(tmp_path):

@@ -1,14 +1,14 @@
-"""Tests of the table of speeds of a core: which rows answer a question, and the file that holds measured rows."""
+"""Tests of the table of speeds of a core: which rows answer a question, and those that a measurement has."""
 
-import datetime
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from flip.config.yaml_io import dump_yaml
 from flip.runs.errors import ConfigError
 from jobs.planning import core_speeds
-from jobs.planning.core_speeds import FIXED_COST, Images, SpeedRow, SpeedTable, assumed_table
+from jobs.planning.core_speeds import FIXED_COST, Images, SpeedRow, SpeedTable, assumed_table, table_in
+from jobs.planning.measurement import FAILED, MEASURED, MeasuredRow, read_measurement
+from tests.jobs.planning.test_measurement import example
 
 LARGE = Images(384, markers=False, stated=True)
 SMALL = Images(256, markers=True, stated=True)
@@ -23,12 +23,6 @@ ROWS = [
     SpeedRow(384, True, 224, 0.5, True, 505.0),
 ]
 TABLE = SpeedTable(ROWS, "here")
-
-
-def written(folder, content):
-    path = folder / "speeds.yaml"
-    path.write_text(dump_yaml(content))
-    return core_speeds.read_table(str(path))
 
 
 @pytest.mark.parametrize(
@@ -74,31 +68,22 @@ def test_missing_rows_are_replaced_by_slower_ones():
     assert with_kernel.microseconds(SMALL, 224, 0.5, False) == 600
 
 
-def test_file_of_speeds_is_read_and_names_its_origin(tmp_path):
-    row = SpeedRow(256, False, 224, 0.5, False, 600.0)
-    table = written(tmp_path, core_speeds.file_content([row], "a processor"))
-    assert [row.microseconds for row in table.rows] == [600]
-    today = datetime.date.today().isoformat()
-    assert table.origin == f"speeds of a core in {tmp_path / 'speeds.yaml'}, measured {today} on a processor"
-
-
-def test_file_of_speeds_names_the_processors_of_all_its_rows(tmp_path):
-    rows = [SpeedRow(256, False, 224, 0.5, False, 600.0), SpeedRow(256, False, 224, 0.75, False, 550.0)]
-    old = SpeedTable([replace(row, microseconds=700.0) for row in rows], "here", "an old one")
-    table = written(tmp_path, core_speeds.file_content(rows[:1], "a new one", old))
-    assert [row.microseconds for row in table.rows] == [600, 700] and table.processor == "an old one and a new one"
-    again = core_speeds.file_content(rows[:1], "a new one", table)
-    assert again["processor"] == "an old one and a new one"
-    assert core_speeds.file_content(rows, "a new one", table)["processor"] == "a new one", "no old row is left"
-
-
 def test_plans_name_the_processor_of_the_assumed_table():
-    table = assumed_table()
-    assert " (family " in table.processor and table.processor in table.origin
+    processor = read_measurement(str(core_speeds.ASSUMED_FILE)).machine.processor
+    assert " (family " in processor and processor in assumed_table().origin
 
 
-@pytest.mark.parametrize("text", ["rows: []", "rows: [{short: 256}]", "date: x", "rows: 3", "rows: [x]"])
-def test_damaged_file_of_speeds_is_refused(tmp_path, text):
-    (tmp_path / "speeds.yaml").write_text(f"processor: p\n{text}\n")
-    with pytest.raises(ConfigError, match="no table of speeds"):
-        core_speeds.read_table(str(tmp_path / "speeds.yaml"))
+def test_table_has_the_rows_of_all_data_sets_that_were_measured():
+    def measured(name, status, *rows):
+        return MeasuredRow(name, "cost of a sample", status, {"rows": [asdict(row) for row in rows]})
+
+    rows = measured("input_cost", MEASURED, *ROWS[:2]), measured("input_cost_2", MEASURED, *ROWS[2:])
+    table = table_in(example(*rows, measured("input_cost_3", FAILED, *ROWS[:1])), "measured.json", "here")
+    assert table.rows == ROWS and table.origin == "here"
+
+
+@pytest.mark.parametrize("records", [[], [{"short": 256}], 3, ["x"], [asdict(replace(ROWS[0], microseconds=0.0))]])
+def test_damaged_speeds_are_refused(records):
+    row = MeasuredRow("input_cost", "cost of a sample", MEASURED, {"rows": records})
+    with pytest.raises(ConfigError, match="measured.json: no table of speeds"):
+        table_in(example(row), "measured.json", "here")

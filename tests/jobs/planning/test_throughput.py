@@ -5,11 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from flip.config.yaml_io import dump_yaml
 from jobs.common.cluster_profile import load_profile
 from jobs.common.text import hours_text
-from jobs.planning import core_speeds, cost, step_time, throughput
-from jobs.planning.core_speeds import SpeedRow
+from jobs.planning import core_speeds, step_time, throughput
 from tests.jobs.planning.test_memory_fit import planned
 from tests.synthetic import make_dataset
 from tests.tools.commands.test_shards_cli import call
@@ -42,22 +40,6 @@ def test_speed_follows_mask_and_kernel(kernel):
     assert "images of 384 px as assumed, mask 0.5" in text and "assumed speeds" in text
     assert ("with the visible" in text) == kernel
     assert step_time.step_time(config, config.stages[0], H100).core_samples == pytest.approx(speed(config))
-
-
-def test_profile_overrides_the_table(tmp_path):
-    config = planned(*OVERRIDES)
-    assert speed(config, replace(H100, core_samples=123.0)) == 123
-    assert "core_samples of the profile" in throughput.described(
-        config, config.stages[0], replace(H100, core_samples=123.0)
-    )
-    rows = [SpeedRow(384, False, 224, 0.5, False, 2000.0)]
-    (tmp_path / "speeds.yaml").write_text(dump_yaml(core_speeds.file_content(rows, "slow cores")))
-    (tmp_path / "mine.yaml").write_text("kind: slurm\ncore_speeds: speeds.yaml\n")
-    profile = load_profile(str(tmp_path / "mine.yaml"))
-    assert speed(config, profile) == pytest.approx(500)
-    for text in (throughput.described(config, config.stages[0], profile), throughput.origin(profile)):
-        assert f"{tmp_path / 'speeds.yaml'}, measured " in text and "on slow cores" in text
-    assert "input at 123 samples/s a core, by the profile" in cost.assumption(replace(H100, core_samples=123.0))
 
 
 def test_speed_is_that_of_recoded_shards(tmp_path, capsys, kernel):
@@ -93,7 +75,6 @@ def test_warning_names_the_command_and_what_it_saves(kernel):
     saved = f"{hours_text(hours[0] - hours[1])} of {hours_text(hours[0])} GPU-hours"
     assert f"would save about {saved} and 11.2 TB of 16 TB: " in warning
     assert "shards recode /no/cache/laion400m --short 256 --out NEW_FOLDER" in warning
-    assert "recode" not in step_time.input_warning(config, replace(slow, core_samples=100.0))
-    assert not step_time.input_warning(config, replace(slow, core_samples=10.0**5))
+    assert not step_time.input_warning(config, replace(slow, cpus_per_node=10**4))
     config.stages[0].samples //= 10**5
     assert " 0 of 0" not in step_time.input_warning(config, slow), "of a short run"

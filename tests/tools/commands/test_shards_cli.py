@@ -1,4 +1,4 @@
-"""Tests of the output and exit codes of shards verify, inspect, exclude, drop, bench and info."""
+"""Tests of the output and exit codes of shards verify, inspect, exclude, drop and info."""
 
 import json
 import os
@@ -153,7 +153,7 @@ def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
     assert call(capsys, "verify", tmp_path / "m", "--captions", "json:caption")[0] == 0
     code, text = call(capsys, "verify", tmp_path / "m", "--captions", "json:title")
     assert code == 65 and "no caption ['json:title']" in text
-    for command in (("verify",), ("inspect", "--id", 0), ("bench",)):
+    for command in (("verify",), ("inspect", "--id", 0)):
         code, text = call(capsys, *command, tmp_path / "m", "--captions", "json")
         assert code == 78 and "as json:caption" in text, text
 
@@ -379,31 +379,7 @@ def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     assert call(capsys, "info", data, "--batch", 0)[0] == 78
 
 
-def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
-    small = ("--seconds", 0.2, "--resize", "pillow", "--size", 32, "--patch", 8)
-    code, report = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
-    assert code == 0 and [stage["stage"] for stage in report["stages"]] == ["read", "walk", "decode", "whole"]
-    assert report["workers"] >= 2 and report["limit"] in report["shares"]
-    assert set(report["shares"]) - {"wait"} == {"read", "walk", "decode", "view"}  # other programs make it wait
-    code, text = call(capsys, "bench", data, *small)
-    assert code == 0 and "one worker on a core of its own" in text and "images/s need" not in text
-    for arguments, expected in (
-        (("--mask", "1"), "mask: a mask is a share"),
-        (("--mask", "-0.1"), "mask: a mask is a share"),
-        (("--mask", "half"), "mask: a mask is a share"),
-        (("--mask", "1/0"), "mask: a mask is a share"),
-        (("--mask", "0.99"), "mask: keeps none of 16 patches (found: '0.99'). Mask less."),
-        (("--want", "-1"), "--want: must be above 0"),
-        (("--want", "0"), "--want: must be above 0"),
-        (("--want", "nan"), "--want"),
-        (("--want", "inf"), "--want"),
-        (("--seconds", "nan"), "--seconds: must be a finite number"),
-    ):
-        code, text = call(capsys, "bench", data, *small, *arguments)
-        assert code == 78 and expected in text and text.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", ["verify", "inspect", "bench"])
+@pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_help_contains_examples(command):
     shown = run(command, "--help")
     assert shown.returncode == 0 and "examples:" in shown.stdout

@@ -76,6 +76,10 @@ def test_input_rows_are_rows_of_core_speeds(tmp_path, monkeypatch):
     result = inputs.cost(str(tmp_path), "", 0.2)
     rows = rows_of(result["rows"], "here")
     assert {row.mask for row in rows} == {0, 0.5, 0.75} and {row.short for row in rows} == {384}
+    assert [stage["stage"] for stage in result["stages"]] == ["read", "walk", "decode", "whole"]
+    assert result["limit"] in result["shares"] and result["cached"]
+    (judged,) = judge(example(MeasuredRow("input_cost", "cost of a sample", MEASURED, result)))
+    assert f"% of its time is {result['limit']}" in judged.because
     monkeypatch.setattr(inputs.photo_shards, "samples", None)  # the row before has made them
     read = inputs.reads(str(tmp_path), "", 0.05, 2)
     assert read["megabytes_per_second_2"] > 0 and read["megabytes_per_second_1"] > 0

@@ -25,7 +25,8 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import take
 from tests.synthetic import encode, picture
 from tests.tools.shards_commands.test_verify import checked, rot
-from tools.shards_commands import bench, inspect_samples, verify
+from tools.measuring import input_stages
+from tools.shards_commands import inspect_samples, verify
 
 LONG = Filters(length=Length(10, None))
 """Keeps the samples to which the tests give a long caption."""
@@ -186,15 +187,15 @@ def test_chunk_checksum_covers_dropped_samples_inside_chunk(tmp_path):
     assert len(ChunkReader().read_chunk(manifest, 1)) == 1
 
 
-def test_bench_counts_selected_samples_and_bytes_of_all_samples(tmp_path):
+def test_stages_count_selected_samples_and_bytes_of_all_samples(tmp_path):
     image = encode(picture(1, 16))
     members = []
     for i in range(16):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
     write_tar(tmp_path / "0.tar", members)
     manifest = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
-    spec = bench.spec_of(manifest, ["txt"], "pillow", "pillow", 16, 8, 0)
-    for stage in bench.measure_stages(manifest, spec, "0", 0.1)[:2]:
+    spec = input_stages.spec_of(manifest, "pillow", "pillow", 16, 8)
+    for stage in input_stages.measure(manifest, spec, 0.1)[1][:2]:
         assert stage.bytes / stage.samples == pytest.approx(manifest.mean_bytes, rel=0.1), stage.name
 
 

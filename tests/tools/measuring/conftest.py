@@ -1,0 +1,1 @@
+from tests.flip.data.conftest import folder, original  # noqa: F401
