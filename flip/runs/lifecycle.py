@@ -1,9 +1,9 @@
 """What state is a run in? ``state_of`` is the only function that names one (docs/cluster.md, State of a run).
 
 It is a pure function of what the files of the run prove (``Facts``, read by ``read_facts``) and of what the scheduler
-shows of its job (``SchedulerView``). Back ends only look and return ``SchedulerView``; ``states`` does the rest for them. Where the
-answer depends on a scheduler that was not asked or does not answer, the state is ``unknown``. Standard library,
-Python >= 3.6.
+shows of its job (``SchedulerView``). Back ends only look and return a ``SchedulerView``; ``states`` does the rest for
+them. Where the answer depends on a scheduler that was not asked or does not answer, the state is ``unknown``. Standard
+library, Python >= 3.6.
 """
 
 from pathlib import Path

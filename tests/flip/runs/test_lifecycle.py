@@ -156,8 +156,8 @@ OPEN = Facts(attempt=2, started=True, open=True)
     (OPEN._replace(open=False, end=END), SchedulerView(QUEUED), "waiting", "503; starts again 60 s after that"),
     # why nothing manages the run any more
     (Facts(), SchedulerView(ABSENT, "no supervisor is running"), "stopped", "no supervisor is running: submit again"),
-    (OPEN._replace(open=False, end=END), SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"),
-     "stopped",
+    (OPEN._replace(open=False, end=END),
+     SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
      "503; its job ended (FAILED): submit again"),
     (OPEN, SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
      "its job ended (FAILED); its script failed: submit again"),
