@@ -254,7 +254,8 @@ def test_comparison_includes_registered_external_model(tmp_path):
     external = RunDir(tmp_path / "others" / "openclip-b16")
     open_clip_folder.register(external, "/models/openclip-b16")
     checkpoint = {"path": "", "stage": "foreign", "samples": 0, "digest": "0" * 64}
-    score = {"name": "imagenet1k", "set": "imagenet1k", "task": "zeroshot", "role": "test", "precision": "fp32", "top1": 0.671}
+    score = {"name": "imagenet1k", "set": "imagenet1k", "task": "zeroshot", "role": "test", "top1": 0.671}
+    score["precision"] = "fp32"
     write_result(external, score | {"n": 50_000, "interval": [0.667, 0.675], "chance": 0.001}, checkpoint, "job")
     lines = {line.row.row: line for line in compare([], [outcome], "2")}
     comparison = lines["2, OpenCLIP B/16"]
