@@ -138,7 +138,8 @@ class SandboxCluster:
         else:
             size = f"--nodes={nodes}"
         options = [f"--{self.site.options.preempt}=high", size, "--exclusive", f"--time={seconds // 60 + 1}"]  # minutes
-        options += ["--job-name=preempt", "--output=/dev/null", "--chdir=/", f"--wrap=exec sleep {seconds}"]
+        options += ["--no-requeue", "--job-name=preempt", "--output=/dev/null", "--chdir=/"]  # it runs once
+        options += [f"--wrap=exec sleep {seconds}"]
         return self.call("sbatch", "--parsable", *options).strip().partition(";")[0]
 
     def set_grace(self, seconds: int) -> None:
