@@ -97,7 +97,7 @@ def bursts(config: Config, seed: int, quick: bool) -> dict[str, Any]:
 
 def lives(life: Life, seed: int, events: int) -> dict[str, float]:
     """Goodput in per cent by events: our interval with known costs, and as a run learns them."""
-    interval = interruptions.known(life)
+    interval = interruptions.interval_of_known_costs(life)
     count = max(100, int(min(20_000, events * interval / life.between)))
     share, error = interruptions.simulate(life, lambda history: interval, count, seed)
     learnt, _ = interruptions.simulate(life, interruptions.learning(life), count, seed)

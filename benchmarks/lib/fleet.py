@@ -228,7 +228,7 @@ def cases(config: Config) -> dict[str, Life]:
 def goodput(life: Life) -> dict[str, float]:
     """Goodput in per cent: with our interval, with fixed ones, at best; and losses that do not depend on the
     interval."""
-    interval = interruptions.known(life)
+    interval = interruptions.interval_of_known_costs(life)
     best = interruptions.optimum(life)
     return {
         "between_h": life.between / 3600,

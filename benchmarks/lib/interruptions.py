@@ -78,7 +78,7 @@ def optimum(life: Life) -> float:
     return (low + high) / 2
 
 
-def known(life: Life) -> float:
+def interval_of_known_costs(life: Life) -> float:
     """The interval of ``checkpoint.minutes: 0`` for known costs and interruptions, with its bounds."""
     return young_daly_interval(life.cost, life.between, life.cost + life.written)
 

@@ -192,7 +192,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
     """
     address = source.record["url"]
     record = source.path / commit.COMMIT_FILE
-    reason = ownership.untrusted(record)
+    reason = ownership.why_untrusted(record)
     below = url and f"{address}/".startswith(f"{as_url(url)}/") and ".." not in address.split("/")
     if reason and not below:
         what = f"names an address, and its record is not trusted: {reason}"

@@ -340,7 +340,7 @@ def _opened(data: bytes | memoryview, formats: tuple[str, ...] = _FORMATS) -> It
             image = Image.open(io.BytesIO(data), formats=formats)
     except DecoderError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):
-            raise DecodeError(_unidentified(bytes(data[:256]))) from error
+            raise DecodeError(_why_unidentified(bytes(data[:256]))) from error
         raise
     with image:
         yield image
@@ -352,7 +352,7 @@ def _array(image: Image.Image) -> NDArray[Any]:
         return np.asarray(image)
 
 
-def _unidentified(head: bytes) -> str:
+def _why_unidentified(head: bytes) -> str:
     if not head:
         return "an empty file"
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head")):

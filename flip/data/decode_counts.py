@@ -44,7 +44,7 @@ class DecodeCounts:
         """Images, images by the kernel, and images that a decoder left to the next: ranks add these."""
         return [self.images, self.by_kernel, self.fallbacks.total()]
 
-    def text(self) -> str:
+    def summary(self) -> str:
         """The counts as one line, the most frequent reasons first."""
         if not self.images:
             return "no image yet"

@@ -145,7 +145,7 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
     if not augmenting.unchanged_share(augment):
         steps = ", ".join(augmenting.changing_steps(augment))
         return f"the augmentation ({steps}) changes the pixels of every view"
-    if reason := _unusable_package():
+    if reason := _why_unusable():
         return reason
     is_too_large = image.size > visible_jpeg.MAX_SIZE or image.patch > visible_jpeg.MAX_PATCH
     if is_too_large or image.size // image.patch > visible_jpeg.MAX_ROW:
@@ -153,12 +153,12 @@ def obstacle(data: schema.Data, augment: schema.Augment, image: schema.ImageTowe
     return visible_jpeg.unavailable()
 
 
-def unavailable() -> str:
+def why_unavailable() -> str:
     """Why this Python cannot use the kernel, whatever the configuration; empty: it can. Imports no torch."""
-    return _unusable_package() or visible_jpeg.unavailable()
+    return _why_unusable() or visible_jpeg.unavailable()
 
 
-def _unusable_package() -> str:
+def _why_unusable() -> str:
     if visible_jpeg is None:
         return "the package visible-jpeg is not installed (make install)"
     if not hasattr(visible_jpeg, "MAX_ROW"):  # before 2.0
@@ -168,7 +168,7 @@ def _unusable_package() -> str:
 
 def decoders() -> str:
     """What decodes images in this Python, the fastest first, with versions. Imports no torch."""
-    if reason := unavailable():
+    if reason := why_unavailable():
         names = [f"no visible-patch kernel: {reason}"]
     else:
         names = [f"visible-jpeg {visible_jpeg.version()} (the visible-patch kernel)"]

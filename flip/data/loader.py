@@ -86,8 +86,8 @@ class Loader:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
         tokens = visible_token_count(config.text, text_mask)
-        way = TEXT_MASKINGS[text_masking].of(config.data)
-        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, way, config.text.causal, targets)
+        masking = TEXT_MASKINGS[text_masking].of(config.data)
+        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, masking, config.text.causal, targets)
         self._counted = self.counters()
         self._decoded = self.decoded()
         self._producer = None
@@ -127,10 +127,10 @@ class Loader:
                 yield self._next(producer, samples, masks, replaced_samples)
                 if not is_logged and producer.decoded.images >= _FIRST_IMAGES:
                     is_logged = True
-                    log.info("visible-patch kernel, first images: %s", producer.decoded.text())
+                    log.info("visible-patch kernel, first images: %s", producer.decoded.summary())
         finally:
             producer.close()
-            log.info("visible-patch kernel: %s", producer.decoded.text())
+            log.info("visible-patch kernel: %s", producer.decoded.summary())
 
     def _next(
         self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, replaced_samples: "_ReplacedSamples"

@@ -28,7 +28,7 @@ class MaskSpec(NamedTuple):
     """K, visible patches."""
     tokens: int
     """Visible positions of a caption."""
-    way: TextMasking = TextMasking()
+    text_masking: TextMasking = TextMasking()
     """Which positions stay."""
     causal: bool = False
     """Whether the end token, which has the highest id, is pooled, and padding follows it."""
@@ -57,7 +57,7 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     """Visible positions of captions (n, T), ascending, (n, masks.tokens).
 
     Position 0, or the end token, which is pooled, is always visible; of the others those with the smallest keys, ties
-    by position, after those that ``masks.way`` ranks lower. Padding is id 0, or what follows the end token.
+    by position, after those that ``masks.text_masking`` ranks lower. Padding is id 0, or what follows the end token.
     """
     length = tokens.shape[1]
     if masks.tokens == length:
@@ -71,7 +71,7 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     else:
         pooled = np.zeros((len(tokens), 1), np.int64)
         padding = tokens == 0
-    ranks = masks.way.ranks(Captions(seed, epochs, ids, tokens, padding)).copy()
+    ranks = masks.text_masking.ranks(Captions(seed, epochs, ids, tokens, padding)).copy()
     np.put_along_axis(ranks, pooled, -1, axis=1)
     order = np.lexsort((keys, ranks), axis=-1)[:, : masks.tokens]
     return np.sort(order, axis=1).astype(np.int16)

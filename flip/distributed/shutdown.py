@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 ORPHAN_GRACE_SECONDS = 90.0
 """Time to save and exit after the supervisor has died."""
 
-LIFELINE_VARIABLE = "FLIP_LEASH_FD"
+LIFELINE_VARIABLE = "FLIP_LIFELINE_FD"
 """Environment variable with the descriptor of the lifeline: the pipe whose end of file tells ranks that their
 supervisor is gone. A supervisor may start ranks of another release, so that the name does not change."""
 

@@ -94,14 +94,14 @@ class Evaluation:
         results = []
         for source in self._sources():
             if isinstance(source, dict):
-                about = source
+                checkpoint = source
             else:
-                about = commit.summary(source)
+                checkpoint = commit.summary(source)
             encoders = self._encoders(source)
             for dataset in sets:
                 for (mask, ensemble), encoder in encoders.items():
                     name = dataset.name + suffix(mask, ensemble)
-                    results += self._score(dataclasses.replace(dataset, name=name), encoder, about)
+                    results += self._score(dataclasses.replace(dataset, name=name), encoder, checkpoint)
         return results
 
     def _beat(self, what: str) -> None:
@@ -170,8 +170,8 @@ class Evaluation:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def _score(self, dataset: ResolvedDataset, encoder: Encoder, about: dict[str, Any]) -> list[dict[str, Any]]:
-        if done := self.ranks.on_rank0(lambda: self._done(dataset, about)):
+    def _score(self, dataset: ResolvedDataset, encoder: Encoder, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+        if done := self.ranks.on_rank0(lambda: self._done(dataset, checkpoint)):
             return done
         self._beat(f"evaluating {dataset.name}")
         evaluator = Evaluator(
@@ -179,7 +179,7 @@ class Evaluation:
             self.request.batch,
             self.ranks,
             partial(self._beat, f"evaluating {dataset.name}"),
-            self._cache(about),
+            self._cache(checkpoint),
             self.world.device,
             self.request.cost,
             retry_policy=self.retry_policy,
@@ -189,15 +189,18 @@ class Evaluation:
             open_clip_folder.register(self.subject, self.request.model.partition(":")[2])
         for result in results:
             if self.world.is_rank0:
-                if (name := result["name"]) in evaluator.predictions and is_shown(self.subject, result, about):
-                    path = path_of(self.subject, about["stage"], about["samples"], name)
+                if (name := result["name"]) in evaluator.predictions and is_shown(self.subject, result, checkpoint):
+                    path = path_of(self.subject, checkpoint["stage"], checkpoint["samples"], name)
                     evaluator.predictions[name].write(path)
-                write_result(self.subject, result, about, self.job.name)
+                write_result(self.subject, result, checkpoint, self.job.name)
                 self.job.record_progress(self.attempt)
                 self._log(dataset, result)
-        return [{**result, "commit": about, "stage": about["stage"], "samples": about["samples"]} for result in results]
+        return [
+            {**result, "commit": checkpoint, "stage": checkpoint["stage"], "samples": checkpoint["samples"]}
+            for result in results
+        ]
 
-    def _cache(self, about: dict[str, Any]) -> FeatureCache | None:
+    def _cache(self, checkpoint: dict[str, Any]) -> FeatureCache | None:
         if not self.request.cache:
             return None
         compute = self.request.compute
@@ -205,13 +208,13 @@ class Evaluation:
         sharded = []
         if self.world.size > 1 and not self.request.model:
             sharded = ["sharded"]
-        key = (str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *sharded)
+        key = (str(checkpoint["digest"])[:32], compute.device, compute.precision, compute.attention, *sharded)
         return FeatureCache(self.request.cache, "-".join(key))
 
-    def _done(self, dataset: ResolvedDataset, about: dict[str, Any]) -> list[dict[str, Any]]:
+    def _done(self, dataset: ResolvedDataset, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
         """The results of an earlier attempt of this job, if they are complete."""
         own = dataset.name, dataset.task
-        scores = scores_of_job(self.subject, about["stage"], about["samples"], self.job.name)
+        scores = scores_of_job(self.subject, checkpoint["stage"], checkpoint["samples"], self.job.name)
         done = [score for score in scores if (score.get("set"), score.get("task")) == own]
         if len(done) == len(COLUMNS[dataset.task]):
             return done

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple
 
 from flip.files import acl, deletion
-from flip.files.ownership import PathLike, untrusted_handle, user_name
+from flip.files.ownership import PathLike, user_name, why_untrusted_handle
 
 #: Bytes of a file that are read if its reader states no other limit. flip.runs.records lists the larger records.
 RECORD_LIMIT = 1 << 20
@@ -150,7 +150,7 @@ def refuse_written_by_others(path: PathLike, remedy: str) -> None:
     Does nothing if the file does not exist. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError), _opened_unfollowed(path, remedy) as handle:
-        reason = untrusted_handle(handle)
+        reason = why_untrusted_handle(handle)
         if reason:
             raise _unread(path, reason, remedy)
 
@@ -263,7 +263,7 @@ def read_trusted(path: PathLike, limit: int = RECORD_LIMIT, remedy: str = COPY_I
     link, is no regular file, belongs to another user, or if another user may write to it.
     """
     with _opened_unfollowed(path, remedy) as handle:
-        reason = untrusted_handle(handle)
+        reason = why_untrusted_handle(handle)
         if reason:
             raise _unread(path, reason, remedy)
         with os.fdopen(os.dup(handle), "rb") as file:

@@ -47,7 +47,7 @@ Exposure = NamedTuple("Exposure", [("place", str), ("reason", str), ("group", Op
 """
 
 
-def untrusted(path: PathLike) -> str:
+def why_untrusted(path: PathLike) -> str:
     """Return why a file or folder is not trusted, or "" if it is. The last component is not followed if it is a link.
 
     Raises OSError if it does not exist.
@@ -55,12 +55,12 @@ def untrusted(path: PathLike) -> str:
     return _Rule().reason(str(path), os.lstat(str(path)))
 
 
-def untrusted_handle(handle: int) -> str:
+def why_untrusted_handle(handle: int) -> str:
     """Return why an open file or folder is not trusted, or "" if it is. Raises OSError."""
     return _Rule().reason(handle, os.fstat(handle))
 
 
-def untrusted_inside(folder: PathLike) -> str:
+def why_untrusted_inside(folder: PathLike) -> str:
     """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or "".
 
     Links are trusted if they lead to something in the folder, which is checked itself. ``NOT_CODE`` is skipped.
@@ -87,7 +87,7 @@ def untrusted_inside(folder: PathLike) -> str:
     return ""
 
 
-def untrusted_target(path: PathLike, owners: Collection[int] = ()) -> str:
+def why_untrusted_target(path: PathLike, owners: Collection[int] = ()) -> str:
     """Return why the file to which a path leads is not trusted ("PATH: reason"), or "". Links are followed.
 
     It may also belong to one of ``owners``, or to a member of a trusted group. Raises OSError if it does not exist.
@@ -221,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
     warnings = []  # type: List[str]
     for folder in argv[:end]:
         try:
-            reason = untrusted_inside(folder)
+            reason = why_untrusted_inside(folder)
         except OSError as error:
             print("%s: %s" % (folder, error), file=sys.stderr)
             return UNREADABLE

@@ -127,7 +127,7 @@ def read_columns(run: RunDir) -> Metrics:
 
 def _columns(file: MetricFile) -> dict[str, Column]:
     """A column of each field of a file's valid lines."""
-    text = file.text()
+    text = file.complete_lines()
     if not text.strip():
         return {name: np.empty(0) for name in FIELDS}
     columns = _parsed_by_pyarrow(text)

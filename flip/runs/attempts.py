@@ -79,10 +79,10 @@ def evidence_of(
     causes = run.causes(n)
     for cause, reason in (met or {}).items():
         causes = causes + [{"cause": cause, "by": "the owner of the job", "reason": reason}]
-    lowered = wall_limit.lowered(run, wall_limit.recorded_limit(run, n))
+    lowered_reason = wall_limit.why_lowered(run, wall_limit.recorded_limit(run, n))
     was_last = run.newest_attempt() == n  # if this end is written late, a later attempt may have completed the run
     return Evidence(
-        end._replace(stop_requested=run.stop_requested(n), lowered=lowered),
+        end._replace(stop_requested=run.stop_requested(n), lowered_reason=lowered_reason),
         causes,
         earlier_ends(run, first, n),
         run.is_complete() and was_last,
@@ -202,8 +202,8 @@ def unseen_end(run: RunDir, n: int) -> EndFacts:
     """What the files of the run show of the end of attempt n, which nothing has recorded."""
     if run.hit_time_limit(n):
         limit = wall_limit.recorded_limit(run, n)
-        late = wall_limit.no_progress(run, limit) if limit else False
-        return EndFacts(None, "TIMEOUT", late=late)
+        limit_reason = wall_limit.why_no_progress(run, limit) if limit else ""
+        return EndFacts(None, "TIMEOUT", limit_reason=limit_reason)
     if run.stop_requested(n):  # it was killed while it saved
         return EndFacts(None, STOP_REQUESTED)
     return EndFacts(None, UNKNOWN)

@@ -5,7 +5,7 @@ on Slurm by the owner of its job (``jobs/host/job.py``); locally by the supervis
 it stops for good they never start, and ``status`` says why; the next submission includes them, with a canary of its
 own.
 
-The rule is in the pure functions ``choose`` (which run goes ahead), ``standing`` (what holds a run that waits) and
+The rule is in the pure functions ``choose`` (which run goes ahead), ``hold_state`` (what holds a run that waits) and
 ``at_end`` (what an ending canary does with the jobs that wait for it); docs/cluster.md has them as tables. Back ends
 only hold and release. Standard library, Python >= 3.6.
 
@@ -81,7 +81,7 @@ class Wait(NamedTuple):
     """Whether the job of a complete canary is still in Slurm's queue: its owner releases the others."""
 
 
-def standing(wait: Wait) -> str:
+def hold_state(wait: Wait) -> str:
     """FREE, WAITING or LOST: what holds a run that waits for a canary."""
     if wait.released or wait.job == "queued":
         return FREE

@@ -1,9 +1,9 @@
 """What state is a run in? ``state_of`` is the only function that names one (docs/cluster.md, State of a run).
 
-It is a pure function of what the files of the run prove (``Facts``, read by ``read_facts``) and of what the scheduler
-shows of its job (``SchedulerView``). Back ends only look and return a ``SchedulerView``; ``states`` does the rest for
-them. Where the answer depends on a scheduler that was not asked or does not answer, the state is ``unknown``. Standard
-library, Python >= 3.6.
+It is a pure function of what the files of the run prove (``RunFacts``, read by ``read_run_facts``) and of what the
+scheduler shows of its job (``SchedulerView``). Back ends only look and return a ``SchedulerView``; ``states`` does the
+rest for them. Where the answer depends on a scheduler that was not asked or does not answer, the state is ``unknown``.
+Standard library, Python >= 3.6.
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ class SchedulerView(NamedTuple):
 NOT_ASKED = SchedulerView(UNKNOWN, "it is not known whether it runs: its scheduler was not asked")
 
 
-class Facts(NamedTuple):
+class RunFacts(NamedTuple):
     """What the files of a run prove."""
 
     present: bool = True
@@ -119,7 +119,7 @@ class RunState(NamedTuple):
 
 
 def state_of(
-    facts: Facts, seen: SchedulerView = NOT_ASKED, first: Optional[RunState] = None, ending: bool = False
+    facts: RunFacts, seen: SchedulerView = NOT_ASKED, first: Optional[RunState] = None, ending: bool = False
 ) -> RunState:
     """The state of a run.
 
@@ -148,10 +148,10 @@ def state_of(
         return RunState("unknown", n, seen.reason)
     if facts.waits_for:
         first = first or RunState("unknown")
-        standing = canary.standing(Wait(facts.released, _job(seen), facts.current, first.state, ending))
-        if standing == canary.WAITING:
+        held = canary.hold_state(Wait(facts.released, _job(seen), facts.current, first.state, ending))
+        if held == canary.WAITING:
             return RunState("queued", n, "waits for its canary %s" % facts.waits_for, waits_for=facts.waits_for)
-        if standing == canary.LOST:
+        if held == canary.LOST:
             reason = canary.lost_reason(facts.waits_for, first.state, first.detail)
             return RunState("stopped", n, reason, resubmit=True)
     if seen.kind in (QUEUED, HELD):
@@ -173,7 +173,7 @@ def damaged_state(n: int, error: Exception, path: Path, seen: SchedulerView = NO
     return RunState("running" if seen.kind in (ACTIVE, ENDING) else "failed", n, reason)
 
 
-def _activity(facts: Facts, seen: SchedulerView) -> str:
+def _activity(facts: RunFacts, seen: SchedulerView) -> str:
     """What an active job does, for ``RunState.detail``; empty if it simply trains."""
     if facts.cancelled:
         return "%s: it saves and stops" % facts.cancelled
@@ -190,7 +190,7 @@ def _activity(facts: Facts, seen: SchedulerView) -> str:
     return "starting"
 
 
-def _idle(facts: Facts, seen: SchedulerView) -> RunState:
+def _idle(facts: RunFacts, seen: SchedulerView) -> RunState:
     """Queued, or waiting if an attempt of this submission has ended."""
     reason = _last_reason(facts)
     if facts.open and not seen.detail:
@@ -204,7 +204,7 @@ def _idle(facts: Facts, seen: SchedulerView) -> RunState:
     return RunState("waiting" if facts.started else "queued", facts.attempt, detail, seen.start, needs=seen.needs)
 
 
-def _stopped(facts: Facts, seen: SchedulerView) -> RunState:
+def _stopped(facts: RunFacts, seen: SchedulerView) -> RunState:
     """Stopped: no scheduler has a job of this run, and nothing starts it again."""
     evidence = ""
     if facts.open or not facts.started:
@@ -213,7 +213,7 @@ def _stopped(facts: Facts, seen: SchedulerView) -> RunState:
     return RunState("stopped", facts.attempt, "%s: submit again" % gone, resubmit=True)
 
 
-def _last_reason(facts: Facts) -> str:
+def _last_reason(facts: RunFacts) -> str:
     """Why the newest attempt has ended, as recorded; empty if it is not recorded."""
     if facts.end is None or facts.open:
         return ""
@@ -228,22 +228,22 @@ def _job(seen: SchedulerView) -> str:
 # -- the files ---------------------------------------------------------------------------------------------------------
 
 
-def read_facts(run: RunDir) -> Facts:
+def read_run_facts(run: RunDir) -> RunFacts:
     """What the files of a run prove. Raises one of UNREADABLE."""
     n = run.newest_attempt()
     if is_complete(run):
-        return Facts(complete=True, attempt=n)  # whatever other files say, and if they are damaged
+        return RunFacts(complete=True, attempt=n)  # whatever other files say, and if they are damaged
     job = read_record(run.path / "job.json")
     record: Dict[str, Any] = job or {}
     cancelled = ""
     if exists(run.cancel):
         cancelled = attempts.cancel_reason(run)
     if is_copy(run, record):
-        return Facts(copied=True, cancelled=cancelled, attempt=n)
+        return RunFacts(copied=True, cancelled=cancelled, attempt=n)
     after = record.get("after", 0)
     started = n > after
     is_open = started and not exists(run.attempt(n) / "end.json")
-    facts = Facts(
+    facts = RunFacts(
         present=job is not None or exists(run.path),
         submitted=job is not None,
         cancelled=cancelled,
@@ -272,7 +272,7 @@ def _limit_warnings(run: RunDir, n: int) -> str:
     limit = wall_limit.recorded_limit(run, n)
     if not limit:
         return ""
-    return "; ".join(filter(None, [wall_limit.lowered(run, limit), wall_limit.too_short(run, limit)]))
+    return "; ".join(filter(None, [wall_limit.why_lowered(run, limit), wall_limit.why_too_short(run, limit)]))
 
 
 def is_complete(run: RunDir) -> bool:
@@ -311,7 +311,7 @@ def _read_state(run: RunDir, seen: Mapping[Path, SchedulerView], canaries: Optio
     """``canaries``: the states of canaries so far; None for a canary itself, which waits for none."""
     shown = seen.get(run.path, NOT_ASKED)
     try:
-        facts = read_facts(run)
+        facts = read_run_facts(run)
         if not facts.waits_for or canaries is None:
             return state_of(facts, shown)
         first = RunDir(run.path.parent / facts.waits_for)

@@ -61,7 +61,7 @@ class MetricFile:
             self.problem = self.problem or "line %d cannot be read: %s" % (self._number, error)
             return None
 
-    def text(self) -> bytes:
+    def complete_lines(self) -> bytes:
         """All complete lines as bytes, for a parser of columns; empty if the file does not exist. Raises as above."""
         try:
             with open_regular(self.path) as file:

@@ -23,8 +23,8 @@ start-up, but gets other nodes, new processes and a new wall limit:
 
 A restart here needs a number of nodes with which the run can go on: that of its submission, of which spare nodes
 make up for lost ones, or a smaller one of its range whose world size divides the lanes. On fewer nodes than a requeue
-would bring it goes on only if that costs less than a requeue now (``too_slow``). On one machine no queue exists: here
-then means the node agent that is running, and requeue a new one.
+would bring it goes on only if that costs less than a requeue now (``why_too_slow``). On one machine no queue exists:
+here then means the node agent that is running, and requeue a new one.
 
 ``restart_policy.decide`` classifies the cause and counts. Standard library, Python >= 3.6.
 """
@@ -219,7 +219,7 @@ def _place(decision: Decision, evidence: Evidence, allocation: Allocation) -> Tu
     if not fitting:
         needed_nodes = min(allocation.usable, default=1)
         return "%d nodes are left, and %d are needed" % (nodes, needed_nodes), 0
-    reason = too_slow(max(fitting), allocation)
+    reason = why_too_slow(max(fitting), allocation)
     if reason:
         return reason, 0
     return "%s: in this allocation" % decision.cause, max(fitting)
@@ -252,7 +252,7 @@ def _reason_to_leave(decision: Decision, evidence: Evidence) -> str:
     return "%s: the allocation ends" % cause
 
 
-def too_slow(nodes: int, allocation: Allocation) -> str:
+def why_too_slow(nodes: int, allocation: Allocation) -> str:
     """Why a run does not go on with this number of nodes; empty if it does.
 
     The lost nodes are missing until the next requeue, which comes at the wall limit: that time is compared with a

@@ -5,7 +5,7 @@ a crash. Add a new message to its pattern, and as an example to the test.
 """
 
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from flip.runs.errors import CAUSES, PRECEDENCE
 
@@ -85,8 +85,8 @@ class EndFacts(NamedTuple):
         code: its exit code, None if unknown.
         state: the scheduler's state of the job, None if it could not be read.
         stop_requested: whether told.json exists.
-        late: whether it used its wall limit, except for the time to save; True, or a sentence.
-        lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
+        limit_reason: that it used its wall limit, except for the time to save, as a sentence; "" if it did not.
+        lowered_reason: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
         unstarted: nodes that could not start any of its ranks.
         out_of_memory: nodes on which the kernel killed a rank at the memory limit of the job.
         unhealthy: node -> evidence, of nodes that failed a check before any rank started.
@@ -95,8 +95,8 @@ class EndFacts(NamedTuple):
     code: Optional[int]
     state: Optional[str]
     stop_requested: bool = False
-    late: Union[bool, str] = False
-    lowered: str = ""
+    limit_reason: str = ""
+    lowered_reason: str = ""
     unstarted: Sequence[str] = ()
     out_of_memory: Sequence[str] = ()
     unhealthy: Mapping[str, str] = {}
@@ -129,8 +129,8 @@ def decide(
     if cancelled or "CANCELLED" in end.states:
         return Decision("stop", "cancelled", "cancelled")
     cause, reason = root_cause(causes, end)
-    if cause in ("stopped", "timeout") and end.late and not committed:
-        cause, reason = _after_whole_limit(reason, end.late, end.lowered)
+    if cause in ("stopped", "timeout") and end.limit_reason and not committed:
+        cause, reason = _after_whole_limit(reason, end)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
@@ -143,14 +143,11 @@ def decide(
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
-def _after_whole_limit(reason: str, late: Union[bool, str], lowered: str) -> Tuple[str, str]:
+def _after_whole_limit(reason: str, end: EndFacts) -> Tuple[str, str]:
     """(cause, reason) of an attempt that used its wall limit without a commit: unlike a preemption this repeats."""
-    limit = "it had its whole wall limit, and nothing new was kept"
-    if isinstance(late, str):
-        limit = late
-    reason = "%s; %s: give it more hours" % (reason, limit)
-    if lowered:  # as free as a preemption, but it waits longer each time
-        return "stopped", "%s; %s" % (reason, lowered)
+    reason = "%s; %s: give it more hours" % (reason, end.limit_reason)
+    if end.lowered_reason:  # as free as a preemption, but it waits longer each time
+        return "stopped", "%s; %s" % (reason, end.lowered_reason)
     return "timeout", reason
 
 

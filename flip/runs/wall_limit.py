@@ -59,14 +59,14 @@ def measured(run: RunDir) -> str:
     return " and ".join("%s %s" % (label, format_seconds(seconds)) for label, seconds in times if seconds)
 
 
-def too_short(run: RunDir, limit: int) -> str:
+def why_too_short(run: RunDir, limit: int) -> str:
     """Why no attempt can make progress within ``limit`` seconds, in words; "" if one can."""
     if not limit or startup_seconds(run) + save_seconds(run) < limit:
         return ""
     return "no attempt can make progress within the wall limit of %s: %s" % (format_seconds(limit), measured(run))
 
 
-def lowered(run: RunDir, limit: int) -> str:
+def why_lowered(run: RunDir, limit: int) -> str:
     """Where the wall limit of an attempt, in seconds, was lowered since its submission, in words; "" if it was not, or
     if that is unknown. A person did that, and may raise it again: the run is not given up for it."""
     job = read_record(run.path / "job.json") or {}
@@ -82,7 +82,7 @@ def lowered(run: RunDir, limit: int) -> str:
     return "its wall limit was lowered from %s to %s" % (format_seconds(asked), format_seconds(limit))
 
 
-def limit_reached(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
+def limit_reason(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
     """Why attempt n, which ends, counts as one that used its wall limit, except for the time to save; "" if it does
     not. A preempted one does not.
 
@@ -96,11 +96,11 @@ def limit_reached(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
         return ""
     lead = (read_record(run.path / "job.json") or {}).get("signal_seconds", 0)
     if used.over or used.elapsed >= used.limit - lead - EARLY:
-        return no_progress(run, used.limit)
+        return why_no_progress(run, used.limit)
     return ""
 
 
-def no_progress(run: RunDir, limit: float) -> str:
+def why_no_progress(run: RunDir, limit: float) -> str:
     """The reason of an end at the wall limit, in seconds, without a new commit."""
     known = measured(run)
     suffix = " (%s)" % known if known else ""

@@ -132,7 +132,7 @@ def examine(args: argparse.Namespace) -> int:
         results.append(gpu_software_row(profile))
     results.append(decoder_row(profile))
     if target:
-        write(target, text(draft(base, site), site))
+        write(target, profile_yaml(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
     if args.json:
         rows = [result._asdict() for result in results]
@@ -222,7 +222,7 @@ def decoder_row(profile: ClusterProfile) -> CheckResult:
     if profile.container or profile.python not in ("", sys.executable):
         then = "It needs visible-jpeg (`pip install ./kernel`). The first lines of a rank's log name its decoders."
         return CheckResult(promise, UNKNOWN, "jobs run another Python", then)
-    if kernel.unavailable():
+    if kernel.why_unavailable():
         then = "Loaders decode images as a whole, which takes longer (docs/reading.md)."
         return CheckResult(promise, DEGRADED, kernel.decoders(), then)
     return CheckResult(promise, OK, kernel.decoders())
@@ -304,7 +304,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     )
 
 
-def text(profile: ClusterProfile, site: Site) -> str:
+def profile_yaml(profile: ClusterProfile, site: Site) -> str:
     """YAML of a drafted profile, with the source of each value; other fields of the profile are copied."""
     from jobs.common.cluster_profile import ClusterProfile
 

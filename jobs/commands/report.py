@@ -64,7 +64,7 @@ def report(args: argparse.Namespace) -> int:
     from jobs.common.terminal import show
     from jobs.pages.html import render
     from jobs.pages.markdown import markdown
-    from jobs.reporting.outcomes import csv_text, outcomes, rows, text
+    from jobs.reporting.outcomes import csv_text, outcomes, rows, terminal_page
     from jobs.reporting.report import findings, title
     from jobs.runs import select
 
@@ -82,7 +82,7 @@ def report(args: argparse.Namespace) -> int:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":
         return 0
-    show(text(results, args.table))
+    show(terminal_page(results, args.table))
     page = render(title(results), blocks)
     if args.folder:
         _write_folder(Path(args.folder).expanduser(), page, results, blocks)

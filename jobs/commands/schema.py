@@ -39,18 +39,18 @@ def schema(args: argparse.Namespace) -> int:
 
     if not args.write:
         document = schema_of(args.kind) if args.kind in DOCUMENTS else SCHEMAS[args.kind]()
-        print(text(document), end="")
+        print(schema_json(document), end="")
         return 0
     folder = SWEEPS / "schemas"
     output_folder(folder)
     for name in KINDS:
-        write_text(folder / f"{name}.json", text(SCHEMAS[name]()))
+        write_text(folder / f"{name}.json", schema_json(SCHEMAS[name]()))
     written = [str(folder / f"{name}.json") for name in KINDS]
     print(json.dumps(written, indent=1) if args.json else "\n".join(written))
     return 0
 
 
-def text(schema: Any) -> str:
+def schema_json(schema: Any) -> str:
     return _lines(schema, "") + "\n"
 
 

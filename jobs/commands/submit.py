@@ -180,7 +180,7 @@ def _stop_runs(paths: Sequence[Path], reason: BaseException) -> int:
     """Cancel the runs and wait for their end. Returns the exit code of the command."""
     from flip.runs.lifecycle import ENDED
     from flip.runs.rundir import RunDir
-    from jobs.reporting.outcomes import outcomes, text
+    from jobs.reporting.outcomes import outcomes, terminal_page
     from jobs.runs.clusters import poll_interval, request_cancel, states, worst_exit_code
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # an error of the terminal may have come before it
@@ -191,7 +191,7 @@ def _stop_runs(paths: Sequence[Path], reason: BaseException) -> int:
     while any(known[run.path].state not in ENDED for run in runs):
         time.sleep(poll_interval(runs))
         known = states(runs)
-    _write(str(text(outcomes(runs))))
+    _write(str(terminal_page(outcomes(runs))))
     return worst_exit_code((run, known[run.path].state) for run in runs)
 
 

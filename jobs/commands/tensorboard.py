@@ -165,10 +165,10 @@ class RunLinks:
 
 def _is_closed(place: Path) -> bool:
     """Whether the run is the user's, and no other user can exchange it or put a link into its folder of events."""
-    from flip.files.ownership import exposures, untrusted
+    from flip.files.ownership import exposures, why_untrusted
 
     try:
-        return not untrusted(place) and not untrusted(place / TENSORBOARD) and not exposures(place)
+        return not why_untrusted(place) and not why_untrusted(place / TENSORBOARD) and not exposures(place)
     except OSError:
         return False
 

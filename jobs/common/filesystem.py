@@ -74,9 +74,9 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
     ``inside``: also check everything below it.
     """
     if inside:
-        reason = ownership.untrusted_inside(path)
+        reason = ownership.why_untrusted_inside(path)
     else:
-        reason = ownership.untrusted(path)
+        reason = ownership.why_untrusted(path)
     if reason:
         remedy = (
             f"Its content would be executed with your rights. If it is yours, run chmod -R go-w {path}. Or "

@@ -23,7 +23,7 @@ def require_trusted_file(path: Path, what: str, remedy: str) -> None:
 
     ``what``: what the file is; ``remedy``: what else the user can do. Its folders are checked by ``open_places``.
     """
-    reason = ownership.untrusted_target(path, _owners(path))
+    reason = ownership.why_untrusted_target(path, _owners(path))
     if reason:
         place, _, why = reason.partition(": ")
         advice = f"It would be executed with your rights. If it is yours, run chmod go-w {place}. {remedy} Or trust a "

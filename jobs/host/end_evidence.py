@@ -29,13 +29,13 @@ def evidence_of_end(
     """
     if seen.limit is not None and seen.limit != wall_limit.recorded_limit(run, n):
         wall_limit.record_limit(run, n, seen.limit)
-    late = ""
+    limit_reason = ""
     if not _restarted_in_place(run, n):  # else it had only the rest of the job's time
-        late = wall_limit.limit_reached(run, n, seen.used)
+        limit_reason = wall_limit.limit_reason(run, n, seen.used)
     end = EndFacts(
         code,
         state,
-        late=late,
+        limit_reason=limit_reason,
         unstarted=bad_nodes.unstartable_nodes(run, n, int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)),
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         unhealthy=unhealthy,

@@ -48,7 +48,7 @@ def _final_state(run: RunDir) -> str:
 
     A run whose canary is lost does not start any more and counts as failed.
     """
-    facts = lifecycle.read_facts(run)
+    facts = lifecycle.read_run_facts(run)
     state = lifecycle.state_of(facts, SchedulerView(ABSENT)).state
     if state in FINAL:
         return state
@@ -62,7 +62,7 @@ def _final_state(run: RunDir) -> str:
 
 def _canary_state(first: RunDir) -> RunState:
     """The state of a canary as its files prove it; one that may continue is running."""
-    facts = lifecycle.read_facts(first)
+    facts = lifecycle.read_run_facts(first)
     state = lifecycle.state_of(facts, SchedulerView(ABSENT))
     if state.state in FINAL or not facts.submitted:
         return state

@@ -170,7 +170,7 @@ class Supervisor:
         program = job["python"]
         if program == sys.executable or not os.path.isabs(program) or not os.path.exists(program):
             return
-        if reason := ownership.untrusted_target(program):
+        if reason := ownership.why_untrusted_target(program):
             raise ValueError(f"its interpreter is not trusted: {reason}. Submit it again")
         self.refuse_exposed(ownership.exposures(program), job["exposed"])
 
@@ -380,14 +380,14 @@ def idle(job: Mapping[str, Any]) -> SchedulerView:
 
 def may_start(run: RunDir, job: Mapping[str, Any]) -> bool:
     """Whether a run without a running attempt is to be started. Raises one of UNREADABLE."""
-    state = lifecycle.state_of(lifecycle.read_facts(run), idle(job))
+    state = lifecycle.state_of(lifecycle.read_run_facts(run), idle(job))
     return state.state in ("queued", "waiting") and not state.waits_for
 
 
 def refuse_untrusted(*paths: Path) -> None:
     """Raise ValueError if another user may write to one of them: what job.json names is executed."""
     for path in paths:
-        if reason := ownership.untrusted(path):
+        if reason := ownership.why_untrusted(path):
             raise ValueError(f"{path} is not trusted: {reason}")
 
 

@@ -7,7 +7,7 @@ why, and what to do; ``page.py`` shows it as HTML, Markdown and text; ``compare.
 ``command.py`` is the command. The file of the result is ``jobs.planning.measurement``, because plans read it.
 
 With a profile of Slurm, ``cluster.py`` submits a job, ``node.py`` is the work of each of its nodes, which meet in a
-folder (``meeting.py``) and whose results become one.
+folder (``rendezvous.py``) and whose results become one.
 
 `make bench-gpu` runs its rows in the same way, and shares the code of a step.
 

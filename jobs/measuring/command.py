@@ -83,7 +83,7 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
     manifests = [checked_manifest(name) for name in args.data]
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
-    facts = machine.facts(gpus)
+    facts = machine.describe_machine(gpus)
     rows = chosen(local_rows(device, len(gpus), facts.cores, manifests, share_of(minutes)), args.only)
     earlier = earlier_rows(folder / FILE, facts, args.force)
     root = usable_root(runs_root(profile.runs_root), FREE_BYTES[device])
@@ -140,7 +140,7 @@ def show(measured: Measurement, folder: Path, as_json: bool) -> int:
         print(json.dumps({**measured.as_dict(), "verdicts": listed}, indent=1))
         note(f"written: {folder}")
     else:
-        print(page.text(measured))
+        print(page.terminal_text(measured))
         print(f"\nwritten: {folder}/report.html, report.md, {FILE}")
         print(f"for plans, in the cluster profile: measured: {folder / FILE}")
     if any(verdict.verdict == BROKEN for verdict in verdicts):

@@ -75,7 +75,7 @@ def gpu_names() -> list[str]:
     return names[: len(visible)]
 
 
-def facts(gpus: Sequence[str]) -> Machine:
+def describe_machine(gpus: Sequence[str]) -> Machine:
     """What this machine is, without its name."""
     host = this_host()
     return Machine(

@@ -19,7 +19,7 @@ from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, exists, load_record, write_json
 from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
-from jobs.measuring.meeting import Meeting
+from jobs.measuring.rendezvous import Rendezvous
 from jobs.measuring.rows import NODES_ROW, SCHEDULED_FAULTS, RowPlan, local_rows, network_row
 from jobs.planning.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 REQUEST = "measure.json"
 """Of the run directory: minutes, manifests, rows and whether names may be written."""
 RESULT = "measured.json"
-MEETING_SECONDS = 120.0
+RENDEZVOUS_SECONDS = 120.0
 """Seconds in which all nodes must start."""
 SCHEDULED = tuple(f"fault_{kind}" for kind in SCHEDULED_FAULTS)
 """Rows that the submit host runs in jobs of their own."""
@@ -41,11 +41,11 @@ def measure_node(run: RunDir, attempt: int, flag: StopFlag) -> tuple[str, str]:
     """Measure this node; returns (cause, reason), as ``jobs.runtime.rank_process`` records it."""
     request = load_record(run.path / REQUEST)
     node = int(os.environ["RANK"])
-    meeting = Meeting(
-        run_folder(run.path / "meetings") / str(attempt), node, int(os.environ["WORLD_SIZE"]), lambda: bool(flag)
+    rendezvous = Rendezvous(
+        run_folder(run.path / "rendezvous") / str(attempt), node, int(os.environ["WORLD_SIZE"]), lambda: bool(flag)
     )
     try:
-        result = _measure(run, request, meeting, lambda: bool(flag))
+        result = _measure(run, request, rendezvous, lambda: bool(flag))
     except MeasurementStopped:
         return "stopped", flag.reason
     if result is not None:
@@ -54,21 +54,23 @@ def measure_node(run: RunDir, attempt: int, flag: StopFlag) -> tuple[str, str]:
     return "complete", ""
 
 
-def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped: Any) -> Measurement | None:
+def _measure(run: RunDir, request: Mapping[str, Any], rendezvous: Rendezvous, stopped: Any) -> Measurement | None:
     """The merged measurement on the first node; None on others."""
     end = time.monotonic() + 60 * float(request["minutes"])
-    path = run_folder(run.path / "nodes") / f"{meeting.node}.json"
+    path = run_folder(run.path / "nodes") / f"{rendezvous.node}.json"
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
-    facts = machine.facts(gpus)
+    facts = machine.describe_machine(gpus)
     earlier = {}
     if exists(path):
         earlier = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
-    known = meeting.exchange(
-        "start", {"earlier": sorted(earlier), "environment": environment.environment()}, MEETING_SECONDS
+    known = rendezvous.exchange(
+        "start", {"earlier": sorted(earlier), "environment": environment.environment()}, RENDEZVOUS_SECONDS
     )
     together = _missing_gpus(int(request["gpus"]), len(gpus))
-    together += _between_nodes(run, meeting, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped)
+    together += _between_nodes(
+        run, rendezvous, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped
+    )
     rows = [
         row
         for row in local_rows(device, len(gpus), facts.cores, request["manifests"], request["share"])
@@ -82,7 +84,7 @@ def _measure(run: RunDir, request: Mapping[str, Any], meeting: Meeting, stopped:
     )  # fmt: skip
     own = _joined(together, own)
     write_json(path, own.as_dict())
-    return _gathered(meeting, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
+    return _gathered(rendezvous, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
 
 
 def _missing_gpus(asked: int, shown: int) -> list[MeasuredRow]:
@@ -102,55 +104,55 @@ def _joined(rows: Sequence[MeasuredRow], measurement: Measurement) -> Measuremen
 
 
 def _between_nodes(
-    run: RunDir, meeting: Meeting, done: set[str], earlier: Mapping[str, MeasuredRow], device: str, end: float,
+    run: RunDir, rendezvous: Rendezvous, done: set[str], earlier: Mapping[str, MeasuredRow], device: str, end: float,
     only: Sequence[str] | None, stopped: Any,
 ) -> list[MeasuredRow]:  # fmt: skip
     """The rows that all nodes run together, unless the first one has them from an attempt before."""
     rows = [earlier[name] for name in ("nodes", "link_network") if name in earlier]
-    if meeting.nodes == 1:
+    if rendezvous.nodes == 1:
         return rows
     if NODES_ROW.name not in done and _is_wanted(NODES_ROW, only):
-        rows.append(_nodes_row(meeting, run.path))
+        rows.append(_nodes_row(rendezvous, run.path))
     network = network_row(device)
     if "link_network" not in done and _is_wanted(network, only):
-        rows.append(_network_row(network, meeting, run.path, end, stopped))
+        rows.append(_network_row(network, rendezvous, run.path, end, stopped))
     return rows
 
 
-def _network_row(plan: RowPlan, meeting: Meeting, root: Path, end: float, stopped: Any) -> MeasuredRow:
+def _network_row(plan: RowPlan, rendezvous: Rendezvous, root: Path, end: float, stopped: Any) -> MeasuredRow:
     """The collectives between nodes; a failed row if one of them has gone."""
     try:
-        meeting.exchange("network", None, MEETING_SECONDS)
+        rendezvous.exchange("network", None, RENDEZVOUS_SECONDS)
     except TimeoutError as error:
         return MeasuredRow(plan.name, plan.what, FAILED, {}, str(error))
     return machine.run_row(plan, root, end, stopped)
 
 
-def _nodes_row(meeting: Meeting, root: Path) -> MeasuredRow:
+def _nodes_row(rendezvous: Rendezvous, root: Path) -> MeasuredRow:
     """Visibility of files and locks between nodes."""
     start_time = time.monotonic()
     try:
-        visible = meeting.visible_milliseconds(MEETING_SECONDS)
-        excluded = meeting.locks_exclude(MEETING_SECONDS)
+        visible = rendezvous.visible_milliseconds(RENDEZVOUS_SECONDS)
+        excluded = rendezvous.locks_exclude(RENDEZVOUS_SECONDS)
     except (OSError, ValueError) as error:
         detail = machine.private(str(error), root) or type(error).__name__
         return MeasuredRow(NODES_ROW.name, NODES_ROW.what, FAILED, {}, detail, round(time.monotonic() - start_time, 1))
-    values = {"nodes": meeting.nodes, "visible_milliseconds": visible, "locks_exclude": excluded}
+    values = {"nodes": rendezvous.nodes, "visible_milliseconds": visible, "locks_exclude": excluded}
     return MeasuredRow(NODES_ROW.name, NODES_ROW.what, MEASURED, values, "", round(time.monotonic() - start_time, 1))
 
 
 def _gathered(
-    meeting: Meeting, own: Measurement, known: Sequence[Mapping[str, Any]], seconds: float
+    rendezvous: Rendezvous, own: Measurement, known: Sequence[Mapping[str, Any]], seconds: float
 ) -> Measurement | None:
     """The measurements of all nodes as one; those of nodes that do not answer are missing."""
-    if meeting.node:
-        meeting.leave("end", own.as_dict())
+    if rendezvous.node:
+        rendezvous.leave("end", own.as_dict())
         return None
     try:
-        contents = meeting.exchange("end", own.as_dict(), seconds)
+        contents = rendezvous.exchange("end", own.as_dict(), seconds)
     except TimeoutError as error:
         lost = MeasuredRow("peers", "nodes compared", FAILED, {}, f"{error.args[0]}")
-        return dataclasses.replace(own, nodes=meeting.nodes, rows=(*own.rows, lost))
+        return dataclasses.replace(own, nodes=rendezvous.nodes, rows=(*own.rows, lost))
     return merged([parsed(content, f"node {node}") for node, content in enumerate(contents)], known)
 
 

@@ -114,7 +114,7 @@ def versions(measurement: Measurement) -> dict[str, str]:
     return known
 
 
-def text(measurement: Measurement) -> str:
+def terminal_text(measurement: Measurement) -> str:
     """The verdicts for a terminal."""
     verdicts = judge(measurement)
     wide = max((len(verdict.about) for verdict in verdicts), default=0)

@@ -60,7 +60,7 @@ class KernelSample:
     def __add__(self, other: KernelSample) -> KernelSample:
         return KernelSample(self.taken + other.taken, self.refused + other.refused)
 
-    def text(self) -> str:
+    def summary(self) -> str:
         """As "it takes 20 of 64 images sampled (31.2 %); others: 44 PNG"."""
         text = f"it takes {self.taken} of {self.images} images sampled ({share_text(self.taken, self.images)})"
         if self.refused:
@@ -73,7 +73,7 @@ def sample(manifest: str, exif: str) -> KernelSample:
 
     ``exif``: ``data.exif``. Reads the data set once per process. Raises DataError, StorageError, PermissionDenied.
     """
-    if manifest_record(manifest) is None or kernel.unavailable():
+    if manifest_record(manifest) is None or kernel.why_unavailable():
         return KernelSample()
     return _sample(resolve_path(manifest), exif)
 

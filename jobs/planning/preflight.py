@@ -334,11 +334,11 @@ def _kernel(config: Config, profile: ClusterProfile) -> Check:
     if not seen.images:
         return Check(name, use)
     if not seen.taken:
-        return Check(name, f"no, because {seen.text()}")
+        return Check(name, f"no, because {seen.summary()}")
     shares = {f"{100 * augment.unchanged_share(for_stage(config, stage).augment):.0f} %" for stage in config.stages}
     if shares != {"100 %"}:
         use += f", for {', '.join(sorted(shares))} of the views by the augmentation"
-    return Check(name, f"{use}; {seen.text()}")
+    return Check(name, f"{use}; {seen.summary()}")
 
 
 def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check]:

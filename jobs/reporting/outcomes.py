@@ -68,7 +68,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def text(results: Sequence[Outcome], table_: str = "") -> Page:
+def terminal_page(results: Sequence[Outcome], table_: str = "") -> Page:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
     grouped = seed_groups.group_by_seed(results)
     unit = seed_groups.hours_unit(grouped)

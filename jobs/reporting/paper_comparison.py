@@ -61,7 +61,7 @@ def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: st
     if table:
         entries = list(rows(table).values())
     else:
-        entries = seed_groups.about(outcomes).get("rows", [])
+        entries = seed_groups.sweep_record(outcomes).get("rows", [])
     order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
     lines = []
     reproduced = set()

@@ -19,7 +19,7 @@ Placed = tuple[float, Mark]
 
 def time_figure(grouped: Sequence[SeedGroup]) -> list[Block]:
     """The chart, if the sweep reproduces a figure of the paper (rows with ``time``); else nothing."""
-    entries = seed_groups.about([outcome for group in grouped for outcome in group.outcomes]).get("rows", [])
+    entries = seed_groups.sweep_record([outcome for group in grouped for outcome in group.outcomes]).get("rows", [])
     rows = [row for row in map(published, entries) if row.time is not None]
     if not rows:
         return []

@@ -42,7 +42,7 @@ def findings(
 ) -> list[Block]:
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
     ``pictures``: test pictures to show."""
-    about = seed_groups.about(outcomes)
+    about = seed_groups.sweep_record(outcomes)
     grouped = seed_groups.group_by_seed(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
@@ -68,7 +68,7 @@ def findings(
 
 
 def title(outcomes: Sequence[Outcome]) -> str:
-    about = seed_groups.about(outcomes)
+    about = seed_groups.sweep_record(outcomes)
     return about.get("title") or about.get("name") or ", ".join(_folders(outcomes))
 
 

@@ -200,7 +200,7 @@ def hours_unit(groups: Sequence[SeedGroup]) -> str:
     return "core-hours"
 
 
-def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def sweep_record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} if it is absent."""
     folders = {outcome.run.path.parent for outcome in outcomes}
     if len(folders) == 1:
@@ -235,7 +235,7 @@ def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     one seed that differ in such settings were made to compare those, for example in speed: they stay apart. So does a
     run that repeats another one, seed included.
     """
-    paper = about(outcomes).get("paper", {})
+    paper = sweep_record(outcomes).get("paper", {})
     designs = [_design(outcome, FREE) for outcome in outcomes]
     seeds = Counter((design, outcome.settings.get("seed")) for design, outcome in zip(designs, outcomes, strict=True))
     repeated = {design for (design, _), runs in seeds.items() if runs > 1}

@@ -258,10 +258,10 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -
     except KeyboardInterrupt:
         print(f"\nthe runs continue; to return: {_to_return(runs)}", file=out, flush=True)
         return INTERRUPTED
-    from jobs.reporting.outcomes import outcomes, text
+    from jobs.reporting.outcomes import outcomes, terminal_page
 
     print(file=out)
-    show(text(outcomes(runs)), file=out)
+    show(terminal_page(outcomes(runs)), file=out)
     return worst_exit_code((run, row["state"]) for run, row in zip(runs, rows, strict=True))
 
 

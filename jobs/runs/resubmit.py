@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.files.ownership import untrusted
+from flip.files.ownership import why_untrusted
 from flip.runs.errors import FlipError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.rundir import RunDir
@@ -87,7 +87,7 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     stored = _stored_command(record)
     argv = list(stored.argv)
     options = ["--retry"] * retry
-    if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
+    if argv and why_untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
     back = ""
@@ -111,7 +111,7 @@ def with_seeds(run: RunDir, seeds: Sequence[int], designs: Collection[str] = ())
     """
     stored = _stored_command(record_of(run))
     argv = stored.argv
-    if not argv or untrusted(run.path / "job.json"):
+    if not argv or why_untrusted(run.path / "job.json"):
         return None
     selecting = [argv.index(option) for option in ("--root", "--seeds", "--only", "--changed") if option in argv]
     argv = argv[: min(selecting, default=len(argv))]
@@ -134,7 +134,7 @@ def design_of(run: RunDir, seed: int) -> str:
 def _designs(argv: Sequence[str]) -> set[str]:
     """The names without seeds of all runs of a sweep file; empty if it cannot be read."""
     path = REPOSITORY / argv[argv.index("--sweep") + 1]
-    if not path.is_file() or untrusted(path):
+    if not path.is_file() or why_untrusted(path):
         return set()
     try:
         return {run.arm for run in sweep_file.load(path).runs}

@@ -1,4 +1,4 @@
-"""What a process needs to become a rank by a fork: ``preloads`` and ``unsafe_to_fork`` before it, ``execute`` after it.
+"""What a process needs to become a rank by a fork: ``preloads`` and ``why_unsafe_to_fork`` before, ``execute`` after.
 
 Nothing here knows of attempts and their coordinator (``jobs/runtime/node_agent.py``).
 """
@@ -20,7 +20,7 @@ def preloads(module: str) -> Sequence[str]:
     return names
 
 
-def unsafe_to_fork(process: Path = Path("/proc/self")) -> str:
+def why_unsafe_to_fork(process: Path = Path("/proc/self")) -> str:
     """Why this process must not be forked; empty if it may. ``process``: its folder in /proc."""
     if not (process / "task").exists():
         return "this system has no /proc"

@@ -57,7 +57,7 @@ from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import unstarted_code
 from jobs.runtime import check_process, health, network_check
 from jobs.runtime.cpu_shares import share_of_cpus
-from jobs.runtime.forked_rank import execute, preloads, unsafe_to_fork
+from jobs.runtime.forked_rank import execute, preloads, why_unsafe_to_fork
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.5  # between two looks at the states of ranks
@@ -132,14 +132,14 @@ def find_coordinator(
 
 
 class NodeAgent:
-    """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``. ``parent``: descriptor of a
-    socket that ends with the parent of this process, if that is to be noticed; it gets COORDINATOR_GONE. ``is_local``:
-    whether a later supervisor may adopt the ranks: their pids are recorded."""
+    """See the module. ``module``: what each rank executes, as ``python -m MODULE RUN_DIR``. ``lifeline``: descriptor of
+    a socket that ends with the parent of this process, if that is to be noticed; it gets COORDINATOR_GONE.
+    ``is_local``: whether a later supervisor may adopt the ranks: their pids are recorded."""
 
-    def __init__(self, run: RunDir, module: str, parent: int | None = None, is_local: bool = True) -> None:
+    def __init__(self, run: RunDir, module: str, lifeline: int | None = None, is_local: bool = True) -> None:
         self.run = run
         self.module = module
-        self._parent = parent
+        self._lifeline = lifeline
         self._is_local = is_local
         self._stop_signal = 0
         """The last signal of the cluster."""
@@ -157,7 +157,7 @@ class NodeAgent:
         self._is_ready = False
         """Whether the coordinator knows that ranks can start: the check of this node is over, as ready has its
         results."""
-        self._lifeline, self._own_lifeline = os.pipe()
+        self._rank_lifeline, self._held_rank_lifeline = os.pipe()
         self._woken, self._wake = os.pipe()
         self._beat_at = 0.0
         self._look_at = time.monotonic()
@@ -242,12 +242,12 @@ class NodeAgent:
             if self._channel.has_unsent:
                 events |= select.POLLOUT
             poll.register(self._channel, events)
-            if self._parent is not None:
-                poll.register(self._parent, select.POLLIN)
+            if self._lifeline is not None:
+                poll.register(self._lifeline, select.POLLIN)
             if self._check is not None:
                 poll.register(self._check.output, select.POLLIN)
         ready = [handle for handle, _ in poll.poll(int(1000 * LOOK_SECONDS))]
-        if self._parent in ready:
+        if self._lifeline in ready:
             self._end_without_task()
 
     def _handle_messages(self) -> None:
@@ -331,7 +331,7 @@ class NodeAgent:
         if reason:
             note(reason)
         self._channel.close()
-        os.close(self._own_lifeline)
+        os.close(self._held_rank_lifeline)
         self._end_by = time.monotonic() + ORPHAN_GRACE_SECONDS + 5.0
 
     def _end_without_task(self) -> None:
@@ -354,9 +354,9 @@ class NodeAgent:
 
     def _lose_coordinator(self, reason: ChannelError) -> None:
         self._code = without_coordinator(reason)
-        if self._code == GONE_CODE and self._parent is not None:
+        if self._code == GONE_CODE and self._lifeline is not None:
             with contextlib.suppress(OSError):  # the task has ended
-                os.write(self._parent, COORDINATOR_GONE)
+                os.write(self._lifeline, COORDINATOR_GONE)
         self._prepare_end("")
 
     def _beat(self) -> None:
@@ -395,7 +395,7 @@ class NodeAgent:
                 os.close(handle)
 
     def _is_safe_to_fork(self) -> bool:
-        reason = unsafe_to_fork()
+        reason = why_unsafe_to_fork()
         if reason:
             note(f"ranks start in new interpreters: {reason}")
         return not reason
@@ -412,7 +412,7 @@ class NodeAgent:
         own = {
             "FLIP_RUN": str(self.run.path),
             "FLIP_ATTEMPT": str(self.attempt),
-            LIFELINE_VARIABLE: str(self._lifeline),
+            LIFELINE_VARIABLE: str(self._rank_lifeline),
             "RANK": str(rank),
             "LOCAL_RANK": str(local_rank),
             "NODE_RANK": str(message["node"]),
@@ -445,14 +445,14 @@ class NodeAgent:
             signal.set_wakeup_fd(-1)
             for number in (*SIGNALS, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
-            for handle in (self._own_lifeline, self._woken, self._wake, self._channel.fileno(), self._parent):
+            for handle in (self._held_rank_lifeline, self._woken, self._wake, self._channel.fileno(), self._lifeline):
                 if handle is not None:
                     os.close(handle)
             for target, handle in enumerate(logs, 1):
                 os.dup2(handle, target)
                 os.close(handle)
             if not self.may_fork:
-                os.set_inheritable(self._lifeline, True)
+                os.set_inheritable(self._rank_lifeline, True)
                 command = [sys.executable, "-m", self.module, str(self.run.path)]
                 os.execve(sys.executable, command, dict(environ))
             os.environ.clear()

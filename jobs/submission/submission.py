@@ -105,7 +105,7 @@ class Submission:
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
         self._refuse_equal_runs()
-        self._again = resubmit.submit_command(options, self.file, self.sweep.folder)
+        self._resubmit_command = resubmit.submit_command(options, self.file, self.sweep.folder)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
         root = runs_root(self.profile.runs_root)
@@ -306,7 +306,7 @@ class Submission:
             notes.append(from_timm)
         init = config.init
         if init.commit == NOT_YET:
-            later = self._again.line(self.folder.parent, "--only", run.name)
+            later = self._resubmit_command.line(self.folder.parent, "--only", run.name)
             notes.append(
                 f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
                 f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
@@ -458,7 +458,7 @@ class Submission:
         }
         flags |= {"--allow-prune-majority": options.prune_most, "--yes": bool(question)}
         words += [flag for flag, is_given in flags.items() if is_given]
-        return [self._again.line(self.folder.parent, *words)]
+        return [self._resubmit_command.line(self.folder.parent, *words)]
 
     def _list_unknown(self, plan: Plan) -> None:
         """List runs of unknown state as not checked: a dry run does not guess what would start."""
@@ -544,7 +544,14 @@ class Submission:
         exposed = list(dict.fromkeys(place.place for place in self.exposed))
         without_callbacks = _without_callbacks(plan)
         jobs = apply(
-            plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, self._again, replaced, exposed
+            plan,
+            snapshot,
+            cluster,
+            self._sweep_record(plan),
+            self._canary_steps,
+            self._resubmit_command,
+            replaced,
+            exposed,
         )
         note(render.canaries(jobs))
         note("\n".join(without_callbacks))

@@ -181,7 +181,7 @@ def read_by_commands(run, desired_runs):
     assert states["sound"] == "complete" and states[run.name] in STATES
     blocks = findings.findings(outcomes, 1.7e9)
     table = run_outcomes.rows(outcomes)
-    shown += [run_outcomes.text(outcomes), json.dumps(table)]
+    shown += [run_outcomes.terminal_page(outcomes), json.dumps(table)]
     assert [row["validation.validation.top1"] for row in table if row["run"] == "sound"] == [0.2]
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
     facts = run_details.explain(run)
@@ -211,7 +211,7 @@ def read_by_hosts(run):
         lambda: attempts.earlier_ends(run, 0, 9),
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
         commit.pinned(run), lambda: commit.pin_holders(run), lambda: wall_limit.measured(run), lambda:
-        wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
+        wall_limit.recorded_limit(run, 1), lambda: wall_limit.why_too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: newest_line(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
         lambda: lifecycle.awaited_canaries([run]), lambda: job_states.invisible_jobs([run]),
@@ -291,7 +291,7 @@ def test_status_names_file_and_field_of_damaged_record(scenes, name, content, wo
     with replaced(run.path / name, json.dumps(content).encode()):
         (row,) = run_status.table([run])
         assert row["reason"].count(words) == 1 and words in explain.page(run_details.explain(run))
-        assert words in run_outcomes.text(run_outcomes.outcomes([run]))
+        assert words in run_outcomes.terminal_page(run_outcomes.outcomes([run]))
 
 
 @pytest.mark.parametrize("words", [

@@ -26,14 +26,14 @@ from tools.documentation import (
 
 PROJECT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "tests/storm/README.md")
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
-    "configuration": ("configuration", configuration.text),
-    "commands": ("commands-and-options", commands.text),
-    "json": ("json-documents-and-exit-codes", json_documents.text),
-    "python": ("python-interface", python_api.text),
-    "choices": ("choices-by-name", choices.text),
-    "metrics": ("metrics", metrics.text),
-    "run_directory": ("run-directory", run_directory.text),
-    "packages": ("packages", packages.text),
+    "configuration": ("configuration", configuration.configuration_page),
+    "commands": ("commands-and-options", commands.commands_page),
+    "json": ("json-documents-and-exit-codes", json_documents.json_documents_page),
+    "python": ("python-interface", python_api.python_api_page),
+    "choices": ("choices-by-name", choices.choices_page),
+    "metrics": ("metrics", metrics.metrics_page),
+    "run_directory": ("run-directory", run_directory.run_directory_page),
+    "packages": ("packages", packages.packages_page),
 }
 """Page below docs/reference/ -> its heading on docs/reference.md, which links follow on the site; its text."""
 LINK = re.compile(r"(\]\()([^)\s:]+?)(#[^)\s]*)?(\))")

@@ -15,7 +15,7 @@ The implementations that a setting selects by its name, from the tables in the c
 """
 
 
-def text() -> str:
+def choices_page() -> str:
     """The page."""
     from flip.data.augment import AUGMENTATIONS
     from flip.data.text_masking import TEXT_MASKINGS

@@ -18,7 +18,7 @@ _DIRECTIVE = """
 """``hook``: the parser is that which ``main`` asks to parse its arguments; the command is not executed."""
 
 
-def text() -> str:
+def commands_page() -> str:
     """The page."""
     directives = "".join(_DIRECTIVE.format(package=package, name=name) for name, package in PACKAGES.items())
     return f"{_HEAD}\n```{{eval-rst}}{directives}```\n"

@@ -43,7 +43,7 @@ class FieldEntry:
     meaning: str
 
 
-def text() -> str:
+def configuration_page() -> str:
     """The page."""
     parts = [_HEAD]
     for title, section, entries in sections(Config, "", True):

@@ -47,7 +47,7 @@ more than 75.
 """
 
 
-def text() -> str:
+def json_documents_page() -> str:
     """The page."""
     parts = [_HEAD]
     for name, (title, _) in DOCUMENTS.items():

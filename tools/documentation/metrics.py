@@ -10,7 +10,7 @@ The fields of a line of `metrics/<n>.jsonl`, and their curves in TensorBoard.
 """
 
 
-def text() -> str:
+def metrics_page() -> str:
     """The page."""
     rows = [(code(field), tag, about) for field, (tag, about) in curves.CURVES.items()]
     rows += [(code(field), "", about) for field, about in curves.WITHOUT_CURVE.items()]

@@ -15,7 +15,7 @@ distribution in C. `tests/test_imports.py` checks their order. Tests mirror sour
 """
 
 
-def text() -> str:
+def packages_page() -> str:
     """The page."""
     return f"{_HEAD}\n{table(('package', 'question'), ((code(name), about) for name, about in packages()))}"
 

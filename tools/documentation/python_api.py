@@ -31,7 +31,7 @@ def functions() -> list[str]:
     return [f"flip.{name}" for name in sorted(__all__) if not name.startswith("__")]
 
 
-def text() -> str:
+def python_api_page() -> str:
     """The page, with Sphinx's directives."""
     parts = [_HEAD, "## Functions\n", *(_directive("autofunction", name) for name in functions())]
     for title, names in _CLASSES.items():

@@ -93,7 +93,7 @@ BROKEN_GPU = [cause("crash", "uncorrectable ECC error", host="n2")]
 UNHEALTHY = {"n2": "gpu: no answer"}
 STORAGE = [cause("storage", "[Errno 5] Input/output error")]
 OF_STOP = {"committed": True}
-LATE = "the wall limit of 4 h passed, and nothing new was kept"
+AT_LIMIT = {"limit_reason": "the wall limit of 4 h passed, and nothing new was kept"}
 
 CASES = (
     RestartCase("preempted, with GraceTime; ranks saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, **OF_STOP), ASKED),
@@ -101,11 +101,11 @@ CASES = (
     RestartCase("preempted, no grace; ranks saved in KillWait", OWNER, ended(75, "PENDING", SAVED_AT_TERM), ASKED),
     RestartCase("preempted, no grace; all killed before the save", NEXT_START, ended(None, STOP_REQUESTED)),
     RestartCase("PreemptMode=CANCEL, no grace", OWNER, cut_off("PREEMPTED")),
-    RestartCase("wall limit; saved at USR2", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=LATE, **OF_STOP), ASKED),
-    RestartCase("wall limit; nothing new saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, late=LATE), ASKED),
+    RestartCase("wall limit; saved at USR2", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, **AT_LIMIT, **OF_STOP), ASKED),
+    RestartCase("wall limit; nothing new saved", OWNER, ended(75, "RUNNING", SAVED_AT_USR2, **AT_LIMIT), ASKED),
     RestartCase(
         "the same, third time in a row", OWNER,
-        ended(75, "RUNNING", SAVED_AT_USR2, late=LATE, history=after("timeout", "timeout")), ASKED,
+        ended(75, "RUNNING", SAVED_AT_USR2, **AT_LIMIT, history=after("timeout", "timeout")), ASKED,
     ),
     RestartCase("wall limit; ranks run on after TERM", OWNER, cut_off("TIMEOUT")),
     RestartCase("`scancel`", OWNER, ended(75, "CANCELLED", SAVED_AT_TERM), ASKED),

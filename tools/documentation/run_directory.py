@@ -14,7 +14,7 @@ the position. [contracts.md](../contracts.md#run-directory) has the rules.
 """
 
 
-def text() -> str:
+def run_directory_page() -> str:
     """The page."""
     parts = [_HEAD, _table(RUN_FILES), "## RUNS_ROOT\n", _table(SWEEP_FILES)]
     return "\n".join(parts)

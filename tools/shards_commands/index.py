@@ -21,7 +21,7 @@ from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import facts
+from tools.shards_commands.manifest import manifest_facts
 from tools.shards_commands.output import CommandResult, claim, names, print_details, writing
 
 _WILDCARD = re.compile(r"[*?[]")
@@ -58,7 +58,7 @@ def index(options: argparse.Namespace) -> CommandResult:
             else:
                 with ProgressBar("putting together") as bar:
                     manifest = build.merge(scanned, out, options.chunk, old, bar, chosen, complete)
-                report = facts(manifest) | complete.report()
+                report = manifest_facts(manifest) | complete.report()
     except DamagedShards as error:
         print_details(options, {"damaged": build.skipped_shards(error.errors)})
         raise

@@ -39,7 +39,7 @@ from flip.files.creation import create_file, fsync_path, output_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import facts, kind
+from tools.shards_commands.manifest import kind, manifest_facts
 from tools.shards_commands.output import CLASSES, CommandResult, writing
 from tools.shards_commands.source_files import NOT_UTF8, SourceFiles, is_unicode
 from tools.shards_commands.source_rows import Row, Source
@@ -74,7 +74,7 @@ class Written:
         self.turned += other.turned
         self.pictures += other.pictures
 
-    def facts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Numbers of pictures, as the manifest's settings have them."""
         hashes = np.frombuffer(self.pictures, "<u8")
         duplicates = len(hashes) - len(np.unique(hashes))
@@ -106,9 +106,9 @@ def make(options: argparse.Namespace) -> CommandResult:
         finally:
             for left in (folder, build.part_folder(folder)):
                 deletion.discard_own_folder(left)
-    report = facts(Manifest.load(out)) | sets[""]
+    report = manifest_facts(Manifest.load(out)) | sets[""]
     if TEST in sets:
-        report[TEST] = facts(Manifest.load(out / TEST)) | sets[TEST]
+        report[TEST] = manifest_facts(Manifest.load(out / TEST)) | sets[TEST]
     return CommandResult(report)
 
 
@@ -216,7 +216,7 @@ class SetWriter:
         written = self._write_shards(rows, folder)
         written.refused.sort()
         self._check_refused(written, folder)
-        pictures = written.facts()
+        pictures = written.counts()
         report: dict[str, Any] = {"rows": written.rows, "refused": len(written.refused)}
         if self._labels:
             write_json(folder / CLASSES, {"names": self._labels, "templates": self._templates})

@@ -26,7 +26,7 @@ def info(options: argparse.Namespace) -> CommandResult:
     """Describe a manifest, and the memory that training on it needs for shuffling."""
     manifest = Manifest.load(options.manifest)
     counts = manifest.shards[:, 0]
-    report = facts(manifest) | {
+    report = manifest_facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
         "shuffling_on_one_node_like_this": shuffling(manifest, options.batch),
         "exceptions_by_reason": dict(Counter(map(kind, manifest.exceptions.values())).most_common()),
@@ -66,7 +66,7 @@ def exclude(options: argparse.Namespace) -> CommandResult:
         if not ids or ids.stop > old.samples:
             raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
         exceptions.update(dict.fromkeys(ids, options.reason))
-    return CommandResult(facts(excepting(old, exceptions, options.out)))
+    return CommandResult(manifest_facts(excepting(old, exceptions, options.out)))
 
 
 def drop(options: argparse.Namespace) -> CommandResult:
@@ -93,7 +93,7 @@ def drop(options: argparse.Namespace) -> CommandResult:
             if what:
                 raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
         copy_classes(old, out)
-        return CommandResult(facts(merge(scanned, out, chunk, filters=chosen)))
+        return CommandResult(manifest_facts(merge(scanned, out, chunk, filters=chosen)))
 
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:
@@ -106,7 +106,7 @@ def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifes
         return write(out, old, old.checksums, {**old.exceptions, **exceptions}, settings)
 
 
-def facts(manifest: Manifest) -> dict[str, Any]:
+def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     report = {
         "manifest": str(manifest.folder),
         "digest": manifest.digest,

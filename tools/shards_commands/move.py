@@ -15,7 +15,7 @@ from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import facts
+from tools.shards_commands.manifest import manifest_facts
 from tools.shards_commands.output import CommandResult, claim, copy_classes, print_details, writing
 
 LISTINGS = 16
@@ -54,7 +54,9 @@ def move(options: argparse.Namespace) -> CommandResult:
     with writing(out):
         copy_classes(old, out)
         manifest = write(out, table, old.checksums, old.exceptions, old.settings)
-    return CommandResult(facts(manifest) | {"compared_by_etag": by_etag, "compared_by_size": len(keys) - by_etag})
+    return CommandResult(
+        manifest_facts(manifest) | {"compared_by_etag": by_etag, "compared_by_size": len(keys) - by_etag}
+    )
 
 
 def replace_prefix(keys: Sequence[str], prefix: str | None, to: str) -> list[str]:

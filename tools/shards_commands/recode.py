@@ -44,7 +44,7 @@ from flip.runs.rundir import to_json
 from jobs.common import filesystem
 from jobs.common.cli import command
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import facts, kind, position, shuffling
+from tools.shards_commands.manifest import kind, manifest_facts, position, shuffling
 from tools.shards_commands.output import CommandResult, copy_classes
 from tools.shards_commands.recode_picture import (
     SUBSAMPLING,
@@ -401,7 +401,7 @@ def _check_counts(work: RecodeFolder, scanned: ScanResults) -> None:
 def _report(
     old: Manifest, new: Manifest, outcome: RecodeResult, shuffle: Mapping[str, Any], names_all: bool
 ) -> dict[str, Any]:
-    report = facts(new) | {
+    report = manifest_facts(new) | {
         "images_recoded": outcome.recoded,
         "images_kept": sum(outcome.unchanged.values()),
         "image_bytes_before": outcome.source_bytes,

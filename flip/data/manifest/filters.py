@@ -389,6 +389,6 @@ def _bytes(where: str, reader: StorageClient) -> bytes:
     if is_remote(where) and stat.size:
         etag = ETag(reader.parts(where, stat) if "-" in stat.etag else ())
         etag.update(data)
-        if etag.text() != stat.etag and reader.read(where, 0, stat.size, stat.etag) != data:
+        if etag.value() != stat.etag and reader.read(where, 0, stat.size, stat.etag) != data:
             raise StorageError("two readings differ", where, remedy="Look at the network, then index again.")
     return data

@@ -210,9 +210,9 @@ def _read(
             yield piece
 
     try:
-        return scan_tar(pieces(), predicate), etag.text()
+        return scan_tar(pieces(), predicate), etag.value()
     except tar.InvalidTar as error:
-        return error, etag.text()
+        return error, etag.value()
 
 
 def file_stat(key: str) -> ObjectStat:

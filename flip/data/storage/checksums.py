@@ -39,7 +39,7 @@ class ETag:
         if self._sizes:
             self._sizes[0] -= len(view)
 
-    def text(self) -> str:
+    def value(self) -> str:
         """The ETag of the bytes so far."""
         if not self._sizes and not self._digests:
             return self._current.hexdigest()

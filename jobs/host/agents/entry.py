@@ -37,15 +37,15 @@ def supervise(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> 
     stop: List[int] = []  # the last signal of the cluster
     starts = 0
     while True:
-        lifeline, own_lifeline = socket.socketpair()
+        lifeline, held_lifeline = socket.socketpair()
         command = agent_command(module, hosts, own) + ["--lifeline", str(lifeline.fileno())]
         agent = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, pass_fds=[lifeline.fileno()])
         lifeline.close()
         starts += 1
         for number in stop:  # it stays pending until the agent handles it
             agent.send_signal(number)
-        code = _wait(agent, stop, EarlyRestart(own_lifeline, stop, own).poll)
-        own_lifeline.close()
+        code = _wait(agent, stop, EarlyRestart(held_lifeline, stop, own).poll)
+        held_lifeline.close()
         are_gone = may_restart and kill_children()
         if code in (GONE_CODE, NO_AGENTS):
             _restart_if_orphaned(own)

@@ -171,8 +171,8 @@ def test_images_are_counted_by_reason(mixed, accepted, workers):
     reasons = {"progressive or otherwise not baseline", "CMYK or of several scans", "PNG", "smaller than 16 pixels"}
     assert decoded.whole.keys() == reasons | {REPLACEMENT}
     assert decoded.by_kernel > 0 and decoded.fallbacks["simplejpeg CMYK"] > 0
-    assert f"{decoded.by_kernel} of {4 * BATCH} images (" in decoded.text()
-    assert "progressive or otherwise not baseline" in decoded.text() and "simplejpeg ValueError" in decoded.text()
+    assert f"{decoded.by_kernel} of {4 * BATCH} images (" in decoded.summary()
+    assert "progressive or otherwise not baseline" in decoded.summary() and "simplejpeg ValueError" in decoded.summary()
     again = counts(mixed, workers=0)
     assert (again.by_kernel, again.whole) == (decoded.by_kernel, decoded.whole)
 
@@ -212,7 +212,7 @@ def test_log_says_how_images_were_decoded(mixed, accepted, monkeypatch, caplog):
         decoded = counts(mixed)
     lines = [record.getMessage() for record in caplog.records if "kernel" in record.getMessage()]
     assert lines[0].startswith("visible-patch kernel, first images: ") and f" of {BATCH} images" in lines[0]
-    assert lines[1:] == [f"visible-patch kernel: {decoded.text()}"]
+    assert lines[1:] == [f"visible-patch kernel: {decoded.summary()}"]
 
 
 def test_error_of_the_kernel_is_counted(jpegs, accepted, monkeypatch):

@@ -23,22 +23,22 @@ def umask():
 
 def test_own_file_without_write_access_for_others_is_trusted(tmp_path):
     (tmp_path / "a").write_text("")
-    assert ownership.untrusted(tmp_path / "a") == ""
-    assert ownership.untrusted_inside(tmp_path) == ""
+    assert ownership.why_untrusted(tmp_path / "a") == ""
+    assert ownership.why_untrusted_inside(tmp_path) == ""
 
 
 @pytest.mark.parametrize(("mode", "reason"), [(0o646, "every user"), (0o1777, "every user"), (0o600, ""), (0o755, "")])
 def test_path_writable_by_others_is_untrusted(tmp_path, mode, reason):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder").chmod(mode)
-    assert reason in ownership.untrusted(tmp_path / "folder")
-    assert bool(ownership.untrusted(tmp_path / "folder")) == bool(reason)
+    assert reason in ownership.why_untrusted(tmp_path / "folder")
+    assert bool(ownership.why_untrusted(tmp_path / "folder")) == bool(reason)
 
 
 def test_symlink_is_untrusted(tmp_path):
     (tmp_path / "link").symlink_to("/etc/passwd")
-    assert "link" in ownership.untrusted(tmp_path / "link")
-    assert ownership.untrusted_inside(tmp_path).startswith(f"{tmp_path / 'link'}: ")
+    assert "link" in ownership.why_untrusted(tmp_path / "link")
+    assert ownership.why_untrusted_inside(tmp_path).startswith(f"{tmp_path / 'link'}: ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -47,25 +47,25 @@ def test_links_in_environments_of_a_checkout_are_skipped(name, tmp_path):
     """The interpreter of an environment is a link out of it."""
     (tmp_path / name).mkdir()
     (tmp_path / name / "python").symlink_to(sys.executable)
-    assert ownership.untrusted_inside(tmp_path) == ""
+    assert ownership.why_untrusted_inside(tmp_path) == ""
 
 
 def test_file_of_other_user_or_untrusted_group_is_untrusted(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     os.chown(file, 12345, 0)
-    assert "uid 12345" in ownership.untrusted(file) and not ownership.is_mine(file)
+    assert "uid 12345" in ownership.why_untrusted(file) and not ownership.is_mine(file)
     os.chown(file, 0, 100)
     file.chmod(0o664)
     group = ownership.group_name(100)
-    assert group in ownership.untrusted(file)
+    assert group in ownership.why_untrusted(file)
     for named in (group, "100"):
         monkeypatch.setenv(ownership.TRUSTED_GROUP, named)
-        assert ownership.untrusted(file) == ""
+        assert ownership.why_untrusted(file) == ""
     os.chown(file, 0, 54321)
-    assert "gid 54321" in ownership.untrusted(file)
+    assert "gid 54321" in ownership.why_untrusted(file)
     monkeypatch.setenv(ownership.TRUSTED_GROUP, "54321")
-    assert ownership.untrusted(file) == "", "a group without a name"
+    assert ownership.why_untrusted(file) == "", "a group without a name"
 
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -107,7 +107,7 @@ def test_exposures_name_folder_above_in_which_others_can_rename(alone, tmp_path,
     folder.chmod(mode)
     expected = [(str(folder), reason, named)] if reason else []
     assert above(folder / "mine" / "code") == above(folder / "mine" / "missing" / "code") == expected
-    assert above(folder) == [], "the path itself is checked by `untrusted`"
+    assert above(folder) == [], "the path itself is checked by `why_untrusted`"
 
 
 @ROOT_ONLY
@@ -147,8 +147,8 @@ def test_trusted_groups_may_write_above_and_own_folders_above(alone, tmp_path, m
     assert [exposure.group for exposure in ownership.exposures(folder / "mine")] == [GROUP, GROUP]
     monkeypatch.setenv(ownership.TRUSTED_GROUP, f"no-such-group, {GROUP}")
     assert ownership.exposures(folder / "mine") == []
-    assert "belongs to" in ownership.untrusted(folder), "runs and their code stay those of one user"
-    assert ownership.untrusted_target(folder) == "", "a profile or a program may be a member's"
+    assert "belongs to" in ownership.why_untrusted(folder), "runs and their code stay those of one user"
+    assert ownership.why_untrusted_target(folder) == "", "a profile or a program may be a member's"
 
 
 @ROOT_ONLY
@@ -161,11 +161,11 @@ def test_recorded_group_counts_only_in_file_that_no_other_user_can_change(alone,
     record = alone / "trusted_groups.json"
     assert ownership.trust_record() == str(record)
     record.write_text(f'{{"groups": [{GROUP}]}}')
-    assert ownership.untrusted(file) == "" and ownership.trusted_groups() == {GROUP}
+    assert ownership.why_untrusted(file) == "" and ownership.trusted_groups() == {GROUP}
     for path, mode in ((record, 0o666), (alone, 0o777), (alone.parent, 0o777)):
         before = path.stat().st_mode
         path.chmod(mode)
-        assert "may write" in ownership.untrusted(file), path
+        assert "may write" in ownership.why_untrusted(file), path
         path.chmod(before)
     os.chown(record, STRANGER, -1)
     assert ownership.trusted_groups() == set()
@@ -206,7 +206,7 @@ def test_access_control_list_decides_who_may_write(alone, tmp_path, rows, mask, 
     os.chown(folder, 0, GROUP)
     set_or_skip(folder, acl.ACCESS, entries(*rows, mask=mask))
     assert bool(folder.stat().st_mode & stat.S_IWGRP) == bool(mask & acl.WRITE)
-    assert reason in ownership.untrusted(folder) and bool(ownership.untrusted(folder)) == bool(reason)
+    assert reason in ownership.why_untrusted(folder) and bool(ownership.why_untrusted(folder)) == bool(reason)
     groups = [exposure.group for exposure in ownership.exposures(folder / "code")]
     assert groups == ([group] if reason else [])
     folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISVTX)
@@ -218,9 +218,9 @@ def test_link_inside_is_trusted_only_if_it_stays_inside(tmp_path):
     folder.mkdir()
     (folder / "file").touch()
     (folder / "inside").symlink_to("file")
-    assert ownership.untrusted_inside(folder) == ""
+    assert ownership.why_untrusted_inside(folder) == ""
     (folder / "outside").symlink_to(tmp_path)
-    assert "symbolic link" in ownership.untrusted_inside(folder)
+    assert "symbolic link" in ownership.why_untrusted_inside(folder)
 
 
 @pytest.mark.parametrize(("uid_map", "trusted"), [("0 0 4294967295", False), ("1000 1000 1", True)])
@@ -247,4 +247,4 @@ def test_group_of_the_user_is_private_unless_another_account_has_it_as_primary_g
     info = os.stat_result((stat.S_IFDIR | 0o775, 1, 1, 1, 60501, 60501, 0, 0, 0, 0))
     monkeypatch.setattr(os, "lstat", lambda path: info)
     monkeypatch.setattr(ownership, "read_acl", lambda path, kind: ())
-    assert (ownership.untrusted("/anywhere") == "") == private
+    assert (ownership.why_untrusted("/anywhere") == "") == private

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs import canary, lifecycle
-from flip.runs.canary import CANCEL, FREE, LEAVE, LOST, RELEASE, WAITING, Wait, at_end, choose, standing
+from flip.runs.canary import CANCEL, FREE, LEAVE, LOST, RELEASE, WAITING, Wait, at_end, choose, hold_state
 from flip.runs.lifecycle import ABSENT, ACTIVE, QUEUED, SchedulerView
 from flip.runs.rundir import RunDir, write_json
 
@@ -40,14 +40,14 @@ WORDS |= {RELEASE: "released", CANCEL: "removed from the queue", LEAVE: "stay he
 @pytest.mark.parametrize("row", STANDING)
 def test_run_waits_while_its_canary_may_pass(row):
     wait, held, gone = STANDING[row]
-    assert (standing(wait), standing(wait._replace(job="gone"))) == (held, gone)
-    assert standing(wait._replace(job="queued")) == FREE, "a user has released it"
+    assert (hold_state(wait), hold_state(wait._replace(job="gone"))) == (held, gone)
+    assert hold_state(wait._replace(job="queued")) == FREE, "a user has released it"
 
 
 def test_every_state_of_a_canary_has_an_answer():
-    going = {state for state in lifecycle.STATES if standing(Wait(canary=state)) == WAITING}
+    going = {state for state in lifecycle.STATES if hold_state(Wait(canary=state)) == WAITING}
     assert going == {"queued", "running", "waiting", "unknown"}
-    assert {standing(Wait(canary=state)) for state in set(lifecycle.STATES) - going} == {LOST}
+    assert {hold_state(Wait(canary=state)) for state in set(lifecycle.STATES) - going} == {LOST}
 
 
 @pytest.mark.parametrize("row", ENDS)

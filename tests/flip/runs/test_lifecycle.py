@@ -18,7 +18,7 @@ from flip.runs.lifecycle import (
     LISTED_AS_ENDED,
     QUEUED,
     UNKNOWN,
-    Facts,
+    RunFacts,
     RunState,
     SchedulerView,
     state_of,
@@ -130,12 +130,12 @@ def test_table_is_in_the_documentation():
 
 
 END = {"action": "requeue", "cause": "storage", "reason": "503", "delay": 60.0}
-OPEN = Facts(attempt=2, started=True, open=True)
+OPEN = RunFacts(attempt=2, started=True, open=True)
 
 
 @pytest.mark.parametrize("facts, seen, state, detail", [
     # what a job on nodes does
-    (Facts(attempt=1), SchedulerView(ACTIVE), "running", "starting"),
+    (RunFacts(attempt=1), SchedulerView(ACTIVE), "running", "starting"),
     (OPEN, SchedulerView(ACTIVE), "running", ""),
     (OPEN, SchedulerView(ACTIVE, "in Slurm: SUSPENDED"), "running", "in Slurm: SUSPENDED"),
     (OPEN._replace(warnings="too short"), SchedulerView(ACTIVE), "running", "too short"),
@@ -147,7 +147,7 @@ OPEN = Facts(attempt=2, started=True, open=True)
     (OPEN._replace(cancelled="cancelled by ann: x"), SchedulerView(ACTIVE), "running",
      "cancelled by ann: x: it saves and stops"),
     # why a job waits
-    (Facts(), SchedulerView(QUEUED, "in Slurm: Priority"), "queued", "in Slurm: Priority"),
+    (RunFacts(), SchedulerView(QUEUED, "in Slurm: Priority"), "queued", "in Slurm: Priority"),
     (OPEN, SchedulerView(QUEUED), "waiting", "ended unseen: preempted, or its node failed"),
     (OPEN._replace(time_limit=True), SchedulerView(QUEUED), "waiting", "its wall limit came before it had saved"),
     (OPEN, SchedulerView(QUEUED, "in Slurm: X", detail="a start failed"), "waiting", "a start failed; in Slurm: X"),
@@ -155,14 +155,16 @@ OPEN = Facts(attempt=2, started=True, open=True)
      "waiting", "503; in Slurm: BeginTime"),
     (OPEN._replace(open=False, end=END), SchedulerView(QUEUED), "waiting", "503; starts again 60 s after that"),
     # why nothing manages the run any more
-    (Facts(), SchedulerView(ABSENT, "no supervisor is running"), "stopped", "no supervisor is running: submit again"),
+    (RunFacts(), SchedulerView(ABSENT, "no supervisor is running"), "stopped",
+     "no supervisor is running: submit again"),
     (OPEN._replace(open=False, end=END),
      SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
      "503; its job ended (FAILED): submit again"),
     (OPEN, SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
      "its job ended (FAILED); its script failed: submit again"),
-    (Facts(copied=True), SchedulerView(ACTIVE), "stopped", "copied or moved to this folder, and not submitted since"),
-    (Facts(submitted=False), SchedulerView(), "stopped", "never submitted"),
+    (RunFacts(copied=True), SchedulerView(ACTIVE), "stopped",
+     "copied or moved to this folder, and not submitted since"),
+    (RunFacts(submitted=False), SchedulerView(), "stopped", "never submitted"),
     (OPEN._replace(cancelled="cancelled by ann: x"), SchedulerView(UNKNOWN, "no answer"), "unknown",
      "cancelled by ann: x; no answer"),
 ])  # fmt: skip

@@ -38,7 +38,7 @@ def test_lines_of_an_attempt_in_order(run):
 
 def test_attempt_without_metrics(run):
     file = metric_file(run, 1)
-    assert list(file) == [] and list(file.newest_first()) == [] and file.text() == b"" and file.damaged == 0
+    assert list(file) == [] and list(file.newest_first()) == [] and file.complete_lines() == b"" and file.damaged == 0
     append(run, 1, line(1))
     assert list(file) == [line(1)], "it may appear later"
 
@@ -92,4 +92,4 @@ def test_file_that_is_not_regular_is_refused_without_waiting(run):
 
 def test_text_ends_with_the_last_complete_line(run):
     append(run, 1, line(1), '{"step": 2')
-    assert metric_file(run, 1).text() == json.dumps(line(1)).encode() + b"\n"
+    assert metric_file(run, 1).complete_lines() == json.dumps(line(1)).encode() + b"\n"

@@ -186,12 +186,24 @@ TABLE = [
         0,
     ),
     # attempts that used up the wall limit
-    ("warned at the limit, nothing kept", dict(code=75, late=True), "requeue", "timeout", 0),
-    ("the third time", dict(code=75, late=True, history=h("timeout", "timeout")), "stop", "timeout", 0),
-    ("warned at the limit, saved", dict(code=75, late=True, committed=True), "requeue", "stopped", 0),
-    ("warned at the limit, and cancelled", dict(code=75, late=True, cancelled=True), "stop", "cancelled", 0),
-    ("warned at the limit, requeued already", dict(code=75, late=True, state="PENDING"), "nothing", "timeout", 0),
-    ("a crash at the limit", dict(code=70, late=True, committed=True), "requeue", "crash", 0),
+    ("warned at the limit, nothing kept", dict(code=75, limit_reason="it passed"), "requeue", "timeout", 0),
+    ("the third time", dict(code=75, limit_reason="it passed", history=h("timeout", "timeout")), "stop", "timeout", 0),
+    ("warned at the limit, saved", dict(code=75, limit_reason="it passed", committed=True), "requeue", "stopped", 0),
+    (
+        "warned at the limit, and cancelled",
+        dict(code=75, limit_reason="it passed", cancelled=True),
+        "stop",
+        "cancelled",
+        0,
+    ),
+    (
+        "warned at the limit, requeued already",
+        dict(code=75, limit_reason="it passed", state="PENDING"),
+        "nothing",
+        "timeout",
+        0,
+    ),
+    ("a crash at the limit", dict(code=70, limit_reason="it passed", committed=True), "requeue", "crash", 0),
     # nodes that start no rank
     ("a node that starts no rank", dict(code=137, unstarted=["n2"]), "requeue", "node", 0),
     *(

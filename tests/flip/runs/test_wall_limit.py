@@ -35,7 +35,7 @@ def test_wall_limit_reports_no_times_for_new_run(run):
         wall_limit.startup_seconds(run),
         wall_limit.save_seconds(run),
         wall_limit.measured(run),
-        wall_limit.too_short(run, 60),
+        wall_limit.why_too_short(run, 60),
     ) == (0.0, 0.0, "", "")
 
 
@@ -52,12 +52,12 @@ def test_startup_seconds_uses_longest_failed_start_until_measured(run):
 def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
     attempt(run, ready=50, ended=60)
     saved(run, 20.0)
-    assert wall_limit.too_short(run, 71) == ""
+    assert wall_limit.why_too_short(run, 71) == ""
     assert (
-        wall_limit.too_short(run, 70)
+        wall_limit.why_too_short(run, 70)
         == "no attempt can make progress within the wall limit of 70 s: a start takes 50 s and a save 20 s"
     )
-    assert wall_limit.too_short(run, 0) == "", "no limit is known"
+    assert wall_limit.why_too_short(run, 0) == "", "no limit is known"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
 def test_limit_reached_from_time_of_warning_unless_preempted(run, fields, lead, words):
     attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": lead})
-    assert wall_limit.limit_reached(run, 1, own_job.time_used({**FIELDS, **fields})) == words
+    assert wall_limit.limit_reason(run, 1, own_job.time_used({**FIELDS, **fields})) == words
 
 
 @pytest.mark.parametrize("seconds, reached", [(3599, True), (3480, True), (3400, False)])
@@ -90,9 +90,9 @@ def test_limit_reached_uses_recorded_limit_if_slurm_is_silent(run, monkeypatch, 
     n = attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": 60})
     monkeypatch.setattr(wall_limit.time, "time", lambda: 1000.0 + seconds)
-    assert wall_limit.limit_reached(run, n, own_job.time_used({})) == "", "no limit is recorded"
+    assert wall_limit.limit_reason(run, n, own_job.time_used({})) == "", "no limit is recorded"
     wall_limit.record_limit(run, n, 3600)
-    assert bool(wall_limit.limit_reached(run, n, own_job.time_used({}))) == reached
+    assert bool(wall_limit.limit_reason(run, n, own_job.time_used({}))) == reached
 
 
 def test_record_limit_stores_newest_limit_of_attempt(run):

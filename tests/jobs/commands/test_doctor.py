@@ -244,7 +244,7 @@ def test_parse_nodes_counts_usable_nodes_by_shape():
 def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition, fields):
     slurm_site = site(config, partition)
     profile = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), slurm_site)
-    doctor.write(tmp_path / "mine.yaml", doctor.text(profile, slurm_site))
+    doctor.write(tmp_path / "mine.yaml", doctor.profile_yaml(profile, slurm_site))
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
     assert (loaded.kind, loaded.partition, loaded.account, loaded.runs_root) == ("slurm", "gpu", "007", "/data/runs")
@@ -262,7 +262,7 @@ def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     slurm_site = site()
     doctor.write(
         tmp_path / "mine.yaml",
-        doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), slurm_site), slurm_site),
+        doctor.profile_yaml(doctor.draft(ClusterProfile(kind="slurm", **fields), slurm_site), slurm_site),
     )
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
@@ -534,7 +534,7 @@ def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path, tmp_path_factory):
 
 def test_doctor_names_what_decodes_images(monkeypatch):
     row = doctor.decoder_row(ClusterProfile())
-    if kernel.unavailable():
+    if kernel.why_unavailable():
         assert row.verdict == "degraded"
     else:
         assert row.verdict == "ok" and f"visible-jpeg {kernel.visible_jpeg.version()}" in row.read

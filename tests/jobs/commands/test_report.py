@@ -91,7 +91,7 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     score = group.score("twemoji")
     assert group.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
-    assert "20.0 (10.0-30.0)" in results.text(run_outcomes) and "cannot rank" not in results.text(run_outcomes)
+    assert "20.0 (10.0-30.0)" in results.terminal_page(run_outcomes) and "cannot rank" not in results.terminal_page(run_outcomes)
 
 
 def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
@@ -188,7 +188,7 @@ def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
     read = Mock(wraps=seed_groups.SeedGroup.precision.fget)
     monkeypatch.setattr(monitoring, "shown", merged)
     monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
-    results.text(outcomes(sweep))
+    results.terminal_page(outcomes(sweep))
     assert merged.call_count == 4, "the scores of a run"
     assert read.call_count == 4, "each group's once: all are fp32, so that no column shows them"
 
@@ -411,7 +411,7 @@ def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
     html = page(run_outcomes)
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
     assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"
-    assert "Speed unsteady (†): c. " in results.text(run_outcomes)
+    assert "Speed unsteady (†): c. " in results.terminal_page(run_outcomes)
     assert "Speed unsteady (†): c. " in html and html.count("c 10.0 †") > 1
     assert "**30.0 (27.4-32.6)**" in markdown(findings(run_outcomes))
 
@@ -437,7 +437,7 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is stopped" and lines["1b, 75 %, 16k"].gap is None
-    assert "not comparable yet" in results.text(run_outcomes) and "agrees within 0.5" in results.text(run_outcomes)
+    assert "not comparable yet" in results.terminal_page(run_outcomes) and "agrees within 0.5" in results.terminal_page(run_outcomes)
     tuned = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),

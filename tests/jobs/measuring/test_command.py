@@ -203,7 +203,7 @@ def test_gpus_are_those_that_the_job_may_use(tmp_path, monkeypatch):
     assert len(machine.gpu_names()) == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpu_names() == []
-    facts = machine.facts(["NVIDIA H100 80GB HBM3"] * 2)
+    facts = machine.describe_machine(["NVIDIA H100 80GB HBM3"] * 2)
     assert (facts.gpu, facts.gpus, facts.driver) == ("NVIDIA H100 80GB HBM3", 2, "570.86.10")
 
 
@@ -235,7 +235,7 @@ def test_page_says_first_what_was_left_out_and_what_to_do_if_all_works():
 
 def test_rows_without_a_verdict_have_a_page():
     measured = example(row("trace", device="cpu", busy=0.9))
-    assert page.text(measured).endswith("no verdicts") and "no verdicts" in markdown(page.blocks(measured))
+    assert page.terminal_text(measured).endswith("no verdicts") and "no verdicts" in markdown(page.blocks(measured))
 
 
 def test_comparison_names_versions_verdicts_and_slower_numbers(tmp_path, capsys):

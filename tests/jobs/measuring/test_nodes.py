@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.measuring import cluster, node
 from jobs.measuring.limited import MeasurementStopped
-from jobs.measuring.meeting import Meeting
+from jobs.measuring.rendezvous import Rendezvous
 from jobs.measuring.verdicts import BROKEN, SLOW, WORKS, judge
 from jobs.planning.measurement import FAILED, MeasuredRow, read_measurement
 from tests.jobs.measuring.test_verdicts import DISK, gpu, row
@@ -23,27 +23,27 @@ from tests.jobs.planning.test_measurement import example
 def together(folder, work):
     """Run ``work`` for two nodes at once; returns both results."""
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(work, Meeting(folder, number, 2)) for number in range(2)]
+        futures = [pool.submit(work, Rendezvous(folder, number, 2)) for number in range(2)]
         return [future.result(timeout=60) for future in futures]
 
 
 def test_nodes_exchange_values_in_their_order(tmp_path):
-    folder = tmp_path / "meeting"
-    assert together(folder, lambda meeting: meeting.exchange("a", meeting.node, 30)) == [[0, 1], [0, 1]]
-    assert together(tmp_path / "files", lambda meeting: meeting.visible_milliseconds(30) > 0) == [True, True]
+    folder = tmp_path / "rendezvous"
+    assert together(folder, lambda rendezvous: rendezvous.exchange("a", rendezvous.node, 30)) == [[0, 1], [0, 1]]
+    assert together(tmp_path / "files", lambda rendezvous: rendezvous.visible_milliseconds(30) > 0) == [True, True]
 
 
 def test_locks_of_other_nodes_are_tried(tmp_path, monkeypatch):
-    assert together(tmp_path / "good", lambda meeting: meeting.locks_exclude(30)) == [True, True]
-    monkeypatch.setattr("jobs.measuring.meeting.fcntl.flock", lambda *_: None)  # as a mount without shared locks
-    assert together(tmp_path / "bad", lambda meeting: meeting.locks_exclude(30)) == [False, False]
+    assert together(tmp_path / "good", lambda rendezvous: rendezvous.locks_exclude(30)) == [True, True]
+    monkeypatch.setattr("jobs.measuring.rendezvous.fcntl.flock", lambda *_: None)  # as a mount without shared locks
+    assert together(tmp_path / "bad", lambda rendezvous: rendezvous.locks_exclude(30)) == [False, False]
 
 
 def test_missing_node_is_a_timeout_and_a_stop_ends_the_wait(tmp_path):
     with pytest.raises(TimeoutError, match="does not see the same folder"):
-        Meeting(tmp_path / "a", 0, 2).exchange("start", None, 0.05)
+        Rendezvous(tmp_path / "a", 0, 2).exchange("start", None, 0.05)
     with pytest.raises(MeasurementStopped):
-        Meeting(tmp_path / "b", 0, 2, stopped=lambda: True).exchange("start", None, 30)
+        Rendezvous(tmp_path / "b", 0, 2, stopped=lambda: True).exchange("start", None, 30)
 
 
 def node_example(bf16, write, **fields):
@@ -193,16 +193,16 @@ def test_preempted_measurement_continues_with_the_rows_that_are_missing(tmp_path
 
 def test_node_that_dies_before_the_network_is_measured_leaves_the_other_rows(tmp_path, monkeypatch):
     run = RunDir(run_folder(run_folder(tmp_path / "sweep") / "run"))
-    monkeypatch.setattr(node, "MEETING_SECONDS", 0.05)
+    monkeypatch.setattr(node, "RENDEZVOUS_SECONDS", 0.05)
     monkeypatch.setattr(node.machine, "run_row", None)  # there is nobody to talk to
-    rows = node._between_nodes(run, Meeting(tmp_path / "a", 0, 2), set(), {}, "cpu", 1e12, None, bool)
+    rows = node._between_nodes(run, Rendezvous(tmp_path / "a", 0, 2), set(), {}, "cpu", 1e12, None, bool)
     assert [(each.name, each.status) for each in rows] == [("nodes", FAILED), ("link_network", FAILED)]
     assert all("node 1 did not finish" in each.detail for each in rows)
 
 
 def test_node_that_never_answers_leaves_the_rows_of_the_first_one(tmp_path):
     own = replace(node_example(650.0, 900.0), nodes=1)
-    measured = node._gathered(Meeting(tmp_path / "a", 0, 2), own, [ENVIRONMENT] * 2, 0.05)
+    measured = node._gathered(Rendezvous(tmp_path / "a", 0, 2), own, [ENVIRONMENT] * 2, 0.05)
     lost, *others = judge(measured)
     assert (lost.about, lost.verdict) == ("nodes compared", BROKEN) and "node 1 did not finish" in lost.because
     assert "sinfo" in lost.then and measured.nodes == 2 and {each.verdict for each in others} == {WORKS}

@@ -132,7 +132,7 @@ def test_node_that_dies_leaves_a_result_that_names_it(nodes):
     pair = nodes("copies", "disk", minutes=0.5)
     pair.start()
     died = pair.start()
-    while not (pair.run.path / "meetings" / "1" / "start-1.json").exists():
+    while not (pair.run.path / "rendezvous" / "1" / "start-1.json").exists():
         time.sleep(0.05)
     died.kill()
     lost = pair.verdicts()["nodes compared"]

@@ -69,7 +69,7 @@ def test_paired_seeds_show_winner_although_ranges_overlap(tmp_path):
     assert ranking.clear_best(groups, "twemoji").label == "mask0"
     (results,) = [block for block in findings(outcomes) if isinstance(block, Table) and block.best]
     assert results.best["twemoji"] == [0]
-    assert sentence in short.text(outcomes), "also on the terminal"
+    assert sentence in short.terminal_page(outcomes), "also on the terminal"
 
 
 def test_single_seeds_are_compared_by_intervals(tmp_path):

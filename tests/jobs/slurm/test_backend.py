@@ -489,7 +489,7 @@ def test_submit_shows_messages_of_site_and_limit_that_it_has_cut(tmp_path, comma
         "warning: job 57: the site has cut its wall limit to 60 s; asked for 30 min",
     ]
     (submitted,) = map(read_json, run.path.parent.glob(".slurm/*/submitted.json"))
-    assert submitted["limit"] == 60 and wall_limit.lowered(run, 60) == "", "it was not lowered since"
+    assert submitted["limit"] == 60 and wall_limit.why_lowered(run, 60) == "", "it was not lowered since"
 
 
 def test_status_warns_of_limit_that_was_lowered(sweep):

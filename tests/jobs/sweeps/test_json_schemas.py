@@ -12,7 +12,7 @@ from flip.config import json_schema, schema
 from flip.config.option import option
 from flip.config.yaml_io import parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
-from jobs.commands.schema import KINDS, text
+from jobs.commands.schema import KINDS, schema_json
 from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import SWEEPS
 from jobs.sweeps import sweep_file
@@ -29,7 +29,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def validators():
-    schemas = {kind: json.loads(text(SCHEMAS[kind]())) for kind in KINDS}
+    schemas = {kind: json.loads(schema_json(SCHEMAS[kind]())) for kind in KINDS}
     for node in schemas.values():
         jsonschema.Draft7Validator.check_schema(node)
     return {kind: jsonschema.Draft7Validator(node) for kind, node in schemas.items()}
@@ -49,7 +49,7 @@ def test_written_schemas_match_code(kind):
     written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
     profiles = ["h100", "local", "pair"]
     options = {"sweep": {"profiles": profiles}, "recipe": {"profiles": profiles}, "profile": {}}[kind]
-    assert written == text(SCHEMAS[kind](**options)), "run `flip schema --write`"
+    assert written == schema_json(SCHEMAS[kind](**options)), "run `flip schema --write`"
 
 
 @pytest.mark.parametrize("values", [
@@ -131,13 +131,13 @@ def test_schema_takes_descriptions_and_limits_from_config_fields(validators):
 @pytest.mark.parametrize("name", ["Optim", "ImageTower", "Stage"])
 def test_new_field_changes_few_lines(name, monkeypatch):
     """Its section defines it, and each place in which it may be written refers to that."""
-    before = text(SCHEMAS["sweep"]()).splitlines()
+    before = schema_json(SCHEMAS["sweep"]()).splitlines()
     old = getattr(schema, name)
     new = dataclasses.make_dataclass(name, [("sway", float, option(0.0, ge=0, lt=1))], bases=(old,))
     monkeypatch.setattr(schema, name, new)
     described = json_schema.descriptions
     monkeypatch.setattr(json_schema, "descriptions", lambda kind: described(old if kind is new else kind))
-    after = text(SCHEMAS["sweep"]()).splitlines()
+    after = schema_json(SCHEMAS["sweep"]()).splitlines()
     changed = [line for line in difflib.unified_diff(before, after, n=0) if re.match(r"[-+] ", line)]
     assert sum("sway" in line for line in changed) >= 4
     assert len(changed) <= 12

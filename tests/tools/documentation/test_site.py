@@ -38,7 +38,7 @@ def test_configuration_page_has_every_field_with_default_and_identity():
     assert {key for key, entry in entries.items() if entry.identity in ("no", "product")} == unhashed
     tile = entries["compute.loss_tile"]
     assert (tile.default, tile.values, tile.identity) == ("`1024`", "whole number, ≥ 0, ≤ 2^24", "yes, unless `1024`")
-    assert "Seconds without a byte after which a request to storage has failed" in configuration.text()
+    assert "Seconds without a byte after which a request to storage has failed" in configuration.configuration_page()
 
 
 def test_every_field_is_described():
@@ -61,7 +61,7 @@ def words(text):
 def command_page(tmp_path_factory):
     """Return the words of the page of commands, built alone."""
     folder = tmp_path_factory.mktemp("commands")
-    (folder / "index.md").write_text(commands.text(), encoding="utf-8")
+    (folder / "index.md").write_text(commands.commands_page(), encoding="utf-8")
     line = [sys.executable, "-m", "sphinx", "--fail-on-warning", "-q", "-b", "html", "-C"]
     settings = ["extensions=myst_parser,sphinx_argparse_cli", "default_role=literal", "smartquotes_action=qe"]
     for setting in [*settings, "suppress_warnings=myst.xref_missing"]:
@@ -92,7 +92,7 @@ def test_command_page_shows_all_that_help_shows(command_page, name):
 
 
 def test_page_of_exit_codes_has_every_code():
-    page = json_documents.text()
+    page = json_documents.json_documents_page()
     codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
     assert codes == set(errors.CAUSES.values())
     assert {str(code) for code in codes} <= set(re.findall(r"^\| (\d+) \|", page, re.MULTILINE))
@@ -102,7 +102,7 @@ def test_page_of_exit_codes_has_every_code():
 def test_page_of_documents_lists_the_commands_that_key_next_has(state, tmp_path):
     names = [shlex.split(line)[-2] for line in next_commands.of_run(tmp_path, state)]
     row = f"| `{state}` | {', '.join(f'`{name}`' for name in names)} |\n"
-    page = json_documents.text()
+    page = json_documents.json_documents_page()
     assert row in page[page.index("\n## Next commands\n") :]
 
 
@@ -114,7 +114,7 @@ def test_schema_of_document_is_valid_and_printed(name, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(json.dumps(schema_of(name)))
     jsonschema.Draft7Validator.check_schema(printed)
-    assert f"\n## {name}\n" in json_documents.text()
+    assert f"\n## {name}\n" in json_documents.json_documents_page()
 
 
 def test_documents_have_the_states_of_the_lifecycle():
@@ -129,7 +129,7 @@ def test_page_of_choices_has_every_entry_of_a_table():
     from flip.losses import LOSSES
     from flip.optimizers import OPTIMIZERS
 
-    text = choices.text()
+    text = choices.choices_page()
     assert all(f"| `{name}` | {choices.description(entry)}" in text for name, entry in {**LOSSES, **OPTIMIZERS}.items())
 
 

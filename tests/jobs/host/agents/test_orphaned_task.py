@@ -261,7 +261,7 @@ def test_status_says_why_a_task_could_not_restart_the_job(slurm, environ, run, c
     monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
     text = orphaned_task.restart_if_orphaned(environ("n1"))
     assert text.endswith("; submit again")
-    state = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
+    state = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
     assert state.state == "stopped"
     assert "its job has lost its batch script (FAILED), and n1 could not restart it: scontrol: exit" in state.detail
 
@@ -362,13 +362,13 @@ def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, enviro
     commands("scontrol", "exit 1")
     for node in ("n2", "n3"):
         ask_for(orphaned_task.PATIENCE_SECONDS, environ(node))
-    state = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.SchedulerView(lifecycle.ACTIVE))
+    state = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ACTIVE))
     assert state.state == "running"
     assert state.detail == (
         "its first node does not answer, and n2 could not restart job 57: Slurm does not answer; "
         "`scancel 57`, then submit again"
     )
-    gone = lifecycle.state_of(lifecycle.read_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
+    gone = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
     assert gone.state == "stopped" and gone.detail.startswith("the job has lost its first node; ")
 
 

@@ -18,8 +18,8 @@ ROUNDS = 5
 POLL_SECONDS = 0.002
 
 
-class Meeting:
-    """The meeting of one attempt. All nodes call the same methods in the same order.
+class Rendezvous:
+    """The rendezvous of one attempt. All nodes call the same methods in the same order.
 
     Args:
         folder: shared by the nodes; it belongs to this attempt.
