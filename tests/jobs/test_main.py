@@ -153,8 +153,8 @@ def test_ctrl_c_while_modules_are_imported_ends_without_traceback(start, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", ["jobs.worker", "jobs.evaluator", "jobs.supervisor", "jobs.follow"])
-def test_modules_of_old_records_start(module, tmp_path):
+@pytest.mark.parametrize("module", ["jobs.worker", "jobs.evaluator", "jobs.follow"])
+def test_modules_that_records_name_start(module, tmp_path):
     """Records of jobs and queued batch scripts name them; each reports a folder that is no run."""
     environment = {"FLIP_ATTEMPT": "1", "PATH": ""}
     line = [sys.executable, "-m", module, str(tmp_path / "absent")]

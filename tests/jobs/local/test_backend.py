@@ -360,10 +360,10 @@ def test_second_supervisor_of_same_sweep_exits(field):
 
 
 def test_supervisor_runs_from_hooks_code_instead_of_older_snapshot(field):
-    """The run continues with its older snapshot, whose supervisor uses another protocol."""
+    """The run continues with its own code, but not with the supervisor in it."""
     (field.snapshot / "jobs").unlink()
-    (field.snapshot / "jobs").mkdir()
-    (field.snapshot / "jobs" / "supervisor.py").write_text("raise SystemExit('an older supervisor')\n")
+    shutil.copytree(ROOT / "jobs", field.snapshot / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    (field.snapshot / "jobs" / "local" / "supervisor.py").write_text("raise SystemExit('another supervisor')\n")
     run = field.run()
     field.submit(run, host_snapshot=ROOT)
     field.until_state(run, "complete")
