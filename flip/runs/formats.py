@@ -7,6 +7,7 @@ Python >= 3.6.
 """
 
 from pathlib import Path
+from shlex import quote
 from typing import Any, Iterable, Mapping, NamedTuple, Tuple
 
 from flip.runs.errors import ConfigError
@@ -67,7 +68,7 @@ ORDER = Format(
     "order",
     (ORDER_NUMBER,),
     "the order of samples, and the state of training by it",
-    "Finish the run with the version that started it, or start it anew: flip submit --changed restart.",
+    _RUN_REMEDY,
 )
 EXPORT = Format(
     "export.json",
@@ -88,7 +89,7 @@ AGENT = Format(
     "protocol",
     (AGENT_NUMBER,),
     "welcome and hello of a connection",
-    "Submit the run again with --changed restart or --changed fork, which take the present code.",
+    "Start the agent of the same version.",
 )
 FORMATS = (CONFIG, RUN, EVALUATION, MANIFEST, ORDER, EXPORT, MEASUREMENT, AGENT)
 #: Name of a record -> its format. Each reader of records checks these.
@@ -115,7 +116,9 @@ def check_code(snapshot: Path) -> None:
         text = ""
     if "\nAGENT_NUMBER = %d\n" % AGENT_NUMBER not in text:
         what = "the code of the run has other messages of node agents than this version"
-        raise FormatError(what, snapshot, remedy=AGENT.remedy)
+        place = quote(str(snapshot))
+        remedy = "To continue the run with the present code: mv %s %s.other, then submit it again." % (place, place)
+        raise FormatError(what, snapshot, remedy=remedy)
 
 
 def require(fields: Iterable[str], record: Mapping[str, Any], where: object, remedy: str) -> None:

@@ -82,7 +82,7 @@ def test_code_of_a_run_with_other_messages_is_refused(tmp_path):
         place.write_text(other)
         with pytest.raises(FormatError, match="other messages of node agents") as error:
             formats.check_code(tmp_path)
-        assert "--changed fork" in error.value.remedy
+        assert f"mv {tmp_path} {tmp_path}.other" in error.value.remedy
     place.unlink()
     with pytest.raises(FormatError, match="other messages of node agents"):
         formats.check_code(tmp_path)

@@ -391,6 +391,10 @@ def test_run_whose_code_has_another_version_is_refused_before_it_is_queued(tmp_p
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
         apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
     assert error.value.code == 78 and not cluster.jobs
+    assert f"mv {code} {code}.other" in error.value.remedy
+    code.rename(f"{code}.other")
+    apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
+    assert cluster.jobs[0].snapshot == snapshot.path
 
 
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
