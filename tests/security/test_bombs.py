@@ -376,7 +376,9 @@ def test_readers_refuse_sparse_terabyte_files(tmp_path):
         (tmp_path / name).mkdir()
     hole(tmp_path / "folder" / "classnames.txt", size)
     hole(tmp_path / "facts" / "manifest.json", size)
-    (tmp_path / "keys" / "manifest.json").write_text('{"version": 1, "files": {"keys.txt": {"sha256": ""}}}')
+    names = ("keys.txt", "shards.i64", "offsets.u32", "checksums.u32", "exceptions.jsonl", "etags.txt")
+    listed = {"version": 2, "files": {name: {"sha256": ""} for name in names}}
+    (tmp_path / "keys" / "manifest.json").write_text(json.dumps(listed))
     hole(tmp_path / "keys" / "keys.txt", size)
     hole(tmp_path / "open_clip" / "open_clip_model.safetensors", size, (0, (size - 8).to_bytes(8, "little")))
     (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")

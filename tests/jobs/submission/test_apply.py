@@ -178,22 +178,6 @@ def save(run, samples):
     commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1})
 
 
-def test_run_that_started_from_seed_0_continues_so_after_its_seed_has_a_source(desk, typed):
-    """Before, all seeds started from seed 0."""
-    head = desk.text.partition("runs:")[0]
-    one = "init: {run: trunk, samples: 16, extend: true}"
-    assert typed("--only", "trunk", sweep=head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n")[0] == 0
-    save(RunDir(desk.runs / "demo" / "trunk"), 16)
-    before = head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n"
-    assert typed(sweep=before)[0] == 0 and typed.started == ["trunk", "short-s1"]
-    save(RunDir(desk.runs / "demo" / "short-s1"), 32)
-    seeds = head + f"runs: {{trunk: , short: {{{one}}}}}\nseeds: [0, 1]\n"
-    code, _, err = typed("--only", "short-s1", sweep=seeds)
-    assert code == 0 and typed.started == ["short-s1"], err
-    init = read_config(desk.runs / "demo" / "short-s1" / "config.yaml").init
-    assert init.run == str(desk.runs / "demo" / "trunk")
-
-
 def test_only_keeps_published_numbers_of_other_forks(desk, typed):
     typed()
     changed = desk.text.replace("mask: 0.5", "mask: 0.25") + "paper: {half: {small: 50.0}}\n"
