@@ -27,7 +27,6 @@ from flip.config.identity import (
 from flip.config.schema import Config
 from flip.runs import commit
 from flip.runs.errors import ConfigError
-from flip.runs.formats import FormatError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, FINAL
 from flip.runs.remote_owner import InheritedFolder, inherited
@@ -67,6 +66,7 @@ class ExistingRun:
     """An existing run: its state and why, the stored identity (None: unreadable), whether cancel.json existed.
 
     ``submitter``: another user who submitted the original of a copied run, as ``jobs.common.submitter`` names it.
+    ``defect``: why the identity is unreadable, or of which format it is.
     """
 
     state: str
@@ -74,6 +74,7 @@ class ExistingRun:
     identity: Mapping[str, Any] | None = None
     cancel: bool = False
     submitter: str = ""
+    defect: str = ""
 
     @property
     def active(self) -> bool:
@@ -243,14 +244,15 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
     known = states(runs)
     existing = {}
     for run in runs:
+        stored = None
+        defect = ""
         try:
             stored = read_record(run.identity)
-        except FormatError:  # never a run beside others of this version
-            raise
-        except (OSError, ValueError):
-            stored = None
+        except (OSError, ValueError) as error:
+            defect = str(error)
         state = known[run.path]
-        existing[run.name] = ExistingRun(state.state, state.detail, stored, run.name in cancelled, other_submitter(run))
+        submitter = other_submitter(run)
+        existing[run.name] = ExistingRun(state.state, state.detail, stored, run.name in cancelled, submitter, defect)
     return existing
 
 
@@ -329,7 +331,7 @@ def _changed(
     latest = forked[-1] if forked else ""  # a run is stored in its newest fork
     name = latest or wanted.name
     existing = all_existing[latest or wanted.name]
-    changes, why = _explained(existing.identity, wanted)
+    changes, why = _explained(existing, wanted)
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and concern_only_data(changes) and existing.state != "complete"
     extends = changed == "extend" and wanted.extends
@@ -355,11 +357,12 @@ def _changed(
     return Action(wanted, "changed", reason, starts, starts, existing.state, changes, latest)
 
 
-def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
+def _explained(existing: ExistingRun, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
     """(changes of a stored identity, the same in words)."""
+    stored = existing.identity
     changes = changes_since(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
-        return changes, "its identity.json cannot be read"
+        return changes, existing.defect or "its identity.json cannot be read"
     sentences = []
     if changes:
         sentences = [_list(changes, wanted.given)]

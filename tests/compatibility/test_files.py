@@ -127,6 +127,7 @@ OTHER_FORMS = {
         EXPORT,
     ),
 }
+REFUSALS = ("an older version wrote", "a newer version wrote", "states no format", "lacks `evaluations`")
 
 
 @pytest.mark.long
@@ -143,7 +144,7 @@ def test_other_forms_are_refused_by_name(files, case):
         [sys.executable, "-m", "jobs", *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 78 and str(path) in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and any(words in done.stderr for words in REFUSALS), done.stderr
 
 
 @pytest.mark.long
