@@ -15,6 +15,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.submitter import other_submitter
 from jobs.submission.snapshot import digest_of
+from tests.harness.common import wait_until
 
 pytestmark = pytest.mark.long
 
@@ -242,5 +243,10 @@ def test_supervisor_does_not_start_copied_job_record(users, desk):
     assert done.returncode == 0, done.stderr
     desk.until_complete(alice, mine, "demo/half")
     assert not (alice.home / "executed").exists()
-    state = alice.python("jobs", "status", mine / "demo" / "other", "--json")
-    assert json.loads(state.stdout)[0]["state"] == "stopped", state.stdout
+
+    def is_stopped():
+        state = alice.python("jobs", "status", mine / "demo" / "other", "--json")
+        return json.loads(state.stdout)[0]["state"] == "stopped"
+
+    wait_until(is_stopped, "the end of the supervisor, which started no attempt of it")
+    assert RunDir(mine / "demo" / "other").newest_attempt() == run.newest_attempt()
