@@ -26,6 +26,7 @@ from flip.distributed import devices
 from flip.distributed.compile_cache import code_folder
 from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
 from flip.runs.errors import FlipError
+from flip.runs.node_address import address_here
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -196,8 +197,8 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     else:
         address = ""
         if rank == 0:
-            address = _address_here(os.environ.get("MASTER_ADDR", ""))
-        if address:
+            address = address_here(os.environ.get("MASTER_ADDR", ""))
+        if address and _is_for_others(address):
             store = _store_at(address, port, rank, size, timeout)
         else:
             store = _torch_store(rank, size, timeout)
@@ -219,18 +220,10 @@ def _store_at(address: str, port: int, rank: int, size: int, timeout: datetime.t
     return distributed.TCPStore(address, port, size, rank == 0, timeout, master_listen_fd=listening)
 
 
-def _address_here(name: str) -> str:
-    """The address of a name, if its first one belongs to this node and other nodes can reach it; else ""."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(name or None, 0, 0, socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.bind(address)
-    except (OSError, UnicodeError):
-        return ""
-    number = ipaddress.ip_address(str(address[0]).partition("%")[0])
-    if number.is_loopback or number.is_link_local or number.is_unspecified:
-        return ""
-    return str(number)
+def _is_for_others(address: str) -> bool:
+    """Whether other nodes can reach an address of this one."""
+    number = ipaddress.ip_address(address.partition("%")[0])
+    return not (number.is_loopback or number.is_link_local or number.is_unspecified)
 
 
 def apply_parallelism(

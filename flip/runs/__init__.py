@@ -16,6 +16,7 @@
 - ``bad_nodes``: nodes that the next attempts of a run exclude.
 - ``wall_limit``: the time limit of a job, compared with the measured times of its run.
 - ``cgroup``: memory of the host and of its cgroups, and what their limits have stopped.
+- ``node_address``: the address of a name on this node.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports

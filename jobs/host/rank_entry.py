@@ -211,24 +211,10 @@ def gloo_interface(environ: Mapping[str, str]) -> Dict[str, str]:
 
 def resolves_to_loopback(name: str) -> bool:
     """Whether gloo uses loopback: it takes the first address of a name that can be bound, else loopback."""
+    from flip.runs.node_address import address_here  # after the signals are blocked
+
     address = address_here(name)
     return not address or is_loopback(address)
-
-
-def address_here(name: str) -> str:
-    """The first address of a name that belongs to this node; "" if none does."""
-    try:
-        addresses = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return ""
-    for family, kind, _, _, address in addresses:
-        try:
-            with socket.socket(family, kind) as probe:
-                probe.bind(address)
-        except OSError:
-            continue
-        return str(address[0])
-    return ""
 
 
 def interface(target: str) -> Optional[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from flip.files.creation import open_append
+from flip.runs import node_address
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.wall_limit import TimeUsed
 from jobs.host import failed_starts, own_job, processes, rank_entry, requeue, slurm_cli
@@ -223,7 +224,7 @@ def listening_address(nodes: int, environ: Mapping[str, str]) -> str:
     """
     if nodes == 1:
         return LOOPBACK
-    chosen = rank_entry.address_here(environ.get("MASTER_ADDR") or "")
+    chosen = node_address.address_here(environ.get("MASTER_ADDR") or "")
     if chosen and not rank_entry.is_loopback(chosen):
         return chosen
     peer = last_host(environ.get("SLURM_JOB_NODELIST", ""))

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from flip.runs import attempts
+from flip.runs import attempts, node_address
 from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -498,7 +498,7 @@ def test_no_node_is_lost_if_slurm_does_not_answer_and_it_is_asked_only_with_spar
 def test_owner_listens_at_the_address_that_peers_use(master, nodes, address, monkeypatch):
     """Not at all addresses of its node."""
     here = {"n7-ib": "10.9.0.1", "n7-loopback": "127.0.1.1"}
-    monkeypatch.setattr(rank_entry, "address_here", lambda name: here.get(name, ""))
+    monkeypatch.setattr(node_address, "address_here", lambda name: here.get(name, ""))
     monkeypatch.setattr(rank_entry, "own_address", {"n9": "10.0.0.1"}.__getitem__)
     environ = {"SLURM_JOB_NODELIST": "n[7-9]", "MASTER_ADDR": master}
     assert scheduler.listening_address(nodes, environ) == address
