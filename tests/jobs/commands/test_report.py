@@ -91,7 +91,9 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     score = group.score("twemoji")
     assert group.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
-    assert "20.0 (10.0-30.0)" in results.terminal_page(run_outcomes) and "cannot rank" not in results.terminal_page(run_outcomes)
+    assert "20.0 (10.0-30.0)" in results.terminal_page(run_outcomes) and "cannot rank" not in results.terminal_page(
+        run_outcomes
+    )
 
 
 def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
@@ -437,7 +439,9 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is stopped" and lines["1b, 75 %, 16k"].gap is None
-    assert "not comparable yet" in results.terminal_page(run_outcomes) and "agrees within 0.5" in results.terminal_page(run_outcomes)
+    assert "not comparable yet" in results.terminal_page(run_outcomes) and "agrees within 0.5" in results.terminal_page(
+        run_outcomes
+    )
     tuned = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),
