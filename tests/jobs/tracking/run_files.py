@@ -32,7 +32,7 @@ def save(run, n, step):
 
 def score(run, step, top1):
     run.eval.mkdir(exist_ok=True)
-    item = {"name": "val", "task": "zeroshot", "top1": top1}
+    item = {"name": "val", "precision": "fp32", "task": "zeroshot", "top1": top1}
     write_json(run.eval / f"pretrain-{step * BATCH}.json", {
         "stage": "pretrain", "samples": step * BATCH, "evaluations": [item],
     })  # fmt: skip
