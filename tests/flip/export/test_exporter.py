@@ -28,6 +28,7 @@ from flip.export.load import TrainedModel
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, write_json, write_text
 from flip.tokenizer import train_byte_pairs
 from tests.flip.test_byte_pairs import PUBLISHED
@@ -320,6 +321,7 @@ def run(tokenizer, tmp_path):
         "name": "a-text",
         "task": "retrieval",
         "role": "test",
+        "precision": "bf16",
         "n": 2000,
         "top1": 0.12345,
         "seconds": 3.0,
@@ -392,10 +394,11 @@ def test_model_card_prefers_fp32_score_of_evaluation_job(run, tmp_path):
     """Exported weights are fp32, so the card shows the later fp32 score. Other metrics than top-1 are named."""
     (run.eval / "unmasked-96").mkdir()
     later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
-    write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
+    at = {"stage": "unmasked", "samples": 96}
+    write_json(run.eval / "unmasked-96" / "first.json", at | {"job": "first", "evaluations": [later]})
     metric = {"metric": "worst_group_top5", "score": 0.326}
     streets = later | metric | {"name": "streets", "task": "zeroshot", "chance": 0.1}
-    write_json(run.eval / "unmasked-96" / "streets.json", streets | {"stage": "unmasked", "samples": 96})
+    write_json(run.eval / "unmasked-96" / "second.json", at | {"job": "second", "evaluations": [streets]})
     assert command.main([str(run.path), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| streets | zeroshot | test | 2,000 | worst-group top-5 | 32.60% | - | - | fp32 |" in text
@@ -498,9 +501,13 @@ def test_load_rejects_damaged_export(run, tmp_path):
     with pytest.raises(DataError, match="is missing"):
         flip.load(tmp_path / "out")
     write_json(tmp_path / "out" / "export.json", {"form": 2})
-    with pytest.raises(ConfigError, match="reads form 1"):
+    with pytest.raises(ConfigError, match="this version reads 1"):
         flip.load(tmp_path / "out")
-    for nonsense in ("{", "[]", "null", '{"form": 1, "files": []}'):
+    for nonsense in ("{", '{"form": 1, "files": []}'):
         write_text(tmp_path / "out" / "export.json", nonsense)
         with pytest.raises(DataError, match="is invalid"):
+            flip.load(tmp_path / "out")
+    for partial in ("[]", "null", "{}"):
+        write_text(tmp_path / "out" / "export.json", partial)
+        with pytest.raises(FormatError, match="form: states no format"):
             flip.load(tmp_path / "out")
