@@ -124,7 +124,7 @@ def _state(work: dict[str, Any], world: Any) -> dict[str, Any]:
 
     from flip.checkpoint import saver as checkpoint
     from flip.config import schema
-    from flip.training import optimizer
+    from flip.training import parameter_groups
 
     layers = max(1, work["bytes"] // (12 * WIDTH**2))
     pair = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
@@ -134,7 +134,7 @@ def _state(work: dict[str, Any], world: Any) -> dict[str, Any]:
             fully_shard(layer)
         fully_shard(pair)
     state = checkpoint.model_state(pair)
-    return state | checkpoint.optimizer_state(pair, optimizer.build(pair.named_parameters(), schema.Optim()))
+    return state | checkpoint.optimizer_state(pair, parameter_groups.build(pair.named_parameters(), schema.Optim()))
 
 
 def _rank(work: dict[str, Any]) -> int:

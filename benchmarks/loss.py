@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.lib import results
 from benchmarks.lib.results import rounded
-from flip.costs import LOSS_TILE, loss_bytes
+from flip.model_costs import LOSS_TILE, loss_bytes
 from tools.measuring.peak_memory import peak_bytes, start_peak
 
 WIDTH = 512
@@ -141,7 +141,7 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     """Largest relative error of the tiled loss and its gradients against the plain formula, in float64."""
     import torch
 
-    from flip.models.loss import contrastive_loss
+    from flip.models.tiled_loss import contrastive_loss
 
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(b, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
@@ -158,8 +158,8 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
 
 
 def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
-    from flip.losses import LOSSES
-    from flip.models.loss import _TiledLoss
+    from flip.loss_kinds import LOSSES
+    from flip.models.tiled_loss import _TiledLoss
 
     loss, _ = _TiledLoss.apply(LOSSES["clip"], 0, tile, None, image, texts, scale)
     torch.autograd.grad(loss, [image, texts, scale])

@@ -1,4 +1,4 @@
-"""Memory of a training step: predicted by ``flip.costs``, and measured.
+"""Memory of a training step: predicted by ``flip.model_costs``, and measured.
 
 One step of one process: B/16 at three batches and three mask ratios, after a small step that creates the optimiser's
 state. On a CPU the measured value is the peak of a separate process above its memory after imports, on CUDA the peak of
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.lib import results
 from benchmarks.lib.results import rounded
 from benchmarks.loss import device
-from flip import costs
+from flip import model_costs
 from flip.config.derived import visible_patch_count
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
 from tools.measuring.peak_memory import peak_bytes, start_peak
@@ -80,7 +80,7 @@ def cases(
     )  # fmt: skip
     rows = []
     for b, mask in itertools.product(batches, chosen.mask):
-        predicted = costs.device_memory(model, compute, b, mask)["total"]
+        predicted = model_costs.device_memory(model, compute, b, mask)["total"]
         row = {"b": b, "mask": mask, "recompute": recompute, "predicted_MB": round(predicted / 1e6)}
         if measure:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -99,8 +99,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
 
     from flip.distributed import parallel
     from flip.models import clip as towers
-    from flip.training import grad_cache
-    from flip.training import optimizer as optim
+    from flip.training import grad_cache, parameter_groups
 
     world = parallel.start(compute)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +120,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
             pair = towers.CLIPModel(of, Augment(), compute.attention, compute.recompute)
         parallel.apply_parallelism(pair, world, compute)
         towers.init_weights(pair, seed)
-        pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
+        pair.optimizer = parameter_groups.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
         return pair
 
     row = MODEL_PRESETS["tiny"]

@@ -25,7 +25,7 @@ from benchmarks.lib import results
 from benchmarks.lib.results import rounded
 from flip.config.derived import stage_spans
 from flip.config.merge import dump, merge
-from flip.costs import parameters, training_flops
+from flip.model_costs import parameters, training_flops
 from flip.runs.formats import RUN_NUMBER
 from flip.runs.rundir import RunDir, write_json
 

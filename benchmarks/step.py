@@ -32,7 +32,7 @@ from benchmarks.lib import results, training_steps
 from benchmarks.lib.profiles import REST
 from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import PEER
-from flip import costs
+from flip import model_costs
 from flip.config.schema import MODEL_PRESETS
 from tools.measuring import training_step
 from tools.measuring.peak_memory import peak_bytes
@@ -122,7 +122,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     measured = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
-    work = [costs.training_flops(training_step.model(chosen.large), mask)["total"] for mask in chosen.masks]
+    work = [model_costs.training_flops(training_step.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, form_steps, count in zip(chosen.masks, measured, work, strict=True):
         row = {

@@ -1,4 +1,4 @@
-"""Collectives of a training step, and their seconds that arithmetic does not hide. No torch, like ``flip.costs``.
+"""Collectives of a training step, and their seconds that arithmetic does not hide. No torch, like ``flip.model_costs``.
 
 Counts and bytes follow FSDP's units (``flip.distributed.parallel``) and are held against a step on a fake process group
 (tests/flip/distributed/rehearsal.py). Seconds are those of rings with NCCL's own constants: nothing was measured.
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flip.config.schema import Compute, Model
-from flip.costs import block_matrices, forward_passes, head_parameters, optimizer_flops, parameters, value_bytes
-from flip.losses import LOSSES
+from flip.loss_kinds import LOSSES
+from flip.model_costs import block_matrices, forward_passes, head_parameters, optimizer_flops, parameters, value_bytes
 
 CALL = 14e-6
 NVLINK_HOP = 1.9e-6

@@ -1,7 +1,7 @@
 """Starts a rank process of an evaluation: ``python -m jobs.evaluator RUN_DIR``. Records of jobs name this module."""
 
 #: What a node agent imports before it forks ranks (``jobs.runtime.node_agent``). None of these starts a thread.
-PRELOAD = ("jobs.runtime.rank_process", "flip.evaluation.job")
+PRELOAD = ("jobs.runtime.rank_process", "flip.evaluation.evaluation_job")
 
 if __name__ == "__main__":
     import sys

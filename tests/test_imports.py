@@ -45,7 +45,7 @@ ORDER = [
     ["jobs.pages"],
     ["jobs.tracking"],
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
-    ["jobs.runs"],
+    ["jobs.submitted_runs"],
     ["jobs.planning"],
     ["jobs.submission", "jobs.reporting"],
     ["jobs.measuring"],
@@ -57,7 +57,7 @@ PROGRAMS = ("flip", "jobs.__main__", "jobs.host.job", "jobs.host.rank_entry")
 LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Modules without torch, in addition to jobs/ except its rank process: launcher, host and loader processes use them.
-LIGHT = ("flip.files", "flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown")
+LIGHT = ("flip.files", "flip.runs", "flip.config", "flip.model_costs", "flip.rng", "flip.distributed.shutdown")
 LIGHT += ("flip.distributed.devices", "flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.request")

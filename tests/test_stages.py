@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flip
-from flip import costs
+from flip import model_costs
 from flip.config.derived import for_stage, stage_spans
 from flip.config.schema import StageAugment, StageImage, StageText
 from flip.data.token_table import count_tokens
@@ -86,7 +86,8 @@ def check_weights(arena):
     config = arena.config
     result = read_json(arena.run.result)
     spans = stage_spans(config)
-    assert result["flops"] == sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in spans)
+    flops = [(span.end - span.start) * model_costs.stage_flops(config, span.stage) for span in spans]
+    assert result["flops"] == sum(flops)
     picture = np.zeros((40, 50, 3), np.uint8)
     for span, (size, patch, length) in zip(spans, ((32, 8, 16), (64, 8, 32), (64, 16, 24)), strict=True):
         loaded = flip.load(arena.run.path, at=f"{span.stage.name}/{span.end}")

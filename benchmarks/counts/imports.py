@@ -27,7 +27,7 @@ def edges(modules: Sequence[Module], everywhere: bool = True) -> dict[str, set[s
 
 
 def imported(module: Module, known: Collection[str], everywhere: bool = True) -> Iterator[str]:
-    """The names in ``known`` that a module imports. ``from flip import costs`` names flip.costs, not the package."""
+    """The names in ``known`` that a module imports. ``from flip import rng`` names flip.rng, not the package."""
     nodes = ast.walk(module.tree) if everywhere else iter(module.tree.body)
     for node in nodes:
         if isinstance(node, ast.Import):

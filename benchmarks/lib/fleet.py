@@ -1,6 +1,6 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``).
+The arithmetic is that of the plan (``jobs.planning.run_cost``, ``flip.model_costs``, ``flip.checkpoint.manager``).
 benchmarks/scale.md has the sources.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.lib import interruptions, synthetic
 from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
-from flip import costs
+from flip import model_costs
 from flip.checkpoint.manager import MIN_SECONDS
 from flip.config.derived import buffer_bytes, for_stage, world_size
 from flip.config.finish import finish
@@ -31,7 +31,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit
 from jobs.planning.assumptions import links_of
-from jobs.planning.cost import estimate
+from jobs.planning.run_cost import estimate
 from jobs.planning.step_time import changed, step_time
 from jobs.sweeps import sweep_file
 
@@ -164,7 +164,7 @@ def host(config: Config) -> dict[str, Any]:
     data = config.data
     ranks = world_size(config)
     stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
-    loader = max(costs.loader_memory(config, stage) for stage in config.stages)
+    loader = max(model_costs.loader_memory(config, stage) for stage in config.stages)
     usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MAX_LOOKAHEAD / 2) / 1.5
     return {
         "lanes": data.lanes,
@@ -174,7 +174,7 @@ def host(config: Config) -> dict[str, Any]:
         "buffer_gb": usual / 1e9,
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": synthetic.held_bytes(stream, ranks) / 1e6,
-        "saving_mb_a_rank": costs.checkpoint_memory(config) / 1e6,
+        "saving_mb_a_rank": model_costs.checkpoint_memory(config) / 1e6,
         "node_gb": memory_fit.host_bytes(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
         "most_ranks": data.lanes,
@@ -183,7 +183,7 @@ def host(config: Config) -> dict[str, Any]:
 
 def device(config: Config, stage: Stage) -> dict[str, float]:
     """Gigabytes of a rank's GPU: the parts, and the total without ``compute.recompute``."""
-    parts = costs.stage_memory(config, stage)
+    parts = model_costs.stage_memory(config, stage)
     saving_nothing = copy.deepcopy(config)
     saving_nothing.compute.recompute = "no"
     activations = sum(parts.get(part, 0) for part in ("image_activations", "text_activations", "temporary"))
@@ -193,14 +193,14 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
         "state_gb": state / 1e9,
         "activations_gb": activations / 1e9,
         "loss_gb": parts.get("loss", 0) / 1e9,
-        "all_kept_gb": costs.stage_memory(saving_nothing, stage)["total"] / 1e9,
+        "all_kept_gb": model_costs.stage_memory(saving_nothing, stage)["total"] / 1e9,
     }
 
 
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
     """Size of a checkpoint, and how long a rank copies and writes its part."""
     ranks = world_size(config)
-    rank = costs.state_bytes(config) // ranks
+    rank = model_costs.state_bytes(config) // ranks
     return {
         "gigabytes": rank * ranks / 1e9,
         "megabytes_a_rank": rank / 1e6,

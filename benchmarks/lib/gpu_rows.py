@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.lib.table_rows import number
 from benchmarks.lib.training_steps import PEER
-from flip import costs
+from flip import model_costs
 from jobs.planning.measurement import MEASURED
 from tools.measuring.training_step import LEFT_OUT, OURS, model
 
@@ -39,7 +39,7 @@ def _tests(result: Mapping[str, Any], card: str) -> str:
 
 
 def _matmul(result: Mapping[str, Any], card: str) -> str:
-    peak = costs.peak_flops(card, "bf16")
+    peak = model_costs.peak_flops(card, "bf16")
     share = ""
     if peak is not None:
         share = f": {100e12 * result['TFLOPS'] / peak:.0f} % of the datasheet peak"
@@ -53,13 +53,13 @@ def _step(result: Mapping[str, Any], card: str) -> str:
     (row,) = result["beside_the_peer"]
     speed = row["pairs_per_second"]
     words = f"{number(speed)} pairs/s, {row['peak_MB']:,} MB"
-    peak = costs.peak_flops(card, result["precision"])
+    peak = model_costs.peak_flops(card, result["precision"])
     if peak is None:
         return words
     tokens = None
     if row["form"] == LEFT_OUT:
         tokens = result["tokens_of_a_caption"]
-    flops = speed * costs.training_flops(model(result["size"]), row["mask"], tokens)["total"]
+    flops = speed * model_costs.training_flops(model(result["size"]), row["mask"], tokens)["total"]
     return f"{words}, {number(flops / 1e12)} TFLOP/s: {100 * flops / peak:.1f} % of the datasheet peak"
 
 

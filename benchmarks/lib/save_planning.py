@@ -47,7 +47,7 @@ def _state(size: str, ranks: int) -> tuple[Any, dict[str, Any]]:
     from flip.config import merge
     from flip.distributed import parallel
     from flip.models import clip
-    from flip.training import optimizer
+    from flip.training import parameter_groups
 
     config = merge.merge([("benchmark", {"model": {"size": size}, "compute": {"device": "cpu", "precision": "bf16"}})])
     world = parallel.World(0, ranks, torch.device("cpu"), None, None)
@@ -57,7 +57,7 @@ def _state(size: str, ranks: int) -> tuple[Any, dict[str, Any]]:
     for parameter in model.parameters():
         parallel.local(parameter).detach().zero_()
     state = saver.model_state(model)
-    return world, state | saver.optimizer_state(model, optimizer.build(model.named_parameters(), config.optim))
+    return world, state | saver.optimizer_state(model, parameter_groups.build(model.named_parameters(), config.optim))
 
 
 def _spent(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -30,7 +30,7 @@ from flip.distributed.collectives import RankFailure, all_gather_json, broadcast
 from flip.distributed.parallel import World
 from flip.files import deletion
 from flip.files.creation import run_folder
-from flip.optimizers import moments_of
+from flip.optimizer_kinds import moments_of
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.rundir import RunDir, to_json

@@ -376,7 +376,7 @@ class Optim:
     """The optimiser. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
     name: str = option("adamw", choices=("adamw", "muon"), omit_if="adamw")
-    """A row of ``OPTIMIZERS`` in flip/optimizers.py."""
+    """A row of ``OPTIMIZERS`` in flip/optimizer_kinds.py."""
     beta1: float = option(0.9, ge=0, lt=1)
     beta2: float = option(0.95, ge=0, lt=1)
     eps: float = option(1e-8, gt=0)

@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.concurrency import leave_with_parent, prepare_forkserver, received_error, unexpected_error
-from flip.costs import IN_HAND, SLOTS
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
@@ -35,6 +34,7 @@ from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
 from flip.distributed.shutdown import SIGNALS
+from flip.model_costs import IN_HAND, SLOTS
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flip.losses import all_parameters
+from flip.loss_kinds import all_parameters
 from flip.runs.errors import ConfigError
 
 StateDict = Mapping[str, Tensor]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flip import losses
+from flip import loss_kinds
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
 from flip.models.attention import is_fused
@@ -242,7 +242,7 @@ class CLIPModel(nn.Module):
         self.set_recompute(recompute)
         self.objective = model.objective
         self.max_logit_scale = math.log(model.max_logit_scale)
-        self.first_values = {"logit_scale": math.log(1 / model.temperature), **losses.first_values(model)}
+        self.first_values = {"logit_scale": math.log(1 / model.temperature), **loss_kinds.first_values(model)}
         """First value of each parameter that belongs to no tower."""
         for name, value in self.first_values.items():  # shape (1,): fully_shard refuses scalars
             self.register_parameter(name, nn.Parameter(torch.full((1,), value)))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flip.losses import OnlineLogSumExp
+from flip.loss_kinds import OnlineLogSumExp
 
 
 class TokenTargets(NamedTuple):

@@ -8,5 +8,5 @@
 - ``curves``: tag and description of every curve.
 - ``results``: the outcomes of runs, for reports and ``flip.read_runs``.
 
-May import ``flip.costs``, ``flip.checkpoint``, ``flip.data``, ``flip.distributed`` and ``flip.evaluation``.
+May import ``flip.model_costs``, ``flip.checkpoint``, ``flip.data``, ``flip.distributed`` and ``flip.evaluation``.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip import costs
+from flip import model_costs
 from flip.checkpoint.manager import CheckpointManager
 from flip.config.derived import StageSpan, for_stage
 from flip.config.schema import Config
@@ -183,7 +183,9 @@ class MetricsCollector:
         mask = span.stage.mask
         window.add_paused("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
-        flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))
+        flops, unmasked_flops = (
+            model_costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0")
+        )
         shares = window.shares(self._profiler.communication)
         verdict, changed = self._bottleneck.update(shares)
         if changed and self._world.is_rank0:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flip.config.schema import Config
 from flip.evaluation.metrics.result_files import COLUMNS, curve
-from flip.losses import all_parameters
+from flip.loss_kinds import all_parameters
 
 CURVES = {
     "loss": ("train/loss", "Loss of the global batch."),

@@ -14,14 +14,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-from flip import costs, environment
+from flip import environment, model_costs
 from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.data import kernel
 from flip.files.creation import open_append, run_folder
-from flip.losses import LOSSES, all_parameters
+from flip.loss_kinds import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.metric_lines import newest_line
@@ -119,7 +119,7 @@ class MetricsWriter:
         """
         self._record_environment(samples_seen, gpu, config, restoring)
         spans = stage_spans(config)
-        self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
+        self._stages = [(s.stage.name, s.start, s.end, model_costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
             str(run_folder(self._run.tensorboard)), purge_step=samples_seen + 1, filename_suffix=f".{self._attempt}"
         )

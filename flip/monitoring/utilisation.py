@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from flip import costs
+from flip import model_costs
 
 
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
@@ -42,7 +42,7 @@ class Utilisation:
         name = ""
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
-        self._datasheet = costs.peak_flops(name, precision)
+        self._datasheet = model_costs.peak_flops(name, precision)
         self._world_size = world_size
         self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 

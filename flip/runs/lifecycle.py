@@ -108,7 +108,7 @@ class RunState(NamedTuple):
     starts: str = ""
     """Expected start, as the scheduler prints it; empty: unknown."""
     resubmit: bool = False
-    """Whether ``detail`` ends in "submit again", to which ``jobs.runs.clusters.states`` adds the command."""
+    """Whether ``detail`` ends in "submit again", to which ``jobs.submitted_runs.clusters.states`` adds the command."""
     needs: str = ""
     """What a person must do before a queued or waiting run can start, as ``detail`` says too; empty: nothing."""
     waits_for: str = ""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flip.costs import LOSS_TILE
 from flip.distributed.parallel import is_fsdp_unit
-from flip.models.loss import TextGather, contrastive_loss
+from flip.model_costs import LOSS_TILE
+from flip.models.tiled_loss import TextGather, contrastive_loss
 from flip.models.token_head import TokenTargets
 
 Inputs = tuple[Tensor, ...]

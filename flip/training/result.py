@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from flip import costs
+from flip import model_costs
 from flip.config.derived import stage_spans
 from flip.config.schema import Config
 from flip.files import deletion
@@ -26,12 +26,12 @@ def write_result(
         evaluations: the results of all evaluation sets.
     """
     last = commit.commits(run)[-1]
-    cost = sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in stage_spans(config))
+    cost = sum((span.end - span.start) * model_costs.stage_flops(config, span.stage) for span in stage_spans(config))
     create_json(run.result, {
         "run": run.name, "stage": last.stage, "samples": training.samples_seen, "steps": training.step,
         "seconds": training.seconds, "samples_per_second": training.samples_seen / training.seconds,
         "world": world_size,
-        "parameters": costs.parameters(config.model), "flops": cost, "evaluations": evaluations,
+        "parameters": model_costs.parameters(config.model), "flops": cost, "evaluations": evaluations,
         "commit": {"path": str(last.path.relative_to(run.path)), "samples": last.samples_seen},
         "attempts": attempt, "replaced": replaced, "manifest": training.loader.digest,
         "peak_memory": training.counters.peak_memory(), "time": time.time(),

@@ -31,7 +31,7 @@ from flip.runs import commit
 from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
 from flip.training.callbacks import Callback, Training
-from flip.training.metric_lines import MetricLines
+from flip.training.metrics_callback import MetricLines
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from flip.runs.rundir import RunDir
 from flip.training import sample_log
 from flip.training.callbacks import Callbacks
 from flip.training.compiled_code import CompiledCode, is_copied
-from flip.training.metric_lines import MetricLines
+from flip.training.metrics_callback import MetricLines
 from flip.training.scoring import Scoring
 from flip.training.user_callbacks import UserCallbacks
 

@@ -44,8 +44,7 @@ from flip.monitoring.rank_counters import RankCounters
 from flip.runs.errors import FlipError
 from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir
-from flip.training import anomaly, conversion, grad_cache, warm_start
-from flip.training import optimizer as optim
+from flip.training import anomaly, conversion, grad_cache, parameter_groups, warm_start
 from flip.training.callbacks import TrainingStopped
 from flip.training.result import write_result
 from flip.training.standard_callbacks import standard_callbacks
@@ -257,7 +256,7 @@ class Trainer:
         """Train one stage from the present position to its end, and save."""
         self.enter(span.stage)
         self.choose_attention(span.stage)
-        self.optimizer = optimizer = optim.build(self.model.named_parameters(), self.config.optim)
+        self.optimizer = optimizer = parameter_groups.build(self.model.named_parameters(), self.config.optim)
         if span.start < self.samples_seen:
             self.checkpoints.load_optimizer(self.model, optimizer, span.stage.name)
             if self.passed_multiple(self.config.evaluate.every, span):
@@ -337,7 +336,7 @@ class Trainer:
         compute = self.config.compute
         fields = (batch.patches, batch.keep_indices, batch.tokens, batch.position_ids)
         inputs = tuple(field for field in fields if field is not None)
-        rate = optim.set_learning_rate(optimizer, span.stage, self.samples_seen - span.start)
+        rate = parameter_groups.set_learning_rate(optimizer, span.stage, self.samples_seen - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
         classification = None
@@ -352,7 +351,7 @@ class Trainer:
         loss, accuracy, *of_head = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
         self.classification_loss = of_head[0] if of_head else None
         self.coordinated_stop.submit(requests)
-        norm = optim.gradient_norm(self.model)
+        norm = parameter_groups.gradient_norm(self.model)
         after = self.samples_seen + span.stage.batch
         step = anomaly.TrainedStep(self.step + 1, after, span.stage.name, rate, batch.ids)
         self.guard.check_step(optimizer, step, loss, norm)

@@ -27,7 +27,7 @@ def cancel(args: argparse.Namespace) -> int:
     import json
 
     from jobs.common.text import plain
-    from jobs.runs import clusters, select
+    from jobs.submitted_runs import clusters, select
 
     chosen = clusters.cancellable(select.chosen(args))
     if chosen and not args.yes and not confirm(f"Cancel {', '.join(plain(run.name) for run in chosen)}?"):

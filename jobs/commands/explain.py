@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 def explain(args: argparse.Namespace) -> int:
     from jobs.common.terminal import show
     from jobs.reporting import run_details
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     facts = [run_details.explain(run) for run in select.chosen(args)]
     if args.json:

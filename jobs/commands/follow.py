@@ -52,7 +52,7 @@ def follow(args: argparse.Namespace) -> int:
     from flip.files import current_folder
     from flip.runs.errors import ConfigError, FlipError
     from jobs.common.cluster_profile import roots
-    from jobs.runs import select
+    from jobs.submitted_runs import select
     from jobs.tracking import follower
 
     runs = select.select_many(args.target, roots(args.root))
@@ -92,7 +92,7 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
     import time
 
     from flip.runs import lifecycle
-    from jobs.runs import clusters
+    from jobs.submitted_runs import clusters
 
     over = False
     asked = -math.inf

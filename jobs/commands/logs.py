@@ -46,7 +46,7 @@ def logs(args: argparse.Namespace) -> int:
     import json
 
     from flip.runs.errors import ConfigError
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     runs = select.chosen(args)
     paths = [path for run in runs for path in files(run, args.attempt, args.err, args.node)]
@@ -99,7 +99,7 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
     import time
 
     from jobs.common.text import plain, plain_lines
-    from jobs.runs.clusters import poll_interval
+    from jobs.submitted_runs.clusters import poll_interval
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
@@ -170,7 +170,7 @@ def _report_empty(attempt: int, err: bool) -> None:
 
 def _over(runs: Sequence[RunDir], attempt: int | None) -> bool:
     from flip.runs.lifecycle import ENDED
-    from jobs.runs.clusters import states
+    from jobs.submitted_runs.clusters import states
 
     newest = [run for run in runs if attempt in (None, run.newest_attempt())]
     return all(state.state in ENDED for state in states(newest).values())

@@ -66,7 +66,7 @@ def report(args: argparse.Namespace) -> int:
     from jobs.pages.markdown import markdown
     from jobs.reporting.outcomes import csv_text, outcomes, rows, terminal_page
     from jobs.reporting.report import findings, title
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)

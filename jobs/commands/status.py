@@ -40,7 +40,7 @@ def status(args: argparse.Namespace) -> int:
     from jobs.common import trust
     from jobs.common.terminal import show
     from jobs.reporting.status import render, table, watch
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     runs = select.chosen(args)
     if args.watch:

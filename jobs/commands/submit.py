@@ -181,7 +181,7 @@ def _stop_runs(paths: Sequence[Path], reason: BaseException) -> int:
     from flip.runs.lifecycle import ENDED
     from flip.runs.rundir import RunDir
     from jobs.reporting.outcomes import outcomes, terminal_page
-    from jobs.runs.clusters import poll_interval, request_cancel, states, worst_exit_code
+    from jobs.submitted_runs.clusters import poll_interval, request_cancel, states, worst_exit_code
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # an error of the terminal may have come before it
     _write("cancelled: the runs save a checkpoint and end; to continue them, submit with --retry")

@@ -61,7 +61,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
     from flip.files import current_folder
     from flip.runs.errors import ConfigError
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder, RunLinks(Path(folder)) as links:
         links.add(select.chosen(args))

@@ -153,7 +153,7 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) -> None:
-    """Add the arguments that name runs, and --root, for ``jobs.runs.select.chosen``.
+    """Add the arguments that name runs, and --root, for ``jobs.submitted_runs.select.chosen``.
 
     ``all_runs``: whether no argument means all runs; else one is required.
     """

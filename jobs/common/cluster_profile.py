@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 from flip.config.host import Host, this_host
 from flip.config.option import option
-from flip.costs import find_accelerator
+from flip.model_costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
 from jobs.common.paths import PROFILES, runs_root
 from jobs.common.trust import require_trusted_file
@@ -57,7 +57,7 @@ class ClusterProfile:
     """Memory of a node, GB; 0: as on this machine."""
     gpus_per_node: int = option(0, ge=0, lt=MOST)
     gpu: str = ""
-    """Name of the GPU, as shown in plans and looked up in ``flip/costs.py``."""
+    """Name of the GPU, as shown in plans and looked up in ``flip/model_costs.py``."""
     gpu_memory_gb: float = option(0.0, ge=0, lt=MOST)
     """Memory of a GPU, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
     peak_tflops: float = option(0.0, ge=0, lt=MOST)

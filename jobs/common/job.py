@@ -1,6 +1,7 @@
 """Jobs: resources, and the interface of backends, which submit jobs and look at them.
 
-``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.runs.clusters`` chooses between them.
+``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.submitted_runs.clusters``
+chooses between them.
 """
 
 import os

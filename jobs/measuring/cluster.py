@@ -23,9 +23,9 @@ from jobs.common.paths import REPOSITORY, runs_root
 from jobs.measuring import machine, node, rows
 from jobs.planning import preflight
 from jobs.planning.measurement import MEASURED, Measurement, read_measurement
-from jobs.runs.clusters import open_backend, request_cancel, states
 from jobs.slurm import site, site_checks
 from jobs.submission.snapshot import take
+from jobs.submitted_runs.clusters import open_backend, request_cancel, states
 
 FOLDER = ".measure"
 """Below the folder of runs: measuring jobs, which `status` and `report` leave out."""

@@ -39,7 +39,7 @@ from jobs.planning.measurement import (
     Measurement,
     driver,
 )
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 IN_FOLDER = ("disk", "saves")

@@ -14,7 +14,7 @@
 - ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
 - ``kernel_share.py``: the share of a data set's images that the visible-patch kernel takes, by a sample.
 - ``extension.py``: the entry of a sweep file that continues a changed run.
-- ``cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
+- ``run_cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 
-May import ``jobs.runs``, ``jobs.sweeps``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.
+May import ``jobs.submitted_runs``, ``jobs.sweeps``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.
 """

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flip.config.schema import Config, Stage
-from flip.costs import find_accelerator, parameters
+from flip.model_costs import find_accelerator, parameters
 from flip.runs.errors import ConfigError
 from flip.traffic import Links
 from jobs.common.cluster_profile import ClusterProfile

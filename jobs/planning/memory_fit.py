@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flip import costs
+from flip import model_costs
 from flip.config.derived import at_world, for_stage, world_size, world_sizes
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
@@ -23,8 +23,8 @@ COMMUNICATOR = 1_000_000_000
 
 
 def largest_stage(config: Config) -> tuple[Stage, dict[str, int]]:
-    """The stage that needs the most device memory per rank, and its parts (``flip.costs.stage_memory``)."""
-    rows = ((stage, costs.stage_memory(config, stage)) for stage in config.stages)
+    """The stage that needs the most device memory per rank, and its parts (``flip.model_costs.stage_memory``)."""
+    rows = ((stage, model_costs.stage_memory(config, stage)) for stage in config.stages)
     return max(rows, key=lambda row: row[1]["total"])
 
 
@@ -51,11 +51,11 @@ def fit_reshard(config: Config, profile: ClusterProfile) -> None:
 
 def host_bytes(config: Config) -> int:
     """Bytes of host memory of the ranks of a node; without GPUs this includes the model."""
-    loader = max(costs.loader_memory(config, stage) for stage in config.stages)
+    loader = max(model_costs.loader_memory(config, stage) for stage in config.stages)
     model = 0
     if not config.resources.gpus:
         model = largest_stage(config)[1]["total"]
-    return config.resources.processes * (LIBRARIES + loader + costs.checkpoint_memory(config) + model)
+    return config.resources.processes * (LIBRARIES + loader + model_costs.checkpoint_memory(config) + model)
 
 
 def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, str, bool]]:

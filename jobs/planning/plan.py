@@ -34,9 +34,9 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
 from jobs.common.submitter import other_submitter
-from jobs.planning.cost import Cost, Estimate, total
 from jobs.planning.extension import why_not_extended
-from jobs.runs.clusters import states
+from jobs.planning.run_cost import Cost, Estimate, total
+from jobs.submitted_runs.clusters import states
 from jobs.sweeps.sweep_file import is_chosen
 
 NOT_YET = "0" * 16

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import costs
+from flip import model_costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config import gpu_software
 from flip.config.derived import DatasetLanes, at_world, dataset_lanes, for_stage, stage_spans, usable_nodes, world_sizes
@@ -497,7 +497,7 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
 def _checkpoint_bytes(config: Config) -> int:
     """Most bytes of a run's checkpoints at any time."""
     number = config.checkpoint.keep + len(config.checkpoint.keep_at) + len(config.stages) + 1
-    return costs.state_bytes(config) * number
+    return model_costs.state_bytes(config) * number
 
 
 def _bytes_below(folder: Path) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from flip.config.derived import for_stage, world_size
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Stage
-from flip.costs import USUAL_PASSES, forward_passes, stage_flops
+from flip.model_costs import USUAL_PASSES, forward_passes, stage_flops
 from flip.traffic import exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile

@@ -11,6 +11,6 @@
   against those of the paper.
 - ``report.py``: the blocks of a report, with ``figures.py`` and ``examples.py``; ``jobs.pages`` shows them.
 
-Damaged files of one run do not hide other runs. May import ``jobs.runs``, ``jobs.sweeps``, ``jobs.pages``,
+Damaged files of one run do not hide other runs. May import ``jobs.submitted_runs``, ``jobs.sweeps``, ``jobs.pages``,
 ``jobs.common`` and ``jobs.host``, but not ``jobs.submission``.
 """

@@ -274,7 +274,7 @@ def of_runs(runs: Iterable[RunDir]) -> list[Account]:
     """One account per run, then one per sweep that has several; running attempts count up to now."""
     import time
 
-    from jobs.runs.clusters import states
+    from jobs.submitted_runs.clusters import states
 
     known = states(runs := list(runs))
     now = time.time()

@@ -15,7 +15,7 @@ from jobs.common.terminal import Page, TextTable
 from jobs.reporting import paper_comparison, ranking, seed_groups
 from jobs.reporting.report import damage, result_cells, unsteady
 from jobs.reporting.seed_groups import by_sweep_order
-from jobs.runs.clusters import states
+from jobs.submitted_runs.clusters import states
 
 
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:

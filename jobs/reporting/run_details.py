@@ -28,9 +28,9 @@ from jobs.common.job import record_of
 from jobs.reporting import goodput
 from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row
-from jobs.runs import resubmit, select
-from jobs.runs.clusters import states
 from jobs.slurm.start_problems import start_logs
+from jobs.submitted_runs import resubmit, select
+from jobs.submitted_runs.clusters import states
 
 STAGE = ("samples", "batch", "mask")
 LINES = 5

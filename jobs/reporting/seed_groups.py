@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flip import costs
+from flip import model_costs
 from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
@@ -16,7 +16,7 @@ from flip.monitoring.results import Outcome, set_roles
 from flip.runs.rundir import read_lenient
 from jobs.common.text import percent
 from jobs.reporting.goodput import resources
-from jobs.runs import resubmit
+from jobs.submitted_runs import resubmit
 from jobs.sweeps.published import Published, published
 
 COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
@@ -163,7 +163,7 @@ def flops(outcome: Outcome, samples_seen: float | None = None) -> float | None:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             image = replace(model.image, **_fields(stage, "image.", ImageTower))
             text = replace(model.text, **_fields(stage, "text.", TextTower))
-            total += part * costs.pair_flops(
+            total += part * model_costs.pair_flops(
                 replace(model, image=image, text=text),
                 stage["batch"],
                 str(stage["mask"]),

@@ -25,7 +25,7 @@ from jobs.common.job import record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, formatted, hours_text, percent, plain
 from jobs.reporting.faults import IN_JOB, restart_place
-from jobs.runs.clusters import poll_interval, states, worst_exit_code
+from jobs.submitted_runs.clusters import poll_interval, states, worst_exit_code
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""

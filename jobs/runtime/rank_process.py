@@ -136,11 +136,11 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
 
 def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
     """The work of a rank of an evaluation job."""
-    from flip.evaluation import job
+    from flip.evaluation import evaluation_job
 
     try:
-        job.evaluate(run, attempt, flag, partial(record_end, run, attempt))
-    except job.EvaluationStopped as stopped:
+        evaluation_job.evaluate(run, attempt, flag, partial(record_end, run, attempt))
+    except evaluation_job.EvaluationStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
 

@@ -10,7 +10,7 @@
 - ``cleanup.py``: what runs no longer need, and its deletion, for ``flip clean``.
 - ``evaluation.py``: ``EvaluationRequest``, one call of ``flip evaluate``: a separate job next to the run.
 
-Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.runs``,
+Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.submitted_runs``,
 ``jobs.slurm``, ``jobs.sweeps``, ``jobs.tracking``, ``jobs.common`` and ``jobs.host``, and of ``flip.training`` only
 ``warm_start``, which loads no torch before it is called.
 """

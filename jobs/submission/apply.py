@@ -32,10 +32,10 @@ from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
 from jobs.planning.plan import Action, Plan, resources_of
-from jobs.runs import clusters
-from jobs.runs.clusters import MultiBackend
-from jobs.runs.resubmit import NO_COMMAND, SubmitCommand
 from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
+from jobs.submitted_runs import clusters
+from jobs.submitted_runs.clusters import MultiBackend
+from jobs.submitted_runs.resubmit import NO_COMMAND, SubmitCommand
 from jobs.tracking import tracker
 
 PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer

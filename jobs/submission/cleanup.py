@@ -31,9 +31,9 @@ from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.rundir import RunDir, list_names, parse_file_number, read_record
 from jobs.common.text import plain
 from jobs.local import supervisor
-from jobs.runs import clusters
 from jobs.submission.apply import lock
 from jobs.submission.snapshot import DIGEST
+from jobs.submitted_runs import clusters
 
 KINDS = ("trash", "logs", "compiled", "code")
 TRASH = ".trash"

@@ -56,10 +56,10 @@ from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import Page, TextTable, Verbatim, show
 from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
-from jobs.runs import select
-from jobs.runs.clusters import open_backend, poll_interval, states, worst_exit_code
 from jobs.submission.apply import lock
 from jobs.submission.snapshot import take
+from jobs.submitted_runs import select
+from jobs.submitted_runs.clusters import open_backend, poll_interval, states, worst_exit_code
 
 OTHERS = "others"  # the sweep of models that were not trained here
 KIND = "open_clip:"

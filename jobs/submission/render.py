@@ -16,9 +16,9 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
 from jobs.common.text import count, duration, formatted, hours_text, inherited_text, plain, size
-from jobs.planning.cost import Cost, assumption, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
+from jobs.planning.run_cost import Cost, assumption, makespan
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
 

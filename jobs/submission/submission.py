@@ -42,17 +42,17 @@ from jobs.common.terminal import show
 from jobs.common.text import counted
 from jobs.planning import callback_files, preflight, step_time
 from jobs.planning import plan as planning
-from jobs.planning.cost import estimate, total
 from jobs.planning.extension import newest_commit
 from jobs.planning.extension import notes as extension_notes
 from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
-from jobs.runs import resubmit
-from jobs.runs.clusters import MultiBackend
+from jobs.planning.run_cost import estimate, total
 from jobs.submission import render
 from jobs.submission.apply import apply, callbacks_without_code, cancelled_meanwhile, lock, prune, snapshot_of
 from jobs.submission.dry_run import PlannedJob, planned_jobs
 from jobs.submission.existing_runs import ExistingRuns
 from jobs.submission.snapshot import take
+from jobs.submitted_runs import resubmit
+from jobs.submitted_runs.clusters import MultiBackend
 from jobs.sweeps.sweep_file import Run, Sweep, find, load, no_match
 from jobs.tracking import tracker
 

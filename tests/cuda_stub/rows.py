@@ -38,7 +38,7 @@ from flip.monitoring.profiler import Profiler
 from flip.monitoring.rank_counters import RankCounters
 from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
-from flip.training import anomaly, conversion, optimizer
+from flip.training import anomaly, conversion, parameter_groups
 from flip.training.compiled_code import CompiledCode
 from flip.training.trainer import Trainer
 from tests.cuda_stub import cudnn, stub
@@ -120,7 +120,7 @@ class Training:
             self.model = self.allocate(self.stage_config, stage, before)
             conversion.copy_weights(before, self.model)
         self.choose_attention(stage)
-        self.optimizer = optimizer.build(self.model.named_parameters(), self.config.optim)
+        self.optimizer = parameter_groups.build(self.model.named_parameters(), self.config.optim)
 
     @property
     def optimizer_exists(self):
@@ -348,7 +348,7 @@ def traffic(case):
             model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
         parallel.apply_parallelism(model, world, compute)
         parallel.separate_reductions(model, world)
-        adamw = optimizer.build(model.named_parameters(), config.optim)
+        adamw = parameter_groups.build(model.named_parameters(), config.optim)
         inputs = [field.pin_memory() for field in rehearsal.zeros(config.model, case.mask, case.local)]
         for _ in range(2):  # the first step creates the moments
             before = len(stub.records()[0])
@@ -435,8 +435,8 @@ def with_defect(name):
 
 def _norm(compute):
     """Replace the norm of the gradient by a function of it."""
-    original = optimizer.gradient_norm
-    return mock.patch.object(optimizer, "gradient_norm", lambda model: compute(original(model)))
+    original = parameter_groups.gradient_norm
+    return mock.patch.object(parameter_groups, "gradient_norm", lambda model: compute(original(model)))
 
 
 def _broken_block():

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from flip import costs
+from flip import model_costs
 from tests.cuda_stub import build
 from tests.flip.distributed.rehearsal import CASES
 from tests.harness.common import ROOT
@@ -63,7 +63,7 @@ def test_traffic_is_that_of_rehearsal_and_memory_that_of_plan(case):
     expected = json.loads(REHEARSAL.read_text(encoding="utf-8"))[str(case)]
     assert seen["collectives"] == expected["collectives"]
     config = case.config()
-    plan = costs.stage_memory(config, config.stages[0])["total"] / 1e9
+    plan = model_costs.stage_memory(config, config.stages[0])["total"] / 1e9
     print(f"{case}: {seen['GB']} GB, plan {plan:.2f} GB")
     assert seen["GB"] == pytest.approx(plan, rel=0.05)
 

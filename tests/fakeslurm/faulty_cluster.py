@@ -16,9 +16,9 @@ from jobs.host.agents.entry import STOPPED_SECONDS
 from jobs.host.slurm_cli import OUTAGE_SECONDS
 from jobs.planning import plan as planning
 from jobs.planning.plan import ResolvedRun
-from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply
+from jobs.submitted_runs.clusters import states
 from tests.fakeslurm.agent_trainer import AgentTrainer
 from tests.fakeslurm.agents import AgentsStep
 from tests.fakeslurm.clock import Clock, Process

@@ -6,7 +6,7 @@ from flip.runs import attempts
 from flip.runs.rundir import read_json, write_json
 from jobs.host.agents.orphaned_task import PATIENCE_SECONDS
 from jobs.host.job import RETRY_SECONDS, STEP_EXIT_SECONDS
-from jobs.runs.clusters import states
+from jobs.submitted_runs.clusters import states
 from tests.fakeslurm.storage import trouble
 from tests.harness.simulated_scene import staged
 from tests.slurm.scenarios import AGAIN, LONG, SHORT

@@ -8,18 +8,17 @@ import torch
 from torch import distributed, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flip import costs
+from flip import model_costs
 from flip.checkpoint import saver
 from flip.config import identity, merge, schema
 from flip.config.schema import Compute, Optim
 from flip.distributed import parallel
 from flip.muon import orthogonalised
-from flip.optimizers import KIND, OPTIMIZERS, is_block_matrix
+from flip.optimizer_kinds import KIND, OPTIMIZERS, is_block_matrix
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.traffic import step_phases
-from flip.training import optimizer as training_optimizer
-from flip.training import trainer
+from flip.training import parameter_groups, trainer
 from tests.flip.models.test_clip import sized, tiny
 from tests.flip.training.test_user_callbacks import assert_same, created, killed, state, trained
 from tests.harness.sharded_models import built, compute, launch
@@ -61,8 +60,8 @@ def plain_update(weight, momentum, gradient):
 
 def test_update_of_matrices_is_the_plain_formula_and_that_of_the_rest_is_adamw():
     pair, reference = tiny().double(), tiny().double()
-    train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(STEPS))
-    train(reference, training_optimizer.build(reference.named_parameters(), Optim(weight_decay=0.2)), range(STEPS))
+    train(pair, parameter_groups.build(pair.named_parameters(), OPTIM), range(STEPS))
+    train(reference, parameter_groups.build(reference.named_parameters(), Optim(weight_decay=0.2)), range(STEPS))
     expected = dict(reference.named_parameters())
     steps = [gradients(pair, step) for step in range(STEPS)]
     matrices = 0
@@ -77,14 +76,14 @@ def test_update_of_matrices_is_the_plain_formula_and_that_of_the_rest_is_adamw()
         for gradient in steps:
             weight, momentum = plain_update(weight, momentum, gradient[name])
         assert torch.allclose(result, weight, rtol=1e-10, atol=1e-12), name
-    assert matrices == 4 * 5 == len(costs.block_matrices(sized("tiny")))
+    assert matrices == 4 * 5 == len(model_costs.block_matrices(sized("tiny")))
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
 def test_update_is_that_of_torch_up_to_its_bf16(shape):
     """torch.optim.Muon multiplies in bf16, so that its orthogonal matrix has an error of some thousandths."""
     ours, theirs = (nn.ParameterDict({"blocks_0": nn.Parameter(torch.zeros(shape))}) for _ in range(2))
-    optimizer = training_optimizer.build([("x.blocks.0", ours["blocks_0"])], OPTIM)
+    optimizer = parameter_groups.build([("x.blocks.0", ours["blocks_0"])], OPTIM)
     muon = torch.optim.Muon(
         theirs.parameters(), lr=RATE, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw"
     )
@@ -112,7 +111,7 @@ def stepped(config, world, folder=None):
     Saves them, if there is a ``folder``.
     """
     pair = built(config, world)
-    optimizer = training_optimizer.build(pair.named_parameters(), OPTIM)
+    optimizer = parameter_groups.build(pair.named_parameters(), OPTIM)
     calls = []
     exchange = distributed.all_to_all_single
 
@@ -125,7 +124,7 @@ def stepped(config, world, folder=None):
     distributed.all_to_all_single = exchange
     state = saver.model_state(pair) | saver.optimizer_state(pair, optimizer)
     result = {name: parallel.full_tensor(value).detach().clone() for name, value in state.items()}
-    result["norms"] = torch.stack(training_optimizer.weight_norms(optimizer, world.size))
+    result["norms"] = torch.stack(parameter_groups.weight_norms(optimizer, world.size))
     result["calls"] = torch.tensor([len(calls) / STEPS, sum(calls) / 2 / STEPS])
     if folder:
         saver.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", STEPS * 8)
@@ -135,7 +134,7 @@ def stepped(config, world, folder=None):
 def continued(config, world, folder):
     """Weights after further steps from the commit in a folder."""
     pair = built(config, world)
-    optimizer = training_optimizer.build(pair.named_parameters(), OPTIM)
+    optimizer = parameter_groups.build(pair.named_parameters(), OPTIM)
     restorer = saver.Checkpointer(RunDir(folder), 1, world, keep=2).restorer
     restorer.load(restorer.newest(), saver.model_state(pair) | saver.optimizer_state(pair, optimizer))
     train(pair, optimizer, range(STEPS, 2 * STEPS))
@@ -174,7 +173,7 @@ def test_state_of_two_ranks_continues_on_one(tmp_path):
 
 def uninterrupted(config, world):
     pair = built(config, world)
-    train(pair, training_optimizer.build(pair.named_parameters(), OPTIM), range(2 * STEPS))
+    train(pair, parameter_groups.build(pair.named_parameters(), OPTIM), range(2 * STEPS))
     return {name: value.detach().clone() for name, value in pair.named_parameters()}
 
 
@@ -211,14 +210,14 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
 
 def test_model_without_matrices_in_blocks_is_refused():
     with pytest.raises(ConfigError, match=r"the model has no matrices in blocks, which muon updates.*adamw"):
-        training_optimizer.build(nn.Linear(3, 3).named_parameters(), OPTIM)
+        parameter_groups.build(nn.Linear(3, 3).named_parameters(), OPTIM)
 
 
 def test_matrices_are_decayed_and_all_other_groups_are_those_of_adamw():
     pair = tiny()
-    groups = training_optimizer.build(pair.named_parameters(), OPTIM).param_groups
+    groups = parameter_groups.build(pair.named_parameters(), OPTIM).param_groups
     assert [(group[KIND], group["weight_decay"]) for group in groups] == [("muon", 0.2), ("adamw", 0.2), ("adamw", 0)]
-    alone = training_optimizer.build(pair.named_parameters(), Optim()).param_groups
+    alone = parameter_groups.build(pair.named_parameters(), Optim()).param_groups
     assert [group[KIND] for group in alone] == ["adamw", "adamw"]
     assert groups[2]["params"] == alone[1]["params"]
 
@@ -233,16 +232,16 @@ def test_flops_of_an_update_are_those_that_torch_counts(shape):
 def test_plan_counts_flops_of_the_update_per_pair_of_the_batch():
     stage = schema.Stage(samples=1 << 20, batch=1024)
     config = merge.merge([("test", {"model": {"size": "B/16"}})])
-    without = costs.stage_flops(config, stage)
+    without = model_costs.stage_flops(config, stage)
     config.optim.name = "muon"
     width = {768: 12, 512: 12}
     expected = 0
     for columns, layers in width.items():
         for rows in (1, 3, 4, 4):
             expected += layers * 5 * (4 * rows + 2) * columns**3
-    assert costs.stage_flops(config, stage) - without == expected // 1024
+    assert model_costs.stage_flops(config, stage) - without == expected // 1024
     config.compute.replicate = 4
-    assert costs.stage_flops(config, stage) - without == 4 * expected // 1024
+    assert model_costs.stage_flops(config, stage) - without == 4 * expected // 1024
     assert step_phases(config.model, Compute(), 8, 4, "adamw") == step_phases(config.model, Compute(), 8, 4)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flip import costs, losses
+from flip import loss_kinds, model_costs
 from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
 from flip.config import schema
 from flip.config.json_schema import definitions
@@ -19,15 +19,14 @@ from flip.data import masking
 from flip.data.augment import AUGMENTATIONS, AugmentationStep
 from flip.data.text_masking import TEXT_MASKINGS
 from flip.distributed import parallel
-from flip.losses import LOSSES, Loss, SigmoidLoss
-from flip.optimizers import OPTIMIZERS, AdamW
+from flip.loss_kinds import LOSSES, Loss, SigmoidLoss
+from flip.optimizer_kinds import OPTIMIZERS, AdamW
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import TOKENIZERS
 from flip.traffic import step_phases
-from flip.training import grad_cache
-from flip.training import optimizer as training_optimizer
+from flip.training import grad_cache, parameter_groups
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
 from tools.commands.tokenizer import KINDS
@@ -205,9 +204,9 @@ def test_plan_counts_parameters_memory_and_traffic_of_every_loss(objective):
     model = schema.Model(objective=objective)
     pair = tiny(objective=objective)
     assert pair.loss_parameters().keys() == LOSSES[objective].parameters.keys()
-    without = costs.parameters(model)["total"] - len(pair.loss_parameters())
-    assert without == costs.parameters(schema.Model())["total"] - len(LOSSES["clip"].parameters)
-    assert costs.loss_bytes(64, 8, 512, objective=objective) > 4 * 3 * 64 * 512
+    without = model_costs.parameters(model)["total"] - len(pair.loss_parameters())
+    assert without == model_costs.parameters(schema.Model())["total"] - len(LOSSES["clip"].parameters)
+    assert model_costs.loss_bytes(64, 8, 512, objective=objective) > 4 * 3 * 64 * 512
     compute = schema.Compute(precision="bf16", device="cuda")
     loss_phase = next(phase for phase in step_phases(model, compute, 64, 8) if phase.share == 0)
     (calls,) = loss_phase.collectives
@@ -217,7 +216,7 @@ def test_plan_counts_parameters_memory_and_traffic_of_every_loss(objective):
 
 def trained(pair, optimizer, steps):
     for step in steps:
-        training_optimizer.set_learning_rate(optimizer, schema.Stage(samples=8 * 256, batch=256, base_lr=1e-2), step)
+        parameter_groups.set_learning_rate(optimizer, schema.Stage(samples=8 * 256, batch=256, base_lr=1e-2), step)
         optimizer.zero_grad(set_to_none=True)
         grad_cache.grad_cache_backward(pair, batch(), 1, torch.device("cpu"), contextlib.nullcontext())
         optimizer.step()
@@ -227,7 +226,7 @@ def trained(pair, optimizer, steps):
 @pytest.mark.long
 def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective, tmp_path):
     pair = tiny(objective=objective)
-    optimizer = training_optimizer.build(pair.named_parameters(), schema.Optim())
+    optimizer = parameter_groups.build(pair.named_parameters(), schema.Optim())
     before = trained(pair, optimizer, [1])
     run = RunDir(tmp_path / "s" / "run")
     saver = Checkpointer(run, run.start_attempt({}), parallel.World(0, 1, torch.device("cpu"), None, None), keep=2)
@@ -237,7 +236,7 @@ def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective
     assert changed == list(LOSSES[objective].parameters)
 
     other = tiny(objective=objective, trained=False)
-    optimizer = training_optimizer.build(other.named_parameters(), schema.Optim())
+    optimizer = parameter_groups.build(other.named_parameters(), schema.Optim())
     (newest,) = commit.commits(run)
     saver.restorer.load(newest, model_state(other) | optimizer_state(other, optimizer))
     resumed = trained(other, optimizer, [2])
@@ -245,8 +244,8 @@ def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective
 
 
 def test_loss_parameters_are_not_decayed(objective):
-    assert not any(training_optimizer.uses_weight_decay(name, True) for name in LOSSES[objective].parameters)
-    assert losses.all_parameters().keys() >= LOSSES[objective].parameters.keys()
+    assert not any(parameter_groups.uses_weight_decay(name, True) for name in LOSSES[objective].parameters)
+    assert loss_kinds.all_parameters().keys() >= LOSSES[objective].parameters.keys()
     assert isinstance(LOSSES[objective], Loss)
 
 

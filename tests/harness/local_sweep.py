@@ -10,7 +10,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import sessions
 from jobs.local import backend
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from tests.harness.common import ROOT, make_run, wait_until
 
 

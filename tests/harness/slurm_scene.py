@@ -21,8 +21,8 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import processes
 from jobs.host.slurm_cli import ENDED
-from jobs.runs import clusters
 from jobs.slurm.backend import SlurmBackend
+from jobs.submitted_runs import clusters
 from tests.harness.common import ROOT, make_run, wait_until
 
 CALLS = ("scontrol", "squeue")

@@ -25,7 +25,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
 from jobs.host import sessions
 from jobs.local.backend import LocalBackend, live_ranks
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from jobs.tracking import tracker
 from tests.harness.common import ROOT, make_run, wait_until
 

@@ -10,11 +10,11 @@ from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve
-from flip.costs import parameters
+from flip.model_costs import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.paths import SWEEPS
-from jobs.planning.cost import estimate
+from jobs.planning.run_cost import estimate
 from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import score, write_result
 

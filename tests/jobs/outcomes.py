@@ -8,8 +8,8 @@ from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning.cost import estimate
 from jobs.planning.plan import ResolvedRun
+from jobs.planning.run_cost import estimate
 
 SETS = [
     {"name": "validation", "manifest": "/data/noto", "classes": "/data/classes.json", "role": "validation"},

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jobs.commands import submit
-from tests.jobs.runs import test_resubmit
+from tests.jobs.submitted_runs import test_resubmit
 
 desk = test_resubmit.desk
 

@@ -21,9 +21,9 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.planning import plan as planning
 from jobs.planning import preflight
-from jobs.runs import clusters, select
 from jobs.slurm import backend
 from jobs.submission import apply
+from jobs.submitted_runs import clusters, select
 from tests.harness.common import no_access
 from tests.jobs.outcomes import make, wanted
 

@@ -31,9 +31,9 @@ from jobs.reporting import goodput, run_details  # fmt: skip
 from jobs.reporting import outcomes as run_outcomes
 from jobs.reporting import report as findings
 from jobs.reporting import status as run_status
-from jobs.runs import clusters, resubmit, select  # fmt: skip
 from jobs.slurm import job_states  # fmt: skip
 from jobs.submission import render  # fmt: skip
+from jobs.submitted_runs import clusters, resubmit, select  # fmt: skip
 from tests.jobs.outcomes import config, make, score, wanted
 from tests.parsers.spoil import DEEP, VALUES, places, texts
 

@@ -30,7 +30,7 @@ MALLORY = 60503
 TEAM = 60600
 """Three user ids, each with a group of the same number, and a group that users can share."""
 
-PROBE = "import flip.files.ownership, jobs.runs.select, omegaconf, numpy"
+PROBE = "import flip.files.ownership, jobs.submitted_runs.select, omegaconf, numpy"
 """Imports from the checkout and from the installed packages."""
 
 

@@ -9,8 +9,8 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
+from jobs.submitted_runs.clusters import states
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import owner_and_guard, pids, profile
 from tests.slurm.scenarios import AGAIN, SHORT

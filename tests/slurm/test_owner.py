@@ -12,8 +12,8 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
+from jobs.submitted_runs.clusters import states
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import command_lines, hanging, is_owner, owner_and_guard, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN, HERE, WAITING_MINUTE

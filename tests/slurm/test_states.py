@@ -13,7 +13,7 @@ import pytest
 import flip
 from flip.runs.rundir import read_json
 from jobs.host import processes, slurm_cli
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from tests.harness.command_line import SlurmCommandLine
 from tests.harness.common import ROOT, run_script, wait_until
 from tests.slurm.scenarios import LONG

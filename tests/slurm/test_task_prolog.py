@@ -4,8 +4,8 @@ import pytest
 
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.job import Job, JobResources
-from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
+from jobs.submitted_runs.clusters import states
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import profile
 from tests.slurm.conftest import start_cluster

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> int:
     from flip.runs.errors import ConfigError
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     sources = select.models(options.runs, options.root)
     if options.out and len(sources) > 1:

@@ -47,7 +47,7 @@ def predict(options: argparse.Namespace) -> int:
     from flip.evaluation.datasets import prompts
     from jobs.common.cluster_profile import roots
     from jobs.common.text import plain
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     if Path(options.run).is_dir():
         run = options.run
@@ -103,7 +103,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     from jobs.common.cluster_profile import roots
     from jobs.common.terminal import show, show_picture
     from jobs.reporting import examples
-    from jobs.runs import select
+    from jobs.submitted_runs import select
 
     if options.top > TOP:
         raise ConfigError(f"must be from 1 to {TOP} with --set", "--top", options.top)

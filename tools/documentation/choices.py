@@ -19,8 +19,8 @@ def choices_page() -> str:
     """The page."""
     from flip.data.augment import AUGMENTATIONS
     from flip.data.text_masking import TEXT_MASKINGS
-    from flip.losses import LOSSES, all_parameters
-    from flip.optimizers import OPTIMIZERS
+    from flip.loss_kinds import LOSSES, all_parameters
+    from flip.optimizer_kinds import OPTIMIZERS
     from flip.tokenizer import TOKENIZERS
 
     learned = {name: (f"`{name}`", f"`model.{name}`", what) for name, what in all_parameters().items()}
@@ -30,10 +30,10 @@ def choices_page() -> str:
     }
     parts = [
         _HEAD,
-        _section("Losses", "`model.objective` (`LOSSES`, flip/losses.py):", ("loss",), LOSSES),
+        _section("Losses", "`model.objective` (`LOSSES`, flip/loss_kinds.py):", ("loss",), LOSSES),
         "Learned parameters of losses, which are metrics too:\n",
         table(("parameter", "first value", "meaning"), learned.values()),
-        _section("Optimisers", "`optim.name` (`OPTIMIZERS`, flip/optimizers.py):", ("optimiser",), OPTIMIZERS),
+        _section("Optimisers", "`optim.name` (`OPTIMIZERS`, flip/optimizer_kinds.py):", ("optimiser",), OPTIMIZERS),
         _section(
             "Steps of the augmentation",
             "In this order (`AUGMENTATIONS`, flip/data/augment.py). Draws: purpose and i of "

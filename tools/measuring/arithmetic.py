@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flip import costs
+from flip import model_costs
 from flip.monitoring.utilisation import measure_matmul_flops
 from flip.runs.cgroup import throttled_seconds
 from tools.measuring.timing import rounded
@@ -31,7 +31,7 @@ def matmul(device: str, seconds: float = 1.0) -> dict[str, Any]:
     for each in devices:
         rates = {name: _tflops(each, dtype, seconds) for name, dtype in kinds.items()}
         row: dict[str, Any] = {"number": each.index or 0, "name": _name(each), **rates}
-        peak = costs.peak_flops(_name(each), "bf16")
+        peak = model_costs.peak_flops(_name(each), "bf16")
         if peak is not None:
             row["datasheet"] = peak / 1e12
         rows.append(row)

@@ -37,8 +37,8 @@ from jobs.host import slurm_cli
 from jobs.local.backend import live_ranks
 from jobs.measuring.limited import TIMED_OUT
 from jobs.reporting import goodput
-from jobs.runs.clusters import poll_interval
 from jobs.submission.api import SubmittedRuns
+from jobs.submitted_runs.clusters import poll_interval
 from tools.measuring import agents, photo_shards
 
 STEPS = 200

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from flip import costs
+from flip import model_costs
 from flip.config.schema import Compute
 from flip.distributed import parallel
 from tools.measuring.peak_memory import peak_bytes
@@ -44,7 +44,7 @@ def step(
     while sum(times) < seconds or len(times) < 3:
         times.append(_seconds(run, device))
     median = statistics.median(times)
-    flops = batch * costs.training_flops(model(size), mask)["total"] / median
+    flops = batch * model_costs.training_flops(model(size), mask)["total"] / median
     result: dict[str, Any] = {
         "device": device,
         "size": size,
@@ -52,7 +52,7 @@ def step(
         "batch": batch,
         "precision": precision,
         "compiled": compiled,
-        "parameters": costs.parameters(model(size))["total"],
+        "parameters": model_costs.parameters(model(size))["total"],
         "samples_per_second": rounded(batch / median),
         "milliseconds": rounded(1000 * median),
         "spread": rounded((max(times) - min(times)) / median),
@@ -64,7 +64,7 @@ def step(
     }
     if device == "cpu":
         return result | {"threads": threads, "core_gflops": rounded(flops / 1e9 / threads)}
-    peak = costs.peak_flops(torch.cuda.get_device_name(), precision)
+    peak = model_costs.peak_flops(torch.cuda.get_device_name(), precision)
     if peak is not None:
         result["utilisation"] = rounded(flops / peak)
     return result
@@ -129,7 +129,7 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
 
 def _planned(size: str, mask: str, batch: int, device: str, precision: str) -> int:
     """Bytes that a plan counts for such a step."""
-    return costs.device_memory(model(size), Compute(device=device, precision=precision), batch, mask)["total"]
+    return model_costs.device_memory(model(size), Compute(device=device, precision=precision), batch, mask)["total"]
 
 
 def _graphs() -> int:

@@ -57,8 +57,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace, world: Any = 
     from flip.config.resolve import _resolve_compute
     from flip.distributed import parallel
     from flip.models import clip as towers
-    from flip.training import grad_cache
-    from flip.training import optimizer as optim
+    from flip.training import grad_cache, parameter_groups
 
     config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
@@ -76,7 +75,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace, world: Any = 
         pair = towers.CLIPModel(config.model, config.augment, config.compute.attention)
     parallel.apply_parallelism(pair, here, config.compute)
     towers.init_weights(pair, chosen.seed)
-    optimizer = optim.build(pair.named_parameters(), config.optim)
+    optimizer = parameter_groups.build(pair.named_parameters(), config.optim)
     for group in optimizer.param_groups:
         group["lr"] = RATE
 

@@ -37,7 +37,7 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
 from jobs.common.terminal import ProgressBar
 from jobs.common.text import plain
-from jobs.runs import select
+from jobs.submitted_runs import select
 from tools.shards_commands.output import CommandResult, captions, lines, writing
 
 

@@ -28,7 +28,7 @@ from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
-from flip.training import optimizer as optim
+from flip.training import parameter_groups
 from tests.harness.common import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
@@ -91,7 +91,7 @@ def state(world):
     pair = nn.Sequential(nn.Linear(24, 40), nn.LayerNorm(40), nn.Linear(40, 8))
     if world.size > 1:
         fully_shard(pair)
-    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    optimizer = parameter_groups.build(pair.named_parameters(), schema.Optim())
     return checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
 
 

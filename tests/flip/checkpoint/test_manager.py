@@ -13,10 +13,10 @@ from flip.checkpoint.saver import model_state, optimizer_state
 from flip.config import schema
 from flip.distributed import parallel
 from flip.distributed.shutdown import Watchdog
-from flip.optimizers import moments_of
+from flip.optimizer_kinds import moments_of
 from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir, write_json
-from flip.training.optimizer import build
+from flip.training.parameter_groups import build
 
 
 @pytest.fixture(scope="module")

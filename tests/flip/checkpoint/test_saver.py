@@ -15,7 +15,7 @@ from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, Diverged, StorageError, Superseded
 from flip.runs.rundir import RunDir
-from flip.training import optimizer as optim
+from flip.training import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def run(tmp_path):
 def trained(steps=2):
     torch.manual_seed(3)
     pair = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7))
-    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    optimizer = parameter_groups.build(pair.named_parameters(), schema.Optim())
     for _ in range(steps):
-        optim.set_learning_rate(optimizer, schema.Stage(samples=64, batch=8, base_lr=0.1), 8)
+        parameter_groups.set_learning_rate(optimizer, schema.Stage(samples=64, batch=8, base_lr=0.1), 8)
         pair(torch.ones(4, 5)).square().sum().backward()
         optimizer.step()
     return pair, optimizer

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flip.config import schema
-from flip.costs import IN_HAND, SLOTS, loader_memory
 from flip.data import prefetch
 from flip.data.manifest.manifest import Manifest
+from flip.model_costs import IN_HAND, SLOTS, loader_memory
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, loader
 from tests.flip.data.many_steps import LANES, streams
 

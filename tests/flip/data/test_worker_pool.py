@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from flip.costs import IN_HAND
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
 from flip.data.worker_pool import SharedSlots, _error
+from flip.model_costs import IN_HAND
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 

@@ -28,8 +28,8 @@ from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
 from flip.models import clip
-from flip.models.loss import contrastive_loss
-from flip.training import grad_cache, optimizer
+from flip.models.tiled_loss import contrastive_loss
+from flip.training import grad_cache, parameter_groups
 from jobs.common.cluster_profile import load_profile
 from jobs.planning import memory_fit
 
@@ -178,7 +178,7 @@ def zeros(model, mask, local):
 def with_moments(pair, config):
     """The optimiser after a step. The first one creates moments, for which DTensor propagates full shapes: under this
     fake mode the tracker would count those too."""
-    adamw = optimizer.build(pair.named_parameters(), config.optim)
+    adamw = parameter_groups.build(pair.named_parameters(), config.optim)
     for parameter in pair.parameters():
         parameter.grad = torch.zeros_like(parameter)
     adamw.step()
@@ -216,7 +216,7 @@ def norm_operations(case):
     with fake_step(case) as (config, pair, *_):
         adamw = with_moments(pair, config)
         with Counting() as counting:
-            optimizer.weight_norms(adamw, case.ranks)
+            parameter_groups.weight_norms(adamw, case.ranks)
     return counting.operations
 
 

@@ -14,8 +14,7 @@ from flip.distributed.collectives import mean_over_ranks
 from flip.distributed.shutdown import CoordinatedStop
 from flip.models import clip
 from flip.runs.rundir import RunDir
-from flip.training import anomaly, grad_cache
-from flip.training import optimizer as optim
+from flip.training import anomaly, grad_cache, parameter_groups
 from flip.training.trainer import Trainer
 from tests.flip.models.test_clip import inputs, visible
 from tests.harness.sharded_models import BATCH, GPU_DEFAULTS, SEED, built, compute, launch
@@ -39,7 +38,7 @@ def trained(config, world, folder=None, radford=False, sharded=False):
     result |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
     result["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
     # The gradient of a key bias is only rounding error, which a small eps would amplify to a full step.
-    optimizer = optim.build(pair.named_parameters(), schema.Optim(eps=1e-4))
+    optimizer = parameter_groups.build(pair.named_parameters(), schema.Optim(eps=1e-4))
     for group in optimizer.param_groups:
         group["lr"] = RATE
     share = BATCH // world.size
@@ -53,11 +52,11 @@ def trained(config, world, folder=None, radford=False, sharded=False):
         )
         if t == 0:
             result |= {f"gradient.{name}": parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
-        norm = optim.gradient_norm(pair)
+        norm = parameter_groups.gradient_norm(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(mean_over_ranks(torch.stack(statistics), world.size)[0])
-    result["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
+    result["norms"] = torch.stack([norm, *parameter_groups.weight_norms(optimizer, world.size)]).float()
     result["losses"] = torch.stack(losses)
     with torch.no_grad(), parallel.autocast(config, world):  # a separate entry point
         result["encoded"] = pair.encode_image(inputs(BATCH)[0].to(world.device))
@@ -94,10 +93,10 @@ def clipped(config, world, folder=None):
         trainer.step = 0
         trainer.coordinated_stop = CoordinatedStop(None, world.size)
         trainer.guard = anomaly.NonFiniteGuard(RunDir("unused"), 1, world.rank, spike=0.0, window=1)
-        optimizer = optim.build(trainer.model.named_parameters(), trainer.config.optim)
+        optimizer = parameter_groups.build(trainer.model.named_parameters(), trainer.config.optim)
         span = SimpleNamespace(stage=schema.Stage(samples=BATCH, batch=BATCH), start=0)
         _, _, norm = trainer.train_step(span, optimizer, Batch(*fields, torch.arange(share), 0, None))
-        result |= {f"reported.{limit}": norm, f"taken.{limit}": optim.gradient_norm(trainer.model)}
+        result |= {f"reported.{limit}": norm, f"taken.{limit}": parameter_groups.gradient_norm(trainer.model)}
         for name, parameter in trainer.model.named_parameters():
             result[f"gradient.{limit}.{name}"] = parallel.full_tensor(parameter.grad).clone()
     return result

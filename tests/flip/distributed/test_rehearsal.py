@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flip import costs
+from flip import model_costs
 from flip.distributed import parallel
 from tests.flip.distributed.rehearsal import CASES, PARTS
 from tests.harness.common import ROOT
@@ -73,7 +73,7 @@ def test_auto_resolves_to_replica_per_node_without_resharding(golden):
 def test_planned_memory_matches_traced_peak(golden, case):
     config = case.config()
     seen = golden[f"memory of {case}"]
-    plan = costs.stage_memory(config, config.stages[0])
+    plan = model_costs.stage_memory(config, config.stages[0])
     assert plan["total"] / 1e9 == pytest.approx(seen["passes"], rel=0.06)
     # The AdamW step needs only weights, moments and gradients, which ``device_memory`` includes.
     held = (plan["weights"] + plan["moments"]) / 3 * 4

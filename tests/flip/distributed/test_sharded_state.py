@@ -9,7 +9,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 
-from flip import costs
+from flip import model_costs
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.safetensors_io import CheckpointFiles
 from flip.config import schema
@@ -17,8 +17,7 @@ from flip.distributed import parallel
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
-from flip.training import grad_cache
-from flip.training import optimizer as optim
+from flip.training import grad_cache, parameter_groups
 from flip.training.conversion import copy_weights, load_weights
 from tests.flip.models.test_clip import inputs, sized, visible
 from tests.harness.sharded_models import BATCH, SEED, built, compute, launch
@@ -65,7 +64,7 @@ def restored(config, world, folder):
     opened = []
     read = CheckpointFiles.read
     pair = built(config, world)
-    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    optimizer = parameter_groups.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
     checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", BATCH)
     expected = {name: parallel.local(tensor).clone() for name, tensor in state.items()}
@@ -109,7 +108,7 @@ def test_device_memory_predicts_bytes_held_between_micro_batches():
     """FSDP holds the gradient and the weights of the entire model between micro-batches, for any number of ranks."""
     cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
     for config, result in zip(cases, launch(2, cases, held_bytes), strict=True):
-        plan = costs.device_memory(sized("tiny"), config, config.accumulate, "0.5", 2)
+        plan = model_costs.device_memory(sized("tiny"), config, config.accumulate, "0.5", 2)
         most = plan["gradients"] + plan["gathered"]
         between, within = (int(result[kind].sum()) for kind in ("between", "within"))
         assert 0.9 * most < between <= most, (result, plan)

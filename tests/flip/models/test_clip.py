@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flip import costs
+from flip import model_costs
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, TextTower
 from flip.data.masking import visible_patches
 from flip.models import clip, transformer
-from flip.models.loss import contrastive_loss
+from flip.models.tiled_loss import contrastive_loss
 
 
 def sized(name, pool="patches", padding="attend", radford=False, **fields):
@@ -385,7 +385,7 @@ def test_costs_parameters_match_built_model(name, objective, radford):
     with torch.device("meta"):
         pair = clip.CLIPModel(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
-    assert costs.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
+    assert model_costs.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 
 
 @pytest.mark.parametrize("mask, count", [("0", 64), ("0.75", 16)])
@@ -414,8 +414,8 @@ def test_activations_predict_bytes_saved_by_autograd(mask, count, attention, pre
         outputs = pair.image(visible(patches, keep), keep), None if radford else pair.text(tokens)
     compute = Compute(device=device, precision=precision, attention=attention)
     config = sized("tiny", radford=radford)
-    parts = costs.activations(config, compute, 32, mask)
-    numbers = costs.parameters(config)
+    parts = model_costs.activations(config, compute, 32, mask)
+    numbers = model_costs.parameters(config)
     towers = ("image",) if radford else ("image", "text")  # packed texts depend on their lengths
     predicted = sum(parts[f"{tower}_activations"] for tower in towers)
     if precision == "bf16":  # autocast copies weights

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from flip import costs
+from flip import model_costs
 from flip.config import merge as configuration
 from flip.config.schema import MODEL_PRESETS, Augment
 from flip.data.masking import visible_patches
@@ -181,7 +181,7 @@ def test_parameter_counts_match_published_models(size, patch, millions):
         stock = open_clip.CLIP(**open_clip.get_model_config(f"ViT-{size.replace('/', '-')}"))
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
     total = sum(p.numel() for p in stock.parameters())
-    assert costs.parameters(model) == counted | {"total": total}
+    assert model_costs.parameters(model) == counted | {"total": total}
     assert total / 1e6 == pytest.approx(millions, abs=0.05)
 
 

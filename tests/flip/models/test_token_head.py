@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flip
-from flip import costs
+from flip import model_costs
 from flip.checkpoint import saver
 from flip.config import schema, validate
 from flip.data.token_table import TokenTable, count_tokens
@@ -316,19 +316,19 @@ def test_plan_counts_the_head():
     plain = schema.Stage(samples=1 << 20, batch=1024, mask="0")
     stage = replace(plain, classification=1.0)
     pair = with_head()
-    assert costs.head_parameters(sized("tiny")) == sum(p.numel() for p in pair.head.parameters())
-    flops = [costs.stage_flops(config, each) for each in (plain, stage)]
+    assert model_costs.head_parameters(sized("tiny")) == sum(p.numel() for p in pair.head.parameters())
+    flops = [model_costs.stage_flops(config, each) for each in (plain, stage)]
     assert flops[1] - flops[0] == 6 * 1024 * 49_408
     assert flops[1] / flops[0] - 1 == pytest.approx(0.00077, rel=0.15)  # as published, with texts of 77 tokens
-    memory = [costs.stage_memory(config, each) for each in (plain, stage)]
-    assert memory[1]["total"] - memory[0]["total"] == memory[1]["head"] > 16 * costs.head_parameters(model)
-    sizes = [costs.state_bytes(replace(config, stages=[each])) for each in (plain, stage)]
-    assert sizes[1] - sizes[0] == 12 * costs.head_parameters(model)
+    memory = [model_costs.stage_memory(config, each) for each in (plain, stage)]
+    assert memory[1]["total"] - memory[0]["total"] == memory[1]["head"] > 16 * model_costs.head_parameters(model)
+    sizes = [model_costs.state_bytes(replace(config, stages=[each])) for each in (plain, stage)]
+    assert sizes[1] - sizes[0] == 12 * model_costs.head_parameters(model)
     small = with_head()
     optimizer = trainer.optim.build(small.named_parameters(), schema.Optim())
     state = saver.model_state(small) | saver.optimizer_state(small, optimizer)
     saved = sum(value.nbytes for name, value in state.items() if ".head." in name and value.dim())
-    assert saved == 12 * costs.head_parameters(sized("tiny"))
+    assert saved == 12 * model_costs.head_parameters(sized("tiny"))
 
 
 @pytest.mark.long

@@ -7,12 +7,12 @@ import textwrap
 
 from flip.config.schema import Config, Evaluate, EvaluationSet
 from flip.data.storage.client import IOStats
-from flip.losses import all_parameters
+from flip.loss_kinds import all_parameters
 from flip.monitoring import curves
 from flip.monitoring.collector import PARTS, MetricsCollector
 from flip.monitoring.curves import CurvePoints
 from flip.monitoring.utilisation import Utilisation
-from flip.training.metric_lines import MetricLines
+from flip.training.metrics_callback import MetricLines
 from flip.training.user_callbacks import UserCallbacks
 from tools.documentation import metrics
 

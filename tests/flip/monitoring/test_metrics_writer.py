@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
-from flip import costs, environment
+from flip import environment, model_costs
 from flip.config.schema import Config, Evaluate, EvaluationSet, Model, Stage
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import PARTS
@@ -185,7 +185,7 @@ def test_time_left_counts_the_work_of_later_stages(run):
     """An unmasked stage follows, whose samples take longer."""
     stages = [Stage(samples=80, batch=8, mask="0.75"), Stage(name="unmasked", samples=80, batch=8, mask="0")]
     config = Config(stages=stages)
-    flops = [costs.stage_flops(config, stage) for stage in stages]
+    flops = [model_costs.stage_flops(config, stage) for stage in stages]
     writer = metrics_writer.MetricsWriter(run, run.start_attempt({}), total=160, steps=20, seconds=0.0)
     writer.start(0, 0, config)
     writer.step(record(2, 1.0))

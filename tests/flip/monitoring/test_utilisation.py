@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flip import costs
+from flip import model_costs
 from flip.monitoring import utilisation
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ GPU = torch.device("cuda")
     ],
 )
 def test_datasheet_peak_by_device_name_and_precision(name, precision, tflops):
-    assert costs.peak_flops(name, precision) == (None if tflops is None else 1e12 * tflops)
+    assert model_costs.peak_flops(name, precision) == (None if tflops is None else 1e12 * tflops)
 
 
 def test_mfu_is_share_of_datasheet_peak(monkeypatch):

@@ -13,7 +13,7 @@ from flip.config import schema
 from flip.distributed import parallel
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
-from flip.training import grad_cache, optimizer
+from flip.training import grad_cache, parameter_groups
 from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, TrainedStep
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
@@ -32,8 +32,8 @@ class Training:
         self.fields = batch() if fields is None else fields
         self.rank = rank
         self.guarded = guarded
-        self.optimizer = optimizer.build(self.pair.named_parameters(), schema.Optim())
-        optimizer.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
+        self.optimizer = parameter_groups.build(self.pair.named_parameters(), schema.Optim())
+        parameter_groups.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
         self.guard = NonFiniteGuard(self.run, 3, rank, spike, window)
         self.steps = 0
 
@@ -47,7 +47,7 @@ class Training:
         if self.guarded:
             ids = torch.arange(4) + 100 * self.rank
             step = TrainedStep(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
-            self.guard.check_step(self.optimizer, step, loss, optimizer.gradient_norm(self.pair))
+            self.guard.check_step(self.optimizer, step, loss, parameter_groups.gradient_norm(self.pair))
         self.optimizer.step()
 
     def state(self):

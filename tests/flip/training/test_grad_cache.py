@@ -11,8 +11,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from flip.config import schema
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
-from flip.models import loss
-from flip.models.loss import contrastive_loss
+from flip.models import tiled_loss
+from flip.models.tiled_loss import contrastive_loss
 from flip.training import grad_cache
 from tests.flip.models.test_clip import captions, inputs, tiny
 from tests.harness.ranks import run_ranks
@@ -114,8 +114,8 @@ def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeyp
 
         return run
 
-    monkeypatch.setattr(loss, "_all_gather", collective("gather"))
-    monkeypatch.setattr(loss, "_reduce_scatter", collective("sum"))
+    monkeypatch.setattr(tiled_loss, "_all_gather", collective("gather"))
+    monkeypatch.setattr(tiled_loss, "_reduce_scatter", collective("sum"))
     for name, tower in (("text", pair.text), ("image", pair.image)):
         tower.projection.register_forward_hook(lambda *_, name=name: events.append(f"{name} forward"))
         tower.blocks[0].register_full_backward_hook(lambda *_, name=name: events.append(f"{name} backward"))

@@ -10,7 +10,7 @@ from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import CoordinatedStop, StopFlag
-from flip.evaluation import job as evaluation_job
+from flip.evaluation import evaluation_job
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator

@@ -30,7 +30,7 @@ from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.anomaly import NonFiniteGuard, TrainedStep
 from flip.training.callbacks import TrainingStopped
-from flip.training.metric_lines import MetricLines
+from flip.training.metrics_callback import MetricLines
 from flip.training.scoring import Scoring
 from flip.training.trainer import Trainer, train
 from tests.harness.ranks import run_ranks
@@ -107,8 +107,8 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     world = parallel.World(1, 2, torch.device("cpu"), None, None)
     users = SimpleNamespace(pending=list, reduced=lambda *_: {}, disabled=[])
     lines = MetricLines(RunDir(tmp_path), 1, config, world, None, None, users)
-    monkeypatch.setattr("flip.training.metric_lines.optim.weight_norms", lambda *_: (0, 0))
-    monkeypatch.setattr("flip.training.metric_lines.grad_cache.mean_text_tokens", lambda *_: 1.0)
+    monkeypatch.setattr("flip.training.metrics_callback.optim.weight_norms", lambda *_: (0, 0))
+    monkeypatch.setattr("flip.training.metrics_callback.grad_cache.mean_text_tokens", lambda *_: 1.0)
     windows = []
 
     class Collector:

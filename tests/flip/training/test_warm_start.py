@@ -22,8 +22,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, write_json
-from flip.training import optimizer as optim
-from flip.training import warm_start
+from flip.training import parameter_groups, warm_start
 from flip.training.conversion import copy_weights
 from flip.training.warm_start import check_compatible, load_converted
 from tests.flip.export.test_exporter import configured, loaded_of
@@ -434,7 +433,7 @@ def remote(tmp_path, monkeypatch):
     world = parallel.start(Compute(device="cpu", threads=1, deterministic="no"))
     saver = Checkpointer(run, 1, world, keep=1, url=f"file://{tmp_path}/there")
     pair = built(config, seed=3)
-    optimizer = optim.build(pair.named_parameters(), config.optim)
+    optimizer = parameter_groups.build(pair.named_parameters(), config.optim)
     saver.save(model_state(pair) | optimizer_state(pair, optimizer), "pretrain", 16)
     yield run, saver, pair, record_reads(monkeypatch)
     parallel.stop()

@@ -23,7 +23,7 @@ from jobs.common.paths import runs_root
 from jobs.host import sessions
 from jobs.reporting import run_details
 from jobs.reporting import status as run_status
-from jobs.runs import clusters, select
+from jobs.submitted_runs import clusters, select
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND_LINE = (

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 
 from flip.config import merge
-from flip.evaluation import job as evaluation_job
+from flip.evaluation import evaluation_job
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.commands import evaluate
 from jobs.common.cli import command
-from jobs.runs import clusters
 from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
+from jobs.submitted_runs import clusters
 from tests.harness.evaluation_place import committed
 from tests.jobs.test_automation import check as check_document
 

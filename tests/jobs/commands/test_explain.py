@@ -17,7 +17,7 @@ from jobs.common import cli
 from jobs.reporting import outcomes as results
 from jobs.reporting import run_details
 from jobs.reporting.status import render, table
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -222,7 +222,7 @@ def test_run_with_damaged_result_is_not_complete(place, commands, kind):
     (row,) = table([run])
     (outcome,) = results.outcomes([run])
     assert outcome.state == row["state"] == details["state"]["state"]
-    for text in (shown, row["reason"], results.text([outcome])):
+    for text in (shown, row["reason"], results.terminal_page([outcome])):
         assert "result.json: not JSON" in text and "status.json: not JSON" in text
 
 

@@ -178,7 +178,7 @@ def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path
     scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group_by_seed(mixed), mixed)}
     assert scored == {"new": "fp32", "fast": "bf16"}
     assert "scored in" not in result_cells(seed_groups.group_by_seed(by_name["new"]), by_name["new"])[0]
-    assert "scored in fp32 unless a column says otherwise" in results.text(by_name["new"])
+    assert "scored in fp32 unless a column says otherwise" in results.terminal_page(by_name["new"])
 
 
 def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):

@@ -15,9 +15,9 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import held_jobs, slurm_cli
 from jobs.host.job_watch import CANARY_SECONDS, FOREVER, CanaryWatch
-from jobs.runs import clusters
 from jobs.slurm import backend
 from jobs.submission import apply
+from jobs.submitted_runs import clusters
 from tests.harness.job_records import write_formats
 from tests.jobs.host.owned import WrittenScheduler, serve
 

@@ -21,7 +21,7 @@ from jobs.host import processes
 from jobs.host.agents.coordinator import TIMING
 from jobs.host.rank_entry import MALLOC
 from jobs.local import adopted, agents, backend, supervisor
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,7 @@ import pytest
 from flip import environment
 from flip.config.schema import MODEL_PRESETS
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.planning import assumptions, cost, step_time, throughput
+from jobs.planning import assumptions, run_cost, step_time, throughput
 from jobs.planning.measurement import FAILED, MEASURED, MeasuredRow
 from tests.jobs.planning.test_measurement import example
 from tests.jobs.planning.test_memory_fit import planned
@@ -62,7 +62,7 @@ def test_plan_uses_measured_steps_links_and_cores_and_says_so(tmp_path):
     step = step_time.step_time(config, stage, profile)
     before = step_time.step_time(config, stage, replace(profile, measured=""))
     assert step.compute_seconds == pytest.approx(before.compute_seconds * 0.4 * 989 / 300)
-    text = cost.assumption(profile)
+    text = run_cost.assumption(profile)
     assert text.count("measured 2026-11-29 on 2 nodes") == 4 and "assumed" not in text
     assert "2,900 Gbit/s (nvlink_gbps, measured" in text and "none of it was measured" not in text
 
@@ -101,7 +101,7 @@ def test_plan_without_measurement_has_the_assumed_numbers():
     config = planned("resources.nodes=64")
     assert assumptions.arithmetic_share(config, config.stages[0], H100) == assumptions.ARITHMETIC
     assert assumptions.links_of(config, H100) == (8, 3600, 400)
-    assert "none of it was measured on GPUs" in cost.assumption(H100) and "2026" not in cost.assumption(H100)
+    assert "none of it was measured on GPUs" in run_cost.assumption(H100) and "2026" not in run_cost.assumption(H100)
     assert not assumptions.remarks(H100)
 
 
@@ -110,43 +110,43 @@ def test_each_missing_or_failed_row_leaves_its_number_assumed(tmp_path):
     profile = measured_profile(tmp_path, *rows, base="kind: slurm\ngpu: H100 SXM\ngpus_per_node: 8\nnvlink_gbps: 1\n")
     config = planned("resources.nodes=64")
     assert assumptions.links_of(config, profile) == (8, 1, 0), "a link of gloo is no link of GPUs"
-    text = cost.assumption(profile)
+    text = run_cost.assumption(profile)
     assert "1 Gbit/s (nvlink_gbps)" in text and "set network_gbps" in text and "assumed speeds of a core" in text
     assert "at 30 % of 989 TFLOP/s" in text
 
 
 def test_explicit_numbers_of_profile_come_first(tmp_path):
     profile = replace(measured_profile(tmp_path, *ROWS), utilisation=0.3)
-    assert "assumed 30 %" in cost.assumption(profile)
+    assert "assumed 30 %" in run_cost.assumption(profile)
 
 
 def test_measurement_of_another_gpu_is_not_used_and_said(tmp_path):
     profile = replace(measured_profile(tmp_path, *ROWS), gpu="A100 80 GB")
     config = planned("model.size=B/16")
     assert assumptions.arithmetic_share(config, config.stages[0], profile) == assumptions.ARITHMETIC
-    assert "is of NVIDIA H100 80GB HBM3, not of A100 80 GB: it is not used" in cost.assumption(profile)
+    assert "is of NVIDIA H100 80GB HBM3, not of A100 80 GB: it is not used" in run_cost.assumption(profile)
 
 
 def test_measurement_older_than_its_packages_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "environment", lambda: {"python": "", "packages": {"torch": "2.99.0"}})
-    assert "is older than torch 2.13.0 -> 2.99.0" in cost.assumption(measured_profile(tmp_path, *ROWS))
+    assert "is older than torch 2.13.0 -> 2.99.0" in run_cost.assumption(measured_profile(tmp_path, *ROWS))
 
 
 def test_measurement_on_a_busy_machine_is_said(tmp_path):
-    text = cost.assumption(measured_profile(tmp_path, *ROWS, load=1.5))
+    text = run_cost.assumption(measured_profile(tmp_path, *ROWS, load=1.5))
     assert "other processes used 1.5 of 96 cores during the measurement of 2026-11-29" in text
     (tmp_path / "idle").mkdir()
-    assert "other processes" not in cost.assumption(measured_profile(tmp_path / "idle", *ROWS, load=0.1))
+    assert "other processes" not in run_cost.assumption(measured_profile(tmp_path / "idle", *ROWS, load=0.1))
 
 
 def test_cpu_plan_uses_measured_cores(tmp_path):
     rows = [step_row("tiny", 2e6, "0.5", 0.08, device="cpu", core_gflops=40.0)]
     profile = measured_profile(tmp_path, *rows, base="kind: local\n")
     config = planned("resources.processes=1", "resources.gpus=0", "compute.device=cpu")
-    before = cost.estimate(config, ClusterProfile(kind="local"))
-    after = cost.estimate(config, profile)
+    before = run_cost.estimate(config, ClusterProfile(kind="local"))
+    after = run_cost.estimate(config, profile)
     assert after.wall_hours == pytest.approx(before.wall_hours * 100 / 40)
-    text = cost.assumption(profile, gpus=False)
+    text = run_cost.assumption(profile, gpus=False)
     assert "40 GFLOP/s a core of a processor, measured 2026-11-29 on 2 nodes (steps of tiny)" in text
 
 

@@ -8,7 +8,7 @@ from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands import submit
-from tests.jobs.runs import test_resubmit
+from tests.jobs.submitted_runs import test_resubmit
 
 desk = test_resubmit.desk
 

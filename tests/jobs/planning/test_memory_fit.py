@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from flip import costs
+from flip import model_costs
 from flip.config.derived import at_world, world_size
 from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import identity
-from flip.costs import ACCELERATORS, find_accelerator, stage_memory
+from flip.model_costs import ACCELERATORS, find_accelerator, stage_memory
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.planning import cost, memory_fit, preflight
+from jobs.planning import memory_fit, preflight, run_cost
 from jobs.sweeps.sweep_file import load
 
 SWEEP = Path(__file__).resolve().parents[3] / "sweeps" / "model_scaling.yaml"
@@ -104,7 +104,7 @@ def test_stage_recompute_affects_only_its_own_stage():
     )
     memory = [[stage_memory(config, stage) for stage in config.stages] for config in (plain, one_stage, all_stages)]
     assert memory[1] == [memory[0][0], memory[2][1]]
-    estimates = [cost.estimate(config, load_profile("h100")) for config in (plain, one_stage, all_stages)]
+    estimates = [run_cost.estimate(config, load_profile("h100")) for config in (plain, one_stage, all_stages)]
     hours = [[stage.gpu_hours for stage in estimate.stages] for estimate in estimates]
     assert hours[1] == [hours[0][0], hours[2][1]]
     assert identity(plain, "")["hash"] == identity(one_stage, "")["hash"]
@@ -146,15 +146,15 @@ def test_memory_check_refuses_cpu_run_on_too_small_host():
 
 def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
     cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
-    single_copy = costs.checkpoint_memory(planned(*cpu))
-    assert single_copy == costs.state_bytes(planned()) // 2
+    single_copy = model_costs.checkpoint_memory(planned(*cpu))
+    assert single_copy == model_costs.state_bytes(planned()) // 2
     assert (
-        costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
+        model_costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
         == single_copy
     )
-    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=gs://bucket/x")) == 2 * single_copy
+    assert model_costs.checkpoint_memory(planned(*cpu, "checkpoint.url=gs://bucket/x")) == 2 * single_copy
     gpus = planned()
-    assert costs.checkpoint_memory(gpus) == 2 * (2 * single_copy) // world_size(gpus)
+    assert model_costs.checkpoint_memory(gpus) == 2 * (2 * single_copy) // world_size(gpus)
 
 
 def test_memory_check_refuses_loaders_too_large_for_gpu_host():
@@ -195,7 +195,7 @@ def test_profile_derives_tflops_and_memory_from_card_name():
 def test_estimate_counts_recomputed_passes_in_steps_and_hours():
     profile = replace(load_profile("h100"), utilisation=0.4)
     plain, recomputed, accumulated = (
-        cost.estimate(planned(*overrides), profile)
+        run_cost.estimate(planned(*overrides), profile)
         for overrides in ((), ["compute.recompute=block"], ["compute.recompute=block", "compute.accumulate=2"])
     )
     assert recomputed.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 4 / 3)
@@ -222,12 +222,12 @@ def test_memory_is_checked_on_every_number_of_nodes_of_range():
 
 def test_estimate_lists_speeds_of_range_and_price_of_spares():
     shape = ["resources.nodes=[2, 8]", "resources.spares=2", "data.lanes=512"]
-    lines = cost.estimate(planned(*shape), load_profile("h100")).nodes
+    lines = run_cost.estimate(planned(*shape), load_profile("h100")).nodes
     spares = "2 spare: 25 % more nodes than work"
     assert [line.split(",")[0] for line in lines] == ["2: 16 ranks", "4: 32 ranks", "8: 64 ranks", spares]
     assert "4 micro-batches" in lines[0] and "samples/s" in lines[0] and "micro-batches" not in lines[2]
     assert lines[3].endswith("node-hours")
-    assert not cost.estimate(planned(), load_profile("h100")).nodes
+    assert not run_cost.estimate(planned(), load_profile("h100")).nodes
 
 
 def test_spares_need_node_agents():

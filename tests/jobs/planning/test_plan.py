@@ -26,11 +26,11 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.local import supervisor
 from jobs.planning import plan as planning
-from jobs.planning.cost import estimate
 from jobs.planning.plan import ExistingRun, ResolvedRun
-from jobs.runs import clusters as cluster
+from jobs.planning.run_cost import estimate
 from jobs.submission import apply
 from jobs.submission.snapshot import Snapshot, digest_of
+from jobs.submitted_runs import clusters as cluster
 from tests.harness.job_records import write_formats
 from tests.jobs.outcomes import config, wanted
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.planning import cost, step_time
+from jobs.planning import run_cost, step_time
 from jobs.planning.core_speeds import SpeedTable
 from tests.jobs.planning.test_memory_fit import planned
 
@@ -37,7 +37,7 @@ def test_assumed_utilisation_includes_communication():
     config = planned("resources.nodes=64")
     step = first(config, replace(H100, utilisation=0.3))
     assert (step.communication_seconds, step.utilisation) == (0, pytest.approx(0.3))
-    assert "an assumed 30 % of 989 TFLOP/s" in cost.assumption(replace(H100, utilisation=0.3))
+    assert "an assumed 30 % of 989 TFLOP/s" in run_cost.assumption(replace(H100, utilisation=0.3))
 
 
 @pytest.mark.parametrize("unknown", ["nvlink_gbps", "network_gbps"])
@@ -45,8 +45,9 @@ def test_step_time_omits_communication_over_links_of_unknown_speed(unknown):
     profile = replace(H100, **{unknown: 0.0})
     config = planned("resources.nodes=64")
     assert first(config, profile).communication_seconds == 0 and not step_time.advice(config, profile)
-    assert f"set {unknown} in the profile" in cost.assumption(profile)
-    assert "set" not in cost.assumption(H100) and "no communication" in cost.assumption(ClusterProfile(gpu="h100"))
+    assert f"set {unknown} in the profile" in run_cost.assumption(profile)
+    assert "set" not in run_cost.assumption(H100)
+    assert "no communication" in run_cost.assumption(ClusterProfile(gpu="h100"))
 
 
 def test_step_time_is_none_without_peak_of_card():

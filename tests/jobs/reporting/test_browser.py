@@ -9,7 +9,7 @@ from flip.runs import attempts
 from flip.runs.lifecycle import ACTIVE, QUEUED, SchedulerView
 from flip.runs.rundir import write_json
 from jobs.commands import report
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
 

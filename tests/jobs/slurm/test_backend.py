@@ -20,10 +20,10 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.planning import plan as planning
 from jobs.reporting import run_details
-from jobs.runs import clusters, resubmit
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
 from jobs.submission.snapshot import current_digest
+from jobs.submitted_runs import clusters, resubmit
 from tests.jobs.outcomes import wanted
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,8 +11,8 @@ import flip
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import write_json
-from jobs.runs import clusters
 from jobs.submission.api import SubmittedRuns
+from jobs.submitted_runs import clusters
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """

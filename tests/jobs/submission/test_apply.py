@@ -19,10 +19,10 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
-from jobs.runs import clusters
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as submission
 from jobs.submission.snapshot import Snapshot
+from jobs.submitted_runs import clusters
 from tests.jobs.outcomes import wanted
 
 

@@ -14,9 +14,9 @@ from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.common.terminal import show
-from jobs.planning.cost import estimate, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun, resources_of
 from jobs.planning.preflight import Check
+from jobs.planning.run_cost import estimate, makespan
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import load

@@ -9,7 +9,7 @@ from flip.runs.errors import ConfigError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir
 from jobs.commands.follow import main
-from jobs.runs import clusters
+from jobs.submitted_runs import clusters
 from jobs.tracking import follower, tracker
 from jobs.tracking.follower import Follower
 from tests.jobs.tracking.run_files import BATCH, attempt, complete, log, save, score

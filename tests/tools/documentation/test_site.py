@@ -126,8 +126,8 @@ def test_python_page_has_every_public_name():
 
 
 def test_page_of_choices_has_every_entry_of_a_table():
-    from flip.losses import LOSSES
-    from flip.optimizers import OPTIMIZERS
+    from flip.loss_kinds import LOSSES
+    from flip.optimizer_kinds import OPTIMIZERS
 
     text = choices.choices_page()
     assert all(f"| `{name}` | {choices.description(entry)}" in text for name, entry in {**LOSSES, **OPTIMIZERS}.items())

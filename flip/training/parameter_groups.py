@@ -11,8 +11,8 @@ from torch import Tensor, distributed, nn
 
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
-from flip.losses import all_parameters
-from flip.optimizers import KIND, OPTIMIZERS, is_block_matrix
+from flip.loss_kinds import all_parameters
+from flip.optimizer_kinds import KIND, OPTIMIZERS, is_block_matrix
 
 PART = 2**27
 """Elements whose norms are computed together; their copies take twice 4 bytes each."""
@@ -55,7 +55,7 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     optimizer = kind.build(groups, optim, fused)
     if fused and not getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's own ones set it if fused
         what = f"{optim.name}: its torch optimiser does not obey found_inf"
-        raise RuntimeError(f"{what}: see OptimizerKind in flip/optimizers.py, and set _step_supports_amp_scaling")
+        raise RuntimeError(f"{what}: see OptimizerKind in flip/optimizer_kinds.py, and set _step_supports_amp_scaling")
     return optimizer
 
 

@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir
 from jobs.common import cli
 from jobs.common.job import record_of
 from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
-from jobs.runs import select
+from jobs.submitted_runs import select
 from jobs.sweeps import sweep_file
 from jobs.sweeps.sweep_file import seed_tail
 

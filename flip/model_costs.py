@@ -20,8 +20,8 @@ from flip.config.derived import (
     world_size,
 )
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
-from flip.losses import LOSSES
-from flip.optimizers import OPTIMIZERS
+from flip.loss_kinds import LOSSES
+from flip.optimizer_kinds import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once by default."""

@@ -1,7 +1,7 @@
 """The losses over the global batch: their formulas, learned parameters, memory and traffic.
 
 ``model.objective`` of a configuration chooses one. A new loss is a class here and a row of ``LOSSES``: the model gets
-its learned parameters, ``flip.models.loss`` computes it in tiles, plans count its bytes, and metrics show its
+its learned parameters, ``flip.models.tiled_loss`` computes it in tiles, plans count its bytes, and metrics show its
 parameters. torch is imported where it is used, because plans need only the sizes.
 
 Dimensions: W ranks of b pairs, B = W * b, E features. Logits are the cosines times the logit scale, (b, B) on a rank.
@@ -92,8 +92,9 @@ class Accuracy:
 class Loss(ABC):
     """One loss over the global batch: a mean over images, from tiles of logits.
 
-    ``flip.models.loss`` computes the gradients of features and scale from those of the logits. Prove a new loss against
-    its plain formula in float64, with gradients, on one and on several ranks (tests/flip/models/test_loss.py).
+    ``flip.models.tiled_loss`` computes the gradients of features and scale from those of the logits. Prove a new loss
+    against its plain formula in float64, with gradients, on one and on several ranks
+    (tests/flip/models/test_tiled_loss.py).
     """
 
     parameters: Mapping[str, str] = {}

@@ -16,7 +16,7 @@ RANK = """
 import functools, os, sys, threading
 from pathlib import Path
 from flip.distributed.shutdown import StopFlag
-from flip.evaluation import job
+from flip.evaluation import evaluation_job
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir
 
@@ -29,9 +29,10 @@ class Evaluation:
             raise DataError("cannot be decoded", "image")
         threading.Event().wait()  # as in a collective of NCCL, which does not notice that a rank has ended
 
-job.Evaluation, job.PeerWatcher = Evaluation, functools.partial(job.PeerWatcher, seconds=0.1)
+evaluation_job.Evaluation = Evaluation
+evaluation_job.PeerWatcher = functools.partial(evaluation_job.PeerWatcher, seconds=0.1)
 try:
-    job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
+    evaluation_job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
 except DataError:
     os._exit(1)  # as jobs.runtime.rank_process: the interpreter may abort while threads of torch run
 """

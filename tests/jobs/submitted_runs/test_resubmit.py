@@ -12,10 +12,10 @@ from jobs.common import cli
 from jobs.common.paths import REPOSITORY
 from jobs.local import backend
 from jobs.reporting import run_details
-from jobs.runs import resubmit
-from jobs.runs.clusters import MultiBackend
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
+from jobs.submitted_runs import resubmit
+from jobs.submitted_runs.clusters import MultiBackend
 from tests.jobs.outcomes import make
 
 SWEEP = """

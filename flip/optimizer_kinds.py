@@ -190,5 +190,7 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     declared = kind.first_moments(torch.empty(parameter.shape, device="meta"))  # only names and shapes
     shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
     if shapes != {name: value.shape for name, value in declared.items()}:
-        raise RuntimeError(f"{name} stores {', '.join(state)}, but flip/optimizers.py declares {', '.join(declared)}")
+        raise RuntimeError(
+            f"{name} stores {', '.join(state)}, but flip/optimizer_kinds.py declares {', '.join(declared)}"
+        )
     return dict(state)

@@ -18,8 +18,7 @@ from flip.monitoring.collector import MetricsCollector
 from flip.monitoring.metrics_writer import MetricsWriter, NullMetricsWriter
 from flip.monitoring.profiler import Profiler
 from flip.runs.rundir import RunDir
-from flip.training import grad_cache
-from flip.training import optimizer as optim
+from flip.training import grad_cache, parameter_groups
 from flip.training.callbacks import Callback, Training
 from flip.training.user_callbacks import UserCallbacks
 
@@ -100,7 +99,7 @@ class MetricLines(Callback):
             "step": training.step, "samples": training.samples_seen, "stage": training.span.stage.name,
             "attempt": self._attempt,
         }  # fmt: skip
-        norms = training.gradient_norm, *optim.weight_norms(training.optimizer, self._world.size)
+        norms = training.gradient_norm, *parameter_groups.weight_norms(training.optimizer, self._world.size)
         tokens = grad_cache.mean_text_tokens(training.model, training.batch.tokens)
         decoded = training.loader.decoded().vector()
         replaced, storage, sums = training.counters.totals([*decoded, *self._user_callbacks.pending()])

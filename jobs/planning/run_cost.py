@@ -10,7 +10,7 @@ from typing import Any
 from flip.config.derived import at_world, for_stage, usable_nodes, world_size, world_sizes
 from flip.config.schema import Config, Stage
 from flip.config.validate import plan_numbers
-from flip.costs import USUAL_PASSES, forward_passes, parameters, stage_flops, stage_memory
+from flip.model_costs import USUAL_PASSES, forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import assumptions, throughput
 from jobs.planning.step_time import StepTime, step_time
@@ -30,8 +30,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Device:
-    """One rank in one stage: bytes at the peak of a step (``flip.costs.stage_memory``), and computed seconds of a step
-    (None if unknown), on GPUs with their parts (``StepTime``)."""
+    """One rank in one stage: bytes at the peak of a step (``flip.model_costs.stage_memory``), and computed seconds of a
+    step (None if unknown), on GPUs with their parts (``StepTime``)."""
 
     memory: dict[str, int]
     step_seconds: float | None

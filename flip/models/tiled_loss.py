@@ -1,4 +1,4 @@
-"""Computes a loss of ``flip.losses`` over the global batch, in tiles and over ranks (docs/recipe.md, Objective).
+"""Computes a loss of ``flip.loss_kinds`` over the global batch, in tiles and over ranks (docs/recipe.md, Objective).
 
 Dimensions: W ranks of b pairs, B = W * b, E features. A rank computes its own b rows of the (B, B) logits in tiles of
 some columns, so that memory is O(b * tile) beside the gathered texts; backward recomputes the tiles.
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from flip.costs import LOSS_TILE
-from flip.losses import LOSSES, Accuracy, Loss, Tiles
+from flip.loss_kinds import LOSSES, Accuracy, Loss, Tiles
+from flip.model_costs import LOSS_TILE
 
 # Newer torch renamed both and warns about the old names at every call.
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -34,11 +34,11 @@ def contrastive_loss(
     gradient needs no such mean, since the trainer averages gradients over ranks.
 
     Args:
-        objective: a row of ``LOSSES`` (flip/losses.py).
+        objective: a row of ``LOSSES`` (flip/loss_kinds.py).
         image, text: this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
         scale: factor of the cosines.
         parameters: the learned parameters of the loss, in its order.
-        tile: columns of logits computed at once (``flip.costs.loss_bytes``).
+        tile: columns of logits computed at once (``flip.model_costs.loss_bytes``).
         tf32: multiply in TF32 on CUDA, forward and backward.
         gather: of ``text`` over ``group``, if it was started before.
 

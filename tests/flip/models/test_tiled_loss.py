@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flip.config.schema import Model
-from flip.losses import LOSSES, first_values
-from flip.models.loss import contrastive_loss
+from flip.loss_kinds import LOSSES, first_values
+from flip.models.tiled_loss import contrastive_loss
 from tests.harness.ranks import run_ranks
 
 
@@ -53,7 +53,7 @@ SHARED = {name: [10.0, *first_values(Model(objective=name)).values()] for name i
 
 def test_every_loss_is_compared_with_its_definition():
     missing = LOSSES.keys() - OBJECTIVES.keys()
-    assert not missing, f"{missing}: add the plain formula of each to OBJECTIVES in tests/flip/models/test_loss.py"
+    assert not missing, f"{missing}: add the plain formula of each to OBJECTIVES in this file"
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])

@@ -1,17 +1,17 @@
-"""Tests the memory estimates of costs.device_memory.
+"""Tests the memory estimates of model_costs.device_memory.
 
 benchmarks/memory.py compares them with real steps, models/test_clip.py with autograd.
 """
 
 import pytest
 
-from flip import costs
+from flip import model_costs
 from flip.config.schema import Compute
 from tests.flip.test_flops import sized
 
 
 def memory(name="L/16", local=256, mask="0.5", ranks=1, precision="bf16", attention="sdpa", **compute):
-    return costs.device_memory(
+    return model_costs.device_memory(
         sized(name), Compute(precision=precision, attention=attention, **compute), local, mask, ranks
     )
 

@@ -10,9 +10,9 @@ from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.reporting import status as run_status
-from jobs.runs import clusters
-from jobs.runs.clusters import MultiBackend
 from jobs.slurm import site
+from jobs.submitted_runs import clusters
+from jobs.submitted_runs.clusters import MultiBackend
 from tests.jobs.outcomes import make
 
 SWEEP = """

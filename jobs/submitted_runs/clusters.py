@@ -16,7 +16,7 @@ from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import Backend, Job, record_of
-from jobs.runs import resubmit
+from jobs.submitted_runs import resubmit
 
 
 def open_backend(profile: ClusterProfile) -> Backend:
