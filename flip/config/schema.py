@@ -240,10 +240,10 @@ class Init:
     samples: int = option(0, ge=0, identity=False)
     """S of the commit; 0: the end of the stage."""
     extend: bool = False
-    """False: a branch, which takes the weights alone and starts at S = 0. True: continue from S, with the optimiser's
-    moments if the stage continues."""
+    """False: a warm start, which takes the weights alone and starts at S = 0. True: continue from S, with the
+    optimiser's moments if the stage continues."""
     export: str = option("", identity=False)
-    """Instead of a run: the folder of an export (docs/export.md) whose weights a branch takes."""
+    """Instead of a run: the folder of an export (docs/export.md) whose weights a warm start takes."""
     commit: str = ""
     """Digest of the commit or export, resolved at submission. The identity has this and ``extend``."""
 

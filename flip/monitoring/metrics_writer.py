@@ -30,7 +30,7 @@ from flip.runs.rundir import RunDir, write_json
 log = logging.getLogger(__name__)
 
 RECENT = 1000
-"""Logged windows by which the status judges whether the speed is unsteady."""
+"""Logged windows by which the status judges whether the throughput varies."""
 NO_HPARAMS = ("schema", "checkpoint", "evaluate", "monitor")
 """Sections of the configuration that affect neither the model nor its speed."""
 

@@ -108,7 +108,7 @@ class Outcome:
 
     @cached_property
     def unsteady(self) -> bool | None:
-        """Whether its speed was unsteady (``metrics_reader.is_unsteady``); None if too few lines show it."""
+        """Whether its throughput varied (``metrics_reader.is_unsteady``); None if too few lines show it."""
         ends = [0]
         for key, samples in self.settings.items():
             if key.startswith("stages.") and key.endswith(".samples"):

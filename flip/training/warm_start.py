@@ -1,7 +1,7 @@
 """Initial weights of a run if ``init`` names another run's commit or an export, instead of the run's seed.
 
-A branch takes the weights alone and starts at S = 0. A run that extends another continues at the S of its commit with
-its whole state. Submission resolves ``init`` without torch; the trainer fills the weights (``apply``), which may
+A warm start takes the weights alone and starts at S = 0. A run that extends another continues at the S of its commit
+with its whole state. Submission resolves ``init`` without torch; the trainer fills the weights (``apply``), which may
 convert them to another image size, patch or objective.
 """
 
@@ -118,7 +118,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         own_stage = config.stages[0]
     has_head = any(each.classification for each in source.stages if each.name == matches[-1].stage)
     if init.extend and has_head != bool(own_stage.classification):
-        remedy = "Give both stages a text classification head, or neither; a branch (extend: false) may differ."
+        remedy = "Give both stages a text classification head, or neither; a warm start (extend: false) may differ."
         raise ConfigError("cannot continue from " + str(run.path), "stages.classification", has_head, remedy)
     compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
     check_compatible(*compared, str(run.path), init.extend)
@@ -256,7 +256,7 @@ def extended_commit(init: Init, restorer: CheckpointRestorer) -> commit.Commit |
 
 
 def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> None:
-    """Fill the weights of a branch from the source that ``init`` names, if any. Collective.
+    """Fill the weights of a warm start from the source that ``init`` names, if any. Collective.
 
     ``config``: of the first stage (``flip.config.derived.for_stage``).
     """

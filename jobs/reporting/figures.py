@@ -20,8 +20,8 @@ MANY = 12
 BEST = 7
 """Of more than MANY groups only the BEST get styles of their own; the others are grey."""
 
-UNSTEADY = "†"
-"""Mark of groups whose speed was unsteady."""
+VARIES = "†"
+"""Mark of groups whose throughput varied."""
 
 Styles = Sequence[int | None]
 LAWS = (
@@ -77,7 +77,7 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
     captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
     notes = ""
     if any(group.unsteady for group in grouped):
-        notes += f" {UNSTEADY}: the speed was unsteady, so this is not the cost of the method."
+        notes += f" {VARIES}: the throughput varied, so this is not the cost of the method."
     large = replace(charts_of[lead].pop(0), large=True)
     more = [
         Figure(f"accuracy-{name}{'-more' if name == lead else ''}", plots, captions[name] + _break_note(plots))
@@ -128,7 +128,7 @@ def _series(group: SeedGroup, name: str, label: str, cost: Cost, style: int | No
     if score is not None:
         words += [percent(score.mean)]
     if group.unsteady:
-        words += [UNSTEADY]
+        words += [VARIES]
     finals = _finals(group, name, cost)
     scored = [outcome for outcome, _, _ in finals] or list(group.outcomes)
     courses = [_course(outcome, name, label, cost) for outcome in scored]

@@ -13,7 +13,7 @@ from flip.monitoring.results import Outcome, differing, read_run, row, set_roles
 from flip.runs.rundir import RunDir
 from jobs.common.terminal import Page, TextTable
 from jobs.reporting import paper_comparison, ranking, seed_groups
-from jobs.reporting.report import damage, result_cells, unsteady
+from jobs.reporting.report import damage, result_cells, varying_throughput
 from jobs.reporting.seed_groups import by_sweep_order
 from jobs.submitted_runs.clusters import states
 
@@ -82,7 +82,7 @@ def terminal_page(results: Sequence[Outcome], table_: str = "") -> Page:
             " seeds the range; scored in fp32 unless a column says otherwise"
         )
         lines.append(f"samples/s, training, {unit}: {seed_groups.COUNTED}")
-        lines += filter(None, (seed_groups.seeds_caution(grouped), unsteady(results)))
+        lines += filter(None, (seed_groups.seeds_caution(grouped), varying_throughput(results)))
     if compared := paper_comparison.compare(grouped, results, table_):
         compared_rows = paper_comparison.cells(compared)
         lines += ["", TextTable(compared_rows, {"why": 12}, ("why", "run", "verdict")), ""]

@@ -15,7 +15,7 @@ from jobs.common.text import count, duration, formatted, hours_text, percent, sh
 from jobs.pages.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting import faults, goodput, paper_comparison, ranking, seed_groups
 from jobs.reporting.examples import PICTURES, examples
-from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
+from jobs.reporting.figures import VARIES, accuracy, focus, loss, scaling_figures
 from jobs.reporting.paper_figure import time_figure
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
@@ -56,7 +56,7 @@ def findings(
         blocks += [Text(about["notes"])]
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
-    blocks += [Text(note, tone="note") for note in (_note(grouped), unsteady(outcomes)) if note]
+    blocks += [Text(note, tone="note") for note in (_note(grouped), varying_throughput(outcomes)) if note]
     blocks += [*time_figure(grouped), *_paper(grouped, outcomes, table)]
     blocks += examples(grouped, outcomes, pictures)
     blocks += _differences(grouped, outcomes)
@@ -111,14 +111,14 @@ def damage(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def unsteady(outcomes: Sequence[Outcome]) -> str:
-    """A caution about runs of unsteady speed, or empty."""
+def varying_throughput(outcomes: Sequence[Outcome]) -> str:
+    """A caution about runs whose throughput varies, or empty."""
     names = [outcome.run.name for outcome in outcomes if outcome.unsteady]
     if not names:
         return ""
     shown = shortened(names, ROWS_PER_RUN)
     return (
-        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the"
+        f"Throughput varies ({VARIES}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the"
         " upper one, as on a shared or throttled machine: training time and hours are not the cost of the method."
     )
 
@@ -224,7 +224,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
         if speed is None:
             pace = "-"
         elif group.unsteady:
-            pace = f"{speed:,.0f} {UNSTEADY}"
+            pace = f"{speed:,.0f} {VARIES}"
         else:
             pace = f"{speed:,.0f}"
         flops = formatted(group.mean(seed_groups.flops), ".3g") or "-"
@@ -330,7 +330,7 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
             work = seed_groups.hours(outcome, unit)
             facts = [f"{outcome.run.name}: {outcome.state}"]
             if progress["samples"] is not None and progress["samples_per_second"]:
-                steady = {None: "", True: ", unsteady", False: ", steady"}[outcome.unsteady]
+                steady = {None: "", True: ", throughput varies", False: ", steady"}[outcome.unsteady]
                 facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
                 facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
             facts += [f"{count(samples)} at W = {world}" for world, samples in outcome.samples_by_world.items()]

@@ -33,7 +33,7 @@ def ignored(key: str) -> bool:
 
 def _compared(outcome: Outcome) -> dict[str, Any]:
     """The settings by which runs are compared. The commit that an extended run continues from follows from its
-    trunk."""
+    stable phase."""
     compared = {key: value for key, value in outcome.settings.items() if not ignored(key)}
     if "init.commit" in compared:
         if outcome.settings.get("init.extend"):

@@ -106,7 +106,7 @@ class SeedGroup:
 
     @property
     def unsteady(self) -> bool:
-        """Whether the speed of a run was unsteady, so that its cost is not that of the method."""
+        """Whether the throughput of a run varied, so that its cost is not that of the method."""
         return any(outcome.unsteady for outcome in self.outcomes)
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:

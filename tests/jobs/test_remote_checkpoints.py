@@ -1,4 +1,4 @@
-"""Runs with checkpoints at a URL: branches, ``debug`` and ``evaluate`` read the checkpoints from the URL."""
+"""Runs with checkpoints at a URL: warm starts, ``debug`` and ``evaluate`` read the checkpoints from the URL."""
 
 import json
 import shutil

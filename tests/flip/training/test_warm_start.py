@@ -121,12 +121,12 @@ def test_resolve_init_rejects_incompatible_weights(source):
 
 
 def test_extended_stage_has_a_head_if_its_source_has(source):
-    """The commit has the head's weights and moments, or none of them. A branch takes the towers alone."""
+    """The commit has the head's weights and moments, or none of them. A warm start takes the towers alone."""
     own = replace_init(run="base/a")
     own.stages[0].classification = 1.0
     assert warm_start.resolve_init(own, [source.path.parent.parent]).samples
     own.init.extend = True
-    with pytest.raises(ConfigError, match=r"stages.classification: cannot continue from .*base/a.*branch"):
+    with pytest.raises(ConfigError, match=r"stages.classification: cannot continue from .*base/a.*warm start"):
         warm_start.resolve_init(own, [source.path.parent.parent])
 
 

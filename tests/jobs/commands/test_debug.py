@@ -1,4 +1,4 @@
-"""``debug`` runs a copy of a run; branches and extended runs start from the commit of another run."""
+"""``debug`` runs a copy of a run; warm starts and extended runs start from the commit of another run."""
 
 import json
 import shutil

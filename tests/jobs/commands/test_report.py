@@ -399,7 +399,7 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
 
 
 def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
-    """The speed and costs of an unsteady run are never marked as the best."""
+    """The speed and costs of a run whose throughput varies are never marked as the best."""
     folder = tmp_path / "demo"
     make(folder, "a", "0.5", top1=0.2, speed=400.0)
     make(folder, "b", "0.75", top1=0.3, speed=500.0)
@@ -413,8 +413,8 @@ def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
     html = page(run_outcomes)
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
     assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"
-    assert "Speed unsteady (†): c. " in results.terminal_page(run_outcomes)
-    assert "Speed unsteady (†): c. " in html and html.count("c 10.0 †") > 1
+    assert "Throughput varies (†): c. " in results.terminal_page(run_outcomes)
+    assert "Throughput varies (†): c. " in html and html.count("c 10.0 †") > 1
     assert "**30.0 (27.4-32.6)**" in markdown(findings(run_outcomes))
 
 
