@@ -7,7 +7,7 @@ only start code of packages below, because records of jobs and batch scripts nam
 
 Order of the packages; each imports only what stands to its right, and ``flip``:
 
-    commands -> measuring -> submission | reporting -> planning -> runs -> slurm | local | runtime | sweeps
+    commands -> measuring -> submission | reporting -> planning -> submitted_runs -> slurm | local | runtime | sweeps
         -> tracking | pages -> common -> host
 
 ``submission`` and ``reporting`` do not import each other, nor do ``slurm``, ``local`` and ``runtime``. ``slurm``,

@@ -1,4 +1,4 @@
-"""The identity of a run: one hash of everything that changes its results (docs/contracts.md).
+"""The config hash of a run: one hash of everything that changes its results (docs/contracts.md).
 
 The hash covers the values themselves, not differences from defaults, so a later change of a default cannot make two
 runs look alike. The hashed values are stored with the hash, so that differences can be named. ``identity`` makes the
@@ -168,7 +168,7 @@ _DIGESTS: dict[str, Callable[[str], str]] = {"manifest": _manifest, "file": file
 
 
 def _hashed(section: Any) -> dict[str, Any]:
-    """The fields of a section that are part of the identity as plain data, with digests in place of paths."""
+    """The fields of a section that are part of the config hash as plain data, with digests in place of paths."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
@@ -187,7 +187,7 @@ def _hashed(section: Any) -> dict[str, Any]:
 
 
 def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
-    """Keys of the fields below a section that are no part of a run's identity."""
+    """Keys of the fields below a section that are no part of a run's config hash."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         unhashed = inside or not field.metadata.get("identity", True)
@@ -198,7 +198,7 @@ def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[
 
 
 UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*.")])
-"""``generic_key`` of each setting that is no part of a run's identity, since it does not change results."""
+"""``generic_key`` of each setting that is no part of a run's config hash, since it does not change results."""
 
 
 def _canonical(config: Config) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def option(
         choices: the allowed values (``why_invalid``).
         identity: False for a label, or for a field that changes when or how a run computes, but not its result.
         omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
-            With that value the field is not part of the identity, so that old runs keep theirs. A later change of the
-            default never changes it.
+            With that value the field is not part of the config hash, so that old runs keep theirs. A later change of
+            the default never changes it.
         auto: the value that ``resolve`` replaces.
         decimal: the text is a decimal number, stored in its shortest form.
-        path: the text is a path, which ``resolve`` makes absolute. In the identity a ``manifest`` is replaced by its
+        path: the text is a path, which ``resolve`` makes absolute. In the config hash a ``manifest`` is replaced by its
             digest and a ``file`` by its checksum; a ``folder`` stays.
         least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
     """

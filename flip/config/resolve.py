@@ -1,6 +1,6 @@
 """Replaces every ``auto`` of a configuration by a value, once, at submission (docs/contracts.md, Configuration).
 
-The resolved values are stored in config.yaml and are part of the run's identity. ``dataset_facts`` reads what
+The resolved values are stored in config.yaml and are part of the run's config hash. ``dataset_facts`` reads what
 ``resolve`` needs from manifests. No torch: a login node has none.
 """
 
@@ -43,8 +43,8 @@ MACHINE_DEPENDENT = (
     ("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"),
     ("compute", "compile"), ("compute", "replicate"), ("compute", "loss_tile"),
 )  # fmt: skip
-"""Fields of the identity that an existing run keeps if the configuration leaves them to ``auto``: those that depend on
-the machine, and those whose ``auto`` is newer than some runs."""
+"""Fields of the config hash that an existing run keeps if the configuration leaves them to ``auto``: those that depend
+on the machine, and those whose ``auto`` is newer than some runs."""
 DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
 """The manifests of the quickstart, which flip demo_data creates."""
 

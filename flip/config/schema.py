@@ -24,7 +24,7 @@ FUSED_KERNELS = ("flash", "cudnn", "efficient")
 def overrides(name: str, base: Any, *names: str) -> Any:
     """A dataclass of overrides: the fields of ``base`` in ``names`` (default: all), each None unless it is overridden.
 
-    The fields keep the rules of ``base``. None is never part of the identity.
+    The fields keep the rules of ``base``. None is never part of the config hash.
     """
     kinds = get_type_hints(base)
     rules = base.__dataclass_fields__
@@ -245,7 +245,7 @@ class Init:
     export: str = option("", identity=False)
     """Instead of a run: the folder of an export (docs/export.md) whose weights a warm start takes."""
     commit: str = ""
-    """Digest of the commit or export, resolved at submission. The identity has this and ``extend``."""
+    """Digest of the commit or export, resolved at submission. The config hash has this and ``extend``."""
 
 
 @dataclass
@@ -287,7 +287,7 @@ class Compute:
     """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured). On
     CUDA ``sdpa`` leaves the kernel to torch; ``flash``, ``cudnn`` or ``efficient`` is the first that is tried."""
     threads: int = option(0, auto=0, ge=0, le=4096)
-    """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
+    """Threads for the arithmetic of a rank; 0: auto. Part of the config hash: it changes the last bits."""
     deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))
     """``yes`` or ``no``; auto: yes on a CPU."""
     recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
@@ -418,7 +418,7 @@ class EvaluationSet:
     name: str = ""
     manifest: str = option("", path="manifest")
     classes: str = option("", path="file", identity=False)
-    """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}. No part of the identity: names can be
+    """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}. No part of the config hash: names can be
     corrected without another training."""
     role: str = option("test", choices=("validation", "test"))
     """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
@@ -479,7 +479,7 @@ class Monitor:
 
 @dataclass
 class Resources:
-    """What a run occupies. Of this the identity has the world size alone, which changes the last bits."""
+    """What a run occupies. Of this the config hash has the world size alone, which changes the last bits."""
 
     nodes: int = option(1, ge=1, le=2**20, least="least_nodes")
     """Nodes. With a range [LEAST, MOST] a run also trains on fewer: on numbers whose ranks divide the lanes."""

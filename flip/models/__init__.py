@@ -4,7 +4,7 @@
 - ``transformer``: the block and the layout of packed texts.
 - ``attention``: which fused kernel computes the attention on a GPU.
 - ``token_head``: the text classification head of pooled image features.
-- ``loss``: computes a loss of ``flip.loss_kinds`` over all ranks, in tiles.
+- ``tiled_loss``: computes a loss of ``flip.loss_kinds`` over all ranks, in tiles.
 
 May import ``flip.config``, ``flip.distributed``, ``flip.rng`` and ``flip.model_costs``.
 """

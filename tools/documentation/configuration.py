@@ -22,10 +22,10 @@ Every field of a run, from `flip/config/schema.py`, and of a cluster profile. `N
 | identity | if a run is submitted again with another value |
 |---|---|
 | yes | it is another run: `submit` asks for `--changed` |
-| yes, unless V | the same; fields that are newer than some runs are not part of the identity at the value V |
+| yes, unless V | the same; fields that are newer than some runs are not part of the config hash at the value V |
 | content | as yes, if the contents differ; the path may change |
 | no | the same run continues |
-| product | `resources.nodes * resources.processes`, the number of ranks, is part of the identity |
+| product | `resources.nodes * resources.processes`, the number of ranks, is part of the config hash |
 
 A run that extends another one (`init.extend`) may have another number of ranks:
 [sweeps.md](../sweeps.md#change-the-number-of-ranks).

@@ -400,7 +400,7 @@ def _contents(
 def _digest(facts: Mapping[str, Any]) -> str:
     """The digest of a manifest, from the counts and checksums in manifest.json."""
     content = {name: facts["files"][name]["sha256"] for name in (*_arrays(facts), "exceptions.jsonl")}
-    # 1 is the version of this recipe. It never changes: data sets keep their digests, and runs their identity.
+    # 1 is the version of this recipe. It never changes: data sets keep their digests, and runs their config hash.
     text = json.dumps([1, facts["samples"], facts["chunk"], content], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
