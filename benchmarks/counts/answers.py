@@ -10,7 +10,7 @@ import ast
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.counts.code import Module, requirements, texts
+from benchmarks.counts.code import Module, texts
 from benchmarks.counts.rows import Row, listed
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -27,58 +27,56 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "jobs/common/measurement.py",
         "tools/measuring",
     ),
-    "What is a check before a start, and what is its row?": (
-        "flip/config/validate.py",
+    "Which form has the row of a check before a start?": (
+        "flip/config/validate.py:validate -> list[str]",
         "jobs/planning/preflight.py:Check",
-        "jobs/planning/environment_checks.py:check_container",
-        "jobs/planning/memory_fit.py:check",
-        "jobs/planning/step_time.py:input_warning",
+        "jobs/planning/environment_checks.py:check_variables -> list[tuple[str, str, bool]]",
+        "jobs/planning/memory_fit.py:check -> list[tuple[str, str, bool]]",
+        "jobs/planning/step_time.py:input_warning -> str",
         "jobs/slurm/site_checks.py:CheckResult",
-        "jobs/runtime/health.py:checks",
-        "jobs/runtime/network_check.py:finding",
-        "jobs/runtime/rank_process.py:_check_snapshot",
+        "jobs/runtime/health.py:check_memory -> Finding",
+        "jobs/runtime/network_check.py:finding -> dict[str, Any]",
+        "jobs/runtime/rank_process.py:_check_snapshot -> None",
+        "flip/runs/checks.py:Check",
     ),
     "Which types may the fields of a file have?": (
         "flip/config/schema.py:option",
+        "flip/config/option.py:option",
         "flip/runs/records.py:FieldType",
         "flip/config/json_schema.py:field",
         "jobs/common/documents.py:field",
-        "jobs/common/cluster_profile.py:_check",
+        "text: must lie in 0 .. 1e15",
     ),
     "How much memory may this host use?": (
         "text: /proc/self/cgroup",
         "text: SC_PHYS_PAGES",
     ),
     "What do the test images add to an interval?": (
+        "tools/studies/engine/intervals.py",
         "tools/studies/arms_stats.py:bootstrap",
         "tools/studies/scaling_stats.py:_binomial_variance",
     ),
     "What do the headers of a parquet file say?": (
         "flip/data/manifest/parquet.py:_struct",
-        "flip/data/manifest/parquet.py:_check",
+        "flip/data/manifest/thrift.py",
     ),
-    "Who audits packages, completes words, and lists commands?": (
+    "Which own code audits packages, completes words, and lists commands?": (
         "tools/commands/audit.py:pip_audit_report",
         "jobs/common/completion.py:command",
         "tools/documentation/commands.py:parser_of",
-        "requirements-dev: argcomplete",
-        "requirements-dev: pip-audit",
-        "requirements-dev: sphinx-argparse",
     ),
 }
 """Question -> places that answer it. A place is
 
-- a file or folder, or FILE:SYMBOL for a class or function in it;
-- ``text: TEXT``: each function that has this text;
-- ``ROW: NAME``: a name in another row, such as an option;
-- ``requirements-dev: NAME``: a distribution in requirements-dev.txt.
+- a file or folder, FILE:SYMBOL for a class or function in it, or FILE:SYMBOL -> TYPE for a function that returns this;
+- ``text: TEXT``: each module that has this text;
+- ``ROW: NAME``: a name in another row, such as an option.
 """
 
 
 def rows(modules: Sequence[Module], root: Path, others: Sequence[Row]) -> list[Row]:
     """A row per question. ``others``: the rows counted before. Raises LookupError for a question without an answer."""
     named = {row.name: row.names for row in others}
-    named["requirements-dev"] = tuple(requirements(root / "requirements-dev.txt"))
     return [answered(question, places, modules, root, named) for question, places in QUESTIONS.items()]
 
 
@@ -93,10 +91,10 @@ def answered(
 
 
 def existing(place: str, modules: Sequence[Module], root: Path, named: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """The place if it exists; of a text all functions that have it."""
+    """The place if it exists; of a text all modules that have it."""
     kind, separator, name = place.partition(": ")
     if kind == "text":
-        yield from _functions_with(name, modules, root)
+        yield from (module.path.relative_to(root).as_posix() for module in modules if name in texts(module.tree))
     elif separator:
         if name in named[kind]:
             yield place
@@ -108,13 +106,14 @@ def _has_symbol(place: str, modules: Sequence[Module], root: Path) -> bool:
     file, _, symbol = place.partition(":")
     if not symbol:
         return True
+    name, arrow, returned = symbol.partition(" -> ")
     (tree,) = (module.tree for module in modules if module.path == root / file)
-    return any(getattr(node, "name", "") == symbol for node in ast.walk(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return not arrow or _returns(node) == returned
+    return False
 
 
-def _functions_with(text: str, modules: Sequence[Module], root: Path) -> Iterator[str]:
-    """FILE:FUNCTION of each function at the top of a module that has exactly this text."""
-    for module in modules:
-        for node in module.tree.body:
-            if text in texts(node):
-                yield f"{module.path.relative_to(root).as_posix()}:{getattr(node, 'name', '')}"
+def _returns(node: ast.ClassDef | ast.FunctionDef) -> str:
+    annotation = getattr(node, "returns", None)
+    return ast.unparse(annotation) if annotation else ""

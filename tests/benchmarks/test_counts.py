@@ -123,10 +123,13 @@ def test_only_existing_places_answer_and_question_without_answer_is_an_error(tmp
     path = tmp_path / "flip" / "a.py"
     path.parent.mkdir()
     path.write_text("")
-    here = [module("class Check:\n    x = '/proc/limit'\ndef g(): return '/proc/limit'", "flip.a", tmp_path)]
+    here = [
+        module("class Check:\n    x = '/proc/limit'\ndef g() -> int: return 1\nfrom b import Other", "flip.a", tmp_path)
+    ]
     places = ("flip/a.py", "flip/a.py:Check", "flip/a.py:Other", "flip/b.py:Check", "text: /proc/limit", "options: --x")
+    places += ("flip/a.py:g -> int", "flip/a.py:g -> str")
     row = answers.answered("Who?", places, here, tmp_path, {"options": ["--x"]})
-    assert row.names == ("flip/a.py", "flip/a.py:Check", "flip/a.py:g", "options: --x")
+    assert row.names == ("flip/a.py", "flip/a.py:Check", "flip/a.py:g -> int", "options: --x")
     with pytest.raises(LookupError, match=r"Who\?"):
         answers.answered("Who?", ("flip/b.py",), here, tmp_path, {})
 
