@@ -18,14 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flip.data.manifest import tar
 from flip.data.manifest.census import Census, Counting
-from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
@@ -33,6 +32,9 @@ from flip.data.storage.client import StorageClient
 from flip.files import deletion
 from flip.files.creation import create_file, output_folder
 from flip.runs.errors import DataError, PermissionDenied, StorageError
+
+if TYPE_CHECKING:  # runs load this module, and filter nothing
+    from flip.data.manifest.filters import Filters
 
 PIECE = 16 << 20
 """Bytes of one request: half of what the allocator keeps for the next one."""
