@@ -130,7 +130,7 @@ def format_numbers(modules: Sequence[Module]) -> Iterator[str]:
     """Constants that hold the version number of a format."""
     for module in modules:
         for name, value in _constants(module):
-            if re.fullmatch(r"_?([A-Z]+_)*(VERSION|SCHEMA|FORMAT)", name) and isinstance(value, int):
+            if re.fullmatch(r"_?([A-Z]+_)*(VERSION|SCHEMA|FORMAT|NUMBER)", name) and isinstance(value, int):
                 yield f"{module.name}.{name}"
 
 
