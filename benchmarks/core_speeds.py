@@ -1,8 +1,8 @@
 """Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/assumed_speeds.json.
 
 The loader prepares samples on one core from local files: synthetic photographs of 64, 256 and 384 px
-(tools/measuring/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel. A row is
-the processor time of a sample, the median over rounds. `flip doctor --measure` measures the same on shards of
+(jobs/measuring/functions/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel.
+A row is the processor time of a sample, the median over rounds. `flip doctor --measure` measures the same on shards of
 a user. Takes about seven minutes of an idle machine.
 
 Examples:
@@ -33,10 +33,10 @@ from benchmarks.lib.work import SIZE, Work
 from benchmarks.stream import CHUNK, REPEATS, open_batches, warm
 from flip import environment
 from flip.runs.rundir import write_json
+from jobs.measuring.functions import photo_shards
+from jobs.measuring.functions.photo_shards import Kind
 from jobs.planning.core_speeds import ASSUMED_FILE, SpeedRow
 from jobs.planning.measurement import MEASURED, Machine, MeasuredRow, Measurement
-from tools.measuring import photo_shards
-from tools.measuring.photo_shards import Kind
 
 KINDS = (Kind("64 px", 64, True, 1.75), *photo_shards.KINDS)
 FORMS = ((False, False), (True, False), (True, True))

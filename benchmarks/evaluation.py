@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.lib import results
 from benchmarks.lib.results import rounded
-from tools.measuring.peak_memory import peak_bytes, start_peak
+from jobs.measuring.functions.peak_memory import peak_bytes, start_peak
 
 OURS = "ours"
 PEER = "clip_benchmark"

@@ -5,7 +5,8 @@ of a row, is a result. Rows for which no time is left stay "not run". Nothing is
 installed is left out. `make bench-gpu` runs this and writes benchmarks/RESULTS.md.
 
 `flip doctor --measure` asks another question: how fast a site is, for its plans. Limits, steps, products of matrices
-and traces are the same code (``jobs.measuring.limited``, ``tools.measuring``); rows beside other projects are here.
+and traces are the same code (``jobs.measuring.limited``, ``jobs.measuring.functions``); rows beside other projects are
+here.
 
 Examples:
   python benchmarks/gpu.py                                        # all rows, 25 minutes at most
@@ -174,7 +175,7 @@ def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
     """Steps of B/16 under torch's profiler, written to trace.json.gz."""
-    from tools.measuring.trace import trace
+    from jobs.measuring.functions.trace import trace
 
     size, batch = ("tiny", 4) if chosen.quick else ("B/16", 256)
     file = str(chosen.folder / "trace.json.gz")
@@ -183,7 +184,7 @@ def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _matmul(chosen: argparse.Namespace) -> dict[str, Any]:
     """The rate that ``matmul_utilisation`` of a run is a share of."""
-    from tools.measuring.arithmetic import matmul
+    from jobs.measuring.functions.arithmetic import matmul
 
     return {"TFLOPS": matmul(chosen.device, 0.05 if chosen.quick else 1.0)["devices"][0]["bf16"]}
 

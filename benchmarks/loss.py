@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.lib import results
 from benchmarks.lib.results import rounded
 from flip.model_costs import LOSS_TILE, loss_bytes
-from tools.measuring.peak_memory import peak_bytes, start_peak
+from jobs.measuring.functions.peak_memory import peak_bytes, start_peak
 
 WIDTH = 512
 """E of B/16."""

@@ -25,7 +25,7 @@ from benchmarks.loss import device
 from flip import model_costs
 from flip.config.derived import visible_patch_count
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
-from tools.measuring.peak_memory import peak_bytes, start_peak
+from jobs.measuring.functions.peak_memory import peak_bytes, start_peak
 
 LARGER = 128, 256, 512
 """b on a GPU."""

@@ -36,8 +36,8 @@ from benchmarks.lib.work import AUGMENT, PATCH, SIZE, Work
 from flip.config import schema
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import ChunkTable, Manifest
+from jobs.measuring.functions import photo_shards
 from tests.s3.servers import files
-from tools.measuring import photo_shards
 
 SHARES = 0.01, 0.5, 0.99
 WORLD = 512

@@ -34,9 +34,9 @@ from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import PEER
 from flip import model_costs
 from flip.config.schema import MODEL_PRESETS
-from tools.measuring import training_step
-from tools.measuring.peak_memory import peak_bytes
-from tools.measuring.training_step import LEFT_OUT, OURS, Case
+from jobs.measuring.functions import training_step
+from jobs.measuring.functions.peak_memory import peak_bytes
+from jobs.measuring.functions.training_step import LEFT_OUT, OURS, Case
 
 WARM = {"cpu": 2, "cuda": 4}
 """Warm-up steps: optimiser states, caches, compilation."""
@@ -205,7 +205,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
 
 def _profile(timed: Callable[[], float], cuda: bool) -> dict[str, float]:
     """Share of each of torch's operations in one more step: the longest ones, and all others."""
-    from tools.measuring import trace
+    from jobs.measuring.functions import trace
 
     with trace.profiler(cuda) as profile:
         timed()

@@ -1,6 +1,6 @@
 """Storage to batches: our pipeline with and without masks, those of peers, and decoding alone, on one core and two.
 
-Synthetic photographs (tools/measuring/photo_shards.py) of 256 and 384 px, in each peer's format. Three places:
+Synthetic photographs (jobs/measuring/functions/photo_shards.py) of 256 and 384 px, in each peer's format. Three places:
 
 - An S3 server on the other cores, one core: all pipelines take turns, a batch each (benchmarks/lib/interleaved.py). The
   clock starts with the third batch, after clients are created. A pass reads the data set to its end: at the end of a
@@ -38,8 +38,8 @@ from benchmarks.lib.interleaved import Pass
 from benchmarks.lib.pipelines import BARE, BARE_TORCHVISION, BLOCK, LANES, MARKED, MASKS, PIPELINES, PLAIN, name_of
 from benchmarks.lib.results import rounded
 from benchmarks.lib.work import SHUFFLE, Work
-from tools.measuring import photo_shards
-from tools.measuring.photo_shards import Kind
+from jobs.measuring.functions import photo_shards
+from jobs.measuring.functions.photo_shards import Kind
 
 S3 = "S3 to batch on one core"
 FILES = "files to batch on one core"

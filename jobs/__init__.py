@@ -2,13 +2,13 @@
 
 ``__main__.py`` is the program ``flip``: it has the table of commands and starts a module of ``commands`` or of
 ``tools.commands``, which parses options, calls a package below, prints the result and turns errors into exit codes.
-``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py``, ``measurer.py`` and ``follow.py``
-only start code of packages below, because records of jobs and batch scripts name them.
+``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py``, ``supervisor.py`` and ``follow.py`` only
+start code of packages below, because records of jobs and batch scripts name them.
 
 Order of the packages; each imports only what stands to its right, and ``flip``:
 
-    commands -> measuring -> submission | reporting -> planning -> submitted_runs -> slurm | local | runtime | sweeps
-        -> tracking | pages -> common -> host
+    commands -> measuring.functions -> measuring -> submission | reporting -> planning -> submitted_runs
+        -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
 
 ``submission`` and ``reporting`` do not import each other, nor do ``slurm``, ``local`` and ``runtime``. ``slurm``,
 ``local`` and ``runtime`` use ``host`` for all that also runs outside of the ranks. No command imports torch, except for

@@ -3,8 +3,7 @@
 - ``commands``: the commands ``flip NAME`` of this folder, which parse options and call the packages below.
 - ``shards_commands``: data sets. ``demo_datasets``: the drawings that examples and studies train on.
 - ``studies``: what masking and other settings gain at equal cost. ``records``: the fewest core-seconds to an accuracy.
-- ``measuring``: the work of `flip doctor --measure`. ``sandbox``: a Slurm cluster on one machine.
-- ``documentation``: the site.
+- ``sandbox``: a Slurm cluster on one machine. ``documentation``: the site.
 
 May import ``flip`` and ``jobs``; only a checkout has this folder.
 """

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from benchmarks.lib.table_rows import number
 from benchmarks.lib.training_steps import PEER
 from flip import model_costs
+from jobs.measuring.functions.training_step import LEFT_OUT, OURS, model
 from jobs.planning.measurement import MEASURED
-from tools.measuring.training_step import LEFT_OUT, OURS, model
 
 NOT_RUN = "not run"
 Figure = Callable[[Mapping[str, Any], str], str]

@@ -20,7 +20,7 @@ import numpy as np
 from flip.config.host import core_seconds, cores
 from flip.environment import processor
 from flip.runs.rundir import write_json
-from tools.measuring.timing import rounded, seconds
+from jobs.measuring.functions.timing import rounded, seconds
 
 ABSENT = "not installed"
 

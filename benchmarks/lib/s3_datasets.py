@@ -16,10 +16,10 @@ from benchmarks.lib import formats
 from benchmarks.lib.work import Work
 from flip.data.manifest.build import index
 from flip.tokenizer import train
+from jobs.measuring.functions import photo_shards
+from jobs.measuring.functions.photo_shards import Kind
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
 from tools.commands import shards as shards_command
-from tools.measuring import photo_shards
-from tools.measuring.photo_shards import Kind
 
 SERVERS: dict[str, type[Server]] = {"weed": Weed, "nanio": Nanio}
 SHARDS = 4

@@ -1,4 +1,7 @@
-"""A training step of open_clip, as a function of a batch in memory; ours is in ``tools.measuring.training_step``."""
+"""A training step of open_clip, as a function of a batch in memory.
+
+Ours is in ``jobs.measuring.functions.training_step``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.measuring.training_step import Case, model, tokens_of
+from jobs.measuring.functions.training_step import Case, model, tokens_of
 
 PEER = "open_clip"
 

@@ -1,7 +1,8 @@
 """Measures how fast ranks communicate: a collective of all ranks, and neighbours that send to each other.
 
 Used by the check of an allocation (``jobs.runtime.network_check``) and by `flip doctor --measure`
-(``tools.measuring``). All functions but ``neighbours`` and ``disjoint`` are collective, over the default process group.
+(``jobs.measuring.functions``). All functions but ``neighbours`` and ``disjoint`` are collective, over the default
+process group.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def measure(
     code = take(REPOSITORY, folder / ".code").path
     plain = dataclasses.replace(profile, agents=False)  # a killed row must not restart the process of its node
     with writing(folder):
-        open_backend(plain).submit([Job(run, code, resources, environment, module="jobs.measurer")])
+        open_backend(plain).submit([Job(run, code, resources, environment, module="jobs.measuring.node")])
     note(f"the job is {run.path}; to end it: {command('cancel', run.path)}")
     _wait(run)
     measured = read_measurement(str(run.path / node.RESULT))

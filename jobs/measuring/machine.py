@@ -199,7 +199,7 @@ def _limited(row: RowPlan, folder: Path, limit: float, root: Path, stopped: Call
         options["folder"] = str(folder)
     if row.function in DETACHED:
         options["seconds"] = limit - STOP_SECONDS
-    command = [sys.executable, "-m", "tools.measuring", row.function, json.dumps(options)]
+    command = [sys.executable, "-m", "jobs.measuring.functions", row.function, json.dumps(options)]
     variables = _allocator(row)
     variables |= {name: value for name, value in os.environ.items() if row.function in TOGETHER or not _of_rank(name)}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}

@@ -1,5 +1,6 @@
 """The work of the process of one node of a measuring job: rows between nodes, then those of each node, then the result.
 
+Records of jobs name this module: ``python -m jobs.measuring.node RUN_DIR``.
 Each node writes its rows to RUN/nodes/<node>.json, so that a job that was preempted continues. The first node merges
 them into RUN/measured.json.
 """
@@ -26,6 +27,8 @@ from jobs.planning.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Me
 if TYPE_CHECKING:
     from flip.distributed.shutdown import StopFlag
 
+PRELOAD = ("jobs.runtime.rank_process", "jobs.measuring.node")
+"""What a node agent imports before it forks ranks (``jobs.runtime.node_agent``). None of these starts a thread."""
 REQUEST = "measure.json"
 """Of the run directory: minutes, manifests, rows and whether names may be written."""
 RESULT = "measured.json"
@@ -201,3 +204,11 @@ def slow_nodes(nodes: Sequence[Measurement]) -> list[dict[str, Any]]:
                     stopped = matmul.values.get("throttled_seconds", 0.0) if matmul else 0.0
                     slow.append(entry | {"load": nodes[number].load, "throttled_seconds": stopped})
     return slow
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.runtime import rank_process
+
+    rank_process.exit_process(rank_process.main(sys.argv[1], measure_node))

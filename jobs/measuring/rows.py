@@ -27,7 +27,7 @@ SAVE_MEGABYTES = {"cuda": 2000, "cpu": 100}
 
 @dataclass(frozen=True)
 class RowPlan:
-    """A row to run. ``function``: of ``tools.measuring``; ``limit``: seconds; ``skipped``: why it is not run."""
+    """A row to run. ``function``: of ``functions/``; ``limit``: seconds; ``skipped``: why it is not run."""
 
     name: str
     what: str

@@ -15,8 +15,8 @@ from benchmarks.lib import steady, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
 from flip.data.prefetch import chunks_due, phase
+from jobs.measuring.functions import photo_shards
 from tests.slurm_site import require
-from tools.measuring import photo_shards
 
 pytestmark = pytest.mark.long
 

@@ -16,9 +16,9 @@ import pytest
 from benchmarks import gpu, table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
+from jobs.measuring.functions.trace import device_rows
+from jobs.measuring.functions.training_step import LEFT_OUT, OURS
 from jobs.planning import measurement
-from tools.measuring.trace import device_rows
-from tools.measuring.training_step import LEFT_OUT, OURS
 
 pytestmark = pytest.mark.long
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from jobs.measuring.functions import inputs
 from jobs.measuring.verdicts import SLOW, WORKS, judge
 from tests.jobs.measuring.test_verdicts import row
 from tests.jobs.planning.test_measurement import example
 from tests.s3.conftest import on_nanio
-from tools.measuring import inputs
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 

@@ -18,12 +18,12 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.runs.errors import DataError
+from jobs.measuring.functions import input_stages
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_decode_odd import SOUND
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
-from tools.measuring import input_stages
 from tools.shards_commands import inspect_samples
 from tools.shards_commands.recode_picture import Recoding, markers_are_safe, recode_picture
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized

@@ -1,6 +1,7 @@
 """Tests of the rows of a measurement: on a CPU each row of a GPU is skipped with a reason, and its code still runs."""
 
 from jobs.measuring import node
+from jobs.measuring.functions.__main__ import ROWS
 from jobs.measuring.rows import (
     MASKS,
     MODELS,
@@ -11,7 +12,6 @@ from jobs.measuring.rows import (
     local_rows,
     scheduled_faults,
 )
-from tools.measuring.__main__ import ROWS
 
 
 def rows_by_name(device, gpus):

@@ -20,12 +20,12 @@ from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.manifest import Manifest, write
 from flip.evaluation.datasets.image_sources import Shards
 from flip.runs.errors import ConfigError, DataError
+from jobs.measuring.functions import input_stages
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import take
 from tests.synthetic import encode, picture
 from tests.tools.shards_commands.test_verify import checked, rot
-from tools.measuring import input_stages
 from tools.shards_commands import inspect_samples, verify
 
 LONG = Filters(length=Length(10, None))

@@ -12,7 +12,7 @@ from typing import Any
 
 from flip.files.creation import atomic_write, create_file, open_lock, open_regular, output_folder
 from flip.runs.rundir import RunDir
-from tools.measuring.timing import rounded, seconds
+from jobs.measuring.functions.timing import rounded, seconds
 
 LARGE = 1 << 26
 """Bytes of the large file."""

@@ -16,8 +16,8 @@ from torch import distributed
 from flip.config import schema
 from flip.distributed import link_speed, parallel
 from flip.traffic import PAYLOAD
-from tools.measuring.ranks import run_ranks
-from tools.measuring.timing import rounded
+from jobs.measuring.functions.ranks import run_ranks
+from jobs.measuring.functions.timing import rounded
 
 SIZES = {"cuda": (1 << 16, 1 << 22, 1 << 26, 1 << 28), "cpu": (1 << 14, 1 << 20, 1 << 24)}
 """Bytes of the full tensor."""

@@ -8,11 +8,11 @@ from flip.data import kernel, worker
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
+from jobs.measuring.functions import input_stages
+from jobs.measuring.functions.input_stages import PipelineStage, find_bottleneck
 from tests.flip.data.loading import SAMPLES
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import encode, make_dataset, picture
-from tools.measuring import input_stages
-from tools.measuring.input_stages import PipelineStage, find_bottleneck
 from tools.shards_commands.manifest import excepting
 
 STAGES = ["read", "walk", "decode", "whole"]

@@ -15,15 +15,15 @@ from flip.runs import commit
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.host.slurm_cli import SlurmUnavailable
+from jobs.measuring.functions import agents, arithmetic, collectives, disk, faults, inputs, ranks, steps, trace
 from jobs.measuring.verdicts import SLOW, judge
 from jobs.planning.core_speeds import rows_of
 from jobs.planning.measurement import MEASURED, MeasuredRow
 from jobs.reporting.faults import PARTS
 from tests.harness.common import make_run
 from tests.jobs.planning.test_measurement import example
-from tools.measuring import agents, arithmetic, collectives, disk, faults, inputs, ranks, steps, trace
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_matmul_and_copies_have_a_rate_per_device():
@@ -141,7 +141,7 @@ def test_reason_of_a_failed_rank_is_its_exception():
 
 @pytest.mark.long
 def test_collectives_and_links_between_three_processes():
-    command = [sys.executable, "-m", "tools.measuring", "collectives", '{"device": "cpu", "ranks": 3}']
+    command = [sys.executable, "-m", "jobs.measuring.functions", "collectives", '{"device": "cpu", "ranks": 3}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert (result["ranks"], result["nodes"], len(result["rows"])) == (3, 1, 9) and result["gbps"] > 0
@@ -154,7 +154,7 @@ def test_collectives_and_links_between_three_processes():
 def test_faults_continue_to_the_weights_of_one_undisturbed_run(tmp_path):
     for kind, cause in (("rank", "crash"), ("agent", "stopped"), ("preemption", "stopped")):
         options = {"folder": str(tmp_path), "device": "cpu", "ranks": 2, "seconds": 400, "kind": kind}
-        command = [sys.executable, "-m", "tools.measuring", "fault", json.dumps(options)]
+        command = [sys.executable, "-m", "jobs.measuring.functions", "fault", json.dumps(options)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=450)
         assert done.returncode == 0, done.stderr[-2000:]
         result = json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,8 +1,8 @@
-"""The rows of `flip doctor --measure`: what is run to measure a machine.
+"""The rows of `flip doctor --measure`: what is run to measure a machine, in processes of its own.
 
-``python -m tools.measuring ROW`` runs one row and prints its numbers as JSON; ``jobs.measuring`` starts it, limits its
-time, and judges the result. A row runs on CUDA or on a CPU with the same code, so that a machine without GPUs tests
-what a cluster will run.
+``python -m jobs.measuring.functions ROW`` runs one row and prints its numbers as JSON; ``jobs.measuring`` starts it,
+limits its time, and judges the result. A row runs on CUDA or on a CPU with the same code, so that a machine without
+GPUs tests what a cluster will run.
 
 - ``arithmetic.py``: products of matrices by dtype, and copies between host and device.
 - ``collectives.py``: all-reduce, all-gather and reduce-scatter between processes, by size.
@@ -16,5 +16,5 @@ what a cluster will run.
   undisturbed one.
 - ``photo_shards.py``: synthetic shards that cost what photographs cost.
 
-May import flip, jobs and tools. `benchmarks/` imports from here, and never the other way round.
+May import torch, ``jobs.measuring`` and everything below it. `benchmarks/` imports from here.
 """

@@ -27,7 +27,7 @@ def run_ranks(row: str, options: Mapping[str, Any], ranks: int) -> dict[str, Any
 
 def _outputs(row: str, options: Mapping[str, Any], ranks: int, folder: Path) -> list[str]:
     place = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "FLIP_STORE": folder / "store"}
-    command = [sys.executable, "-m", "tools.measuring", row, json.dumps(options)]
+    command = [sys.executable, "-m", "jobs.measuring.functions", row, json.dumps(options)]
     processes = []
     for rank in range(ranks):
         environment = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}

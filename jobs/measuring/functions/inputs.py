@@ -19,7 +19,7 @@ from flip.data.kernel import obstacle
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.environment import processor
-from tools.measuring import input_stages, photo_shards
+from jobs.measuring.functions import input_stages, photo_shards
 
 SYNTHETIC = 128
 """Synthetic photographs of 384 px: they take about two seconds to make."""

@@ -1,4 +1,4 @@
-"""``python -m tools.measuring ROW [JSON]``: runs one row and prints its numbers as one JSON document."""
+"""``python -m jobs.measuring.functions ROW [JSON]``: runs one row and prints its numbers as one JSON document."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     name, *words = arguments
     module, _, function = ROWS[name].partition(":")
     options = json.loads(words[0]) if words else {}
-    work = vars(importlib.import_module(f"tools.measuring.{module}"))[function]
+    work = vars(importlib.import_module(f"jobs.measuring.functions.{module}"))[function]
     print(json.dumps(work(**options)))
     return 0
 

@@ -1,6 +1,6 @@
 """Tests that a peak of memory counts what was allocated and freed since its start, and nothing from before."""
 
-from tools.measuring.peak_memory import peak_bytes, start_peak
+from jobs.measuring.functions.peak_memory import peak_bytes, start_peak
 
 MEGABYTE = 1_000_000
 

@@ -11,7 +11,7 @@ import torch
 from flip import model_costs
 from flip.monitoring.utilisation import measure_matmul_flops
 from flip.runs.cgroup import throttled_seconds
-from tools.measuring.timing import rounded
+from jobs.measuring.functions.timing import rounded
 
 CUDA_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CPU_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

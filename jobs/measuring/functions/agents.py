@@ -1,5 +1,6 @@
-"""``python -m tools.measuring.agents RUN SECONDS``: kills the agent of a run on this node after its first checkpoint.
+"""Kills the agent of a run on this node after its first checkpoint.
 
+``python -m jobs.measuring.functions.agents RUN SECONDS``.
 Standard library, Python >= 3.6: on a node it runs with the interpreter of batch scripts.
 """
 

@@ -35,11 +35,11 @@ from flip.tokenizer import train
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.host import slurm_cli
 from jobs.local.backend import live_ranks
+from jobs.measuring.functions import agents, photo_shards
 from jobs.measuring.limited import TIMED_OUT
 from jobs.reporting import goodput
 from jobs.submission.api import SubmittedRuns
 from jobs.submitted_runs.clusters import poll_interval
-from tools.measuring import agents, photo_shards
 
 STEPS = 200
 BATCH = 8

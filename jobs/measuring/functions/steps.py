@@ -16,10 +16,10 @@ from torch import distributed
 from flip import model_costs
 from flip.config.schema import Compute
 from flip.distributed import parallel
-from tools.measuring.peak_memory import peak_bytes
-from tools.measuring.ranks import run_ranks
-from tools.measuring.timing import rounded
-from tools.measuring.training_step import OURS, Case, flip_steps, model
+from jobs.measuring.functions.peak_memory import peak_bytes
+from jobs.measuring.functions.ranks import run_ranks
+from jobs.measuring.functions.timing import rounded
+from jobs.measuring.functions.training_step import OURS, Case, flip_steps, model
 
 TOLERANCE = {"bf16": 0.02, "fp32": 0.001}
 """Largest difference of a loss from that in fp32 without compilation, as a share of the first one."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tools.measuring.timing import rounded
-from tools.measuring.training_step import OURS, Case, flip_steps
+from jobs.measuring.functions.timing import rounded
+from jobs.measuring.functions.training_step import OURS, Case, flip_steps
 
 STEPS = 3
 WARM = 5
