@@ -7,7 +7,6 @@ Standard library, Python >= 3.6.
 """
 
 import json
-import logging
 import os
 import re
 import sys
@@ -129,13 +128,6 @@ def _forms(value: str) -> List[str]:
         json.dumps(value)[1:-1],
         repr(value)[1:-1],
     ]
-
-
-class ScrubbedFormatter(logging.Formatter):
-    """Formats lines of a log without credentials, whichever library wrote them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
 
 
 class ScrubbedStream:

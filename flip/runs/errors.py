@@ -8,7 +8,7 @@ import errno
 import logging
 from typing import Any, Iterable, List
 
-from flip.runs.credentials import ScrubbedFormatter, scrub, scrub_stderr
+from flip.runs.credentials import scrub, scrub_stderr
 
 COMPLETE = 0
 DATA = 65  # a shard, a manifest or a record is missing or damaged
@@ -46,6 +46,13 @@ STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if nam
 
 #: Errors of a full disk, or of a quota. On a shared file system all nodes meet them, whichever does first.
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ScrubbedFormatter(logging.Formatter):
+    """Formats lines of a log without credentials, whichever library wrote them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
 
 
 def short(value: object) -> str:

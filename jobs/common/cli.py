@@ -184,8 +184,7 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
     """
     import logging  # after parsing: --help must be fast
 
-    from flip.runs.credentials import ScrubbedFormatter
-    from flip.runs.errors import FlipError
+    from flip.runs.errors import FlipError, ScrubbedFormatter
 
     global _options
     before = _options
