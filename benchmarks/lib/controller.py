@@ -35,11 +35,14 @@ KILL_WAIT = 30
 STEP = "step"
 """In the list of calls: the end of the ranks."""
 
-PREEMPTED = """
+ANSWERS = """
+state=RUNNING times=
+if grep -qx {step} {calls}; then  # preempted in grace: ended by itself
+  state=COMPLETING times="PreemptTime=2030-01-01T00:00:00 EndTime=2030-01-01T00:00:00"
+fi
 case "$*" in
 *config*) echo "ClusterName = bench" ;;
-*show*) echo "JobId=57 JobState=COMPLETING Reason=None Restarts=0 RunTime=01:00:00 TimeLimit=1-00:00:00"
-  echo "PreemptTime=2030-01-01T00:00:00 EndTime=2030-01-01T00:00:00" ;;
+*show*) echo "JobId=57 JobState=$state Reason=None Restarts=0 RunTime=01:00:00 TimeLimit=1-00:00:00 $times" ;;
 esac
 """
 
@@ -66,7 +69,8 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
     try:
         site = Site(folder)
         script = folder / "bin" / "scontrol"
-        script.write_text(f"#!/bin/sh\necho scontrol >>{site.calls}\n{PREEMPTED}")
+        answers = ANSWERS.format(step=STEP, calls=site.calls)
+        script.write_text(f"#!/bin/sh\necho scontrol >>{site.calls}\n{answers}")
         calls = Calls(site)
         sweep = folder / "runs" / "sweep"
         jobs = []

@@ -30,6 +30,7 @@ from tests.fakeslurm.site import Site
 from tests.fakeslurm.storage import trouble
 from tests.fakeslurm.trainer import BATCH, CANARY, Run, Trainer
 from tests.fakeslurm.verdicts import EXCUSED
+from tests.harness.job_records import write_formats
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -113,6 +114,7 @@ class World:
         self.excuses = []
         self.behind = set()
         """(time, run) of orders for runs whose canary had stopped: it takes a person to go on."""
+        write_formats(folder / ".code")
         for name in self.likes:
             run = RunDir(folder / name)
             run.path.mkdir(parents=True)

@@ -38,7 +38,7 @@ from jobs.local.backend import live_ranks
 from jobs.measuring.functions import agents, photo_shards
 from jobs.measuring.limited import TIMED_OUT
 from jobs.reporting import goodput
-from jobs.submission.api import SubmittedRuns
+from jobs.submission.api import SubmittedRuns, submit
 from jobs.submitted_runs.clusters import poll_interval
 
 STEPS = 200
@@ -81,7 +81,6 @@ def fault(
     place = Path(folder)
     runs_root = place / "runs"
     os.environ["FLIP_RUNS"] = str(runs_root)
-    import flip
 
     end = time.monotonic() + seconds
     cluster = place / "machine.yaml"
@@ -90,7 +89,7 @@ def fault(
     if not sweep.exists():
         _write_sweep(place, device, ranks, nodes, profile)
     with contextlib.redirect_stdout(sys.stderr):
-        runs = flip.submit(sweep, cluster=str(cluster), only=f"{UNDISTURBED} {kind}", retry=True, yes=True)
+        runs = submit(sweep, cluster=str(cluster), only=f"{UNDISTURBED} {kind}", retry=True, yes=True)
     disturbed = RunDir(runs.folder / kind)
     scheduler = str(profile["kind"])
     try:

@@ -149,7 +149,7 @@ def test_start_of_attempt_deletes_temporaries_of_writers_and_no_other_names(tmp_
     run.start_attempt({})
     outside = tmp_path / "outside"
     outside.mkdir()
-    own = [f"status.json.tmp.{'a1' * 8}", f".tmp.{'0' * 16}.a.npy", f"latest.new.{'f' * 16}", "status.json.tmp.4711"]
+    own = [f"status.json.tmp.{'a1' * 8}", f".tmp.{'0' * 16}.a.npy", f"latest.new.{'f' * 16}"]
     others = ["notes.tmp.txt", "my.new.ideas", "config.yaml", f"start.json.tmp.{'0' * 16}"]
     for name in own + others:
         (run.path / name).write_text("x")

@@ -107,7 +107,7 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     world = parallel.World(1, 2, torch.device("cpu"), None, None)
     users = SimpleNamespace(pending=list, reduced=lambda *_: {}, disabled=[])
     lines = MetricLines(RunDir(tmp_path), 1, config, world, None, None, users)
-    monkeypatch.setattr("flip.training.metrics_callback.optim.weight_norms", lambda *_: (0, 0))
+    monkeypatch.setattr("flip.training.metrics_callback.parameter_groups.weight_norms", lambda *_: (0, 0))
     monkeypatch.setattr("flip.training.metrics_callback.grad_cache.mean_text_tokens", lambda *_: 1.0)
     windows = []
 
@@ -162,7 +162,7 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
     run = RunDir(tmp_path)
-    results = [{"name": "val", "top1": 0.5}]
+    results = [{"name": "val", "task": "zeroshot", "precision": "fp32", "metric": "top1", "top1": 0.5}]
     predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
     training = SimpleNamespace(
         span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples_seen=8, seconds=1.0

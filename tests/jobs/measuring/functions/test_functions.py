@@ -251,7 +251,7 @@ def test_runs_of_a_fault_end_with_it(tmp_path, monkeypatch, answer, error, detai
     runs = _Runs(tmp_path / "runs" / "measure", answer)
     if answer == ("running",):
         write_json(make_run(runs.folder / "agent").result, {})
-    monkeypatch.setattr("flip.submit", lambda *_, **options: runs)
+    monkeypatch.setattr("jobs.measuring.functions.faults.submit", lambda *_, **options: runs)
     monkeypatch.setattr(faults, "_write_sweep", lambda *_: None)
     profile = {"kind": "slurm", "partition": "gpu"}
     with pytest.raises(error, match=detail):
