@@ -21,7 +21,7 @@ SMALL = {"emoji": 64}
 FAULTS = {"rank": "a killed rank", "agent": "a killed agent of a node", "preemption": "a preemption"}
 SCHEDULED_FAULTS = ("agent", "preemption")
 """Faults that are caused in jobs if there is a scheduler."""
-INPUT_SECONDS = 6.0
+INPUT_SECONDS = 5.0
 SAVE_MEGABYTES = {"cuda": 2000, "cpu": 100}
 
 
