@@ -72,7 +72,7 @@ _OUTCOME = {
     "started": key([TEXT], "runs that were started"),
     "trashed": key(VALUES, "run -> where its old folder is"),
     "still_saving": key([TEXT], "runs that could not be moved, because they still save"),
-    "cancelled_meanwhile": key([TEXT], "runs that somebody cancelled during the call"),
+    "cancelled_meanwhile": key([TEXT], "runs that were cancelled during the call"),
 }  # fmt: skip
 _PLAN = {
     "sweep": key(TEXT, "name of the sweep"),

@@ -123,6 +123,8 @@ class Owner:
         """The wall limit that is recorded, in seconds."""
         self._signal = 0
         """The last one that came."""
+        self._unsent = 0
+        """The same until a step got it: it may come while one starts, which this process does not know yet."""
         self._pause_end = FOREVER
         """When the first of the pauses ends that are under way, by the monotonic clock."""
         self.limit = LimitWatch(scheduler, self._restart_around_ranks, self._record_limit)
@@ -143,10 +145,12 @@ class Owner:
         else:
             number = signal.SIGUSR2
         self._signal = number
+        self._unsent = number
         self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
         if self.step is not None and self.step.poll() is None:
+            self._unsent = 0
             self.step.send_signal(number)
 
     def wait(self, seconds: float) -> None:
@@ -168,9 +172,11 @@ class Owner:
         outer = self._pause_end
         self._pause_end = min(outer, end)
         longest = IDLE_SECONDS if self.pool is None else POLL_SECONDS
-        while time.monotonic() < end:
-            self.wait(max(0.0, min(longest, end - time.monotonic())))
-        self._pause_end = outer
+        try:
+            while time.monotonic() < end:
+                self.wait(max(0.0, min(longest, end - time.monotonic())))
+        finally:
+            self._pause_end = outer
 
     def next_due(self) -> float:
         """When ``wait`` has something to do without an event, by the monotonic clock."""
@@ -368,7 +374,10 @@ class Owner:
     def _start_step(self, kind: str, nodes: int) -> None:
         """Start srun and, with the first step, a process for each tracker, on this node. It has the environment that
         the setup lines of the profile leave to srun. A run does not depend on it."""
+        self._unsent = 0
         self.step = self.retry(lambda error: self._start("step", kind, str(nodes)))
+        if self._unsent:
+            self._pass_on(self._unsent)
         if self.followers:
             return
         for name in self.options.trackers:

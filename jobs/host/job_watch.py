@@ -20,8 +20,7 @@ class LimitWatch:
     """Notices that the scheduler ends the job for its wall limit, for a preemption, or for lost nodes.
 
     It asks seldom, but every second and with a short deadline near the limit: only KillWait remains between TERM and
-    KILL. ``on_end``: called with one of
-    ``own_job.ENDS_AROUND_RANKS``. ``on_limit``: called with the limit, in seconds.
+    KILL. ``on_end``: called with one of ``own_job.ENDS_AROUND_RANKS``. ``on_limit``: called with the limit, in seconds.
     """
 
     def __init__(

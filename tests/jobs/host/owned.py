@@ -15,6 +15,7 @@ class WrittenStep:
     pid = 4711
 
     def __init__(self, code, polls=0):
+        self.signals = []
         self._code = code
         self._polls = polls
 
@@ -28,7 +29,7 @@ class WrittenStep:
         """It ends after a number of polls, at once."""
 
     def send_signal(self, number):
-        """It has ended."""
+        self.signals.append(number)
 
 
 class SilentGuard:

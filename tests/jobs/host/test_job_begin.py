@@ -5,6 +5,7 @@ It never guesses the cause of an attempt's end: a scheduler that does not answer
 
 import errno
 import os
+import signal
 
 import pytest
 
@@ -186,6 +187,15 @@ def test_open_attempt_is_ended_at_start_if_slurm_answers(run, seen, cause):
     at_start = []
     serve(run, WrittenScheduler(75, seen, play=lambda: at_start.extend(causes(run))))
     assert at_start == [cause, None]
+
+
+def test_signal_that_comes_while_ranks_start_reaches_them(run):
+    """The step runs before the call that starts it has returned."""
+    scheduler = WrittenScheduler(75, play=lambda: starting.on_signal(signal.SIGUSR1))
+    scheduler.polls = 3
+    starting = owner(run, scheduler)
+    starting.serve()
+    assert starting.step.signals == [signal.SIGUSR2]
 
 
 # -- DECIDE ------------------------------------------------------------------------------------------------------------
