@@ -182,7 +182,7 @@ def test_submit_successor_passes_on_delay_nodes_and_failed_starts(slurm):
 
 
 def test_submit_successor_passes_on_failed_starts_that_own_comment_lacks(slurm):
-    """Slurm changes no comment of a job whose batch shell was killed, because it has ended."""
+    """Slurm changes no comment of a job whose batch script was killed, because it has ended."""
     slurm(comment="away:7:4:4")
     requeue.submit_successor("57_3", 5, None, failed=failed_starts.FailedStarts(8, 4, 137, "n3"))
     requeue.submit_successor("57_3", 5, None)
@@ -192,7 +192,7 @@ def test_submit_successor_passes_on_failed_starts_that_own_comment_lacks(slurm):
 
 @pytest.fixture(params=["gone", "other"])
 def parent(request):
-    """The parent's pid after the batch shell was killed: 0, or another process. The hook's own environment counts."""
+    """The parent's pid after the batch script was killed: 0, or another process. The hook's own environment counts."""
     if request.param == "gone":
         yield 0
         return

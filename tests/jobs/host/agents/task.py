@@ -20,7 +20,7 @@ TASK = {
 
 @functools.cache
 def srun():
-    """A socket in place of that of srun: a task without a coordinator leaves its job to the exit trap."""
+    """A socket in place of that of srun: a task without a coordinator leaves its job to the owner."""
     return socket.create_server(("127.0.0.1", 0), backlog=1000)
 
 

@@ -214,7 +214,7 @@ def test_slurm_that_does_not_answer_is_asked_every_second_at_first(slurm, enviro
 
 @pytest.mark.parametrize("over", ["complete", "cancelled", "stopped", "stopped without this node"])
 def test_run_that_is_over_is_left_alone(slurm, environ, run, over):
-    """A job that has ended shows the same state if its exit trap has stopped the run."""
+    """A job that has ended shows the same state if its owner has stopped the run."""
     slurm("n[1-3]", "COMPLETING", "NonZeroExitCode")
     if over == "complete":
         run.result.write_text("{}")
@@ -287,7 +287,7 @@ def test_task_with_srun_leaves_job_to_exit_trap(slurm, environ):
     "reason, is_restarted", [(KILLED, True), ("OutOfMemory", True), ("TimeLimit", False), ("None", False)]
 )
 def test_srun_may_outlive_its_batch_shell(slurm, environ, reason, is_restarted):
-    """Slurm ends the job because the shell has ended, or for another reason: then its exit trap decides."""
+    """Slurm ends the job because the batch script has ended, or for another reason: then its owner decides."""
     slurm("n[1-3]", "COMPLETING", reason)
     with socket.create_server(("127.0.0.1", 0)) as srun:
         for act in (orphaned_task.restart_if_orphaned, orphaned_task.restart_if_ending):
