@@ -5,7 +5,8 @@
   numbers of nodes of a job; ``end_evidence.py``: what is known of the end of an attempt.
 - ``guard.py``: the process that restarts the job if its owner is killed or hangs.
 - ``scheduler.py``: ``Scheduler``, what the owner needs of a scheduler, and Slurm behind it.
-- ``rank_step.py``: ranks that srun starts without node agents.
+- ``job_processes.py``: the step of a job and the followers of trackers; ``rank_step.py``: ranks that srun starts
+  without node agents.
 - ``slurm_cli.py``: the only module that calls Slurm's commands and parses their output; ``node_list.py``: of nodes.
 - ``own_job.py``: the batch job of this process: its number, the state in which it ends, its wall limit.
 - ``requeue.py``: how a job restarts: requeue, or a successor if Slurm does not requeue it; which nodes it then avoids.

@@ -49,10 +49,10 @@ try:
     from jobs.host.agents.node_pool import POLL_SECONDS, NodePool, exit_code, open_server
     from jobs.host.guard import Guard
     from jobs.host.job_nodes import JobNodes, nodes_of_job
+    from jobs.host.job_processes import JobProcesses
     from jobs.host.job_restart import JobRestart, StandIn
     from jobs.host.job_watch import CanaryWatch, LimitWatch
     from jobs.host.rank_step import RankStep
-    from jobs.host.rank_step import exit_code as code_of_process
     from jobs.host.scheduler import RUNNING, SUSPENDED, JobSeen, Scheduler, SlurmScheduler
 except (ImportError, OSError, SyntaxError):
     if __name__ != "__main__":
@@ -65,9 +65,7 @@ EXAMPLE = """example:
 RETRY_SECONDS = 600.0  # for which an unavailable file system is retried on the node
 REQUEUE_DELAY = 1800.0  # until the next start after that
 STATE_SECONDS = 5.0  # for which an answer of Slurm counts; a wait and the return of an agent may take minutes
-STEP_EXIT_SECONDS = 20.0  # for srun to end after all node agents have ended their ranks and have left
 IDLE_SECONDS = 1.0  # in which a signal is noticed while nothing runs
-FOLLOWER_SECONDS = 60.0  # for trackers to get the last values
 FOREVER = float("inf")
 NO_ANSWER = "Slurm does not show the state of the job"
 
@@ -109,9 +107,7 @@ class Owner:
         self.nodes = JobNodes(1, [1], 1)
         self.pool: Optional[NodePool] = None
         self.ranks: Optional[RankStep] = None
-        self.step: Any = None
-        """The process of the step, and those of the trackers."""
-        self.followers: List[Any] = []
+        self.processes = JobProcesses(self._start, self.retry, self.log)
         self.is_over = False
         """Whether the job was restarted or ends, so that nothing can follow any more."""
         self._serve_agents = serve_agents
@@ -123,8 +119,6 @@ class Owner:
         """The wall limit that is recorded, in seconds."""
         self._signal = 0
         """The last one that came."""
-        self._unsent = 0
-        """The same until a step got it: it may come while one starts, which this process does not know yet."""
         self._pause_end = FOREVER
         """When the first of the pauses ends that are under way, by the monotonic clock."""
         self.limit = LimitWatch(scheduler, self._restart_around_ranks, self._record_limit)
@@ -145,13 +139,7 @@ class Owner:
         else:
             number = signal.SIGUSR2
         self._signal = number
-        self._unsent = number
-        self._pass_on(number)
-
-    def _pass_on(self, number: int) -> None:
-        if self.step is not None and self.step.poll() is None:
-            self._unsent = 0
-            self.step.send_signal(number)
+        self.processes.signal_step(number)
 
     def wait(self, seconds: float) -> None:
         """Wait for what the agents or the step do, for a short time, and do what is due."""
@@ -372,19 +360,8 @@ class Owner:
         self.guard.say(attempt=n)
 
     def _start_step(self, kind: str, nodes: int) -> None:
-        """Start srun and, with the first step, a process for each tracker, on this node. It has the environment that
-        the setup lines of the profile leave to srun. A run does not depend on it."""
-        self._unsent = 0
-        self.step = self.retry(lambda error: self._start("step", kind, str(nodes)))
-        if self._unsent:
-            self._pass_on(self._unsent)
-        if self.followers:
-            return
-        for name in self.options.trackers:
-            try:
-                self.followers.append(self._start("follow", name, str(self.step.pid)))
-            except OSError as error:
-                self.log("no follower for %s: %s" % (name, error))
+        self.processes.start_step(kind, nodes)
+        self.processes.start_followers(self.options.trackers)
 
     def _start(self, *words: str) -> Any:
         argv = ["/bin/bash", self.options.script, *words]
@@ -399,7 +376,7 @@ class Owner:
             self._start_step("agents", self.nodes.total)
             if self._gather_first(self.pool):
                 return self._run_attempt(self.nodes.most)
-            code = code_of_process(self.step.poll())
+            code = self.processes.code_of_step()
             if code not in (None, COMPLETE, NO_AGENTS):
                 return AttemptOutcome(code, (), False, "the step of the node agents has ended"), {}
             self._do_without_agents(self.pool)
@@ -414,7 +391,7 @@ class Owner:
             self.log,
             self._is_suspended,
             self._lost_nodes,
-            lambda: self.step.poll() is not None,
+            lambda: not self.processes.has_step(),
             self.options.peer_seconds,
             self._serve_agents,
         )
@@ -445,7 +422,7 @@ class Owner:
         ))  # fmt: skip
         pool.leave(NO_AGENTS)
         self.pool = None
-        self._end_step()
+        self.processes.end_step(self.wait)
         deletion.delete_file(self.run.attempt(self.n) / CONTACT)  # it would prove that agents have started the ranks
 
     def _run_attempt(self, nodes: int) -> Tuple[AttemptOutcome, Dict[str, str]]:
@@ -455,13 +432,13 @@ class Owner:
         if unhealthy:
             return AttemptOutcome(None, (), False, "nodes have failed their health check"), unhealthy
         if self._signal:  # it came before the agents could hear it
-            self._pass_on(self._signal)
+            self.processes.signal_step(self._signal)
         return self.pool.run_attempt(self.n, nodes), {}
 
     def _run_ranks(self) -> AttemptOutcome:
         """Run the attempt that was won as a step of ranks."""
         self._start_step("ranks", self.nodes.most)
-        self.ranks = RankStep(self.run, self.n, self.step, self.options.peer_seconds, self.log)
+        self.ranks = RankStep(self.run, self.n, self.processes.step, self.options.peer_seconds, self.log)
         while self.ranks.code() is None:
             self.wait(POLL_SECONDS)
         code = self.ranks.code()
@@ -548,7 +525,7 @@ class Owner:
             return NO_ANSWER
         if not seen.is_ours:
             return "the state of the job: %s" % seen.state
-        if self.pool is not None and self.step.poll() is not None:
+        if self.pool is not None and not self.processes.has_step():
             return "the step of the node agents has ended"
         return ""
 
@@ -616,28 +593,8 @@ class Owner:
         if self.pool is not None:
             self.pool.leave(code)
             self.pool = None
-            self._end_step()
-        self._end_followers()
-
-    def _end_step(self) -> None:
-        """Wait for the step of agents that have left, and kill srun if it outlives them: it waits for the task of a
-        lost node until Slurm notices the loss, for ever if the node is back before that."""
-        deadline = time.monotonic() + STEP_EXIT_SECONDS
-        while self.step.poll() is None and time.monotonic() < deadline:
-            self.wait(POLL_SECONDS)
-        if self.step.poll() is None:
-            self.log("srun was killed: all node agents have left, and Slurm did not notice the end of a lost one")
-            self.step.kill()
-
-    def _end_followers(self) -> None:
-        """Wait for the trackers; what is not sent then, the next attempt sends."""
-        deadline = time.monotonic() + FOLLOWER_SECONDS
-        for process in self.followers:
-            if process.poll() is None:  # followers of a job do not end with an attempt
-                process.send_signal(signal.SIGUSR1)
-        for process in self.followers:
-            while process.poll() is None and time.monotonic() < deadline:
-                self.scheduler.pause(POLL_SECONDS)
+            self.processes.end_step(self.wait)
+        self.processes.end_followers(self.scheduler.pause)
 
     # -- the log ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ import pytest
 from flip.runs import attempts
 from flip.runs.rundir import read_json, write_json
 from jobs.host.agents.orphaned_task import PATIENCE_SECONDS
-from jobs.host.job import RETRY_SECONDS, STEP_EXIT_SECONDS
+from jobs.host.job import RETRY_SECONDS
+from jobs.host.job_processes import STEP_EXIT_SECONDS
 from jobs.submitted_runs.clusters import states
 from tests.fakeslurm.storage import trouble
 from tests.harness.simulated_scene import staged

@@ -18,7 +18,7 @@ from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import job as job_module
-from jobs.host import rank_entry, scheduler, slurm_cli
+from jobs.host import job_processes, rank_entry, scheduler, slurm_cli
 from jobs.host.agents import node_pool
 from jobs.host.agents.channel import CONTACT, NO_AGENTS
 from jobs.host.job import JobOptions, Owner
@@ -47,7 +47,7 @@ def make_job(run, monkeypatch):
     """Start a job on one node with two ranks, or on more with a rank each."""
     timings = node_pool.TIMINGS._replace(killed_grace=0.3)
     monkeypatch.setattr(node_pool, "TIMINGS", timings)
-    monkeypatch.setattr(job_module, "STEP_EXIT_SECONDS", 0.5)
+    monkeypatch.setattr(job_processes, "STEP_EXIT_SECONDS", 0.5)
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLIP_ATTEMPT", "1")  # the owner sets it: restored at the end
@@ -115,7 +115,7 @@ def test_srun_that_outlives_all_agents_is_killed_and_job_ends_with_their_code(ma
     if code == 0:
         write_json(job.run.result, {})
     finish(job.run, code)
-    assert job.end() == code and job.owner.step.killed
+    assert job.end() == code and job.owner.processes.step.killed
     assert job.tasks[0].wait(60) == code
     assert "srun was killed: all node agents have left" in job.log()
     assert len(job.scheduler.requeues) == int(code != 0)

@@ -195,7 +195,7 @@ def test_signal_that_comes_while_ranks_start_reaches_them(run):
     scheduler.polls = 3
     starting = owner(run, scheduler)
     starting.serve()
-    assert starting.step.signals == [signal.SIGUSR2]
+    assert starting.processes.step.signals == [signal.SIGUSR2]
 
 
 # -- DECIDE ------------------------------------------------------------------------------------------------------------
