@@ -98,6 +98,9 @@ def _restart_if_orphaned(environ: Mapping[str, str]) -> None:
     from jobs.host.agents import orphaned_task  # here, so that no other start of a rank imports the queries of Slurm
 
     _note(orphaned_task.restart_if_orphaned(environ))
+    what = orphaned_task.restart_if_forgotten(environ)
+    if what:
+        _note(what)
 
 
 def agent_command(module: str, hosts: Sequence[str], environ: Mapping[str, str]) -> List[str]:

@@ -40,6 +40,8 @@ TURN_SECONDS = 60.0
 ENDING_TURN_SECONDS = 2.0
 """Between the turns of two nodes of a job that Slurm ends."""
 CONNECT_SECONDS = 10.0
+SAVED_SECONDS = 6.0
+"""In which slurmctld writes what it has accepted to its state (SAVE_MAX_WAIT of its source, 5 s)."""
 SCRIPT_ENDED = ("FAILED", "OUT_OF_MEMORY")
 """States of a job whose batch script has ended by itself, while other processes of the job are left."""
 FIRST_NODE_LOST = "NODE_FAIL"
@@ -68,6 +70,17 @@ def restart_if_ending(environ: Mapping[str, str], sleep: Callable[[float], Any] 
     if _has_owner(environ):
         return "job %s is left to its owner" % own_job.own_job(environ)
     return OrphanedTask(environ, sleep).restart_if_ending()
+
+
+def restart_if_forgotten(environ: Mapping[str, str], sleep: Callable[[float], Any] = sleep_until_term) -> str:
+    """Restart the job of this task again if its requeue is forgotten; returns what happened, "" if it is not.
+
+    A controller that is killed before it has saved its state forgets a requeue that it has accepted: when it is back,
+    the job has ended, and nothing but this task is left of it.
+    """
+    if _has_owner(environ):
+        return ""
+    return OrphanedTask(environ, sleep).restart_if_forgotten()
 
 
 class Orphaned(NamedTuple):
@@ -123,6 +136,17 @@ class OrphanedTask:
         except LeftAlone as reason:
             return self._left_alone(reason)
         if orphaned is None or not orphaned.is_ending:
+            return ""
+        return self._restart_in_turn(orphaned)
+
+    def restart_if_forgotten(self) -> str:
+        """Restart a job that was requeued if it is not any more; returns what happened, "" if nothing did."""
+        if own_job.job_state(self.job, self.restarts, slurm_cli.SHORT_DEADLINE) not in (None, "PENDING"):
+            return ""
+        self._sleep(SAVED_SECONDS)
+        try:
+            orphaned = self._wait()
+        except LeftAlone:
             return ""
         return self._restart_in_turn(orphaned)
 

@@ -160,6 +160,7 @@ import sys
 from jobs.host.agents import entry, orphaned_task
 entry.agent_command = lambda *_: [sys.executable, "-c", "import sys; sys.exit(int(sys.argv[1]))", sys.argv[1]]
 orphaned_task.restart_if_orphaned = lambda environ: "Slurm is asked"
+orphaned_task.restart_if_forgotten = lambda environ: "and asked again"
 print(entry.supervise("module", [], {}))
 """
 
@@ -172,6 +173,7 @@ def test_task_without_coordinator_asks_slurm(code, expected, asks):
     command = [sys.executable, "-c", WITHOUT_COORDINATOR, str(code)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (done.stdout, "Slurm is asked" in done.stderr) == (f"{expected}\n", asks)
+    assert ("and asked again" in done.stderr) == asks
 
 
 SLURM_ENDS_JOB = """case $1 in

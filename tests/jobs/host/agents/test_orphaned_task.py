@@ -152,6 +152,26 @@ def test_job_that_another_task_has_requeued_in_its_turn_is_left_alone(slurm, env
     assert "left alone: it is PENDING" in text and not slurm.requeues()
 
 
+@pytest.mark.parametrize("state, requeues", [("PENDING", 0), ("FAILED", 1)])
+def test_requeue_that_a_killed_controller_has_forgotten_is_repeated(slurm, environ, state, requeues):
+    """It had accepted the requeue, and was killed before it had saved its state."""
+    slurm("n[1-3]", "PENDING")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        slurm("n[1-3]", state, KILLED)
+
+    text = orphaned_task.restart_if_forgotten(environ("n1"), sleep)
+    assert (len(slurm.requeues()), "requeued" in text, waits) == (requeues, bool(requeues), [6.0])
+
+
+def test_job_that_was_not_requeued_is_not_looked_at_again(slurm, environ):
+    slurm("n[1-3]", "CANCELLED")
+    waits = []
+    assert orphaned_task.restart_if_forgotten(environ("n1"), waits.append) == "" and not waits
+
+
 def test_term_wakes_task_before_slurm_kills_it(slurm, environ):
     """It has asked Slurm before Slurm had noticed that the batch script is gone."""
     slurm("n[1-3]")
