@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flip.distributed.shutdown import SIGNALS
+from flip.runs.checks import UNKNOWN, Check, check_of
 from jobs.host import sessions
-from jobs.host.agents.node_health import UNKNOWN, NodeCheck, parse
 
-END = {"check": "end"}
+END = {"name": "end"}
 """The last line. A process with a thread that waits for a disk cannot end, so its end is no sign."""
 
 
@@ -30,7 +30,7 @@ class CheckProcess:
         self.pid = pid
         self.output = output
         """Descriptor that becomes readable with each result."""
-        self.results: list[NodeCheck] = []
+        self.results: list[Check] = []
         self._start = sessions.start_time(pid)
         self._name = name
         self._seconds = seconds
@@ -46,7 +46,7 @@ class CheckProcess:
             if row == END:
                 self._ended = True
             else:
-                self.results.append(parse(row))
+                self.results.append(check_of(row))
         if self._ended:
             return True
         if is_closed:
@@ -65,8 +65,8 @@ class CheckProcess:
         return True
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Name of each check -> its result as plain data, which ``jobs.host.agents.node_health.parse`` reads."""
-        return {result.check: result._asdict() for result in self.results}
+        """Name of each check -> its row as plain data, which ``flip.runs.checks.check_of`` reads."""
+        return {row.name: row.as_json() for row in self.results}
 
     def close(self) -> None:
         """End the process and its children. It may stay until a disk answers, without being waited for."""
@@ -81,7 +81,7 @@ class CheckProcess:
     def _end(self, evidence: str) -> None:
         """Without its process nothing is known of this node."""
         self._ended = True
-        self.results.append(NodeCheck(self._name, UNKNOWN, evidence))
+        self.results.append(Check(UNKNOWN, evidence, name=self._name))
 
 
 def start(work: Callable[[int], object], name: str, seconds: float) -> CheckProcess:

@@ -2,18 +2,9 @@
 
     python -m jobs.runtime.health FOLDER [--gpus N]
 
-prints a line of JSON per check: {check, result (ok, failed, failed for all nodes, not known), evidence, seconds}. A GPU
-is used in this process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process.
+prints a line of JSON per check: {name, state (ok, fails, fails for all nodes, unknown), text, rates, seconds}. A GPU is
+used in this process alone: a node agent, which forks ranks, must not touch one. ``start`` starts the process.
 ``jobs.host.agents.node_health.judge`` judges all nodes together.
-
-| check | fails if |
-|---|---|
-| GPUs | fewer GPUs can be used than are asked for |
-| GPU memory errors | the driver reports a failed or a pending repair of GPU memory |
-| driver log | the driver has logged an error of a GPU of this job since boot that needs a reset (``FATAL_XIDS``) |
-| matrix product | a product is wrong on a GPU; on CPU a small one on the CPU |
-| memory | too little is available |
-| /dev/shm, local disk, shared folder | too little is free, or a file cannot be written, synced, renamed and removed |
 
 A full shared folder fails for all nodes: each of them would meet it. A full local disk is the fault of its node.
 
@@ -27,6 +18,7 @@ import csv
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,9 +33,10 @@ from flip.distributed import devices
 from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
 from flip.runs.cgroup import HOST_MEMORY, available_memory
+from flip.runs.checks import FAILS, FAILS_FOR_ALL, OK, UNKNOWN, Check, Rule, rows_of
 from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.rundir import write_bytes
-from jobs.host.agents.node_health import FAILED, OK, PRODUCT, SHARED_FAULT, SHARED_FOLDER, UNKNOWN
+from jobs.host.agents.node_health import PRODUCT, SHARED_FOLDER
 from jobs.runtime import check_process
 from jobs.runtime.check_process import END, CheckProcess, write_row
 
@@ -76,9 +69,6 @@ UNCORRECTED = "ecc.errors.uncorrected.volatile.total"
 PRODUCT_SIZE = {"cuda": 4096, "cpu": 768}
 PRODUCT_SECONDS = 0.3
 
-#: The result of a check, its evidence, and the rates of GPUs.
-Finding = tuple[str, str] | tuple[str, str, dict[str, float]]
-
 
 class HealthSettings(NamedTuple):
     """What is checked. ``folder``: in the shared file system, of this user. ``gpus``: how many are asked for."""
@@ -96,89 +86,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that are asked for (default: %(default)s)")
     parser.add_argument("--output", type=int, default=1, help="descriptor for the results (default: standard output)")
     args = parser.parse_args(arguments)
-    run_checks(checks(HealthSettings(args.folder, args.gpus)), args.output)
+    settings = HealthSettings(args.folder, args.gpus)
+    run_checks(rules(settings), settings, args.output)
     return 0
 
 
-def checks(settings: HealthSettings) -> dict[str, Callable[[], Finding]]:
-    """Name of each check -> its function."""
-    table: dict[str, Callable[[], Finding]] = {
-        SHARED_FOLDER: partial(check_folder, Path(settings.folder), SHARED_FAULT),
-        LOCAL_DISK: partial(check_folder, Path(tempfile.gettempdir())),
-        SHARED_MEMORY: partial(check_folder, Path("/dev/shm")),
-        "memory": check_memory,
-        PRODUCT: partial(check_product, settings.gpus),
-    }
+def rules(settings: HealthSettings) -> Sequence[Rule]:
+    """The checks of a node."""
     if settings.gpus:
-        table["GPUs"] = partial(check_gpu_count, settings.gpus)
-        table["GPU memory errors"] = check_memory_errors
-        table["driver log"] = check_driver_log
-    return table
+        return (*CHECKS, *GPU_CHECKS)
+    return CHECKS
 
 
-def run_checks(table: dict[str, Callable[[], Finding]], output: int, seconds: float = SECONDS) -> None:
+def run_checks(checks: Sequence[Rule], settings: HealthSettings, output: int, seconds: float = SECONDS) -> None:
     """Run all checks at the same time, and write a line for each to the descriptor ``output``."""
     began = time.monotonic()
     lock = threading.Lock()
-    waiting = set(table)
+    waiting = {rule.name for rule in checks}
 
-    def report(name: str, finding: Finding) -> None:
+    def report(row: Check) -> None:
         with lock:
-            if name not in waiting:
+            if row.name not in waiting:
                 return
-            waiting.remove(name)
-            result, evidence, *rates = finding
-            row = {"check": name, "result": result, "evidence": evidence, "seconds": time.monotonic() - began}
-            if rates:
-                row["rates"] = rates[0]
-            write_row(output, row)
+            waiting.remove(row.name)
+            write_row(output, {**row.as_json(), "seconds": time.monotonic() - began})
 
-    def run(name: str) -> None:
-        report(name, _finding(table[name]))
+    def run(rule: Rule) -> None:
+        report(_row(rule, settings))
 
-    threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in table]
+    threads = [threading.Thread(target=run, args=(rule,), daemon=True) for rule in checks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, began + seconds - time.monotonic()))
     for name in sorted(waiting):
-        report(name, (_silent_result(name), f"no answer in {seconds:g} s"))
+        report(Check(_silent_state(name), f"no answer in {seconds:g} s", name=name))
     write_row(output, END)
 
 
-def _silent_result(name: str) -> str:
-    """The result of a check without an answer."""
+def _silent_state(name: str) -> str:
+    """The state of a check without an answer."""
     if name in DISKS:
-        return FAILED
+        return FAILS
     return UNKNOWN
 
 
-def _finding(check: Callable[[], Finding]) -> Finding:
+def _row(rule: Rule, settings: HealthSettings) -> Check:
     try:
-        return check()
+        (row,) = rows_of(rule, settings)
     except OSError as error:
-        return FAILED, str(error)
+        return Check(FAILS, str(error), name=rule.name)
     except (RuntimeError, MemoryError) as error:  # of CUDA: the first line names it
-        return FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+        return Check(FAILS, f"{type(error).__name__}: {error}".splitlines()[0], name=rule.name)
+    return row
 
 
 # -- the checks --------------------------------------------------------------------------------------------------------
 
 
-def check_folder(folder: Path, if_full: str = FAILED) -> Finding:
+def check_folder(folder: Path, if_full: str = FAILS) -> Check:
     """Write, sync, rename, read and remove a file of its own. ``if_full``: the result for a full disk."""
     try:
         return _check_folder(folder, if_full)
     except OSError as error:
-        result = FAILED
+        result = FAILS
         if error.errno in FULL_DISK_ERRNOS:
             result = if_full
-        return result, f"{folder}: {error.strerror}"
+        return Check(result, f"{folder}: {error.strerror}")
 
 
-def _check_folder(folder: Path, if_full: str) -> Finding:
-    free = os.statvfs(folder)
-    available = free.f_bavail * free.f_frsize
+def _check_folder(folder: Path, if_full: str) -> Check:
+    available = shutil.disk_usage(folder).free
     temporary, handle = create_sibling(folder / FILE_NAME)  # the next attempt removes files with such a name
     os.close(handle)
     data = os.urandom(FILE_BYTES)
@@ -189,10 +167,10 @@ def _check_folder(folder: Path, if_full: str) -> Finding:
     finally:
         deletion.delete_file(temporary, missing_ok=True)
     if not same:
-        return FAILED, f"{folder}: a file of {FILE_BYTES} bytes is read back with other bytes"
+        return Check(FAILS, f"{folder}: a file of {FILE_BYTES} bytes is read back with other bytes")
     if available < LEAST_FREE:
-        return if_full, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
-    return OK, f"{folder}: {available / MEBIBYTE:.0f} MiB are free"
+        return Check(if_full, f"{folder}: {available / MEBIBYTE:.0f} MiB are free")
+    return Check(OK, f"{folder}: {available / MEBIBYTE:.0f} MiB are free")
 
 
 def _remove_left(folder: Path, now: float) -> None:
@@ -203,17 +181,17 @@ def _remove_left(folder: Path, now: float) -> None:
                 deletion.delete_file(path)
 
 
-def check_memory() -> Finding:
+def check_memory() -> Check:
     available = available_memory()
     if available is None:
-        return UNKNOWN, f"{HOST_MEMORY} does not say how much memory is available"
+        return Check(UNKNOWN, f"{HOST_MEMORY} does not say how much memory is available")
     evidence = f"{available / MEBIBYTE:.0f} MiB are available"
     if available < LEAST_MEMORY:
-        return FAILED, evidence
-    return OK, evidence
+        return Check(FAILS, evidence)
+    return Check(OK, evidence)
 
 
-def check_gpu_count(asked: int) -> Finding:
+def check_gpu_count(asked: int) -> Check:
     import torch
 
     usable = torch.cuda.device_count()
@@ -221,22 +199,22 @@ def check_gpu_count(asked: int) -> Finding:
     if devices.VISIBLE in os.environ:
         evidence += f" ({devices.VISIBLE}={os.environ[devices.VISIBLE]})"
     if usable < asked:
-        return FAILED, evidence
-    return OK, evidence
+        return Check(FAILS, evidence)
+    return Check(OK, evidence)
 
 
-def check_memory_errors() -> Finding:
+def check_memory_errors() -> Check:
     """Ask nvidia-smi for errors of GPU memory since the driver was loaded."""
     fields = ("index", *MEMORY_ERRORS, UNCORRECTED)
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
     except (FileNotFoundError, PermissionError):
-        return UNKNOWN, "nvidia-smi cannot be started"
+        return Check(UNKNOWN, "nvidia-smi cannot be started")
     except subprocess.TimeoutExpired:
-        return UNKNOWN, f"no answer of nvidia-smi in {SECONDS:g} s"
+        return Check(UNKNOWN, f"no answer of nvidia-smi in {SECONDS:g} s")
     if done.returncode:
-        return UNKNOWN, f"nvidia-smi ended with {done.returncode}: {done.stdout.strip()[:200]}"
+        return Check(UNKNOWN, f"nvidia-smi ended with {done.returncode}: {done.stdout.strip()[:200]}")
     rows = [dict(zip(fields, map(str.strip, row), strict=False)) for row in csv.reader(io.StringIO(done.stdout))]
     bad = [
         f"GPU {row['index']}: {name} is {row[name]}"
@@ -245,9 +223,9 @@ def check_memory_errors() -> Finding:
         if row.get(name, "").lower() in ("yes", "1")
     ]
     if bad:
-        return FAILED, "; ".join(bad)
+        return Check(FAILS, "; ".join(bad))
     counts = {row["index"]: row.get(UNCORRECTED, "") for row in rows}
-    return OK, "uncorrected errors: " + ", ".join(f"GPU {index}: {number}" for index, number in counts.items())
+    return Check(OK, "uncorrected errors: " + ", ".join(f"GPU {index}: {number}" for index, number in counts.items()))
 
 
 def gpu_places() -> set[str]:
@@ -261,7 +239,7 @@ def gpu_places() -> set[str]:
         return set()
 
 
-def check_driver_log(path: Path = Path("/dev/kmsg"), own_places: Callable[[], Collection[str]] = gpu_places) -> Finding:
+def check_driver_log(path: Path = Path("/dev/kmsg"), own_places: Callable[[], Collection[str]] = gpu_places) -> Check:
     """Look for Xid errors in the kernel's log, which starts at boot. Often only root may read it.
 
     The log is that of all GPUs of the node: errors of those of other jobs are no reason to leave it.
@@ -269,18 +247,18 @@ def check_driver_log(path: Path = Path("/dev/kmsg"), own_places: Callable[[], Co
     try:
         errors = sorted({match.groups() for match in XID.finditer(_kernel_log(path))})
     except OSError as error:
-        return UNKNOWN, f"the log of the kernel cannot be read: {error.strerror}"
+        return Check(UNKNOWN, f"the log of the kernel cannot be read: {error.strerror}")
     texts = [f"Xid {number} of GPU {place}" for place, number in errors]
     evidence = f"since boot: {', '.join(texts) or 'no Xid'}"
     fatal = {place.lower() for place, number in errors if int(number) in FATAL_XIDS}
     if not fatal:
-        return OK, evidence
+        return Check(OK, evidence)
     own = own_places()
     if not own:
-        return UNKNOWN, f"{evidence}; perhaps of another job"
+        return Check(UNKNOWN, f"{evidence}; perhaps of another job")
     if fatal & set(own):
-        return FAILED, evidence
-    return OK, evidence
+        return Check(FAILS, evidence)
+    return Check(OK, evidence)
 
 
 def _kernel_log(path: Path) -> str:
@@ -305,7 +283,7 @@ def _kernel_log(path: Path) -> str:
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def check_product(asked: int) -> Finding:
+def check_product(asked: int) -> Check:
     """Multiply matrices of small whole numbers, whose product is exact in any order of sums."""
     if asked:
         return _check_gpu_products(asked)
@@ -319,11 +297,11 @@ def check_product(asked: int) -> Finding:
     rate = 2 * size**3 / (time.perf_counter() - began)
     wrong = int((product.sum(1, dtype=np.float64) != left.astype(np.float64) @ right.sum(1, dtype=np.float64)).sum())
     if wrong:
-        return FAILED, f"the product is wrong in {wrong} of {size} rows"
-    return OK, f"{rate / 1e9:.0f} GFLOP/s on the CPU"
+        return Check(FAILS, f"the product is wrong in {wrong} of {size} rows")
+    return Check(OK, f"{rate / 1e9:.0f} GFLOP/s on the CPU")
 
 
-def _check_gpu_products(asked: int) -> Finding:
+def _check_gpu_products(asked: int) -> Check:
     import torch
 
     rates = {}
@@ -335,10 +313,11 @@ def _check_gpu_products(asked: int) -> Finding:
         if rows:
             wrong.append(f"GPU {device.index}: {rows} rows")
     if not rates:
-        return UNKNOWN, "no GPU can be used"
+        return Check(UNKNOWN, "no GPU can be used")
     if wrong:
-        return FAILED, f"the product is wrong: {', '.join(wrong)}", rates
-    return OK, ", ".join(f"{name}: {rate / 1e12:.3g} TFLOP/s" for name, rate in rates.items()), rates
+        return Check(FAILS, f"the product is wrong: {', '.join(wrong)}", rates=tuple(rates.items()))
+    text = ", ".join(f"{name}: {rate / 1e12:.3g} TFLOP/s" for name, rate in rates.items())
+    return Check(OK, text, rates=tuple(rates.items()))
 
 
 def _gpu_product(torch: Any, device: Any) -> tuple[int, float]:
@@ -358,6 +337,27 @@ def _gpu_product(torch: Any, device: Any) -> tuple[int, float]:
         count += 4
     rate = 2 * size**3 * count / (time.perf_counter() - began)
     return int((product.double().sum(1) != expected).sum()), rate
+
+
+FOLDER_QUESTION = "is space left, and can a file be written, synced, renamed, read and removed?"
+CHECKS = (
+    Rule(SHARED_FOLDER, lambda node: check_folder(Path(node.folder), FAILS_FOR_ALL), FOLDER_QUESTION),
+    Rule(LOCAL_DISK, lambda node: check_folder(Path(tempfile.gettempdir())), FOLDER_QUESTION),
+    Rule(SHARED_MEMORY, lambda node: check_folder(Path(SHARED_MEMORY)), FOLDER_QUESTION),
+    Rule("memory", lambda node: check_memory(), "is a little memory available?"),
+    Rule(PRODUCT, lambda node: check_product(node.gpus), "is a product right on every GPU, or a small one on the CPU?"),
+)
+"""Of every node, for ``HealthSettings``."""
+GPU_CHECKS = (
+    Rule("GPUs", lambda node: check_gpu_count(node.gpus), "can as many GPUs be used as are asked for?"),
+    Rule("GPU memory errors", lambda node: check_memory_errors(), "is no repair of GPU memory pending or failed?"),
+    Rule(
+        "driver log",
+        lambda node: check_driver_log(),
+        "has the driver logged no error since boot with which a GPU of this job needs a reset?",
+    ),
+)
+"""Of a node whose GPUs are used, in addition."""
 
 
 # -- for the agent -----------------------------------------------------------------------------------------------------

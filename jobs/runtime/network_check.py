@@ -2,7 +2,7 @@
 
 ``start`` forks the process of a node, which forks one per rank, as training has them: with NCCL on GPUs, else with
 gloo. They meet as ranks do, measure an all-reduce of all ranks and the links between neighbouring nodes (of an only
-node: between its ranks), and end. The process of the node reports one ``NodeCheck``, named ``NETWORK``.
+node: between its ranks), and end. The process of the node reports a row, named ``NETWORK``.
 
 ``jobs.host.agents.node_health.judge`` compares the nodes by their links, of GPUs alone: processes on CPUs share cores,
 so that their speeds show little of the network. A group that does not form, or that hangs, ends after ``SECONDS``: the
@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from jobs.host.agents.node_health import NETWORK, OK, UNKNOWN
+from flip.runs.checks import OK, UNKNOWN, Check
+from jobs.host.agents.node_health import NETWORK
 from jobs.runtime import check_process
 from jobs.runtime.check_process import END, CheckProcess, write_row
 
@@ -64,11 +65,18 @@ def run(settings: NetworkSettings, output: int, work: Callable[[str], Answer] | 
 
     ``work``: replaces ``measure`` in tests.
     """
+    answers = _answers(settings, work or measure)
+    write_row(output, finding(answers, settings)._replace(name=NETWORK).as_json())
+    write_row(output, END)
+
+
+def _answers(settings: NetworkSettings, work: Callable[[str], Answer]) -> list[Answer]:
+    """The answers of the ranks of this node, in their order."""
     end = time.monotonic() + SECONDS
     ranks: list[_Rank] = []
     try:
         for environ in settings.environments:
-            ranks.append(_Rank(environ, partial(work or measure, settings.device)))
+            ranks.append(_Rank(environ, partial(work, settings.device)))
         answers = [rank.answer(end) for rank in ranks]
         leave = min(end, time.monotonic() + LEAVE_SECONDS)
         for rank in ranks:
@@ -76,31 +84,28 @@ def run(settings: NetworkSettings, output: int, work: Callable[[str], Answer] | 
     finally:
         for rank in ranks:
             rank.close()
+    return answers
+
+
+def finding(answers: Sequence[Answer], settings: NetworkSettings) -> Check:
+    """What the ranks of a node have measured, with the node's rate if there are several nodes with GPUs."""
     errors = [answer["error"] for answer in answers if "error" in answer]
-    row: dict[str, Any]
     if errors:
-        row = {"check": NETWORK, "result": UNKNOWN, "evidence": errors[0]}
-    else:
-        row = {"check": NETWORK, "result": OK, **finding(answers[0], settings)}
-    write_row(output, row)
-    write_row(output, END)
-
-
-def finding(answer: Answer, settings: NetworkSettings) -> dict[str, Any]:
-    """The evidence of a node, and its rate if there are several nodes with GPUs."""
+        return Check(UNKNOWN, errors[0])
+    first = answers[0]
     environ = settings.environments[0]
     node = int(environ["NODE_RANK"])
-    rates = [link["rate"] / 1e9 for link in answer["links"]]
-    evidence = f"all-reduce of {environ['WORLD_SIZE']} ranks: {answer['reduce'] / 1e9:.3g} GB/s"
-    evidence += f"; slowest link: {min(rates):.3g} GB/s, fastest: {max(rates):.3g} GB/s"
+    rates = [link["rate"] / 1e9 for link in first["links"]]
+    text = f"all-reduce of {environ['WORLD_SIZE']} ranks: {first['reduce'] / 1e9:.3g} GB/s"
+    text += f"; slowest link: {min(rates):.3g} GB/s, fastest: {max(rates):.3g} GB/s"
     if len(settings.nodes) == 1:
-        return {"evidence": evidence}
-    own = [(sum(link["between"]) - node, link["rate"]) for link in answer["links"] if node in link["between"]]
+        return Check(OK, text)
+    own = [(sum(link["between"]) - node, link["rate"]) for link in first["links"] if node in link["between"]]
     links = " and ".join(f"{settings.nodes[peer]} ({rate / 1e9:.3g} GB/s)" for peer, rate in own)
-    evidence += f"; links to {links}"
+    text += f"; links to {links}"
     if settings.device == "cpu":
-        return {"evidence": evidence}
-    return {"evidence": evidence, "rates": {f"links, to {links}": max(rate for _, rate in own)}}
+        return Check(OK, text)
+    return Check(OK, text, rates=((f"links, to {links}", max(rate for _, rate in own)),))
 
 
 # -- a rank ------------------------------------------------------------------------------------------------------------

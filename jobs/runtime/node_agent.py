@@ -36,6 +36,7 @@ from typing import Any, NoReturn
 from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
 from flip.files.creation import RefusedPath, open_append
 from flip.runs.cgroup import memory_kills
+from flip.runs.checks import UNKNOWN, Check
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import sessions
@@ -52,7 +53,7 @@ from jobs.host.agents.channel import (
     Message,
     take_key,
 )  # fmt: skip
-from jobs.host.agents.node_health import NETWORK, UNKNOWN
+from jobs.host.agents.node_health import NETWORK
 from jobs.host.processes import AGENT_VARIABLE
 from jobs.host.rank_entry import unstarted_code
 from jobs.runtime import check_process, health, network_check
@@ -299,8 +300,7 @@ class NodeAgent:
             nodes = [str(node) for node in message["nodes"]]
             self._check = network_check.start(network_check.NetworkSettings(environments, device, nodes))
         except (OSError, ValueError) as error:
-            row = {"check": NETWORK, "result": UNKNOWN, "evidence": str(error)}
-            self._health[NETWORK] = row
+            self._health[NETWORK] = Check(UNKNOWN, str(error), name=NETWORK).as_json()
             self._send(**{"is": "health"}, health=list(self._health.values()))
 
     def _poll_check(self) -> None:

@@ -1,19 +1,15 @@
 """Judges the health checks of all nodes of an allocation together: ``judge``, a pure function.
 
-``jobs.runtime.health`` checks one node and reports a ``NodeCheck`` per check; ``jobs.runtime.network_check`` adds that
-of the network. On one node alone, a broken disk looks like a storage that is away: what fails on most nodes is the
-storage, the network or a setting, not the nodes. A full shared disk is no node's fault, however many nodes notice it.
+``jobs.runtime.health`` checks a node and reports the rows; ``jobs.runtime.network_check`` adds that of the network. On
+one node alone, a broken disk looks like a storage that is away: what fails on most nodes is the storage, the network or
+a setting, not the nodes. A full shared disk is no node's fault, however many nodes notice it.
 Standard library, Python >= 3.6.
 """
 
 import statistics
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
-OK = "ok"
-FAILED = "failed"
-SHARED_FAULT = "failed for all nodes"
-"""What all nodes share has failed, in a way that cannot be the fault of the node that meets it first: a full disk."""
-UNKNOWN = "not known"
+from flip.runs.checks import FAILS, FAILS_FOR_ALL, OK, UNKNOWN, Check
 
 SHARED_FOLDER = "shared folder"
 """The check of what all nodes share: if the only node fails it, the storage is to blame."""
@@ -56,19 +52,6 @@ COMPARISONS = {
 }
 
 
-class NodeCheck(NamedTuple):
-    """Result of one check of one node."""
-
-    check: str
-    result: str
-    """OK, FAILED, SHARED_FAULT or UNKNOWN."""
-    evidence: str
-    """What was measured or read, as a sentence without the node's name."""
-    rates: Mapping[str, float] = {}
-    """Of the matrix product: "MODEL, GPU number" -> operations per second. Of the network: "links, to ..." -> bytes per
-    second of the faster one."""
-
-
 class NodeVerdict(NamedTuple):
     """``excluded``: node -> evidence. ``common``: check -> evidence, of checks that fail on most nodes, or for all."""
 
@@ -76,30 +59,22 @@ class NodeVerdict(NamedTuple):
     common: Dict[str, str]
 
 
-def parse(message: Mapping[str, Any]) -> NodeCheck:
-    """A result from a line of JSON. Raises ValueError if a process of this run did not write it."""
-    check = message.get("check")
-    result = message.get("result")
-    evidence = message.get("evidence")
-    rates = message.get("rates", {})
-    is_text = isinstance(check, str) and isinstance(result, str) and isinstance(evidence, str)
-    if not is_text or not isinstance(rates, dict):
-        raise ValueError("not a result of a health check: %r" % (message,))
-    return NodeCheck(str(check), str(result), str(evidence), {str(name): float(rate) for name, rate in rates.items()})
+def judge(results: Mapping[str, Sequence[Check]]) -> NodeVerdict:
+    """Which nodes are excluded. ``results``: node -> the rows of its checks.
 
-
-def judge(results: Mapping[str, Sequence[NodeCheck]]) -> NodeVerdict:
-    """Which nodes are excluded. ``results``: node -> the results of its checks."""
+    Rates are, of the matrix product, ("MODEL, GPU number", operations per second); of the network, ("links, to ...",
+    bytes per second of the faster one).
+    """
     failures: Dict[str, Dict[str, str]] = {}
     known: Dict[str, int] = {}
     shared: Set[str] = set()
     for node, rows in results.items():
         for row in rows:
-            known[row.check] = known.get(row.check, 0) + (row.result != UNKNOWN)
-            if row.result in (FAILED, SHARED_FAULT):
-                failures.setdefault(row.check, {})[node] = row.evidence
-            if row.result == SHARED_FAULT:
-                shared.add(row.check)
+            known[row.name] = known.get(row.name, 0) + (row.state != UNKNOWN)
+            if row.state in (FAILS, FAILS_FOR_ALL):
+                failures.setdefault(row.name, {})[node] = row.text
+            if row.state == FAILS_FOR_ALL:
+                shared.add(row.name)
     failures.update(_slow(results))
     excluded: Dict[str, List[str]] = {}
     common = {}
@@ -120,15 +95,15 @@ def _is_common(check: str, failed: int, known: int) -> bool:
     return 2 * failed > known
 
 
-def _slow(results: Mapping[str, Sequence[NodeCheck]]) -> Dict[str, Dict[str, str]]:
+def _slow(results: Mapping[str, Sequence[Check]]) -> Dict[str, Dict[str, str]]:
     """Name of a verdict -> node -> evidence, of nodes that are slow among all that are comparable."""
     peers: Dict[Tuple[str, str], List[Tuple[float, str, str]]] = {}
     for node, rows in results.items():
         for row in rows:
-            if row.check not in COMPARISONS:
+            if row.name not in COMPARISONS:
                 continue
-            for device, rate in row.rates.items():
-                peers.setdefault((row.check, device.rpartition(", ")[0]), []).append((rate, node, device))
+            for device, rate in row.rates:
+                peers.setdefault((row.name, device.rpartition(", ")[0]), []).append((rate, node, device))
     slow: Dict[str, Dict[str, str]] = {}
     for (check, _), devices in peers.items():
         comparison = COMPARISONS[check]
@@ -140,13 +115,13 @@ def _slow(results: Mapping[str, Sequence[NodeCheck]]) -> Dict[str, Dict[str, str
     return slow
 
 
-def network_summary(nodes: Sequence[str], results: Mapping[str, Sequence[NodeCheck]]) -> str:
+def network_summary(nodes: Sequence[str], results: Mapping[str, Sequence[Check]]) -> str:
     """What the nodes that measured the network together have found, as a line of a log."""
-    rows = {node: row for node in nodes for row in results.get(node, ()) if row.check == NETWORK}
+    rows = {node: row for node in nodes for row in results.get(node, ()) if row.name == NETWORK}
     silent = [node for node in nodes if node not in rows]
-    failed = {node: row.evidence for node, row in rows.items() if row.result != OK}
+    failed = {node: row.text for node, row in rows.items() if row.state != OK}
     if not silent and not failed:
-        return "network: %s" % rows[nodes[0]].evidence
+        return "network: %s" % rows[nodes[0]].text
     reasons = ["%s: %s" % (node, failed[node]) for node in sorted(failed)[:MOST_REASONS]]
     if silent:
         reasons.insert(0, "no answer of %s" % ", ".join(silent))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from flip.runs import attempts
+from flip.runs.checks import Check, check_of
 from flip.runs.next_step import Allocation
 from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir
@@ -64,7 +65,7 @@ class NodePool:
         self._log = log
         self._has_ended = has_ended
         self._open_server = open_server
-        self._health: Dict[str, Sequence[node_health.NodeCheck]] = {}
+        self._health: Dict[str, Sequence[Check]] = {}
         """The results of all nodes of this start, also of those that were left out or lost."""
         self._verdict = node_health.judge({})
         """The last one that was logged."""
@@ -202,7 +203,7 @@ class NodePool:
         """Read the results of the agents that are ready."""
         for agent in self.coordinator.ready():
             try:
-                self._health[agent.node] = [node_health.parse(row) for row in agent.facts.get("health", [])]
+                self._health[agent.node] = [check_of(row) for row in agent.facts.get("health", [])]
             except (AttributeError, TypeError, ValueError) as error:
                 self._log("%s: %s" % (agent.node, error))
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from jobs.host.agents.node_health import NETWORK, OK, UNKNOWN, NodeCheck, judge, network_summary, parse
+from flip.runs.checks import OK, UNKNOWN, Check
+from jobs.host.agents.node_health import NETWORK, judge, network_summary
 from jobs.runtime import network_check
 from jobs.runtime.check_process import END
 from jobs.runtime.network_check import NetworkSettings
@@ -33,8 +34,8 @@ def measured(*gigabytes, device="cuda"):
     names = [f"n{i}" for i in range(count)]
     results = {}
     for node, name in enumerate(names):
-        found = network_check.finding({"reduce": 5e9, "links": links}, settings_of(node, names, device=device))
-        results[name] = [parse({"check": NETWORK, "result": OK, **found})]
+        found = network_check.finding([{"reduce": 5e9, "links": links}], settings_of(node, names, device=device))
+        results[name] = [found._replace(name=NETWORK)]
     return results
 
 
@@ -71,7 +72,7 @@ def test_nodes_without_gpus_are_not_compared():
     """Processes on CPUs share cores."""
     results = measured(10, 1, 1, 10, 10, device="cpu")
     assert not judge(results).excluded and not results["n2"][0].rates
-    assert "links to n1 (1 GB/s) and n3 (1 GB/s)" in results["n2"][0].evidence
+    assert "links to n1 (1 GB/s) and n3 (1 GB/s)" in results["n2"][0].text
 
 
 def test_summary_says_what_was_measured_or_why_nothing_was():
@@ -79,7 +80,7 @@ def test_summary_says_what_was_measured_or_why_nothing_was():
     assert network_summary(["n0", "n1"], results) == (
         "network: all-reduce of 2 ranks: 5 GB/s; slowest link: 10 GB/s, fastest: 10 GB/s; links to n1 (10 GB/s)"
     )
-    results["n1"] = [NodeCheck(NETWORK, UNKNOWN, "no answer in 8 s")]
+    results["n1"] = [Check(UNKNOWN, "no answer in 8 s", name=NETWORK)]
     results["n2"] = []
     assert network_summary(["n0", "n1", "n2"], results) == (
         "network: not measured: no answer of n2; n1: no answer in 8 s"
@@ -110,23 +111,23 @@ def report_of(node, names, local, port, device="cpu"):
 def test_three_nodes_measure_all_reduce_and_links():
     names = ["n0", "n1", "n2"]
     rows = [row for _, row in run_ranks(report_of, 3, names, 1, free_port())]
-    assert [row["result"] for row in rows] == [OK] * 3, rows
-    assert all("all-reduce of 3 ranks: " in row["evidence"] for row in rows)
-    assert "links to n1 (" in rows[0]["evidence"] and "and n2 (" in rows[0]["evidence"]
+    assert [row["state"] for row in rows] == [OK] * 3, rows
+    assert all("all-reduce of 3 ranks: " in row["text"] for row in rows)
+    assert "links to n1 (" in rows[0]["text"] and "and n2 (" in rows[0]["text"]
 
 
 @pytest.mark.long
 def test_ranks_of_an_only_node_measure_links_between_them():
     ((_, row),) = run_ranks(report_of, 1, ["n0"], 2, free_port())
-    assert row["result"] == OK and row["evidence"].startswith("all-reduce of 2 ranks: ")
-    assert "links to" not in row["evidence"]
+    assert row["state"] == OK and row["text"].startswith("all-reduce of 2 ranks: ")
+    assert "links to" not in row["text"]
 
 
 @pytest.mark.long
 def test_two_nodes_of_two_ranks_measure_links_between_nodes():
     rows = [row for _, row in run_ranks(report_of, 2, ["n0", "n1"], 2, free_port())]
-    assert [row["result"] for row in rows] == [OK] * 2, rows
-    assert "all-reduce of 4 ranks: " in rows[0]["evidence"] and "links to n1 (" in rows[0]["evidence"]
+    assert [row["state"] for row in rows] == [OK] * 2, rows
+    assert "all-reduce of 4 ranks: " in rows[0]["text"] and "links to n1 (" in rows[0]["text"]
 
 
 def report_alone(node, present, names, port):
@@ -141,7 +142,7 @@ def test_group_without_a_member_ends_by_its_limit(present):
     """With and without the node that has the store."""
     answers = run_ranks(report_alone, 2, present, ["n0", "n1"], free_port())
     seconds, row = answers[present[0]]
-    assert row["result"] == UNKNOWN and row["evidence"] and "rates" not in row
+    assert row["state"] == UNKNOWN and row["text"] and not row["rates"]
     assert seconds < 30.0, "it ends by itself"
 
 
@@ -167,7 +168,7 @@ def fail(node):
 )
 def test_rank_that_hangs_or_fails_leaves_the_network_unknown(work, evidence):
     ((seconds, row),) = run_ranks(work, 1)
-    assert (row["result"], row["evidence"]) == (UNKNOWN, evidence)
+    assert (row["state"], row["text"]) == (UNKNOWN, evidence)
     assert seconds < 30.0, "it ends by itself"
 
 
@@ -179,4 +180,4 @@ def test_gpus_of_this_machine_measure_links_between_them():
     if gpus < 2:
         pytest.skip("a single GPU has no peer")
     ((_, row),) = run_ranks(report_of, 1, ["n0"], gpus, free_port(), "cuda")
-    assert row["result"] == OK and f"all-reduce of {gpus} ranks: " in row["evidence"], row["evidence"]
+    assert row["state"] == OK and f"all-reduce of {gpus} ranks: " in row["text"], row["text"]

@@ -157,7 +157,7 @@ def test_agent_adds_the_network_to_its_health(node):
     node.coordinator.measure_network([agent], [[0, 1]], {"environment": {"MASTER_PORT": "none"}})
     node.until(lambda: not node.coordinator.measuring)
     (row,) = agent.facts["health"]
-    assert row["check"] == "network" and row["result"] == "not known"
+    assert row["name"] == "network" and row["state"] == "unknown"
     (record, _) = node.start()
     assert record["forked"]
 

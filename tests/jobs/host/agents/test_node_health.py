@@ -2,45 +2,37 @@
 
 import pytest
 
-from jobs.host.agents.node_health import (
-    FAILED,
-    OK,
-    PRODUCT,
-    SHARED_FAULT,
-    SHARED_FOLDER,
-    UNKNOWN,
-    NodeCheck,
-    judge,
-    parse,
-)
+from flip.runs.checks import FAILS, FAILS_FOR_ALL, OK, UNKNOWN, Check, check_of
+from jobs.host.agents.node_health import PRODUCT, SHARED_FOLDER, judge
 
 
 def nodes(check, *results):
     """Results of one check on nodes n0, n1, ..."""
-    return {f"n{i}": [NodeCheck(check, result, f"evidence of n{i}")] for i, result in enumerate(results)}
+    return {f"n{i}": [Check(result, f"evidence of n{i}", name=check)] for i, result in enumerate(results)}
+
+
+def speeds(model, row):
+    return tuple((f"{model}, GPU {j}", 1e12 * rate) for j, rate in enumerate(row))
 
 
 def rated(*rates, model="H100"):
-    return {
-        f"n{i}": [NodeCheck(PRODUCT, OK, "", {f"{model}, GPU {j}": 1e12 * rate for j, rate in enumerate(row)})]
-        for i, row in enumerate(rates)
-    }
+    return {f"n{i}": [Check(OK, "", name=PRODUCT, rates=speeds(model, row))] for i, row in enumerate(rates)}
 
 
 @pytest.mark.parametrize(
     ("check", "results", "excluded", "common"),
     [
         ("GPUs", (OK, OK), [], []),
-        ("GPUs", (OK, FAILED, OK), ["n1"], []),
-        ("GPUs", (OK, FAILED), ["n1"], []),  # half of the nodes are not most
-        ("GPUs", (FAILED, FAILED, OK), [], ["GPUs"]),
-        ("GPUs", (FAILED,), ["n0"], []),
-        ("GPUs", (FAILED, UNKNOWN, UNKNOWN), ["n0"], []),
-        (SHARED_FOLDER, (OK, OK, FAILED), ["n2"], []),
-        (SHARED_FOLDER, (FAILED, FAILED, FAILED, OK), [], [SHARED_FOLDER]),
-        (SHARED_FOLDER, (FAILED,), [], [SHARED_FOLDER]),  # the only node shows nothing about the storage
-        (SHARED_FOLDER, (SHARED_FAULT, OK), [], [SHARED_FOLDER]),  # a full disk, which n0 was the first to notice
-        (SHARED_FOLDER, (FAILED, SHARED_FAULT, OK, OK, OK), [], [SHARED_FOLDER]),
+        ("GPUs", (OK, FAILS, OK), ["n1"], []),
+        ("GPUs", (OK, FAILS), ["n1"], []),  # half of the nodes are not most
+        ("GPUs", (FAILS, FAILS, OK), [], ["GPUs"]),
+        ("GPUs", (FAILS,), ["n0"], []),
+        ("GPUs", (FAILS, UNKNOWN, UNKNOWN), ["n0"], []),
+        (SHARED_FOLDER, (OK, OK, FAILS), ["n2"], []),
+        (SHARED_FOLDER, (FAILS, FAILS, FAILS, OK), [], [SHARED_FOLDER]),
+        (SHARED_FOLDER, (FAILS,), [], [SHARED_FOLDER]),  # the only node shows nothing about the storage
+        (SHARED_FOLDER, (FAILS_FOR_ALL, OK), [], [SHARED_FOLDER]),  # a full disk, which n0 was the first to notice
+        (SHARED_FOLDER, (FAILS, FAILS_FOR_ALL, OK, OK, OK), [], [SHARED_FOLDER]),
     ],
 )
 def test_judge_excludes_node_but_not_most_nodes(check, results, excluded, common):
@@ -54,8 +46,8 @@ def test_judge_excludes_node_but_not_most_nodes(check, results, excluded, common
 
 
 def test_judge_names_every_failed_check_of_node():
-    rows = {"n0": [NodeCheck("GPUs", FAILED, "3 of 4"), NodeCheck("memory", FAILED, "1 MiB")], "n1": []}
-    rows["n1"] = [NodeCheck("GPUs", OK, ""), NodeCheck("memory", OK, "")]
+    rows = {"n0": [Check(FAILS, "3 of 4", name="GPUs"), Check(FAILS, "1 MiB", name="memory")], "n1": []}
+    rows["n1"] = [Check(OK, "", name="GPUs"), Check(OK, "", name="memory")]
     assert judge(rows).excluded == {"n0": "GPUs: 3 of 4; memory: 1 MiB"}
 
 
@@ -71,14 +63,17 @@ def test_judge_compares_only_gpus_of_same_model():
     assert not judge(rows).excluded
 
 
-def test_parse_refuses_message_that_is_no_result():
-    assert parse({"check": "GPUs", "result": OK, "evidence": "4 of 4"}) == NodeCheck("GPUs", OK, "4 of 4")
-    for wrong in ({}, {"check": "GPUs", "result": 1, "evidence": ""}, {"check": "a", "result": OK}):
-        with pytest.raises(ValueError, match="not a result"):
-            parse(wrong)
+def test_check_of_refuses_message_that_is_no_result():
+    row = Check(OK, "4 of 4", name="GPUs", rates=(("H100, GPU 0", 1.5),))
+    assert check_of(row.as_json()) == row
+    for wrong in ({}, {"name": "GPUs", "state": 1, "text": ""}, {"name": "a", "state": OK}):
+        with pytest.raises(ValueError, match="not the result of a check"):
+            check_of(wrong)
 
 
 def test_rates_of_unknown_check_are_ignored():
     """Code of a run may be newer than its coordinator."""
-    results = {f"n{i}": [NodeCheck("copies", OK, "", {"link": rate})] for i, rate in enumerate((1.0, 9.0, 9.0))}
+    results = {
+        f"n{i}": [Check(OK, "", name="copies", rates=(("link", rate),))] for i, rate in enumerate((1.0, 9.0, 9.0))
+    }
     assert not judge(results).excluded

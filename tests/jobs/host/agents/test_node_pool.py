@@ -263,8 +263,8 @@ def measuring(make_pool):
         pool = make_pool(len(rates))
         for i, rate in enumerate(rates):
             pool.server.ready(pool.server.connect(i), network=can)
-            result = {"evidence": f"all-reduce: {rate} GB/s", "rates": {"links, to its peers": 1e9 * rate}}
-            pool.server.answers[f"n{i}"] = {"check": "network", "result": "ok", **result}
+            result = {"text": f"all-reduce: {rate} GB/s", "rates": {"links, to its peers": 1e9 * rate}}
+            pool.server.answers[f"n{i}"] = {"name": "network", "state": "ok", **result}
         pool.lines.clear()
         return pool
 
@@ -305,7 +305,7 @@ def test_health_is_logged_once(measuring):
 
 def test_checks_that_cannot_be_read_are_logged_and_stop_nothing(make_pool):
     pool = make_pool(1)
-    pool.server.ready(pool.server.connect(0), health=[{"check": 1}, 7])
+    pool.server.ready(pool.server.connect(0), health=[{"name": 1}, 7])
     assert pool.exclude_unhealthy(1) == {} and any(line.startswith("n0: ") for line in pool.lines)
 
 
