@@ -9,7 +9,7 @@ A check runs at the first stage that can run it, and each stage has lists of rul
 | ``NODE`` | a node, before ranks start there | ``jobs/runtime/health.py``, ``network_check.py`` |
 | ``RANK`` | a rank process, before it works | ``jobs/runtime/rank_process.py`` |
 
-``jobs/check_list.py`` joins them, and docs/reference.md prints them. Standard library, Python >= 3.6.
+``jobs/check_list.py`` joins them, and ``make docs`` prints them. Standard library, Python >= 3.6.
 """
 
 from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence, Tuple, Union
@@ -56,21 +56,27 @@ class Rule(NamedTuple):
     """A check of a list."""
 
     name: str
-    look: Callable[[Any], Rows]
-    """subject of the list -> rows. Raises FlipError if nothing may start."""
-    question: str
-    """What it asks, for docs/reference.md."""
+    look: Callable[..., Rows]
+    """Subject of the list -> rows. Raises FlipError if nothing may start."""
+    question: str = ""
+    """What it asks, if the name does not say it."""
 
 
-def run_rules(rules: Sequence[Rule], subject: Any) -> Iterator[Check]:
+def run_rules(rules: Sequence[Rule], *subject: Any) -> Iterator[Check]:
     """The rows of all rules, in their order. The first that raises a FlipError ends it."""
     for rule in rules:
-        yield from rows_of(rule, subject)
+        yield from rows_of(rule, *subject)
 
 
-def rows_of(rule: Rule, subject: Any) -> Iterator[Check]:
+def require(rules: Sequence[Rule], *subject: Any) -> None:
+    """Run all rules of a list without rows: the first that does not hold raises a FlipError."""
+    for _ in run_rules(rules, *subject):
+        pass
+
+
+def rows_of(rule: Rule, *subject: Any) -> Iterator[Check]:
     """The rows of a rule, with names. Raises FlipError if nothing may start."""
-    rows = rule.look(subject)
+    rows = rule.look(*subject)
     if isinstance(rows, Check):
         rows = [rows]
     for row in rows:

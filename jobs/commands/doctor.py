@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from jobs.common.cli import AMOUNT, COUNT, Parser, run_command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flip.runs.checks import Check
     from jobs.common.cluster_profile import ClusterProfile
     from jobs.slurm.site import AgentsTrial, Site
-    from jobs.slurm.site_checks import CheckResult
 
 EXAMPLES = """examples:
   flip doctor                                     the default partition of the site
@@ -110,9 +109,11 @@ def refuse_measure_options(args: argparse.Namespace) -> None:
 
 
 def examine(args: argparse.Namespace) -> int:
+    from flip.runs.checks import FAILS, run_rules
     from flip.runs.errors import COMPLETE, CONFIG
+    from jobs.planning import software_checks
     from jobs.slurm import site as reading
-    from jobs.slurm.site_checks import FAIL, check_site
+    from jobs.slurm.site_checks import check_site
 
     target = None
     if args.write:
@@ -127,15 +128,12 @@ def examine(args: argparse.Namespace) -> int:
         site = replace(site, agents_trial=try_agents(site, profile, args.try_agents))
         if not args.cluster:
             profile = draft(base, site)
-    results = check_site(site, profile)
-    if profile.gpus_per_node:
-        results.append(gpu_software_row(profile))
-    results.append(decoder_row(profile))
+    results = [*check_site(site, profile), *run_rules(software_checks.OF_PROFILE, profile)]
     if target:
         write(target, profile_yaml(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
     if args.json:
-        rows = [result._asdict() for result in results]
+        rows = [{"promise": row.name, "verdict": row.state, "read": row.text, "then": row.remedy} for row in results]
         written = None
         if target:
             written = str(target)
@@ -151,7 +149,7 @@ def examine(args: argparse.Namespace) -> int:
         print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
             print(f"\nwritten: {target}")
-    if any(result.verdict == FAIL for result in results):
+    if any(result.state == FAILS for result in results):
         return CONFIG
     return COMPLETE
 
@@ -192,40 +190,6 @@ def next_command(args: argparse.Namespace, target: Path | None) -> str:
         return command("submit", "quickstart", "--cluster", profile, "--dry-run")
     options = [f"--{name}={getattr(args, name)}" for name in ("partition", "account", "qos") if getattr(args, name)]
     return command("doctor", *options, "--write", "NAME")
-
-
-def gpu_software_row(profile: ClusterProfile) -> CheckResult:
-    """What the nodes' driver and software must be for the torch of this Python. Nodes are not asked."""
-    from flip.config import gpu_software
-    from jobs.slurm.site_checks import UNKNOWN, CheckResult
-
-    promise = "nodes can run torch on their GPUs"
-    compiler = "a C compiler and Python.h"
-    if profile.container:
-        then = f"The image needs a torch for the nodes' driver, {compiler}. A rank checks this before it starts."
-        return CheckResult(promise, UNKNOWN, "jobs run in a container", then)
-    built = gpu_software.torch_cuda()
-    if not built:
-        then = f"Unless jobs use another Python, install one: {gpu_software.INSTALL_PAGE}."
-        return CheckResult(promise, UNKNOWN, "torch of this Python is not a build for CUDA", then)
-    driver = gpu_software.required_driver(built)
-    then = f"Ask a node: `nvidia-smi`, `gcc --version`. Nodes need a driver of {driver}, {compiler}."
-    return CheckResult(promise, UNKNOWN, f"torch of this Python is built for CUDA {built}", then)
-
-
-def decoder_row(profile: ClusterProfile) -> CheckResult:
-    """What decodes images in this Python. Nodes are not asked."""
-    from flip.data import kernel
-    from jobs.slurm.site_checks import DEGRADED, OK, UNKNOWN, CheckResult
-
-    promise = "images are decoded by the visible-patch kernel"
-    if profile.container or profile.python not in ("", sys.executable):
-        then = "It needs visible-jpeg (`pip install ./kernel`). The first lines of a rank's log name its decoders."
-        return CheckResult(promise, UNKNOWN, "jobs run another Python", then)
-    if kernel.why_unavailable():
-        then = "Loaders decode images as a whole, which takes longer (docs/reading.md)."
-        return CheckResult(promise, DEGRADED, kernel.decoders(), then)
-    return CheckResult(promise, OK, kernel.decoders())
 
 
 def requested_profile(args: argparse.Namespace) -> ClusterProfile:
@@ -365,14 +329,15 @@ def _reason_for_agents(profile: ClusterProfile, site: Site) -> str:
     return agents_problem(site, profile) or "restart a run in its job after a fault (docs/restarts.md)"
 
 
-def render(results: Sequence[CheckResult], title: str) -> str:
+def render(results: Sequence[Check], title: str) -> str:
     """A line per guarantee, followed by the consequence if it does not hold."""
-    wide, verdict = (max(len(result[i]) for result in results) for i in (0, 1))
+    wide = max(len(row.name) for row in results)
+    state = max(len(row.state) for row in results)
     lines = [title]
-    for result in results:
-        lines.append(f"  {result.promise:{wide}}  {result.verdict:{verdict}}  {result.read}")
-        if result.then:
-            lines.append(f"  {'':{wide}}  {'':{verdict}}  -> {result.then}")
+    for row in results:
+        lines.append(f"  {row.name:{wide}}  {row.state:{state}}  {row.text}")
+        if row.remedy:
+            lines.append(f"  {'':{wide}}  {'':{state}}  -> {row.remedy}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from flip.config.host import cores
 from flip.config.resolve import cache_root
 from flip.files.creation import closed_folder, run_folder
+from flip.runs.checks import require
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, write_json, write_text
@@ -59,7 +60,7 @@ def check(profile: ClusterProfile, nodes: int, minutes: float) -> None:
         remedy = f"Give fewer minutes than {60 * (profile.hours - EXTRA_HOURS):.0f}, or raise hours."
         raise ConfigError("the profile's time limit is too short", f"{profile.name}, hours", profile.hours, remedy)
     require_trusted_programs(profile)
-    preflight.scheduler(profile, dry=False)
+    require([preflight.SCHEDULER], profile, False, True)
 
 
 def measure(

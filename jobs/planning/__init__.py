@@ -2,9 +2,10 @@
 
 - ``plan.py``: ``plan`` compares each ``ResolvedRun`` (from the sweep file) with its ``ExistingRun`` (from the run
   directory) and returns a ``Plan`` of ``Action``: start, leave, fork, move to the trash, refuse.
-- ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed ``Check`` raises the error
+- ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed rule raises the error
   that the job would have ended with.
 - ``callback_files.py``: the files of ``monitor.callbacks``, checked and never imported.
+- ``software_checks.py``: what decodes images, and what GPUs need besides torch.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
 - ``assumptions.py``: every number that plans assume about a machine, and the measured number that replaces it.

@@ -18,6 +18,7 @@ from flip.config.schema import Config
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.addresses import SCHEMES
+from flip.runs.checks import OK, UNKNOWN, Check
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.slurm.batch_script import FORWARDED_ENV, mounts
@@ -32,10 +33,8 @@ IRRELEVANT = re.compile(
 )
 
 
-def check_container(
-    config: Config, profile: ClusterProfile, sweep: Path, plan: bool = False
-) -> list[tuple[str, str, bool]]:
-    """(name, detail, skipped), if the profile has a container. ConfigError if it hides files that the run reads.
+def check_container(config: Config, profile: ClusterProfile, sweep: Path, plan: bool = False) -> list[Check]:
+    """A row, if the profile has a container. ConfigError if it hides files that the run reads.
 
     ``plan``: a dry run without data on any machine, which only reports it.
     """
@@ -47,11 +46,11 @@ def check_container(
         if place := _hidden(path, visible):
             hidden.setdefault(place, key)
     if not hidden:
-        return [("container", f"sees all that is read, in {', '.join(visible)}", False)]
+        return [Check(OK, f"sees all that is read, in {', '.join(visible)}")]
     place, key = next(iter(hidden.items()))
     what = f"{key} leads to a path that the container of the profile {profile.name} does not see"
     remedy = f"Add to its container_mounts, at the same path: {_folders(hidden)}."
-    return _refuse("container", ConfigError(what, place, remedy=remedy), plan)
+    return _refuse(ConfigError(what, place, remedy=remedy), plan)
 
 
 def paths_read(config: Config) -> Iterator[tuple[str, str]]:
@@ -116,8 +115,8 @@ def _folders(hidden: Iterable[str]) -> str:
     return ", ".join(folders)
 
 
-def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool = False) -> list[tuple[str, str, bool]]:
-    """(name, detail, skipped), if jobs on Slurm use object storage. ConfigError if variables for it are not forwarded.
+def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool = False) -> list[Check]:
+    """A row, if jobs on Slurm use object storage. ConfigError if variables for it are not forwarded.
 
     ``places``: the manifests, folders and addresses that they need. ``plan``: as for ``check_container``.
     """
@@ -135,11 +134,11 @@ def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool =
             state = f"are forwarded to jobs: {', '.join(names)}"
         else:
             state = "are not set here"
-        return [("environment", f"the variables for {', '.join(schemes)} {state}", False)]
+        return [Check(OK, f"the variables for {', '.join(schemes)} {state}")]
     remedy = f"In the profile: env: [{', '.join([*profile.env, *missing])}]. Or unset them and check again."
     what = f"env: variables for {', '.join(schemes)} that are set here are not forwarded to jobs"
     error = ConfigError(what, f"cluster profile {profile.name}", ", ".join(missing), remedy)
-    return _refuse("environment", error, plan)
+    return _refuse(error, plan)
 
 
 def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str]:
@@ -172,8 +171,8 @@ def _remote(manifest: str) -> str:
     return next((key for key in Manifest.load(manifest, check=False).keys if is_remote(key)), "")
 
 
-def _refuse(name: str, error: ConfigError, plan: bool) -> list[tuple[str, str, bool]]:
-    """Raise ``error``; in a plan on a machine without the data, return it as a skipped check."""
+def _refuse(error: ConfigError, plan: bool) -> list[Check]:
+    """Raise ``error``; in a plan on a machine without the data, return it as not checked."""
     if plan:
-        return [(name, str(error).rstrip("."), True)]
+        return [Check(UNKNOWN, str(error).rstrip("."))]
     raise error

@@ -10,10 +10,14 @@ from flip import model_costs
 from flip.config.derived import at_world, for_stage, world_size, world_sizes
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
+from flip.runs.checks import OK, UNKNOWN, Check
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.text import size
 
+GPU_MEMORY = "GPU memory"
+MEMORY = "memory"
+"""Names of the rows."""
 LIBRARIES = 400_000_000  # bytes of a rank's interpreter and libraries on its host
 MAX_NODE_FACTOR = 64  # of the nodes in a proposal
 CONTEXT = 1_500_000_000
@@ -58,23 +62,28 @@ def host_bytes(config: Config) -> int:
     return config.resources.processes * (LIBRARIES + loader + model_costs.checkpoint_memory(config) + model)
 
 
-def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, str, bool]]:
-    """(name, detail, skipped) of device and host memory; ConfigError if the run cannot fit."""
-    rows: list[tuple[str, str, bool]] = []
+def check(config: Config, profile: ClusterProfile, on: Host) -> list[Check]:
+    """Rows of device and host memory; ConfigError if the run cannot fit."""
+    rows: list[Check] = []
     more_nodes = profile.kind != "local"
     stage, parts = largest_stage(config)
     needed = f"about {size(parts['total'])}"
     if config.resources.gpus and not profile.gpu_bytes:
-        rows.append(("GPU memory", f"{needed} a GPU; the profile gives no memory (gpu, gpu_memory_gb)", True))
+        rows.append(
+            Check(UNKNOWN, f"{needed} a GPU; the profile gives no memory (gpu, gpu_memory_gb)", name=GPU_MEMORY)
+        )
     elif config.resources.gpus:
         room = f"{size(profile.gpu_bytes)}, less about {size(reserved_bytes(config))} for CUDA and NCCL"
         if not fits_gpu(config, profile):
             what = f"stage {stage.name} needs {needed} of a GPU that has {room}: {describe(parts)}"
             raise ConfigError(what, remedy=smallest_change(config, lambda other: fits_gpu(other, profile), more_nodes))
-        rows.append(("GPU memory", f"{needed} of {room}: {describe(parts)}", False))
+        rows.append(Check(OK, f"{needed} of {room}: {describe(parts)}", name=GPU_MEMORY))
     total = host_bytes(config)
     if profile.kind != "local" and not profile.memory_gb:  # ``on`` describes this machine, which refuses nothing there
-        return [*rows, ("memory", f"about {size(total)} a node; the profile gives no memory (memory_gb)", True)]
+        return [
+            *rows,
+            Check(UNKNOWN, f"about {size(total)} a node; the profile gives no memory (memory_gb)", name=MEMORY),
+        ]
     if total > on.memory:
         what = f"about {size(total)} of memory are needed on a node that has {size(on.memory)}"
         remedy = smallest_change(config, lambda other: host_bytes(other) <= on.memory, more_nodes)
@@ -83,7 +92,7 @@ def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, 
     detail = ""
     if not config.resources.gpus:
         detail = f"; a rank's model {describe(parts)}"
-    return [*rows, ("memory", f"about {size(total)} of {size(on.memory)} a node{detail}", False)]
+    return [*rows, Check(OK, f"about {size(total)} of {size(on.memory)} a node{detail}", name=MEMORY)]
 
 
 def describe(parts: dict[str, int]) -> str:

@@ -1,7 +1,7 @@
 """Checks before a job is queued: data, tokenizer, paths, space, memory, checkpoints.
 
 A failed check raises the error with which the job would have ended. What cannot be checked from here (a nominal data
-set, a cluster's file system) is returned as skipped, and plans list it.
+set, a cluster's file system) is unknown, and plans list it. The lists of rules are at the end of this file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -23,12 +21,12 @@ from numpy.typing import NDArray
 
 from flip import model_costs
 from flip.checkpoint.remote import RemoteCheckpoint
-from flip.config import gpu_software
-from flip.config.derived import DatasetLanes, at_world, dataset_lanes, for_stage, stage_spans, usable_nodes, world_sizes
+from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
 from flip.config.host import Host, cores, others_since
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
-from flip.data import augment, kernel, order
+from flip.config.validate import warnings
+from flip.data import order
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.manifest import labels
@@ -40,6 +38,7 @@ from flip.evaluation.datasets import prompts
 from flip.evaluation.datasets.catalog import PROBE_REMEDY, probe_defect
 from flip.runs import wall_limit as wall
 from flip.runs.addresses import as_url
+from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, Rule
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
@@ -47,7 +46,7 @@ from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import OTHER_ROOT, probe, unwritable
 from jobs.common.text import count, size
-from jobs.planning import environment_checks, kernel_share, memory_fit
+from jobs.planning import environment_checks, memory_fit, software_checks, step_time
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
@@ -59,68 +58,61 @@ FIRST_SAMPLES = 8  # of a training set that are decoded
 
 
 @dataclass(frozen=True)
-class Check:
-    """A passed or ``skipped`` check; ``detail`` says what was seen, or why it was skipped. ``runs``: () means all."""
+class Start:
+    """A start of a resolved run, which is checked.
 
-    name: str
-    detail: str
-    skipped: bool = False
-    runs: tuple[str, ...] = ()
-
-
-def check(
-    config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
-) -> list[Check]:
-    """All checks of a resolved run that will be stored below ``folder``. The first that fails raises its FlipError.
-
-    ``on``: the node of its ranks. ``dry``: write no files; otherwise probe files are deleted again.
+    ``data``: of its training sets. ``on``: a node of its ranks. ``folder``: of its sweep. ``run``: where it continues
+    or will be. ``anew``: whether it starts at S = 0. ``dry``: write no files; otherwise probe files are deleted again.
     """
-    _libraries(config, profile)
-    nominal = any(facts.nominal for facts in data)
-    places = environment_checks.required_places(config)
-    plan = dry and nominal
-    return [
-        *(Check(*row) for row in environment_checks.check_variables(places, profile, plan=plan)),
-        *(_data_set(config, share, facts) for share, facts in zip(dataset_lanes(config.data), data, strict=True)),
-        _kernel(config, profile),
-        _tokenizer(config, nominal),
-        *_evaluations(config, nominal),
-        *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
-        _machine(config, profile, on),
-        *_gpu_software(config, profile),
-        *_memory(config, profile, on),
-        _writable(profile, folder, dry),
-        *_bucket(config, dry),
-    ]
+
+    config: Config
+    data: Sequence[DatasetFacts]
+    profile: ClusterProfile
+    on: Host
+    folder: Path
+    run: RunDir
+    anew: bool = False
+    dry: bool = False
+
+    @property
+    def nominal(self) -> bool:
+        """Whether a data set is not there yet."""
+        return any(facts.nominal for facts in self.data)
+
+    @property
+    def plan(self) -> bool:
+        """Whether this is a plan on a machine without the data."""
+        return self.dry and self.nominal
 
 
-def refuse_json_captions(config: Config, data: Sequence[DatasetFacts]) -> None:
-    """ConfigError if the run would train on the source text of JSON members."""
-    folders = [
-        share.manifest for share, facts in zip(dataset_lanes(config.data), data, strict=True) if not facts.nominal
-    ]
-    refuse_json_members(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
+def _json_captions(start: Start) -> list[Check]:
+    """No row; ConfigError if the run would train on the source text of JSON members."""
+    data = start.config.data
+    shares = zip(dataset_lanes(data), start.data, strict=True)
+    folders = [share.manifest for share, facts in shares if not facts.nominal]
+    refuse_json_members(data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
+    return []
 
 
-def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDir | None) -> None:
-    """DataError if the run would reach a block of which the manifest excludes every sample: training stops there.
-
-    ``run``: resumes at its newest commit; None: starts at S = 0.
-    """
+def _blank_blocks(start: Start) -> list[Check]:
+    """No row; DataError if the run would reach a block of which the manifest excludes every sample: training stops
+    there."""
+    config = start.config
     end = stage_spans(config)[-1].end
-    for number, (share, facts) in enumerate(zip(dataset_lanes(config.data), data, strict=True)):
+    for number, (share, facts) in enumerate(zip(dataset_lanes(config.data), start.data, strict=True)):
         if facts.nominal or (blank := _blank(config, number, share, 0, end)) is None:
             continue
-        done = commits(run) if run else []
+        done = [] if start.anew else commits(start.run)
         if done and (blank := _blank(config, number, share, done[-1].samples_seen, end)) is None:
             continue
-        lane, start = blank
+        lane, place = blank
         samples = config.data.block * share.chunk
-        what = f"all {samples} samples of the block of lane {lane} from S = {start} are excluded"
+        what = f"all {samples} samples of the block of lane {lane} from S = {place} are excluded"
         drop = command("shards", "drop", share.manifest, "--out", "NEW_FOLDER")
         remedy = f"Write a manifest without the excluded samples: {drop}."
         remedy += " Name it in data.manifest, or raise data.block."
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
+    return []
 
 
 def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:
@@ -143,7 +135,7 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
     return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
 
 
-def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[Check]:
+def _scheduler(profile: ClusterProfile, dry: bool, execute: bool) -> list[Check]:
     """Whether jobs can be submitted to Slurm from here: ConfigError, StorageError if not; a dry run only reports it.
 
     Called once per submission, because it takes long if Slurm does not answer. ``execute``: whether programs that the
@@ -152,20 +144,22 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
     if profile.kind != "slurm":
         return []
     try:
-        return [Check("Slurm", site.check_ready(profile, execute))]
+        return [Check(OK, site.check_ready(profile, execute))]
     except (ConfigError, StorageError) as error:
         if dry:
-            return [Check("Slurm", str(error).rstrip("."), True)]
+            return [Check(UNKNOWN, str(error).rstrip("."))]
         raise
 
 
 def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check:
     name = f"data set {share.name}".rstrip()
     if facts.nominal:
-        return Check(name, f"the {count(facts.dataset_size)} samples are nominal: there is no manifest yet", True)
+        return Check(
+            UNKNOWN, f"the {count(facts.dataset_size)} samples are nominal: there is no manifest yet", name=name
+        )
     detail = _check_shards(share.manifest)
     _first_samples(share.manifest, tuple(config.data.captions))
-    return Check(name, detail)
+    return Check(OK, detail, name=name)
 
 
 @lru_cache(maxsize=64)
@@ -194,7 +188,7 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
 
     path = config.data.tokenizer
     if nominal and not (path and Path(path).exists()):
-        return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
+        return Check(UNKNOWN, f"{path or 'none is named'}: not on this machine")
     pieces = _tokenizer_size(path, config.model.text.causal)
     rows = config.model.text.vocabulary
     if pieces > rows:
@@ -204,7 +198,7 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
         TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
         if stage.classification:
             TokenTable.read(config.data.token_table, config.data.tokenizer).rarities()
-    return Check("tokenizer", f"{pieces:,} pieces, {path}")
+    return Check(OK, f"{pieces:,} pieces, {path}")
 
 
 @lru_cache(maxsize=16)
@@ -219,34 +213,35 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
     for item in config.evaluate.sets:
         name = f"evaluation set {item.name}"
         if nominal and not (Path(item.manifest) / "manifest.json").exists():
-            checks.append(Check(name, f"{item.manifest}: not on this machine", True))
+            checks.append(Check(UNKNOWN, f"{item.manifest}: not on this machine", name=name))
             continue
         shards = _check_shards(item.manifest)
         if item.task == "zeroshot":
             classes = len(prompts.read_prompts(item.classes).names)
-            checks.append(Check(name, f"{shards}; {_labels(item.manifest, item.classes, classes)}"))
+            checks.append(Check(OK, f"{shards}; {_labels(item.manifest, item.classes, classes)}", name=name))
         elif item.task == "probe":
-            checks.append(Check(name, f"{shards}; fitted on {_check_shards(item.train)}"))
+            checks.append(Check(OK, f"{shards}; fitted on {_check_shards(item.train)}", name=name))
         else:
             _first_samples(item.manifest, ("txt",))
-            checks.append(Check(name, f"{shards}; images and captions"))
+            checks.append(Check(OK, f"{shards}; images and captions", name=name))
     return checks
 
 
-def probe_warnings(config: Config) -> list[str]:
-    """Warnings about linear probes whose scores would mean nothing, of data sets on this machine."""
+def _probe_warnings(config: Config, profile: ClusterProfile) -> list[Check]:
+    """Linear probes whose scores would mean nothing, of data sets on this machine."""
     probes = [item for item in config.evaluate.sets if item.task == "probe"]
     here = [item for item in probes if all((Path(path) / MARK).exists() for path in (item.manifest, item.train))]
     defects = {item.name: probe_defect(item.manifest, item.train) for item in here}
-    return [f"evaluate.sets.{name}: {defect}. {PROBE_REMEDY}" for name, defect in defects.items() if defect]
+    texts = [f"evaluate.sets.{name}: {defect}. {PROBE_REMEDY}" for name, defect in defects.items() if defect]
+    return _degraded(texts)
 
 
-def training_data_warnings(config: Config) -> list[str]:
-    """Warnings about evaluation sets that are the training data: their scores say nothing about other pictures."""
+def _training_data_warnings(config: Config, profile: ClusterProfile) -> list[Check]:
+    """Evaluation sets that are the training data: their scores say nothing about other pictures."""
     trained = {_digest(share.manifest) for share in dataset_lanes(config.data)} - {""}
     scored = [item.name for item in config.evaluate.sets if _digest(item.manifest) in trained]
     remedy = "Score other pictures: `flip shards make --split 0.2` sets some apart"
-    return [f"evaluate.sets.{name}: is the data set that the run trains on. {remedy}" for name in scored]
+    return _degraded(f"evaluate.sets.{name}: is the data set that the run trains on. {remedy}" for name in scored)
 
 
 @lru_cache(maxsize=64)
@@ -310,37 +305,6 @@ def _first_label(manifest: Manifest, path: str, classes: int) -> None:
             raise DataError(what, f"{shard}, sample {ordinal}", label, "Name the classes of this data set.")
 
 
-def _libraries(config: Config, profile: ClusterProfile) -> None:
-    """ConfigError if the decoder or the resizer is not installed in our own interpreter; others are not checked."""
-    if profile.kind != "local" or profile.python not in ("", sys.executable):
-        return
-    for key in ("decoder", "resize"):
-        library = getattr(config.data, key)
-        if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
-            remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
-            raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
-
-
-def _kernel(config: Config, profile: ClusterProfile) -> Check:
-    """Whether loaders compute visible patches alone. Machines of a cluster may differ, which changes no batch."""
-    name = "visible-patch kernel"
-    if profile.container or profile.python not in ("", sys.executable):
-        return Check(name, "jobs run another Python; the first lines of a rank's log name its decoders", skipped=True)
-    use = kernel.use(config)
-    if "yes" not in use:
-        return Check(name, use)
-    parts = [kernel_share.sample(share.manifest, config.data.exif) for share in dataset_lanes(config.data)]
-    seen = sum(parts, kernel_share.KernelSample())
-    if not seen.images:
-        return Check(name, use)
-    if not seen.taken:
-        return Check(name, f"no, because {seen.summary()}")
-    shares = {f"{100 * augment.unchanged_share(for_stage(config, stage).augment):.0f} %" for stage in config.stages}
-    if shares != {"100 %"}:
-        use += f", for {', '.join(sorted(shares))} of the views by the augmentation"
-    return Check(name, f"{use}; {seen.summary()}")
-
-
 def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check]:
     """Memory on every number of nodes of a range, on which accumulation and the parts of the weights differ."""
     for nodes, ranks in zip(usable_nodes(config), world_sizes(config), strict=True):
@@ -351,10 +315,10 @@ def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check
                 raise
             remedy = f"Begin the range with more nodes. {error.remedy}"
             raise ConfigError(f"resources.nodes: on {nodes} nodes {error.what}", remedy=remedy) from error
-        for name, detail, skipped in rows:
+        for row in rows:
             if config.resources.least_nodes:
-                name = f"{name}, {nodes} nodes"
-            yield Check(name, detail, skipped)
+                row = row._replace(name=f"{row.name}, {nodes} nodes")
+            yield row
 
 
 def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
@@ -378,46 +342,16 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     if profile.kind == "slurm" and not profile.cpus_per_node:
         detail = f"{needed} threads and loader processes a node; the profile {profile.name} gives no cpus_per_node"
         return Check(
-            "cores", f"{detail}: values that depend on the cores were planned with the {on.cores} of this machine", True
+            UNKNOWN, f"{detail}: values that depend on the cores were planned with the {on.cores} of this machine"
         )
+    text = f"{needed} threads and loader processes on {on.cores} cores a node"
     if needed <= on.cores:
-        warning = ""
-    else:
-        warning = ": more than the node has, so it will be slow"
-    if warning and profile.kind == "slurm" and not resources.cpus:
+        return Check(OK, text)
+    if profile.kind == "slurm" and not resources.cpus:
         share = max(1, on.cores // resources.processes)
-        warning = f": more than the node has, and the job requests them all; set resources.cpus to {share}"
-    return Check("cores", f"{needed} threads and loader processes on {on.cores} cores a node{warning}")
-
-
-def _gpu_software(config: Config, profile: ClusterProfile) -> list[Check]:
-    """Whether torch, driver and compiler serve ranks on GPUs: asked here if they run here, else by each rank."""
-    if config.compute.device != "cuda":
-        return []
-    name = "GPU software"
-    built = gpu_software.torch_cuda()
-    compiled = config.compute.compile == "yes"
-    if profile.container or profile.python not in ("", sys.executable):
-        return [Check(name, f"jobs run another Python; {_asked_by_ranks(compiled)}", True)]
-    if not built:
-        what = "torch of this Python is not a build for CUDA"
-        if profile.kind != "local":
-            return [Check(name, f"{what}; {_asked_by_ranks(compiled)}", True)]
-        raise ConfigError(what, value=sys.executable, remedy=f"Install one: {gpu_software.INSTALL_PAGE}.")
-    if profile.kind != "local":
-        needed = f"torch is built for CUDA {built}, so nodes need a driver of {gpu_software.required_driver(built)}"
-        return [Check(name, f"{needed}; {_asked_by_ranks(compiled)}", True)]
-    what, remedy = gpu_software.node_defect(compiled)
-    if what:
-        raise ConfigError(what, remedy=remedy)
-    return [Check(name, f"driver for CUDA {gpu_software.driver_cuda() or 'unknown'}, torch for CUDA {built}")]
-
-
-def _asked_by_ranks(compiled: bool) -> str:
-    parts = ["driver"]
-    if compiled:
-        parts += ["C compiler", "Python.h"]
-    return f"each rank checks its node before it starts: {', '.join(parts)}"
+        what = f"more than the node has, and the job requests them all; set resources.cpus to {share}"
+        return Check(DEGRADED, f"{text}: {what}")
+    return Check(DEGRADED, f"{text}: more than the node has, so it will be slow")
 
 
 def load_note(before: tuple[float, float]) -> str:
@@ -448,7 +382,7 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     """Probe the folder where runs will be stored; a dry run checks only the permissions."""
     place = _existing_folder(profile, folder)
     if place is None:
-        return Check("runs root", f"{folder.parent}: not on this machine", True)
+        return Check(UNKNOWN, f"{folder.parent}: not on this machine")
     blocking = next(
         (path for path in (folder, *folder.parents) if os.path.exists(path) and not os.path.isdir(path)), None
     )
@@ -457,15 +391,15 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     if dry:
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionDenied("not writable", str(place), remedy=OTHER_ROOT)
-        return Check("runs root", f"{folder.parent}: writable")
+        return Check(OK, f"{folder.parent}: writable")
     try:
         probe(place)
     except OSError as error:
         raise unwritable(error, place) from error
-    return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
+    return Check(OK, f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
-def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
+def _space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
     """Space for the checkpoints of all runs that start or continue, by path of the run.
 
     Per run: those kept, the last of every stage, and the one being written, less what its directory holds already.
@@ -475,11 +409,11 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
     if not here:
         urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
         if urls:
-            return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)]
+            return [Check(UNKNOWN, f"checkpoints go to {', '.join(urls)}")]
         return []
     place = _existing_folder(profile, folder)
     if place is None:
-        return [Check("free space", f"{folder.parent}: not on this machine", True)]
+        return [Check(UNKNOWN, f"{folder.parent}: not on this machine")]
     needed = sum(
         max(0, _checkpoint_bytes(config) - _bytes_below(path / "checkpoints")) for path, config in here.items()
     )
@@ -488,10 +422,10 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
     if needed > free:
         what = f"{size(free)} are free, up to {size(needed)} are needed for the checkpoints of {runs}"
         if plan:
-            return [Check("free space", f"{place}: only {what}", True)]
+            return [Check(UNKNOWN, f"{place}: only {what}")]
         remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {OTHER_ROOT}"
         raise StorageError(what, str(place), remedy=remedy)
-    return [Check("free space", f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
+    return [Check(OK, f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
 
 
 def _checkpoint_bytes(config: Config) -> int:
@@ -513,9 +447,9 @@ def _bytes_below(folder: Path) -> int:
 def _bucket(config: Config, dry: bool) -> list[Check]:
     url = config.checkpoint.url
     if url and dry:
-        return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
+        return [Check(UNKNOWN, f"{url}: not written to in a dry run")]
     if url:
-        return [Check("checkpoint.url", probe_url(url))]
+        return [Check(OK, probe_url(url))]
     return []
 
 
@@ -531,7 +465,7 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
         takes = f" and a start takes {wall.format_seconds(start)}"
     lead = wall.format_seconds(profile.signal_seconds)
     what = f"warning: {wall.format_seconds(limit)}, but the signal to save comes {lead} before its end"
-    return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
+    return [Check(DEGRADED, f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
 
 
 @lru_cache(maxsize=16)
@@ -556,12 +490,110 @@ def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
     step = max((record["seconds"] / record["step"] for record in records if record.get("step")), default=0.0)
     if not save:
         return []
-    enough = 2 * save + 3 * step <= seconds
+    state = OK
     warning = ""
-    if not enough:
+    if 2 * save + 3 * step > seconds:
+        state = DEGRADED
         warning = ": too late for a save under way, three steps and one more save; raise signal_seconds"
     steps = ""
     if step:
         steps = f", a step {step:.1f} s"
     detail = f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"
-    return [Check("time to save", detail)]
+    return [Check(state, detail)]
+
+
+def _degraded(texts: Iterable[str]) -> list[Check]:
+    return [Check(DEGRADED, text) for text in texts if text]
+
+
+def _data_sets(start: Start) -> list[Check]:
+    shares = zip(dataset_lanes(start.config.data), start.data, strict=True)
+    return [_data_set(start.config, share, facts) for share, facts in shares]
+
+
+def _environment(start: Start) -> list[Check]:
+    places = environment_checks.required_places(start.config)
+    return environment_checks.check_variables(places, start.profile, plan=start.plan)
+
+
+SCHEDULER = Rule("Slurm", _scheduler, "can jobs be submitted from here?")
+"""Of a submission to a cluster, for (profile, whether it is a dry run, whether its programs may run)."""
+SPACE = Rule("free space", _space, "does the file system have it for the checkpoints of all runs that start?")
+"""Of all runs of a submission, for the arguments of its function."""
+CAPTIONS = Rule("captions", _json_captions, "is no source text of JSON members a caption?")
+BLOCKS = Rule("blocks", _blank_blocks, "does no block of the order lack usable samples?")
+LIBRARIES = Rule(
+    "libraries",
+    lambda start: software_checks.check_libraries(start.config, start.profile),
+    "are decoder and resizer installed, if jobs run this Python?",
+)
+ENVIRONMENT = Rule("environment", _environment, "do jobs get the variables for object storage that are set here?")
+DATA_SETS = Rule("data set", _data_sets, "have the shards the indexed sizes, and can a first sample be decoded?")
+KERNEL = Rule(
+    "visible-patch kernel",
+    lambda start: software_checks.check_kernel(start.config, start.profile),
+    "do loaders compute visible patches alone, and of which images?",
+)
+TOKENIZER = Rule(
+    "tokenizer", lambda start: _tokenizer(start.config, start.nominal), "is it here, and not larger than the model's?"
+)
+EVALUATION_SETS = Rule(
+    "evaluation set",
+    lambda start: _evaluations(start.config, start.nominal),
+    "are its shards as indexed, and do labels fit class names?",
+)
+CONTAINER = Rule(
+    "container",
+    lambda start: environment_checks.check_container(start.config, start.profile, start.folder, plan=start.plan),
+    "does it see all that the run reads?",
+)
+CORES = Rule(
+    "cores",
+    lambda start: _machine(start.config, start.profile, start.on),
+    "has a node the GPUs, hours and cores that are asked for?",
+)
+GPU_SOFTWARE = Rule(
+    "GPU software",
+    lambda start: software_checks.check_gpu_software(
+        start.profile, start.config.compute.device == "cuda", start.config.compute.compile == "yes"
+    ),
+    "do torch, driver and compiler fit together?",
+)
+MEMORY = Rule(
+    "memory", lambda start: _memory(start.config, start.profile, start.on), "do GPUs and hosts have enough of it?"
+)
+RUNS_ROOT = Rule(
+    "runs root",
+    lambda start: _writable(start.profile, start.folder, start.dry),
+    "can files be created, locked, renamed, linked and deleted?",
+)
+BUCKET = Rule(
+    "checkpoint.url", lambda start: _bucket(start.config, start.dry), "can objects be written there and deleted?"
+)
+SAVE_TIME = Rule(
+    "time to save",
+    lambda start: save_time(start.profile, start.run),
+    "does a save fit between the signal to save and the end?",
+)
+HOURS = Rule(
+    "resources.hours",
+    lambda start: wall_limit(start.config, start.profile, start.run),
+    "is time left to train before the signal to save?",
+)
+TRAINING = (
+    LIBRARIES, ENVIRONMENT, CAPTIONS, BLOCKS, DATA_SETS, KERNEL, TOKENIZER, EVALUATION_SETS, CONTAINER, CORES,
+    GPU_SOFTWARE, MEMORY, RUNS_ROOT, BUCKET, SAVE_TIME, HOURS,
+)  # fmt: skip
+"""Of a run that trains, for a ``Start``. Another kind of work has a list of its own, with rules of this file or new
+ones."""
+TRAINING_WARNINGS = (
+    Rule("configuration", lambda config, profile: _degraded(warnings(config)), "are its numbers usual?"),
+    Rule("linear probes", _probe_warnings, "can their scores mean something?"),
+    Rule("evaluation data", _training_data_warnings, "is it not the training data?"),
+    Rule(
+        "input of GPUs",
+        lambda config, profile: _degraded([step_time.input_warning(config, profile)]),
+        "can the cores of a node feed its GPUs?",
+    ),
+)
+"""Of a run that trains, for (configuration, cluster profile): what the plan shows with the run."""

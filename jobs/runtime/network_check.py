@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from flip.runs.checks import OK, UNKNOWN, Check
+from flip.runs.checks import OK, UNKNOWN, Check, Rule, run_rules
 from jobs.host.agents.node_health import NETWORK
 from jobs.runtime import check_process
 from jobs.runtime.check_process import END, CheckProcess, write_row
@@ -66,7 +66,8 @@ def run(settings: NetworkSettings, output: int, work: Callable[[str], Answer] | 
     ``work``: replaces ``measure`` in tests.
     """
     answers = _answers(settings, work or measure)
-    write_row(output, finding(answers, settings)._replace(name=NETWORK).as_json())
+    for row in run_rules(CHECKS, answers, settings):
+        write_row(output, row.as_json())
     write_row(output, END)
 
 
@@ -106,6 +107,10 @@ def finding(answers: Sequence[Answer], settings: NetworkSettings) -> Check:
     if settings.device == "cpu":
         return Check(OK, text)
     return Check(OK, text, rates=((f"links, to {links}", max(rate for _, rate in own)),))
+
+
+CHECKS = (Rule(NETWORK, finding, "is an all-reduce as fast as that of the peers, and each link?"),)
+"""Of a node, for what its ranks have measured and ``NetworkSettings``."""
 
 
 # -- a rank ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import NoReturn
 from flip.distributed import shutdown
 from flip.files import deletion, ownership, python_path
 from flip.files.creation import RefusedPath, close_umask
+from flip.runs.checks import Check, Rule, require
 from flip.runs.errors import (
     CAUSES,
     STORAGE_ERRNOS,
@@ -118,7 +119,7 @@ def host() -> str:
 
 
 def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
-    _check_identity(run)
+    require(OF_TRAINING, run)
     from flip.concurrency import prepare_forkserver
 
     prepare_forkserver()  # it starts while this process imports torch
@@ -148,7 +149,7 @@ def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, s
 def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str, str]:
     """(cause, reason, traceback or "") of the end of this rank."""
     try:
-        _check_snapshot()
+        require(OF_ALL_WORK)
         return (*work(run, attempt, flag), "")
     except FlipError as error:
         return error.cause, str(error), ""
@@ -180,24 +181,26 @@ def in_process(run: RunDir, attempt: int, callback_files: Path) -> None:
     from flip.training.trainer import TrainingStopped, train
 
     start_logging(sys.stdout)
-    _check_identity(run)
+    require(OF_TRAINING, run)
     try:
         train(run, attempt, shutdown.install(), lambda *_: None, callback_files)
     except TrainingStopped as stopped:
         logging.info("%s", stopped)
 
 
-def _check_snapshot() -> None:
-    """The code that runs must be the code that was submitted."""
+def _check_snapshot() -> list[Check]:
+    """No row; ConfigError unless the code that runs is the code that was submitted."""
     snapshot = os.environ.get("FLIP_SNAPSHOT", "")
     library = Path(python_path.__file__).resolve().parents[1]
     if snapshot and not library.is_relative_to(Path(snapshot).resolve()):
         remedy = f"PYTHONPATH must begin with {snapshot}."
         raise ConfigError("the library does not come from the run's snapshot", library, remedy=remedy)
+    return []
 
 
-def _check_identity(run: RunDir) -> None:
-    """Configuration, data sets and tokenizer must be those that were submitted, and class names must not be missing.
+def _check_identity(run: RunDir) -> list[Check]:
+    """No row. Configuration, data sets and tokenizer must be those that were submitted, and class names must not be
+    missing.
 
     Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
@@ -219,6 +222,15 @@ def _check_identity(run: RunDir) -> None:
         changed = "; ".join(map(str, changes[:3]))
         remedy = "Restore it, or submit the sweep again, which lists the options for changed runs."
         raise DataError(f"the run has changed since it was submitted: {changed}", run.path, remedy=remedy)
+    return []
+
+
+OF_ALL_WORK = (Rule("code", _check_snapshot, "does it come from the run's snapshot?"),)
+"""Of every rank, before it works."""
+OF_TRAINING = (
+    Rule("configuration and data", _check_identity, "are they those that were submitted, and is no file missing?"),
+)
+"""Of a rank that trains, for its run, before it imports torch."""
 
 
 def exit_process(code: int) -> NoReturn:

@@ -7,7 +7,7 @@
 - ``start_problems.py``: why a job in the queue does not start.
 - ``site.py``: partitions, limits and nodes of this Slurm; ``check_ready`` refuses a profile that cannot work.
 - ``agents_trial.py``: lets node agents connect once, in a step of up to two nodes.
-- ``site_checks.py``: one ``CheckResult`` per guarantee of the launcher: ok, degraded, fails or unknown.
+- ``site_checks.py``: a row per guarantee of the launcher.
 
 Stateless: any number of processes may use it at once. All commands of Slurm are called in
 ``jobs.host.slurm_cli``. May import ``jobs.common`` and ``jobs.host``.

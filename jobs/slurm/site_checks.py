@@ -1,17 +1,13 @@
 """Which guarantees of the launcher hold on a Slurm site: pure functions of what ``jobs/slurm/site.py`` has read."""
 
 import re
-from typing import NamedTuple
 
+from flip.runs.checks import DEGRADED, FAILS, OK, UNKNOWN, Check, Rule, run_rules
 from flip.runs.errors import CAUSES
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.host.slurm_cli import parse_int
 from jobs.slurm.site import SHARED, Node, Site
 
-OK = "ok"
-DEGRADED = "degraded"
-FAIL = "fails"
-UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
 SHORT_KILL_WAIT = 10  # seconds, for a save, and for the job's owner, which takes a third of a second on an idle node
 CRED_EXPIRE = 120  # Slurm's default, seconds
@@ -20,57 +16,51 @@ EXPEDITED = (25, 11)  # first release with --requeue=expedite
 MAY_2026 = (26, 5)  # first release that orders tasks by topology, and refuses --gres=gpu with --gpus-per-node
 OLDEST_WITH_AGENTS = (23, 2)  # a cautious bound: only 24.11 is tested
 NEWER = {"--requeue=expedite": EXPEDITED, "requeue_delay": REQUEUE_DELAY, "srun --ignore-signals": MAY_2026}
-Verdict = tuple[str, str] | tuple[str, str, str]
 
 
-class CheckResult(NamedTuple):
-    """``read``: what was seen. ``then``: the remedy or the consequence as a sentence, unless the verdict is OK."""
-
-    promise: str
-    verdict: str
-    read: str
-    then: str = ""
+def check_site(site: Site, profile: ClusterProfile) -> list[Check]:
+    """A row per guarantee of the launcher, in the order of CHECKS. Rows that are not OK have a remedy."""
+    return list(run_rules(CHECKS, site, profile))
 
 
-def check_site(site: Site, profile: ClusterProfile) -> list[CheckResult]:
-    """One result per guarantee, in the order of CHECKS."""
-    return [CheckResult(name, *check(site, profile)) for name, check in CHECKS.items()]
-
-
-def _accepted(site: Site, profile: ClusterProfile) -> Verdict:
+def _accepted(site: Site, profile: ClusterProfile) -> Check:
     refusal = site.errors.get("sbatch --test-only")
     if refusal is None or "did not answer" in refusal:
-        return UNKNOWN, refusal or "sbatch --test-only was not run", "Try again when the controller is less busy."
+        return Check(
+            UNKNOWN, refusal or "sbatch --test-only was not run", "Try again when the controller is less busy."
+        )
     if refusal:
-        return FAIL, refusal, "Correct partition, account, qos or options of the profile: nothing can be submitted."
-    return OK, f"sbatch --test-only accepts a job of one node, {profile.hours:g} h, in {profile.partition}"
+        return Check(
+            FAILS, refusal, "Correct partition, account, qos or options of the profile: nothing can be submitted."
+        )
+    return Check(OK, f"sbatch --test-only accepts a job of one node, {profile.hours:g} h, in {profile.partition}")
 
 
-def _version(site: Site, profile: ClusterProfile) -> Verdict:
+def _version(site: Site, profile: ClusterProfile) -> Check:
     read = f"Slurm {site.config.get('SLURM_VERSION', 'of an unknown version')}; the tests run on 24.11"
     if not site.version:
-        return UNKNOWN, read, "Ask `sbatch --version`."
+        return Check(UNKNOWN, read, "Ask `sbatch --version`.")
     if site.version < OLDEST:
-        return DEGRADED, read, "Releases before 20.11 are untested."
-    return OK, read
+        return Check(DEGRADED, read, "Releases before 20.11 are untested.")
+    return Check(OK, read)
 
 
-def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
+def _nodes(site: Site, profile: ClusterProfile) -> Check:
     node = site.common_node
     if site.errors.get("nodes"):
-        return UNKNOWN, site.errors["nodes"], "Compare the profile with `sinfo` yourself."
+        return Check(UNKNOWN, site.errors["nodes"], "Compare the profile with `sinfo` yourself.")
     if node is None:
-        return FAIL, "no node of the partition is up", "Jobs wait until one is."
+        return Check(FAILS, "no node of the partition is up", "Jobs wait until one is.")
     read = f"{site.nodes[node]} of {sum(site.nodes.values())} usable nodes have {_resources(node)}"
     most = {"gpus_per_node": max(n.gpus for n in site.nodes), "cpus_per_node": max(n.cpus for n in site.nodes)}
     for key, maximum in most.items():
         if getattr(profile, key) > maximum:
-            return FAIL, read, f"{key}: {getattr(profile, key)} is more than any node has; set it to {maximum}."
+            return Check(FAILS, read, f"{key}: {getattr(profile, key)} is more than any node has; set it to {maximum}.")
     select = site.config.get("SelectType", "")
     if profile.gpus_per_node and select and "cons_tres" not in select and "gres" not in profile.options:
         then = f"--gpus-per-node needs select/cons_tres; give options: {{gres: 'gpu:{profile.gpus_per_node}'}}."
-        return FAIL, f"{read}; SelectType={select}", then
-    return OK, read
+        return Check(FAILS, f"{read}; SelectType={select}", then)
+    return Check(OK, read)
 
 
 def _resources(node: Node) -> str:
@@ -83,102 +73,112 @@ def _resources(node: Node) -> str:
     return ", ".join(parts)
 
 
-def _memory(site: Site, profile: ClusterProfile) -> Verdict:
+def _memory(site: Site, profile: ClusterProfile) -> Check:
     share = site.memory_share
     if not share:
-        return OK, "memory is not counted, or jobs get all of a node"
+        return Check(OK, "memory is not counted, or jobs get all of a node")
     if any(key.startswith("mem") for key in profile.options):
-        return OK, "the profile asks for it"
-    return DEGRADED, share, "Jobs that request no memory get only that: set options: {mem-per-cpu: ...} in the profile."
+        return Check(OK, "the profile asks for it")
+    return Check(
+        DEGRADED, share, "Jobs that request no memory get only that: set options: {mem-per-cpu: ...} in the profile."
+    )
 
 
-def _restarts(site: Site, profile: ClusterProfile) -> Verdict:
+def _restarts(site: Site, profile: ClusterProfile) -> Check:
     mode, grace = site.preemption
     kind = site.config.get("PreemptType", "")
     read = f"{kind}, PreemptMode={mode or '?'}, GraceTime={grace} s; jobs ask for --requeue"
     read += f" (JobRequeue={site.config.get('JobRequeue', '?')} is for those that do not)"
     if "no-requeue" in profile.options:
         then = "Each start is then a new job, submitted by the previous one (docs/cluster.md): remove no-requeue."
-        return DEGRADED, "the profile's options say no-requeue", then
+        return Check(DEGRADED, "the profile's options say no-requeue", then)
     plugins = [site.config.get(key, "") for key in ("JobSubmitPlugins", "CliFilterPlugins")]
     if any(name not in ("", "(null)") for name in plugins):
         read += "; a plugin of the site may disable requeue, then each start is a new job: `submit` says so"
     if mode == "OFF":
-        return OK, f"no preemption there ({kind}, PreemptMode=OFF)"
+        return Check(OK, f"no preemption there ({kind}, PreemptMode=OFF)")
     if mode == "REQUEUE":
-        return OK, read
+        return Check(OK, read)
     if mode == "SUSPEND":
-        return DEGRADED, read, "It is frozen and continues there; after ten minutes of that it may end as a crash."
+        return Check(
+            DEGRADED, read, "It is frozen and continues there; after ten minutes of that it may end as a crash."
+        )
     if mode == "CANCEL":
         most = f"KillWait ({site.kill_wait} s)"
         if grace:
             most = f"the grace and {most}"
         then = f"Its owner does it, if the ranks save and leave within {most}; else it is `stopped`: submit again."
-        return DEGRADED, read, then
-    return UNKNOWN, site.errors.get("qos") or read, "Name the QOS of jobs: --qos, or qos in the profile."
+        return Check(DEGRADED, read, then)
+    return Check(UNKNOWN, site.errors.get("qos") or read, "Name the QOS of jobs: --qos, or qos in the profile.")
 
 
-def _warned(site: Site, profile: ClusterProfile) -> Verdict:
+def _warned(site: Site, profile: ClusterProfile) -> Check:
     mode, grace = site.preemption
     signal = "TERM"
     if "send_user_signal" in site.config.get("PreemptParameters", ""):
         signal = "USR2"
     read = f"GraceTime={grace} s, KillWait={site.kill_wait} s, {signal} at the start"
     if not mode:
-        return UNKNOWN, "see above", "It depends on the QOS."
+        return Check(UNKNOWN, "see above", "It depends on the QOS.")
     if mode == "OFF":
-        return OK, "no preemption there"
+        return Check(OK, "no preemption there")
     if mode == "SUSPEND":
-        return DEGRADED, f"PreemptMode={mode}", "No signal comes before it is frozen; its memory is preserved."
+        return Check(DEGRADED, f"PreemptMode={mode}", "No signal comes before it is frozen; its memory is preserved.")
     if not grace:
-        return DEGRADED, read, f"A save that takes longer than {site.kill_wait} s is lost: keep checkpoint.minutes low."
-    return OK, read
+        return Check(
+            DEGRADED, read, f"A save that takes longer than {site.kill_wait} s is lost: keep checkpoint.minutes low."
+        )
+    return Check(OK, read)
 
 
-def _limit(site: Site, profile: ClusterProfile) -> Verdict:
+def _limit(site: Site, profile: ClusterProfile) -> Check:
     most = site.max_seconds
     asked = profile.hours * 3600
     allowed = f"{most / 3600:g} h" if most else "any"
     read = f"USR2 comes {profile.signal_seconds} s before the limit of {profile.hours:g} h; the site allows {allowed}"
     if most and asked > most:
-        return FAIL, read, f"Jobs that ask for more do not start: set hours to {int(most / 36) / 100:g}."
+        return Check(FAILS, read, f"Jobs that ask for more do not start: set hours to {int(most / 36) / 100:g}.")
     if profile.signal_seconds * 2 > asked:
-        return DEGRADED, read, "Attempts are over soon after they begin: lower signal_seconds, or raise hours."
+        return Check(DEGRADED, read, "Attempts are over soon after they begin: lower signal_seconds, or raise hours.")
     if profile.signal_seconds < 60:
-        return DEGRADED, read, "Slurm looks at limits every half minute: give signal_seconds 60 or more."
-    return OK, f"{read}; a job that outlives it is requeued all the same"
+        return Check(DEGRADED, read, "Slurm looks at limits every half minute: give signal_seconds 60 or more.")
+    return Check(OK, f"{read}; a job that outlives it is requeued all the same")
 
 
-def _crash(site: Site, profile: ClusterProfile) -> Verdict:
+def _crash(site: Site, profile: ClusterProfile) -> Check:
     most = parse_int(site.config.get("MaxBatchRequeue", ""))
     read = f"the owner of the job calls scontrol requeue; MaxBatchRequeue={_shown(most, 'not set')}"
     starts, holds = (_codes(site.config.get(key, "")) for key in ("RequeueExit", "RequeueExitHold"))
     bad = {code for cause, code in CAUSES.items() if cause != "complete"}
     if bad & starts:
         then = "Slurm starts such jobs again by itself, also those that a person must fix; ask for their removal."
-        return FAIL, f"RequeueExit has {_list(bad & starts)}", then
+        return Check(FAILS, f"RequeueExit has {_list(bad & starts)}", then)
     if bad & holds:
-        return DEGRADED, f"RequeueExitHold has {_list(bad & holds)}", "Such jobs are held until `scontrol release`."
+        return Check(
+            DEGRADED, f"RequeueExitHold has {_list(bad & holds)}", "Such jobs are held until `scontrol release`."
+        )
     if most is not None and most < 2:
         then = "Jobs that Slurm itself starts again more often are held: `status` shows why, `scontrol release` helps."
-        return DEGRADED, read, then
-    return OK, read
+        return Check(DEGRADED, read, then)
+    return Check(OK, read)
 
 
-def _in_its_job(site: Site, profile: ClusterProfile) -> Verdict:
+def _in_its_job(site: Site, profile: ClusterProfile) -> Check:
     problem = agents_problem(site, profile)
     tried = _tried(site, problem)
     if profile.agents and problem:
-        return DEGRADED, f"agents: true, but {problem}{tried}", _remedy_of_agents(site, profile)
+        return Check(DEGRADED, f"agents: true, but {problem}{tried}", _remedy_of_agents(site, profile))
     if problem:
-        return DEGRADED, f"{problem}{tried}", f"{_remedy_of_trial(site)}Slurm requeues the job after every fault."
+        return Check(
+            DEGRADED, f"{problem}{tried}", f"{_remedy_of_trial(site)}Slurm requeues the job after every fault."
+        )
     if not profile.agents:
         then = "Set agents: true in the profile, or Slurm requeues the job after every fault."
-        return DEGRADED, f"agents: false{tried}", then
+        return Check(DEGRADED, f"agents: false{tried}", then)
     if site.agents_trial is not None and site.agents_trial.unable:
         then = "Nodes may be busy, or jobs may need more options: try again, with more seconds (--try-agents SECONDS)."
-        return UNKNOWN, f"agents: true{tried}", then
-    return OK, f"agents: true{tried}"
+        return Check(UNKNOWN, f"agents: true{tried}", then)
+    return Check(OK, f"agents: true{tried}")
 
 
 def _tried(site: Site, problem: str) -> str:
@@ -244,51 +244,55 @@ def _task_prolog_of(site: Site) -> str:
     return value
 
 
-def _task_prolog(site: Site, profile: ClusterProfile) -> Verdict:
+def _task_prolog(site: Site, profile: ClusterProfile) -> Check:
     task_prolog = _task_prolog_of(site)
     if not task_prolog:
-        return OK, "no TaskProlog"
-    return OK, f"TaskProlog={task_prolog} may export variables; the code of the run precedes folders of its PYTHONPATH"
+        return Check(OK, "no TaskProlog")
+    return Check(
+        OK, f"TaskProlog={task_prolog} may export variables; the code of the run precedes folders of its PYTHONPATH"
+    )
 
 
-def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
+def _prolog(site: Site, profile: ClusterProfile) -> Check:
     prologs = [name for name in site.config if re.fullmatch(r"(Prolog|PrologSlurmctld)(\[\d+\])?", name)]
     set_ = [name for name in prologs if site.config[name] not in ("", "(null)")]
     if not set_:
-        return OK, "no prolog"
+        return Check(OK, "no prolog")
     read = f"{set_[0]}={site.config[set_[0]]}"
     parameters = site.config.get("SchedulerParameters", "")
     if "nohold_on_prolog_fail" in parameters.split(","):
-        return OK, f"{read}; nohold_on_prolog_fail: such a job starts elsewhere"
+        return Check(OK, f"{read}; nohold_on_prolog_fail: such a job starts elsewhere")
     then = "Slurm holds a job whose prolog fails: `status` prints the command that releases it. Ask for "
-    return DEGRADED, read, then + "SchedulerParameters=nohold_on_prolog_fail, with which it starts elsewhere."
+    return Check(DEGRADED, read, then + "SchedulerParameters=nohold_on_prolog_fail, with which it starts elsewhere.")
 
 
-def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
+def _outcome(site: Site, profile: ClusterProfile) -> Check:
     age = parse_int(site.config.get("MinJobAge", ""))
     read = f"run directories record it; squeue lists ended jobs for {_shown(age)} s (MinJobAge)"
     read += f"; KillWait={site.kill_wait} s"
     if age is not None and age < 60:
-        return DEGRADED, read, "Of a job that was killed with its owner `status` then knows only that it ended."
+        return Check(DEGRADED, read, "Of a job that was killed with its owner `status` then knows only that it ended.")
     if site.kill_wait < SHORT_KILL_WAIT:
         then = "After scancel the owner may be killed before it records the end. `flip cancel` has no such limit."
-        return DEGRADED, read, then
-    return OK, read
+        return Check(DEGRADED, read, then)
+    return Check(OK, read)
 
 
-def _lost(site: Site, profile: ClusterProfile) -> Verdict:
+def _lost(site: Site, profile: ClusterProfile) -> Check:
     limit = parse_int(site.config.get("SlurmdTimeout", ""))
     if limit is None:
-        return UNKNOWN, "SlurmdTimeout is not known", "Ask `scontrol show config`."
+        return Check(UNKNOWN, "SlurmdTimeout is not known", "Ask `scontrol show config`.")
     if limit == 0:
-        return FAIL, "SlurmdTimeout=0", "Slurm never declares a silent node lost: cancel and submit such runs yourself."
+        return Check(
+            FAILS, "SlurmdTimeout=0", "Slurm never declares a silent node lost: cancel and submit such runs yourself."
+        )
     read = f"noticed after {limit} s or more (SlurmdTimeout), then Slurm starts the job again"
     if site.config.get("ReturnToService") == "0":
         read += "; lost nodes come back only by hand"
-    return OK, read
+    return Check(OK, read)
 
 
-def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
+def _sweep(site: Site, profile: ClusterProfile) -> Check:
     most = parse_int(site.config.get("MaxArraySize", ""))
     jobs = site.config.get("MaxJobCount", "?")
     name, submit = site.submit_limit
@@ -296,23 +300,23 @@ def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
     if name:
         read += f", {name} {submit}"
     if most is None:
-        return UNKNOWN, read, "sbatch refuses arrays that are too big: lower array_size."
+        return Check(UNKNOWN, read, "sbatch refuses arrays that are too big: lower array_size.")
     if profile.array_size > max(1, most - 1):
-        return FAIL, read, f"Arrays of {profile.array_size} are refused: set array_size to {max(1, most - 1)}."
+        return Check(FAILS, read, f"Arrays of {profile.array_size} are refused: set array_size to {max(1, most - 1)}.")
     if name:
         then = f"Sweeps of more than {submit} runs, other jobs included, are refused: submit parts with --only."
-        return DEGRADED, read, then
+        return Check(DEGRADED, read, then)
     if most <= 2:
-        return DEGRADED, read, "Every run is a job of its own."
-    return OK, f"{read}; bigger sweeps make more arrays of {profile.array_size}"
+        return Check(DEGRADED, read, "Every run is a job of its own.")
+    return Check(OK, f"{read}; bigger sweeps make more arrays of {profile.array_size}")
 
 
-def _delay(site: Site, profile: ClusterProfile) -> Verdict:
+def _delay(site: Site, profile: ClusterProfile) -> Check:
     wait, whence = requeue_delay(site)
     read = f"about {wait} s from a requeue to the next start at the earliest ({whence})"
     if wait > CRED_EXPIRE + 1:
-        return DEGRADED, read, "Every preemption costs that."
-    return OK, read
+        return Check(DEGRADED, read, "Every preemption costs that.")
+    return Check(OK, read)
 
 
 def requeue_delay(site: Site) -> tuple[int, str]:
@@ -326,7 +330,7 @@ def requeue_delay(site: Site) -> tuple[int, str]:
     return CRED_EXPIRE + 1, f"cred_expire={CRED_EXPIRE}, the default of Slurm"
 
 
-def _newer(site: Site, profile: ClusterProfile) -> Verdict:
+def _newer(site: Site, profile: ClusterProfile) -> Check:
     """Features of releases since 25.11. Jobs use none but ``requeue_delay``, which is the site's. With an expedited
     requeue Slurm itself would restart runs that stopped for good, if an epilog fails."""
     features = [name for name, first in NEWER.items() if site.version >= first]
@@ -334,12 +338,14 @@ def _newer(site: Site, profile: ClusterProfile) -> Verdict:
     if profile.options.get("gres", "").startswith("gpu") and "gpus-per-node" in profile.options:
         verdict = DEGRADED
         if site.version >= MAY_2026:
-            verdict = FAIL
-        return verdict, "the profile's options have gres and gpus-per-node", "Slurm 26.05 refuses both: remove one."
+            verdict = FAILS
+        return Check(
+            verdict, "the profile's options have gres and gpus-per-node", "Slurm 26.05 refuses both: remove one."
+        )
     if site.version >= MAY_2026 and _orders_tasks(site):
         then = "Rank 0 may then be on another node than the first: untested. CR_NO_DIST_TOPO_BLOCK restores the order."
-        return DEGRADED, f"tasks follow the topology ({site.config['TopologyPlugin']})", then
-    return OK, read
+        return Check(DEGRADED, f"tasks follow the topology ({site.config['TopologyPlugin']})", then)
+    return Check(OK, read)
 
 
 def _orders_tasks(site: Site) -> bool:
@@ -354,44 +360,48 @@ def _parameters(site: Site, key: str) -> dict[str, str]:
     return {name: value for name, mark, value in parts if mark}
 
 
-def _python(site: Site, profile: ClusterProfile) -> Verdict:
+def _python(site: Site, profile: ClusterProfile) -> Check:
     name = profile.hosts_python
     if site.errors.get("python"):
         then = "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
-        return FAIL, site.errors["python"], then
+        return Check(FAILS, site.errors["python"], then)
     if tuple(parse_int(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
-        return FAIL, f"{name} is Python {site.python}", "The owner of a job needs 3.6: name another in host_python."
+        return Check(
+            FAILS, f"{name} is Python {site.python}", "The owner of a job needs 3.6: name another in host_python."
+        )
     read = f"{name} is Python {site.python} on this machine"
     kind = site.filesystems.get("python", "")
     if kind.startswith(SHARED):
-        return OK, f"{read}, on {kind}"
-    return UNKNOWN, read, f"Nodes must have it too: `srun -N1 -p {profile.partition} {name} --version` shows it."
+        return Check(OK, f"{read}, on {kind}")
+    return Check(UNKNOWN, read, f"Nodes must have it too: `srun -N1 -p {profile.partition} {name} --version` shows it.")
 
 
-def _runs_root(site: Site, profile: ClusterProfile) -> Verdict:
+def _runs_root(site: Site, profile: ClusterProfile) -> Check:
     problem = site.errors.get("runs root", "")
     kind = site.filesystems.get("runs root", "")
     if problem:
-        return FAIL, problem, "Name a writable folder: runs_root in the profile, or FLIP_RUNS."
+        return Check(FAILS, problem, "Name a writable folder: runs_root in the profile, or FLIP_RUNS.")
     if kind.startswith(SHARED):
-        return OK, f"writable; {kind}"
+        return Check(OK, f"writable; {kind}")
     then = "Nodes must see this folder under the same path: put runs_root on the shared file system."
-    return UNKNOWN, f"writable; {kind or 'its file system is not known'}", then
+    return Check(UNKNOWN, f"writable; {kind or 'its file system is not known'}", then)
 
 
-def _environment(site: Site, profile: ClusterProfile) -> Verdict:
+def _environment(site: Site, profile: ClusterProfile) -> Check:
     if site.unset:
-        return FAIL, f"not set here: {', '.join(site.unset)}", "Export them, or remove them from the profile's env."
+        return Check(
+            FAILS, f"not set here: {', '.join(site.unset)}", "Export them, or remove them from the profile's env."
+        )
     read = "sbatch --export=ALL of a few names"
     if profile.env:
         read += f" and {', '.join(profile.env)}"
-    return OK, read
+    return Check(OK, read)
 
 
-def _submitit(site: Site, profile: ClusterProfile) -> Verdict:
+def _submitit(site: Site, profile: ClusterProfile) -> Check:
     if site.errors.get("submitit"):
-        return FAIL, "submitit is not installed", "pip install -r requirements.txt"
-    return OK, "submitit and sbatch, srun, squeue, scancel, scontrol are here"
+        return Check(FAILS, "submitit is not installed", "pip install -r requirements.txt")
+    return Check(OK, "submitit and sbatch, srun, squeue, scancel, scontrol are here")
 
 
 def _codes(text: str) -> set[int]:
@@ -419,25 +429,25 @@ def _list(codes: set[int]) -> str:
     return ", ".join(map(str, sorted(codes)))
 
 
-CHECKS = {
-    "jobs can be submitted from here": _submitit,
-    "a job is accepted": _accepted,
-    "the release of Slurm is tested": _version,
-    "nodes match the profile": _nodes,
-    "a job gets the memory it needs": _memory,
-    "a preempted run starts again": _restarts,
-    "a run is warned before it is preempted": _warned,
-    "a run is warned before the time limit": _limit,
-    "a killed rank or a crash is restarted": _crash,
-    "a fault costs seconds, not a requeue": _in_its_job,
-    "a lost node is noticed": _lost,
-    "a failed prolog does not hold jobs": _prolog,
-    "ranks import the code of their run": _task_prolog,
-    "the outcome of a run is known": _outcome,
-    "a sweep may have any number of runs": _sweep,
-    "a requeued job starts soon": _delay,
-    "newer features of Slurm are used correctly": _newer,
-    "the batch script's host has a Python": _python,
-    "runs can be stored in the runs root": _runs_root,
-    "the environment of jobs is defined": _environment,
-}
+CHECKS = (
+    Rule("jobs can be submitted from here", _submitit),
+    Rule("a job is accepted", _accepted),
+    Rule("the release of Slurm is tested", _version),
+    Rule("nodes match the profile", _nodes),
+    Rule("a job gets the memory it needs", _memory),
+    Rule("a preempted run starts again", _restarts),
+    Rule("a run is warned before it is preempted", _warned),
+    Rule("a run is warned before the time limit", _limit),
+    Rule("a killed rank or a crash is restarted", _crash),
+    Rule("a fault costs seconds, not a requeue", _in_its_job),
+    Rule("a lost node is noticed", _lost),
+    Rule("a failed prolog does not hold jobs", _prolog),
+    Rule("ranks import the code of their run", _task_prolog),
+    Rule("the outcome of a run is known", _outcome),
+    Rule("a sweep may have any number of runs", _sweep),
+    Rule("a requeued job starts soon", _delay),
+    Rule("newer features of Slurm are used correctly", _newer),
+    Rule("the batch script's host has a Python", _python),
+    Rule("runs can be stored in the runs root", _runs_root),
+    Rule("the environment of jobs is defined", _environment),
+)

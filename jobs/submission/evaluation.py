@@ -36,6 +36,7 @@ from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.files import deletion
 from flip.files.creation import close_folders, closed_folder, new_folder, run_folder
 from flip.runs import commit
+from flip.runs.checks import require
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
@@ -122,7 +123,7 @@ class EvaluateCommand:
         programs = [path for _, path in executed_files(self.profile)]
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
-        preflight.scheduler(self.profile, dry=False)
+        require([preflight.SCHEDULER], self.profile, False, True)
         for subject in subjects:  # a refusal writes nothing, not even a lock
             self._plan(subject)
         self.jobs: dict[RunDir, RunDir] = {}

@@ -1,7 +1,7 @@
 """A plan as text for people and as JSON for programs."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, repeat
 from itertools import count as count_from
@@ -12,12 +12,12 @@ from flip.config.derived import missing_in_transformers, model_label
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS, Config
+from flip.runs.checks import UNKNOWN, Check
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
 from jobs.common.text import count, duration, formatted, hours_text, inherited_text, plain, size
 from jobs.planning.plan import Action, Plan, ResolvedRun
-from jobs.planning.preflight import Check
 from jobs.planning.run_cost import Cost, assumption, makespan
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
@@ -50,14 +50,17 @@ def details(
     plan: Plan,
     sweep: Sweep,
     profile: ClusterProfile,
-    checks: Sequence[Check],
+    checks: Mapping[Check, Sequence[str]],
     question: str = "",
     batches: Sequence[PlannedJob] = (),
     script: bool = False,
     files: Sequence[Path] = (),
     takes_over: bool = False,
 ) -> Page:
-    """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
+    """All details of every run, the totals, the Slurm jobs, and the checks.
+
+    ``checks``: row -> its runs; none: all.
+    """
     lines: list[str | TextTable] = [_head(plan, sweep, profile, files)]
     for same in _designs(plan):
         lines += ["", *_run(same)]
@@ -67,7 +70,8 @@ def details(
         lines += ["", f"asked first: {question}"]
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
-        seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
+        rows = [(row, names) for row, names in checks.items() if (row.state == UNKNOWN) == skipped]
+        seen = [f"  {row.name}{_about(names)}: {row.text}" for row, names in rows]
         if seen:
             lines += ["", f"{head}:", *seen]
     return Page(*lines, "", "dry run: nothing was written, nothing started.")
@@ -403,7 +407,7 @@ def as_dict(
     plan: Plan,
     sweep: Sweep,
     profile: ClusterProfile,
-    checks: Sequence[Check],
+    checks: Mapping[Check, Sequence[str]],
     question: str = "",
     batches: Sequence[PlannedJob] = (),
     files: Sequence[Path] = (),
@@ -446,7 +450,10 @@ def as_dict(
         "question": question,
         "batches": [asdict(batch) for batch in batches],
         "assumption": assumption(profile, _hours(plan)),
-        "checks": [asdict(check) for check in checks],
+        "checks": [
+            {"name": row.name, "detail": row.text, "skipped": row.state == UNKNOWN, "runs": list(names)}
+            for row, names in checks.items()
+        ],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -19,11 +19,11 @@ from flip.config.identity import ConfigChange, flatten, identity
 from flip.config.merge import to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config
-from flip.config.validate import warnings
 from flip.config.yaml_io import read_yaml
 from flip.data.storage.retry import RetryPolicy
 from flip.export import timm_source
 from flip.files.ownership import Exposure
+from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, rows_of, run_rules
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.rundir import RunDir, load_record, read_lenient
@@ -115,7 +115,7 @@ class Submission:
         self.existing = ExistingRuns(self.folder, self.sweep.names)
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         self.exposed: list[Exposure] = []
-        self.checks: dict[preflight.Check, list[str]] = {}
+        self.checks: dict[Check, list[str]] = {}
         self.callbacks: dict[str, bytes] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
@@ -201,9 +201,9 @@ class Submission:
         for profile in self._profiles():
             require_trusted_programs(profile)
         self.exposed = trust.open_places(self._executed())
-        self._add_checks([preflight.Check("code", warning) for warning in trust.checkout_warnings()])
+        self._add_checks([Check(DEGRADED, warning, name="code") for warning in trust.checkout_warnings()])
         for profile in self._profiles():
-            self._add_checks(preflight.scheduler(profile, self.options.dry_run, self._may_execute(profile)))
+            self._add_checks(rows_of(preflight.SCHEDULER, profile, self.options.dry_run, self._may_execute(profile)))
         return [self._resolve(run) for run in self.sweep.runs]
 
     def _may_execute(self, profile: ClusterProfile) -> bool:
@@ -264,10 +264,7 @@ class Submission:
             given=run.given,
             notes=[*notes, *filter(None, [step_time.advice(config, profile)])],
             warnings=[
-                *warnings(config),
-                *preflight.probe_warnings(config),
-                *preflight.training_data_warnings(config),
-                *filter(None, [step_time.input_warning(config, profile)]),
+                *(row.text for row in run_rules(preflight.TRAINING_WARNINGS, config, profile)),
                 *(tracker.warnings(config) if profile.kind == "local" else ()),
             ],
             cluster=profile.name,
@@ -334,22 +331,19 @@ class Submission:
     ) -> None:
         """Check what the run needs. Raises FlipError if it would fail."""
         holder = self.existing.holder(run, config)
-        preflight.refuse_json_captions(config, data)
         anew = self.options.changed in ("restart", "fork")
         current = RunDir(holder or self.existing.places(run)[-1])
-        preflight.refuse_blank_blocks(config, data, None if anew else current)
+        start = preflight.Start(config, data, profile, on, self.folder, current, anew, self.options.dry_run)
         self._read_callbacks(config, run.name)
-        self._add_checks(preflight.check(config, data, profile, on, self.folder, self.options.dry_run), run.name)
-        self._add_checks(preflight.save_time(profile, current), run.name)
-        self._add_checks(preflight.wall_limit(config, profile, current), run.name)
+        self._add_checks(run_rules(preflight.TRAINING, start), run.name)
 
     def _read_callbacks(self, config: Config, name: str) -> None:
         """Read and check the files of the user's classes; a snapshot gets what was read."""
         contents = callback_files.read(config.monitor.callbacks, self.file.absolute().parent)
         self.callbacks |= contents
-        self._add_checks([preflight.Check("callbacks", entry) for entry in config.monitor.callbacks], name)
+        self._add_checks([Check(OK, entry, name="callbacks") for entry in config.monitor.callbacks], name)
 
-    def _add_checks(self, checks: Sequence[preflight.Check], *names: str) -> None:
+    def _add_checks(self, checks: Iterable[Check], *names: str) -> None:
         for check in checks:
             self.checks.setdefault(check, []).extend(names)
 
@@ -359,7 +353,8 @@ class Submission:
         # the checkpoints of a run that goes to the trash first stay on the disk
         paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
         configs = {path: wanted.config for path, wanted in paths.items()}
-        self._add_checks(preflight.space(configs, self.profile, self.folder, self.options.dry_run and self.nominal))
+        plan_only = self.options.dry_run and self.nominal
+        self._add_checks(rows_of(preflight.SPACE, configs, self.profile, self.folder, plan_only))
 
     def _executed(self) -> list[Path]:
         """The folder of the runs, which contains their code, the files of the profiles that are executed, and those of
@@ -378,7 +373,7 @@ class Submission:
             for place in self.exposed:
                 if not self.options.dry_run:
                     note(trust.warning(place))
-                self._add_checks([preflight.Check("folders", trust.warning(place))])
+                self._add_checks([Check(DEGRADED, trust.warning(place), name="folders")])
             return
         asks = trust.is_answerable(self.exposed) and can_ask() and not self.options.yes
         dry = trust.is_answerable(self.exposed) and self.options.dry_run  # it shows the question
@@ -420,10 +415,8 @@ class Submission:
         all_runs = len(self.sweep.runs)
         if self.options.dry_run:
             self._list_unknown(plan)
-        checks = [
-            replace(check, runs=tuple(names) if len(names) < all_runs else ()) for check, names in self.checks.items()
-        ]
-        answers = any(check.name == "Slurm" and not check.skipped for check in checks)
+        checks = {row: names if len(names) < all_runs else [] for row, names in self.checks.items()}
+        answers = any(row.name == "Slurm" and row.state != UNKNOWN for row in checks)
         for profile in self._profiles():
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
@@ -464,9 +457,9 @@ class Submission:
         """List runs of unknown state as not checked: a dry run does not guess what would start."""
         for action in plan.actions:
             if action.kind == "unknown":
-                self._add_checks([preflight.Check("state", action.reason, skipped=True)], action.name)
+                self._add_checks([Check(UNKNOWN, action.reason, name="state")], action.name)
             elif action.existing == "unknown":
-                self._add_checks([preflight.Check("state", "it is unknown whether it runs", True)], action.name)
+                self._add_checks([Check(UNKNOWN, "it is unknown whether it runs", name="state")], action.name)
 
     def _question(self, plan: Plan) -> str:
         """The question to confirm before anything starts; empty if there is none."""

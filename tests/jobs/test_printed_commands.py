@@ -192,7 +192,7 @@ def test_commands_about_damaged_shards_repair_them(tmp_path, capsys, monkeypatch
     data = {"manifest": str(excluding), "samples": 32, "chunk": 4, "block": 1, "lanes": 2}
     config = merge([("test", {"data": data, "stages": [{"samples": 640, "batch": 8}]})])
     with pytest.raises(DataError) as error:
-        preflight.refuse_blank_blocks(config, dataset_facts(config), None)
+        preflight.BLOCKS.look(preflight.Start(config, dataset_facts(config), None, None, None, None, anew=True))
     _, dropped = execute(error.value.remedy.replace(". Name it", "\nName it"))
     assert Manifest.load(dropped).samples == 28
 

@@ -13,6 +13,7 @@ import pytest
 
 from flip.files.ownership import user_name
 from flip.runs import attempts
+from flip.runs.checks import UNKNOWN
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import read_json, write_json
@@ -191,7 +192,7 @@ def test_runs_root_that_cannot_be_entered_hides_no_run_of_others(sweep, tmp_path
             with pytest.raises(ConfigError, match="There are: demo"):
                 select.select_many(words, roots)
         profile = ClusterProfile(name="far", kind="slurm", runs_root=str(closed / "runs"))
-        assert preflight._writable(profile, closed / "runs" / "new", dry=True).skipped
+        assert preflight._writable(profile, closed / "runs" / "new", dry=True).state == UNKNOWN
 
 
 def test_stale_mount_hides_no_run_of_other_roots_and_is_reported_once(sweep, tmp_path, monkeypatch, capsys):

@@ -127,4 +127,4 @@ def test_check_site_gives_verdicts_for_any_slurm_output(answers, config, partiti
     nodes = site.parse_nodes(nodes.decode("utf-8", "replace"))
     slurm_site = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
     results = site_checks.check_site(slurm_site, profile)
-    assert len(results) == len(site_checks.CHECKS) and all(result.verdict and result.read for result in results)
+    assert len(results) == len(site_checks.CHECKS) and all(result.state and result.text for result in results)

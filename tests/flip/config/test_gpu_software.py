@@ -9,11 +9,11 @@ import pytest
 
 from flip.config import gpu_software
 from flip.distributed import parallel
+from flip.runs.checks import OK, UNKNOWN
 from flip.runs.errors import CAUSES, ConfigError, FlipError
 from flip.runs.restart_policy import EndFacts, Limits, decide
-from jobs.commands.doctor import gpu_software_row
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning import preflight
+from jobs.planning.software_checks import check_gpu_software
 
 LOCAL = ClusterProfile("workstation", "local", gpus_per_node=1)
 SLURM = ClusterProfile("far", "slurm", gpus_per_node=8)
@@ -107,27 +107,28 @@ def test_preflight_refuses_local_gpu_run_and_reports_requirements_of_nodes(torch
     torch_build("'13.0'")
     driver("12.8")
     with pytest.raises(ConfigError, match="too old.*series 580 or newer"):
-        preflight._gpu_software(compute(), LOCAL)
-    (row,) = preflight._gpu_software(compute(), SLURM)
-    assert row.skipped and "series 580 or newer" in row.detail and "Python.h" in row.detail
+        check_gpu_software(LOCAL, cuda=True, compiled=True)
+    (row,) = check_gpu_software(SLURM, cuda=True, compiled=True)
+    assert row.state == UNKNOWN and "series 580 or newer" in row.text and "Python.h" in row.text
     driver("13.0")
-    (row,) = preflight._gpu_software(compute("no"), LOCAL)
-    assert not row.skipped and "torch for CUDA 13.0" in row.detail
+    (row,) = check_gpu_software(LOCAL, cuda=True, compiled=False)
+    assert row.state == OK and "torch for CUDA 13.0" in row.text
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ConfigError, match="no C compiler"):
-        preflight._gpu_software(compute(), LOCAL)
+        check_gpu_software(LOCAL, cuda=True, compiled=True)
     torch_build("None")
     with pytest.raises(ConfigError, match=r"not a build for CUDA.*docs/one_machine.md"):
-        preflight._gpu_software(compute(), LOCAL)
-    assert preflight._gpu_software(compute(device="cpu"), LOCAL) == []
+        check_gpu_software(LOCAL, cuda=True, compiled=True)
+    assert check_gpu_software(LOCAL, cuda=False, compiled=True) == []
 
 
 def test_doctor_names_driver_series_for_torch_of_this_python(torch_build):
     torch_build("'13.0'")
-    row = gpu_software_row(SLURM)
-    assert "CUDA 13.0" in row.read and "series 580 or newer" in row.then and "Python.h" in row.then
+    (row,) = check_gpu_software(SLURM, cuda=True, compiled=True)
+    assert "CUDA 13.0" in row.text and "series 580 or newer" in row.text and "nvidia-smi" in row.remedy
     torch_build("None")
-    assert "docs/one_machine.md" in gpu_software_row(SLURM).then
+    (row,) = check_gpu_software(SLURM, cuda=True, compiled=True)
+    assert "docs/one_machine.md" in row.remedy
     page = Path(__file__).parents[3] / "docs" / "one_machine.md"
     assert "## Before the first job on GPUs\n" in page.read_text(encoding="utf-8")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from flip.data import kernel
+from flip.runs.checks import DEGRADED, FAILS, OK, UNKNOWN
 from flip.runs.errors import ConfigError
 from jobs.commands import doctor
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.planning import preflight
+from jobs.planning import preflight, software_checks
 from jobs.slurm import site as reading
 from jobs.slurm import site_checks
 from jobs.slurm.site import AgentsTrial, Node, Site
-from jobs.slurm.site_checks import DEGRADED, FAIL, OK, UNKNOWN
 from tests.jobs.test_automation import check as check_document
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -56,12 +56,12 @@ def site(config=(), partition=(), **fields):
 
 
 def judged(slurm_site, promise, profile=PROFILE):
-    (match,) = [finding for finding in site_checks.check_site(slurm_site, profile) if promise in finding.promise]
+    (match,) = [finding for finding in site_checks.check_site(slurm_site, profile) if promise in finding.name]
     return match
 
 
 def test_check_site_passes_all_checks_on_good_site():
-    assert {(f.verdict, f.then) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
+    assert {(f.state, f.remedy) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
 
 
 # fmt: off
@@ -80,14 +80,14 @@ SITES = [
     (site(partition={"GraceTime": "0"}), "before it is preempted", DEGRADED, "longer than 30 s"),
     (site({"PreemptParameters": "(null)"}), "before it is preempted", OK, "TERM at"),
     (site(NO_QOS), "before it is preempted", UNKNOWN, "QOS"),
-    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", FAIL, "set hours to 12"),
-    (site(qos={"wall": "06:30:00"}), "before the time limit", FAIL, "set hours to 6.5"),
+    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", FAILS, "set hours to 12"),
+    (site(qos={"wall": "06:30:00"}), "before the time limit", FAILS, "set hours to 6.5"),
     (site(partition={"MaxTime": "UNLIMITED"}), "before the time limit", OK, "allows any"),
     (site({"MaxBatchRequeue": "1"}), "killed rank", DEGRADED, "scontrol release"),
     (site({"Prolog[0]": "/etc/slurm/prolog.sh"}), "failed prolog", DEGRADED, "nohold_on_prolog_fail"),
     (site({"Prolog": "/p", "SchedulerParameters": "a=1,nohold_on_prolog_fail"}), "failed prolog", OK, ""),
     (site({"Prolog": "(null)"}), "failed prolog", OK, ""),
-    (site({"RequeueExit": "1,70-72"}), "killed rank", FAIL, "RequeueExit has 70, 71"),
+    (site({"RequeueExit": "1,70-72"}), "killed rank", FAILS, "RequeueExit has 70, 71"),
     (site({"RequeueExitHold": "75"}), "killed rank", DEGRADED, "RequeueExitHold has 75"),
     (site({"SLURM_VERSION": "22.05.11"}), "a fault costs seconds", DEGRADED, "Slurm is 22.05.11, node agents"),
     (site({"KillWait": "5 sec"}), "a fault costs seconds", DEGRADED, "KillWait=5 s, less than 10 s"),
@@ -97,12 +97,12 @@ SITES = [
     (site({"JobAcctGatherParams": "UsePss,OverMemoryKill"}), "a fault costs seconds", DEGRADED, "OverMemoryKill"),
     (site({**TREE, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", DEGRADED, "topology/tree"),
     (site({**BLOCKS, "SLURM_VERSION": "26.05.0"}), "a fault costs seconds", OK, "agents: true"),
-    (site({"SlurmdTimeout": "0 sec"}), "lost node", FAIL, "yourself"),
+    (site({"SlurmdTimeout": "0 sec"}), "lost node", FAILS, "yourself"),
     (site({"ReturnToService": "0"}), "lost node", OK, "by hand"),
     (site({"MinJobAge": "5 sec"}), "outcome of", DEGRADED, "5 s"),
     (site({"KillWait": "5 sec"}), "outcome of", DEGRADED, "`flip cancel` has no such limit"),
     (site({"KillWait": "10 sec"}), "outcome of", OK, "KillWait=10 s"),
-    (site({"MaxArraySize": "1"}), "number of runs", FAIL, "array_size to 1."),
+    (site({"MaxArraySize": "1"}), "number of runs", FAILS, "array_size to 1."),
     (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
     (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", DEGRADED, "more than 50"),
     (site(qos={"GrpSubmitJobs": "70"}, association=FORTY), "number of runs", DEGRADED, "MaxSubmitJobs of the assoc"),
@@ -121,18 +121,18 @@ SITES = [
     (site({**TREE, "SLURM_VERSION": "25.11.2"}), "newer", OK, "has --requeue=expedite"),
     (site({**TREE, "SLURM_VERSION": "26.05.0"}), "newer", DEGRADED, "Rank 0 may then be on another node"),
     (site({**BLOCKS, "SLURM_VERSION": "26.05.0"}), "newer", OK, "srun --ignore-signals"),
-    (site(python="3.5.2"), "has a Python", FAIL, "host_python"),
-    (site(errors={"python": "py: No such file or directory"}), "has a Python", FAIL, "host_python"),
+    (site(python="3.5.2"), "has a Python", FAILS, "host_python"),
+    (site(errors={"python": "py: No such file or directory"}), "has a Python", FAILS, "host_python"),
     (site(filesystems={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py"),
     (site(filesystems={"runs root": "ext4", "python": "ext4"}), "be stored", UNKNOWN, "shared file system"),
-    (site(errors={"runs root": "/x: Permission denied"}), "be stored", FAIL, "runs_root"),
-    (site(unset=("WANDB_KEY",)), "environment", FAIL, "WANDB_KEY"),
-    (site(errors={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", FAIL, "Invalid account"),
+    (site(errors={"runs root": "/x: Permission denied"}), "be stored", FAILS, "runs_root"),
+    (site(unset=("WANDB_KEY",)), "environment", FAILS, "WANDB_KEY"),
+    (site(errors={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", FAILS, "Invalid account"),
     (site(errors={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
-    (site(errors={"submitit": "not installed"}), "from here", FAIL, "pip install"),
-    (site(nodes={}), "nodes", FAIL, "no node"),
-    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", FAIL, "set it to 4"),
-    (site({"SelectType": "select/linear"}), "nodes", FAIL, "gpu:8"),
+    (site(errors={"submitit": "not installed"}), "from here", FAILS, "pip install"),
+    (site(nodes={}), "nodes", FAILS, "no node"),
+    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", FAILS, "set it to 4"),
+    (site({"SelectType": "select/linear"}), "nodes", FAILS, "gpu:8"),
     (site({"DefMemPerCPU": "100"}), "memory", DEGRADED, "mem-per-cpu"),
     (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", OK, "not counted"),
 ]
@@ -142,30 +142,30 @@ SITES = [
 @pytest.mark.parametrize("one, promise, verdict, words", SITES)
 def test_check_site_reports_verdict_and_remedy(one, promise, verdict, words):
     finding = judged(one, promise)
-    assert finding.verdict == verdict and words in f"{finding.read} {finding.then}", finding
-    assert bool(finding.then) == (verdict != OK), "only a check that is not OK has a remedy or a consequence"
+    assert finding.state == verdict and words in f"{finding.text} {finding.remedy}", finding
+    assert bool(finding.remedy) == (verdict != OK), "only a check that is not OK has a remedy or a consequence"
 
 
 def test_check_site_judges_profile_options():
     profile_type = PROFILE.__class__
     linear = profile_type("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
-    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == OK
-    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == OK
-    assert judged(site(), "preempted run starts", profile_type("far", options={"no-requeue": ""})).verdict == DEGRADED
-    assert judged(site({"MaxArraySize": "2"}), "number of runs", profile_type("far", array_size=1)).verdict == DEGRADED
+    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).state == OK
+    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).state == OK
+    assert judged(site(), "preempted run starts", profile_type("far", options={"no-requeue": ""})).state == DEGRADED
+    assert judged(site({"MaxArraySize": "2"}), "number of runs", profile_type("far", array_size=1)).state == DEGRADED
     assert (
-        judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
+        judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).state == DEGRADED
     )
-    assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).verdict == DEGRADED
+    assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).state == DEGRADED
 
 
 def test_check_site_judges_node_agents_of_profile():
     without = replace(PROFILE, agents=False)
-    assert judged(site(), "a fault costs seconds", without).then.startswith("Set agents: true")
-    assert "requeues" in judged(site({"KillWait": "5 sec"}), "a fault costs seconds", without).then
+    assert judged(site(), "a fault costs seconds", without).remedy.startswith("Set agents: true")
+    assert "requeues" in judged(site({"KillWait": "5 sec"}), "a fault costs seconds", without).remedy
     contained = replace(PROFILE, container="/images/flip.sqsh")
     finding = judged(site(), "a fault costs seconds", contained)
-    assert finding.verdict == DEGRADED and "container" in finding.read and "Remove agents" in finding.then
+    assert finding.state == DEGRADED and "container" in finding.text and "Remove agents" in finding.remedy
 
 
 CONNECT = AgentsTrial(["n1", "n2"])
@@ -186,25 +186,25 @@ BUSY = AgentsTrial(unable="Requested nodes are busy")
 )
 def test_check_site_judges_a_try_of_node_agents(trial, agents, verdict, read, then):
     finding = judged(site(agents_trial=trial), "a fault costs seconds", replace(PROFILE, agents=agents))
-    assert finding.verdict == verdict and read in finding.read and then in finding.then
+    assert finding.state == verdict and read in finding.text and then in finding.remedy
 
 
 def test_connecting_agents_do_not_outweigh_the_configuration_of_slurm():
     slurm_site = site({"TaskProlog": "/etc/task.sh"}, agents_trial=CONNECT)
     finding = judged(slurm_site, "a fault costs seconds")
-    assert finding.verdict == DEGRADED and "run once" in finding.read and "agents of n1, n2 connect" in finding.read
+    assert finding.state == DEGRADED and "run once" in finding.text and "agents of n1, n2 connect" in finding.text
     slurm_site = site({"TaskProlog": "/etc/task.sh"}, agents_trial=BLOCKED)
     finding = judged(slurm_site, "a fault costs seconds")
-    assert "run once for all ranks of a node; n2: n1, port 11111: timed out; agents of n1 connect" in finding.read
+    assert "run once for all ranks of a node; n2: n1, port 11111: timed out; agents of n1 connect" in finding.text
     finding = judged(site({"TaskProlog": "/etc/task.sh"}), "a fault costs seconds")
-    assert "see whether they connect at all: flip doctor --try-agents" in finding.then
+    assert "see whether they connect at all: flip doctor --try-agents" in finding.remedy
 
 
 def test_check_site_judges_options_of_newer_releases():
     both = ClusterProfile("far", "slurm", options={"gres": "gpu:8", "gpus-per-node": "8"})
-    for version, verdict in (("25.11.2", DEGRADED), ("26.05.0", FAIL)):
+    for version, verdict in (("25.11.2", DEGRADED), ("26.05.0", FAILS)):
         finding = judged(site({"SLURM_VERSION": version}), "newer", both)
-        assert finding.verdict == verdict and "remove one" in finding.then, finding
+        assert finding.state == verdict and "remove one" in finding.remedy, finding
 
 
 @pytest.mark.parametrize(("version", "known"), [("24.11.5", 0), ("25.11.1", 2), ("26.05.1", 3)])
@@ -251,8 +251,8 @@ def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition
     assert (loaded.gpus_per_node, loaded.cpus_per_node, loaded.memory_gb) == (8, 96, 1081.0)
     for promise in ("nodes", "memory", "time limit"):
         assert (
-            judged(slurm_site, promise, loaded).verdict == OK
-            or "signal_seconds" in judged(slurm_site, promise, loaded).then
+            judged(slurm_site, promise, loaded).state == OK
+            or "signal_seconds" in judged(slurm_site, promise, loaded).remedy
         )
 
 
@@ -416,7 +416,7 @@ def test_doctor_json_lists_failed_checks_of_unsuitable_profile(far, tmp_path, ca
     words = shlex.split(report["next"][0])
     assert words[-5:] == ["submit", "quickstart", "--cluster", str(tmp_path / "mine.yaml"), "--dry-run"]
     check_document("doctor", report)
-    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAIL}
+    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAILS}
     assert wrong == {"a run is warned before the time limit", "the environment of jobs is defined"}
 
 
@@ -442,7 +442,7 @@ def test_doctor_reports_missing_commands_controller_or_default_partition(far, tm
     assert capsys.readouterr().err.startswith("Slurm does not answer (found: 'scontrol: Unable to contact")
     far("scontrol", "echo 'scontrol: error: Unable to contact slurm controller' >&2; exit 1")
     assert doctor.main([]) == 69 and "'scontrol: error: Unable" in capsys.readouterr().err
-    assert preflight.scheduler(ClusterProfile(kind="slurm"), dry=True)[0].skipped
+    assert preflight.SCHEDULER.look(ClusterProfile(kind="slurm"), True, True)[0].state == UNKNOWN
     far("scontrol", "[ $2 = config ] && exit 0; exec sleep 60")
     monkeypatch.setattr(reading, "DEADLINE", 0.2)
     assert doctor.main(["--partition", "gpu"]) == 69 and "does not answer" in capsys.readouterr().err
@@ -533,13 +533,13 @@ def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path, tmp_path_factory):
 
 
 def test_doctor_names_what_decodes_images(monkeypatch):
-    row = doctor.decoder_row(ClusterProfile())
+    row = software_checks.check_decoders(ClusterProfile())
     if kernel.why_unavailable():
-        assert row.verdict == "degraded"
+        assert row.state == "degraded"
     else:
-        assert row.verdict == "ok" and f"visible-jpeg {kernel.visible_jpeg.version()}" in row.read
-    assert "simplejpeg" in row.read
-    assert doctor.decoder_row(ClusterProfile(container="/image.sqsh")).verdict == "unknown"
+        assert row.state == "ok" and f"visible-jpeg {kernel.visible_jpeg.version()}" in row.text
+    assert "simplejpeg" in row.text
+    assert software_checks.check_decoders(ClusterProfile(container="/image.sqsh")).state == "unknown"
     monkeypatch.setattr(kernel, "visible_jpeg", None)
-    row = doctor.decoder_row(ClusterProfile())
-    assert row.verdict == "degraded" and "not installed" in row.read
+    row = software_checks.check_decoders(ClusterProfile())
+    assert row.state == "degraded" and "not installed" in row.text

@@ -14,6 +14,7 @@ import pytest
 from flip.config import merge
 from flip.evaluation import evaluation_job
 from flip.runs import commit
+from flip.runs.checks import Rule
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, create_json, write_json
@@ -81,7 +82,8 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
     monkeypatch.setattr(evaluation.EvaluateCommand, "_make", make_or_fail)
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
-    monkeypatch.setattr(evaluation.preflight, "scheduler", lambda *_, **__: checked.append(1))
+    rule = Rule("Slurm", lambda *_: checked.append(1) or [])
+    monkeypatch.setattr(evaluation.preflight, "SCHEDULER", rule)
     assert evaluate.main(["one", "two", "--sets", "mnist", "--root", str(tmp_path), "--detach"]) == 78
     accepted = [["a", "b"]] if fails == "second folder" else []
     left = sorted(job.name.partition("-")[0] for job in tmp_path.glob("*/.evaluate/*"))

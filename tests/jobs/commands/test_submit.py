@@ -126,7 +126,7 @@ def test_submit_refuses_invalid_settings_and_writes_nothing(desk, data, tmp_path
 def test_dry_run_checks_writability_without_writing(desk, monkeypatch):
     monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
-    assert "writable" in preflight._writable(ClusterProfile(name="local"), place, True).detail
+    assert "writable" in preflight._writable(ClusterProfile(name="local"), place, True).text
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(PermissionDenied):

@@ -9,6 +9,7 @@ from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data.manifest.build import index
+from flip.runs.checks import OK, UNKNOWN
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks
@@ -70,8 +71,8 @@ def test_container_check_requires_mounts_of_all_input_paths(folder):
     override = f"evaluate.sets.small.classes={folder}/names.json"
     error = refused(folder, str(folder / "data"), str(cache), overrides=[override])
     assert "evaluate.sets.small.classes" in error.what and error.remedy.endswith(f": {folder}.")
-    ((name, detail, skipped),) = check(folder, str(folder / "data"), str(cache))
-    assert name == "container" and str(cache) in detail and not skipped
+    (row,) = check(folder, str(folder / "data"), str(cache))
+    assert str(cache) in row.text and row.state == OK
 
 
 def test_container_check_knows_all_paths_that_ranks_read():
@@ -159,8 +160,8 @@ def test_container_check_is_empty_without_container_or_slurm(folder):
 
 
 def test_container_check_is_skipped_in_plan_without_data(folder):
-    ((name, detail, skipped),) = check(folder, plan=True)
-    assert (name, skipped) == ("container", True) and "container_mounts" in detail
+    (row,) = check(folder, plan=True)
+    assert row.state == UNKNOWN and "container_mounts" in row.text
 
 
 def test_container_check_needs_no_mount_for_urls():

@@ -8,7 +8,9 @@ import pytest
 from flip.config.host import Host
 from flip.config.merge import merge
 from flip.config.resolve import DatasetFacts
+from flip.runs.checks import OK, UNKNOWN, run_rules
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks, preflight
 from tests.synthetic import make_dataset
@@ -49,8 +51,12 @@ def test_preflight_names_unforwarded_variables_before_reading_bucket(folder, mon
     for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "FSSPEC_S3_ANON", "https_proxy", "no_proxy", "SECRET"):
         monkeypatch.setenv(name, "hush")
     remote = config(folder, data="away")
+    facts = [DatasetFacts(16, 8, 1.0, False)]
     with pytest.raises(ConfigError) as caught:
-        preflight.check(remote, [DatasetFacts(16, 8, 1.0, False)], profile(), Host(4, 10**10), folder / "runs", False)
+        start = preflight.Start(
+            remote, facts, profile(), Host(4, 10**10), folder / "runs", RunDir(folder / "runs" / "new")
+        )
+        list(run_rules(preflight.TRAINING, start))
     assert caught.value.value == "AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, FSSPEC_S3_ANON, https_proxy, no_proxy"
     assert "profile mine" in str(caught.value) and "hush" not in str(caught.value)
     error = refused(
@@ -58,10 +64,10 @@ def test_preflight_names_unforwarded_variables_before_reading_bucket(folder, mon
     )
     assert error.code == 78 and error.value == "AWS_ACCESS_KEY_ID, FSSPEC_S3_ANON"
     names = re.search(r"env: \[(.*?)\]", error.remedy)[1].split(", ")
-    ((name, detail, skipped),) = check(remote, profile(env=[*names, "https_proxy"]))
-    assert name == "environment" and "are forwarded to jobs: AWS_ACCESS_KEY_ID, " in detail and not skipped
-    ((name, detail, skipped),) = check(remote, profile(), plan=True)
-    assert name == "environment" and "AWS_ENDPOINT_URL" in detail and skipped
+    (row,) = check(remote, profile(env=[*names, "https_proxy"]))
+    assert "are forwarded to jobs: AWS_ACCESS_KEY_ID, " in row.text and row.state == OK
+    (row,) = check(remote, profile(), plan=True)
+    assert "AWS_ENDPOINT_URL" in row.text and row.state == UNKNOWN
 
 
 def test_variables_check_applies_only_to_slurm_runs_with_bucket_urls(folder, monkeypatch):
@@ -81,5 +87,5 @@ def test_variables_check_ignores_empty_and_irrelevant_variables(folder, monkeypa
     for name in ("AWS_PAGER", "AWS_DEFAULT_OUTPUT", "AWS_EXECUTION_ENV", "AWS_EC2_METADATA_DISABLED", "no_proxy"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_PROFILE", "")
-    ((_, detail, skipped),) = check(config(folder, data="away"), profile())
-    assert "are not set here" in detail and not skipped
+    (row,) = check(config(folder, data="away"), profile())
+    assert "are not set here" in row.text and row.state == OK

@@ -12,7 +12,7 @@ from flip.data import kernel
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import DataError
 from jobs.common.cluster_profile import load_profile
-from jobs.planning import core_speeds, kernel_share, preflight, throughput
+from jobs.planning import core_speeds, kernel_share, software_checks, throughput
 from tests.flip.data.test_kernel import Half, odd_files, write_shard
 from tests.jobs.planning.test_memory_fit import planned
 
@@ -46,7 +46,7 @@ def config_of(folder, *overrides):
 
 
 def shown(config):
-    return preflight._kernel(config, replace(H100, container="", python="")).detail
+    return software_checks.check_kernel(config, replace(H100, container="", python="")).text
 
 
 def test_sample_counts_what_the_kernel_takes_and_names_the_others(tmp_path):

@@ -12,6 +12,7 @@ from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.model_costs import ACCELERATORS, find_accelerator, stage_memory
+from flip.runs.checks import UNKNOWN
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import memory_fit, preflight, run_cost
@@ -46,7 +47,7 @@ def proposals(error):
 
 def test_memory_check_reports_gpu_and_host_memory_if_config_fits():
     reports = {
-        name: (detail, skipped) for name, detail, skipped in memory_fit.check(planned(), load_profile("h100"), NODE)
+        row.name: (row.text, row.state == UNKNOWN) for row in memory_fit.check(planned(), load_profile("h100"), NODE)
     }
     assert "of 80 GB, less about " in reports["GPU memory"][0] and "activations" in reports["GPU memory"][0]
     assert not reports["GPU memory"][1] and "a node" in reports["memory"][0]
@@ -130,8 +131,8 @@ def test_memory_check_advises_smaller_model_if_no_change_fits():
 def test_memory_check_is_skipped_if_profile_lacks_memory_sizes():
     """The submitting machine may be smaller or larger than a node, so its own memory does not count."""
     (gpu, memory) = memory_fit.check(planned(), ClusterProfile(kind="slurm", gpu="abacus"), Host(4, 10**9))
-    assert gpu[2] and "gpu_memory_gb" in gpu[1]
-    assert memory[2] and "(memory_gb)" in memory[1] and "GB a node" in memory[1]
+    assert gpu.state == UNKNOWN and "gpu_memory_gb" in gpu.text
+    assert memory.state == UNKNOWN and "(memory_gb)" in memory.text and "GB a node" in memory.text
 
 
 def test_memory_check_refuses_cpu_run_on_too_small_host():

@@ -17,13 +17,15 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.runs import commit
+from flip.runs.checks import UNKNOWN, run_rules
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands.submit import main as submit_main
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import plan as planning
-from jobs.planning import preflight
+from jobs.planning import preflight, software_checks
+from jobs.planning.preflight import Start
 from jobs.slurm import site
 from jobs.submission import submission
 from tests.synthetic import encode, make_dataset, picture
@@ -96,7 +98,7 @@ def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
         commit_folder.mkdir(parents=True)
         commit.commit(commit_folder, {"stage": "only", "samples": samples, "attempt": 1})
         with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
-            preflight.refuse_blank_blocks(config, facts, run)
+            list(run_rules([preflight.BLOCKS], Start(config, facts, None, None, None, run)))
 
 
 @pytest.mark.long
@@ -150,11 +152,11 @@ def test_preflight_compares_all_labels_with_class_names_without_reading_the_set(
 
 
 def test_libraries_check_refuses_decoder_if_not_installed(monkeypatch):
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(software_checks, "find_spec", lambda name: None)
     config = Config()
     config.data.decoder = "simplejpeg"
     with pytest.raises(ConfigError, match="data.decoder: is not installed"):
-        preflight._libraries(config, ClusterProfile(name="local"))
+        software_checks.check_libraries(config, ClusterProfile(name="local"))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,7 @@ def test_wall_limit_check_warns_if_no_time_remains_for_training(tmp_path, hours,
         write_json(run.attempt(n) / "start.json", {"time": 1000.0})
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
     checks = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)
-    assert bool(checks) == bool(words) and all(words in check.detail and "warning" in check.detail for check in checks)
+    assert bool(checks) == bool(words) and all(words in check.text and "warning" in check.text for check in checks)
     assert preflight.wall_limit(config, ClusterProfile(kind="local", signal_seconds=600), run) == []
 
 
@@ -186,7 +188,7 @@ def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch,
     with pytest.raises(StorageError, match="No space left"):
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     monkeypatch.undo()
-    assert not preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).skipped
+    assert preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).state != UNKNOWN
     assert not list(tmp_path.iterdir()), "the check leaves no files"
 
 
@@ -302,7 +304,7 @@ def test_probe_url_writes_to_folder_and_leaves_no_files(tmp_path):
 
 def save_time(run, seconds):
     """The text of the check, "" if there is none."""
-    return "".join(check.detail for check in preflight.save_time(ClusterProfile(signal_seconds=seconds), run))
+    return "".join(check.text for check in preflight.save_time(ClusterProfile(signal_seconds=seconds), run))
 
 
 def test_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
