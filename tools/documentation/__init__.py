@@ -11,6 +11,7 @@ pages are not committed, the tables of ``restart_tables.py`` are:
 - ``choices.py``: the implementations that a setting selects by name, from the registries
 - ``metrics.py``: the fields of a metric line and their curves, from ``flip.monitoring.curves``
 - ``run_directory.py``: every file of a run, from ``flip.runs.run_files``
+- ``checks.py``: every check before ranks work, from ``jobs.check_list``
 - ``packages.py``: every package and its question, from docstrings
 - ``python_api.py``: the public Python interface, from docstrings
 - ``restart_tables.py``: what follows for a job, in docs/restarts.md, from ``flip.runs.next_step``

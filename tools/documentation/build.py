@@ -14,6 +14,7 @@ from flip.files.creation import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.paths import REPOSITORY
 from tools.documentation import (
+    checks,
     choices,
     commands,
     configuration,
@@ -33,6 +34,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "choices": ("choices-by-name", choices.choices_page),
     "metrics": ("metrics", metrics.metrics_page),
     "run_directory": ("run-directory", run_directory.run_directory_page),
+    "checks": ("checks-before-a-start", checks.checks_page),
     "packages": ("packages", packages.packages_page),
 }
 """Page below docs/reference/ -> its heading on docs/reference.md, which links follow on the site; its text."""
