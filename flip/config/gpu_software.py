@@ -10,9 +10,13 @@ import ctypes
 import os
 import re
 import shutil
+import socket
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+
+from flip.runs.checks import Rule
+from flip.runs.errors import FlipError
 
 DRIVERS = {11: 450, 12: 525, 13: 580}
 """Major release of CUDA -> oldest series of drivers that runs all its releases (NVIDIA, CUDA Compatibility)."""
@@ -107,3 +111,18 @@ def node_defect(compiled: bool, triton_cache: str = "") -> tuple[str, str]:
     if defect := compiler_defect():
         return defect, COMPILER_REMEDY
     return "", ""
+
+
+def _check_node(compiled: bool) -> None:
+    """Raise FlipError if this node lacks a driver for the CUDA release of torch, or what compiled blocks need.
+
+    The canary of a sweep meets it before the other runs start. The cause is a crash of this node, which the restart
+    policy leaves out: other nodes may have it.
+    """
+    what, remedy = node_defect(compiled, os.environ.get("TRITON_CACHE_DIR", ""))
+    if what:
+        raise FlipError(what, socket.gethostname(), remedy=remedy)
+
+
+OF_RANKS = (Rule("GPU software", _check_node, "do torch, driver and compiler of the node fit together?"),)
+"""Of a rank on a GPU, for whether it compiles blocks, before it uses the GPU."""

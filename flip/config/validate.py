@@ -25,6 +25,7 @@ from flip.config.derived import (
 from flip.config.option import why_invalid
 from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
 from flip.runs import addresses
+from flip.runs.checks import Rule, require
 from flip.runs.errors import ConfigError, nearest
 
 MAX_PATCHES = 2**15 - 1
@@ -383,29 +384,51 @@ def warnings(config: Config) -> list[str]:
 
 def validate(config: Config) -> list[str]:
     """Return notes on a resolved configuration. Raises ConfigError with values and a remedy if it cannot run."""
-    check_fields(config)
-    _check_towers(config)
-    _check_stages(config)
+    require(RULES, config)
+    return _notes(config)
+
+
+def _check_resolved(config: Config) -> None:
     for key, _, field, value in walk_fields(config):
         if "auto" in field.metadata and value == field.metadata["auto"]:
             raise ConfigError(f"{key}: is not resolved", value=value)
-    _check_datasets(config)
-    _check_order(config)
-    _check_init(config)
-    _check_keep_at(config)
-    _check_compute(config)
-    _check_nodes(config)
+
+
+def _check_hang_limit(config: Config) -> None:
     limit = 60 * config.monitor.hang_minutes
     if 0 < limit <= config.data.deadline:
         what = f"monitor.hang_minutes: a read may wait {config.data.deadline / 60:g} minutes (data.deadline)"
         raise ConfigError(what, value=config.monitor.hang_minutes, remedy="Set it to more, or lower data.deadline.")
+
+
+def _check_callback_names(config: Config) -> None:
     callback_names.parse(config.monitor.callbacks)
+
+
+def _check_evaluation_sets(config: Config) -> None:
     _check_names("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
     for dataset in config.evaluate.sets:
         for key in ("manifest", *_NEEDED[dataset.task]):
             if not getattr(dataset, key):
                 raise ConfigError(f"evaluate.sets.{dataset.name}.{key}: is not given", remedy=_SOURCES[key])
-    return _notes(config)
+
+
+RULES = (
+    Rule("fields", check_fields, "has each of them a valid value, whatever the others are?"),
+    Rule("towers", _check_towers, "do patches divide the image, and heads the width?"),
+    Rule("stages", _check_stages, "do ranks divide the batches, and do the parts of the schedule fit?"),
+    Rule("automatic values", _check_resolved, "has each `auto` a value?"),
+    Rule("data sets", _check_datasets, "do the lanes of several sets match their weights?"),
+    Rule("order of samples", _check_order, "do lanes divide batches, and has each lane two blocks?"),
+    Rule("initial weights", _check_init, "do the fields of `init` agree, and is S the end of a step?"),
+    Rule("kept checkpoints", _check_keep_at, "is each S of `checkpoint.keep_at` the end of a step?"),
+    Rule("devices", _check_compute, "has each rank its GPU, and do copies of the weights divide the ranks?"),
+    Rule("nodes", _check_nodes, "can the run use several numbers of nodes, or spares?"),
+    Rule("hang limit", _check_hang_limit, "is it longer than the deadline of a read?"),
+    Rule("callbacks", _check_callback_names, "is each entry FILE.py:Class?"),
+    Rule("evaluation sets", _check_evaluation_sets, "has each the paths that its task needs?"),
+)
+"""Of a resolved configuration. Later rules rely on earlier ones."""
 
 
 def plan_numbers(config: Config) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from flip.config import gpu_software, schema
 from flip.distributed import devices
 from flip.distributed.compile_cache import code_folder
 from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
-from flip.runs.errors import FlipError
+from flip.runs.checks import require
 from flip.runs.node_address import address_here
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def start(
     size = int(os.environ.get("WORLD_SIZE", 1))
     _set_modes(compute, compiled)
     if compute.device == "cuda":
-        require_gpu_software(compute.compile == "yes")
+        require(gpu_software.OF_RANKS, compute.compile == "yes")
         device = devices.own_gpu()
         if compute.compile == "yes":
             start_compile_workers()
@@ -146,17 +146,6 @@ def check_group(group: Any, device: torch.device | None = None) -> None:
     distributed.all_reduce(number, group=group)
     if number.is_cuda:
         torch.cuda.synchronize(device)
-
-
-def require_gpu_software(compiled: bool) -> None:
-    """Raise FlipError if this node lacks a driver for the CUDA release of torch, or what compiled blocks need.
-
-    The canary of a sweep meets it before the other runs start. The cause is a crash of this node, which the restart
-    policy leaves out: other nodes may have it.
-    """
-    what, remedy = gpu_software.node_defect(compiled, os.environ.get("TRITON_CACHE_DIR", ""))
-    if what:
-        raise FlipError(what, socket.gethostname(), remedy=remedy)
 
 
 def delay_nccl_monitor(timeout: datetime.timedelta) -> None:

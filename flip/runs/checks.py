@@ -2,12 +2,12 @@
 
 A check runs at the first stage that can run it, and each stage has lists of rules:
 
-| stage | where | lists |
+| stage | where | lists in |
 |---|---|---|
-| ``SUBMIT`` | the host of ``flip submit``, which needs no cluster | ``jobs/planning/preflight.py`` |
-| ``CLUSTER`` | the same host, where the cluster answers, also for ``doctor`` | ``jobs/slurm/site_checks.py`` |
+| ``SUBMIT`` | the host of ``flip submit`` | ``flip/config/validate.py``, ``jobs/planning/preflight.py`` |
+| ``CLUSTER`` | the same host, if the cluster answers; also ``flip doctor`` | ``jobs/slurm/site_checks.py`` |
 | ``NODE`` | a node, before ranks start there | ``jobs/runtime/health.py``, ``network_check.py`` |
-| ``RANK`` | a rank process, before it works | ``jobs/runtime/rank_process.py`` |
+| ``RANK`` | a rank process, before it works | ``jobs/runtime/rank_process.py``, ``flip/config/gpu_software.py`` |
 
 ``jobs/check_list.py`` joins them, and ``make docs`` prints them. Standard library, Python >= 3.6.
 """
@@ -21,7 +21,7 @@ FAILS = "fails"
 FAILS_FOR_ALL = "fails for all nodes"
 """What all nodes share fails, in a way that cannot be the fault of the node that meets it first: a full disk."""
 UNKNOWN = "unknown"
-"""It could not be checked here: a later stage checks it, or nobody can."""
+"""It could not be checked here. A later stage may check it."""
 
 SUBMIT = "submit"
 CLUSTER = "cluster"
@@ -48,8 +48,8 @@ class Check(NamedTuple):
         return {"name": self.name, "state": self.state, "text": self.text, "rates": dict(self.rates)}
 
 
-#: What the function of a rule returns.
-Rows = Union[Check, Iterable[Check]]
+#: What the function of a rule returns. None: it holds, and has nothing to report.
+Rows = Union[Check, Iterable[Check], None]
 
 
 class Rule(NamedTuple):
@@ -57,9 +57,9 @@ class Rule(NamedTuple):
 
     name: str
     look: Callable[..., Rows]
-    """Subject of the list -> rows. Raises FlipError if nothing may start."""
+    """Takes the subject of its list and returns rows. Raises FlipError if nothing may start."""
     question: str = ""
-    """What it asks, if the name does not say it."""
+    """The question that it answers, if the name does not say it."""
 
 
 def run_rules(rules: Sequence[Rule], *subject: Any) -> Iterator[Check]:
@@ -69,7 +69,7 @@ def run_rules(rules: Sequence[Rule], *subject: Any) -> Iterator[Check]:
 
 
 def require(rules: Sequence[Rule], *subject: Any) -> None:
-    """Run all rules of a list without rows: the first that does not hold raises a FlipError."""
+    """Run all rules and drop their rows. The first rule that does not hold raises its FlipError."""
     for _ in run_rules(rules, *subject):
         pass
 
@@ -77,6 +77,8 @@ def require(rules: Sequence[Rule], *subject: Any) -> None:
 def rows_of(rule: Rule, *subject: Any) -> Iterator[Check]:
     """The rows of a rule, with names. Raises FlipError if nothing may start."""
     rows = rule.look(*subject)
+    if rows is None:
+        return
     if isinstance(rows, Check):
         rows = [rows]
     for row in rows:

@@ -85,18 +85,16 @@ class Start:
         return self.dry and self.nominal
 
 
-def _json_captions(start: Start) -> list[Check]:
-    """No row; ConfigError if the run would train on the source text of JSON members."""
+def _json_captions(start: Start) -> None:
+    """ConfigError if the run would train on the source text of JSON members."""
     data = start.config.data
     shares = zip(dataset_lanes(data), start.data, strict=True)
     folders = [share.manifest for share, facts in shares if not facts.nominal]
     refuse_json_members(data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
-    return []
 
 
-def _blank_blocks(start: Start) -> list[Check]:
-    """No row; DataError if the run would reach a block of which the manifest excludes every sample: training stops
-    there."""
+def _blank_blocks(start: Start) -> None:
+    """DataError if the run would reach a block of which the manifest excludes every sample: training stops there."""
     config = start.config
     end = stage_spans(config)[-1].end
     for number, (share, facts) in enumerate(zip(dataset_lanes(config.data), start.data, strict=True)):
@@ -112,7 +110,6 @@ def _blank_blocks(start: Start) -> list[Check]:
         remedy = f"Write a manifest without the excluded samples: {drop}."
         remedy += " Name it in data.manifest, or raise data.block."
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
-    return []
 
 
 def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Checks of the software of jobs: what decodes images, and what GPUs need besides torch. Nodes are not asked."""
+"""Checks of the software of jobs: decoders of images, and what GPUs need besides torch. Nodes are not asked."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def _other_python(profile: ClusterProfile) -> bool:
     return bool(profile.container) or profile.python not in ("", sys.executable)
 
 
-def check_libraries(config: Config, profile: ClusterProfile) -> list[Check]:
-    """No row; ConfigError if the decoder or the resizer is not installed in this interpreter. Others are not asked."""
+def check_libraries(config: Config, profile: ClusterProfile) -> None:
+    """ConfigError if the decoder or the resizer is not installed in this interpreter. Others are not asked."""
     if profile.kind != "local" or profile.python not in ("", sys.executable):
-        return []
+        return
     for key in ("decoder", "resize"):
         library = getattr(config.data, key)
         if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
             remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
             raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
-    return []
 
 
 def check_kernel(config: Config, profile: ClusterProfile) -> Check:
@@ -52,7 +51,7 @@ def check_kernel(config: Config, profile: ClusterProfile) -> Check:
 
 
 def check_decoders(profile: ClusterProfile) -> Check:
-    """What decodes images in this Python."""
+    """The decoders of this Python."""
     if _other_python(profile):
         remedy = "It needs visible-jpeg (`pip install ./kernel`). The first lines of a rank's log name its decoders."
         return Check(UNKNOWN, "jobs run another Python", remedy)

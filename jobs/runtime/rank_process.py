@@ -22,7 +22,7 @@ from typing import NoReturn
 from flip.distributed import shutdown
 from flip.files import deletion, ownership, python_path
 from flip.files.creation import RefusedPath, close_umask
-from flip.runs.checks import Check, Rule, require
+from flip.runs.checks import Rule, require
 from flip.runs.errors import (
     CAUSES,
     STORAGE_ERRNOS,
@@ -188,19 +188,17 @@ def in_process(run: RunDir, attempt: int, callback_files: Path) -> None:
         logging.info("%s", stopped)
 
 
-def _check_snapshot() -> list[Check]:
-    """No row; ConfigError unless the code that runs is the code that was submitted."""
+def _check_snapshot() -> None:
+    """ConfigError unless the code that runs is the code that was submitted."""
     snapshot = os.environ.get("FLIP_SNAPSHOT", "")
     library = Path(python_path.__file__).resolve().parents[1]
     if snapshot and not library.is_relative_to(Path(snapshot).resolve()):
         remedy = f"PYTHONPATH must begin with {snapshot}."
         raise ConfigError("the library does not come from the run's snapshot", library, remedy=remedy)
-    return []
 
 
-def _check_identity(run: RunDir) -> list[Check]:
-    """No row. Configuration, data sets and tokenizer must be those that were submitted, and class names must not be
-    missing.
+def _check_identity(run: RunDir) -> None:
+    """Configuration, data sets and tokenizer must be those that were submitted, and class names must not be missing.
 
     Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
@@ -222,7 +220,6 @@ def _check_identity(run: RunDir) -> list[Check]:
         changed = "; ".join(map(str, changes[:3]))
         remedy = "Restore it, or submit the sweep again, which lists the options for changed runs."
         raise DataError(f"the run has changed since it was submitted: {changed}", run.path, remedy=remedy)
-    return []
 
 
 OF_ALL_WORK = (Rule("code", _check_snapshot, "does it come from the run's snapshot?"),)

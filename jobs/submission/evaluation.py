@@ -36,7 +36,7 @@ from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.files import deletion
 from flip.files.creation import close_folders, closed_folder, new_folder, run_folder
 from flip.runs import commit
-from flip.runs.checks import require
+from flip.runs.checks import Check, Rule, require
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
@@ -44,6 +44,7 @@ from flip.runs.rundir import RUN_DEPTH, RunDir, load_record
 from jobs.common import next_commands, trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
+    ClusterProfile,
     executed_files,
     load_profile,
     node,
@@ -152,8 +153,7 @@ class EvaluateCommand:
             config = merge.read_config(subject.config)
         resources = self._resources()
         request = self._request(subject, config, resources)
-        self._check(request, config)
-        self._check_labels(request, config)
+        require(RULES, request, config, self.profile)
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
         return PlannedEvaluation(subject, request, resources)
@@ -354,42 +354,6 @@ class EvaluateCommand:
         open_clip_folder.refuse_another(subject, str(folder))
         return subject
 
-    def _check(self, request: EvaluationRequest, config: Config | None) -> None:
-        """Checks of environment variables, as for runs. Raises ConfigError."""
-        own: dict[str, tuple[str, str]] = {}
-        places = []
-        if config:
-            own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
-            places = [config.checkpoint.url]
-        for row in request.sets:
-            if row["path"] == CONFIGURED:
-                places += own[row["name"]]
-            else:
-                places += [row["path"] or request.data]
-        environment_checks.check_variables(places, self.profile)
-
-    def _check_labels(self, request: EvaluationRequest, config: Config | None) -> None:
-        """Raise ConfigError if the counted labels of a set do not fit its class names: the job would end with that.
-
-        The job reads the labels of sets without counts, or in other places.
-        """
-        configured = {}
-        if config:
-            configured = {item.name: item for item in config.evaluate.sets}
-        for row in request.sets:
-            wanted = DatasetRequest(**row)
-            if wanted.path == CONFIGURED:
-                item = configured[wanted.name]
-                where = item.manifest
-                names = item.classes
-                defect = _configured_defect(item)
-            else:
-                where = wanted.path or wanted.name
-                names = wanted.templates or "its own class names"
-                defect = catalog.label_defect(wanted, request.data)
-            if defect:
-                raise ConfigError(f"{defect} ({names})", where, remedy=labels.REMEDY)
-
     def _make(self, planned: PlannedEvaluation) -> RunDir:
         """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
         subject = planned.subject
@@ -509,3 +473,48 @@ def _refuse_pickle(word: str) -> None:
     what = "holds pickled weights, which are not opened, because they can execute code"
     remedy = f"Convert it by the lines above, in Python, then score it: --model {KIND}{folder}"
     raise ConfigError(what, word, remedy=remedy)
+
+
+def _check_variables(request: EvaluationRequest, config: Config | None, profile: ClusterProfile) -> list[Check]:
+    """Checks of environment variables, as for runs. Raises ConfigError."""
+    own: dict[str, tuple[str, str]] = {}
+    places = []
+    if config:
+        own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
+        places = [config.checkpoint.url]
+    for row in request.sets:
+        if row["path"] == CONFIGURED:
+            places += own[row["name"]]
+        else:
+            places += [row["path"] or request.data]
+    return environment_checks.check_variables(places, profile)
+
+
+def _check_labels(request: EvaluationRequest, config: Config | None, profile: ClusterProfile) -> None:
+    """Raise ConfigError if the counted labels of a set do not fit its class names: the job would end with that.
+
+    The job reads the labels of sets without counts, or in other places.
+    """
+    configured = {}
+    if config:
+        configured = {item.name: item for item in config.evaluate.sets}
+    for row in request.sets:
+        wanted = DatasetRequest(**row)
+        if wanted.path == CONFIGURED:
+            item = configured[wanted.name]
+            where = item.manifest
+            names = item.classes
+            defect = _configured_defect(item)
+        else:
+            where = wanted.path or wanted.name
+            names = wanted.templates or "its own class names"
+            defect = catalog.label_defect(wanted, request.data)
+        if defect:
+            raise ConfigError(f"{defect} ({names})", where, remedy=labels.REMEDY)
+
+
+RULES = (
+    Rule("environment", _check_variables, "do jobs get the variables for object storage that are set here?"),
+    Rule("labels", _check_labels, "do the counted labels of each set fit its class names?"),
+)
+"""Of an evaluation, for (request, configuration of its run or None, cluster profile)."""

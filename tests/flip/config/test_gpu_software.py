@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from flip.config import gpu_software
-from flip.distributed import parallel
-from flip.runs.checks import OK, UNKNOWN
+from flip.runs.checks import OK, UNKNOWN, require
 from flip.runs.errors import CAUSES, ConfigError, FlipError
 from flip.runs.restart_policy import EndFacts, Limits, decide
 from jobs.common.cluster_profile import ClusterProfile
@@ -87,7 +86,7 @@ def test_rank_names_defect_and_restart_policy_leaves_its_node_out(torch_build, d
     torch_build("'13.0'")
     driver("12.8")
     with pytest.raises(FlipError, match="CUDA 12.8.*CUDA 13.0.*series 580 or newer") as raised:
-        parallel.require_gpu_software(False)
+        require(gpu_software.OF_RANKS, False)
     cause = {"cause": raised.value.cause, "code": CAUSES["crash"], "reason": str(raised.value), "host": "n3"}
     decision = decide([cause], EndFacts(70, "FAILED"), [], Limits(), False, False, False)
     assert (decision.action, decision.exclude) == ("requeue", ("n3",))
@@ -95,12 +94,12 @@ def test_rank_names_defect_and_restart_policy_leaves_its_node_out(torch_build, d
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(FlipError, match="no C compiler.*python3-dev"):
-        parallel.require_gpu_software(True)
-    parallel.require_gpu_software(False)
+        require(gpu_software.OF_RANKS, True)
+    require(gpu_software.OF_RANKS, False)
     (tmp_path / "cache" / "KEY").mkdir(parents=True)
     (tmp_path / "cache" / "KEY" / "cuda_utils.cpython-311.so").touch()  # of an earlier attempt
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    parallel.require_gpu_software(True)
+    require(gpu_software.OF_RANKS, True)
 
 
 def test_preflight_refuses_local_gpu_run_and_reports_requirements_of_nodes(torch_build, driver, tmp_path, monkeypatch):
