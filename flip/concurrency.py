@@ -7,8 +7,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
+import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from multiprocessing import connection, forkserver, resource_tracker, util
@@ -74,6 +76,27 @@ def leave_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Processes that are started inside do not import the program's main module.
+
+    They need nothing of it, and a script without ``if __name__ == "__main__"`` would train again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def data_loader_workers() -> int:
+    """The number of worker processes of the torch DataLoader that runs this code; 0 outside of such processes."""
+    torch = sys.modules.get("torch.utils.data")  # loaded in each worker of a DataLoader
+    worker = torch and torch.get_worker_info()
+    return worker.num_workers if worker else 0
 
 
 def unexpected_error(error: Exception) -> dict[str, Any]:

@@ -7,7 +7,8 @@
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
 - ``host``: what this machine offers. ``resolve`` replaces ``auto`` and 0 by values for a machine and its data.
 - ``gpu_software``: the driver and compiler that a node with GPUs needs. ``callback_names``: ``monitor.callbacks``.
-- ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller.
+- ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller; ``loop_config``
+  is the caller for loops without a run.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
 - ``json_schema``: the fields as JSON Schema, for editors; the documents of ``--json``, for scripts.
 

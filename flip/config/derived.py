@@ -20,6 +20,7 @@ MAX_TARGETS = 77
 """Most tokens of a caption that are classified, as many as CLIP's texts have."""
 MAX_LABEL_FIELDS = 3
 """Most fields that the label of a model lists."""
+_RANK_REMEDY = "Pass rank and world of this process: ranks count from 0."
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,27 @@ def dataset_lanes(data: Data) -> list[DatasetLanes]:
         )
         first = lanes.stop
     return result
+
+
+def rank_lanes(lanes: int, rank: int, world: int) -> range:
+    """The lanes of one of ``world`` ranks: rL/W .. (r+1)L/W - 1. Raises ConfigError if these numbers do not fit."""
+    if not 0 <= rank < world:
+        raise ConfigError(f"must be from 0 to {world - 1}, as there are {world} ranks", "rank", rank, _RANK_REMEDY)
+    if lanes < 1 or lanes % world:
+        what = f"the number of lanes must be a multiple of the {world} ranks"
+        remedy = "Use a number of ranks that divides it, or choose the lanes: others give another order."
+        raise ConfigError(what, "data.lanes", lanes, remedy)
+    return range(rank * lanes // world, (rank + 1) * lanes // world)
+
+
+def check_position(start: int, batch: int, lanes: int) -> None:
+    """Raise ConfigError unless lanes have equal shares of the global batches of B = ``batch`` from S = ``start`` on."""
+    if batch < lanes or batch % lanes:
+        what = f"must be a multiple of the {lanes} lanes"
+        raise ConfigError(what, "batch", batch, "Set it to one, or set lanes to a divisor of the batch.")
+    if start < 0 or start % lanes:
+        what = f"S, the number of samples seen, must be a multiple of the {lanes} lanes"
+        raise ConfigError(what, "start", start, "Give samples_seen of a batch, and the lanes of that order.")
 
 
 def allocate_lanes(lanes: int, weights: Sequence[float]) -> list[int]:

@@ -146,7 +146,7 @@ def _check_image(key: str, image: ImageTower) -> None:
 
 def _check_mask(key: str, mask: str, remaining: Callable[[str], int], total: str) -> None:
     if not 0 <= Fraction(mask) < 1:
-        raise ConfigError(f"{key}: must be at least 0 and below 1", value=mask)
+        raise ConfigError(f"{key}: must be at least 0 and below 1", value=mask, remedy="Example: 0.5")
     if remaining(mask) < 1:
         raise ConfigError(f"{key}: keeps none of {total}", value=mask, remedy="Mask less.")
 

@@ -7,7 +7,7 @@
 - ``view``: pictures as evaluation sees them.
 - ``text_masking``: which tokens stay; ``token_table``: how often each token occurs, and its part of speech.
 - ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` returns tensors.
-- ``webdataset_adapter``: the same samples for other trainers.
+- ``batches``: the loader for any training loop. ``webdataset_adapter``: the same samples, not decoded.
 
 ``flip.data.storage`` and ``flip.data.manifest`` are packages of their own below this one. May import both,
 ``flip.config`` and the leaves ``rng``, ``costs``, ``tokenizer`` and ``concurrency``.

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
 
-from flip.config.derived import dataset_lanes, visible_patch_count, visible_token_count
+from flip.config.derived import check_position, dataset_lanes, rank_lanes, visible_patch_count, visible_token_count
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
@@ -38,12 +40,30 @@ class Batch(NamedTuple):
     """(b, T) int32; T is smaller than the length of captions in a stage with a text mask."""
     ids: torch.Tensor
     """(b,) int64: sample ids; of a replaced sample the id of its replacement."""
+    epochs: torch.Tensor
+    """(b,) int64: how often the stream had passed over the data before. With the seed, id and epoch determine crop,
+    mask and caption of a sample."""
     replaced: int
     """Samples found undecodable while reading. Samples that the manifest excludes are replaced too, but not counted."""
+    samples_seen: int
+    """S after this batch, of all ranks: where the next one starts."""
     position_ids: torch.Tensor | None = None
     """(b, T) int16: position ids of the tokens; None: 0 .. T-1."""
     targets: torch.Tensor | None = None
     """(b, 77) int32: the distinct tokens of each caption, then -1; None: the stage classifies none."""
+    texts: list[str] | None = None
+    """The b captions, if there is no tokenizer."""
+
+    def images(self) -> torch.Tensor:
+        """(b, 3, size, size) uint8: whole images, RGB. Raises ConfigError if patches are hidden."""
+        samples, count, values = self.patches.shape
+        side = math.isqrt(count)
+        patch = math.isqrt(values // 3)
+        if side * side != count or bool((self.keep_indices[:, -1] != count - 1).any()):
+            what = f"a mask hides patches of these images, which have {count} left"
+            raise ConfigError(what, "Batch.images()", remedy='Use mask="0", or patches and keep_indices.')
+        grid = self.patches.reshape(samples, side, side, patch, patch, 3)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(samples, 3, side * patch, side * patch)
 
 
 class Loader:
@@ -58,9 +78,12 @@ class Loader:
         data = config.data
         self.config = config
         self.sources = load_sources(data)
-        self._check(world_size)
+        self._check_chunks()
         self.digest: str = datasets_digest(self.sources)
-        self.lanes = range(rank * data.lanes // world_size, (rank + 1) * data.lanes // world_size)
+        self.lanes = rank_lanes(data.lanes, rank, world_size)
+        if not 0 <= data.workers <= len(self.lanes):
+            what = f"a rank has {len(self.lanes)} lanes, and every worker needs one"
+            raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
         self._pinned = pinned
         self._producer: WorkerPool | BatchProducer | None = None
         self._counted = IOStats()
@@ -71,7 +94,7 @@ class Loader:
     def batches(
         self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random",
         config: WorkerConfig | None = None, targets: int = 0,
-    ) -> Iterator[Batch]:  # fmt: skip
+    ) -> Generator[Batch, None, None]:  # fmt: skip
         """Yield local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
         ``config``: with the images, texts and augmentation of this stage; None: as before. ``targets``: positions of
@@ -81,10 +104,7 @@ class Loader:
         """
         self.close()
         self.config = config = config or self.config
-        lanes = config.data.lanes
-        if start % lanes or batch % lanes:
-            what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
-            raise ConfigError(what, "data.lanes", lanes)
+        check_position(start, batch, config.data.lanes)
         tokens = visible_token_count(config.text, text_mask)
         masking = TEXT_MASKINGS[text_masking].of(config.data)
         masks = MaskSpec(visible_patch_count(config.image, mask), tokens, masking, config.text.causal, targets)
@@ -97,7 +117,7 @@ class Loader:
         else:
             producer = BatchProducer(config, self.sources, self.lanes, start, batch, masks, self.outages.add)
         self._producer = producer
-        return self._iterate(producer, len(self.lanes) * (batch // lanes), masks)
+        return self._iterate(producer, range(start + batch, sys.maxsize, batch), masks)
 
     def counters(self) -> IOStats:
         """I/O counts of this rank over all ``batches`` so far; cap and held are the current ones."""
@@ -117,14 +137,17 @@ class Loader:
             self._producer.close()
         self.outages.clear()
 
-    def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
+    def _iterate(
+        self, producer: WorkerPool | BatchProducer, ends: range, masks: MaskSpec
+    ) -> Generator[Batch, None, None]:
+        """``ends``: S after each batch."""
         where = ", ".join(str(source.manifest.folder) for source in self.sources)
         replaced_samples = _ReplacedSamples(self.config.data.max_replaced, where)
         is_logged = False
         try:
-            while True:
+            for end in ends:
                 # No variable here holds a batch: its memory is filled again when the caller has dropped it.
-                yield self._next(producer, samples, masks, replaced_samples)
+                yield self._next(producer, end, masks, replaced_samples)
                 if not is_logged and producer.decoded.images >= _FIRST_IMAGES:
                     is_logged = True
                     log.info("visible-patch kernel, first images: %s", producer.decoded.summary())
@@ -133,22 +156,25 @@ class Loader:
             log.info("visible-patch kernel: %s", producer.decoded.summary())
 
     def _next(
-        self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec, replaced_samples: "_ReplacedSamples"
+        self, producer: WorkerPool | BatchProducer, end: int, masks: MaskSpec, replaced_samples: "_ReplacedSamples"
     ) -> Batch:
-        buffers, replaced, notes = producer.take()
-        replaced_samples.add(samples, replaced, notes)
+        buffers, filled = producer.take()
+        replaced_samples.add(len(buffers.ids), filled.replaced, filled.notes)
         tensors = [torch.from_numpy(field) for field in buffers]
         if self._pinned:
             tensors = [tensor.pin_memory() for tensor in tensors]  # new memory: a device may still copy from the last
-        patches, keep_indices, tokens, position_ids, ids, targets = tensors
-        shortened = None
+        patches, keep_indices, tokens, position_ids, ids, epochs, targets = tensors
+        batch = Batch(patches, keep_indices, tokens, ids, epochs, filled.replaced, end)
         if masks.tokens < self.config.text.length:
-            shortened = position_ids
-        return Batch(patches, keep_indices, tokens, ids, replaced, shortened, targets if masks.targets else None)
+            batch = batch._replace(position_ids=position_ids)
+        if masks.targets:
+            batch = batch._replace(targets=targets)
+        if not self.config.text.length:
+            batch = batch._replace(texts=filled.texts)
+        return batch
 
-    def _check(self, world_size: int) -> None:
-        data = self.config.data
-        for share, source in zip(dataset_lanes(data), self.sources, strict=True):
+    def _check_chunks(self) -> None:
+        for share, source in zip(dataset_lanes(self.config.data), self.sources, strict=True):
             manifest = source.manifest
             if share.chunk != manifest.chunk:
                 raise ConfigError(
@@ -157,12 +183,6 @@ class Loader:
                     share.chunk,
                     "Set it to that, or index the shards again with --chunk.",
                 )
-        if data.lanes < 1 or data.lanes % world_size:
-            what = f"the number of lanes must be a multiple of the {world_size} ranks"
-            raise ConfigError(what, "data.lanes", data.lanes)
-        if not 0 <= data.workers <= data.lanes // world_size:
-            what = f"a rank has {data.lanes // world_size} lanes, and every worker needs one"
-            raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
 
 
 class _ReplacedSamples:

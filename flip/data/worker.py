@@ -40,7 +40,13 @@ class WorkerConfig:
     augment: schema.Augment
     image: schema.ImageTower
     text: schema.TextTower
+    """With a length of 0, captions stay texts, and no tokenizer is read."""
     seed: int
+
+    @classmethod
+    def of(cls, config: schema.Config) -> WorkerConfig:
+        """What loader processes need to know of a resolved configuration, or of a stage's."""
+        return cls(config.data, config.augment, config.model.image, config.model.text, config.seed)
 
     @property
     def affine(self) -> bool:
@@ -61,6 +67,7 @@ class BatchBuffers(NamedTuple):
     tokens: NDArray[np.int32]
     position_ids: NDArray[np.int16]
     ids: NDArray[np.int64]
+    epochs: NDArray[np.int64]
     targets: NDArray[np.int32]
 
     @staticmethod
@@ -71,6 +78,7 @@ class BatchBuffers(NamedTuple):
             ((samples, masks.patches), "i2"),
             ((samples, masks.tokens), "i4"),
             ((samples, masks.tokens), "i2"),
+            ((samples,), "i8"),
             ((samples,), "i8"),
             ((samples, masks.targets), "i4"),
         ]
@@ -83,6 +91,17 @@ class ReplacedSample(NamedTuple):
     shard: str
     ordinal: int
     reason: str
+
+
+class Filled(NamedTuple):
+    """What is no array of a batch that was written."""
+
+    replaced: int
+    """Undecodable samples that were replaced. Samples that a manifest excludes are replaced too, but not counted."""
+    notes: list[ReplacedSample]
+    """Replaced samples to be logged, excluded ones too: each bad sample once."""
+    texts: list[str]
+    """The caption of each sample; empty if captions become tokens."""
 
 
 class BatchProducer:
@@ -126,24 +145,25 @@ class BatchProducer:
         """How the images since the start were decoded."""
         return sum((stream.decoded for stream, _ in self._streams), DecodeCounts())
 
-    def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
+    def take(self) -> tuple[BatchBuffers, Filled]:
         """The next batch in new arrays, then what ``fill`` returns."""
         arrays: list[Any] = [np.empty(shape, kind) for shape, kind in self._shapes]
         out = BatchBuffers(*arrays)
-        return out, *self.fill(out)
+        return out, self.fill(out)
 
-    def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
-        """Write the next batch; return the number of replaced samples, and those to be logged (each bad one once).
-
-        Samples that a manifest excludes are replaced and logged too, but not counted.
-        Raises DataError (a damaged shard, a block without a decodable sample) or StorageError.
-        """
+    def fill(self, out: BatchBuffers) -> Filled:
+        """Write the next batch. Raises DataError (a damaged shard, a block without a decodable sample) or
+        StorageError."""
         replaced = 0
         notes = list[ReplacedSample]()
+        texts = list[str]()
         for stream, rows in self._streams:
             own_rows: list[Any] = [field[rows] for field in out]
-            replaced += stream.fill(BatchBuffers(*own_rows), notes)
-        return replaced, notes
+            filled = stream.fill(BatchBuffers(*own_rows))
+            replaced += filled.replaced
+            notes += filled.notes
+            texts += filled.texts
+        return Filled(replaced, notes, texts)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -171,7 +191,9 @@ class DatasetStream:
         self.position = position
         self.count = count
         self.reader = reader
-        self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
+        self.tokenizer = None
+        if config.text.length:
+            self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         if masks.targets:  # all of a caption, without what every caption has
             self.target_tokenizer = Tokenizer(config.data.tokenizer, masks.targets, False, config.text.repair)
         self._no_kernel = why_unused(config.data, config.augment, config.image)
@@ -185,8 +207,8 @@ class DatasetStream:
         self.decoded = DecodeCounts()
         self._prefetcher: Prefetch | None = None
 
-    def fill(self, out: BatchBuffers, notes: list[ReplacedSample]) -> int:
-        """As ``BatchProducer.fill``; appends to ``notes``, returns the number of replaced samples."""
+    def fill(self, out: BatchBuffers) -> Filled:
+        """As ``BatchProducer.fill``."""
         ids, epochs = (field.ravel() for field in self.order.positions(self.lanes, self.position, self.count))
         if self._prefetcher is None:  # created with the first batch: an unused stream reads nothing
             read = partial(self.reader.fetch, self.manifest)
@@ -197,8 +219,9 @@ class DatasetStream:
         draws = _Draws(self, epochs, ids)
         out.ids[:] = draws.ids
         out.keep_indices[:] = draws.keep_indices
-        epochs_used = epochs.copy()
+        out.epochs[:] = epochs
         captions = list[str]()
+        notes = list[ReplacedSample]()
         replaced = 0
         for lane in range(len(self.lanes)):
             for k, places in _blocks(self.position, self.count, self.order.block_samples):
@@ -214,21 +237,26 @@ class DatasetStream:
                         drawn = _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
                         out.ids[i] = drawn.ids[0]
                         out.keep_indices[i] = drawn.keep_indices[0]
-                        epochs_used[i] = drawn.epochs[0]
+                        out.epochs[i] = drawn.epochs[0]
                     if image is not None:
                         with decode.noting_place(partial(decode.place_of, self.manifest, int(block_ids[m]))):
                             self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
-        tokens = self.tokenizer(captions)
-        out.position_ids[:] = masking.visible_tokens(self.config.seed, epochs_used, out.ids, tokens, self.masks)
-        out.tokens[:] = np.take_along_axis(tokens, out.position_ids.astype(np.int64), axis=1)
-        if self.masks.targets:
-            self._write_targets(captions, out.targets)
         self.position += self.count
         prefetcher.update_rate(self.count)
-        return replaced
+        if self.tokenizer is None:
+            return Filled(replaced, notes, captions)
+        self._write_tokens(self.tokenizer(captions), out)
+        if self.masks.targets:
+            self._write_targets(captions, out.targets)
+        return Filled(replaced, notes, [])
+
+    def _write_tokens(self, tokens: NDArray[np.int32], out: BatchBuffers) -> None:
+        """Write the visible ones of the tokens (n, T), and their positions."""
+        out.position_ids[:] = masking.visible_tokens(self.config.seed, out.epochs, out.ids, tokens, self.masks)
+        out.tokens[:] = np.take_along_axis(tokens, out.position_ids.astype(np.int64), axis=1)
 
     def _write_targets(self, captions: Sequence[str], out: NDArray[np.int32]) -> None:
         """Write the distinct tokens of each caption, ascending, and -1 after them."""

@@ -26,13 +26,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.concurrency import leave_with_parent, prepare_forkserver, received_error, unexpected_error
+from flip.concurrency import (
+    leave_with_parent,
+    prepare_forkserver,
+    received_error,
+    unexpected_error,
+    without_main_module,
+)
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
-from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
+from flip.data.worker import BatchBuffers, BatchProducer, Filled, ReplacedSample, WorkerConfig
 from flip.distributed.shutdown import SIGNALS
 from flip.model_costs import IN_HAND, SLOTS
 from flip.runs.credentials import scrub_stderr
@@ -75,7 +81,8 @@ class WorkerPool:
             pipe, worker_pipe = context.Pipe()
             args = (config, own, start, batch, masks, self._slots, rows, worker_pipe)
             process = context.Process(target=_work, args=args, daemon=True, name=f"loader-{w}")
-            process.start()
+            with without_main_module():
+                process.start()
             worker_pipe.close()  # so that the exit of the worker closes the pipe
             self._processes.append(process)
             self._pipes.append(pipe)
@@ -91,12 +98,13 @@ class WorkerPool:
         """How the images of the batches taken were decoded, by all workers."""
         return sum(self._decoded, DecodeCounts())
 
-    def take(self) -> tuple[BatchBuffers, int, list[ReplacedSample]]:
+    def take(self) -> tuple[BatchBuffers, Filled]:
         """As ``BatchProducer.take``. Raises the error of a worker, and RuntimeError if a worker died."""
         self._request(self._slots.dropped())
         slot = self._requested.popleft()
         replaced = 0
         notes = list[ReplacedSample]()
+        texts = list[str]()
         for w, (pipe, process) in enumerate(zip(self._pipes, self._processes, strict=True)):
             try:
                 while "outage" in (message := json.loads(pipe.recv_bytes())):
@@ -112,7 +120,8 @@ class WorkerPool:
             self._decoded[w] = DecodeCounts.from_record(message["decoded"])
             replaced += message["replaced"]
             notes += [ReplacedSample(*note) for note in message["notes"]]
-        return self._slots.lend(slot), replaced, notes
+            texts += message["texts"]
+        return self._slots.lend(slot), Filled(replaced, notes, texts)
 
     def _request(self, slots: Iterable[int]) -> None:
         """Let all workers fill these slots, after those requested before."""
@@ -230,11 +239,11 @@ def _work(
         gc.freeze()  # objects of modules live to the end: the collector would traverse them again and again
         while True:
             (slot,) = pipe.recv_bytes()
-            replaced, notes = producer.fill(buffers[slot])
+            filled = producer.fill(buffers[slot])
             # The counts are totals since the start, so that only the newest message matters.
             counters = dataclasses.asdict(producer.counters)
             decoded = producer.decoded.record()
-            send({"replaced": replaced, "notes": notes, "counters": counters, "decoded": decoded})
+            send(filled._asdict() | {"counters": counters, "decoded": decoded})
     except FlipError as error:
         reason = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
         send(reason | {"value": error.value})

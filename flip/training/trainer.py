@@ -84,11 +84,6 @@ def ending(error: BaseException) -> tuple[str, str]:
     return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
 
-def worker_config(config: Config) -> WorkerConfig:
-    """What loader processes need to know of the configuration of a stage."""
-    return WorkerConfig(config.data, config.augment, config.model.image, config.model.text, config.seed)
-
-
 def token_weights(config: Config) -> Tensor:
     """(V,) the weights of tokens in the targets of the text classification head. Raises ConfigError."""
     rarities = TokenTable.read(config.data.token_table, config.data.tokenizer).rarities()
@@ -139,7 +134,7 @@ class Trainer:
         self.stage_config = derived.for_stage(config, config.stages[0])
         """The configuration of the present model: with the image size and text length of its stage."""
         pinned = world.device.type == "cuda"
-        self.loader = Loader(worker_config(self.stage_config), world.rank, world.size, pinned=pinned)
+        self.loader = Loader(WorkerConfig.of(self.stage_config), world.rank, world.size, pinned=pinned)
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -267,7 +262,7 @@ class Trainer:
             self.token_weights = token_weights(self.config).to(self.world.device)
         batches = self.loader.batches(
             self.samples_seen, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
-            worker_config(self.stage_config), derived.target_count(stage),
+            WorkerConfig.of(self.stage_config), derived.target_count(stage),
         )  # fmt: skip
         self.callbacks.call("start_stage", self)
         is_first = True

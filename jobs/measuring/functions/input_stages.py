@@ -253,8 +253,7 @@ def _measure_work(share: float, manifest: Manifest, spec: WorkerConfig, mask: st
         producer = BatchProducer(spec, [DatasetSource(0, manifest, lanes)], lanes, 0, BATCH, masks)
 
     def fill(_: None) -> Work:
-        replaced, _notes = producer.fill(out)
-        return BATCH, round(BATCH * manifest.mean_bytes), replaced
+        return BATCH, round(BATCH * manifest.mean_bytes), producer.fill(out).replaced
 
     with closing(producer):
         return _measure("whole", share, fill, itertools.repeat(None))

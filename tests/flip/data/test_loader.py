@@ -254,7 +254,7 @@ def test_loader_rejects_incompatible_chunk_ranks_workers_and_start(original):
         loader(original, world=5)
     with pytest.raises(ConfigError, match="a rank has 3 lanes"):
         loader(original, world=4, workers=4)
-    with pytest.raises(ConfigError, match="multiples"):
+    with pytest.raises(ConfigError, match="a multiple of the 12 lanes"):
         loader(original).batches(6, BATCH, "0.5")
 
 

@@ -95,7 +95,8 @@ def clipped(config, world, folder=None):
         trainer.guard = anomaly.NonFiniteGuard(RunDir("unused"), 1, world.rank, spike=0.0, window=1)
         optimizer = parameter_groups.build(trainer.model.named_parameters(), trainer.config.optim)
         span = SimpleNamespace(stage=schema.Stage(samples=BATCH, batch=BATCH), start=0)
-        _, _, norm = trainer.train_step(span, optimizer, Batch(*fields, torch.arange(share), 0, None))
+        batch = Batch(*fields, torch.arange(share), torch.zeros(share), 0, BATCH)
+        _, _, norm = trainer.train_step(span, optimizer, batch)
         result |= {f"reported.{limit}": norm, f"taken.{limit}": parameter_groups.gradient_norm(trainer.model)}
         for name, parameter in trainer.model.named_parameters():
             result[f"gradient.{limit}.{name}"] = parallel.full_tensor(parameter.grad).clone()
