@@ -7,6 +7,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
+import flip
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.data.webdataset_adapter import Samples
@@ -16,7 +17,9 @@ from tests.synthetic import caption, picture
 
 
 def take(original, count, **fields):
-    return list(itertools.islice(iter(Samples(original, BATCH, LANES, seed=11, block=BLOCK, **fields)), count))
+    return list(
+        itertools.islice(iter(Samples(original, batch=BATCH, lanes=LANES, seed=11, block=BLOCK, **fields)), count)
+    )
 
 
 def ids(samples):
@@ -42,7 +45,7 @@ def test_adapter_splits_batch_between_ranks(original):
 
 def test_adapter_feeds_pipeline_stages_of_webdataset(original):
     pipeline = webdataset.DataPipeline(
-        Samples(original, BATCH, LANES, seed=11, block=BLOCK),
+        Samples(original, batch=BATCH, lanes=LANES, seed=11, block=BLOCK),
         webdataset.decode("rgb8"),
         webdataset.to_tuple("png", "cls", "__key__"),
         webdataset.batched(BATCH),
@@ -70,7 +73,7 @@ def test_adapter_stops_at_block_without_usable_sample(original, tmp_path):
 
 def test_adapter_rejects_several_data_loader_workers(original, monkeypatch):
     """Every worker would yield the same samples."""
-    samples = Samples(original, BATCH, LANES, seed=11, block=BLOCK)
+    samples = Samples(original, batch=BATCH, lanes=LANES, seed=11, block=BLOCK)
     batches = DataLoader(
         webdataset.DataPipeline(samples), batch_size=None, num_workers=2, multiprocessing_context="fork"
     )
@@ -81,16 +84,12 @@ def test_adapter_rejects_several_data_loader_workers(original, monkeypatch):
     gc.collect()
 
 
-def test_adapter_rejects_start_and_ranks_incompatible_with_lanes(original):
-    for fields in ({"start": 5}, {"world": 5}):
-        with pytest.raises(ConfigError, match="L must divide"):
-            take(original, 1, **fields)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"rank": -1}, {"rank": 2, "world": 2}, {"start": -BATCH}, {"world": 0}, {"block": 0}]
-)
-def test_adapter_rejects_numbers_out_of_range(original, fields):
-    """A rank out of range would repeat the samples of another."""
-    with pytest.raises(ConfigError, match="at least 1, start at least 0, and rank in"):
-        Samples(original, BATCH, LANES, **{"block": BLOCK, **fields})
+def test_adapter_yields_samples_and_epochs_of_batches(original):
+    """With default lanes and blocks, too; three epochs."""
+    stream = flip.batches(original, batch=BATCH, size=24, patch=8, seed=11)
+    expected = []
+    for batch in itertools.islice(stream, 13):
+        expected += zip(batch.ids.tolist(), batch.epochs.tolist(), strict=True)
+    samples = itertools.islice(iter(Samples(original, batch=BATCH, seed=11)), len(expected))
+    assert [(int(sample["__key__"]), sample["__epoch__"]) for sample in samples] == expected
+    assert {epoch for _, epoch in expected} == {0, 1, 2, 3}
