@@ -9,47 +9,58 @@ import os
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+if sys.version_info < (3, 11):  # noqa: UP036  Python 3.6 and newer read this file
+    version = ".".join(map(str, sys.version_info[:2]))
+    sys.stderr.write(f"flip needs Python 3.11 or newer, and {sys.executable} is Python {version}. In {ROOT}, type\n")
+    sys.stderr.write("  make install\n  source .venv/bin/activate\n")
+    sys.exit(78)  # flip.runs.errors.CONFIG
 if not __package__:  # python /path/to/jobs: the repository takes the place of jobs/ on the path
     sys.path[: 0 if sys.flags.safe_path else 1] = [ROOT]
 
-COMMANDS = {
-    "jobs.commands": {
-        "new": "write a short sweep on your own data",
-        "submit": "check a sweep, show its cost, start the runs that are missing",
-        "status": "state and progress of runs",
-        "logs": "output of the ranks of runs",
-        "cancel": "save, end and stop runs",
-        "clean": "delete the trash, old logs and unused code",
-        "explain": "one page about one run: state, cause, next step",
-        "report": "results as table, page, Markdown, CSV and figures",
-        "tensorboard": "TensorBoard over runs",
-        "follow": "send metrics to Weights & Biases, or another tracker",
-        "evaluate": "score checkpoints on data sets",
-        "debug": "one run of a sweep in this process, under a debugger",
-        "doctor": "check a Slurm cluster and write a profile for it",
-        "completion": "completion of commands in bash and zsh",
-        "schema": "JSON Schemas of sweeps and profiles, for editors",
+GROUPS = {
+    "train": {
+        "jobs.commands.new": "write a short sweep on your own data",
+        "jobs.commands.submit": "check a sweep, show its cost, start the missing runs",
+        "jobs.commands.debug": "one run of a sweep in this process, under a debugger",
     },
-    "tools.commands": {
-        "shards": "index, filter, verify and inspect tar shards",
-        "export": "export a checkpoint to open_clip, timm, transformers or ONNX",
-        "predict": "zero-shot prediction for image files",
-        "tokenizer": "train or test a tokenizer",
-        "prompts": "class names and templates of zero-shot data sets",
-        "demo_data": "fetch and build the demonstration data",
-        "study": "trainings at equal cost on the demonstration data",
-        "records": "the cheapest recipes that reach a fixed accuracy",
-        "slurm_sandbox": "a real Slurm on this machine",
-        "audit": "known vulnerabilities of the installed packages",
+    "look": {
+        "jobs.commands.status": "state and progress of runs",
+        "jobs.commands.explain": "one page about one run: state, cause, next step",
+        "jobs.commands.logs": "output of the ranks of runs",
+        "jobs.commands.report": "results as table, page, Markdown, CSV and figures",
+        "jobs.commands.tensorboard": "TensorBoard over runs",
+        "jobs.commands.follow": "send metrics to Weights & Biases, or another tracker",
+    },
+    "stop and delete": {
+        "jobs.commands.cancel": "save, end and stop runs",
+        "jobs.commands.clean": "delete the trash, old logs and unused code",
+    },
+    "use a model": {
+        "jobs.commands.evaluate": "score checkpoints on data sets",
+        "tools.commands.predict": "zero-shot prediction for image files",
+        "tools.commands.export": "export to open_clip, timm, transformers or ONNX",
+    },
+    "data": {
+        "tools.commands.shards": "make, index, filter, verify and inspect tar shards",
+        "tools.commands.tokenizer": "train or test a tokenizer",
+        "tools.commands.prompts": "class names and templates of zero-shot data sets",
+        "tools.commands.demo_data": "fetch and build the demonstration data",
+    },
+    "set up": {
+        "jobs.commands.doctor": "check a Slurm cluster and write a profile for it",
+        "jobs.commands.completion": "completion of commands in bash and zsh",
+        "jobs.commands.schema": "JSON Schemas of sweeps and profiles, for editors",
+    },
+    "development of FLIP itself": {
+        "tools.commands.study": "trainings at equal cost on the demonstration data",
+        "tools.commands.records": "the cheapest recipes that reach a fixed accuracy",
+        "tools.commands.slurm_sandbox": "a real Slurm on this machine",
+        "tools.commands.audit": "known vulnerabilities of the installed packages",
     },
 }
+"""Group -> module of each command -> its description."""
 USAGE = """usage: flip COMMAND ... (flip COMMAND --help)
-
 {commands}
-
-every command: --quiet, --verbose, --version, --help; --json, but for completion, debug, follow, study, tensorboard
-exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network, 75 stopped, start again, 77 permission,
-78 configuration (all: docs/commands.md)
 
 examples:
   flip new mine --data data/manifest
@@ -57,9 +68,28 @@ examples:
   flip status quickstart --watch
   flip report quickstart
   flip shards index --help
+
+every command: --quiet, --verbose, --version, --help; --json, but for
+completion, debug, follow, study, tensorboard
+exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network,
+75 stopped, start again, 77 permission, 78 configuration (docs/commands.md)
 """
-PACKAGES = {command: package for package, commands in COMMANDS.items() for command in commands}
+PACKAGES = {module.rpartition(".")[2]: module.rpartition(".")[0] for modules in GROUPS.values() for module in modules}
 """Command -> the package of its module."""
+OTHER_WORDS = {
+    "run train start resume continue restart": "submit SWEEP",
+    "list ls ps show info": "status",
+    "stop kill abort": "cancel RUN",
+    "delete remove": "clean",
+    "search find sweep tune": "submit tuning --dry-run",
+    "plot compare results": "report",
+    "eval score test": "evaluate RUN",
+    "index make verify data": "shards --help",
+    "init create": "new NAME --data MANIFEST",
+    "help": "--help",
+    "version": "--version",
+}
+"""Words that other programs have -> the rest of the command line that does it here."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,8 +109,23 @@ def _run(argv: list[str]) -> int:
         from jobs.common import completion
 
         name = completion.command(PACKAGES)
-    if name not in PACKAGES:
-        return _usage(argv)
+    if argv[:1] in (["-h"], ["--help"]):
+        return _print(_usage())
+    if not argv:
+        print(_usage(), end="", file=sys.stderr)
+        return 2
+    if name in PACKAGES:
+        return _command(name, argv[1:])
+    if argv[0] == "--version":
+        from jobs.common.cli import version
+
+        return _print(version() + "\n")
+    print(_unknown(argv), file=sys.stderr)
+    return 2
+
+
+def _command(name: str, words: list[str]) -> int:
+    """Run a command of this name, and return its exit code."""
     import importlib
 
     from jobs.common import cli
@@ -90,7 +135,7 @@ def _run(argv: list[str]) -> int:
             print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
             return 78
         sys.path.insert(0, ROOT)  # an installed package of the same name must not hide tools/
-    code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(argv[1:]))
+    code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(words))
     if name == "debug":
         from jobs.runtime.rank_process import exit_process
 
@@ -98,24 +143,42 @@ def _run(argv: list[str]) -> int:
     return code
 
 
-def _usage(argv: list[str]) -> int:
-    """Answer a line without a command: the usage, the version, or an error with the nearest command."""
-    if argv[:1] == ["--version"]:
-        from jobs.common.cli import version
+def _usage() -> str:
+    lines = []
+    for title, modules in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {module.rpartition('.')[2]:14} {text}" for module, text in modules.items()]
+    return USAGE.format(commands="\n".join(lines))
 
-        print(version())
-        return 0
-    rows = (f"  {name:14} {text}" for commands in COMMANDS.values() for name, text in commands.items())
-    usage = USAGE.format(commands="\n".join(rows))
-    if argv[:1] in (["-h"], ["--help"]):
-        print(usage, end="")
-        return 0
-    if argv:
-        from flip.runs.errors import suggestion
 
-        usage += f"\nunknown command: {argv[0]}. {suggestion(argv[0], PACKAGES)}"
-    print(usage.rstrip(), file=sys.stderr)
-    return 2
+def _print(text: str) -> int:
+    """Print a text that needs no other module, and return the exit code."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        from jobs.common.cli import output_failed
+
+        return output_failed(error)
+    return 0
+
+
+def _unknown(argv: list[str]) -> str:
+    """Two lines for a command line without a known command: the word, and the nearest command."""
+    from flip.runs.errors import nearest
+
+    word = argv[0].lower().replace("-", "_").strip("_")
+    rest = next((line for words, line in OTHER_WORDS.items() if word in words.split()), "")
+    if word == "help" and argv[1:2] and argv[1] in PACKAGES:
+        rest = f"{argv[1]} --help"
+    near = [rest] if rest else nearest(word, PACKAGES)
+    hint = " or ".join(f"flip {line}" for line in near)
+    if hint:
+        hint = f" Did you mean: {hint}"
+    if argv[0].startswith("-"):
+        what = f"unknown option before a command: {argv[0]!r}. Options follow the command."
+    else:
+        what = f"unknown command: {argv[0]!r}."
+    return f"{what}{hint}\nAll commands: flip --help"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import os
 import sys
 
 if not __package__:  # run as a script: the repository takes the place of jobs/ on the path
-    sys.path[: 0 if sys.flags.safe_path else 1] = [os.path.dirname(os.path.dirname(os.path.realpath(__file__)))]
+    replaced = 0 if getattr(sys.flags, "safe_path", False) else 1  # jobs.__main__ refuses a Python without safe_path
+    sys.path[:replaced] = [os.path.dirname(os.path.dirname(os.path.realpath(__file__)))]
 
 from jobs.__main__ import main
 

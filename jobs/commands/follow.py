@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jobs.common.cli import COUNT, Parser, add_root_option, note, run_command
+from jobs.common.cli import COUNT, INTERRUPTED, Parser, add_root_option, note, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -46,7 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def follow(args: argparse.Namespace) -> int:
-    import contextlib
     import time
 
     from flip.files import current_folder
@@ -69,12 +68,16 @@ def follow(args: argparse.Namespace) -> int:
                     continue
                 ended = (lambda: True) if args.once else _is_over(run)
                 each = None
-                with contextlib.suppress(*(() if args.once else (KeyboardInterrupt,))):
+                try:
                     while not run.newest_attempt() and not ended():  # the first one is part of the tracker's run id
                         time.sleep(0.5)
                     if run.newest_attempt():
                         each = follower.Follower(run, args.tracker, args.project)
                         each.follow(ended)
+                except KeyboardInterrupt:
+                    if each is None or args.once:
+                        raise
+                    code = INTERRUPTED
                 if each is None:
                     note(f"{name}: has not started")
                     continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -57,8 +56,7 @@ def logs(args: argparse.Namespace) -> int:
         numbers = ", ".join(str(n) for run in runs[:1] for n in run.attempt_numbers()) or "none"
         what = "no logs of that attempt" + ("" if args.node is None else f" from node {args.node}")
         raise ConfigError(what, str(runs[0].logs), args.attempt, f"Attempts begun: {numbers}.")
-    with contextlib.suppress(KeyboardInterrupt):
-        follow(runs, args.attempt, args.err, args.follow, args.node)
+    follow(runs, args.attempt, args.err, args.follow, args.node)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,13 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     add_run_arguments(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
+    known = {name for action in parser._actions for name in action.option_strings}
+    options = [word for word in typed[:at] if word.startswith("-") and word.partition("=")[0] not in known]
+    if options:
+        parser.error(f"options of TensorBoard follow after --: flip tensorboard -- {shlex.join(options)} ...")
     args = parser.parse_args(typed[:at])
     own = typed[at + 1 :]
     return run_command(lambda args: serve(args, own), args)
 
 
 def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
-    """Run TensorBoard until it ends, or Ctrl-C or SIGTERM ends it; returns its exit code. Raises ConfigError.
+    """Run TensorBoard until it ends, or SIGTERM ends it; returns its exit code. Raises ConfigError, KeyboardInterrupt.
 
     TensorBoard names a run after the folder of its events, so it gets a temporary folder of links.
     """
@@ -69,17 +74,18 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
         note("Add #custom_scalars to the address that TensorBoard prints: loss, accuracy and scores come first.")
         command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder]
         command += ["--window_title", " ".join(args.target) or "FLIP", *own]
+        # TensorBoard inherits the blocked signal: Ctrl-C ends this command, which then ends TensorBoard.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         child = subprocess.Popen(command, cwd=current_folder.NEUTRAL)
         signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             while True:
                 try:
                     return child.wait(RESCAN_SECONDS)
                 except subprocess.TimeoutExpired:
                     with contextlib.suppress(ConfigError):  # the runs may be in the trash by now
                         links.add(select.chosen(args))
-        except KeyboardInterrupt:  # the terminal sends the signal to both processes
-            return 0
         finally:
             child.terminate()
             child.wait()

@@ -4,6 +4,7 @@ Imported before arguments are parsed, so it imports nothing large.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import shlex
@@ -243,8 +244,8 @@ def quiet() -> bool:
 def run_main(main: Callable[[], int]) -> int:
     """Call ``main()``, flush its output, and return its exit code.
 
-    The exit code is CUT_OFF if the pipe is closed, INTERRUPTED after Ctrl-C, and 78 if a package is missing or the
-    current folder was deleted.
+    The exit code is CUT_OFF if the pipe is closed, 69 if standard output cannot be written, INTERRUPTED after Ctrl-C,
+    and 78 if a package is missing or the current folder was deleted.
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """
@@ -270,14 +271,43 @@ def run_main(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if _is_of_output(error):
+            return output_failed(error)
+        _scrub_traceback()
+        raise
+    except Exception:
+        _scrub_traceback()
+        raise
+
+
+def output_failed(error: OSError) -> int:
+    """Report that output cannot be written, and return the exit code: CUT_OFF if its reader has gone, else STORAGE."""
+    if isinstance(error, BrokenPipeError):
         discard_output()
         return CUT_OFF
-    except Exception:
-        from flip.runs.credentials import scrub_stderr  # only now: --help must be fast
+    from flip.runs.errors import STORAGE
 
-        scrub_stderr()  # the interpreter prints the traceback there
-        raise
+    with contextlib.suppress(OSError):  # standard error may have the same device
+        print(f"the output cannot be written: {error.strerror}. Write it to another place.", file=sys.stderr)
+    discard_output()
+    return STORAGE
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether an error is one of writing to an open stream: such an error names no file."""
+    from flip.runs.errors import STORAGE_ERRNOS
+
+    if isinstance(error, BrokenPipeError):
+        return True
+    return error.filename is None and error.errno in STORAGE_ERRNOS
+
+
+def _scrub_traceback() -> None:
+    """Leave out credentials in the traceback that the interpreter prints to standard error."""
+    from flip.runs.credentials import scrub_stderr  # only now: --help must be fast
+
+    scrub_stderr()
 
 
 def discard_output() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import COMMANDS, PACKAGES, USAGE, main
+from jobs.__main__ import GROUPS, PACKAGES, USAGE, main
 from jobs.common.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +53,11 @@ def parsers(name):
 
 
 def test_command_table_names_all_modules_of_its_packages():
-    for package, commands in COMMANDS.items():
-        modules = {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")}
-        assert modules - {"__init__"} == set(commands)
+    listed = [module for modules in GROUPS.values() for module in modules]
+    assert len(listed) == len(PACKAGES)
+    for package in ("jobs.commands", "tools.commands"):
+        modules = {f"{package}.{path.stem}" for path in (ROOT / package.replace(".", "/")).glob("*.py")}
+        assert modules - {f"{package}.__init__"} == {module for module in listed if module.startswith(package)}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -72,7 +74,7 @@ def test_every_command_has_common_options_and_example(name):
 def test_usage_and_page_name_commands_without_json():
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     (named,) = re.findall(r"Not for (.*), which have no result", page)
-    (in_usage,) = re.findall("--json, but for (.*)", USAGE)
+    (in_usage,) = re.findall("--json, but for\n(.*)", USAGE)
     assert set(re.findall(r"`(\w+)`", named)) == set(in_usage.split(", ")) == NO_RESULT
 
 
@@ -81,6 +83,8 @@ def test_help_lists_all_commands_without_heavy_imports():
     assert done.returncode == 0 and "flip submit quickstart" in done.stdout and "  shards  " in done.stdout
     assert all(f"\n  {name} " in done.stdout for name in PACKAGES) and "exit codes: 0 complete, 2 wrong" in done.stdout
     assert not {"torch", "numpy", "yaml", "flip", "argparse"} & imported(done)
+    assert max(map(len, done.stdout.splitlines())) <= 80, "it fits a terminal"
+    assert done.stdout.index("\ntrain:\n") < done.stdout.index("\ndevelopment of FLIP itself:\n  study ")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -105,8 +109,48 @@ def test_version_option_prints_version_path_and_python(words):
 
 def test_main_refuses_unknown_command_with_suggestion(capsys):
     assert main(["statsu"]) == 2
-    assert "unknown command: statsu. Did you mean status?" in capsys.readouterr().err
+    lines = "unknown command: 'statsu'. Did you mean: flip status\nAll commands: flip --help\n"
+    assert capsys.readouterr().err == lines
     assert main([]) == 2 and "usage: flip COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["run", "train", "resume", "list", "stop", "search", "help", "version", "delete"])
+def test_word_of_another_program_leads_to_a_command(word, capsys):
+    assert main([word]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    typed = first.partition("Did you mean: flip ")[2].split()
+    assert typed and (typed[0] in PACKAGES or typed[0] in ("--help", "--version")), first
+    assert second == "All commands: flip --help"
+
+
+def test_help_names_the_help_of_a_command(capsys):
+    assert main(["help", "submit"]) == 2
+    assert "Did you mean: flip submit --help\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", ["jobs", "jobs/submit.py"])
+def test_older_python_names_version_and_commands(start, tmp_path):
+    """The version of the interpreter is the only thing that differs: modules that Python 3.11 added are not needed."""
+    code = (
+        f"import runpy, sys; sys.version_info = (3, 8, 18); runpy.run_path({str(ROOT / start)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "flip needs Python 3.11 or newer" in done.stderr and "is Python 3.8" in done.stderr
+    assert "make install" in done.stderr and "source .venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["status", "--help"], ["schema"]])
+@pytest.mark.parametrize("error", ["pipe", "/dev/full"])
+def test_full_device_of_output_is_an_error_without_traceback(words, error):
+    line = [sys.executable, "-m", "jobs", *words]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        if error == "pipe":
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+            assert done.stderr == "the output cannot be written: No space left on device. Write it to another place.\n"
+        else:
+            done = subprocess.run(line, stdout=full, stderr=full, cwd=ROOT, timeout=60)
+    assert done.returncode == 69
 
 
 def test_main_accepts_dash_for_underscore_in_command(monkeypatch):

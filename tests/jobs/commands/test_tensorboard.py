@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir
+from jobs.commands import tensorboard
 from jobs.commands.tensorboard import RunLinks
 from tests.harness.common import free_port
 from tests.jobs.outcomes import make
@@ -90,6 +91,33 @@ def _until(url, condition):
             pass
         assert time.monotonic() < limit, url
         time.sleep(0.3)
+
+
+def test_ctrl_c_while_tensorboard_imports_ends_it_without_traceback(tmp_path):
+    """The child that stands for TensorBoard sends the signal to its process group, as a terminal does."""
+    make(tmp_path / "runs" / "demo", "mask50")
+    scratch = tmp_path / "scratch"
+    module = tmp_path / "code" / "tensorboard" / "main.py"
+    for folder in (scratch, module.parent):
+        folder.mkdir(parents=True)
+    (module.parent / "__init__.py").write_text("")
+    module.write_text("import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(60)\n")
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]\n"
+    start += "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    argv = ["-c", start, str(ROOT / "jobs"), "tensorboard", "demo", "--root", str(tmp_path / "runs")]
+    environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(tmp_path / "code")}
+    process = subprocess.run(
+        [sys.executable, *argv], env=environment, capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert (process.returncode, process.stderr) == (130, "interrupted\n")
+    assert list(scratch.glob("flip-tensorboard-*")) == []
+
+
+def test_option_of_tensorboard_before_the_dashes_is_named(capsys):
+    with pytest.raises(SystemExit) as raised:
+        tensorboard.main(["demo", "--port", "7007"])
+    assert raised.value.code == 2
+    assert "options of TensorBoard follow after --: flip tensorboard -- --port" in capsys.readouterr().err
 
 
 def test_tensorboard_command_refuses_unknown_sweep(tmp_path):

@@ -241,7 +241,7 @@ def test_follow_command_ends_at_ctrl_c_before_all_is_sent(run, monkeypatch, caps
     args = [str(run.path), "--tracker", "lines", "--project", "project", "--root", str(run.path.parents[1])]
     with pytest.raises(KeyboardInterrupt):
         main([*args, "--once"])
-    assert main(args) == 0, "without --once, Ctrl-C is how it ends"
+    assert main(args) == 130, "without --once, Ctrl-C is how it ends"
     assert capsys.readouterr().out == "sweep/run: up to date\n"
 
 
