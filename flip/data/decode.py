@@ -428,11 +428,8 @@ def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
 
     ``txt``: each line of that member is a caption. ``json:FIELD``: a string, or a list of strings, at the top level of
     that JSON member. Missing members and fields are skipped; if all texts are empty, there is one empty caption.
-    Without ``members`` there is one empty caption, too.
     Raises DecodeError if none of them exists, or a JSON member cannot be used.
     """
-    if not members:
-        return [""]
     captions = [texts for name in members if (texts := _texts(sample, name)) is not None]
     if not captions:
         raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")

@@ -313,7 +313,9 @@ class DatasetStream:
                     reason = write_visible(sample)
                 if reason:
                     image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.decoded.fallbacks)
-                captions = decode.captions_of(sample, data.captions)
+                captions = [""]
+                if data.captions:
+                    captions = decode.captions_of(sample, data.captions)
             self._count(reason)
             return image, captions
 
