@@ -320,7 +320,10 @@ def is_owner(words):
 
 def parent(pid):
     """Return the pid of the parent of a process; 0 if that process is gone."""
-    return int((processes.read_stat(pid)[1] or [0, 0])[1])
+    fields = processes.read_stat(pid)[1]
+    if len(fields) == 1:
+        return 0
+    return int(fields[1])
 
 
 @contextlib.contextmanager
