@@ -146,7 +146,7 @@ class TrainingView:
     @property
     def batch(self) -> Batch | None:
         """This rank's part of the batch, in host memory (``flip.data.loader.Batch``): patches, keep_indices, tokens,
-        ids. None in hooks other than ``step``."""
+        ids, epochs. None in hooks other than ``step``."""
         return self._training.batch
 
     @property

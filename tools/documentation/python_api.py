@@ -4,12 +4,13 @@ from flip import __all__
 
 _HEAD = """# Python interface
 
-The public names of the package `flip`; [results.md](../results.md#from-python) shows them in use.
-Everything else may move.
+The public names of the package `flip`. [results.md](../results.md#from-python) and [batches.md](../batches.md) show them
+in use. Everything else may move.
 """
 _CLASSES = {
     "What submit returns": ("jobs.submission.api.SubmittedRuns", "flip.runs.lifecycle.RunState"),
     "What load returns": ("flip.export.load.TrainedModel",),
+    "What batches returns": ("flip.data.batches.BatchStream", "flip.data.loader.Batch"),
     "The view of a metric of your own": (
         "flip.training.user_callbacks.TrainingView",
         "flip.training.user_callbacks.ModelView",
