@@ -35,7 +35,8 @@ def batches(
     """An endless iterator over this rank's part of global batches, exactly resumable at any batch.
 
     Args:
-        manifest: folder that ``flip shards index`` wrote.
+        manifest: folder that ``flip shards index`` wrote; "" for several data sets, which ``sets`` then names:
+            sets=[{"name": "a", "manifest": FOLDER, "weight": 3}, ...].
         batch: B, samples of a batch of all ranks together; a rank gets B / ``world``.
         start: S, samples that all ranks have seen: ``samples_seen`` of the last batch of an earlier loop.
         mask: share of patches to hide, a decimal number; "0": none, so that ``Batch.images()`` can be used.
@@ -179,7 +180,7 @@ class BatchStream(IterableDataset[Batch]):
         given = {"lanes": self._request.lanes, "block": self._request.block}
         for name, value in own.items():
             if given.get(name, value) is not None and state[name] != value:
-                raise _other_state(name, value, state[name], self._request.manifest)
+                raise _other_state(name, value, state[name])
         start = whole_number("samples_seen", state["samples_seen"], 0)
         request = replace(self._request, start=start, lanes=state["lanes"], block=state["block"])
         loader, _ = request.loader()
@@ -213,10 +214,10 @@ class BatchStream(IterableDataset[Batch]):
         }  # fmt: skip
 
 
-def _other_state(name: str, own: Any, found: Any, manifest: str) -> ConfigError:
+def _other_state(name: str, own: Any, found: Any) -> ConfigError:
     """The error for a state that does not continue the order of this stream."""
     remedies = {
-        "manifest": f"Name the manifest of that loop in place of {manifest}, or start anew with start=0.",
+        "manifest": "Name the manifest of that loop, or start anew with start=0.",
         "order": "Continue with the release of flip that wrote the state.",
         "seed": f"Pass seed={found}.",
     }

@@ -89,6 +89,19 @@ def test_texts_are_captions_of_the_samples(original, workers):
     assert set(take(original, 1, workers=workers, captions=[])[0].texts) == {""}
 
 
+def test_several_data_sets_share_a_batch_by_weight(original, tmp_path):
+    other = make_dataset(tmp_path / "other", 120, 3, size=32, seed=1, chunk=1)
+    sets = [
+        {"name": "a", "manifest": str(original), "weight": 3},
+        {"name": "b", "manifest": str(other), "weight": 1},
+    ]
+    for workers in (0, 3):
+        batch = take("", 1, sets=sets, lanes=16, workers=workers)[0]
+        ids = batch.ids.tolist()
+        assert [id >> 48 for id in ids] == [0] * 36 + [1] * 12
+        assert all(text in caption(id % 2**48).split("\n") for text, id in zip(batch.texts, ids, strict=True))
+
+
 def test_images_are_whole_images(original):
     whole = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0}
     batch = take(original, 1, mask="0", size=32, augment=whole)[0]
