@@ -33,6 +33,7 @@ GROUPS = {
     },
     "stop and delete": {
         "jobs.commands.cancel": "save, end and stop runs",
+        "jobs.commands.rm": "move runs to the trash",
         "jobs.commands.clean": "delete the trash, old logs and unused code",
     },
     "use a model": {
@@ -41,7 +42,7 @@ GROUPS = {
         "tools.commands.export": "export to open_clip, timm, transformers or ONNX",
     },
     "data": {
-        "tools.commands.shards": "make, index, filter, verify and inspect tar shards",
+        "tools.commands.shards": "make, index, verify and inspect tar shards",
         "tools.commands.tokenizer": "train or test a tokenizer",
         "tools.commands.prompts": "class names and templates of zero-shot data sets",
         "tools.commands.demo_data": "fetch and build the demonstration data",
@@ -80,7 +81,7 @@ OTHER_WORDS = {
     "run train start resume continue restart": "submit SWEEP",
     "list ls ps show info": "status",
     "stop kill abort": "cancel RUN",
-    "delete remove": "clean",
+    "delete remove": "rm RUN",
     "search find sweep tune": "submit tuning --dry-run",
     "plot compare results": "report",
     "eval score test": "evaluate RUN",
@@ -111,11 +112,11 @@ def _run(argv: list[str]) -> int:
         name = completion.command(PACKAGES)
     if argv[:1] in (["-h"], ["--help"]):
         return _print(_usage())
+    if name in PACKAGES:
+        return _command(name, argv[1:])
     if not argv:
         print(_usage(), end="", file=sys.stderr)
         return 2
-    if name in PACKAGES:
-        return _command(name, argv[1:])
     if argv[0] == "--version":
         from jobs.common.cli import version
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
+from flip.files import deletion
 from flip.files.creation import run_folder
 from flip.runs import commit, records, remote_owner
 from flip.runs.addresses import as_url
@@ -136,7 +137,7 @@ class RemoteFolder:
         place = remote_owner.place_below(self._root, address.removesuffix(f"/{path.parent.name}/{path.name}"))
         if address == self.checkpoint_url(path):
             self.check_owner(retry_policy)
-        elif not place or place not in remote_owner.own_places(self._run)[1]:
+        elif not place or place not in self._own_places():
             return f"its files are at {address}, and this run deletes only in its own remote folder"
         elif not self._is_own_folder(f"{self._root}/{place}", retry_policy):
             return f"its files are at {address}, and owner.json there does not name this run directory"
@@ -144,6 +145,30 @@ class RemoteFolder:
         if not self._wrote(path, address, retry_policy):
             return f"its files are at {address}, and another run directory wrote them"
         return ""
+
+    def discard(self, path: Path, address: str, files: list[str] | None, retry_policy: RetryPolicy) -> str:
+        """Delete the commit ``path``, whose files are at ``address``: commit.json in the run directory first, that of
+        the address next, then ``files`` (None: all that a checkpoint has; it was never committed, or is damaged).
+
+        Returns "", or why it is left alone. Raises as ``why_not_deleted`` and the storage.
+        """
+        reason = self.why_not_deleted(path, address, retry_policy) or commit.uncommit(path)
+        if reason:
+            return reason
+        remote = RemoteCheckpoint(address, retry_policy)
+        if files is None:
+            names = remote.names()
+        else:
+            names = [commit.COMMIT_FILE, *files]
+        deletion.delete_remote_checkpoint(names, files, remote.delete)
+        return commit.remove(path, files)
+
+    def _own_places(self) -> list[str]:
+        """Places below the root that this run directory has taken over and, before ``claim``, the one that it uses."""
+        name, taken = remote_owner.own_places(self._run)
+        if name and not self.url:
+            return [*taken, f"{self._run.sweep}/{name}"]
+        return taken
 
     def refuse_links(self, address: str) -> None:
         """Raise PermissionDenied if the address of a commit leads through a link below ``checkpoint.url``.

@@ -28,7 +28,6 @@ from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, broadcast_json, run_on_all
 from flip.distributed.parallel import World
-from flip.files import deletion
 from flip.files.creation import run_folder
 from flip.optimizer_kinds import moments_of
 from flip.runs import commit
@@ -234,23 +233,11 @@ class Checkpointer:
         if not record:
             address = self._url_of(path)
         retry_policy = replace(self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS))
-        if address:
-            if self._remote_folder is None:
-                return f"its files are at {address}, and this run has no checkpoint.url"
-            reason = self._remote_folder.why_not_deleted(path, address, retry_policy)
-            if reason:
-                return reason
-        reason = commit.uncommit(path)
-        if reason:
-            return reason
-        if address:
-            remote = RemoteCheckpoint(address, retry_policy)
-            if files is None:
-                names = remote.names()
-            else:
-                names = [commit.COMMIT_FILE, *files]
-            deletion.delete_remote_checkpoint(names, files, remote.delete)
-        return commit.remove(path, files)
+        if not address:
+            return commit.uncommit(path) or commit.remove(path, files)
+        if self._remote_folder is None:
+            return f"its files are at {address}, and this run has no checkpoint.url"
+        return self._remote_folder.discard(path, address, files, retry_policy)
 
     def _check_saveable(self, staged: StagedShard, samples_seen: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
@@ -264,7 +251,7 @@ class Checkpointer:
         if "superseded" in problems:
             raise Superseded("a newer attempt holds the run", self._run.path)
         if problems:
-            remedy = "Lower `base_lr` or lengthen `warmup`; the newest commit is from before."
+            remedy = "Lower `base_lr` or lengthen `warmup`."
             raise Diverged(f"weights have diverged: {problems[0]}", f"S = {samples_seen}", remedy=remedy)
 
     def _to_error(self, failure: RankFailure, path: Path, staged: StagedShard) -> FlipError:

@@ -113,7 +113,7 @@ SWEEP_FILES = {
     "<sweep>/.notified/": "ends of the sweep for which a notification was sent",
     "<sweep>/<run>-v2/": "a fork: the run with a newer configuration (`--changed fork`)",
     ".trash/<time>/": (
-        "<sweep>/<run>: replaced and pruned run directories. Only `flip clean` deletes one; .trash is created"
+        "<sweep>/<run>: removed, replaced and pruned run directories. Only `flip clean` deletes one; .trash is created"
         " with the mode of RUNS_ROOT"
     ),
 }  # type: Dict[str, str]

@@ -89,7 +89,7 @@ def _show(listing: Listing) -> None:
     if rows:
         show(Page(TextTable(rows, drop=("kind",)), f"{_folders(listing)}, {size(listing.bytes)}"))
     else:
-        show("nothing to delete")
+        show(f"nothing to delete. A run is first moved to the trash: {command('rm', 'SWEEP/RUN')}")
     for path, reason in listing.spared.items():
         note(f"left alone: {plain(str(path))}: {plain(reason)}")
 

@@ -123,6 +123,10 @@ _STATUS = {
     "wall_seconds": key(NUMBER, "seconds of all attempts", null=True),
     "gpu_hours": key(NUMBER, "GPU-hours of all attempts", null=True),
     "progress_time": key(NUMBER, "Unix time of the newest progress", null=True),
+    "score": key({
+        "name": key(TEXT, "the first test set of a complete run"),
+        "top1": key(NUMBER, "its accuracy, 0 to 1"),
+    }, "its test score", null=True),
     "next": key(NEXT, "commands about it that usually follow"),
 }  # fmt: skip
 _GOODPUT = {
@@ -220,6 +224,18 @@ _CLEAN = {
     "left_alone": key({"*": TEXT}, "folder -> why it stays"),
     "next": key(NEXT, "the command that deletes the listed folders; empty after it"),
 }  # fmt: skip
+_RM = {
+    "runs": key([{
+        "sweep": key(TEXT, "its sweep"),
+        "run": key(TEXT, "its name"),
+        "bytes": key(INTEGER, "size of its run directory"),
+        "remote_checkpoints": key(INTEGER, "checkpoints in object storage, which are deleted"),
+        "remote_bytes": key(INTEGER, "their size"),
+        "trash": key(TEXT, "its place in the trash; null if it was not moved", null=True),
+    }], "runs that can be moved to the trash"),
+    "left_alone": key({"*": TEXT}, "run directory -> why it stays"),
+    "next": key(NEXT, "the command that deletes the moved runs for good; empty if none was moved"),
+}  # fmt: skip
 _SCORE = {
     "run": key(TEXT, "the run; if several were named", optional=True),
     "name": key(TEXT, "name of the evaluation set, with a suffix for the direction or kind of task"),
@@ -275,6 +291,7 @@ DOCUMENTS: dict[str, tuple[str, Any]] = {
     "doctor": ("flip doctor --json, without --measure", _DOCTOR),
     "logs": ("flip logs RUN --json: paths", [TEXT]),
     "cancel": ("flip cancel RUN --yes --json: names of the runs that were asked to stop", [TEXT]),
+    "rm": ("flip rm RUN --json", _RM),
     "clean": ("flip clean --json", _CLEAN),
     "error": ("the last line of standard error after an error, with --json", _ERROR),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from flip.files import deletion, ownership
 from flip.files.creation import RefusedPath, create_file, final_path
 from flip.runs.errors import FULL_DISK_ERRNOS, ConfigError, FlipError, PermissionDenied, StorageError
+from jobs.common.text import plain
 
 #: Remedy if runs cannot be stored in a folder.
 OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, --root FOLDER, or runs_root in the cluster profile."
@@ -40,6 +41,25 @@ def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
         remedy = "Mount it with -o flock, or choose another runs root with FLIP_RUNS."
         raise ConfigError("this file system has no locks", where, error.strerror, remedy) from error
     return True
+
+
+def lock_holder(handle: int) -> str:
+    """Which process of this machine holds a lock on an open file, in words."""
+    info = os.fstat(handle)
+    device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    locks = [line.split() for line in lines if " FLOCK " in line and line.split()[5] == device]
+    pids = [words[4] for words in locks if words[4].isdigit() and words[1] != "->"]
+    if not pids:
+        return "it runs on another machine, or has just ended"
+    try:
+        arguments = Path(f"/proc/{pids[0]}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:  # it has just ended
+        arguments = []
+    return plain(f"process {pids[0]}: {' '.join(map(os.fsdecode, arguments))}".rstrip(": "))
 
 
 def probe(place: str | os.PathLike[str]) -> None:

@@ -47,7 +47,8 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     accuracy (within the batch), phase, samples_per_second, eta_seconds, attempts, restarts, restart (how the newest
     attempt came: "in the job", "requeue", or None for a first one), unsteady
     (``flip.monitoring.metrics_reader.is_unsteady``), wall_seconds (of all attempts), gpu_hours (None: on CPUs),
-    progress_time (Unix time of the last progress), reason. None: not written yet.
+    progress_time (Unix time of the last progress), score (of the first test set: name, top1), reason. None: not written
+    yet.
     """
     state_of = states(runs)
     return [row(run, state_of[run.path]) for run in runs]
@@ -96,9 +97,19 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1), "restart": _restart(run, state.attempt)},
         **{"wall_seconds": seconds, "gpu_hours": gpu_hours},
         "progress_time": live.get("time"),
+        "score": _score(run),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
         "next": next_commands.of_run(run.path, state.state, trains=trains),
     }
+
+
+def _score(run: RunDir) -> dict[str, Any] | None:
+    """Name and top-1 accuracy of the first test set of a complete run; None if it has none."""
+    result, _ = _read_or_error(lambda: read_record(run.result))
+    tests = [each for each in result.get("evaluations", []) if each.get("role") == "test" and "top1" in each]
+    if not tests:
+        return None
+    return {"name": tests[0]["name"], "top1": tests[0]["top1"]}
 
 
 def _missing(run: RunDir, trains: bool) -> str:
@@ -196,6 +207,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Page:
             hidden.add("GPU-hours")
         if len({r.get("cluster") for r in members} - {None}) <= 1:
             hidden.add("cluster")
+        if not any(r.get("score") for r in members):
+            hidden.add("test score")
         shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
         if parts:
             parts.append("")
@@ -225,6 +238,7 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
         "step": count(r["step"]),
         "loss": formatted(r["loss"], ".3f"),
         "batch acc.": accuracy,
+        "test score": _score_text(r),
         "samples/s": count(r["samples_per_second"]),
         "ETA": duration(r["eta_seconds"]),
         "wall-clock": duration(r["wall_seconds"]),
@@ -233,6 +247,13 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
         "last progress": age,
         "why": r["reason"] or None,
     }
+
+
+def _score_text(r: Mapping[str, Any]) -> str | None:
+    score = r.get("score")
+    if not score:
+        return None
+    return f"{score['name']} {percent(score['top1'])} %"
 
 
 def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -> int:

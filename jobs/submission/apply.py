@@ -29,7 +29,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
-from jobs.common.filesystem import locked, require_trusted, writing
+from jobs.common.filesystem import lock_holder, locked, require_trusted, writing
 from jobs.common.job import Backend, Job
 from jobs.planning.plan import Action, Plan, resources_of
 from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
@@ -60,7 +60,8 @@ def lock(folder: Path, shared: bool = False) -> Iterator[None]:
         with writing(folder):
             is_mine = locked(handle, how, folder) and _is_current(handle, path)
         if not is_mine:
-            raise ConfigError("another command is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
+            what = f"another command is at work on this sweep ({lock_holder(handle)})"
+            raise ConfigError(what, str(folder), remedy="Wait for it, or end it.")
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Lists and deletes folders that runs no longer need, for ``flip clean``: the only deletion that a user asks for.
+"""Lists and deletes folders that runs no longer need, for ``flip clean``.
 
 Each folder has a kind:
 
@@ -251,7 +251,7 @@ def _append(
 ) -> None:
     """Add a folder to a listing if it is old enough; to ``spared`` if it is no folder of this user alone."""
     try:
-        total, changed = _measure(path)
+        total, changed = measure(path)
     except OSError as error:
         result.spared[path] = error.strerror or str(error)
         return
@@ -282,7 +282,7 @@ def _used_code(root: Path, sweep: Path) -> set[str]:
     return used
 
 
-def _measure(path: Path) -> tuple[int, float]:
+def measure(path: Path) -> tuple[int, float]:
     """Bytes of the files below a folder, and the last change. Raises OSError if this user does not own all folders."""
     total = 0
     changed = 0.0

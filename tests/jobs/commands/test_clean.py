@@ -318,7 +318,8 @@ def test_sweep_that_is_being_submitted_is_refused_and_others_are_cleaned(desk):
         age(run.path)
     with lock(first.path.parent):
         output = desk("--logs", "--yes", code=78)
-    assert "another command is at work" in output and (first.logs / "1").exists() and not (second.logs / "1").exists()
+    assert "another command is at work on this sweep (process " in output
+    assert (first.logs / "1").exists() and not (second.logs / "1").exists()
 
 
 def test_links_are_not_followed(desk, tmp_path):
