@@ -34,11 +34,14 @@ from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.models import attention, clip
 from flip.runs import commit
 from flip.runs.commit import Commit
-from flip.runs.errors import ConfigError, DataError
-from flip.runs.rundir import RunDir, create_json
+from flip.runs.errors import DataError
+from flip.runs.rundir import RunDir, create_json, write_json
 from flip.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+STATUS_SECONDS = 2.0
+"""Seconds between two writes of status.json."""
 
 
 class EvaluationStopped(Exception):
@@ -76,6 +79,7 @@ class Evaluation:
         self.world = world
         self.watchdog = watchdog
         self.flag = flag
+        self._written = float("-inf")
         self.subject = RunDir(request.subject)
         # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
         self.ranks = RankGroup(world.rank, world.size, world.checkpoint_group)
@@ -109,6 +113,18 @@ class Evaluation:
             raise EvaluationStopped(self.flag.reason)
         self.watchdog.heartbeat(what, times=LONG_OPERATION_FACTOR)
 
+    def _write_status(self, name: str, done: int, total: int) -> None:
+        """Write how much of a data set is encoded to status.json, on rank 0, every few seconds."""
+        now = time.monotonic()
+        if not self.world.is_rank0 or now < self._written + STATUS_SECONDS:
+            return
+        self._written = now
+        status = {"attempt": self.attempt, "phase": name, "samples": done, "total": total, "time": time.time()}
+        try:
+            write_json(self.job.status, status)
+        except OSError as error:  # it is for people alone
+            log.warning("status.json cannot be written: %s", error)
+
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
             return dataclasses.asdict(catalog.resolve_dataset(request, self.request.data, self.retry_policy))
@@ -135,8 +151,7 @@ class Evaluation:
             commit.pin(self.subject, self.job, newest.stage, newest.samples_seen)
             if (newest.path / commit.COMMIT_FILE).exists():
                 return [f"{newest.stage}/{newest.path.name}"]
-        remedy = "Let it train to its first."
-        raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
+        raise commit.no_commit(self.subject)
 
     def _commit(self, name: str) -> Commit:
         try:
@@ -183,6 +198,7 @@ class Evaluation:
             self.world.device,
             self.request.cost,
             retry_policy=self.retry_policy,
+            counted=partial(self._write_status, dataset.name),
         )
         results = evaluator.score(dataset)
         if self.request.model and self.world.is_rank0:

@@ -46,6 +46,8 @@ class Evaluator:
     """How long storage is waited for."""
     stop_if_requested: Callable[[], None] = no_op
     """Called on all ranks after every batch; it may be collective, and raise on all of them."""
+    counted: Callable[[int, int], None] = no_op
+    """Called after every batch with the images or texts that are encoded, and their number."""
 
     def score(self, data: ResolvedDataset, role: str = "test") -> list[dict[str, Any]]:
         """Results, one per table column, with ``role``. Collective: all ranks get the same results but for the seconds.
@@ -73,8 +75,9 @@ class Evaluator:
                 score["note"] = "; ".join(notes)
         return scores
 
-    def _after_batch(self) -> None:
+    def _after_batch(self, done: int, total: int) -> None:
         self.progress()
+        self.counted(done, total)
         self.stop_if_requested()
 
     def _zeroshot(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Loads a trained model from a run or an export: ``flip.load(path)``."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluation.datasets import prompts
 from flip.evaluation.encoding.encoders import ModelEncoder
+from flip.evaluation.encoding.features import no_op
 from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import fold_padding, weights
 from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
@@ -43,14 +44,24 @@ class TrainedModel:
         self.preprocess = Preprocess(EvaluationView.of(config))
         """The transform of a picture to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
 
+    def __repr__(self) -> str:
+        size = self.config.model.size
+        return f"<TrainedModel {size}, S = {self.source.samples_seen:,}, on {self.device}, from {self.source.path}>"
+
     @torch.no_grad()
-    def encode_image(self, images: Picture | Iterable[Picture], batch: int = 64) -> Tensor:
+    def encode_image(
+        self,
+        images: Picture | Iterable[Picture],
+        batch: int = 64,
+        progress: Callable[[int, int], object] = no_op,
+    ) -> Tensor:
         """Features (n, E), fp32 on the CPU, of norm 1; one picture gives one row, (1, E).
 
         Args:
             images: one or many pictures (``flip.export.preprocess.Picture``: path, PIL image, array or tensor), or an
                 array (n, height, width, 3) or tensor (n, 3, height, width) of them.
             batch: pictures encoded at a time.
+            progress: called after each batch with the number of pictures so far, and in all.
 
         Raises:
             ConfigError, StorageError: the file of a picture cannot be read.
@@ -63,6 +74,7 @@ class TrainedModel:
             pixels = [self.preprocess.pixels(picture) for picture in given[start : start + batch]]
             views = np.stack([decode.patches(view, patch) for view in pixels])
             features.append(self.model.encode_image(torch.from_numpy(views).to(self.device)).cpu())
+            progress(min(start + batch, len(given)), len(given))
         return torch.cat(features)
 
     @torch.no_grad()
@@ -77,12 +89,17 @@ class TrainedModel:
 
     @torch.no_grad()
     def classify(
-        self, images: Picture | Iterable[Picture], labels: str | Iterable[str], templates: str | Iterable[str] = "{}"
+        self,
+        images: Picture | Iterable[Picture],
+        labels: str | Iterable[str],
+        templates: str | Iterable[str] = "{}",
+        progress: Callable[[int, int], object] = no_op,
     ) -> Tensor:
         """Probabilities (n, number of labels): softmax of the cosines, scaled as in training.
 
         ``images`` as in ``encode_image``. ``templates``: prompts with {} for the label; the embedding of a label is
-        their mean. Raises DataError, ConfigError, StorageError.
+        their mean. ``progress``: called after each batch of images with their number so far, and in all. Raises
+        DataError, ConfigError, StorageError.
         """
         labels = as_texts(labels)
         templates = as_texts(templates)
@@ -92,7 +109,7 @@ class TrainedModel:
         classes = class_embeddings(encoder, labels, templates)
         assert classes is not None  # a single process
         scale = self.model.logit_scale.cpu().clamp(0.0, self.model.max_logit_scale).exp()
-        return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
+        return (scale * self.encode_image(images, progress=progress) @ classes.T).softmax(dim=-1)
 
 
 def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url: str = "") -> TrainedModel:
@@ -114,8 +131,12 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
             raise ConfigError("an export holds one commit, none can be chosen", str(run.path), at)
         return TrainedModel(*_load_export(run.path), device)
     if not run.config.is_file():
+        if run.path.is_dir():
+            what = "neither a run (config.yaml) nor an export (export.json) is in this folder"
+        else:
+            what = "no such folder"
         remedy = "Give the folder of a run, such as runs/quickstart/masked, or an exported one."
-        raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
+        raise ConfigError(what, str(run.path), remedy=remedy)
     selected = select_commit(run, at)
     config = weights_config(configuration.read_config(run.config), selected.stage)
     model = clip.CLIPModel(config.model, config.augment, "sdpa")
@@ -181,7 +202,7 @@ def select_commit(run: RunDir, at: str = "") -> commit.Commit:
     """The commit ``at`` of a run (as in ``load``). Raises ConfigError, which lists the commits, if it is absent."""
     commits = commit.commits(run)
     if not commits:
-        raise ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy="Let it train to its first.")
+        raise commit.no_commit(run)
     names = [f"{saved.stage}/{saved.samples_seen}" for saved in commits]
     matches = [saved for saved, name in zip(commits, names, strict=True) if at in ("", name, f"{name}-{saved.attempt}")]
     if not matches:

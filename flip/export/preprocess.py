@@ -15,7 +15,7 @@ from flip.data.decode import DecodeError, Pixels, load, open_image
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.files.creation import read_regular
-from flip.runs.errors import DataError, read_error
+from flip.runs.errors import ConfigError, DataError, read_error
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8
@@ -68,6 +68,10 @@ def as_texts(given: str | Iterable[str]) -> list[str]:
 
 def _decoded(picture: Picture) -> Image.Image | Pixels:
     if isinstance(picture, (str, os.PathLike)):
+        if os.path.isdir(picture):
+            raise ConfigError(
+                "a folder, not an image", str(picture), remedy="Name its files, for example FOLDER/*.jpg."
+            )
         try:
             return open_image(read_regular(picture, SAMPLE_LIMIT))
         except OSError as error:

@@ -18,10 +18,10 @@ from flip.files import deletion
 from flip.files.creation import fsync_path, run_folder
 from flip.files.ownership import PathLike
 from flip.runs import records
-from flip.runs.errors import FlipError
+from flip.runs.errors import ConfigError, FlipError
 from flip.runs.job_kind import is_evaluation
 from flip.runs.records import PIN
-from flip.runs.rundir import RunDir, list_names, read_record, write_json
+from flip.runs.rundir import RunDir, exists, list_names, read_record, write_json
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +127,17 @@ def _check_folder(path: Path, record: Dict[str, Any]) -> None:
     name = "%d-%d" % (record["samples"], record["attempt"])
     if name != path.name:
         raise ValueError("`samples` and `attempt` give %r, but its folder is %r" % (name, path.name))
+
+
+def no_commit(run: RunDir) -> ConfigError:
+    """The error for a run without commits: it has not saved yet, or its checkpoints were deleted."""
+    if exists(run.result):
+        remedy = "They were deleted or moved: restore them from a copy, or train the run again."
+        return ConfigError("the run is complete, but its checkpoints are not here", str(run.checkpoints), remedy=remedy)
+    if run.newest_attempt():
+        remedy = "Submit it again, unless it is running; flip status shows its state."
+        return ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy=remedy)
+    return ConfigError("this run has not started", str(run.checkpoints), remedy="Submit its sweep: flip submit SWEEP.")
 
 
 def commits(run: RunDir, folders: str = "*") -> List[Commit]:

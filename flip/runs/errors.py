@@ -122,6 +122,10 @@ class FlipError(Exception):
     def code(self) -> int:
         return CAUSES[self.cause]
 
+    def _render_traceback_(self) -> List[str]:
+        """What a notebook (IPython) shows in place of the traceback: the message alone."""
+        return ["%s: %s" % (type(self).__name__, self)]
+
     def paragraph(self) -> str:
         """The message "WHERE: WHAT (found: VALUE). REMEDY", printable and without credentials."""
         if self.where:

@@ -57,7 +57,8 @@ class TextTable:
     """Rows of a table, by column. The first column names the row; the column ``state`` has colours.
 
     If a terminal is too narrow, the columns in ``cut`` shrink to their numbers of characters. Then columns in ``drop``
-    disappear in this order, those without any value first. Finally names are cut in the middle to ``NAME`` characters.
+    disappear in this order, those without any value first. Then names are cut in the middle to ``NAME`` characters. If
+    that is not enough, further columns follow in a second table below, with the names again.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -96,14 +97,35 @@ class TextTable:
             shown[name] = min(full[name], max(self.NAME, shown[name] + spare()))
         return shown
 
-    def rendered(self, width: int) -> RenderableType:
-        """The table for rich, in ``width`` characters."""
+    def rendered(self, width: int, splits: bool = True) -> RenderableType:
+        """The table for rich, in ``width`` characters. ``splits``: whether columns that do not fit follow below."""
+        from rich.console import Group
+
+        widths = self.widths(width)
+        if splits:
+            parts = self._parts(widths, width)
+        else:
+            parts = [widths]
+        return Group(*(self._grid(part) for part in parts))
+
+    def _parts(self, widths: Mapping[str, int], width: int) -> list[dict[str, int]]:
+        """The columns of each of the tables that fit; all but the first repeat the column of names."""
+        (name, first), *others = widths.items()
+        parts = [{name: first}]
+        for column, wide in others:
+            used = len(self.indent) + sum(parts[-1].values()) + GAP * len(parts[-1])
+            if used + wide > width and len(parts[-1]) > 1:
+                parts.append({name: first})
+            parts[-1][column] = wide
+        return parts
+
+    def _grid(self, widths: Mapping[str, int]) -> RenderableType:
+        """The table for rich, with these columns."""
         from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
 
         columns, lines, right = cells(self.rows)
-        widths = self.widths(width)
         grid = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=self.header, header_style="bold")
         for name, numeric in zip(columns, right, strict=True):
             if name in widths:
@@ -273,7 +295,7 @@ class Display:
         rows: list[RenderableType] = []
         for part in page(width, height).parts:
             if isinstance(part, TextTable):
-                rows.append(part.rendered(width))
+                rows.append(part.rendered(width, splits=False))
             else:
                 rows.append(Text(_shortened(plain(part), width), no_wrap=True, overflow="ellipsis"))
         self._live.update(Group(*rows), refresh=True)
@@ -312,71 +334,106 @@ class _Above:
 
 
 class ProgressBar:
-    """Progress on standard error: a bar on a terminal, else a line every ``every`` seconds. Nothing with --quiet.
+    """Progress on standard error: a bar on a terminal, else lines. Nothing with --quiet.
 
-    Called with the amount done, the total and a short note. The amount of the first call counts as done before the
-    start: the estimate of the time left is based on the rest. ``unit``: ``B`` for bytes.
+    Lines come every ``FIRST`` seconds in the first minute, then every ``every`` seconds, also if the work in between
+    reports nothing. Called with the amount done, the total (0: unknown) and a short note. The amount of the first call
+    counts as done before the start: the estimate of the time left is based on the rest. A smaller amount than before
+    starts another count. ``unit``: ``B`` for bytes.
     """
 
     REDRAW = 0.1
     """Fewest seconds between two redraws."""
+    TICK = 1.0
+    """Seconds between two looks whether a line or a redraw is due."""
+    FIRST = 10.0
+    """Seconds between two lines in the first minute."""
 
     def __init__(self, what: str, unit: str = "", every: float = 60.0) -> None:
         self.what = what
         self.unit = unit
-        self.initial = -1
-        self.start_time = time.monotonic()
-        self.display: Display | None = None
         self.every = every
-        if cli.quiet():
-            self.every = math.inf
-        elif redraws(sys.stderr):
+        self.display: Display | None = None
+        if not cli.quiet() and redraws(sys.stderr):
             self.display = Display(sys.stderr, transient=True)
-            self.every = self.REDRAW
-        self.shown = self.start_time
+        self._begin = self._count_begin = self._shown = time.monotonic()
+        self._initial = 0
+        self._latest: tuple[int, int, str] | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> ProgressBar:
         if self.display:
             self.display.__enter__()
+        if not cli.quiet():
+            self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
         if self.display:
             self.display.__exit__()
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        if self.initial < 0:
-            self.initial = done
-        if (now := time.monotonic()) - self.shown < self.every:
+        with self._lock:
+            if self._latest is None or done < self._latest[0]:
+                self._initial = done
+                self._count_begin = time.monotonic()
+            self._latest = (done, total, note)
+            self._show()
+
+    def _tick(self) -> None:
+        while not self._ended.wait(self.TICK):
+            with self._lock:
+                self._show()
+
+    def _interval(self, now: float) -> float:
+        """Seconds between two lines or redraws."""
+        if cli.quiet():
+            return math.inf
+        if self.display:
+            return self.REDRAW
+        if now - self._begin < 60.0 + self.TICK:
+            return min(self.every, self.FIRST)
+        return self.every
+
+    def _show(self) -> None:
+        """Print a line, or redraw the bar, if it is due."""
+        now = time.monotonic()
+        if now - self._shown < self._interval(now):
             return
-        self.shown = now
-        row = self.row(done, total, now - self.start_time, note)
+        self._shown = now
+        if self._latest is None:
+            row = {"what": self.what, "note": duration(now - self._begin)}
+        else:
+            done, total, note = self._latest
+            row = self.row(done, total, now - self._count_begin, note)
         if self.display:
             table = TextTable([row], {"note": 10, "bar": 8}, ["note", "speed", "left", "bar"], header=False)
             self.display.draw(lambda width, height: Page(table))
         else:
-            del row["bar"]
+            row.pop("bar", None)
             line = f"{row.pop('what')}: {', '.join(filter(None, row.values()))}"
             print(plain(line), file=sys.stderr, flush=True)
 
     def row(self, done: int, total: int, seconds: float, note: str) -> dict[str, Any]:
-        """The cells of the bar, in their order."""
+        """The cells of the bar, in their order; without a total, no share and no time left."""
         amount = size if self.unit == "B" else count
         speed = 0.0
         if seconds:
-            speed = (done - self.initial) / seconds
-        share = 1.0
+            speed = (done - self._initial) / seconds
+        cells: dict[str, Any] = {"what": self.what}
         if total:
-            share = done / total
-        left = ""
-        if speed:
-            left = f"{duration((total - done) / speed)} left"
-        return {
-            "what": self.what,
-            "bar": Share(share),
-            "share": f"{100 * share:.0f} %",
-            "amount": f"{amount(done)} of {amount(total)}",
-            "speed": f"{amount(speed)}/s",
-            "left": left,
-            "note": note,
-        }
+            cells |= {"bar": Share(done / total), "share": f"{100 * done / total:.0f} %"}
+            cells["amount"] = f"{amount(done)} of {amount(total)}"
+        elif done:
+            cells["amount"] = amount(done)
+        else:
+            return cells | {"note": ", ".join(filter(None, [note, duration(seconds)]))}
+        cells["speed"] = f"{amount(speed)}/s"
+        if speed and total:
+            cells["left"] = f"{duration((total - done) / speed)} left"
+        return cells | {"note": note}

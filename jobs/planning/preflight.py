@@ -318,20 +318,23 @@ def _memory(config: Config, profile: ClusterProfile, on: Host) -> Iterator[Check
             yield row
 
 
+def check_request(nodes: int, gpus: int, profile: ClusterProfile, on: Host, prefix: str = "resources.") -> None:
+    """Raise ConfigError if the nodes of a profile cannot have these GPUs. ``prefix``: of the settings in errors."""
+    if profile.kind == "local" and nodes > 1:
+        raise ConfigError(f"{prefix}nodes: this machine is one node", value=nodes, remedy="Set it to 1.")
+    if gpus and profile.kind == "local" and not on.cuda:
+        raise ConfigError(f"{prefix}gpus: no NVIDIA driver on this machine", value=gpus, remedy="Set it to 0.")
+    if profile.gpus_per_node and gpus > profile.gpus_per_node:
+        raise ConfigError(f"{prefix}gpus: a node of {profile.name} has {profile.gpus_per_node}", value=gpus)
+
+
 def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     """GPUs must exist; too few cores are only reported."""
     resources = config.resources
-    if profile.kind == "local" and resources.nodes > 1:
-        raise ConfigError("resources.nodes: this machine is one node", value=resources.nodes, remedy="Set it to 1.")
+    check_request(resources.nodes, resources.gpus, profile, on)
     if resources.spares and not profile.agents:
         what = f"resources.spares: {profile.name} has no node agents, which restart a run on them"
         raise ConfigError(what, value=resources.spares, remedy="Set `agents: true` in the profile, or spares to 0.")
-    if resources.gpus and profile.kind == "local" and not on.cuda:
-        what = "resources.gpus: no NVIDIA driver on this machine"
-        raise ConfigError(what, value=resources.gpus, remedy="Set it to 0.")
-    if profile.gpus_per_node and resources.gpus > profile.gpus_per_node:
-        what = f"resources.gpus: a node of {profile.name} has {profile.gpus_per_node}"
-        raise ConfigError(what, value=resources.gpus)
     if resources.hours > profile.hours:
         what = f"resources.hours: an attempt on {profile.name} may last {profile.hours:g} h"
         raise ConfigError(what, value=resources.hours, remedy="Request less: a run continues in the next attempt.")

@@ -12,7 +12,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -22,6 +22,7 @@ from typing import Any
 
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
+from flip.config.host import this_host
 from flip.config.resolve import cache_root, resolve_arithmetic
 from flip.config.schema import Compute, Config, EvaluationSet
 from flip.data.manifest import labels
@@ -39,8 +40,8 @@ from flip.runs import commit
 from flip.runs.checks import Check, Rule, require
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
-from flip.runs.lifecycle import ENDED
-from flip.runs.rundir import RUN_DEPTH, RunDir, load_record
+from flip.runs.lifecycle import ENDED, RunState
+from flip.runs.rundir import RUN_DEPTH, RunDir, load_record, read_lenient
 from jobs.common import next_commands, trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
@@ -55,7 +56,7 @@ from jobs.common.cluster_profile import (
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job, JobResources
 from jobs.common.paths import REPOSITORY, runs_root
-from jobs.common.terminal import Page, TextTable, Verbatim, show
+from jobs.common.terminal import Page, ProgressBar, TextTable, Verbatim, show
 from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.submission.apply import lock
@@ -95,6 +96,17 @@ class PlannedEvaluation:
     resources: JobResources
 
 
+def _progress(jobs: Sequence[RunDir], known: Mapping[Path, RunState]) -> tuple[int, int, str]:
+    """(images or texts done, their number, what is done) of one job; of several jobs, how many have ended."""
+    if len(jobs) > 1:
+        return sum(known[job.path].state in ENDED for job in jobs), len(jobs), "jobs"
+    state = known[jobs[0].path]
+    status = read_lenient(jobs[0].status)
+    if status.get("attempt") != state.attempt or not status.get("total"):
+        return 0, 0, ": ".join(filter(None, [state.state, state.detail]))
+    return status["samples"], status["total"], status["phase"]
+
+
 class EvaluateCommand:
     """One call of the command."""
 
@@ -125,6 +137,8 @@ class EvaluateCommand:
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
         require([preflight.SCHEDULER], self.profile, False, True)
+        resources = self._resources()
+        preflight.check_request(resources.nodes, resources.gpus, self.profile, this_host(), "--")
         for subject in subjects:  # a refusal writes nothing, not even a lock
             self._plan(subject)
         self.jobs: dict[RunDir, RunDir] = {}
@@ -314,8 +328,7 @@ class EvaluateCommand:
         if self.args.model:
             return ()
         if not commits:
-            remedy = "Let it train to its first."
-            raise ConfigError("this run has no checkpoint yet", subject.checkpoints, remedy=remedy)
+            raise commit.no_commit(subject)
         names = {f"{entry.stage}/{entry.path.name}": entry for entry in commits}
         chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples_seen))]
         if not chosen:
@@ -388,10 +401,12 @@ class EvaluateCommand:
         """Print the results when all jobs have ended. Returns the exit code, that of the worst job."""
         jobs = list(self.jobs.values())
         try:
-            known = states(jobs)
-            while not all(state.state in ENDED for state in known.values()):
-                time.sleep(poll_interval(jobs))
+            with ProgressBar("evaluating") as bar:
                 known = states(jobs)
+                while not all(state.state in ENDED for state in known.values()):
+                    bar(*_progress(jobs, known))
+                    time.sleep(poll_interval(jobs))
+                    known = states(jobs)
         except KeyboardInterrupt:
             note(f"\nthe jobs continue: {command('status', *(job.path for job in jobs))}")
             return INTERRUPTED

@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> int:
     from flip.runs.errors import ConfigError
+    from jobs.common.terminal import ProgressBar
     from jobs.submitted_runs import select
 
     sources = select.models(options.runs, options.root)
@@ -65,7 +66,10 @@ def export(options: argparse.Namespace) -> int:
         raise ConfigError(f"one folder for {len(sources)} models", "--out", options.out, "Export them one by one.")
     if len(sources) > 1:
         sources = _without_exports(sources, options)
-    reports = [_export(source, options) for source in sources]
+    reports = []
+    for source in sources:
+        with ProgressBar(f"exporting {source.name}"):
+            reports.append(_export(source, options))
     payload = reports[0] if len(reports) == 1 else reports
     print(json.dumps(payload, indent=1) if options.json else "\n".join(map(_text, reports)))
     return 0

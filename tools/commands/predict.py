@@ -61,8 +61,11 @@ def predict(options: argparse.Namespace) -> int:
         names = _labels(options.labels)
         templates = ["{}"]
     from flip.export.load import load  # imports torch: after all checks that do not need it
+    from jobs.common.terminal import ProgressBar
 
-    probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
+    with ProgressBar("predicting") as bar:
+        model = load(run, options.device)
+        probabilities = model.classify(options.images, names, options.templates or templates, bar)
     best = probabilities.topk(min(options.top, len(names)))
     rows = zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True)
     report = [

@@ -39,8 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    from flip.runs import addresses
+
     for argument, name in (("out", "--out"), ("manifest", "manifest")):
-        _refuse_address(getattr(options, argument, None), name)
+        addresses.require_local(getattr(options, argument, None) or "", name)
     module, function = options.run_by.split(":")
     outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
     if options.json:
@@ -50,15 +52,6 @@ def run(options: argparse.Namespace) -> int:
     encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return int(outcome.code)
-
-
-def _refuse_address(folder: str | None, argument: str) -> None:
-    """Raise ConfigError if a folder is an address: as a path, it would be below a folder named ``s3:``."""
-    if folder and "://" in folder:
-        from flip.runs.errors import ConfigError
-
-        remedy = "A manifest is a local folder; its shards may be in a bucket: flip shards move, flip shards index."
-        raise ConfigError("must be a local folder, not an address", argument, folder, remedy)
 
 
 class _Commands:

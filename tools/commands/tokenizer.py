@@ -74,17 +74,31 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train a tokenizer and write it to a new file."""
     from flip.runs.errors import ConfigError
     from flip.tokenizer import TOKENIZERS
+    from jobs.common.terminal import ProgressBar
 
     kind = TOKENIZERS[options.kind]
     if options.vocabulary <= kind.smallest:
         raise ConfigError(f"a vocabulary needs more than {kind.smallest} entries", "--vocabulary", options.vocabulary)
     _claim(options.out)
-    texts = [line for source in options.captions for line in captions(source, options.member)]
+    texts = _read_captions(options)
     if not texts:
         raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
-    with _new_file(options.out) as path:
+    with _new_file(options.out) as path, ProgressBar("training the tokenizer"):
         entries = kind.train(texts, options.vocabulary, path)
     return {"captions": len(texts), "entries": entries, "file": str(options.out)}
+
+
+def _read_captions(options: argparse.Namespace) -> list[str]:
+    from jobs.common.terminal import ProgressBar
+
+    texts = list[str]()
+    with ProgressBar("reading captions") as bar:
+        for source in options.captions:
+            for line in captions(source, options.member):
+                texts.append(line)
+                if len(texts) % 1000 == 0:
+                    bar(len(texts), 0, source)
+    return texts
 
 
 def table(options: argparse.Namespace) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from flip.runs.errors import DataError
 log = logging.getLogger(__name__)
 
 
-def no_op() -> None:
+def no_op(*_: int) -> None:
     """Ignore progress."""
 
 
@@ -47,12 +47,12 @@ class Features(NamedTuple):
 
 def embed_images(
     encoder: Encoder, images: Images, read_label: Callable[[Sample], Any], batch: int, ranks: RankGroup,
-    progress: Callable[[], None] = no_op,
+    progress: Callable[[int, int], None] = no_op,
 ) -> Features | None:  # fmt: skip
     """The features of all images on rank 0, None on others. Collective.
 
-    ``read_label`` reads a sample's label or captions and raises DecodeError; ``progress`` is called after every batch.
-    Raises DataError if an image cannot be decoded or has no label.
+    ``read_label`` reads a sample's label or captions and raises DecodeError; ``progress`` is called after every batch
+    with about the images done, and their number. Raises DataError if an image cannot be decoded or has no label.
     """
     batches = _batches(images.count, batch)
     labels: list[Any] = []
@@ -62,7 +62,7 @@ def embed_images(
         features.append(encoder.image(views, batch_ids)[: len(batch_labels)])
         labels += batch_labels
         ids += batch_ids.tolist()[: len(batch_labels)]
-        progress()
+        progress(min(len(ids) * ranks.size, images.count), images.count)
     rows = _rows(batches, ranks)
     all_features = ranks.gather(torch.cat(features), rows)
     all_ids = ranks.gather(torch.tensor(ids).long(), rows)
@@ -73,7 +73,7 @@ def embed_images(
 
 
 def embed_texts(
-    encoder: Encoder, texts: Sequence[str], batch: int, ranks: RankGroup, progress: Callable[[], None] = no_op
+    encoder: Encoder, texts: Sequence[str], batch: int, ranks: RankGroup, progress: Callable[[int, int], None] = no_op
 ) -> Tensor | None:
     """(n, E) of all texts on rank 0, None on others. Collective: ``texts`` is equal on all ranks."""
     batches = _batches(len(texts), batch)
@@ -84,7 +84,7 @@ def embed_texts(
         encoded = encoder.text([texts[i] for i in part] if part else [""])
         if part:
             features += [encoded]
-        progress()
+        progress(min((step + 1) * batch * ranks.size, len(texts)), len(texts))
     return ranks.gather(torch.cat(features), _rows(batches, ranks))
 
 

@@ -21,7 +21,7 @@ SCALES = (0.0, *(10 ** (i / 6) for i in range(13)))
 
 def class_embeddings(
     encoder: Encoder, names: Sequence[str], templates: Sequence[str], batch: int = 256,
-    ranks: RankGroup = SINGLE_RANK, progress: Callable[[], None] = no_op,
+    ranks: RankGroup = SINGLE_RANK, progress: Callable[[int, int], None] = no_op,
 ) -> Tensor | None:  # fmt: skip
     """(C, E) fp32 on rank 0, None on others: embeddings of prompts, averaged over templates, of norm 1. Collective."""
     texts = [prompt for name in names for prompt in fill_templates(name, templates)]

@@ -284,3 +284,20 @@ def test_package_declares_its_public_names_and_types():
     declared = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert set(flip.__all__) - {"__version__"} <= set(declared), "type checkers and editors complete these names"
     assert Path(flip.__file__).with_name("py.typed").is_file()
+
+
+def test_model_and_error_are_short_in_a_notebook(loaded, tmp_path):
+    """IPython shows what ``_render_traceback_`` returns in place of the frames of a traceback."""
+    shown = repr(loaded)
+    assert shown.startswith("<TrainedModel ") and str(loaded.source.path) in shown and "on cpu" in shown
+    with pytest.raises(ConfigError) as raised:
+        flip.load(tmp_path / "absent")
+    (line,) = raised.value._render_traceback_()
+    assert line.startswith(f"ConfigError: {tmp_path}/absent: no such folder")
+
+
+def test_classify_reports_pictures_after_each_batch(loaded):
+    calls = []
+    pictures = [Image.new("RGB", (8, 8))] * 70
+    loaded.classify(pictures, ["a", "b"], progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(64, 70), (70, 70)]

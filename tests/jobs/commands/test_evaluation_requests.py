@@ -276,3 +276,16 @@ def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path,
     assert request._wait() == 65
     request.jobs = {cancelled: cancelled}
     assert request._wait() == 75
+
+
+def test_progress_of_a_job_is_that_of_its_newest_attempt(tmp_path):
+    job = RunDir(tmp_path / "job")
+    job.path.mkdir()
+    known = {job.path: RunState("running", 2, "starting")}
+    assert evaluation._progress([job], known) == (0, 0, "running: starting")
+    write_json(job.status, {"attempt": 2, "phase": "mnist", "samples": 32, "total": 64})
+    assert evaluation._progress([job], known) == (32, 64, "mnist")
+    write_json(job.status, {"attempt": 1, "phase": "mnist", "samples": 32, "total": 64})
+    assert evaluation._progress([job], known)[:2] == (0, 0), "of an earlier attempt"
+    other = RunDir(tmp_path / "other")
+    assert evaluation._progress([job, other], known | {other.path: RunState("complete", 1)}) == (1, 2, "jobs")

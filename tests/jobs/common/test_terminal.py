@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -172,6 +173,25 @@ def test_progress_bar_prints_periodic_lines_without_terminal(capsys):
         bar(5 * 10**12, 92 * 10**12, "2 of 23 shards")
     first, second = capsys.readouterr().err.splitlines()
     assert first == "indexing: 4 %, 4 TB of 92 TB, 0 B/s, 1 of 23 shards" and second.endswith("left, 2 of 23 shards")
+
+
+def test_progress_bar_prints_lines_while_the_work_reports_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "FIRST", 0.02)
+    monkeypatch.setattr(ProgressBar, "TICK", 0.01)
+    with ProgressBar("exporting"):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1 and set(lines) == {"exporting: 0 s"}
+
+
+def test_progress_bar_without_total_shows_amount_and_speed(capsys, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "FIRST", 0.0)
+    with ProgressBar("reading") as bar:
+        for done, total in ((0, 0), (2000, 0), (10, 20)):
+            bar(done, total, "a.txt")
+    _, second, third = capsys.readouterr().err.splitlines()
+    assert "2,000" in second and "left" not in second
+    assert third.startswith("reading: 50 %, 10 of 20, ") and third.endswith("a.txt")
 
 
 @pytest.mark.long
