@@ -7,7 +7,7 @@ a crash. Add a new message to its pattern, and as an example to the test.
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from flip.runs.errors import CAUSES, PRECEDENCE
+from flip.runs.errors import CAUSES, PRECEDENCE, STORAGE
 
 #: The port of the rendezvous was free when the launcher checked, but not when rank 0 opened it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
@@ -257,6 +257,11 @@ def _named_by_code(code: Optional[int]) -> Tuple[str, str]:
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}
+    if code == STORAGE:
+        return (
+            "storage",
+            "storage failed, such as a full disk, so the cause could not be recorded (exit code %d)" % code,
+        )
     if code in named and named[code] != "crash":
         return named[code], "exit code %d, without a cause file" % code
     return "crash", _killed_by(code)

@@ -91,7 +91,7 @@ class NonFiniteGuard:
             raise Diverged(
                 "the loss or its gradient is not finite; the step was skipped", where,
                 f"loss {loss}, gradient norm {norm}",
-                f"{path} lists its samples. Lower `base_lr` or lengthen `warmup`; the newest commit is from before.",
+                f"{path} lists its samples. Lower `base_lr` or lengthen `warmup`.",
             )  # fmt: skip
         if step.stage != self._stage:
             self._stage = step.stage

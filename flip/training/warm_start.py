@@ -97,6 +97,9 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     (not yet) or the export does not exist (SourceMissing), or if its weights do not fit ``config``.
     """
     init = config.init
+    if init.export and init.run:
+        remedy = "Give only one: run for a checkpoint, export for an exported folder."
+        raise ConfigError("init: run and export are given", value=f"{init.run}, {init.export}", remedy=remedy)
     if init.export:
         return _resolve_export(config, folders)
     run = _find_run(init.run, folders)
@@ -157,7 +160,7 @@ def _stage_and_samples(init: Init, source: Config) -> tuple[str, int]:
 def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     """Its files are verified when they are read."""
     init = config.init
-    paths = [Path(resolve_path(init.export)), *(folder / init.export for folder in folders)]
+    paths = list(dict.fromkeys([Path(resolve_path(init.export)), *(folder / init.export for folder in folders)]))
     folder = next((path for path in paths if _is_source(path)), None)
     if folder is None:
         remedy = "Give the folder that `flip export` wrote, or a model of open_clip or timm (docs/export.md)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ fails, or if a measured part does not work; 69 if Slurm does not answer, or with
 """
 DEFAULT_HOURS = 24.0
 """Hours of an attempt if the site has no time limit."""
+LINE = 100
+"""Characters of a line of the checks."""
 TRY_SECONDS = 300
 """For which a try of node agents waits for free nodes."""
 
@@ -111,6 +114,7 @@ def refuse_measure_options(args: argparse.Namespace) -> None:
 def examine(args: argparse.Namespace) -> int:
     from flip.runs.checks import FAILS, run_rules
     from flip.runs.errors import COMPLETE, CONFIG
+    from jobs.common.terminal import show
     from jobs.planning import software_checks
     from jobs.slurm import site as reading
     from jobs.slurm.site_checks import check_site
@@ -146,7 +150,7 @@ def examine(args: argparse.Namespace) -> int:
         }
         print(json.dumps(report, indent=1))
     else:
-        print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
+        show(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
             print(f"\nwritten: {target}")
     if any(result.state == FAILS for result in results):
@@ -330,14 +334,20 @@ def _reason_for_agents(profile: ClusterProfile, site: Site) -> str:
 
 
 def render(results: Sequence[Check], title: str) -> str:
-    """A line per guarantee, followed by the consequence if it does not hold."""
-    wide = max(len(row.name) for row in results)
-    state = max(len(row.state) for row in results)
+    """A paragraph per guarantee: its state, what was seen, and the consequence if it does not hold."""
+    wide = max(len(row.state) for row in results)
+    indent = " " * (wide + 6)
     lines = [title]
     for row in results:
-        lines.append(f"  {row.name:{wide}}  {row.state:{state}}  {row.text}")
+        lines.append(f"  {row.state:{wide}}  {row.name}")
+        texts = [row.text]
         if row.remedy:
-            lines.append(f"  {'':{wide}}  {'':{state}}  -> {row.remedy}")
+            texts.append(f"-> {row.remedy}")
+        for text in filter(None, texts):
+            lines += textwrap.wrap(
+                text, LINE, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
     return "\n".join(lines)
 
 

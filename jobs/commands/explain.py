@@ -65,7 +65,7 @@ def page(facts: Mapping[str, Any]) -> Page:
         *_subject(facts),
         ("code", _code(facts["code"])),
         ("state", _state(facts["state"])),
-        *_decision(facts["evidence"]),
+        *_decision(facts["evidence"], facts["state"].get("reason") or ""),
         *_start(facts["start"]),
         ("next", _coming(next_)),
     ]
@@ -76,7 +76,7 @@ def page(facts: Mapping[str, Any]) -> Page:
     if files := facts["anomalies"]:
         heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")]
     lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]
-    if attempts := _history(facts["attempts"]):
+    if attempts := _history(facts["attempts"], facts["evidence"]):
         drop = ("nodes", "S from", "to", "took", "started")
         lines += ["", "attempts", TextTable(attempts, {"cause of end": 12, "decided": 8}, drop, indent="  ")]
         lines += _environment_changes(facts["attempts"])
@@ -136,10 +136,14 @@ def _state(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _decision(evidence: Mapping[str, Any] | None, shown: str) -> list[tuple[str, str]]:
+    """What was decided and why. ``shown``: the reason in the state above, which is not repeated."""
     if evidence is None:
         return []
-    why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
+    reason = evidence["reason"] or "-"
+    if evidence["cause"] and reason in shown:
+        reason = ""
+    why = ": ".join(filter(None, [evidence["cause"], reason]))
     if evidence["action"]:
         decided = f"{evidence['action']}, because of {why}"
     elif evidence["expected"]:
@@ -154,7 +158,7 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if state not in UNINFORMATIVE:
         seen += f", job state {state}"
     lines = [("decided", f"attempt {evidence['attempt']}: {decided}"), ("evidence", seen)]
-    if evidence["lines"]:
+    if evidence["lines"] and evidence["cause"] != "complete":
         lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
     return lines
 
@@ -183,7 +187,11 @@ def _clock(moment: float | None) -> str | None:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _history(attempts: list[dict[str, Any]], evidence: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A row per attempt. The reason of the end that ``evidence`` explains stands above the table."""
+    explained = None
+    if evidence:
+        explained = evidence["attempt"]
     return [
         {
             "n": str(a["attempt"]),
@@ -192,11 +200,17 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "took": duration(a["seconds"]),
             "S from": count(a["from"]),
             "to": count(a["to"]),
-            "cause of end": a["cause"] and ": ".join(dict.fromkeys(filter(None, [a["cause"], a["reason"]]))),
+            "cause of end": _cause_of_end(a, a["attempt"] == explained),
             "decided": _decided(a),
         }
         for a in attempts
     ]
+
+
+def _cause_of_end(attempt: Mapping[str, Any], is_explained: bool) -> str | None:
+    if not attempt["cause"] or is_explained:
+        return attempt["cause"] or None
+    return ": ".join(dict.fromkeys(filter(None, [attempt["cause"], attempt["reason"]])))
 
 
 def _decided(attempt: Mapping[str, Any]) -> str | None:

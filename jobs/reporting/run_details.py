@@ -252,7 +252,8 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
     if state.needs:
         step = f"nothing until a person acts: {state.needs}"
     if state.state in ("failed", "cancelled", "stopped"):
-        more, typed = resubmit.command(run, retry=state.state != "stopped")
+        diverged = state.state == "failed" and end.get("cause") == "diverged"
+        more, typed = resubmit.command(run, retry=state.state != "stopped", diverged=diverged)
         step += f"; {more}"
     estimate = state.starts or None
     of_state = next_commands.of_run(run.path, state.state, trains=not is_evaluation(run))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flip.files.deletion import COMMIT_FILE
 from flip.files.ownership import why_untrusted
 from flip.runs.errors import FlipError
 from flip.runs.job_kind import is_evaluation
@@ -75,8 +76,8 @@ def recorded_path(path: Path) -> str:
     return str(path)
 
 
-def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
-    """(advice, command to type or None).
+def command(run: RunDir, retry: bool = False, diverged: bool = False) -> tuple[str, str | None]:
+    """(advice, command to type or None). ``diverged``: the same configuration would fail again, so it must change.
 
     The command of job.json is used only if this user trusts the file and each word has a known form (``_COMMAND``).
     """
@@ -87,6 +88,8 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     stored = _stored_command(record)
     argv = list(stored.argv)
     options = ["--retry"] * retry
+    if diverged:
+        options = ["--changed", "fork"]
     if argv and why_untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
@@ -96,11 +99,21 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
     if argv:
-        return f"to resume from its newest commit{back}", _line(run, argv, stored.folder, options)
+        how = f"to {_resuming(run)}{back}"
+        if diverged:
+            how = "change its learning rate or warm-up in the sweep file, then start it as a new run"
+        return how, _line(run, argv, stored.folder, options)
     to = ""
     if not known:
         to = f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
+
+
+def _resuming(run: RunDir) -> str:
+    """What a start of the run does, by its commits."""
+    if any(run.checkpoints.glob(f"*/*/{COMMIT_FILE}")):
+        return "resume from its newest commit"
+    return "start it again, without a commit to resume from"
 
 
 def with_seeds(run: RunDir, seeds: Sequence[int], designs: Collection[str] = ()) -> str | None:
