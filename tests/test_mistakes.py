@@ -45,7 +45,7 @@ SWEEPS = [
     ("sett: {seed: 3}\nruns: {a: }", [], 78, ["my.yaml:3", "sett: unknown key", "Did you mean set?"]),
     ("set: {data.worker: 2}\nruns: {a: }", [], 78, ["my.yaml:3", "data.worker", "Did you mean data.workers?"]),
     ("set: {optim.lr: 1e-3}\nruns: {a: }", [], 78, ["optim.lr", "Did you mean stages.NAME.base_lr?"]),
-    ("runs: {a: }", ["epochs=3"], 78, ["command line", "epochs: unknown key", "Keys here", "stages"]),
+    ("runs: {a: }", ["epochs=3"], 78, ["command line", "epochs: unknown key", "In its place: stages.NAME.samples"]),
     ("runs: {a: }", ["stages.pretain.batch=64"], 78, ["pretain", "Did you mean stages.pretrain?", "a new stage"]),
     ("runs: {a: }", ["stages.pretrain.batch"], 78, ["KEY=VALUE", "'stages.pretrain.batch'", "Example"]),
     ("runs: {a: }", ["stages.pretrain.batch=big"], 78, ["stages.pretrain.batch", "a whole number", "'big'"]),
@@ -55,6 +55,8 @@ SWEEPS = [
     ("runs: {a: {stages.pretrain.mask: 1.5}}", [], 78, ["stages.pretrain.mask", "below 1", "'1.5'"]),
     ("runs: {a: {stages.pretrain.mask: half}}", [], 78, ["my.yaml:3", "a decimal number", "'half'", "Example: 0.5"]),
     ("runs: {a: {stages.pretrain.warmup: 1e9}}", [], 78, ["warmup", "225280", "1000000000", "of its stage"]),
+    ("runs: {a: }", ["other.yaml"], 78, ["KEY=VALUE", "'other.yaml'", "Submit one sweep at a time"]),
+    ("runs: {a: {model.size: Tiny}}", [], 78, ["unknown model size", "'Tiny'", "Did you mean tiny?"]),
     ("runs: {a: {model.size: B/17}}", [], 78, ["model.size", "'B/17'", "B/16, L/16"]),
     ("runs: {a: {compute.precision: fp16}}", [], 78, ["compute.precision", "'fp16'", "fp32, bf16"]),
     ("runs:\n\ta: ", [], 78, ["my.yaml:4:1", "not valid YAML", "indent with spaces"]),
@@ -72,6 +74,18 @@ SWEEPS = [
     ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "flip shards index"]),
     ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "flip demo_data"]),
     ("runs: {a: {init.run: other/run}}", [], 78, ["init.run", "no such run", "'other/run'", "SWEEP/RUN"]),
+    ("runs: {a: }\n---\nruns: {b: }", [], 78, ["my.yaml:4:1", "a second YAML document", "remove the line ---"]),
+    ("set:\n  seed: 3\n  model.size tiny\nruns: {a: }", [], 78, ["my.yaml:5: not valid YAML: no colon", "'model.si"]),
+    ("set:\n  model.size tiny\n  seed: 3\nruns: {a: }", [], 78, ["my.yaml:4: not valid YAML: no colon", "'model.si"]),
+    ("set:\n  model.size tiny\nruns: {a: }", [], 78, ["my.yaml:3: set: needs a mapping", "a colon may be missing"]),
+    ("set:\n  model.size:\u00a0tiny\nruns: {a: }", [], 78, ["my.yaml:4:14", "U+00A0", "Replace it by a space"]),
+    ("set:\n\u00a0 model.size: tiny\nruns: {a: }", [], 78, ["my.yaml:4:1", "U+00A0", "Replace it by a space"]),
+    ("set: {monitor.wandb: true}\nruns: {a: }", [], 78, ["my.yaml:3", "needs text", "True", "Project on Weights"]),
+    ("set: {init: {run: a/b, export: x}}\nruns: {a: }", [], 78, ["init: run and export are given", "Give only one"]),
+    ("set: {data.manifest: [a, b]}\nruns: {a: }", [], 78, ["data.manifest: is a single data set", "under data.sets"]),
+    ("set: {data.manifest: 's3://b/m'}\nruns: {a: }", [], 78, ["data.manifest: must be a path", "not an address"]),
+    ("set: {data.manifest: '$HOME/m'}\nruns: {a: }", [], 78, ["data.manifest: variables such as $HOME", "~"]),
+    ("runs: {a: }", ["seed="], 78, ["command line: seed: has no value", "whole number", "Seed of everything"]),
     ("runs: {a: }", ["resources.nodes=2"], 78, ["resources.nodes", "one node", "2", "Set it to 1"]),
 ]  # fmt: skip
 
@@ -87,7 +101,17 @@ def test_submit_explains_sweep_mistake_in_single_line(workdir, capsys, text, wor
 
 COMMANDS = [
     ("jobs/submit", ["--sweep", "quickstat", *DRY], 78, ["quickstat", "no such sweep file", "mean quickstart"]),
-    ("jobs/submit", ["--sweep", "zzz.yaml", *DRY], 78, ["zzz.yaml", "sweeps/ contains:", "masking"]),
+    ("jobs/submit", ["--sweep", "zzz.yaml", *DRY], 78, ["zzz.yaml", "sweeps/ contains:", "masking", "bad.yaml"]),
+    ("jobs/submit", ["ba", *DRY], 78, ["/ba: no such sweep file", "Did you mean bad.yaml"]),
+    ("jobs/submit", ["bad.yml", *DRY], 78, ["bad.yml: no such sweep file", "Did you mean bad.yaml"]),
+    ("jobs/submit", ["runs", *DRY], 78, ["runs: a folder, not a sweep file", "sweeps/ contains:"]),
+    ("jobs/submit", ["h100", *DRY], 78, ["There is a cluster profile of this name", "--cluster h100"]),
+    ("jobs/submit", ["clip", *DRY], 78, ["There is a recipe of this name", "`recipe: clip`"]),
+    ("jobs/submit", ["profile.yaml", *DRY], 78, ["profile.yaml: a cluster profile, not a sweep", "--cluster profile"]),
+    ("jobs/submit", ["recipe.yaml", *DRY], 78, ["recipe.yaml: a recipe, not a sweep", "`recipe: recipe`"]),
+    ("jobs/submit", ["s3://b/x.yaml", *DRY], 78, ["not an address", "'s3://b/x.yaml'", "Download it first"]),
+    ("jobs/new", ["x", "--cluster", "quickstart"], 78, ["no such cluster profile", "There is a sweep of this name"]),
+    ("jobs/new", ["x", "--cluster", "sweep.yaml"], 78, ["sweep.yaml: a sweep, not a cluster profile", "flip submit s"]),
     ("jobs/debug", ["--sweep", "quickstart", "--run", "maske"], 78, ["quickstart.yaml", "'maske'", "Runs: masked"]),
     ("jobs/status", ["emoji/mask5"], 78, ["runs", "'emoji/mask5'", "There are: emoji/mask50, emoji/mask75"]),
     ("jobs/status", ["emoji/msk50"], 78, ["'emoji/msk50'", "Did you mean emoji/mask50"]),
@@ -105,10 +129,19 @@ COMMANDS = [
     ("jobs/tensorboard", ["emojis"], 78, ["no such sweep or run", "'emojis'", "There are: emoji"]),
     ("jobs/evaluate", ["emoji/mask50", "--sets", "imagenet"], 78, ["imagenet", "imagenet1k", "NAME=PATH"]),
     ("jobs/evaluate", ["--model", "open_clip:/nowhere", "--sets", "dtd"], 78, ["/nowhere", "open_clip_config.json"]),
+    ("jobs/evaluate", ["emoji/mask50", "--sets", "dtd", "--gpus", "1"], 78, ["--gpus: no NVIDIA driver", "1", "to 0"]),
+    ("jobs/evaluate", ["emoji/mask50", "--sets", "dtd", "--nodes", "2"], 78, ["--nodes: this machine is one", "2"]),
     ("jobs/doctor", [], 78, ["scontrol", "Slurm"]),
     ("tools/shards", ["info", "nowhere"], 65, ["nowhere/manifest.json", "no manifest", "flip shards index"]),
     ("tools/shards", ["index", "data/*.tar", "--out", "m"], 65, ["data/*.tar", "missing", "its pattern"]),
     ("tools/shards", ["index", "bad.yaml", "--out", "m"], 65, ["bad.yaml", "not a whole tar", "--skip-damaged"]),
+    ("tools/shards", ["index", "*.png", "--out", "m"], 78, ["*.png", "not a tar file", "flip shards make ."]),
+    ("tools/shards", ["make", "hf://a/b", "--out", "m"], 78, ["not an address", "'hf://a/b'", "Download it"]),
+    ("tools/shards", ["make", "a.xlsx", "--out", "m"], 78, ["a.xlsx: tables of this form", "CSV", ".parquet"]),
+    ("tools/shards", ["make", "classes.csv", "--out", "m"], 78, ["no column is called caption", "--label class"]),
+    ("tools/shards", ["make", "gone.csv", "--out", "m"], 65, ["row 1: the image does not exist (./x/y", "--images"]),
+    ("tools/predict", ["runs", "x.png", "--labels", "a"], 78, ["runs: neither a run", "such as runs/quickstart/mask"]),
+    ("jobs/evaluate", ["emoji/mask50", "--sets", "imagnet1k"], 78, ["imagnet1k is not here", "mean imagenet1k"]),
     ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "flip tokenizer train"]),
     ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "folder does not exist", "the word imagenet"]),
     ("tools/predict", ["other/run", "x.png", "--labels", "a"], 78, ["'other/run'", "There are: emoji"]),
@@ -124,8 +157,22 @@ COMMANDS = [
 )
 def test_command_explains_mistake_in_single_line(workdir, capsys, script, words, code, parts):
     Path("bad.yaml").write_text("not a tar", encoding="utf-8")
+    Path("profile.yaml").write_text("kind: slurm\npartition: gpu\n", encoding="utf-8")
+    Path("recipe.yaml").write_text("model: {size: B/16}\n", encoding="utf-8")
+    Path("sweep.yaml").write_text("recipe: emoji\nruns: {a: }\n", encoding="utf-8")
+    Path("a.xlsx").write_text("x", encoding="utf-8")
+    Path("classes.csv").write_text("image,class\nx.png,cat\n", encoding="utf-8")
+    Path("gone.csv").write_text("image,caption\nx/y.png,a cat\n", encoding="utf-8")
     actual, line = call_main(capsys, script, words)
     assert actual == code and not [part for part in parts if part not in line], line
+
+
+@pytest.mark.parametrize("folder, option", [("runs", "--root ."), ("runs/emoji", "--root ..")])
+def test_status_inside_the_folder_of_runs_names_the_option(workdir, monkeypatch, capsys, folder, option):
+    monkeypatch.delenv("FLIP_RUNS")
+    monkeypatch.chdir(workdir / folder)
+    code, line = call_main(capsys, "jobs/status", [])
+    assert code == 78 and "has sweeps" in line and line.endswith(f"{option}\n"), line
 
 
 SHARD = "old/data/00000.tar"

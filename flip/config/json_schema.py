@@ -8,16 +8,13 @@ alone. The other places in which a field may be written, such as dotted keys, re
 ``of_table``: of a table of ``flip.runs.records``.
 """
 
-import ast
 import dataclasses
-import inspect
 import re
-import textwrap
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flip.config.option import BOUNDS
+from flip.config.option import BOUNDS, descriptions
 from flip.config.schema import YES_NO
 from flip.config.typed import TYPES
 from flip.runs.records import Field, FieldType
@@ -176,18 +173,3 @@ def _value(hint: Any, rules: Mapping[str, Any]) -> Node:
     if rules.get("least"):
         return {"anyOf": [value, {"type": "array", "items": value, "minItems": 2, "maxItems": 2}]}
     return value
-
-
-def descriptions(kind: Any) -> dict[str, str]:
-    """Name of a field -> the docstring below it, as one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, "base", kind)))).body
-    assert isinstance(definition, ast.ClassDef)
-    descriptions_by_field = {}
-    for node, following in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            text = None
-            if isinstance(following, ast.Expr):
-                text = following.value
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                descriptions_by_field[node.target.id] = " ".join(text.value.replace("``", "`").split())
-    return descriptions_by_field

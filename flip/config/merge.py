@@ -15,15 +15,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flip.config import typed
+from flip.config.option import descriptions
 from flip.config.schema import MODEL_PRESETS, YES_NO, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs import formats
 from flip.runs.credentials import exposes
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, suggestion
 
 log = logging.getLogger(__name__)
 
 _CREDENTIALS_REMEDY = "Others can read configurations: use environment variables, or files such as ~/.aws/credentials."
+
+
+OTHER_NAMES = {
+    "epochs": "stages.NAME.samples, the length in samples: epochs times the size of the data set",
+    "steps": "stages.NAME.samples, the length in samples: steps times the batch",
+    "max_steps": "stages.NAME.samples, the length in samples: steps times the batch",
+    "batch_size": "stages.NAME.batch, the global batch of all ranks",
+    "learning_rate": "stages.NAME.base_lr, the peak for 256 samples of a batch",
+    "mask_ratio": "stages.NAME.mask, the share of patches that are dropped",
+    "num_workers": "data.workers, the loader processes of a rank",
+}
+"""Keys of other trainers -> the setting here."""
 
 
 def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = (), stored: bool = False) -> Config:
@@ -78,7 +91,10 @@ def assignment(text: str) -> tuple[str, LocatedDict]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError("an override has the form KEY=VALUE", "command line", text, "Example: model.size=L/16")
+        remedy = "Example: model.size=L/16"
+        if text.endswith((".yaml", ".yml")):
+            remedy = "Submit one sweep at a time."
+        raise ConfigError("an override has the form KEY=VALUE", "command line", text, remedy)
     where = f"command line, {key.strip()}"
     return "command line", LocatedDict({key.strip(): parse_yaml(value, where)})
 
@@ -110,9 +126,24 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
 
 
+def _about(key: str) -> str:
+    """The description of a field, by its dotted key; empty if it has none."""
+    kind: Any = Config
+    text = ""
+    for part in key.split("."):
+        if not (dataclasses.is_dataclass(kind) and part in fields_of(typing.cast(type, kind))):
+            continue  # the name of a member, or its position
+        text = descriptions(kind).get(part, "")
+        hint = fields_of(typing.cast(type, kind))[part]
+        kind = (typing.get_args(hint) or (hint,))[0]
+    return text
+
+
 def _unknown_key(kind: type, name: str, place: SourceLocation) -> ConfigError:
     """The error for an unknown key, which also names keys of other sections with the same last word."""
     last = name.rpartition(".")[2]
+    if last in OTHER_NAMES:
+        return place.error("unknown key", remedy=f"In its place: {OTHER_NAMES[last]}.")
     elsewhere = [path for path in _paths() if f"_{path.rpartition('.')[2]}".endswith(f"_{last}")]
     return typed.unknown_key(name, fields_of(kind), place, elsewhere)
 
@@ -122,7 +153,10 @@ def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
         raise place.error("interpolation is off", value, "Write the value itself.")
     if isinstance(value, str) and exposes(value):
         _refuse_credentials(place, value)
-    return typed.read_value(value, typed.TYPES[kind], place)
+    if isinstance(value, list) and place.key == "data.manifest":
+        remedy = "Several data sets belong under data.sets: [{name: NAME, manifest: FOLDER}, ...]."
+        raise place.error("is a single data set", value, remedy)
+    return typed.read_value(value, typed.TYPES[kind], place, _about(place.key))
 
 
 def _refuse_credentials(place: SourceLocation, value: str) -> None:
@@ -280,7 +314,8 @@ def _find_preset(layers: Sequence[tuple[str, LocatedDict]], stored: bool) -> dic
             size = model["size"]
             place = SourceLocation(where, "model.size", line_of(model, "size"))
     if size not in MODEL_PRESETS and not stored:
-        raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
+        near = suggestion(size.lower(), MODEL_PRESETS) or suggestion(size.upper(), MODEL_PRESETS)
+        raise place.error("unknown model size", size, f"{near} Sizes: {', '.join(MODEL_PRESETS)}.".strip())
     return MODEL_PRESETS.get(size, {})
 
 

@@ -8,10 +8,13 @@ fields. JSON that programs write is described by the tables of ``flip.runs.recor
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from flip.runs import addresses
 
 
 @dataclass(frozen=True)
@@ -90,4 +93,26 @@ def why_invalid(value: Any, rules: Mapping[str, Any]) -> tuple[str, str]:
     for rule, bound in BOUNDS.items():
         if rule in rules and not bound.holds(value, rules[rule]):
             return f"must be {bound.words} {rules[rule]}", ""
+    if "path" in rules:
+        return addresses.why_not_local(value)
     return "", ""
+
+
+@functools.cache
+def descriptions(kind: Any) -> dict[str, str]:
+    """Name of a field -> the docstring below it, as one line."""
+    import ast  # only for errors and schemas
+    import inspect
+    import textwrap
+
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, "base", kind)))).body
+    assert isinstance(definition, ast.ClassDef)
+    descriptions_by_field = {}
+    for node, following in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = None
+            if isinstance(following, ast.Expr):
+                text = following.value
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                descriptions_by_field[node.target.id] = " ".join(text.value.replace("``", "`").split())
+    return descriptions_by_field

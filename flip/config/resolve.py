@@ -254,6 +254,8 @@ def source_remedy(path: str) -> str:
     if not is_source and "://" not in path:
         with contextlib.suppress(OSError):
             is_source = any(_is_picture(name) for name in _names_below(path))
+    if _is_picture(path):
+        path = os.path.dirname(path) or "."
     if is_source:
         return f"Make shards and a manifest of it: flip shards make {shlex.quote(path)} --out data/mine"
     return ""

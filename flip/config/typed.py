@@ -5,17 +5,20 @@ records, which programs write, have a check of their own with the same ``FieldTy
 unknown field comes from another release and stays, and hosts read them with Python 3.6 and without YAML.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_type_hints
 
-from flip.config.option import why_invalid
+from flip.config.option import descriptions, why_invalid
 from flip.config.yaml_io import SourceLocation, line_of
 from flip.runs.errors import ConfigError, nearest
-from flip.runs.records import FieldType
+from flip.runs.records import MAPPING, FieldType
 
 _SPELLED = {"pattern": r"^[-+]?[0-9.][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?$"}
 """A number as text: YAML 1.2 reads numbers such as 40_000 as text."""
+
+NO_DESCRIPTIONS: Mapping[str, str] = {}
 
 
 def read_fields(
@@ -23,10 +26,12 @@ def read_fields(
     types: Mapping[str, FieldType],
     place: SourceLocation,
     remedy: Callable[[str], str] = lambda name: "",
+    about: Mapping[str, str] = NO_DESCRIPTIONS,
 ) -> dict[str, Any]:
     """The values of a mapping of known fields, converted to their types.
 
     ``place``: of the mapping. ``remedy``: what to do about an unknown key, if that is not to correct its spelling.
+    ``about``: descriptions of fields.
     Raises ConfigError.
     """
     values = {}
@@ -34,7 +39,7 @@ def read_fields(
         here = place.child(name, line_of(table, name))
         if name not in types:
             raise unknown_key(name, types, here, remedy=remedy(name))
-        values[name] = read_value(value, types[name], here)
+        values[name] = read_value(value, types[name], here, about.get(name, ""))
     return values
 
 
@@ -45,7 +50,7 @@ def read_section(kind: Any, table: Mapping[str, Any], place: SourceLocation) -> 
     field (``flip.config.option``).
     """
     types = {name: TYPES[hint] for name, hint in get_type_hints(kind).items()}
-    values = read_fields(table, types, place)
+    values = read_fields(table, types, place, about=descriptions(kind))
     for name, value in values.items():
         what, remedy = why_invalid(value, kind.__dataclass_fields__[name].metadata)
         if what:
@@ -53,13 +58,23 @@ def read_section(kind: Any, table: Mapping[str, Any], place: SourceLocation) -> 
     return values
 
 
-def read_value(value: Any, kind: FieldType, place: SourceLocation) -> Any:
-    """``value``, converted to its type. Raises ConfigError."""
+def read_value(value: Any, kind: FieldType, place: SourceLocation, about: str = "") -> Any:
+    """``value``, converted to its type. ``about``: the description of the field. Raises ConfigError."""
     if not kind.fits(value):
-        raise place.error(f"needs {kind.description}", "nothing" if value is None else value)
+        remedy = about and f"It is: {first_sentence(about)}"
+        if value is None:
+            raise place.error(f"has no value, and needs {kind.description}", remedy=remedy)
+        if kind.description == MAPPING.description and isinstance(value, str):
+            remedy = "Write `key: value` lines; a colon may be missing."
+        raise place.error(f"needs {kind.description}", value, remedy)
     if kind.convert:
         return kind.convert(value)
     return value
+
+
+def first_sentence(text: str) -> str:
+    """A description up to its first full stop or semicolon, with a full stop."""
+    return re.split(r"[.;] |[.;]$", text, maxsplit=1)[0] + "."
 
 
 def unknown_key(

@@ -60,8 +60,6 @@ def check_fields(config: Config) -> None:
     _check_augment("augment", config.augment)
     for stage in config.stages:
         _check_augment(f"stages.{stage.name}.augment", stage.augment)
-    if "://" in config.data.cache:
-        raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
     reason = config.checkpoint.url and addresses.why_refused(config.checkpoint.url)
     if reason:
         what = f"checkpoint.url: is no address of a storage: {reason}"

@@ -34,6 +34,13 @@ _SCALARS = (
 """Tag of plain scalars, their pattern, and the characters that they can start with (NUL: an empty scalar)."""
 
 
+_ODD_SPACE = re.compile("[ -]*(?:[\\w.-]+:)?([\u00a0\u2000-\u200d\u202f\u2060\u3000\ufeff])")
+"""At the start of a line, or after its key."""
+_COMMENT = re.compile(r"\s*#")
+_NO_COLON = ("mapping values are not allowed in this context", "could not find expected ':'")
+"""Problems that a line without a colon causes in a line below it."""
+
+
 class LocatedDict(dict[str, Any]):
     """A mapping with the line (1-based) of each key that came from a file."""
 
@@ -102,6 +109,7 @@ def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
         raise ConfigError(what, f"{where}:{line}", remedy="Save the file as UTF-8.") from error
     except OSError as error:
         raise read_error(error, "cannot be read", where) from error
+    _refuse_odd_space(text, where)
     value = parse_yaml(text, where)
     if value is None:
         return LocatedDict()
@@ -123,22 +131,44 @@ def parse_yaml(text: str, where: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        if mark:
-            place = f"{where}:{mark.line + 1}:{mark.column + 1}"
-        else:
-            place = where
-        line = []
-        if mark:
-            line = text.split("\n")[mark.line : mark.line + 1]
-        tab = mark and line and line[0][mark.column : mark.column + 1] == "\t"
-        remedy = "It is a tab: indent with spaces." if tab else ""
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error
+        raise _syntax_error(error, text, where) from error
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML: {problem}", where) from error
     except RecursionError as error:
         raise ConfigError("not valid YAML: nested too deeply", where) from error
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, where: str) -> ConfigError:
+    """The error for a text that is no YAML, at the line to correct."""
+    mark = error.problem_mark or error.context_mark
+    problem = f"not valid YAML: {error.problem or error.context}"
+    if mark is None:
+        return ConfigError(problem, where)
+    lines = text.split("\n")
+    place = f"{where}:{mark.line + 1}:{mark.column + 1}"
+    if "".join(lines[mark.line : mark.line + 1])[mark.column : mark.column + 1] == "\t":
+        return ConfigError(problem, place, remedy="It is a tab: indent with spaces.")
+    if error.problem == "but found another document":
+        remedy = "A file has one document: remove the line ---, or write two files."
+        return ConfigError("a second YAML document starts here", place, remedy=remedy)
+    if error.problem in _NO_COLON:
+        # the parser reads on, and complains of a later line
+        above = [i for i in range(min(mark.line, len(lines))) if lines[i].strip() and not _COMMENT.match(lines[i])]
+        if above and ":" not in lines[above[-1]]:
+            line = lines[above[-1]].strip()
+            return ConfigError("not valid YAML: no colon", f"{where}:{above[-1] + 1}", line, "Write `key: value`.")
+    return ConfigError(problem, place)
+
+
+def _refuse_odd_space(text: str, where: str) -> None:
+    """Raise ConfigError for an invisible character that stands where YAML needs a space: it becomes part of a key."""
+    for number, line in enumerate(text.split("\n"), 1):
+        odd = _ODD_SPACE.match(line)
+        if odd:
+            what = f"an invisible character U+{ord(odd.group(1)):04X}, which is no space in YAML"
+            remedy = "Replace it by a space. Copied text often has such characters."
+            raise ConfigError(what, f"{where}:{number}:{odd.start(1) + 1}", remedy=remedy)
 
 
 def dump_yaml(value: Any) -> str:

@@ -6,11 +6,12 @@ file system through another. A new storage is a row of it. Standard library, Pyt
 """
 
 import re
-from typing import Dict
+from typing import Dict, Tuple
 
 from flip.runs.errors import ConfigError
 
 _SCHEME = re.compile(r"([^:/]*)://")
+_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 
 
 class Scheme:
@@ -73,6 +74,28 @@ def why_refused(address: str) -> str:
     if scheme not in SCHEMES:
         return "the scheme %r is not admitted" % scheme
     return ""
+
+
+def why_not_local(path: str) -> Tuple[str, str]:
+    """(why a path names no place on this machine, remedy); two empty texts if it may.
+
+    Its form alone is looked at, not whether it exists.
+    """
+    if is_url(path):
+        remedy = "A manifest is a local folder; its shards may be in a bucket: flip shards move, flip shards index."
+        return "must be a path on this machine, not an address", remedy
+    variable = _VARIABLE.search(path)
+    if variable:
+        remedy = "Write the path itself; ~ stands for your home folder."
+        return "variables such as %s are not replaced in paths" % variable.group(), remedy
+    return "", ""
+
+
+def require_local(path: str, where: str) -> None:
+    """Raise ConfigError if a path is an address, or has a variable. ``where``: the option that gives it."""
+    what, remedy = why_not_local(path)
+    if what:
+        raise ConfigError(what, where, path, remedy)
 
 
 def require_admitted(address: str, where: str = "") -> None:

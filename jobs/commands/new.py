@@ -107,6 +107,7 @@ def new(args: argparse.Namespace) -> int:
 
     Raises ConfigError if a value is unknown, the file exists, or its folder does not.
     """
+    from flip.runs import addresses
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_text
     from jobs.common.filesystem import writing
@@ -124,6 +125,8 @@ def new(args: argparse.Namespace) -> int:
         raise ConfigError(what, str(shipped), target.stem, "Choose another name.")
     if not target.parent.is_dir():
         raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
+    for option, path in (("--data", args.data), ("--test", args.test), ("--tokenizer", args.tokenizer)):
+        addresses.require_local(path or "", option)
     fields = _fields(args, target)
     with writing(target, "Name a file in another folder."):
         write_text(target, TEMPLATE.format(**fields))
@@ -183,10 +186,10 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
 
 
 def _missing_data(data: str) -> str:
-    """A note if there is no manifest yet; empty if there is one, or for an address."""
+    """A note if there is no manifest yet; empty if there is one."""
     from flip.config.resolve import manifest_record
 
-    if "://" in data or manifest_record(data):
+    if manifest_record(data):
         return ""
     return (
         f"{data}: no manifest yet. Make it before the dry run, from tar files (flip shards index) or from images (flip"
@@ -270,7 +273,7 @@ def _place(path: str) -> str:
     from flip.config.resolve import resolve_path
 
     path = path.rstrip("/")
-    if path.startswith(CACHE) or "://" in path:
+    if path.startswith(CACHE):
         return path
     return os.path.normpath(resolve_path(path or "/"))
 

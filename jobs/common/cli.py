@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -58,7 +59,16 @@ class Number:
         self._below = below
 
     def __call__(self, text: str) -> float:
-        return self._kind(text)
+        try:
+            return self._kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(self._spelling(text)) from None
+
+    def _spelling(self, text: str) -> str:
+        """Why a text is no number, and how it is written."""
+        if self._kind is float:
+            return f"must be a number (found: {text!r})"
+        return f"must be a whole number (found: {text!r}){_spelled(text)}"
 
     def problem(self, value: float) -> str:
         """Why a value is refused; empty if it is not."""
@@ -73,6 +83,23 @@ class Number:
         if self._below is not None and value >= self._below:
             return f"must be below {self._below:g}"
         return ""
+
+
+def _spelled(text: str) -> str:
+    """A hint how a whole number, or several, are written; empty if the text is neither."""
+    bounds = re.fullmatch(r"([0-9]{1,4})-([0-9]{1,4})", text)
+    if bounds:
+        first = int(bounds[1])
+        return f". Write each number: {first} {first + 1} ... {bounds[2]}"
+    if re.fullmatch(r"[0-9]+([,;][0-9]+)+", text):
+        return f". Separate several by spaces: {' '.join(re.findall('[0-9]+', text))}"
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if abs(number) < 1e15 and number.is_integer():
+        return f". Write {int(number)}"
+    return ""
 
 
 COUNT = Number(int, least=1)

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -12,10 +12,12 @@ from flip.config.host import Host, this_host
 from flip.config.option import option
 from flip.model_costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
-from jobs.common.paths import PROFILES, runs_root
+from jobs.common.paths import PROFILES, other_kind, runs_root, use_of
 from jobs.common.trust import require_trusted_file
 
 KINDS = ("local", "slurm")
+SWEEP_KEYS = {"recipe", "set", "runs", "list", "zip", "grid", "seeds"}
+"""Keys of sweep files alone."""
 CONTAINERS = ("pyxis", "apptainer")
 MOST = 10**15
 """No number of a profile reaches it."""
@@ -151,7 +153,10 @@ def load_profile(name: str) -> ClusterProfile:
 
     path = profile_path(name)
     require_trusted_file(path, "the cluster profile", f"Or read it, and name a copy of your own: cp {path} mine.yaml.")
-    values = typed.read_section(ClusterProfile, read_yaml(path), SourceLocation(str(path)))
+    table = read_yaml(path)
+    if table.keys() & SWEEP_KEYS:
+        raise ConfigError("a sweep, not a cluster profile", str(path), remedy=use_of("sweep", str(path)))
+    values = typed.read_section(ClusterProfile, table, SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
     if profile.measured:
@@ -171,9 +176,10 @@ def profile_path(name: str) -> Path:
     if not path.exists():
         known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
         remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
+        remedy = f"{other_kind(name, 'cluster profile')} {remedy}".strip()
         raise ConfigError("no such cluster profile", str(path), name, remedy)
     here = Path(f"{name}.yaml")
-    if path.name == here.name and here.is_file() and not here.samefile(path) and _is_profile(here):
+    if path.name == here.name and here.is_file() and not here.samefile(path) and _is_profile_file(here):
         raise ambiguous("cluster profile", name, [here, path])
     return path
 
@@ -241,13 +247,16 @@ def node(profile: ClusterProfile) -> Host:
     return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)
 
 
-def _is_profile(path: Path) -> bool:
-    """Whether a YAML file, which may be a sweep, has only keys of a profile."""
+def is_profile(table: Mapping[str, object]) -> bool:
+    """Whether the mapping of a YAML file, which may be a sweep, has only keys of a profile."""
+    return bool(table.keys() - {"name"}) and table.keys() <= get_type_hints(ClusterProfile).keys()
+
+
+def _is_profile_file(path: Path) -> bool:
     from flip.config.yaml_io import read_yaml
 
     with contextlib.suppress(ConfigError, PermissionDenied):
-        keys = dict(read_yaml(path)).keys()
-        return bool(keys - {"name"}) and keys <= get_type_hints(ClusterProfile).keys()
+        return is_profile(read_yaml(path))
     return False
 
 

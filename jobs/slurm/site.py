@@ -75,7 +75,8 @@ def _commands() -> None:
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         remedy = "Submit from a machine of the cluster; --dry-run plans anywhere."
-        raise ConfigError("Slurm's commands are not on this machine", "PATH", ", ".join(missing), remedy)
+        what = f"these commands of Slurm are not on this machine: {', '.join(missing)}"
+        raise ConfigError(what, "PATH", remedy=remedy)
 
 
 def _unset(profile: ClusterProfile) -> list[str]:

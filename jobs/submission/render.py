@@ -37,7 +37,10 @@ def summary(
     ``files``: the sweep file and cluster profiles. ``takes_over``: whether --take-over is given.
     """
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
-        done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
+        runs = f"all {len(plan.actions)} runs"
+        if len(plan.actions) == 1:
+            runs = "its only run"
+        done = f"{sweep.name}: complete, {runs}; nothing to start."
         reasons = [f"{action.name}: {action.reason}" for action in plan.actions if action.reason]
         return Page("\n".join([done, *reasons]), *_dropped(plan))
     overview = _overview(plan, profile)

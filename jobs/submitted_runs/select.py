@@ -154,6 +154,10 @@ def _existing(word: str | None, roots: Sequence[Path]) -> str:
         for place in (folder, folder / "runs"):
             if sweeps(place):
                 return plain(f"This folder has sweeps. To use their names: --root {shlex.quote(str(place))}")
+    else:
+        name = ".." if runs_below(Path(".")) else "."  # a sweep is the current folder, or the folder of runs is
+        if sweeps(Path(name)):
+            return plain(f"{Path(name).resolve()} has sweeps. To use their names: --root {name}")
     folders = [root / word.split("/")[0] if word else root for root in roots]
     names = [f"{run.sweep}/{run.name}" for folder in folders for run in runs_below(folder)]
     near = suggestion(word or "", names)

@@ -29,10 +29,11 @@ from flip.config.resolve import depends_on_folder, is_relative_profile
 from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.typed import read_fields
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
-from flip.runs.errors import ConfigError, suggestion
+from flip.runs.errors import ConfigError, nearest, suggestion
 from flip.runs.records import EXACT, LIST, MAPPING, Field, FieldType
-from jobs.common.cluster_profile import ambiguous
-from jobs.common.paths import REPOSITORY, SWEEPS
+from jobs.common.cluster_profile import ambiguous, is_profile
+from jobs.common.paths import REPOSITORY, SWEEPS, other_kind, use_of
+from jobs.common.text import shortened
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
@@ -47,6 +48,9 @@ def _is_text_or_list(value: Any) -> bool:
 
 PROFILE = FieldType("the name of a profile", EXACT.fits)
 RECIPES = FieldType("a name or a list of names", _is_text_or_list)
+SUFFIXES = (".yaml", ".yml")
+MOST_FILES = 8
+"""Names of files in an error."""
 SETTINGS = FieldType("a mapping", MAPPING.fits, schema=reference(Config.__name__))
 RUNS = FieldType("a mapping", MAPPING.fits, schema=_ENTRIES)
 ENTRIES = FieldType("a list", LIST.fits, schema={"type": "array", "items": reference("entry")})
@@ -128,6 +132,17 @@ class _File:
         if key:
             what = f"{key}: {what}"
         return ConfigError(what, place, value, remedy)
+
+
+def _other_kind(table: Mapping[str, Any]) -> str:
+    """The kind of a YAML file whose keys are not those of a sweep: a cluster profile or a recipe; empty: neither."""
+    if not table or table.keys() & (KEYS.keys() - {"name", "recipe"}):
+        return ""
+    if is_profile(table):
+        return "cluster profile"
+    if table.keys() <= {*Config.__dataclass_fields__, "base"} and "recipe" not in table:
+        return "recipe"
+    return ""
 
 
 def _setting_remedy(key: str) -> str:
@@ -362,6 +377,9 @@ def load(
     replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
+    kind = _other_kind(file.table)
+    if kind:
+        raise ConfigError(f"a {kind}, not a sweep", str(path), remedy=use_of(kind, str(path)))
     types = {name: key.kind for name, key in KEYS.items()}
     read_fields(file.table, types, SourceLocation(str(file.path)), _setting_remedy)
     table = file.table
@@ -401,15 +419,43 @@ def seed_tail(seed: int) -> str:
 def find(typed: str) -> Path:
     """The sweep file of a path (from here or the repository), or of a name here or in sweeps/.
 
-    Raises ConfigError if there is none, or if a bare name means several files.
+    A name stands for NAME.yaml or NAME.yml. Raises ConfigError if there is none, or if a name means several files.
     """
-    places = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), SWEEPS / f"{typed}.yaml"]
+    if "://" in typed:
+        remedy = "Download it first, for example with curl -O, and give its path."
+        raise ConfigError("a sweep is a file on this machine, not an address", "SWEEP", typed, remedy)
+    own = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), Path(f"{typed}.yml")]
+    places = [*own, SWEEPS / f"{typed}.yaml"]
     files = [place for place in places if place.is_file()]
     if files:
         others = [file for file in files[1:] if not file.samefile(files[0])]
         if others and re.fullmatch(r"[^/.~][^/]*", typed) and not typed.endswith((".yaml", ".yml")):
             raise ambiguous("sweep", typed, [files[0], others[0]])
         return files[0]
-    names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-    remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."
-    raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
+    if places[0].is_dir():
+        what = "a folder, not a sweep file"
+    else:
+        what = "no such sweep file"
+    remedy = other_kind(typed, "sweep") or _similar_files(places[0])
+    raise ConfigError(what, str(places[0].absolute()), remedy=remedy)
+
+
+def _similar_files(path: Path) -> str:
+    """The remedy for a missing sweep file: similar names in its folder and in sweeps/, else all of both."""
+    if path.is_dir():
+        folder = path
+    else:
+        folder = path.parent
+    own: dict[str, str] = {}
+    if folder.is_dir():
+        own = {file.stem: str(folder / file.name) for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES}
+    shipped = {file.stem: file.stem for file in sorted(SWEEPS.glob("*.yaml"))}
+    known = {**shipped, **own}
+    near = [known[name] for name in nearest(path.stem, known)]
+    near += [file for name, file in own.items() if name.startswith(path.stem) and file not in near]
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    here = ""
+    if own:
+        here = f"{folder.absolute()} contains: {shortened(list(own.values()), MOST_FILES)}. "
+    return f"{here}sweeps/ contains: {', '.join(shipped)}."

@@ -221,3 +221,9 @@ def test_printed_command_starts_with_program_of_this_one(monkeypatch, tmp_path):
     for started in ("/x/jobs/__main__.py", "jobs/submit.py"):
         monkeypatch.setattr(sys, "argv", [started])
         assert cli.command("status") == f"{sys.executable} {ROOT / 'jobs'} status"
+
+
+def test_module_flip_names_the_program():
+    line = [sys.executable, "-m", "flip", "status"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2 and "flip COMMAND, or " in done.stderr and "-m jobs COMMAND" in done.stderr

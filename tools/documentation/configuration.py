@@ -6,8 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flip.config import json_schema
-from flip.config.option import BOUNDS
+from flip.config.option import BOUNDS, descriptions
 from flip.config.schema import Config
 from flip.config.typed import TYPES
 from jobs.common.cluster_profile import ClusterProfile
@@ -63,7 +62,7 @@ def _table(entries: list[FieldEntry]) -> str:
 
 def sections(kind: Any, prefix: str, is_hashed: bool) -> Iterator[tuple[str, str, list[FieldEntry]]]:
     """(key, first paragraph of its docstring, its own fields) of a dataclass, then of each section below it."""
-    described = json_schema.descriptions(kind)
+    described = descriptions(kind)
     hints = typing.get_type_hints(kind)
     own = []
     below: list[tuple[Any, str, bool]] = []

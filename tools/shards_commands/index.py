@@ -4,6 +4,7 @@ import argparse
 import fnmatch
 import os
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
+from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar
@@ -30,6 +32,7 @@ _UNREADABLE = "Make it readable, or name the shards without wildcards."
 
 def index(options: argparse.Namespace) -> CommandResult:
     """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
+    _refuse_pictures(options.shards)
     complete = Completeness(names(options.captions, "--captions"), options.min_complete)
     if options.part:
         part, parts = share(options.part, os.environ)
@@ -66,6 +69,15 @@ def index(options: argparse.Namespace) -> CommandResult:
         print_details(options, {"error": error.paragraph()} | error.report)
         raise
     return CommandResult(report | _work(scanned, time.monotonic() - start_time) | without_stats(keys, known))
+
+
+def _refuse_pictures(shards: Sequence[str]) -> None:
+    """Raise ConfigError if pictures are named in place of tar files."""
+    pictures = [name for name in shards if os.path.splitext(name)[1][1:].lower() in EXTENSIONS]
+    if pictures:
+        folder = os.path.dirname(pictures[0]) or "."
+        remedy = f"Make shards of pictures, which indexes them too: flip shards make {shlex.quote(folder)} --out FOLDER"
+        raise ConfigError("a picture, not a tar file", pictures[0], remedy=remedy)
 
 
 def _work(scanned: build.ScanResults, seconds: float) -> dict[str, Any]:

@@ -261,6 +261,8 @@ class SetWriter:
             raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self.options.split, remedy)
         what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
+        if "does not exist" in refused[0][2] and not self.source.is_folder:
+            remedy = f"Paths in the table are relative to {self.source.folders[0]}: name their folder with --images."
         if self.source.is_folder:
             remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)

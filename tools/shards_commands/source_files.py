@@ -57,10 +57,8 @@ class SourceFiles:
                 return _read_below(*place)
         except FileNotFoundError:
             if "://" in name:
-                reason = "is a URL: download it first, for example with img2dataset"
-            else:
-                reason = "does not exist"
-            raise DecodeError(f"the {what} {reason}") from None
+                raise DecodeError(f"the {what} is a URL: download it first, for example with img2dataset") from None
+            raise DecodeError(f"the {what} does not exist ({path})") from None
         except (OSError, ValueError) as error:  # ValueError: not a regular file, too large, or a null in its name
             reason = f"the {what} cannot be read: {getattr(error, 'strerror', None) or error}"
             if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from flip.config.resolve import TABLES
 from flip.data.decode import DecodeError
 from flip.data.manifest.filters import column, listed
 from flip.data.manifest.tar import EXTENSIONS
@@ -22,6 +24,8 @@ from tools.shards_commands.source_files import OUTSIDE, SourceFiles, encoding_of
 
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename", "file")
 """Usual names of the column of pictures; case does not count."""
+LABEL = ("label", "labels", "class", "classes", "class_name", "category", "cls", "target")
+"""Usual names of the column of classes, for errors."""
 CAPTION = ("caption", "captions", "text", "title")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 _DATASETS = b"huggingface"
@@ -186,6 +190,16 @@ def _pictures(
             yield path, str(text) if text in names else "", ""
 
 
+def _check_table(path: str) -> None:
+    """Raise ConfigError if the source is an address, or a file in a form that is not read."""
+    if "://" in path:
+        remedy = "Download it, and name the file or the folder."
+        raise ConfigError("a source is a folder or a table on this machine, not an address", "SOURCE", path, remedy)
+    if Path(path).suffix.lower() not in (*TABLES, *JSON_LINES, ".txt", "") and os.path.exists(path):
+        remedy = f"Save it as CSV, for example. Tables are: {', '.join(TABLES)}."
+        raise ConfigError("tables of this form are not read", path, remedy=remedy)
+
+
 def _column_names(path: str, files: SourceFiles | None) -> list[str]:
     records = _records(path, files)
     if Path(path).suffix.lower() not in JSON_LINES:  # of JSON lines, each may have other names
@@ -196,6 +210,7 @@ def _column_names(path: str, files: SourceFiles | None) -> list[str]:
 def _of_table(source: Source, survey: bool, files: SourceFiles | None = None) -> Iterator[Row]:
     """The rows of a table. ``files``: where the table itself must be, if its path is not the user's."""
     path = source.path
+    _check_table(path)
     names = _column_names(path, files)
     if not names:
         raise ConfigError("the table has no rows", path)
@@ -288,7 +303,11 @@ def _column(given: str, names: Sequence[str], usual: Sequence[str], option: str,
             return lower[name]
     if not option:
         return ""
-    raise ConfigError(f"no column is called {', '.join(usual)}", path, listed(names), f"Name it with {option}.")
+    remedy = f"Name it with {option} COLUMN."
+    classes = [name for name in names if name.lower() in LABEL]
+    if option == "--caption" and classes:
+        remedy = f"If {classes[0]} has classes: --label {shlex.quote(classes[0])}, of which captions are made. {remedy}"
+    raise ConfigError(f"no column is called {', '.join(usual)}", path, listed(names), remedy)
 
 
 def _records(

@@ -324,6 +324,9 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
     elif options.out and not before:
         lines.append("nothing to exclude: no manifest was written")
     elif facts["bad"] and not before:
+        if any(reason.startswith("the shard is missing") for reason in facts["reasons"]):
+            moved = command("shards", "move", _place(manifest.folder), "--to", "FOLDER", "--out", "NEW_FOLDER")
+            lines.append(f"Restore the missing shards. If all shards are in another folder now: {moved}")
         again = command("shards", "verify", _place(manifest.folder), "--out", "NEW_FOLDER")
         lines.append(f"To exclude them: {again}")
     return "\n".join(lines)

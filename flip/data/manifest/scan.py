@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.config.resolve import source_remedy
 from flip.data.manifest import tar
 from flip.data.manifest.census import Census, Counting
 from flip.data.manifest.manifest import BLOCK
@@ -234,7 +235,8 @@ def file_stat(key: str) -> ObjectStat:
             raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
         info = os.stat(key)
     if modes.S_ISDIR(info.st_mode):
-        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'")
+        remedy = source_remedy(key) or f"Name its files: '{key}/*.tar'"
+        raise DataError("a folder is no shard", key, remedy=remedy)
     if not modes.S_ISREG(info.st_mode):
         if modes.S_ISFIFO(info.st_mode):
             what = "a FIFO"

@@ -46,7 +46,7 @@ from flip.evaluation.datasets.prompts import (
     read_prompts,
 )
 from flip.evaluation.metrics.result_files import COLUMNS
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, suggestion
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +317,8 @@ def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: st
         if entry or request.path:
             known = ""
         else:
-            known = f" Known names: {', '.join(entries())}; others need NAME=PATH."
+            near = suggestion(request.name, entries()) or f"Known names: {', '.join(entries())}."
+            known = f" {near} Others need NAME=PATH."
         get = ""
         if source(entry):
             get = f"Get it from {source(entry)}. "

@@ -97,7 +97,7 @@ def test_merge_overrides_named_list_members_by_name_or_position():
         ("stages.pretrain.mask=half", ["stages.pretrain.mask", "'half'", "0.5"]),
         ("seed=1.5", ["seed", "whole number", "1.5"]),
         ("seed=true", ["seed", "whole number", "True"]),
-        ("seed=", ["seed", "nothing"]),
+        ("seed=", ["seed", "has no value"]),
         ("optim.eps=.inf", ["optim.eps", "number"]),
         ("optim.eps=1e999", ["optim.eps", "number"]),
         ("optim.decay_logit_scale=3", ["true or false", "3"]),

@@ -32,7 +32,7 @@ def test_values_are_converted_to_the_types_of_their_fields():
     ("width: true", "some.yaml:1: section.width: needs a whole number (found: True)."),
     ("rate: 1e999", "some.yaml:1: section.rate: needs a number (found: inf)."),
     ("name: [a]", "some.yaml:1: section.name: needs text (found: ['a'])."),
-    ("name:", "some.yaml:1: section.name: needs text (found: 'nothing')."),
+    ("name:", "some.yaml:1: section.name: has no value, and needs text."),
     ("fast: 1", "some.yaml:1: section.fast: needs true or false (found: 1)."),
     ("env: HOME", "some.yaml:1: section.env: needs a list of texts (found: 'HOME')."),
     ("options: [a]", "some.yaml:1: section.options: needs options and their values, without dashes (found: ['a'])."),

@@ -129,7 +129,10 @@ def test_validate_accepts_valid_config_and_returns_notes():
         (["checkpoint.keep_at=[130]"], ["checkpoint.keep_at", "130", "stage pretrain", "128 or 256"]),
         (["checkpoint.keep_at=[12800000]"], ["checkpoint.keep_at", "after the end"]),
         (["data.captions=[]"], ["data.captions"]),
-        (["data.cache=s3://bucket/chunks"], ["data.cache", "disk"]),
+        (["data.cache=s3://bucket/chunks"], ["data.cache", "not an address"]),
+        (["data.manifest=s3://bucket/manifest"], ["data.manifest", "on this machine, not an address", "shards index"]),
+        (["data.tokenizer=https://host/t.json"], ["data.tokenizer", "on this machine, not an address"]),
+        (["data.manifest=$HOME/manifest"], ["data.manifest", "$HOME are not replaced", "~"]),
         (
             ["evaluate.sets=[{name: a, manifest: m, classes: c}, {name: a, manifest: m, classes: c}]"],
             ["same name", "a"],

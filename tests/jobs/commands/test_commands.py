@@ -384,7 +384,7 @@ def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch)
         ("colour: red\n", "colour: unknown key. Keys here: name, kind, runs_root"),
         ("parallel: two\n", r":1: parallel: needs a whole number \(found: 'two'\)"),
         ("gpu: true\n", r"gpu: needs text \(found: True\)"),
-        ("hours:\n", r"hours: needs a number \(found: 'nothing'\)"),
+        ("hours:\n", "hours: has no value, and needs a number. It is: Longest wall time of one attempt."),
         ("array_size: 0\n", "above 0"),
         ("env: [TOKEN=abc]\n", "name of an environment variable"),
         ("options: [exclusive]\n", "options and their values"),

@@ -242,4 +242,4 @@ def test_text_that_is_no_number_is_a_usage_error(capsys):
     parser.add_argument("--hours", type=Number(float, above=0))
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["--hours", "four"])
-    assert caught.value.code == 2 and "argument --hours: invalid float value: 'four'" in capsys.readouterr().err
+    assert caught.value.code == 2 and "argument --hours: must be a number (found: 'four')" in capsys.readouterr().err

@@ -361,7 +361,10 @@ def test_address_in_place_of_folder_is_refused(data, tmp_path, capsys, monkeypat
     before = sorted(tmp_path.iterdir())
     places = {"manifest": data, "--out": tmp_path / "out", option: "s3://bucket/set"}
     assert main(["recode", str(places["manifest"]), "--out", str(places["--out"])]) == 78
-    assert f"{option}: must be a local folder, not an address (found: 's3://bucket/set')" in capsys.readouterr().err
+    assert (
+        f"{option}: must be a path on this machine, not an address (found: 's3://bucket/set')"
+        in capsys.readouterr().err
+    )
     assert sorted(tmp_path.iterdir()) == before
 
 
