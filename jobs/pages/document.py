@@ -35,7 +35,7 @@ class Table:
     best: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Column -> rows with its best value."""
     links: Sequence[str] = ()
-    """Per row the anchor to which its first cell links."""
+    """Per row the anchor to which its first cell links; empty: no link."""
 
 
 @dataclass(frozen=True)

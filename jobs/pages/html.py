@@ -71,7 +71,7 @@ def _table(block: Table) -> str:
     lines = []
     for i, row in enumerate(block.rows):
         first = _cell(str(row[heads[0]]))
-        if block.links:
+        if block.links and block.links[i]:
             first = f'<a href="#{escape(block.links[i])}">{first}</a>'
         cells = f'<th scope="row">{first}</th>'
         for head in heads[1:]:

@@ -5,7 +5,8 @@
 - ``goodput.py``: ``Account``, how runs spent their time, and which setting would save most; ``faults.py``: the cost of
   each fault.
 - ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``GroupScore``.
-- ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds.
+- ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds. ``axes.py``: the axes of a grid of
+  groups; ``grid_effects.py``: which value of an axis is better.
 - ``scaling_laws.py``: curves of runs along an axis; ``laws.py``: their ``Law``, also for the studies;
   ``distributions.py``: ``Interval``, Student's t and F. ``paper_comparison.py``, ``paper_figure.py``: results
   against those of the paper.

@@ -12,7 +12,7 @@ from typing import Any
 from flip.monitoring.results import Outcome, differing, read_run, row, set_roles
 from flip.runs.rundir import RunDir
 from jobs.common.terminal import Page, TextTable
-from jobs.reporting import paper_comparison, ranking, seed_groups
+from jobs.reporting import axes, paper_comparison, ranking, seed_groups
 from jobs.reporting.report import damage, result_cells, varying_throughput
 from jobs.reporting.seed_groups import by_sweep_order
 from jobs.submitted_runs.clusters import states
@@ -70,13 +70,14 @@ def _cell(value: Any) -> Any:
 
 def terminal_page(results: Sequence[Outcome], table_: str = "") -> Page:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
-    grouped = seed_groups.group_by_seed(results)
+    grouped = axes.in_order(seed_groups.group_by_seed(results))
     unit = seed_groups.hours_unit(grouped)
     drop = ("attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask")
+    drop += tuple(axis.name for axis in axes.axes(grouped))
     lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=drop)]
     if any(group.complete for group in grouped):
-        for headline, explanation in ranking.headlines(grouped, results):
-            lines += filter(None, (headline, explanation))
+        for headline in ranking.headlines(grouped, results):
+            lines += filter(None, (headline.sentence, headline.explanation))
         lines.append(
             "scores: per cent, top-1 unless a column names another metric; in brackets the 95 % interval, of several"
             " seeds the range; scored in fp32 unless a column says otherwise"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 from jobs.reporting.distributions import t_quantile
 
@@ -17,12 +18,12 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences, its 95 % interval, and each difference by seed; points (100 * share)."""
+    """Mean of paired differences, its 95 % interval, and each difference by pair; points (100 * share)."""
 
     mean: float
     low: float
     high: float
-    each: Mapping[int, float]
+    each: Mapping[Any, float]
 
     @property
     def verdict(self) -> str:
@@ -33,12 +34,14 @@ class Difference:
         return "undecided"
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """Difference over the seeds that both have, or None if these are fewer than LEAST. Scores are shares, 0..1.
+def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Difference | None:
+    """Difference over the pairs that both have, or None if these are fewer than LEAST. Scores are shares, 0..1.
+
+    A pair is a seed, or a seed with the settings that two values of another setting have in common.
 
     The interval is Student's t over the differences of pairs: mean +- t * s / sqrt(n).
     """
-    each = {seed: 100 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
+    each = {pair: 100 * (first[pair] - second[pair]) for pair in sorted(first.keys() & second.keys())}
     if len(each) < LEAST:
         return None
     mean = fmean(each.values())

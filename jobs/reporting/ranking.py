@@ -1,17 +1,19 @@
 """Which design is better on an evaluation set, as far as seeds and test images show.
 
 Two designs with ``paired.LEAST`` common seeds are compared by their paired differences, as the studies do. All others
-are compared by their intervals: of one run that of its test images, of several the range.
+are compared by their intervals: of one run that of its test images, of several the range. The values of each axis of a
+grid are compared over all other settings (``grid_effects``).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from flip.evaluation.metrics.score import TOP_1
 from flip.monitoring.results import Outcome
-from jobs.common.text import level_percent, percent
-from jobs.reporting import paired, seed_groups
+from jobs.common.text import level_percent, percent, shortened
+from jobs.reporting import axes, grid_effects, paired, seed_groups
+from jobs.reporting.axes import GridAxis
 from jobs.reporting.paired import Difference
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
@@ -55,6 +57,26 @@ class Comparison:
         return f"{self.first.label} minus {self.second.label} {self.difference.mean:+.1f} points ({interval})"
 
 
+@dataclass(frozen=True)
+class Headline:
+    """A sentence on top of a report, its numbers with intervals, and those of further sets with the same verdict."""
+
+    sentence: str
+    explanation: str
+    further: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What one set shows. ``kind``: equal for sets that agree. ``ranked``: groups that the sentence ranks."""
+
+    name: str
+    kind: str
+    sentence: str
+    explanation: str
+    ranked: Sequence[Standing] = field(default=())
+
+
 def rank(groups: Sequence[SeedGroup], name: str) -> list[Standing]:
     """Complete groups with a score on the set, best first.
 
@@ -89,32 +111,77 @@ def _clear_best(ranked: Sequence[Standing]) -> Standing | None:
     return ranked[0]
 
 
-def headlines(groups: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """(sentence, explanation) for the first ``MAX_HEADLINES`` test sets: scores of complete groups, best first.
-
-    The explanation has the paired differences of neighbours, and names neighbours that are not distinguishable.
-    """
+def headlines(groups: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Headline]:
+    """What the test sets show, in their order: one headline per verdict, at most MAX_HEADLINES."""
     roles = seed_groups.sets(outcomes)
     tests = [name for name, role in roles.items() if role == "test"] or list(roles)
-    ranked = {name: standings for name in tests if (standings := rank(groups, name))}
-    sentences = []
-    for name, standings in list(ranked.items())[:MAX_HEADLINES]:
-        others = [standing for standing in _standings(groups, name) if standing not in standings]
-        sentence = "; ".join([_sentence(name, standings), *map(_named, others[:MAX_RANKED])])
-        sentences.append((sentence, _explanation(name, standings)))
-    return sentences
+    grid = axes.axes(groups)
+    verdicts = [verdict for name in tests if (verdict := _verdict(name, groups, grid)) is not None]
+    alike: dict[str, list[_Verdict]] = {}
+    for verdict in verdicts:
+        alike.setdefault(verdict.kind, []).append(verdict)
+    return [_headline(*members) for members in list(alike.values())[:MAX_HEADLINES]]
+
+
+def _verdict(name: str, groups: Sequence[SeedGroup], grid: Sequence[GridAxis]) -> _Verdict | None:
+    """The verdict of one test set; None without a score."""
+    ranked = rank(groups, name)
+    if not ranked:
+        return None
+    published = [standing for standing in _standings(groups, name) if standing not in ranked]
+    tail = "".join(f"; {_named(standing)}" for standing in published[:MAX_RANKED])
+    effects = grid_effects.effects(grid, ranked)
+    if any(effect.differences for effect in effects):
+        words = "; ".join(map(str, effects))
+        best = _clear_best(ranked)
+        lead = "Best" if best is not None else "Highest"
+        sentence = f"On {_where(name, ranked)}: {words}. {lead}: {_named(ranked[0])}{_about(ranked)}{tail}"
+        kind = f"{words}. {_kind(ranked)}"
+        return _Verdict(name, kind, sentence, grid_effects.explanation(name, effects))
+    return _Verdict(name, _kind(ranked), _sentence(name, ranked) + tail, _explanation(name, ranked), ranked)
+
+
+def _kind(ranked: Sequence[Standing]) -> str:
+    """Equal for sets with the same verdict."""
+    if len(ranked) == 1:
+        return f"only {ranked[0].label}"
+    best = _clear_best(ranked)
+    if best is None:
+        return "no clear winner"
+    return f"best {best.label}"
+
+
+def _headline(first: _Verdict, *others: _Verdict) -> Headline:
+    """The headline of sets with the same verdict; the sentence is that of the first."""
+    sentence = first.sentence
+    texts = dict.fromkeys(verdict.explanation for verdict in others)
+    further = [text for text in texts if text not in ("", first.explanation)]
+    if len(first.ranked) == 1:
+        sentence += "".join(f"; {verdict.name} {percent(verdict.ranked[0].score.mean)} %" for verdict in others)
+    elif others:
+        names = [verdict.name for verdict in others]
+        agree = "agrees" if len(names) == 1 else "agree"
+        sentence += f"; {shortened(names, MAX_RANKED)} {agree}"
+    return Headline(sentence, first.explanation, further)
 
 
 def _named(standing: Standing) -> str:
     return f"{standing.label} {percent(standing.score.mean)} %"
 
 
+def _where(name: str, ranked: Sequence[Standing]) -> str:
+    """The set, with the metric unless it is top-1."""
+    label = ranked[0].score.label
+    if label == TOP_1:
+        return name
+    return f"{name}, {label}"
+
+
 def _sentence(name: str, ranked: Sequence[Standing]) -> str:
     parts = [_named(standing) for standing in ranked[:MAX_RANKED]]
     if len(ranked) > MAX_RANKED:
         parts.append(f"and {len(ranked) - MAX_RANKED} more")
-    label = ranked[0].score.label
-    where = name if label == TOP_1 else f"{name}, {label}"
+    where = _where(name, ranked)
     about = _about(ranked)
     if len(ranked) == 1:
         return f"{parts[0]} on {where}{about}"

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from flip.evaluation.metrics.result_files import precision
@@ -13,7 +13,8 @@ from flip.monitoring.results import Outcome, differing
 from jobs.common.cli import command
 from jobs.common.text import count, duration, formatted, hours_text, percent, shortened
 from jobs.pages.document import Block, Fold, Table, Text, anchor, heading
-from jobs.reporting import faults, goodput, paper_comparison, ranking, seed_groups
+from jobs.reporting import axes, faults, goodput, paper_comparison, ranking, seed_groups
+from jobs.reporting.axes import GridAxis
 from jobs.reporting.examples import PICTURES, examples
 from jobs.reporting.figures import VARIES, accuracy, focus, loss, scaling_figures
 from jobs.reporting.paper_figure import time_figure
@@ -21,6 +22,8 @@ from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
 ROWS_PER_RUN = 6
 """Most rows of attempts per run; flip explain shows all attempts."""
+EQUAL = 0.05
+"""Relative difference below which two speeds or costs count as equal: runs of one design differ by a few per cent."""
 COLUMNS = 8
 """Most runs in one matrix of settings, for print."""
 
@@ -32,7 +35,8 @@ RESTART_PARTS = (
 SCORES = (
     "Scores are top-1 in per cent unless a column names another metric; in brackets the 95 % interval of one run, or"
     " the range of several seeds. The best value of a column is marked, the best score only if it is distinguishable"
-    " from all others. Scores are computed in fp32 unless a column says otherwise."
+    f" from all others; costs and speeds within {100 * EQUAL:.0f} % count as equal. Scores are computed in fp32 unless"
+    " a column says otherwise."
     f" Training time, hours and samples/s: {seed_groups.COUNTED}."
 )
 
@@ -43,19 +47,16 @@ def findings(
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
     ``pictures``: test pictures to show."""
     about = seed_groups.sweep_record(outcomes)
-    grouped = seed_groups.group_by_seed(outcomes)
+    grouped = axes.in_order(seed_groups.group_by_seed(outcomes))
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
-    for headline, caution in ranking.headlines(grouped, outcomes):
-        blocks.append(Text(headline, tone="headline"))
-        if caution:
-            blocks.append(Text(caution, tone="quiet"))
+    blocks += _headlines(grouped, outcomes)
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
     if about.get("notes"):
         blocks += [Text(about["notes"])]
     blocks += accuracy(grouped, outcomes, styles)
-    blocks += [heading("Results"), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
+    blocks += [heading("Results"), *_grid(grouped, outcomes), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), varying_throughput(outcomes)) if note]
     blocks += [*time_figure(grouped), *_paper(grouped, outcomes, table)]
     blocks += examples(grouped, outcomes, pictures)
@@ -64,6 +65,18 @@ def findings(
     blocks += scaling_figures(outcomes)
     blocks += _time(outcomes)
     blocks += _runs(grouped, outcomes)
+    return blocks
+
+
+def _headlines(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
+    blocks: list[Block] = []
+    for headline in ranking.headlines(grouped, outcomes):
+        blocks.append(Text(headline.sentence, tone="headline"))
+        if headline.explanation:
+            blocks.append(Text(headline.explanation, tone="quiet"))
+        if headline.further:
+            texts = [Text(text, tone="quiet") for text in headline.further]
+            blocks.append(Fold("The other test sets", texts))
     return blocks
 
 
@@ -137,15 +150,67 @@ def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table
     marked = [any(outcome.state not in fine for outcome in group.outcomes) for group in grouped]
     links = [anchor(f"run {label}") for label in seed_groups.labels(grouped)]
     rows = result_cells(grouped, outcomes)
+    links += [""] * (len(rows) - len(links))
     best = _best(grouped, outcomes)
-    return Table(rows, marked, text=["state", "mask"], best=best, links=links)
+    text = ["state", "mask", *(axis.name for axis in axes.axes(grouped))]
+    return Table(rows, marked, text=text, best=best, links=links)
+
+
+def _grid(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
+    """For a grid of two axes, each test set as a table of both."""
+    grid = axes.axes(grouped)
+    if len(grid) != 2:
+        return []
+    first, second = grid
+    rows_of = {(first.positions[i], second.positions[i]): i for i in range(len(grouped))}
+    tables: list[list[Block]] = []
+    for name, role in seed_groups.sets(outcomes).items():
+        if any(group.score(name) is not None for group in grouped):
+            label = seed_groups.set_label(grouped, name)
+            caption = f"{_column(name, role, label)} by {first.name} and {second.name}"
+            tables.append([Text(caption, tone="quiet"), _crossed(name, label, grouped, rows_of, first, second)])
+    if not tables:
+        return []
+    lead, *others = tables
+    if not others:
+        return lead
+    return [*lead, Fold("The other sets by both", [block for blocks in others for block in blocks])]
+
+
+def _crossed(
+    name: str,
+    label: str | None,
+    grouped: Sequence[SeedGroup],
+    rows_of: Mapping[tuple[int | None, int | None], int],
+    first: GridAxis,
+    second: GridAxis,
+) -> Table:
+    """The scores of a set: a row per value of the first axis, a column per value of the second.
+
+    ``rows_of``: (position on the first axis, on the second) -> index of the group.
+    """
+    clear = ranking.clear_best(grouped, name)
+    rows = []
+    best: dict[str, list[int]] = {}
+    for y, value in enumerate(first.values):
+        row = {first.name: value}
+        for x, other in enumerate(second.values):
+            column = f"{second.name} {other}"
+            index = rows_of.get((y, x))
+            row[column] = "-"
+            if index is not None:
+                row[column] = _score_cell(grouped[index].score(name), label)
+            if clear is not None and clear.index == index:
+                best[column] = [y]
+        rows.append(row)
+    return Table(rows, best=best)
 
 
 def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
     """Column -> rows with the best value: of scores and speed the highest, of costs the lowest.
 
-    Only complete groups count, for speed and cost only steady ones. A column without a second value has no best, and a
-    score only one that is distinguishable from all others.
+    Only complete groups count, for speed and cost only steady ones. A column of equal costs has no best, and a score
+    only one that is distinguishable from all others.
     """
     steady = {i: group for i, group in enumerate(grouped) if group.complete and not group.unsteady}
     unit = seed_groups.hours_unit(grouped)
@@ -159,10 +224,21 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
     columns[unit] = {i: group.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, group in steady.items()}
     for column, values in columns.items():
         known = {i: value for i, value in values.items() if value is not None}
-        if len(set(known.values())) > 1:
-            chosen = (min if column in ("training", unit) else max)(known.values())
-            best[column] = [i for i, value in known.items() if value == chosen]
+        highest = column == "samples/s"
+        if marked := _distinct_best(known, highest):
+            best[column] = marked
     return best
+
+
+def _distinct_best(values: Mapping[int, float], highest: bool) -> list[int]:
+    """Rows with the best speed or cost: all within EQUAL of it, or none if every row is."""
+    if not values:
+        return []
+    chosen = max(values.values()) if highest else min(values.values())
+    alike = [i for i, value in values.items() if abs(value - chosen) <= EQUAL * chosen]
+    if len(alike) == len(values):
+        return []
+    return alike
 
 
 def _column(name: str, role: str, label: str | None) -> str:
@@ -197,22 +273,26 @@ def _score_cell(score: GroupScore | None, label: str | None) -> str:
 
 
 def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """The rows of the results table, as text."""
+    """The rows of the results table, as text: a row per group, then the baselines of the sweep."""
     unit = seed_groups.hours_unit(grouped)
     sets = seed_groups.sets(outcomes)
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
     seeds = any(len(group.outcomes) > 1 for group in grouped)
     scored = any(group.precision not in ("", "fp32") for group in grouped)
     labels = {name: seed_groups.set_label(grouped, name) for name in sets}
+    grid = axes.axes(grouped)
+    masks_differ = len({group.mask for group in grouped}) > 1
     rows = []
-    for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
+    for i, (label, group) in enumerate(zip(seed_groups.labels(grouped), grouped, strict=True)):
         row = {"run": label, "state": group.state}
         if unfinished:
             if (share := group.done) is None:
                 row["done"] = "-"
             else:
                 row["done"] = f"{100 * share:.0f} %"
-        row["mask"] = group.mask
+        row |= {axis.name: axis.value(i) for axis in grid}
+        if masks_differ or not grid:
+            row["mask"] = group.mask
         if seeds:
             row["seeds"] = _seeds(group)
         for name, role in sets.items():
@@ -236,6 +316,19 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             "samples": count(group.progress("samples")),
             "attempts": "/".join(str(len(outcome.attempts)) for outcome in group.outcomes),
         }
+        rows.append(row)
+    columns = {name: _column(name, role, labels[name]) for name, role in sets.items()}
+    return rows + _baselines(outcomes, rows[0], columns)
+
+
+def _baselines(
+    outcomes: Sequence[Outcome], example: Mapping[str, str], columns: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """A row for each method without training. ``example``: a row of a run. ``columns``: set -> its column."""
+    rows = []
+    for name, scores in seed_groups.sweep_record(outcomes).get("baselines", {}).items():
+        row = {**dict.fromkeys(example, "-"), "run": name, "state": "baseline"}
+        row |= {column: percent(scores[set_] / 100) for set_, column in columns.items() if set_ in scores}
         rows.append(row)
     return rows
 

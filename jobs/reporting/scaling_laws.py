@@ -31,16 +31,16 @@ def ignored(key: str) -> bool:
     return generic_key(key) in UNHASHED or bool(DERIVED.fullmatch(key))
 
 
-def _compared(outcome: Outcome) -> dict[str, Any]:
+def compared(outcome: Outcome) -> dict[str, Any]:
     """The settings by which runs are compared. The commit that an extended run continues from follows from its
     stable phase."""
-    compared = {key: value for key, value in outcome.settings.items() if not ignored(key)}
-    if "init.commit" in compared:
+    settings = {key: value for key, value in outcome.settings.items() if not ignored(key)}
+    if "init.commit" in settings:
         if outcome.settings.get("init.extend"):
-            compared["init.commit"] = None
+            settings["init.commit"] = None
         else:
-            compared["init.commit"] = source(outcome)
-    return compared
+            settings["init.commit"] = source(outcome)
+    return settings
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def _batch(outcome: Outcome) -> float | None:
     return next((float(fields["batch"]) for fields in stages_of(outcome.settings).values() if "batch" in fields), None)
 
 
-_SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
+SIZE = re.compile(r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))")
 """Settings by which sizes of a model differ. The other settings of the section are methods."""
 _LENGTH = r"stages\..*\.(samples|cooldown)"
 """The cooldown of a longer run is usually longer."""
 _DATA = r"data\.(manifest|samples|sets\..*)"
 
 AXES = (
-    Axis("training FLOPs", re.compile(f"{_SIZE}|{_LENGTH}"), lambda o: o.result.get("flops")),
-    Axis("parameters", re.compile(_SIZE), lambda o: (o.result.get("parameters") or {}).get("total")),
+    Axis("training FLOPs", re.compile(f"{SIZE.pattern}|{_LENGTH}"), lambda o: o.result.get("flops")),
+    Axis("parameters", SIZE, lambda o: (o.result.get("parameters") or {}).get("total")),
     Axis("samples in the data set", re.compile(_DATA), lambda o: o.settings.get("data.samples")),
     Axis("samples seen", re.compile(_LENGTH), lambda o: o.progress["samples"]),
     Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _batch),
@@ -136,7 +136,7 @@ def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[lis
     """Groups of runs with equal settings among those that are ``fixed`` and compared."""
     groups: dict[str, list[Placed]] = {}
     for item in placed:
-        settings = sorted((k, v) for k, v in _compared(item[1]).items() if fixed(k))
+        settings = sorted((k, v) for k, v in compared(item[1]).items() if fixed(k))
         groups.setdefault(repr(settings), []).append(item)
     return list(groups.values())
 
@@ -145,7 +145,7 @@ def _ambiguous(group: Sequence[Placed]) -> set[str]:
     """Settings in which runs at the same position differ: they must be fixed along that axis, too."""
     places: dict[float, list[Mapping[str, Any]]] = {}
     for x, outcome, _ in group:
-        places.setdefault(x, []).append(_compared(outcome))
+        places.setdefault(x, []).append(compared(outcome))
     return {
         key for tables in places.values() for key in tables[0] if len({repr(table.get(key)) for table in tables}) > 1
     }
@@ -159,7 +159,7 @@ def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
 
 def _varied(outcomes: Sequence[Outcome]) -> list[str]:
     """Settings by which runs differ; a named size or a data set counts as one."""
-    tables = [_compared(outcome) for outcome in outcomes]
+    tables = [compared(outcome) for outcome in outcomes]
     keys = dict.fromkeys(key for table in tables for key in table)
     varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
     shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
@@ -171,10 +171,10 @@ def _varied(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
     shown = {**settings, "model.size": model_label(settings)}
-    return ", ".join(f"{_short(key)} {_value(shown.get(key))}".strip() for key in keys)
+    return ", ".join(f"{short_name(key)} {value_text(shown.get(key))}".strip() for key in keys)
 
 
-def _short(key: str) -> str:
+def short_name(key: str) -> str:
     """Name of a dotted key in a legend."""
     called = {"model.size": "", "data.samples": "data", "data.manifest": "data"}
     if key.startswith("stages."):
@@ -184,7 +184,7 @@ def _short(key: str) -> str:
     return called.get(key, key.removeprefix("model."))
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return count(value)
     return str(value)

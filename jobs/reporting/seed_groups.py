@@ -201,7 +201,7 @@ def hours_unit(groups: Sequence[SeedGroup]) -> str:
 
 
 def sweep_record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} if it is absent."""
+    """sweep.json of the folder that the runs share: name, title, notes, runs, paper, baselines; {} if it is absent."""
     folders = {outcome.run.path.parent for outcome in outcomes}
     if len(folders) == 1:
         return read_lenient(folders.pop() / "sweep.json")

@@ -18,12 +18,15 @@ SETS = [
 ]
 
 
-def config(mask="0.5", seed=0, samples=12_800, data="train"):
+def config(mask="0.5", seed=0, samples=12_800, data="train", rate=None):
+    stage = {"name": "pretrain", "samples": samples, "batch": 128, "mask": mask}
+    if rate is not None:
+        stage["base_lr"] = rate
     layer = {
         "seed": seed,
         "model": {"size": "tiny"},
         "data": {"manifest": f"/data/{data}", "samples": 5000, "chunk": 1, "lanes": 8, "workers": 1, "buffer": 1 << 30},
-        "stages": [{"name": "pretrain", "samples": samples, "batch": 128, "mask": mask}],
+        "stages": [stage],
         "compute": {"device": "cpu", "precision": "fp32", "attention": "sdpa", "threads": 1, "deterministic": "yes"},
         "evaluate": {"every": 3200, "sets": SETS},
     }
@@ -36,10 +39,10 @@ def wanted(name="a", **fields):
     return ResolvedRun(name, resolved, identity(resolved, ""), estimate(resolved, ClusterProfile()))
 
 
-def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):
+def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0, rate=None):
     """Write a run directory below ``folder`` with ``steps`` logged steps; ``end`` is end.json of the only attempt."""
     run = RunDir(folder / name)
-    resolved = config(mask, seed)
+    resolved = config(mask, seed, rate=rate)
     total = stage_spans(resolved)[-1].steps
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)

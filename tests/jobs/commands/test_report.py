@@ -155,8 +155,8 @@ def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp
     run_outcomes = outcomes(tmp_path / "demo")
     grouped = seed_groups.group_by_seed(run_outcomes)
     assert result_cells(grouped, run_outcomes)[0]["twemoji (mean per class)"] == "81.0"
-    ((sentence, caution),) = ranking.headlines(grouped, run_outcomes)[:1]
-    assert "a 81.0" in sentence and caution == "Not all have intervals."
+    (headline,) = ranking.headlines(grouped, run_outcomes)
+    assert "a 81.0" in headline.sentence and headline.explanation == "Not all have intervals."
     blocks = accuracy(grouped, run_outcomes, focus(grouped, run_outcomes))
     figures = [item for block in blocks for item in getattr(block, "blocks", [block]) if isinstance(item, Figure)]
     plots = [plot for figure in figures for plot in figure.plots if plot.y.startswith("twemoji")]
@@ -357,7 +357,8 @@ def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
 def test_report_markdown_has_headline_summary_and_tables(sweep):
     done = command("demo", "--markdown", "-", root=sweep.parent)
     assert done.returncode == 0 and done.stdout.startswith(
-        "# A demonstration\n\n**Highest on twemoji: mask50 25.0 %, clip 20.0 % (one seed each, chance 0.0853 %)**\n"
+        "# A demonstration\n\n**Highest on twemoji: mask50 25.0 %, clip 20.0 % (one seed each, chance 0.0853 %);"
+        " openmoji agrees**\n"
     )
     assert "\n\ndemo: 2 of 4 runs complete, 1 failed" in done.stdout and "| **25.0 (22.5-27.5)** |" in done.stdout
     tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
@@ -384,15 +385,15 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
         make(folder, name, mask, top1=top1)
     make(folder, "broken", "0.9", steps=50, end=CRASH, complete=False)
     run_outcomes = outcomes(folder)
-    first, second = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
-    assert first[0].startswith("No clear winner on twemoji: mask75 27.6 %, mask50 26.9 %, clip 18.8 % (one seed each, ")
-    assert second[0].startswith("No clear winner on openmoji: ")
-    assert first[1] == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
+    (headline,) = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
+    ranked = "mask75 27.6 %, mask50 26.9 %, clip 18.8 % (one seed each, chance 0.0853 %)"
+    assert headline.sentence == f"No clear winner on twemoji: {ranked}; openmoji agrees"
+    assert headline.explanation == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
     for seed in (1, 2):
         make(folder, f"clip-s{seed}", "0", seed=seed, top1=0.188 + seed / 1000)
     run_outcomes = outcomes(folder)
-    (sentence, _), *_ = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
-    assert "clip 18.9 % (1 to 3 seeds, chance " in sentence
+    (headline,) = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
+    assert "clip 18.9 % (1 to 3 seeds, chance " in headline.sentence
     text = parsed(page(run_outcomes)).text
     assert text.index("mask75 27.6 %, mask50") < text.index("5 of 6 runs complete")
     assert ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes[:0]) == []
@@ -416,6 +417,31 @@ def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
     assert "Throughput varies (†): c. " in results.terminal_page(run_outcomes)
     assert "Throughput varies (†): c. " in html and html.count("c 10.0 †") > 1
     assert "**30.0 (27.4-32.6)**" in markdown(findings(run_outcomes))
+
+
+def test_equal_costs_have_no_best_mark(tmp_path):
+    """Costs within 5 % are equal: marked together if other runs cost more, and not marked if all cost the same."""
+    folder = tmp_path / "demo"
+    for name, mask, speed in (("a", "0.5", 400.0), ("b", "0.6", 404.0)):
+        make(folder, name, mask, speed=speed)
+    (results_table,) = [block for block in findings(outcomes(folder)) if isinstance(block, Table) and block.links]
+    assert results_table.best == {}
+    make(folder, "c", "0", speed=200.0)
+    (results_table,) = [block for block in findings(outcomes(folder)) if isinstance(block, Table) and block.links]
+    assert results_table.best == {"samples/s": [0, 1], "training": [0, 1], "core-hours": [0, 1]}
+
+
+def test_baseline_of_the_sweep_is_a_row_of_the_results(tmp_path):
+    folder = tmp_path / "demo"
+    for name, mask in (("a", "0.5"), ("b", "0.75")):
+        make(folder, name, mask)
+    write_json(folder / "sweep.json", {"runs": ["a", "b"], "baselines": {"nearest drawing": {"twemoji": 48.0}}})
+    run_outcomes = outcomes(folder)
+    (results_table,) = [block for block in findings(run_outcomes) if isinstance(block, Table) and block.links]
+    row = results_table.rows[-1]
+    assert (row["run"], row["state"], row["twemoji"], row["openmoji"]) == ("nearest drawing", "baseline", "48.0", "-")
+    assert set(row) == set(results_table.rows[0])
+    assert "nearest drawing" in parsed(page(run_outcomes)).text and 'href=""' not in page(run_outcomes)
 
 
 def test_findings_tabulate_differing_settings_by_run(tmp_path):

@@ -1,9 +1,11 @@
 """Tests of the report's page in a real browser: on wide and narrow screens, in print, and with hostile names."""
 
+import io
 import os
 import shutil
 
 import pytest
+from PIL import Image
 
 from flip.runs import attempts
 from flip.runs.lifecycle import ACTIVE, QUEUED, SchedulerView
@@ -123,6 +125,24 @@ def test_text_contrast_meets_wcag_ratio(browser, pages, scheme):
         view.page.emulate_media(color_scheme=scheme)
         assert view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
         assert min(view.evaluate(f"(() => {{ {ratios.replace('[...document', 'return [...document', 1)} }})()")) >= 4.5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_shows_that_columns_continue(browser, pages, scheme):
+    """The right edge of a table is shaded until its last column is reached."""
+    with PageView(browser, pages["failed"], 390) as view:
+        view.page.emulate_media(color_scheme=scheme)
+        table = view.page.locator(".wide").first
+        assert table.evaluate("e => e.scrollWidth > e.clientWidth")
+        assert _edge(table) > 20, "more columns follow"
+        table.evaluate("e => e.scrollLeft = e.scrollWidth")
+        assert _edge(table) <= 3, "this is the last column"
+
+
+def _edge(element):
+    """How much the right edge of an element differs from its middle above the first line of text, 0 to 255."""
+    picture = Image.open(io.BytesIO(element.screenshot())).convert("L")
+    return abs(picture.getpixel((picture.width - 4, 3)) - picture.getpixel((picture.width // 2, 3)))
 
 
 def test_page_links_runs_to_details_and_contents_to_sections(browser, pages):

@@ -49,8 +49,11 @@ def test_headline_without_winner_has_paired_difference_and_seeds(tmp_path):
     folder = tmp_path / "demo"
     seeds(folder, "mask0", "0", LUCKY)
     seeds(folder, "mask50", "0.5", OTHER)
-    (sentence, explanation), _ = ranking.headlines(*grouped(folder))
-    assert sentence == "No clear winner on twemoji: mask0 34.0 %, mask50 28.3 % (3 seeds, chance 0.0853 %)"
+    (headline,) = ranking.headlines(*grouped(folder))
+    explanation = headline.explanation
+    scores = "mask0 34.0 %, mask50 28.3 % (3 seeds, chance 0.0853 %)"
+    assert headline.sentence == f"No clear winner on twemoji: {scores}; openmoji agrees"
+    assert [text.startswith("Paired by seed on openmoji") for text in headline.further] == [True]
     # differences 15, -10 and 12 points: mean 5.667, standard deviation 13.65, t(2) 4.303
     assert explanation.startswith("Paired by seed on twemoji, with 95 % intervals: ")
     assert explanation.endswith(": mask0 minus mask50 +5.7 points (-28.2 to +39.6).")
@@ -64,7 +67,8 @@ def test_paired_seeds_show_winner_although_ranges_overlap(tmp_path):
     seeds(folder, "mask0", "0", (0.20, 0.30, 0.40))
     seeds(folder, "mask50", "0.5", (0.15, 0.251, 0.349))
     groups, outcomes = grouped(folder)
-    (sentence, _), _ = ranking.headlines(groups, outcomes)
+    (headline,) = ranking.headlines(groups, outcomes)
+    sentence = headline.sentence
     assert sentence.startswith("Best on twemoji: mask0 30.0 %, mask50 25.0 % (3 seeds")
     assert ranking.clear_best(groups, "twemoji").label == "mask0"
     (results,) = [block for block in findings(outcomes) if isinstance(block, Table) and block.best]
@@ -77,14 +81,15 @@ def test_single_seeds_are_compared_by_intervals(tmp_path):
     make(folder, "far", "0", top1=0.4)
     make(folder, "near", "0.5", top1=0.3)
     groups, outcomes = grouped(folder)
-    (sentence, _), *_ = ranking.headlines(groups, outcomes)
-    assert sentence.startswith("Highest on twemoji: far 40.0 %, near 30.0 % (one seed each")
+    (headline,) = ranking.headlines(groups, outcomes)
+    assert headline.sentence.startswith("Highest on twemoji: far 40.0 %, near 30.0 % (one seed each")
     make(folder, "close", "0.75", top1=0.39)
     groups, outcomes = grouped(folder)
-    (sentence, explanation), *_ = ranking.headlines(groups, outcomes)
-    assert sentence.startswith("No clear winner") and explanation.endswith("overlap: far and close.")
-    (sentence, explanation), *_ = ranking.headlines([group for group in groups if group.name != "near"], outcomes)
-    assert sentence.startswith("No clear winner on twemoji: far") and explanation == "Their intervals overlap."
+    (headline,) = ranking.headlines(groups, outcomes)
+    assert headline.sentence.startswith("No clear winner") and headline.explanation.endswith("overlap: far and close.")
+    (headline,) = ranking.headlines([group for group in groups if group.name != "near"], outcomes)
+    assert headline.sentence.startswith("No clear winner on twemoji: far")
+    assert headline.explanation == "Their intervals overlap." and not headline.further
 
 
 def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
@@ -95,7 +100,7 @@ def test_chance_is_written_alike_in_headline_and_figure(tmp_path):
         evaluation["chance"] = 0.125
     store_result(run, result)
     groups, outcomes = grouped(folder)
-    assert ranking.headlines(groups, outcomes)[0][0].endswith("chance 12.5 %)")
+    assert ranking.headlines(groups, outcomes)[0].sentence.endswith("chance 12.5 %); openmoji 19.0 %")
     assert {level.name for plot in charts_of(findings(outcomes), "twemoji") for level in plot.levels} == {
         "chance, 12.5 %"
     }
@@ -108,8 +113,10 @@ def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
     foreign(folder, "published", [score("twemoji", "test", 0.6), score("validation", "test", 0.5)])
     groups, outcomes = grouped(folder)
     assert seed_groups.seeds_caution(groups) == "", "a foreign model has no seeds to add"
-    (sentence, _), *_ = ranking.headlines(groups, outcomes)
-    assert sentence == "mask0 34.0 % on twemoji (3 seeds, chance 0.0853 %); published 60.0 %"
+    (headline,) = ranking.headlines(groups, outcomes)
+    assert headline.sentence == (
+        "mask0 34.0 % on twemoji (3 seeds, chance 0.0853 %); published 60.0 %; openmoji 33.0 %"
+    )
     blocks = findings(outcomes)
     assert all("twemoji" not in block.best for block in blocks if isinstance(block, Table))
     plots = charts_of(blocks, "twemoji")
@@ -154,8 +161,8 @@ def test_metric_is_named_in_table_chart_and_headline(tmp_path):
     item |= {"metric": "worst_group_top5", "score": 0.326}
     store_result(run, result)
     groups, outcomes = grouped(tmp_path / "demo")
-    (sentence, _), *_ = ranking.headlines(groups, outcomes)
-    assert sentence == "own 32.6 % on twemoji, worst-group top-5 (one seed)"
+    (headline,) = ranking.headlines(groups, outcomes)
+    assert headline.sentence == "own 32.6 % on twemoji, worst-group top-5 (one seed); openmoji 89.0 %"
     blocks = findings(outcomes)
     tables = [block.rows for block in blocks if isinstance(block, Table)]
     assert any(row.get("twemoji (worst-group top-5)") == "32.6" for rows in tables for row in rows)
