@@ -573,7 +573,7 @@ class Submission:
             earlier = stored.get("paper", {})
         others = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
         paper = others | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
-        about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
+        about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes", "baselines")}
         order = list(dict.fromkeys(order))
         file = resubmit.recorded_path(self.file)
         about |= {"file": file, "cluster": self.profile.name}

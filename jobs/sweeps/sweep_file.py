@@ -11,6 +11,7 @@ where: [model.size != H/14 or stages.pretrain.mask > 0]   # the runs that are me
 seeds: [0, 1, 2]                # each run once per seed: NAME (seed 0, the default), NAME-s1, NAME-s2
 paper: {baseline: "8, baseline"}              # published numbers, for reports: a row of paper.yaml, or {imagenet: 74.3}
 table: "8"                      # a table of paper.yaml; the report shows all of its rows
+baselines: {nearest image: {imagenet: 1.5}}   # scores without training, rows of the report
 """
 
 import fnmatch
@@ -57,6 +58,11 @@ ENTRIES = FieldType("a list", LIST.fits, schema={"type": "array", "items": refer
 AXES = FieldType("a mapping", MAPPING.fits, schema=reference("axes"))
 CONDITIONS = FieldType("a line or a list of lines", _is_text_or_list, schema=_TEXT_OR_LIST)
 SEEDS = FieldType("a list", LIST.fits, schema={"type": "array", "items": {"type": "integer"}})
+SCORES = FieldType(
+    "a mapping of names to scores",
+    MAPPING.fits,
+    schema={"type": "object", "additionalProperties": {"type": "object", "additionalProperties": {"type": "number"}}},
+)
 TABLE = FieldType("the name of a table, in quotes", EXACT.fits, schema=EXACT.schema)
 KEYS = {
     "name": Field(EXACT, "Name of the sweep and of its folder; by default that of the file."),
@@ -73,6 +79,7 @@ KEYS = {
     "seeds": Field(SEEDS, "Each run once per seed."),
     "paper": Field(MAPPING, "Run -> published numbers: a row of paper.yaml, or {imagenet: 74.3}."),
     "table": Field(TABLE, "A table of paper.yaml; the report shows all of its rows."),
+    "baselines": Field(SCORES, "Name of a method without training -> its scores in per cent, as rows of the report."),
 }
 """Key of a sweep file -> what it may hold. ``jobs.sweeps.json_schemas`` has the definitions to which schemas refer."""
 
@@ -108,6 +115,8 @@ class Sweep:
     """Arm -> published numbers with the settings they need (jobs/sweeps/published.py)."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """All rows of the ``table`` of the paper to compare with."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Name of a method without training -> evaluation set -> per cent."""
     folder: str = ""
     """The working directory, if paths of the file or of ``overrides`` start there."""
 
@@ -339,11 +348,27 @@ def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
         if not isinstance(numbers, Mapping):
             remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
             raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
-        for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not -1e6 < number < 1e6:
-                raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
-        paper_rows[arm] = dict(numbers)
+        paper_rows[arm] = _scores(file, f"paper.{arm}", numbers)
     return paper_rows
+
+
+def _baselines(file: _File) -> dict[str, dict[str, float]]:
+    """Scores of methods without training, by name."""
+    rows = {}
+    for name, numbers in file.table.get("baselines", {}).items():
+        key = f"baselines.{name}"
+        if not isinstance(numbers, Mapping):
+            remedy = f"For example {name}: {{imagenet: 1.5}}"
+            raise file.error(key, "needs a mapping of evaluation sets to per cent", numbers, remedy)
+        rows[name] = _scores(file, key, numbers)
+    return rows
+
+
+def _scores(file: _File, key: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not -1e6 < number < 1e6:
+            raise file.error(f"{key}.{name}", "needs a number, in per cent", number)
+    return dict(numbers)
 
 
 def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
@@ -403,7 +428,7 @@ def load(
             raise no_match(path, " ".join(unmatched) or only, names)
     title = table.get("title", "")
     notes = table.get("notes", "")
-    return Sweep(name, title, notes, cluster, runs, names, published, rows, folder)
+    return Sweep(name, title, notes, cluster, runs, names, published, rows, _baselines(file), folder)
 
 
 def seed_tail(seed: int) -> str:

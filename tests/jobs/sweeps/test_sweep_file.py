@@ -395,6 +395,8 @@ def test_set_values_override_recipe_values(sweep, tmp_path):
         (COMMON + "runs: {a: }\npaper:\n  a: 74.3\n", [":4", "paper.a", "mapping"]),
         (COMMON + "runs: {a: }\npaper:\n  a:\n    x: good\n", [":5", "paper.a.x", "number", "good"]),
         (COMMON + "runs: {a: }\npaper: {a: {x: true}}\n", [":3", "paper.a.x", "number"]),
+        (COMMON + "runs: {a: }\nbaselines: {near: 48}\n", [":3", "baselines.near", "mapping"]),
+        (COMMON + "runs: {a: }\nbaselines: {near: {x: good}}\n", [":3", "baselines.near.x", "number", "good"]),
         (COMMON + "runs: {a: }\nseeds: [x]\n", [":3", "seed", "'x'"]),
         (COMMON + "runs: {a: {seed: 7}}\nseeds: [0, 1]\n", ["run a: its seed has no effect", "7", "Remove the seed"]),
         (COMMON + "runs: {a: {grid: {seed: [2, 3]}}}\nseeds: [0, 1]\n", ["run a-seed2: its seed has no effect", "2"]),
@@ -497,3 +499,14 @@ def test_resolve_as_stored_keeps_identity_of_run_before_gpu_defaults(monkeypatch
 
 BEFORE = ("compile", "replicate", "loss_tile")
 """Keys that are missing in the configuration of such a run."""
+
+
+def test_baselines_need_no_run(sweep):
+    assert sweep("runs: {a: }\nbaselines: {near: {x: 48.0}}\n").baselines == {"near": {"x": 48.0}}
+
+
+def test_quickstart_scores_unseen_names_first():
+    """The first test set leads the headline of the report; training never has the names of ``unseen``."""
+    (first, *_) = [item for item in sweep_file.load(SWEEPS / "quickstart.yaml").runs[0].config.evaluate.sets
+                   if item.role == "test"]  # fmt: skip
+    assert first.name == "unseen"
