@@ -13,6 +13,8 @@ from flip.data.storage.s3 import S3Storage, classify_obstore_error, split
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
+_UNCLEAR = ("connection", "range", "short")
+"""Kinds of errors of obstore that may have another cause."""
 _CREDENTIALS_LIFETIME = timedelta(minutes=6)
 """obstore requests new credentials five minutes before they expire: after one minute here."""
 
@@ -24,12 +26,27 @@ class ObstoreStorage(S3Storage):
         super().__init__(timeout)
         self._stores: dict[str, Any] = {}
         """Bucket -> store."""
+        self._has_read = False
 
     def reconnect(self) -> None:
         super().reconnect()
         self._stores = {}
 
     async def _get(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
+        """As ``S3Storage._get``, which repeats a request that fails before any has succeeded.
+
+        obstore follows redirects, to a login page for example, and hides headers of its replies.
+        """
+        try:
+            response = await self._get_range(client, key, start, stop)
+        except RequestError as error:
+            if self._has_read or error.kind not in _UNCLEAR:
+                raise
+            return await super()._get(client, key, start, stop)
+        self._has_read = True
+        return response
+
+    async def _get_range(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
         bucket, path = split(key)
         obstore = _import_obstore()
         store = self._stores.get(bucket)

@@ -239,6 +239,8 @@ class S3Storage:
         finally:
             body.close()
         data = b"".join(pieces)
+        if len(data) != stop - start and reply.get("ContentEncoding"):
+            raise compressed(reply["ContentEncoding"], len(data), stop - start)
         if len(data) != stop - start:
             raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
         return RangeResponse(data, etag)
@@ -312,6 +314,9 @@ def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
     Raises DataError if the object ends before the range, RequestError if the response has another range.
     """
     length = reply.get("ContentLength", 0)  # chunked bodies have none
+    if reply.get("ContentLength") == 0 and not reply.get("ContentRange"):
+        what = f"an empty reply without a range came for bytes {start}-{stop - 1}"
+        raise RequestError("short", what, remedy="Check AWS_ENDPOINT_URL and proxies in front of it.")
     if start and not reply.get("ContentRange"):
         raise range_ignored(f"the response to bytes {start}-{stop - 1} is the object from its first byte")
     match = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
@@ -333,6 +338,13 @@ def range_ignored(text: str) -> RequestError:
     """The error of a server that does not return the requested range. It says nothing about the shard."""
     remedy = "Reads need a server that supports ranges (HTTP 206): check AWS_ENDPOINT_URL and proxies in front of it."
     return RequestError("range", f"the server ignores the start of a range: {text}", remedy=remedy)
+
+
+def compressed(encoding: str, received: int, asked: int) -> RequestError:
+    """The error of a range whose bytes were compressed on their way: of an object that is stored so, they would fit."""
+    text = f"{received} bytes came of {asked}, compressed on their way (content-encoding: {encoding})"
+    remedy = "A proxy in front of the storage compresses replies: switch that off, or pass it by (NO_PROXY)."
+    return RequestError("range", text, remedy=remedy)
 
 
 # -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Tests the S3 client against a server on loopback whose replies have no end, arrive a byte at a time, or redirect."""
 
+import gzip
 import itertools
 import re
 import socket
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from flip.data.storage import s3
+from flip.data.storage import retry, s3
 from flip.data.storage.base import RequestError
 from flip.data.storage.client import StorageClient
 from flip.data.storage.obstore_storage import ObstoreStorage
@@ -204,6 +205,44 @@ def test_redirect_is_not_followed(server, other_host, monkeypatch, request_name,
         REQUESTS[request_name](s3.S3Storage(5.0))
     assert error.value.kind == "redirect" and not other_host.requests
     assert len(server.requests) == 1 and b"token-of-the-test" in server.requests[0]
+
+
+@pytest.mark.parametrize("storage", [s3.S3Storage, ObstoreStorage])
+def test_login_page_is_a_wrong_setting(server, other_host, storage):
+    """obstore follows the redirect to the page, which is no range."""
+    other_host.reply = lambda head: [
+        b"HTTP/1.1 200 X\r\nconnection: close\r\ncontent-length: 19\r\n\r\n<html>log in</html>"
+    ]
+    server.reply = lambda head: [
+        f"HTTP/1.1 302 X\r\nconnection: close\r\nlocation: {other_host.address}/login\r\n".encode(),
+        b"content-length: 0\r\n\r\n",
+    ]
+    with pytest.raises(RequestError, match="302, the server redirects the request to .*/login") as error:
+        storage(5.0).get(KEY, 0, 1024).result()
+    assert error.value.kind == "redirect"
+    assert retry.ACTION_BY_KIND[error.value.kind] is retry.RetryAction.SETTINGS, "exit code 78, at once"
+
+
+@pytest.mark.parametrize("storage", [s3.S3Storage, ObstoreStorage])
+def test_range_that_a_proxy_compresses_is_named(server, storage):
+    body = gzip.compress(bytes(1024))
+    server.reply = lambda head: [
+        b'HTTP/1.1 206 X\r\nconnection: close\r\netag: "a"\r\ncontent-encoding: gzip\r\n',
+        b"content-range: bytes 0-1023/4096\r\ncontent-length: %d\r\n\r\n" % len(body),
+        body,
+    ]
+    with pytest.raises(RequestError, match="of 1024, compressed on their way .content-encoding: gzip.") as error:
+        storage(5.0).get(KEY, 0, 1024).result()
+    assert error.value.kind == "range" and "proxy" in error.value.remedy
+
+
+@pytest.mark.parametrize("start", [0, 1024])
+@pytest.mark.parametrize("storage", [s3.S3Storage, ObstoreStorage])
+def test_empty_reply_is_no_ignored_range(server, storage, start):
+    server.reply = lambda head: [b'HTTP/1.1 200 X\r\nconnection: close\r\netag: "a"\r\ncontent-length: 0\r\n\r\n']
+    with pytest.raises(RequestError, match="an empty reply without a range came for bytes") as error:
+        storage(5.0).get(KEY, start, start + 1024).result()
+    assert error.value.kind == "short"
 
 
 @pytest.mark.parametrize("status", [301, 307])
