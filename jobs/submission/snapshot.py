@@ -86,9 +86,10 @@ def take(repository: Path, into: Path, callbacks: Mapping[str, bytes] = NO_CALLB
         os.rename(temporary, target)
         fsync_path(into)
     except OSError as error:
-        deletion.discard_own_folder(temporary)
         if not target.exists():  # else another submit was first, with the same bytes
             raise unwritable(error, into) from error
+    finally:  # also after Ctrl-C
+        deletion.discard_own_folder(temporary)
     return snapshot
 
 

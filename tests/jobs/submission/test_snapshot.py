@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from jobs.submission import snapshot
 from jobs.submission.snapshot import current_digest, take, verify
 
 FILES = {
@@ -159,6 +160,14 @@ def test_snapshot_reports_storage_error_if_restore_fails(repository, tmp_path, m
     with pytest.raises(StorageError, match="b.py: .*No space left on device"):
         take(repository, tmp_path / "code")
     assert taken(first) == ["flip/a.py", "pyproject.toml"]
+
+
+def test_interrupted_snapshot_leaves_nothing(repository, tmp_path, monkeypatch):
+    """Ctrl-C in `flip submit`, while the code is copied."""
+    monkeypatch.setattr(snapshot, "_make_caches", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        take(repository, tmp_path / ".code")
+    assert list((tmp_path / ".code").iterdir()) == []
 
 
 def test_snapshot_refuses_code_above_size_limit(repository, tmp_path):
