@@ -49,6 +49,7 @@ NODE_LOST = 68
 #: of Slurm's error numbers 1001 to 1003 (SLURM_COMMUNICATIONS_CONNECTION_ERROR, SEND_ERROR, RECEIVE_ERROR).
 NO_SLURMD = (1001 % 256, 1002 % 256, 1003 % 256)
 
+AGENT_LOST = "the agent of a node was lost: it was killed, or its node failed"
 ENDED_UNSEEN = "ended unseen: its host or its launcher went away"
 
 DAY = 24 * 3600
@@ -210,7 +211,7 @@ def _lost_job(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]
     if "PENDING" in states:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
     if code == NODE_LOST and not _named_by_state(states, code):  # else Slurm has ended the job on all nodes
-        return "node", "the node failed"
+        return "node", AGENT_LOST
     return None
 
 
