@@ -1,62 +1,64 @@
 """The curves of a run, for TensorBoard and other trackers: tag and description of each field of a metric line.
 
 The x axis of every curve is S, samples seen, so that batch sizes can be compared. No torch.
+
+TensorBoard sorts groups of curves by name: ``batch/`` comes first, with loss, accuracy and speed, then ``callback/``
+and ``scores/``. All others are in ``system/``.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from flip.config.schema import Config
-from flip.evaluation.metrics.result_files import COLUMNS, curve
+from flip.evaluation.metrics.result_files import curve
 from flip.loss_kinds import all_parameters
 
 CURVES = {
-    "loss": ("train/loss", "Loss of the global batch."),
-    "accuracy": ("train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."),
-    "classification_loss": ("train/classification_loss", "Loss of the text classification head, before its weight."),
-    "lr": ("train/learning_rate", "Learning rate of the step."),
-    "logit_scale": ("train/logit_scale", "Factor of the logits, after clamping."),
-    **{name: (f"train/{name}", text) for name, text in all_parameters().items()},
-    "grad_norm": ("train/grad_norm", "2-norm of all gradients, before clipping."),
-    "param_norm": ("train/param_norm", "2-norm of all weights."),
+    "loss": ("batch/loss", "Loss of the global batch."),
+    "accuracy": ("batch/accuracy", "Share of images whose own caption is the nearest in the global batch."),
+    "classification_loss": ("system/classification_loss", "Loss of the text classification head, before its weight."),
+    "lr": ("system/learning_rate", "Learning rate of the step."),
+    "logit_scale": ("system/logit_scale", "Factor of the logits, after clamping."),
+    **{name: (f"system/{name}", text) for name, text in all_parameters().items()},
+    "grad_norm": ("system/grad_norm", "2-norm of all gradients, before clipping."),
+    "param_norm": ("system/param_norm", "2-norm of all weights."),
     "update_norm": (
-        "train/update_norm",
+        "system/update_norm",
         "2-norm of the change of all weights in the step. Relative to param_norm: the step size.",
     ),
     "samples_per_second": (
-        "speed/samples_per_second",
+        "batch/samples_per_second",
         "Training speed of all ranks together, without commits and evaluation.",
     ),
-    "data_wait": ("speed/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."),
+    "data_wait": ("system/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."),
     "mfu": (
-        "speed/model_flops_utilisation",
+        "system/model_flops_utilisation",
         "Model FLOPs utilisation: FLOPs of the kept patches as a share of the dense datasheet peak of the GPU."
         " Three forward passes a step, in the precision of the run; null if no peak is known: CPUs, MIG slices, other"
         " cards, and fp32 without TF32.",
     ),
     "matmul_utilisation": (
-        "speed/matmul_utilisation",
+        "system/matmul_utilisation",
         "FLOPs of the kept patches as a share of the speed of one large matrix product on this device, measured for"
         " 0.2 s at the start of the attempt. Not comparable between machines or with published MFU.",
     ),
     "masking_speedup": (
-        "speed/masking_speedup",
+        "system/masking_speedup",
         "FLOPs of a pair without a mask divided by those with the mask of the stage: the speed-up at equal utilisation."
         " Calculated, not measured.",
     ),
-    "memory": ("memory/host_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
+    "memory": ("system/host_memory_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
     "device_memory": (
-        "memory/device_peak_bytes",
+        "system/device_memory_peak_bytes",
         "Peak GPU memory of rank 0 that PyTorch allocated since the last point, bytes.",
     ),
-    "replaced": ("data/replaced_samples", "Samples so far that could not be decoded."),
+    "replaced": ("system/replaced_samples", "Samples so far that could not be decoded."),
     "kernel_share": (
-        "data/kernel_share",
+        "system/kernel_share",
         "Share of the images of all ranks in this attempt of which the visible-patch kernel decoded the visible patches"
         " only. The log says why others were decoded as a whole.",
     ),
     "decoder_fallbacks": (
-        "data/decoder_fallbacks",
+        "system/decoder_fallbacks",
         "Images of all ranks in this attempt that a decoder left to the next, slower decoder after an error.",
     ),
 }
@@ -110,38 +112,38 @@ STORAGE = {
 }
 """Counter of ``storage`` -> description; ``retries_KIND`` counts failed attempts of one kind."""
 
-COUNTERS = ("data/", "storage/")
-"""Groups whose curves start with their first count: most counters of most runs stay 0."""
+COUNTERS = ("replaced", "kernel_share", "decoder_fallbacks")
+"""Fields whose curves start with their first count, as those of ``storage`` do: most counters of most runs stay 0."""
 
 
 def describe(tag: str) -> str:
     """The description of a tag; empty if it is no curve of a run."""
     group, _, name = tag.partition("/")
-    if group == "time":
-        return TIME.get(name.removesuffix("_share"), "")
-    if group == "storage":
-        kind = name.removeprefix("retries_")
-        if kind != name:
-            text = f"Failed attempts to read, by cause: {kind}."
-        else:
-            text = STORAGE.get(name, "")
-        if text:
-            return f"{text} Sum over the ranks in this attempt."
-        return ""
     if group == "callback":
         return f"Value of the class {name.partition('/')[0]} in monitor.callbacks; mean over ranks and calls."
-    if group in COLUMNS:
-        return f"Top-1 score on {name.removesuffix('_top1')}, task {group}."
+    if group == "scores":
+        return f"Top-1 score on {name.removesuffix('_top1')}."
+    if name.startswith("time/"):
+        return TIME.get(name.removeprefix("time/").removesuffix("_share"), "")
+    if name.startswith("storage/"):
+        return _describe_counter(name.removeprefix("storage/"))
     return next((text for known, text in CURVES.values() if known == tag), "")
 
 
-def score_tags(config: Config) -> list[str]:
-    return [curve(item.name + suffix, item.task) for item in config.evaluate.sets for suffix in COLUMNS[item.task]]
+def _describe_counter(name: str) -> str:
+    kind = name.removeprefix("retries_")
+    if kind != name:
+        text = f"Failed attempts to read, by cause: {kind}."
+    else:
+        text = STORAGE.get(name, "")
+    if text:
+        return f"{text} Sum over the ranks in this attempt."
+    return ""
 
 
 def scores(evaluations: list[dict[str, Any]]) -> dict[str, float]:
     """Tag -> top-1 of the results of one evaluation."""
-    return {curve(item["name"], item.get("task", "zeroshot")): item["top1"] for item in evaluations}
+    return {curve(item["name"]): item["top1"] for item in evaluations}
 
 
 class CurvePoints:
@@ -152,13 +154,11 @@ class CurvePoints:
 
     def of(self, line: Mapping[str, Any]) -> dict[str, float]:
         """Tag -> value of one metric line."""
-        points = {tag: line.get(field) for field, (tag, _) in CURVES.items()}
-        points |= {f"storage/{name}": count for name, count in (line.get("storage") or {}).items()}
+        points = {tag: line.get(field) for field, (tag, _) in CURVES.items() if field not in COUNTERS}
         points |= {f"callback/{name}": value for name, value in (line.get("callback") or {}).items()}
-        points |= {f"time/{part}_share": share for part, share in (line.get("shares") or {}).items()}
-        self._counted |= {tag for tag, value in points.items() if value}
-        return {
-            tag: value
-            for tag, value in points.items()
-            if value is not None and (tag in self._counted or not tag.startswith(COUNTERS))
-        }
+        points |= {f"system/time/{part}_share": share for part, share in (line.get("shares") or {}).items()}
+        counts = {CURVES[field][0]: line.get(field) for field in COUNTERS}
+        counts |= {f"system/storage/{name}": count for name, count in (line.get("storage") or {}).items()}
+        self._counted |= {tag for tag, count in counts.items() if count}
+        points |= {tag: count for tag, count in counts.items() if tag in self._counted}
+        return {tag: value for tag, value in points.items() if value is not None}

@@ -6,13 +6,13 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import custom_scalars, hparams
+from torch.utils.tensorboard.summary import hparams
 
 from flip import environment, model_costs
 from flip.config.derived import stage_spans
@@ -21,61 +21,38 @@ from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.data import kernel
 from flip.files.creation import open_append, run_folder
-from flip.loss_kinds import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
-from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
+from flip.monitoring.curves import CurvePoints, describe, scores
 from flip.runs.metric_lines import newest_line
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, read_lenient, write_json
 
 log = logging.getLogger(__name__)
 
 RECENT = 1000
 """Logged windows by which the status judges whether the throughput varies."""
-NO_HPARAMS = ("schema", "checkpoint", "evaluate", "monitor")
-"""Sections of the configuration that affect neither the model nor its speed."""
 
 
-def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
-    """Categories and charts of TensorBoard's tab CUSTOM SCALARS, training and scores first.
+def hparams_summary(config: Config, varied: Collection[str]) -> Any:
+    """Summary for TensorBoard's hparams plugin: the hyperparameters of the run (``hparams_values``).
 
-    The other tabs sort groups by name, and renaming a tag would break dashboards that exist.
+    ``SummaryWriter.add_hparams`` would create another run in a subfolder. This summary goes to the run's own event
+    file, so that the run is one row of the table. A summary of the experiment, which names columns, is left out:
+    TensorBoard collects the hyperparameters of the runs that it shows.
     """
+    _, session, _ = hparams(hparams_values(config, varied), {})
+    return session
 
-    def charts(*tags: str) -> dict[str, list[Any]]:
-        return {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in tags}
 
-    def group(name: str) -> dict[str, list[Any]]:
-        return charts(*(tag for tag, _ in CURVES.values() if tag.startswith(name)))
+def hparams_values(config: Config, varied: Collection[str]) -> dict[str, Any]:
+    """Dotted key -> value of the settings that are ``varied`` in the sweep, and of the masks; lists as text.
 
-    training = group("train/")
-    for name in all_parameters().keys() - LOSSES[config.model.objective].parameters.keys():
-        del training[CURVES[name][0]]
-    return {
-        "Training": training,
-        "Scores": charts(*score_tags(config)),
-        "Speed": group("speed/"),
-        "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
-        "Memory": group("memory/"),
-        "Data": group("data/") | {"storage": ["Multiline", ["^storage/"]]},
-        "Callbacks": {"callbacks": ["Multiline", ["^callback/"]]},
+    Stages and data sets go by their names.
+    """
+    values = {
+        key: value
+        for key, value in flatten(to_dict(config)).items()
+        if key in varied or re.fullmatch(r"stages\..*\.mask", key)
     }
-
-
-def hparams_summaries(config: Config) -> list[Any]:
-    """Summaries for TensorBoard's hparams plugin: the hyperparameters, the metrics, and the values of the run.
-
-    ``SummaryWriter.add_hparams`` would create another run in a subfolder. These summaries go to the run's own event
-    file, so that the run is one row of the table and the metrics are its newest scalars.
-    """
-    metrics = [*score_tags(config), "train/loss", "speed/samples_per_second"]
-    experiment, session, _ = hparams(hparams_values(config), dict.fromkeys(metrics))
-    return [experiment, session]
-
-
-def hparams_values(config: Config) -> dict[str, Any]:
-    """Dotted key -> value; lists as text. Stages and data sets go by their names."""
-    tree = {section: value for section, value in to_dict(config).items() if section not in NO_HPARAMS}
-    values = {key: value for key, value in flatten(tree).items() if value != ""}
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in values.items()}
 
 
@@ -123,8 +100,9 @@ class MetricsWriter:
         self._events = SummaryWriter(
             str(run_folder(self._run.tensorboard)), purge_step=samples_seen + 1, filename_suffix=f".{self._attempt}"
         )
-        for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
-            self._events.file_writer.add_summary(summary, samples_seen)  # type: ignore[attr-defined]
+        varied = read_lenient(self._run.path.parent / "sweep.json").get("varied", [])
+        summary = hparams_summary(config, varied)
+        self._events.file_writer.add_summary(summary, samples_seen)  # type: ignore[attr-defined]
         self.status(samples=samples_seen, step=step, phase="training", **self._logged_before(samples_seen))
 
     def _record_environment(self, samples_seen: int, gpu: str, config: Config, restoring: float) -> None:

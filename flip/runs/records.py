@@ -220,7 +220,7 @@ FIELDS: Dict[str, Any] = {
     "remote.json": {"id": EXACT.needed()},
     "sweep.json": {
         "name": TEXT, "title": TEXT, "notes": TEXT, "file": PATH, "runs": [NAME], "paper": {"*": PUBLISHED},
-        "rows": [PUBLISHED], "baselines": {"*": {"*": NUMBER}},
+        "rows": [PUBLISHED], "baselines": {"*": {"*": NUMBER}}, "varied": [TEXT],
     },
     "settings.json": {"parallel": COUNT, "peer_grace": NUMBER, "stop_grace": NUMBER},
 }  # fmt: skip

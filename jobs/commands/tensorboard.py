@@ -71,7 +71,6 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder, RunLinks(Path(folder)) as links:
         links.add(select.chosen(args))
         note(WARNING)
-        note("Add #custom_scalars to the address that TensorBoard prints: loss, accuracy and scores come first.")
         command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder]
         command += ["--window_title", " ".join(args.target) or "FLIP", *own]
         # TensorBoard inherits the blocked signal: Ctrl-C ends this command, which then ends TensorBoard.

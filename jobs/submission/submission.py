@@ -576,7 +576,8 @@ class Submission:
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes", "baselines")}
         order = list(dict.fromkeys(order))
         file = resubmit.recorded_path(self.file)
-        about |= {"file": file, "cluster": self.profile.name}
+        varied = dict.fromkeys(key for run in self.sweep.runs for key in run.differs)
+        about |= {"file": file, "cluster": self.profile.name, "varied": list(varied)}
         return {**about, "runs": order, "paper": paper, "rows": self.sweep.rows}
 
 

@@ -6,7 +6,7 @@ from tools.documentation.markdown import code, table
 _HEAD = """# Metrics
 
 The fields of a line of `metrics/<n>.jsonl`, and their curves in TensorBoard.
-[monitoring.md](../monitoring.md) says how to use them. Scores have curves of their own, TASK/COLUMN_top1.
+[monitoring.md](../monitoring.md) says how to use them. Scores have curves of their own, scores/COLUMN_top1.
 """
 
 
@@ -16,10 +16,10 @@ def metrics_page() -> str:
     rows += [(code(field), "", about) for field, about in curves.WITHOUT_CURVE.items()]
     rows += [(code(field), "below", about) for field, about in curves.NESTED.items()]
     parts = [_HEAD, table(("field", "curve", "meaning"), rows)]
-    shares = [(code(part), f"time/{part}_share", about) for part, about in curves.TIME.items()]
+    shares = [(code(part), f"system/time/{part}_share", about) for part, about in curves.TIME.items()]
     parts += ["## Shares of the time\n", table(("part of `shares`", "curve", "meaning"), shares)]
-    counters = [(code(name), f"storage/{name}", about) for name, about in curves.STORAGE.items()]
-    counters.append(("`retries_KIND`", "storage/retries_KIND", "Failed attempts to read, by cause."))
+    counters = [(code(name), f"system/storage/{name}", about) for name, about in curves.STORAGE.items()]
+    counters.append(("`retries_KIND`", "system/storage/retries_KIND", "Failed attempts to read, by cause."))
     about = "Sums over the ranks of one attempt; [reading.md](../reading.md#storage-errors) has the kinds of retries.\n"
     parts += ["## Counters of storage\n", about, table(("part of `storage`", "curve", "meaning"), counters)]
     return "\n".join(parts)

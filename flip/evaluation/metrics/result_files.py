@@ -203,9 +203,9 @@ def is_of_published_model(result: Mapping[str, Any]) -> bool:
     return bool(result.get("stage") == PUBLISHED)
 
 
-def curve(name: str, task: str) -> str:
+def curve(name: str) -> str:
     """The TensorBoard tag of the result ``name``."""
-    return f"{task}/{name}_top1"
+    return f"scores/{name}_top1"
 
 
 def suffix(mask: str, ensemble: bool) -> str:

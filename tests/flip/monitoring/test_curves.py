@@ -5,7 +5,6 @@ import inspect
 import re
 import textwrap
 
-from flip.config.schema import Config, Evaluate, EvaluationSet
 from flip.data.storage.client import IOStats
 from flip.loss_kinds import all_parameters
 from flip.monitoring import curves
@@ -26,20 +25,17 @@ def line():
 
 def test_curve_tags_of_metric_line_have_descriptions():
     tags = CurvePoints().of(line())
-    assert {"train/loss", "storage/retries_slowdown", "storage/cap", "time/communication_share"} <= set(tags)
+    assert {"batch/loss", "system/storage/retries_slowdown", "system/storage/cap"} <= set(tags)
+    assert "system/time/communication_share" in tags
     assert "callback/GradNoise/noise" in tags
     missing = [tag for tag in tags if not curves.describe(tag)]
     assert not missing, f"{missing}: describe each in flip/monitoring/curves.py"
-    assert curves.describe("storage/other") == curves.describe("train/other") == ""
+    assert curves.describe("system/storage/other") == curves.describe("system/other") == ""
 
 
 def test_score_tags_have_descriptions():
-    sets = [EvaluationSet(name="val", task=task) for task in ("zeroshot", "retrieval", "probe")]
-    tags = curves.score_tags(Config(evaluate=Evaluate(sets=sets)))
-    assert [curves.describe(tag) for tag in tags] == [
-        "Top-1 score on val, task zeroshot.", "Top-1 score on val-text, task retrieval.",
-        "Top-1 score on val-image, task retrieval.", "Top-1 score on val-probe, task probe.",
-    ]  # fmt: skip
+    (tag,) = curves.scores([{"name": "val-text", "task": "retrieval", "top1": 0.5}])
+    assert (tag, curves.describe(tag)) == ("scores/val-text_top1", "Top-1 score on val-text.")
 
 
 def written_fields():
@@ -71,7 +67,7 @@ def test_every_metric_is_a_curve_or_exempt():
 
 
 def test_every_counter_of_storage_has_a_description():
-    missing = [name for name in IOStats().flat() if not curves.describe(f"storage/{name}")]
+    missing = [name for name in IOStats().flat() if not curves.describe(f"system/storage/{name}")]
     assert not missing, f"{missing}: add each to STORAGE in flip/monitoring/curves.py"
 
 
@@ -82,5 +78,5 @@ def test_page_of_metrics_states_description_of_each_curve():
 
 def test_counter_curve_starts_at_first_nonzero_count():
     points = CurvePoints()
-    counts = [points.of({"replaced": replaced}).get("data/replaced_samples") for replaced in (0, 2, 0)]
+    counts = [points.of({"replaced": replaced}).get("system/replaced_samples") for replaced in (0, 2, 0)]
     assert counts == [None, 2, 0]

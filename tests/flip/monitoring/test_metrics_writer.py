@@ -2,18 +2,16 @@
 
 import errno
 import importlib.metadata
-import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from flip import environment, model_costs
-from flip.config.schema import Config, Evaluate, EvaluationSet, Model, Stage
+from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import PARTS
-from flip.runs.rundir import RunDir, read_json, read_record
+from flip.runs.rundir import RunDir, read_json, read_record, write_json
 from tests.harness.common import metric_lines
 
 CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))
@@ -47,7 +45,7 @@ def test_curve_contains_repeated_steps_only_once(run):
     attempt(run, 16, (3, 4, 5), loss=2.0).close("complete")
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+    assert [(e.step, e.value) for e in events.Scalars("batch/loss")] == [
         (8, 1.0), (16, 1.0), (24, 2.0), (32, 2.0), (40, 2.0),
     ]  # fmt: skip
     assert [(line["step"], line["loss"]) for line in metric_lines(run)] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
@@ -92,10 +90,13 @@ def read(run):
 def test_curves_contain_all_known_values_of_metric_line(run):
     attempt(run, 0, (1, 2), loss=1.0).close("stopped")
     curves = {tag: [e.value for e in read(run).Scalars(tag)] for tag in read(run).Tags()["scalars"]}
-    assert curves["train/grad_norm"] == [2, 2] and curves["train/update_norm"] == pytest.approx([0.1, 0.1])
-    assert curves["memory/host_peak_bytes"] == [1 << 30, 1 << 30] and "memory/device_peak_bytes" not in curves
-    shares = {tag for tag in curves if tag.startswith("time/")}
-    assert shares == {f"time/{part}_share" for part in PARTS} - {"time/communication_share"}
+    assert curves["system/grad_norm"] == [2, 2] and curves["system/update_norm"] == pytest.approx([0.1, 0.1])
+    assert (
+        curves["system/host_memory_peak_bytes"] == [1 << 30, 1 << 30]
+        and "system/device_memory_peak_bytes" not in curves
+    )
+    shares = {tag for tag in curves if tag.startswith("system/time/")}
+    assert shares == {f"system/time/{part}_share" for part in PARTS} - {"system/time/communication_share"}
     assert read_json(run.status)["verdict"] == "compute-bound"
 
 
@@ -107,9 +108,9 @@ def test_counter_curve_starts_at_first_nonzero_count(run):
         writer.step(record(step, 1.0) | {"replaced": replaced, "storage": storage})
     writer.close("complete")
     events = read(run)
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("system/storage/", "system/replaced"))]
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-    assert points == {"storage/retries": [(16, 2), (24, 0)], "data/replaced_samples": [(24, 3)]}
+    assert points == {"system/storage/retries": [(16, 2), (24, 0)], "system/replaced_samples": [(24, 3)]}
     assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], (
         "metric lines contain every counter"
     )
@@ -123,49 +124,44 @@ def test_curves_have_descriptions_in_tensorboard(run):
     events = read(run)
     shown = {tag: events.SummaryMetadata(tag).summary_description for tag in events.Tags()["scalars"]}
     assert len(shown) > 15 and all(shown.values()), shown
-    about = events.SummaryMetadata("train/loss")
-    assert (about.display_name, about.summary_description) == ("train/loss", "Loss of the global batch.")
+    about = events.SummaryMetadata("batch/loss")
+    assert (about.display_name, about.summary_description) == ("batch/loss", "Loss of the global batch.")
     assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), (
         "TensorBoard's fast data server needs these values"
     )
 
 
-def test_custom_scalars_layout_starts_with_training_and_scores(run):
-    attempt(run, 0, (1,), loss=1.0).close("stopped")
-    writer = attempt(run, 8, (2,), loss=1.0)
-    writer.add_scores(16, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+def test_tensorboard_opens_with_loss_accuracy_and_speed(run):
+    """It sorts groups by name: the first has these three, and no group but system/ has others."""
+    writer = attempt(run, 0, (1, 2), loss=1.0)
+    writer.step(record(3, 1.0) | {"storage": {"requests": 2.0}, "callback": {"GradNoise/noise": 1.0}, "replaced": 1})
+    writer.add_scores(24, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     writer.close("complete")
-    events = read(run)
-    (event, *_) = events.Tensors("custom_scalars__config__")
-    categories = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
-    assert [category.title for category in categories][:2] == ["Training", "Scores"]
-    charts = [[pattern for chart in category.chart for pattern in chart.multiline.tag] for category in categories]
-    tags = events.Tags()["scalars"]
-    assert [tag for pattern in charts[1] for tag in tags if re.match(pattern, tag)] == ["zeroshot/val_top1"]
-    shown = {tag for patterns in charts for pattern in patterns for tag in tags if re.match(pattern, tag)}
-    assert shown == set(tags), "every curve is in the layout"
-    assert charts[0][:2] == [r"^train/loss$", r"^train/batch_accuracy$"] and not any("bias" in tag for tag in charts[0])
-    siglip = metrics_writer.layout(Config(model=Model(objective="siglip")))
-    assert "train/logit_bias" in siglip["Training"], "only SigLIP has a bias"
+    tags = sorted(read(run).Tags()["scalars"])
+    assert tags[:3] == ["batch/accuracy", "batch/loss", "batch/samples_per_second"]
+    others = [tag for tag in tags[3:] if not tag.startswith("system/")]
+    assert others == ["callback/GradNoise/noise", "scores/val_top1"]
+    assert "custom_scalars__config__" not in read(run).Tags()["tensors"], "a layout has charts without curves"
 
 
 def test_hparams_table_has_single_row_per_run(run):
-    """TensorBoard's plugin shows a single row if values and metrics are in the run's own folder, without subfolders."""
+    """TensorBoard's plugin shows a single row if the values are in the run's own folder, without subfolders.
+
+    Only what the sweep varies is a column, and the mask in any case.
+    """
+    run.path.parent.mkdir(parents=True)
+    write_json(run.path.parent / "sweep.json", {"varied": ["stages.pretrain.batch"]})
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)
-    writer.add_scores(16, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     writer.close("complete")
     events = read(run)
     tags = events.PluginTagToContent(metadata.PLUGIN_NAME)
-    experiment = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG])
     session = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG])
     ended = metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG])
+    assert set(session.hparams) == {"stages.pretrain.batch", "stages.pretrain.mask"}
     assert session.hparams["stages.pretrain.batch"].number_value == 8
     assert session.hparams["stages.pretrain.mask"].string_value == "0.5"
-    assert {info.name for info in experiment.hparam_infos} == set(session.hparams)
-    assert not [name for name in session.hparams if name.startswith(("monitor", "checkpoint"))]
-    metrics = [info.name.tag for info in experiment.metric_infos]
-    assert "zeroshot/val_top1" in metrics and set(metrics) <= set(events.Tags()["scalars"])
+    assert metadata.EXPERIMENT_TAG not in tags, "it would fix the columns by one run"
     assert ended.status == 1  # STATUS_SUCCESS
     assert [path for path in run.tensorboard.iterdir() if path.is_dir()] == []
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import metadata
 
 import flip
 from flip.checkpoint.manager import CheckpointManager
@@ -291,14 +290,10 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
         assert f"{name}: {template.format(scores[name]['top1'])}" in caplog.messages
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
-    tags = {f"{score['task']}/{name}_top1" for name, score in scores.items()}
-    parsed = metadata.parse_experiment_plugin_data(
-        events.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.EXPERIMENT_TAG]
-    )
-    assert tags < {info.name.tag for info in parsed.metric_infos}
+    tags = {f"scores/{name}_top1" for name in scores}
     assert tags == {tag for tag in events.Tags()["scalars"] if tag.endswith("_top1")}
     utilisation = {tag for tag in events.Tags()["scalars"] if "utilisation" in tag}
-    assert utilisation == {"speed/matmul_utilisation"}, "a CPU has no datasheet peak"
+    assert utilisation == {"system/matmul_utilisation"}, "a CPU has no datasheet peak"
 
 
 class SignalledTrainer(Trainer):

@@ -20,7 +20,7 @@ from tests.jobs.outcomes import make
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def events(run, value, tag="train/loss"):
+def events(run, value, tag="batch/loss"):
     """Write a scalar to an event file, as the trainer's writer does, but without torch."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -70,7 +70,7 @@ def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
         runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
         assert sorted(runs) == ["demo/clip", "demo/mask50"]
         url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
-        assert "train/loss" in str(_until(url, lambda tags: "demo/mask50" in tags))
+        assert "batch/loss" in str(_until(url, lambda tags: "demo/mask50" in tags))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)

@@ -34,7 +34,7 @@ def records(run, key):
 
 
 def sent(run):
-    return [(line["step"], line["values"].get("train/loss")) for line in records(run, "step")]
+    return [(line["step"], line["values"].get("batch/loss")) for line in records(run, "step")]
 
 
 def test_follower_sends_each_step_once_after_commit(run):
@@ -114,7 +114,7 @@ def test_follower_sends_scores_with_sample_count(run):
     send_once(run)
     rows = [(line["step"], line["values"]) for line in records(run, "step")]
     scores = [
-        (step, values["scored_samples"], values["zeroshot/val_top1"])
+        (step, values["scored_samples"], values["scores/val_top1"])
         for step, values in rows
         if "scored_samples" in values
     ]

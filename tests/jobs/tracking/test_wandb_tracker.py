@@ -68,12 +68,12 @@ def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     assert {(logged.display_name, logged.run_group) for logged in runs} == {("tracked", "sweep")}
     rows = wandb_files.history(sessions)
     lines = metric_lines(arena.run)
-    trained = [row for row in rows if "train/loss" in row]
+    trained = [row for row in rows if "batch/loss" in row]
     assert [row["_step"] for row in trained] == [line["step"] for line in lines] == list(range(1, 61))
-    assert [(row["samples"], row["train/loss"], row["_timestamp"]) for row in trained] == [
+    assert [(row["samples"], row["batch/loss"], row["_timestamp"]) for row in trained] == [
         (line["samples"], line["loss"], line["time"]) for line in lines
     ]
-    scored = [row["scored_samples"] for row in rows if "zeroshot/validation_top1" in row]
+    scored = [row["scored_samples"] for row in rows if "scores/validation_top1" in row]
     assert sorted(scored) == [18 * BATCH, 36 * BATCH, 44 * BATCH, 54 * BATCH, 60 * BATCH]
 
     repeated = run_script(
@@ -112,7 +112,7 @@ def test_follow_resumes_from_wandb_server_if_local_position_is_lost(run, tmp_pat
             assert done.returncode == 0, done.stderr
             (run.path / "trackers" / "wandb.json").unlink()
     assert server.steps() == [1, 2, 3, 4, 5]
-    assert [row["train/loss"] for row in server.history.values()] == [1.01, 1.02, 1.03, 2.04, 2.05]
+    assert [row["batch/loss"] for row in server.history.values()] == [1.01, 1.02, 1.03, 2.04, 2.05]
     wandb_run = server.run
     assert (wandb_run["entity"], wandb_run["project"], wandb_run["groupName"], wandb_run["displayName"]) == (
         "team", "masking", "sweep", "run",
