@@ -4,8 +4,8 @@ from flip import __all__
 
 _HEAD = """# Python interface
 
-The public names of the package `flip`. [results.md](../results.md#from-python) and [batches.md](../batches.md) show them
-in use. Everything else may move.
+The public names of the package `flip`. [results.md](../results.md#from-python) and [batches.md](../batches.md) show
+them in use. Everything else may move.
 """
 _CLASSES = {
     "What submit returns": ("jobs.submission.api.SubmittedRuns", "flip.runs.lifecycle.RunState"),
