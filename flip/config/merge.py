@@ -126,15 +126,18 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
 
 
-def _about(key: str) -> str:
+def _description(key: str) -> str:
     """The description of a field, by its dotted key; empty if it has none."""
     kind: Any = Config
     text = ""
     for part in key.split("."):
-        if not (dataclasses.is_dataclass(kind) and part in fields_of(typing.cast(type, kind))):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        owner = typing.cast(type, kind)
+        if part not in fields_of(owner):
             continue  # the name of a member, or its position
-        text = descriptions(kind).get(part, "")
-        hint = fields_of(typing.cast(type, kind))[part]
+        text = descriptions(owner).get(part, "")
+        hint = fields_of(owner)[part]
         kind = (typing.get_args(hint) or (hint,))[0]
     return text
 
@@ -156,7 +159,7 @@ def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
     if isinstance(value, list) and place.key == "data.manifest":
         remedy = "Several data sets belong under data.sets: [{name: NAME, manifest: FOLDER}, ...]."
         raise place.error("is a single data set", value, remedy)
-    return typed.read_value(value, typed.TYPES[kind], place, _about(place.key))
+    return typed.read_value(value, typed.TYPES[kind], place, _description(place.key))
 
 
 def _refuse_credentials(place: SourceLocation, value: str) -> None:

@@ -72,9 +72,9 @@ def terminal_page(results: Sequence[Outcome], table_: str = "") -> Page:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
     grouped = axes.in_order(seed_groups.group_by_seed(results))
     unit = seed_groups.hours_unit(grouped)
-    drop = ("attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask")
-    drop += tuple(axis.name for axis in axes.axes(grouped))
-    lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=drop)]
+    drop = ["attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask"]
+    drop += [axis.name for axis in axes.axes(grouped)]
+    lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=tuple(drop))]
     if any(group.complete for group in grouped):
         for headline in ranking.headlines(grouped, results):
             lines += filter(None, (headline.sentence, headline.explanation))
