@@ -23,6 +23,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
 # Locked packages are checked by their hashes. torch and what it brings are not locked: which build fits depends on the machine.
+# Its build is the user's choice: TORCH_INDEX is the address of an index with torch; without it torch comes as pip finds it.
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 UNLOCKED := torch|torchvision|triton|nvidia-.*|cuda-.*
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -38,8 +39,10 @@ endif
 
 $(BIN)/.ready: requirements.txt requirements.lock
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
-	@echo "installing into .venv with $(PYTHON); a plain torch may bring CUDA packages (about 3 GB)"
+	@echo "installing into .venv with $(PYTHON)"
+	@echo "torch from $(or $(TORCH_INDEX),pip's index): PyPI's brings CUDA on Linux (5.9 GB), https://download.pytorch.org/whl/cpu does not (0.7 GB): make install TORCH_INDEX=ADDRESS"
 	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements.lock &&) \
+		$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) -c requirements.txt torch torchvision &&) \
 		$(INSTALL) $(PACKAGES) && $(BIN)/python -m pip freeze > .venv/installed.txt && \
 		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s" || \
 		{ echo "not installed: does this machine reach the package index? Another one: PIP_INDEX_URL, a folder of wheels: PIP_FIND_LINKS"; exit 69; }

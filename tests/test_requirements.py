@@ -72,3 +72,15 @@ def test_make_install_with_unlock_updates_an_existing_environment(tmp_path):
     for target in ("install", "dev"):
         text = make(target, "UNLOCK=1")
         assert "--upgrade -r requirements.txt" in text and ".lock" not in text
+
+
+@pytest.mark.parametrize("index", ["", "https://mirror.example/cpu"])
+def test_build_of_torch_is_the_choice_of_the_user(index):
+    """Both sizes are shown before the download, and only TORCH_INDEX decides."""
+    command = ["make", "-n", "-W", "requirements.txt", ".venv/bin/.ready", "PYTHON=python3", f"TORCH_INDEX={index}"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (announced,) = [i for i, line in enumerate(lines) if "5.9 GB" in line and "0.7 GB" in line]
+    installs = [i for i, line in enumerate(lines) if "pip install" in line]
+    assert announced < min(installs)
+    chosen = [line for line in lines if "--index-url" in line]
+    assert len(chosen) == (1 if index else 0) and all(f"--index-url {index} " in line for line in chosen)
