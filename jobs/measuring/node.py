@@ -22,7 +22,16 @@ from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.rendezvous import Rendezvous
 from jobs.measuring.rows import NODES_ROW, SCHEDULED_FAULTS, RowPlan, local_rows, network_row
-from jobs.planning.measurement import FAILED, MEASURED, SKIPPED, MeasuredRow, Measurement, parsed, read_measurement
+from jobs.planning.measurement import (
+    FAILED,
+    MEASURED,
+    SKIPPED,
+    MeasuredRow,
+    Measurement,
+    node_name,
+    parsed,
+    read_measurement,
+)
 
 if TYPE_CHECKING:
     from flip.distributed.shutdown import StopFlag
@@ -166,21 +175,21 @@ def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> 
     """
     first = nodes[0]
     rows = list(first.rows)
+    names = [name for each in nodes for name in each.names]
     for number, each in enumerate(nodes[1:], 1):
         for row in each.rows:
             known_here = {other.name for other in first.rows if other.status == row.status}
             if row.status not in (MEASURED, SKIPPED) and row.name not in known_here:
                 name = f"node{number}_{row.name}"
-                rows.append(dataclasses.replace(row, name=name, what=f"{row.what}, node {number}"))
+                rows.append(dataclasses.replace(row, name=name, what=f"{row.what}, {node_name(names, number)}"))
     if len(nodes) > 1:
         differences = [
-            f"node {number}: {', '.join(changed)}"
+            f"{node_name(names, number)}: {', '.join(changed)}"
             for number, each in enumerate(known[1:], 1)
             if (changed := environment.changes(known[0], each))
         ]
         values = {"slow": slow_nodes(nodes), "versions": [{"difference": text} for text in differences]}
         rows.append(MeasuredRow("peers", "nodes compared", MEASURED, values))
-    names = [name for each in nodes for name in each.names]
     load = max(each.load for each in nodes)
     return dataclasses.replace(first, nodes=len(nodes), rows=tuple(rows), names=names, load=load)
 

@@ -11,7 +11,16 @@ from typing import Any
 
 from jobs.common.text import shortened
 from jobs.measuring.rows import NO_TIME
-from jobs.planning.measurement import BUSY_CORES, MEASURED, SKIPPED, TIME_LIMIT, MeasuredRow, Measurement, number
+from jobs.planning.measurement import (
+    BUSY_CORES,
+    MEASURED,
+    SKIPPED,
+    TIME_LIMIT,
+    MeasuredRow,
+    Measurement,
+    node_name,
+    number,
+)
 from jobs.reporting.faults import PARTS
 
 WORKS = "works"
@@ -433,6 +442,8 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         because = f"{100 * share:.0f} % slower than its peers in {what} ({unit}): {entry['value']:.4g}, peers"
         because += f" {entry['peers']:.4g}"
         remedy = "Look at its clocks and limits; exclude it if it stays"
+        if not measurement.names:
+            remedy += "; --names shows its host"
         stopped = entry.get("throttled_seconds", 0)
         if stopped > THROTTLED_SECONDS:
             because += f"; a limit of its cgroup has stopped its processes for {stopped:g} CPU seconds"
@@ -440,7 +451,7 @@ def _nodes(measurement: Measurement) -> Iterator[MachineVerdict]:
         elif entry["load"] > max(BUSY_CORES, LOAD_SHARE * share * measurement.machine.cores):
             because += f"; other processes used {entry['load']:g} of its cores"
             remedy = "Measure again while nothing else runs on it"
-        yield MachineVerdict(f"node {node}", SLOW, because, remedy)
+        yield MachineVerdict(node_name(measurement.names, node), SLOW, because, remedy)
 
 
 JUDGES: tuple[Callable[[Measurement], Iterator[MachineVerdict]], ...] = (

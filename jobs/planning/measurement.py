@@ -58,6 +58,13 @@ class Machine:
     platform: str = ""
 
 
+def node_name(names: Sequence[str], number: int) -> str:
+    """The host name of a node of a measurement, counted from 0, or ``node 1``. ``names``: as ``Measurement.names``."""
+    if number < len(names):
+        return names[number]
+    return f"node {number}"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A measured machine. ``names``: of its nodes, only if the user asked for them. ``load``: cores that

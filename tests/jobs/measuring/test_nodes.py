@@ -94,6 +94,14 @@ def test_packages_that_differ_between_nodes_are_named():
     assert first.verdict == BROKEN and "node 1: torch 2.13.0 -> 2.14.0" in first.because
 
 
+def test_verdicts_name_hosts_if_the_measurement_has_their_names():
+    slow = [replace(node_example(650.0, 900.0), names=["a1"]), replace(node_example(65.0, 900.0), names=["a2"])]
+    other = ENVIRONMENT | {"packages": {"torch": "2.14.0"}}
+    verdicts = judge(node.merged(slow, [ENVIRONMENT, other]))
+    assert any("a2: torch 2.13.0 -> 2.14.0" in verdict.because for verdict in verdicts)
+    assert [verdict.about for verdict in verdicts if "slower than its peers" in verdict.because] == ["a2"]
+
+
 def test_failure_on_another_node_is_a_verdict_of_its_own():
     second = node_example(650.0, 900.0)
     failed = MeasuredRow("disk", "files", FAILED, {}, "Input/output error")
