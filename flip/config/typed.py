@@ -64,12 +64,21 @@ def read_value(value: Any, kind: FieldType, place: SourceLocation, about: str = 
         remedy = about and f"It is: {first_sentence(about)}"
         if value is None:
             raise place.error(f"has no value, and needs {kind.description}", remedy=remedy)
-        if kind.description == MAPPING.description and isinstance(value, str):
-            remedy = "Write `key: value` lines; a colon may be missing."
-        raise place.error(f"needs {kind.description}", value, remedy)
+        raise place.error(f"needs {kind.description}", value, remedy or _form(value, kind))
     if kind.convert:
         return kind.convert(value)
     return value
+
+
+def _form(value: Any, kind: FieldType) -> str:
+    """How a value of another form is written, as a remedy; empty if that is not clear."""
+    if kind.description == MAPPING.description and isinstance(value, str):
+        return "Write `key: value` lines; a colon may be missing."
+    if kind.description == MAPPING.description and isinstance(value, list):
+        return "Write {name: , other: } in place of [name, other]."
+    if kind.description.startswith("a list") and isinstance(value, (int, float, str)):
+        return f"Write [{value}]."
+    return ""
 
 
 def first_sentence(text: str) -> str:

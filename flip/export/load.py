@@ -132,7 +132,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
         return TrainedModel(*_load_export(run.path), device)
     if not run.config.is_file():
         if run.path.is_dir():
-            what = "neither a run (config.yaml) nor an export (export.json) is in this folder"
+            what = "no run here: the folder has neither config.yaml nor export.json"
         else:
             what = "no such folder"
         remedy = "Give the folder of a run, such as runs/quickstart/masked, or an exported one."

@@ -137,7 +137,8 @@ def no_commit(run: RunDir) -> ConfigError:
     if run.newest_attempt():
         remedy = "Submit it again, unless it is running; flip status shows its state."
         return ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy=remedy)
-    return ConfigError("this run has not started", str(run.checkpoints), remedy="Submit its sweep: flip submit SWEEP.")
+    what = "this run has no checkpoint yet: it has not started"
+    return ConfigError(what, str(run.checkpoints), remedy="Submit its sweep: flip submit SWEEP.")
 
 
 def commits(run: RunDir, folders: str = "*") -> List[Commit]:

@@ -143,6 +143,8 @@ def _check_folder(target: str | None) -> None:
     from flip.runs.errors import ConfigError
 
     path = Path(target or "-").expanduser().absolute()
+    if target not in (None, "-") and path.is_dir():
+        raise ConfigError("a folder, where a file is written", str(path), remedy="Name a file, or use --folder.")
     if target not in (None, "-") and not path.parent.is_dir():
         raise ConfigError("its folder does not exist", str(path), remedy=f"Create it: mkdir -p {path.parent}")
 

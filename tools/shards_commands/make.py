@@ -131,7 +131,8 @@ def _publish(folder: Path, out: Path) -> None:
 def _check_keys(source: Source, rows: Sequence[tuple[str, str | None]]) -> None:
     """Raise ConfigError if there are no rows, or if two have the same key."""
     if not rows:
-        raise ConfigError("there are no pictures here", source.path)
+        remedy = "Name a folder with pictures, such as .jpg or .png, or a table with a row per picture."
+        raise ConfigError("there are no pictures here", source.path, remedy=remedy)
     keys = Counter(key for _, key in rows if key is not None)
     if source.key and keys and (most := keys.most_common(1)[0])[1] > 1:
         raise ConfigError("two rows have the same key", "--key", most[0], "Name a column of unique keys.")

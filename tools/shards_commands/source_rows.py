@@ -213,7 +213,7 @@ def _of_table(source: Source, survey: bool, files: SourceFiles | None = None) ->
     _check_table(path)
     names = _column_names(path, files)
     if not names:
-        raise ConfigError("the table has no rows", path)
+        raise ConfigError("the table has no rows", path, remedy="It needs a header, and a row per picture.")
     image = _column(source.image, names, IMAGE, "--image", path)
     caption = _column(source.caption, names, CAPTION, "" if source.label else "--caption", path)
     label, key = (column(name, names, path) if name else "" for name in (source.label, source.key))

@@ -34,7 +34,7 @@ def test_values_are_converted_to_the_types_of_their_fields():
     ("name: [a]", "some.yaml:1: section.name: needs text (found: ['a'])."),
     ("name:", "some.yaml:1: section.name: has no value, and needs text."),
     ("fast: 1", "some.yaml:1: section.fast: needs true or false (found: 1)."),
-    ("env: HOME", "some.yaml:1: section.env: needs a list of texts (found: 'HOME')."),
+    ("env: HOME", "some.yaml:1: section.env: needs a list of texts (found: 'HOME'). Write [HOME]."),
     ("options: [a]", "some.yaml:1: section.options: needs options and their values, without dashes (found: ['a'])."),
 ])  # fmt: skip
 def test_error_names_line_key_requirement_and_value(text, message):

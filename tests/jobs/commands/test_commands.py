@@ -424,3 +424,15 @@ def test_load_profile_reads_numbers_as_configurations_do(tmp_path):
 def test_load_profile_lists_known_profiles_for_unknown_name():
     with pytest.raises(ConfigError, match="h100, local"):
         load_profile("h1000")
+
+
+def test_ctrl_c_ends_logs_as_other_commands(root, monkeypatch):
+    """``run_main`` reports it, with exit code 130."""
+    from jobs.commands import logs
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logs, "follow", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        logs.main(["one/a", "--err", "-f", "--root", str(root)])
