@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   flip shards info data/manifest
   flip shards make birds --out data/birds --template 'a photo of a {label}'    (birds/CLASS/*)
   flip shards make captions.csv --image photo --caption words --out data/mine
+  flip shards make downloads/data --check header --out data/mine    (a folder of parquet files)
+  flip shards make 'data/train-*.parquet' --image img --label label --out data/train
   flip shards make captions.csv --split 0.2 --out data/mine    (a fifth goes to data/mine/test)
   flip shards move data/manifest --to s3://bucket/laion --out manifests/laion
   flip shards recode data/manifest --short 256 --quality 85 --out data/small
@@ -117,14 +119,15 @@ def _indexing(commands: _Commands) -> None:
 def _making(commands: _Commands) -> None:
     about = (
         "Write pictures with captions or labels as shards, and index them. Pictures that cannot be decoded are left "
-        "out and reported. The folder appears when it is complete."
+        "out and reported. The folder appears when it is complete. Parquet files are read by one process per core."
     )
     command = commands.add("make", "make:make", about)
     about = (
         "a folder per class; a folder of pictures with text files of the same names, or with metadata.jsonl (.csv, "
-        ".parquet); or a table: CSV or TSV with a header, JSON lines, or parquet, which may hold the pictures"
+        ".parquet); a table: CSV or TSV with a header, or JSON lines; or parquet files (.parquet, .pq), which may hold "
+        "the pictures: files, patterns and folders, sorted by name"
     )
-    command.add_argument("source", help=about)
+    command.add_argument("source", nargs="+", metavar="SOURCE", help=about)
     command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")
     about = (
         "folder of the pictures, which paths in a table are relative to (default: that of the table). Files outside of "
@@ -138,6 +141,13 @@ def _making(commands: _Commands) -> None:
     about = "column of classes; captions, if there are none, are made of --template"
     command.add_argument("--label", metavar="COLUMN", help=about)
     command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
+    about = "columns of the json member (default: all others, of parquet those without bytes and lists of numbers)"
+    command.add_argument("--columns", metavar="A,B", help=about)
+    about = (
+        "header: read only the size and format of each picture, five times as fast; data that are cut off are found "
+        "by shards verify or in training (default: %(default)s)"
+    )
+    command.add_argument("--check", choices=("decode", "header"), default="decode", help=about)
     about = "caption of a labelled picture (default: a photo of a {label}); of several, training draws one"
     command.add_argument("--template", action="append", metavar="TEXT", help=about)
     about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"

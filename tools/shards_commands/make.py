@@ -1,84 +1,75 @@
-"""`shards make`: writes pictures with captions or labels as shards, from a folder or a table, and indexes them.
+"""`shards make`: writes pictures with captions or labels as shards, from folders, tables or parquet files, and indexes
+them.
 
-Pictures are stored as they are. A row whose picture cannot be decoded, that has no text, or whose files lie outside of
-the source is refused with a reason. Equal sources give equal bytes.
+The source is read twice: first for its labels and keys, then for its pictures. Processes write its parts
+(`shard_writer`). Equal sources give equal bytes, whatever the number of processes.
 """
 
 import argparse
 import errno
 import hashlib
-import io
-import json
 import os
-import re
 import signal
 import sys
-import tarfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flip.concurrency import map_in_processes
 from flip.config.host import cores
-from flip.data import decode
-from flip.data.decode import FILE_FIELD, DecodeError, noting_place
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.manifest.tar import split
-from flip.evaluation.datasets.prompts import Prompts, check_prompts, fill_templates
+from flip.evaluation.datasets.prompts import Prompts, check_prompts
 from flip.files import deletion
-from flip.files.creation import create_file, fsync_path, output_folder
+from flip.files.creation import fsync_path, output_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import kind, manifest_facts
-from tools.shards_commands.output import CLASSES, CommandResult, writing
-from tools.shards_commands.source_files import NOT_UTF8, SourceFiles, is_unicode
-from tools.shards_commands.source_rows import Row, Source
+from tools.shards_commands.output import CLASSES, CommandResult, names, writing
+from tools.shards_commands.parquet_source import ParquetPart, ParquetSource
+from tools.shards_commands.shard_writer import TEST, Part, Writing, Written, part_writer
+from tools.shards_commands.source_row import Row, Wanted
+from tools.shards_commands.source_rows import Source
+from tools.shards_commands.sources import NEEDS, open_source
 
 FEW = 2000
 """Rows that need no other process."""
 EXAMPLES = 10
 """Refused rows in the report."""
-TEST = "test"
-"""Folder of the evaluation set of ``--split``, below OUT."""
-_KEY = re.compile(r"[\w -]+(/[\w -]+)*")
 
 
-@dataclass
-class Written:
-    """What became of the rows of one shard, or of all shards so far."""
+class RowsPart(NamedTuple):
+    """Rows of a folder or a table of text, which the main process has read."""
 
-    rows: int = 0
-    refused: list[tuple[int, str, str]] = field(default_factory=list)
-    """(number of the row in the set, its name, reason)."""
-    transparent: int = 0
-    """Pictures with transparent parts."""
-    turned: int = 0
-    """Pictures whose EXIF orientation turns them."""
-    pictures: bytes = b""
-    """A hash of 8 bytes of each picture, by which duplicates are counted."""
+    rows: Sequence[Row]
+    folders: Sequence[str]
+    number: int
+    shard: int
 
-    def add(self, other: "Written") -> None:
+    def read(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+class Survey:
+    """What the labels and keys of rows state about a source."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.labels = set[str]()
+        self.keys = list[bytes]()
+        """A hash of the key of each row that is not refused."""
+
+    def add(self, other: "Survey") -> None:
         self.rows += other.rows
-        self.refused += other.refused
-        self.transparent += other.transparent
-        self.turned += other.turned
-        self.pictures += other.pictures
-
-    def counts(self) -> dict[str, int]:
-        """Numbers of pictures, as the manifest's settings have them."""
-        hashes = np.frombuffer(self.pictures, "<u8")
-        duplicates = len(hashes) - len(np.unique(hashes))
-        return {"transparent": self.transparent, "turned": self.turned, "duplicates": duplicates}
+        self.labels |= other.labels
+        self.keys += other.keys
 
 
 def make(options: argparse.Namespace) -> CommandResult:
@@ -87,12 +78,11 @@ def make(options: argparse.Namespace) -> CommandResult:
     check_prompts(Prompts(["label"], templates), "--template")
     if options.images and not os.path.isdir(options.images):
         raise ConfigError("no such folder", "--images", options.images)
-    columns = {name: getattr(options, name) or "" for name in ("images", "image", "caption", "label", "key")}
-    source = Source(options.source, **columns)
+    source = open_source(options.source, options.images or "", _wanted(options))
     out = Path(options.out).absolute()
-    rows = list(_labels_and_keys(source))
-    _check_keys(source, rows)
-    labels = _class_names(rows)
+    survey = _survey(source, bool(options.key))
+    _check_rows(source, survey, options.key)
+    labels = _class_names(survey.labels)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     with writing(out), _sigterm_as_exit():
         refuse_existing(out)
@@ -100,8 +90,8 @@ def make(options: argparse.Namespace) -> CommandResult:
             raise _occupied(out)
         output_folder(folder, new=True)
         try:
-            writer = SetWriter(source, len(rows), labels, templates, options)
-            sets = _write_sets(writer, folder, options.split)
+            how = Writing(str(folder), options.per_shard, options.split, options.check, labels, templates)
+            sets = SetWriter(source, survey.rows, how, options).write()
             _publish(folder, out)
         finally:
             for left in (folder, build.part_folder(folder)):
@@ -110,6 +100,13 @@ def make(options: argparse.Namespace) -> CommandResult:
     if TEST in sets:
         report[TEST] = manifest_facts(Manifest.load(out / TEST)) | sets[TEST]
     return CommandResult(report)
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    columns = {name: getattr(options, name) or "" for name in ("image", "caption", "label", "key")}
+    if options.columns is None:
+        return Wanted(**columns)
+    return Wanted(**columns, fields=names(options.columns, "--columns"))
 
 
 def _occupied(out: Path) -> ConfigError:
@@ -128,28 +125,68 @@ def _publish(folder: Path, out: Path) -> None:
     fsync_path(out.parent)
 
 
-def _check_keys(source: Source, rows: Sequence[tuple[str, str | None]]) -> None:
+def _survey(source: Source | ParquetSource, with_keys: bool) -> Survey:
+    """The labels of a source and, if a column has them, the keys. Raises ConfigError, StorageError."""
+    if isinstance(source, Source):
+        return _survey_of(source.rows(), with_keys)
+    total = Survey()
+    if not (source.columns.label or source.columns.key):
+        total.rows = source.rows_count
+        return total
+    parts = list(source.survey_parts())
+    results = map_in_processes(_surveyor, (with_keys,), parts, _workers(source.rows_count, len(parts)), "make")
+    with ProgressBar("reading labels") as bar, closing(results):
+        for survey in results:
+            total.add(survey)
+            bar(total.rows, source.rows_count)
+    return total
+
+
+def _surveyor(with_keys: bool) -> Callable[[ParquetPart], Survey]:
+    return lambda part: _survey_of(part.read(), with_keys)
+
+
+def _survey_of(rows: Iterable[Row], with_keys: bool) -> Survey:
+    survey = Survey()
+    for row in rows:
+        survey.rows += 1
+        if row.label:
+            survey.labels.add(row.label)
+        if with_keys and not row.refused:
+            survey.keys.append(_key_hash(row))
+    return survey
+
+
+def _key_hash(row: Row) -> bytes:
+    return hashlib.blake2b(row.key.encode(), digest_size=16).digest()
+
+
+def _workers(rows: int, parts: int) -> int:
+    """Processes that read or write the parts of a source; 0: this one does."""
+    processes = min(cores(), parts)
+    if rows <= FEW or processes == 1:
+        return 0
+    return processes
+
+
+def _check_rows(source: Source | ParquetSource, survey: Survey, key_column: str | None) -> None:
     """Raise ConfigError if there are no rows, or if two have the same key."""
-    if not rows:
-        remedy = "Name a folder with pictures, such as .jpg or .png, or a table with a row per picture."
-        raise ConfigError("there are no pictures here", source.path, remedy=remedy)
-    keys = Counter(key for _, key in rows if key is not None)
-    if source.key and keys and (most := keys.most_common(1)[0])[1] > 1:
-        raise ConfigError("two rows have the same key", "--key", most[0], "Name a column of unique keys.")
+    if not survey.rows:
+        raise ConfigError("there are no pictures here", source.path, remedy=NEEDS)
+    if len(set(survey.keys)) == len(survey.keys):
+        return
+    repeated = {key for key, count in Counter(survey.keys).items() if count > 1}
+    row = next(row for row in source.rows() if not row.refused and _key_hash(row) in repeated)
+    what = f"two rows have the same key; the first is {row.where}"
+    raise ConfigError(what, f"--key {key_column}", row.key, "Name a column of unique keys.")
 
 
-def _class_names(rows: Sequence[tuple[str, str | None]]) -> list[str]:
+def _class_names(labels: Iterable[str]) -> list[str]:
     """The labels, in the order of their numbers."""
-    labels = sorted({label for label, _ in rows if label})
-    if all(map(str.isdecimal, labels)):
-        labels.sort(key=int)
-    return labels
-
-
-def _labels_and_keys(source: Source) -> Iterator[tuple[str, str | None]]:
-    """Label and key of each row; the key of a refused row is None."""
-    for row in source.rows(survey=True):
-        yield row.label, None if row.refused else row.key
+    ordered = sorted(labels)
+    if all(map(str.isdecimal, ordered)):
+        ordered.sort(key=int)
+    return ordered
 
 
 @contextmanager
@@ -162,109 +199,113 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write_sets(writer: "SetWriter", folder: Path, share: float | None) -> dict[str, dict[str, Any]]:
-    """Write the training set and, for a share, the evaluation set; returns their reports by folder."""
-    if share is None:
-        return {"": writer.write(writer.source.rows(), folder)[0]}
-    output_folder(folder / TEST, new=True)
-    sets = dict[str, dict[str, Any]]()
-    pictures = dict[str, Any]()
-    for name, wanted in (("", False), (TEST, True)):
-        rows = (row for row in writer.source.rows() if is_test(row, share) == wanted)
-        sets[name], pictures[name] = writer.write(rows, folder / name)
-    common = len(np.intersect1d(pictures[""], pictures[TEST]))
-    if common:
-        sets[TEST]["pictures_of_the_training_set"] = common
-    return sets
-
-
-def is_test(row: Row, share: float) -> bool:
-    """Whether a row belongs to the evaluation set: by a hash of its picture's name, key or content.
-
-    Rows of one picture stay together, and rows that are added later move no others.
-    """
-    if row.refused:
-        return False
-    name = os.fsencode(row.file or row.key)
-    if not name:
-        name = _content(row.image) or b""
-    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") < share * 2**64
-
-
 class SetWriter:
-    """Writes sets of rows of a source.
+    """Writes the sets of a source: all rows, or for ``--split`` a training set and an evaluation set.
 
     Args:
-        count: rows of the source, for progress.
-        labels: names of the classes.
+        count: rows of the source.
     """
 
-    def __init__(
-        self, source: Source, count: int, labels: Sequence[str], templates: list[str], options: argparse.Namespace
-    ) -> None:
-        self.source = source
-        self.options = options
+    def __init__(self, source: Source | ParquetSource, count: int, how: Writing, options: argparse.Namespace) -> None:
+        self._source = source
         self._count = count
-        self._labels = labels
-        self._templates = templates
-        self._workers = cores() if count > FEW else 0
+        self._how = how
+        self._options = options
 
-    def write(self, rows: Iterator[Row], folder: Path) -> tuple[dict[str, Any], Any]:
-        """Write shards, their manifest and classes.json; returns the report and the hashes of the pictures.
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Write shards, manifest and classes.json of each set; returns the reports by folder.
 
         Raises DataError if too few rows can be used.
         """
-        written = self._write_shards(rows, folder)
-        written.refused.sort()
+        folder = Path(self._how.folder)
+        if self._how.share is not None:
+            output_folder(folder / TEST, new=True)
+        sets = self._write_shards()
+        reports = {name: self._complete(written, folder / name) for name, written in sets.items()}
+        if TEST in sets:
+            pictures = [np.frombuffer(written.pictures, "<u8") for written in sets.values()]
+            common = len(np.intersect1d(*pictures))
+            if common:
+                reports[TEST]["pictures_of_the_training_set"] = common
+        return reports
+
+    def _write_shards(self) -> dict[str, Written]:
+        parts = list[Part]()
+        if isinstance(self._source, ParquetSource):
+            parts = list(self._source.parts(self._how.per_shard))
+            number = len(parts)
+        else:
+            number = -(-self._count // self._rows_of_part())
+        total = {"": Written()}
+        if self._how.share is not None:
+            total[TEST] = Written()
+        workers = _workers(self._count, number)
+        results = map_in_processes(part_writer, (self._how,), parts or self._row_parts(), workers, "make")
+        with ProgressBar("writing") as bar, closing(results):  # no process writes while the folder is removed
+            for sets in results:
+                for name, written in sets.items():
+                    total[name].add(written)
+                bar(sum(written.rows for written in total.values()), self._count)
+        for written in total.values():
+            written.refused.sort()
+        return total
+
+    def _row_parts(self) -> Iterator[Part]:
+        """The parts of a folder or a table of text."""
+        assert isinstance(self._source, Source)
+        size = self._rows_of_part()
+        rows = self._source.rows()
+        for index, part in enumerate(iter(lambda: list(islice(rows, size)), [])):
+            first = index * size
+            yield RowsPart(part, self._source.folders, first, first // self._how.per_shard)
+
+    def _rows_of_part(self) -> int:
+        """Rows of a part of a folder or table of text: one shard, or enough to fill shards of both sets of a split."""
+        share = self._how.share
+        if share is None:
+            return self._how.per_shard
+        return self._how.per_shard * min(10, round(1 / share) + 1)
+
+    def _complete(self, written: Written, folder: Path) -> dict[str, Any]:
+        """Write the manifest and classes.json of a set; returns its report. Raises DataError."""
         self._check_refused(written, folder)
         pictures = written.counts()
         report: dict[str, Any] = {"rows": written.rows, "refused": len(written.refused)}
-        if self._labels:
-            write_json(folder / CLASSES, {"names": self._labels, "templates": self._templates})
-            report["classes"] = len(self._labels)
+        if self._how.labels:
+            write_json(folder / CLASSES, {"names": self._how.labels, "templates": self._how.templates})
+            report["classes"] = len(self._how.labels)
         report |= {f"{name}_pictures": count for name, count in pictures.items() if count}
+        if isinstance(self._source, ParquetSource) and self._source.left_out:
+            report["left_out_columns"] = list(self._source.left_out)
         if advice := _advice(pictures):
             report["advice"] = advice
         if written.refused:
             reasons = Counter(kind(reason) for *_, reason in written.refused)
             report["refused_by_reason"] = dict(reasons.most_common())
-            if self.options.json:
+            if self._options.json:
                 shown = written.refused
             else:
                 shown = written.refused[:EXAMPLES]
             report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
         with ProgressBar("indexing", "B") as bar:
             shards = [str(path) for path in folder.glob("*.tar")]
-            build.index(shards, folder, 0, bar, self._workers, settings={"pictures": pictures})
-        return report, np.frombuffer(written.pictures, "<u8")
-
-    def _write_shards(self, rows: Iterator[Row], folder: Path) -> Written:
-        size = self.options.per_shard
-        total = Written()
-        parts = iter(lambda: list(islice(rows, size)), [])
-        tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
-        arguments = (self._labels, self._templates, self.source.folders)
-        results = map_in_processes(_writer, arguments, tasks, self._workers, "make")
-        with ProgressBar("writing") as bar, closing(results):  # no process writes while the folder is removed
-            for written in results:
-                total.add(written)
-                bar(total.rows, self._count)
-        return total
+            build.index(shards, folder, 0, bar, _workers(self._count, len(shards)), settings={"pictures": pictures})
+        return report
 
     def _check_refused(self, written: Written, folder: Path) -> None:
         """Raise DataError if too few rows can be used."""
         rows = written.rows
         refused = written.refused
-        if rows - len(refused) >= max(1, self.options.min_complete * rows):
+        if rows - len(refused) >= max(1, self._options.min_complete * rows):
             return
         if not rows:
             remedy = "Choose another --split, or make one set of all rows."
-            raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self.options.split, remedy)
+            raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self._options.split, remedy)
         what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
-        if "does not exist" in refused[0][2] and not self.source.is_folder:
-            remedy = f"Paths in the table are relative to {self.source.folders[0]}: name their folder with --images."
-        if self.source.is_folder:
+        if isinstance(self._source, Source) and "does not exist" in refused[0][2] and not self._source.is_folder:
+            remedy = f"Paths in the table are relative to {self._source.folders[0]}: name their folder with --images."
+        if self._source.is_folder:
             remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)
 
@@ -279,108 +320,3 @@ def _advice(pictures: Mapping[str, int]) -> list[str]:
     if pictures["duplicates"]:
         advice.append("duplicates: equal pictures of one batch count as each other's negatives")
     return advice
-
-
-def _writer(labels: Sequence[str], templates: list[str], folders: Sequence[str]) -> Callable[[Any], Written]:
-    """The function that writes one shard: (path, number of the first row, rows) -> what became of the rows."""
-    classes = {label: number for number, label in enumerate(labels)}
-    files = SourceFiles(folders)
-
-    def write(task: tuple[str, int, list[Row]]) -> Written:
-        path, first, rows = task
-        written = Written(len(rows))
-        with writing(path), create_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
-            for number, row in enumerate(rows, first):
-                try:
-                    with noting_place(partial(str, row.where)):
-                        image = _image(row, files)
-                        members = _members(row, image, classes, templates, files)
-                except DecodeError as error:
-                    written.refused.append((number, row.where, str(error)))
-                    continue
-                _count_picture(image, written)
-                for extension, data in members.items():
-                    info = tarfile.TarInfo(f"{row.key or f'{number:09d}'}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-        if len(written.refused) == len(rows):
-            deletion.delete_file(path)
-        else:
-            fsync_path(path)
-        return written
-
-    return write
-
-
-def _count_picture(image: bytes, written: Written) -> None:
-    written.transparent += decode.is_transparent(image)
-    written.turned += decode.is_turned(image)
-    written.pictures += hashlib.blake2b(image, digest_size=8).digest()
-
-
-def _content(image: Any) -> bytes | None:
-    """The bytes of a picture of a parquet file; None if its row has a path instead."""
-    # datasets.Image is a dict
-    if isinstance(image, dict):
-        content = image.get("bytes")
-    else:
-        content = image
-    if isinstance(content, bytes):
-        return content
-    return None
-
-
-def _image(row: Row, files: SourceFiles) -> bytes:
-    """The bytes of a row's picture. Raises DecodeError if the row cannot be used, StorageError."""
-    if row.refused:
-        raise DecodeError(row.refused)
-    if row.key and not _KEY.fullmatch(row.key):
-        raise DecodeError(f"its key {row.key!r} has other characters than letters, digits, _, - and spaces")
-    if row.key and split(f"{row.key}.txt") is None:
-        raise DecodeError(f"its key {row.key!r} is in a folder __x__, of which webdataset reads no samples")
-    content = _content(row.image)
-    if content is not None:
-        return content
-    if isinstance(row.image, dict):
-        path = row.image.get("path")
-    else:
-        path = row.image
-    if path is None:
-        raise DecodeError("it has no image")
-    return files.read(str(path), "image")
-
-
-def _members(
-    row: Row, image: bytes, classes: Mapping[str, int], templates: list[str], files: SourceFiles
-) -> dict[str, bytes]:
-    """The members of a sample. Raises DecodeError if the row cannot be used, StorageError if a file is unavailable."""
-    if classes and not row.label:
-        raise DecodeError("it has no label")
-    lines: Sequence[str] = row.captions
-    if row.text:
-        lines = re.split(r"[\r\n]", files.read_text(row.text))
-    captions = [text for caption in lines if (text := " ".join(caption.split()))]
-    if not captions and row.label:
-        captions = fill_templates(row.label, templates)
-    if not captions:
-        raise DecodeError("it has no caption")
-    decode.decode(image, "simplejpeg")
-    form = decode.header(image)["format"].lower()
-    members = {
-        {"jpeg": "jpg", "mpo": "jpg"}.get(form, form): image,  # MPO: a JPEG file with further pictures at its end
-        "txt": "\n".join(captions).encode(),
-    }
-    if row.label:
-        members["cls"] = str(classes[row.label]).encode()
-    fields = ({FILE_FIELD: row.file} if row.file else {}) | dict(row.fields)
-    if fields:
-        members["json"] = _json(fields)
-    return members
-
-
-def _json(fields: Mapping[str, Any]) -> bytes:
-    """The json member. Raises DecodeError if a column has bytes that are not UTF-8; names of files may have some."""
-    for name, value in fields.items():
-        if name != FILE_FIELD and not is_unicode(json.dumps([name, value], default=str, ensure_ascii=False)):
-            raise DecodeError(f"its column {name!r} {NOT_UTF8}")
-    return json.dumps(fields, default=str).encode()
