@@ -1,8 +1,8 @@
 """Rows per second and memory of `flip shards make` on parquet files, beside a plain copy of the same files by pyarrow.
 
 Each call is a process of its own, on one core. Rates are of processor time, which hardly depends on what other programs
-do. The plain copy reads all batches and writes them to a parquet file again. Memory is the peak of the process with the
-most, for one file of few and of many rows: it must not depend on them.
+do. The plain copy reads all batches and writes them to a parquet file again. Memory is the peak for one file of few and
+of many rows, all in one row group: it must not depend on them.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ else:
     sys.stdout = open(os.devnull, "w")
     code = main(arguments)
     assert code == 0, code
-def peak(who): return resource.getrusage(who).ru_maxrss
 def seconds(who): return sum(resource.getrusage(who)[:2])
 both = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-print(json.dumps([sum(map(seconds, both)), max(map(peak, both)) * 1024]), file=sys.__stdout__)
+with open("/proc/self/status") as file:  # ru_maxrss would count the parent, of which this process is a fork
+    peak, = [int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")]
+print(json.dumps([sum(map(seconds, both)), peak]), file=sys.__stdout__)
 """
 
 

@@ -25,7 +25,7 @@ from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_erro
 from flip.runs.records import MANIFEST_LIMIT
 from flip.runs.rundir import read_record
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Names of tables that `shards make` reads."""
 LOOKED_AT = 200
 """Most entries of a folder that are examined to recognise pictures."""

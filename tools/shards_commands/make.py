@@ -35,6 +35,7 @@ from tools.shards_commands.manifest import kind, manifest_facts
 from tools.shards_commands.output import CLASSES, CommandResult, names, writing
 from tools.shards_commands.parquet_source import ParquetPart, ParquetSource
 from tools.shards_commands.shard_writer import TEST, Part, Writing, Written, part_writer
+from tools.shards_commands.source_files import ABSENT_IMAGE
 from tools.shards_commands.source_row import Row, Wanted
 from tools.shards_commands.source_rows import Source
 from tools.shards_commands.sources import NEEDS, open_source
@@ -223,8 +224,8 @@ class SetWriter:
         sets = self._write_shards()
         reports = {name: self._complete(written, folder / name) for name, written in sets.items()}
         if TEST in sets:
-            pictures = [np.frombuffer(written.pictures, "<u8") for written in sets.values()]
-            common = len(np.intersect1d(*pictures))
+            training, test = (np.frombuffer(sets[name].pictures, "<u8") for name in ("", TEST))
+            common = len(np.intersect1d(training, test))
             if common:
                 reports[TEST]["pictures_of_the_training_set"] = common
         return reports
@@ -303,8 +304,8 @@ class SetWriter:
             raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self._options.split, remedy)
         what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
-        if isinstance(self._source, Source) and "does not exist" in refused[0][2] and not self._source.is_folder:
-            remedy = f"Paths in the table are relative to {self._source.folders[0]}: name their folder with --images."
+        if not self._source.images and any(reason.startswith(ABSENT_IMAGE) for *_, reason in refused):
+            remedy += " Paths are relative to the table: name another folder with --images FOLDER."
         if self._source.is_folder:
             remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)

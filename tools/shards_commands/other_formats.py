@@ -7,7 +7,7 @@ of a table here.
 import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,7 +118,7 @@ def refuse_folder(folder: Path, names: Sequence[str]) -> None:
     ``names``: paths of its files and folders, relative to it.
     """
     for other in FORMATS:
-        match = _first(names, lambda name, other=other: re.search(other.pattern, Path(name).name.lower()) is not None)
+        match = next((name for name in names if re.search(other.pattern, Path(name).name.lower())), "")
         if not match:
             continue
         path = str(folder)
@@ -223,10 +223,6 @@ def _by_magic(head: bytes) -> tuple[str, str]:
         if head.startswith(mark) or lower.startswith(mark):
             return name, suffix
     return "", ""
-
-
-def _first(names: Sequence[str], matches: Callable[[str], bool]) -> str:
-    return next(filter(matches, names), "")
 
 
 def _filled(remedy: str, path: str) -> str:

@@ -126,9 +126,10 @@ def class_names(facts: ParquetFacts, label: str) -> list[str]:
 
 def kind_of(type_: Any) -> str:
     """The kind of the values of a type of pyarrow: text, number, bytes, ..., "list of KIND", "object of KIND KIND"."""
+    import pyarrow as pa
     import pyarrow.types as types
 
-    if isinstance(type_, _extension_type()):
+    if isinstance(type_, pa.BaseExtensionType):
         return kind_of(type_.storage_type)
     if types.is_dictionary(type_):
         return kind_of(type_.value_type)
@@ -172,12 +173,6 @@ def _object_kind(type_: Any) -> str:
     return " ".join(["object of", *inner])
 
 
-def _extension_type() -> type:
-    import pyarrow as pa
-
-    return pa.BaseExtensionType
-
-
 def _check_marks(path: str, file: BinaryIO) -> None:
     """Raise ConfigError if a file does not begin and end as a parquet file."""
     head = file.read(other_formats.HEAD)
@@ -192,7 +187,7 @@ def _check_marks(path: str, file: BinaryIO) -> None:
 
 def _groups(metadata: Any, start: int, stop: int) -> tuple[list[int], int]:
     """The row groups that hold rows ``start`` to ``stop``, and the rows of the first one before ``start``."""
-    groups = []
+    groups = list[int]()
     skip = 0
     first = 0
     for number in range(metadata.num_row_groups):

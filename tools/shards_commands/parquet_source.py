@@ -99,10 +99,11 @@ def open_parquet_source(path: str, paths: Sequence[tuple[str, str]], images: str
 
     ``path``: what the user named.
     """
-    files = [(facts(name, _files(within)), within) for name, within in paths]
-    all_facts = [file for file, _ in files]
-    if not any(file.rows for file in all_facts):
+    opened = [(facts(name, _files(within)), within) for name, within in paths]
+    files = [(file, within) for file, within in opened if file.rows]  # a file without rows often lacks types, too
+    if not files:
         raise ConfigError("the table has no rows", path)
+    all_facts = [file for file, _ in files]
     first = all_facts[0]
     columns = choose_columns(wanted, list(first.kinds), first.path)
     _refuse_image_lists(all_facts, columns.image)

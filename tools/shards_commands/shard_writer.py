@@ -35,7 +35,9 @@ _KEY = re.compile(r"[\w -]+(/[\w -]+)*")
 _BLOCK = 512
 _NAME_BYTES = 100
 """Longest name in a plain header of a tar."""
-_HEADER = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
+_HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_HEADER[156:])
+"""The sum of a header, for its checksum, without its name and size; the checksum itself counts as spaces."""
 
 
 class Part(Protocol):
@@ -149,6 +151,7 @@ class ShardWriter:
         self._files = files
         self._folder = Path(how.folder) / name
         self._shard = shard
+        self._path = self._folder / f"{shard:05d}.tar"
         self._tar: TarWriter | None = None
         self._hashes = list[bytes]()
 
@@ -166,10 +169,9 @@ class ShardWriter:
             written.refused.append((number, row.where, str(error)))
             return
         self._hashes.append(hashlib.blake2b(image, digest_size=8).digest())
-        path = self._folder / f"{self._shard:05d}.tar"
-        with writing(path):
+        with writing(self._path):
             if self._tar is None:
-                self._tar = TarWriter(create_file(path))
+                self._tar = TarWriter(create_file(self._path))
             key = row.key or f"{number:09d}"
             for extension, data in members.items():
                 self._tar.add(f"{key}.{extension}", data)
@@ -181,12 +183,12 @@ class ShardWriter:
 
     def _end_shard(self) -> None:
         if self._tar is not None:
-            path = self._folder / f"{self._shard:05d}.tar"
-            with writing(path):
+            with writing(self._path):
                 self._tar.close()
-                fsync_path(path)
+                fsync_path(self._path)
         self._tar = None
         self._shard += 1
+        self._path = self._folder / f"{self._shard:05d}.tar"
 
     def _members(self, row: Row, image: bytes) -> dict[str, bytes]:
         """The members of a sample; counts its picture. Raises DecodeError if the row cannot be used, StorageError."""
@@ -222,10 +224,9 @@ class TarWriter:
         self._size = 0
 
     def add(self, name: str, data: bytes) -> None:
-        rest = -len(data) % _BLOCK
-        for piece in (_tar_header(name, len(data)), data, bytes(rest)):
-            self._file.write(piece)
-            self._size += len(piece)
+        member = b"".join((_tar_header(name, len(data)), data, bytes(-len(data) % _BLOCK)))
+        self._file.write(member)
+        self._size += len(member)
 
     def close(self) -> None:
         """Write the end marker, and close the file."""
@@ -240,12 +241,11 @@ def _tar_header(name: str, size: int) -> bytes:
         info = tarfile.TarInfo(name)
         info.size = size
         return info.tobuf()
-    header = _HEADER.copy()
-    header[: len(encoded)] = encoded
-    header[124:135] = b"%011o" % size
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    digits = b"%011o" % size
+    checksum = b"%06o\0 " % (_HEADER_SUM + sum(encoded) + sum(digits))
+    return b"".join(
+        (encoded.ljust(_NAME_BYTES, b"\0"), _HEADER[100:124], digits, _HEADER[135:148], checksum, _HEADER[156:])
+    )
 
 
 def _content(image: Any) -> bytes | None:
