@@ -108,7 +108,7 @@ def test_make_of_several_files_does_not_depend_on_the_number_of_processes(tmp_pa
 def test_make_reads_row_groups_at_the_borders_of_parts_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(parquet_source, "_PART_ROWS", 10)
     path = write_table_as_parquet(tmp_path / "t.parquet", rows_of(0, 70), row_group_size=3)
-    assert call(capsys, "make", path, "--out", tmp_path / "out", "--per-shard", 4)[0] == 0
+    assert call(capsys, "make", path, "--out", tmp_path / "out", "--per-shard", 7)[0] == 0
     assert texts(tmp_path / "out") == [f"number {n}" for n in range(70)]
 
 
