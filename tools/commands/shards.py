@@ -144,7 +144,7 @@ def _making(commands: _Commands) -> None:
     about = "columns of the json member (default: all others, of parquet those without bytes and lists of numbers)"
     command.add_argument("--columns", metavar="A,B", help=about)
     about = (
-        "header: read only the size and format of each picture, five times as fast; data that are cut off are found "
+        "header: read only the size and format of each picture, twice as fast; data that are cut off are found "
         "by shards verify or in training (default: %(default)s)"
     )
     command.add_argument("--check", choices=("decode", "header"), default="decode", help=about)

@@ -217,7 +217,7 @@ class ShardWriter:
 
 
 class TarWriter:
-    """Writes files into a tar, byte for byte as ``tarfile`` does, in a fifth of its time."""
+    """Writes files into a tar, byte for byte as ``tarfile`` does, in less time."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
