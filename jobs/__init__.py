@@ -8,8 +8,10 @@ checks before ranks work.
 
 Order of the packages; each imports only what stands to its right, and ``flip``:
 
-    commands -> measuring.functions -> measuring -> submission | reporting -> planning -> submitted_runs
-        -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
+    commands -> measuring.functions -> measuring -> submission | reporting -> workloads -> planning
+        -> submitted_runs -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
+
+``workloads`` alone knows what a run does: a run of a sweep, or an evaluation.
 
 ``submission`` and ``reporting`` do not import each other, nor do ``slurm``, ``local`` and ``runtime``. ``slurm``,
 ``local`` and ``runtime`` use ``host`` for all that also runs outside of the ranks. No command imports torch, except for

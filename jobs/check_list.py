@@ -10,7 +10,7 @@ from flip.runs.checks import CLUSTER, NODE, RANK, SUBMIT, Rule
 from jobs.planning import preflight, software_checks
 from jobs.runtime import health, network_check, rank_process
 from jobs.slurm import site_checks
-from jobs.submission import evaluation
+from jobs.workloads import evaluation
 
 
 def stages() -> dict[str, dict[str, Sequence[Rule]]]:

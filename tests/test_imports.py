@@ -47,6 +47,7 @@ ORDER = [
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
     ["jobs.submitted_runs"],
     ["jobs.planning"],
+    ["jobs.workloads"],
     ["jobs.submission", "jobs.reporting"],
     ["jobs.measuring"],
     ["jobs.measuring.functions"],

@@ -11,8 +11,8 @@ from flip.config.schema import Compute, Data, Monitor
 from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.formats import EVALUATION, EVALUATION_NUMBER
-from flip.runs.job_kind import REQUEST
-from flip.runs.rundir import RunDir, load_record, write_json
+from flip.runs.rundir import RunDir, load_record, to_json, write_text
+from flip.runs.side_jobs import REQUEST
 
 CONFIGURED = "run"
 """Instead of a path: the data set is one of the run's own evaluate.sets."""
@@ -69,7 +69,11 @@ class EvaluationRequest:
 
     def write(self, job: RunDir) -> None:
         """Write task.json, which marks the directory as a run directory."""
-        write_json(job.path / REQUEST, {**dataclasses.asdict(self), EVALUATION.key: EVALUATION_NUMBER})
+        write_text(job.path / REQUEST, self.text())
+
+    def text(self) -> str:
+        """The text of task.json."""
+        return to_json({**dataclasses.asdict(self), EVALUATION.key: EVALUATION_NUMBER})
 
 
 def _sequences(record: Mapping[str, Any]) -> dict[str, Any]:

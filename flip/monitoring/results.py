@@ -21,9 +21,9 @@ from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.job_kind import REQUEST
 from flip.runs.lifecycle import RunState, SchedulerView
 from flip.runs.rundir import RunDir, read_record
+from flip.runs.side_jobs import REQUEST
 
 T = TypeVar("T")
 #: Prefix of keys (as in ``generic_key``) -> section of the schema with its defaults.
@@ -199,6 +199,16 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
 def read_settings(run: RunDir) -> dict[str, Any]:
     """``Outcome.settings`` alone; empty if they cannot be read."""
     return RunFileReader().read(run.config, _read_settings) or {}
+
+
+def stages_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of a stage -> its fields, in order, from flat settings."""
+    stages: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key.startswith("stages."):
+            name, _, field = key.removeprefix("stages.").partition(".")
+            stages.setdefault(name, {})[field] = value
+    return stages
 
 
 class RunFileReader:

@@ -1,7 +1,7 @@
 """Where do the files of a run lie, which state is it in, what is a committed checkpoint, which exit code has a failure?
 
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
-- ``run_files``: a table of these files and what each holds. ``job_kind``: whether a job trains or evaluates.
+- ``run_files``: a table of these files and what each holds. ``side_jobs``: jobs beside the runs of a sweep.
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``metric_lines``: the only reader of metrics/<n>.jsonl.

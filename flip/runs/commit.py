@@ -19,9 +19,9 @@ from flip.files.creation import fsync_path, run_folder
 from flip.files.ownership import PathLike
 from flip.runs import records
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.job_kind import is_evaluation
 from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, exists, list_names, read_record, write_json
+from flip.runs.side_jobs import is_side_job
 
 log = logging.getLogger(__name__)
 
@@ -312,12 +312,12 @@ def pin_holders(run: RunDir) -> Set[Path]:
 
 
 def _is_over(record: Dict[str, Any]) -> bool:
-    """Whether the holder of a pin no longer needs the commit: it is complete, or it is an evaluation job that failed or
-    was cancelled. Such a job never continues, but a failed or cancelled run may."""
+    """Whether the holder of a pin no longer needs the commit: it is complete, or it is a side job that failed or was
+    cancelled. Such a job never continues, but a failed or cancelled run may."""
     holder = RunDir(record["by"])
     if holder.is_complete():
         return True
-    if not is_evaluation(holder):
+    if not is_side_job(holder):
         return False
     try:
         end = read_record(holder.attempt(holder.newest_attempt()) / "end.json") or {}

@@ -16,7 +16,7 @@ from jobs.common.cli import Parser, add_root_option, add_sweep_arguments, run_co
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.planning.plan import ResolvedRun
+    from jobs.workloads.workload import SweepRun
 
 EXAMPLES = """examples:
   flip debug quickstart --run masked
@@ -78,7 +78,12 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     defaults = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
     if not allocated:
         defaults += ["resources.gpus=0"]
-    fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
+    fixed = [
+        "resources.cluster=''",
+        "checkpoint.url=''",  # the URL belongs to the real run
+        f"resources.nodes={nodes}",
+        f"resources.processes={processes}",
+    ]
     resolved, real, callbacks = resolve(args, not allocated, defaults, fixed)
     run = scratch(resolved, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
@@ -92,17 +97,17 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
 
 def resolve(
     args: argparse.Namespace, local: bool, below: list[str], above: list[str]
-) -> tuple[ResolvedRun, RunDir, Mapping[str, bytes]]:
+) -> tuple[SweepRun, RunDir, Mapping[str, bytes]]:
     """The resolved run; its real directory, which may not exist; path -> content of the files of ``monitor.callbacks``.
 
     ``below`` and ``above``: settings with lower and higher priority than those of the command line.
     """
     from dataclasses import replace
 
-    from flip.config.merge import read_config
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import load_profile
     from jobs.submission.submission import Submission, SubmitOptions
+    from jobs.workloads.training_request import settings_of_commits
 
     def submission(*more: str) -> Submission:
         overrides = [*below, *args.overrides, *above, *more]
@@ -110,14 +115,12 @@ def resolve(
 
     planned = submission()
     real = RunDir(planned.folder / planned.sweep.runs[0].name)
-    stored = None
-    if real.config.exists():
-        stored = read_config(real.config)
-    if stored and not stored.data.sets:  # a commit can only be resumed with its own lanes
-        planned = submission(f"data.lanes={stored.data.lanes}")
+    needed = settings_of_commits(real)
+    if needed:
+        planned = submission(*needed)
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
     planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
-    return planned.resolve_runs()[0], real, planned.callbacks
+    return planned.resolve_runs()[0], real, planned.code
 
 
 def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:
@@ -130,12 +133,11 @@ def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:
     return take(REPOSITORY, run.path.parent / ".code", callbacks).path
 
 
-def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
+def scratch(resolved: SweepRun, real: RunDir, args: argparse.Namespace) -> RunDir:
     """Create a run directory with this configuration and a copy of the newest commit of ``real``, if it has one."""
     import shutil
 
     from flip.checkpoint.remote import local_copy
-    from flip.config.merge import dump
     from flip.files.creation import closed_folder
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text
@@ -145,8 +147,8 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
         folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
     run = RunDir(folder / resolved.name)
     closed_folder(run.path)
-    resolved.config.checkpoint.url = ""  # the URL belongs to the real run
-    write_text(run.config, dump(resolved.config))
+    for name, text in resolved.files().items():
+        write_text(run.path / name, text)
     write_json(run.identity, dict(resolved.identity))
     commits = []
     if not args.fresh:

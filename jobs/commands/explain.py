@@ -57,12 +57,14 @@ def explain(args: argparse.Namespace) -> int:
 
 def page(facts: Mapping[str, Any]) -> Page:
     """The details; control characters from files are escaped."""
+    from flip.runs.rundir import RunDir
     from jobs.common.terminal import Page, TextTable
+    from jobs.workloads import submitted
 
     next_ = facts["next"]
     heads = [
         ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
-        *_subject(facts),
+        *submitted.of_run(RunDir(facts["folder"])).rows(facts),
         ("code", _code(facts["code"])),
         ("state", _state(facts["state"])),
         *_decision(facts["evidence"], facts["state"].get("reason") or ""),
@@ -92,37 +94,6 @@ def _code(code: Mapping[str, Any]) -> str:
     if code["present"]:
         return place
     return f"{place} (absent)"
-
-
-def _subject(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is trained or evaluated."""
-    job = facts["evaluation"]
-    if job:
-        evaluated = ", ".join([job["model"], *job["commits"]])
-        return [("what", f"evaluation of {evaluated}"), ("sets", ", ".join(job["sets"]))]
-    about = facts["about"]
-    stages = "; ".join(
-        f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
-    )
-    size = about["size"] or "unknown size"
-    differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
-    return [
-        ("what", f"{size}, {count(about['samples'])} samples ({stages or 'no stages could be read'})"),
-        *_origin(about["init"]),
-        ("differs", f"{differs} (from the other runs of its sweep)"),
-    ]
-
-
-def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    if init is None:
-        return []
-    if init["export"]:
-        return [("starts", f"with the weights of the export {init['export']}")]
-    if init["extend"]:
-        how = "extends it"
-    else:
-        how = "only its weights"
-    return [("starts", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 
 
 def _state(row: Mapping[str, Any]) -> str:

@@ -95,13 +95,12 @@ def report(args: argparse.Namespace) -> int:
 
 def _with_next_commands(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The rows of the runs for --json."""
-    from flip.runs.job_kind import is_evaluation
-    from jobs.common import next_commands
     from jobs.reporting.outcomes import rows
+    from jobs.workloads import submitted
 
     document = rows(results)
     for outcome, row in zip(results, document, strict=True):
-        row["next"] = next_commands.of_run(outcome.run.path, outcome.state, trains=not is_evaluation(outcome.run))
+        row["next"] = submitted.of_run(outcome.run).next_commands(outcome.state)
     return document
 
 

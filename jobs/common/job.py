@@ -11,13 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from flip.runs.job_kind import EVALUATE, TRAIN, sweep_folder
 from flip.runs.lifecycle import SchedulerView
 from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, read_lenient
-
-MODULES = {TRAIN: "jobs.worker", EVALUATE: "jobs.evaluator"}
-"""Kind of a job -> module of its ranks. Records of jobs name them."""
+from flip.runs.side_jobs import sweep_folder
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,10 @@ class Job:
     resources: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of ranks. It is stored in files, so it must not contain secrets."""
-    kind: str = TRAIN
-    """TRAIN or EVALUATE (``flip.runs.job_kind``)."""
-    module: str = ""
-    """Module that every rank runs in place of ``MODULES[kind]``; for tests."""
+    kind: str = "train"
+    """Of its work (``jobs.workloads``)."""
+    module: str = "jobs.worker"
+    """Run by every rank as ``python -m MODULE RUN_DIR``."""
     canary: int = 0
     """Steps to pass before the runs that wait for it start (``flip.runs.canary``); 0: no canary."""
     cluster: str = ""
@@ -94,14 +91,9 @@ class Job:
     they were checked (``flip.files.ownership.exposures``): its starts warn about these and refuse others."""
 
     @property
-    def rank_module(self) -> str:
-        """Run by every rank as ``python -m MODULE RUN_DIR``."""
-        return self.module or MODULES[self.kind]
-
-    @property
     def sweep(self) -> Path:
         """The folder of the sweep: its code and its locks are there."""
-        return sweep_folder(self.run, self.kind)
+        return sweep_folder(self.run)
 
     @property
     def host_code(self) -> Path:
@@ -114,7 +106,7 @@ class Job:
     def execution(self) -> dict[str, Any]:
         """The part of job.json that says what is executed, and with what."""
         return {
-            "module": self.rank_module,
+            "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "shape": self.resources.shape(),
             "env": dict(self.env),

@@ -4,6 +4,7 @@ Each is a command line that works in any folder. A document has them itself, or 
 whose ``next`` has more to say, they are ``next.commands``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.common.cli import command
@@ -12,20 +13,20 @@ OF_STATE = {
     "queued": ("explain", "cancel"),
     "running": ("explain", "logs", "cancel"),
     "waiting": ("explain", "logs", "cancel"),
-    "complete": ("report", "evaluate", "export"),
+    "complete": ("report",),
     "failed": ("explain", "logs"),
     "cancelled": ("explain",),
     "stopped": ("explain", "logs"),
     "unknown": ("status",),
 }
 """State of a run -> commands about it. ``explain`` has the line that submits a run again."""
-_OF_MODELS = ("evaluate", "export")
-"""Not for jobs that evaluate."""
 
 
-def of_run(folder: Path, state: str, trains: bool = True) -> list[str]:
-    """Those about one run. ``trains``: whether it is a training, not the evaluation of one."""
-    names = [name for name in OF_STATE[state] if trains or name not in _OF_MODELS]
+def of_run(folder: Path, state: str, of_complete: Sequence[str] = ()) -> list[str]:
+    """Those about one run. ``of_complete``: further commands that take a complete run of its kind."""
+    names = [*OF_STATE[state]]
+    if state == "complete":
+        names += of_complete
     return [command(name, folder.absolute()) for name in names]
 
 

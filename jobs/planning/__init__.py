@@ -1,7 +1,5 @@
-"""What would a submission do, and is it possible? Writes nothing.
+"""Can a training run, how fast, and at what cost? Writes nothing.
 
-- ``plan.py``: ``plan`` compares each ``ResolvedRun`` (from the sweep file) with its ``ExistingRun`` (from the run
-  directory) and returns a ``Plan`` of ``Action``: start, leave, fork, move to the trash, refuse.
 - ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed rule raises the error
   that the job would have ended with.
 - ``callback_files.py``: the files of ``monitor.callbacks``, checked and never imported.
@@ -14,7 +12,6 @@
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
 - ``throughput.py``: the speed of a core that prepares samples, by images, mask and kernel, and where it comes from.
 - ``kernel_share.py``: the share of a data set's images that the visible-patch kernel takes, by a sample.
-- ``extension.py``: the entry of a sweep file that continues a changed run.
 - ``run_cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 
 May import ``jobs.submitted_runs``, ``jobs.sweeps``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.

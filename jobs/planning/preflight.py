@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import model_costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
 from flip.config.host import Host, cores, others_since
@@ -83,6 +83,18 @@ class Start:
     def plan(self) -> bool:
         """Whether this is a plan on a machine without the data."""
         return self.dry and self.nominal
+
+
+class CheckpointNeed(Protocol):
+    """Where the checkpoints of a run go, and how large they are."""
+
+    @property
+    def url(self) -> str:
+        """Empty: into its directory."""
+
+    @property
+    def bytes(self) -> int:
+        """Most at any time."""
 
 
 def _json_captions(start: Start) -> None:
@@ -399,24 +411,24 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     return Check(OK, f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
-def _space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
+def _space(
+    checkpoints: Mapping[Path, CheckpointNeed], profile: ClusterProfile, folder: Path, plan: bool
+) -> list[Check]:
     """Space for the checkpoints of all runs that start or continue, by path of the run.
 
-    Per run: those kept, the last of every stage, and the one being written, less what its directory holds already.
+    Per run: the most that it needs at any time, less what its directory holds already.
     ``plan``: a dry run without data on any machine, which too little space does not refuse.
     """
-    here = {path: config for path, config in configs.items() if not config.checkpoint.url}
+    here = {path: need.bytes for path, need in checkpoints.items() if not need.url}
     if not here:
-        urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
+        urls = dict.fromkeys(need.url for need in checkpoints.values())
         if urls:
             return [Check(UNKNOWN, f"checkpoints go to {', '.join(urls)}")]
         return []
     place = _existing_folder(profile, folder)
     if place is None:
         return [Check(UNKNOWN, f"{folder.parent}: not on this machine")]
-    needed = sum(
-        max(0, _checkpoint_bytes(config) - _bytes_below(path / "checkpoints")) for path, config in here.items()
-    )
+    needed = sum(max(0, most - _bytes_below(path / "checkpoints")) for path, most in here.items())
     free = shutil.disk_usage(place).free
     runs = "1 run" if len(here) == 1 else f"{len(here)} runs"
     if needed > free:
@@ -426,12 +438,6 @@ def _space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path
         remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {OTHER_ROOT}"
         raise StorageError(what, str(place), remedy=remedy)
     return [Check(OK, f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
-
-
-def _checkpoint_bytes(config: Config) -> int:
-    """Most bytes of a run's checkpoints at any time."""
-    number = config.checkpoint.keep + len(config.checkpoint.keep_at) + len(config.stages) + 1
-    return model_costs.state_bytes(config) * number
 
 
 def _bytes_below(folder: Path) -> int:

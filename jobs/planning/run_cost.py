@@ -12,6 +12,7 @@ from flip.config.schema import Config, Stage
 from flip.config.validate import plan_numbers
 from flip.model_costs import USUAL_PASSES, forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.text import count, formatted, hours_text
 from jobs.planning import assumptions, throughput
 from jobs.planning.step_time import StepTime, step_time
 
@@ -26,6 +27,20 @@ class Cost:
     flops: float
     gpu_hours: float | None
     price: float | None
+
+    def cells(self) -> dict[str, Any]:
+        """As cells of a table; without a price if there is none."""
+        cells: dict[str, Any] = {
+            "samples": count(self.samples),
+            "steps": f"{self.steps:,}",
+            "FLOPs": f"{self.flops:.2e}",
+        }
+        cells["GPU-hours"] = None
+        if self.gpu_hours is not None:
+            cells["GPU-hours"] = hours_text(self.gpu_hours)
+        if self.price is not None:
+            cells["price"] = formatted(self.price, ",.0f")
+        return cells
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import model_label
 from flip.environment import changes_in
-from flip.evaluation.request import EvaluationRequest
-from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.monitoring.results import Outcome, read_run
 from flip.runs import attempts
 from flip.runs.commit import commits
 from flip.runs.errors import FlipError
-from flip.runs.job_kind import EVALUATE, is_evaluation, job_kind, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.next_step import next_step
@@ -22,17 +19,15 @@ from flip.runs.records import is_observed
 from flip.runs.remote_owner import inherited
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_file_number, read_lenient, sorted_glob
-from jobs.common import next_commands
+from flip.runs.side_jobs import sweep_folder
 from jobs.common.cli import command
 from jobs.common.job import record_of
 from jobs.reporting import goodput
-from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row
 from jobs.slurm.start_problems import start_logs
-from jobs.submitted_runs import resubmit, select
 from jobs.submitted_runs.clusters import states
+from jobs.workloads import submitted
 
-STAGE = ("samples", "batch", "mask")
 LINES = 5
 """Lines shown of the log of the root cause."""
 MAX_LINE = 1000
@@ -59,8 +54,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "sweep": run.sweep,
         "run": run.name,
         "folder": str(run.path),
-        "about": _about(outcome),
-        "evaluation": _evaluation(run),
+        **submitted.of_run(run).details(outcome),
         "code": _code(run),
         "state": row(run, state),
         "evidence": _evidence(outcome, state),
@@ -94,42 +88,6 @@ def _anomalies(run: RunDir) -> list[str]:
         if n is not None and step is not None:
             files.setdefault((step, n), f"{path.parent.name}/{path.name}")
     return [files[key] for key in sorted(files)]
-
-
-def _about(outcome: Outcome) -> dict[str, Any]:
-    """Size, samples, stages, and the settings in which the run differs from others of its sweep."""
-    settings = outcome.settings
-    stages = stages_of(settings)
-    family = map(read_settings, select.runs_below(outcome.run.path.parent))
-    chosen = {}
-    if settings:
-        chosen = {key: settings.get(key) for key in differing(family)}
-    init = None
-    if settings.get("init.run") or settings.get("init.export"):
-        init = {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend", "export")}
-    return {
-        "size": model_label(settings),
-        "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
-        "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
-        "differs": chosen,
-        "init": init,
-    }
-
-
-def _evaluation(run: RunDir) -> dict[str, Any] | None:
-    """What an evaluation job scores, and on which sets; None for a training, and if its request is unreadable."""
-    if job_kind(run) != EVALUATE:
-        return None
-    try:
-        request = EvaluationRequest.read(run)
-    except (FlipError, *UNREADABLE):  # the state of the run reports that
-        return None
-    return {
-        "model": str(request.model or request.subject),
-        "commits": list(map(str, request.commits)),
-        "sets": [str(row.get("name", "")) for row in request.sets if isinstance(row, Mapping)],
-        "masks": [mask for mask, _ in request.views],
-    }
 
 
 def _code(run: RunDir) -> dict[str, Any]:
@@ -237,7 +195,8 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
         until = end["time"] + end["delay"]
         if until <= now:
             until = None
-    sweep = sweep_folder(run, job_kind(run))
+    work = submitted.of_run(run)
+    sweep = sweep_folder(run)
     steps: dict[str, tuple[str, str | None]] = {
         "complete": ("nothing: it has finished", command("report", sweep)),
         "running": ("it continues", None),
@@ -253,10 +212,10 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
         step = f"nothing until a person acts: {state.needs}"
     if state.state in ("failed", "cancelled", "stopped"):
         diverged = state.state == "failed" and end.get("cause") == "diverged"
-        more, typed = resubmit.command(run, retry=state.state != "stopped", diverged=diverged)
+        more, typed = work.again(retry=state.state != "stopped", diverged=diverged)
         step += f"; {more}"
     estimate = state.starts or None
-    of_state = next_commands.of_run(run.path, state.state, trains=not is_evaluation(run))
+    of_state = work.next_commands(state.state)
     own = command("explain", run.path.absolute())
     more_commands = [line for line in of_state if line not in (own, typed)]
     return {

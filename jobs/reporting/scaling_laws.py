@@ -9,11 +9,11 @@ from typing import Any
 from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
 from flip.evaluation.metrics.score import score_of
-from flip.monitoring.results import Outcome
+from flip.monitoring.results import Outcome, stages_of
 from jobs.common.text import count
 from jobs.reporting import laws
 from jobs.reporting.laws import Law
-from jobs.reporting.seed_groups import source, stages_of
+from jobs.reporting.seed_groups import source
 
 MIN_RUNS = 1 + 1 + laws.SPARE
 """Fewest runs of a law along one axis, with at least three values of x."""

@@ -12,7 +12,7 @@ from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
 from flip.evaluation.metrics.score import Score, score_of
-from flip.monitoring.results import Outcome, set_roles
+from flip.monitoring.results import Outcome, set_roles, stages_of
 from flip.runs.rundir import read_lenient
 from jobs.common.text import percent
 from jobs.reporting.goodput import resources
@@ -176,16 +176,6 @@ def flops(outcome: Outcome, samples_seen: float | None = None) -> float | None:
         return total
     except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
         return None
-
-
-def stages_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name of a stage -> its fields, in order, from flat settings."""
-    stages: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        if key.startswith("stages."):
-            name, _, field = key.removeprefix("stages.").partition(".")
-            stages.setdefault(name, {})[field] = value
-    return stages
 
 
 def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, Any]:

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs import attempts
-from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
 from flip.runs.records import is_observed
-from flip.runs.rundir import RunDir, exists, read_lenient, read_record
-from jobs.common import next_commands
+from flip.runs.rundir import RunDir, read_lenient, read_record
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, formatted, hours_text, percent, plain
 from jobs.reporting.faults import IN_JOB, restart_place
 from jobs.submitted_runs.clusters import poll_interval, states, worst_exit_code
+from jobs.workloads import submitted
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""
@@ -81,10 +80,10 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
     gpu_hours = None
     if gpus:
         gpu_hours = gpus * seconds / 3600
-    trains = not is_evaluation(run, job)
+    work = submitted.of_run(run, job)
     problems = [
         text
-        for text in (moving.get("storage"), live.get("callbacks"), _missing(run, trains), damage, more, *damaged)
+        for text in (moving.get("storage"), live.get("callbacks"), work.missing(), damage, more, *damaged)
         if text and text not in reason
     ]
     return {
@@ -99,7 +98,7 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         "progress_time": live.get("time"),
         "score": _score(run),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
-        "next": next_commands.of_run(run.path, state.state, trains=trains),
+        "next": work.next_commands(state.state),
     }
 
 
@@ -110,19 +109,6 @@ def _score(run: RunDir) -> dict[str, Any] | None:
     if not tests:
         return None
     return {"name": tests[0]["name"], "top1": tests[0]["top1"]}
-
-
-def _missing(run: RunDir, trains: bool) -> str:
-    """That config.yaml, which a training run needs, is missing; empty if it is not."""
-    if not trains:
-        return ""
-    try:
-        is_there = exists(run.config)
-    except OSError:  # the state of the run reports that
-        return ""
-    if is_there:
-        return ""
-    return "config.yaml is missing: submit the sweep again, which writes it"
 
 
 def _restart(run: RunDir, n: int) -> str | None:

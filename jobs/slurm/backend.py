@@ -18,7 +18,6 @@ from flip.files import deletion
 from flip.files.creation import new_folder, run_folder
 from flip.runs import canary, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, StorageError
-from flip.runs.job_kind import EVALUATE
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
@@ -229,7 +228,7 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         key = (
             job.resources,
             code,
-            job.rank_module,
+            job.module,
             job.canary,
             job.waits_for,
             tuple(job.trackers),
@@ -241,12 +240,8 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _new_name(jobs: Sequence[Job]) -> str:
-    """A new name in Slurm for jobs of one kind: SWEEP.TOKEN, or evaluate.TOKEN."""
-    first = jobs[0]
-    if first.kind == EVALUATE:
-        group = EVALUATE
-    else:
-        group = first.sweep.name
+    """A new name in Slurm for jobs of one folder: SWEEP.TOKEN, or evaluate.TOKEN of side jobs."""
+    group = jobs[0].run.path.parent.name.lstrip(".")
     return f"{group}.{secrets.token_hex(4)}"
 
 

@@ -342,7 +342,7 @@ def _pyxis_options(profile: ClusterProfile, job: Job) -> list[str]:
 def command(profile: ClusterProfile, job: Job) -> str:
     """The command that srun starts once per rank, or once per node as its agent."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
-    return shlex.join(_in_container(profile, job, [profile.jobs_python, "-I", str(rank), job.rank_module]))
+    return shlex.join(_in_container(profile, job, [profile.jobs_python, "-I", str(rank), job.module]))
 
 
 def _in_container(profile: ClusterProfile, job: Job, argv: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Carries out a plan: from a sweep file to jobs of a backend.
 
 - ``submission.py``: ``Submission``, one call of ``flip submit`` with ``SubmitOptions``: checks, plan, question, commit.
-- ``existing_runs.py``: what the run directories of earlier submissions contribute.
+- ``plan.py``: ``plan`` compares each ``SweepRun`` (from the sweep file) with its ``ExistingRun`` (from the run
+  directory) and returns a ``Plan`` of ``Action``: start, leave, fork, move to the trash, refuse.
 - ``api.py``: ``flip.submit`` and the handle that it returns.
 - ``apply.py``: creates, moves and locks run directories, and hands over their jobs.
 - ``snapshot.py``: ``take`` copies the code of the runs into the sweep's folder.
@@ -9,9 +10,9 @@
 - ``render.py``: a plan as text and as JSON.
 - ``cleanup.py``: what runs no longer need, and its deletion, for ``flip clean``.
 - ``removal.py``: moves runs to the trash, and deletes their commits in object storage, for ``flip rm``.
-- ``evaluation.py``: ``EvaluationRequest``, one call of ``flip evaluate``: a separate job next to the run.
+- ``evaluation.py``: ``EvaluateCommand``, one call of ``flip evaluate``: a separate job next to the run.
 
-Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.submitted_runs``,
-``jobs.slurm``, ``jobs.sweeps``, ``jobs.tracking``, ``jobs.common`` and ``jobs.host``, and of ``flip.training`` only
-``warm_start``, which loads no torch before it is called.
+Does not watch runs: it returns their directories to the command. What a run does is known to
+``jobs.workloads`` alone. May import that, ``jobs.planning``, ``jobs.submitted_runs``, ``jobs.slurm``, ``jobs.sweeps``,
+``jobs.common`` and ``jobs.host``.
 """

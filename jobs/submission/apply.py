@@ -15,11 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flip.config import callback_names
-from flip.config.identity import identity, is_same_run
-from flip.config.merge import dump, to_dict
-from flip.config.schema import Config
-from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
 from flip.files import deletion
 from flip.files.creation import closed_folder, folder_like, fsync_path, new_folder, open_lock
@@ -28,15 +23,14 @@ from flip.runs import canary, commit, formats
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
-from flip.training import warm_start
 from jobs.common.filesystem import lock_holder, locked, require_trusted, writing
 from jobs.common.job import Backend, Job
-from jobs.planning.plan import Action, Plan, resources_of
+from jobs.submission.plan import Action, Plan
 from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
 from jobs.submitted_runs import clusters
 from jobs.submitted_runs.clusters import MultiBackend
 from jobs.submitted_runs.resubmit import NO_COMMAND, SubmitCommand
-from jobs.tracking import tracker
+from jobs.workloads.workload import job_of
 
 PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer
 
@@ -105,7 +99,7 @@ def apply(
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
-    sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
+    sourced = [action for action in started if action.wanted.starts_from_commit and _needs_source(action, plan.folder)]
     codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
     with writing(plan.folder), ExitStack() as cleanup:
         for action in started:
@@ -113,7 +107,7 @@ def apply(
                 RunDir(plan.folder / action.name).close(accept_open_files=True)  # before the first write into it
         temporaries = {action.name: _temporary_folder(action, plan.folder, snapshot, cleanup) for action in fresh}
         for action in sourced:  # before anything is moved
-            warm_start.open_commit(action.wanted.config.init)
+            action.wanted.check_source()
         write_json(plan.folder / "sweep.json", dict(about))
         for action in fresh:
             target = plan.folder / action.name
@@ -124,14 +118,15 @@ def apply(
         for code in {*codes.values()} - {snapshot.path}:
             delete_bytecode(code)
         for action in started:
+            run = RunDir(plan.folder / action.name)
             if action.adopts:
-                _adopt(action, plan.folder)
+                action.wanted.adopt(run, action.changes)
             if action not in fresh:
-                _update_config(action, plan.folder, older=codes[action.name] != snapshot.path)
+                action.wanted.update(run, older=codes[action.name] != snapshot.path)
             if action.name in plan.copied:
-                _set_aside_compiled(RunDir(plan.folder / action.name), action.submitter)
+                _set_aside_compiled(run, action.submitter)
         for action in sourced:
-            warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
+            action.wanted.pin(RunDir(plan.folder / action.name))
         jobs = [replace(_job(action, plan, snapshot, codes[action.name], typed), exposed=exposed) for action in started]
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
@@ -143,7 +138,8 @@ def _temporary_folder(action: Action, folder: Path, snapshot: Snapshot, cleanup:
     temporary = folder / f".new-{action.name}.{secrets.token_hex(8)}"
     new_folder(temporary)
     cleanup.callback(deletion.discard_own_folder, temporary)
-    write_text(temporary / "config.yaml", dump(action.wanted.config))
+    for name, text in action.wanted.files().items():
+        write_text(temporary / name, text)
     write_json(temporary / "identity.json", _recorded(action.wanted.identity, snapshot, action))
     return temporary
 
@@ -186,70 +182,11 @@ def _proves(run: RunDir, group: Hashable, steps: int) -> bool:
         return False
 
 
-def _adopt(action: Action, folder: Path) -> None:
-    """Give a run new data; ``before`` in identity.json records until which S it had others.
-
-    identity.json is written before config.yaml: the next submission repairs one that ends between the two.
-    """
-    run = RunDir(folder / action.name)
-    stored = read_record(run.identity) or {}
-    done = commit.commits(run)
-    until = {"samples": done[-1].samples_seen if done else 0, "hash": stored.get("hash")}
-    until["changes"] = [change._asdict() for change in action.changes]
-    write_json(run.identity, {**_renewed(stored, action), "before": [*stored.get("before", []), until]})
-
-
-def _renewed(stored: Mapping[str, Any], action: Action) -> dict[str, Any]:
-    """A stored identity with the wanted configuration."""
-    wanted = identity(action.wanted.config, "")
-    del wanted["code"]
-    return {**stored, **wanted}
-
-
 def _set_aside_compiled(run: RunDir, user: str) -> None:
     """Rename ``compiled/`` of a copied run: torch unpickles what it holds."""
     if os.path.lexists(run.compiled):
         words = re.sub("[^A-Za-z0-9]+", "-", user)
         os.rename(run.compiled, run.path / f"compiled.of-{words}-{time.time_ns()}")
-
-
-def _update_config(action: Action, folder: Path, older: bool) -> None:
-    """Write config.yaml of a run that continues: settings outside of its identity may be new.
-
-    A run that keeps ``older`` code gets no key that its config.yaml lacks, because that code may not know it, and no
-    callback that it does not have yet, because that code does not contain it.
-    """
-    run = RunDir(folder / action.name)
-    stored = read_record(run.identity) or {}
-    if stored and is_same_run(stored, action.wanted.config):
-        renewed = _renewed(stored, action)
-        if renewed != stored:
-            write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``_adopt``
-    path = folder / action.name / "config.yaml"
-    settings = to_dict(action.wanted.config)
-    if older and path.exists():
-        known = read_yaml(path)
-        settings = _without_new_keys(settings, known)
-        missing = callbacks_without_code(action.wanted.config, known)
-        if "callbacks" in settings["monitor"]:
-            entries = settings["monitor"]["callbacks"]
-            settings["monitor"]["callbacks"] = [entry for entry in entries if entry not in missing]
-    write_text(path, dump_yaml(settings))
-
-
-def callbacks_without_code(wanted: Config, stored: Mapping[str, Any]) -> list[str]:
-    """Entries of ``monitor.callbacks`` that the code of a run does not contain. ``stored``: its config.yaml."""
-    known = (stored.get("monitor") or {}).get("callbacks") or []
-    return [entry for entry in wanted.monitor.callbacks if entry not in known]
-
-
-def _without_new_keys(settings: Any, stored: Any) -> Any:
-    """``settings`` without keys that ``stored`` lacks, at every depth."""
-    if isinstance(settings, dict) and isinstance(stored, dict):
-        return {key: _without_new_keys(value, stored[key]) for key, value in settings.items() if key in stored}
-    if isinstance(settings, list) and isinstance(stored, list) and len(settings) == len(stored):
-        return [_without_new_keys(new, old) for new, old in zip(settings, stored, strict=True)]
-    return settings
 
 
 def snapshot_of(action: Action, folder: Path) -> Path | None:
@@ -284,18 +221,21 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Subm
         command = [*typed.argv, "--only", action.wanted.name]
     if typed.argv and action.wanted.ignored_changes:
         command += ["--changed", "keep"]
-    resources = resources_of(action.wanted.config)
-    cluster = action.wanted.cluster
-    return Job(
-        run, code, resources, cluster=cluster, uncancels=uncancels, command=command, command_folder=typed.folder,
-        host_snapshot=snapshot.path, trackers=tracker.used(action.wanted.config),
-    )  # fmt: skip
+    return job_of(
+        action.wanted,
+        run,
+        code,
+        cluster=action.wanted.cluster,
+        uncancels=uncancels,
+        command=command,
+        command_folder=typed.folder,
+        host_snapshot=snapshot.path,
+    )
 
 
 def _recorded(identity: Mapping[str, Any], snapshot: Snapshot, action: Action) -> dict[str, Any]:
     """identity.json of a run that gets the code of ``snapshot``. Nothing that this adds is hashed."""
-    files = {name.file for name in callback_names.parse(action.wanted.config.monitor.callbacks)}
-    callbacks = {file: checksum for file, checksum in snapshot.callbacks.items() if file in files}
+    callbacks = {file: checksum for file, checksum in snapshot.callbacks.items() if file in action.wanted.code}
     others = {key: value for key, value in identity.items() if key != "callbacks"}
     recorded = {"code": snapshot.digest, "uid": os.geteuid(), "environment": environment()}
     if callbacks:

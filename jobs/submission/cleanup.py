@@ -26,9 +26,9 @@ from flip.files import deletion
 from flip.files.ownership import user_name
 from flip.runs import attempts
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
-from flip.runs.job_kind import EVALUATIONS
 from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.rundir import RunDir, list_names, parse_file_number, read_record
+from flip.runs.side_jobs import SIDE_JOBS
 from jobs.common.text import plain
 from jobs.local import supervisor
 from jobs.submission.apply import lock
@@ -271,7 +271,7 @@ def _used_code(root: Path, sweep: Path) -> set[str]:
     Raises one of UNREADABLE if a run cannot be read: it may name any snapshot.
     """
     used = set()
-    for folder in (sweep, sweep / EVALUATIONS, *(place / sweep.name for place in _trash(root))):
+    for folder in (sweep, sweep / SIDE_JOBS, *(place / sweep.name for place in _trash(root))):
         for path in (folder / name for name in list_names(folder) if not name.startswith(".")):
             if not stat.S_ISDIR(path.stat().st_mode):
                 continue
@@ -314,7 +314,7 @@ def _raise(error: OSError) -> None:
 
 def _runs(sweep: Path) -> list[Path]:
     """Folders of a sweep that may be runs, also links and damaged ones, and its evaluations."""
-    return [*_visible(sweep), *_visible(sweep / EVALUATIONS)]
+    return [*_visible(sweep), *_visible(sweep / SIDE_JOBS)]
 
 
 def _visible(folder: Path) -> list[Path]:

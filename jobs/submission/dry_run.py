@@ -12,12 +12,12 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.common.paths import REPOSITORY
 from jobs.host.slurm_cli import DEADLINE
-from jobs.planning.plan import Plan, resources_of
 from jobs.slurm import backend, batch_script
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment
 from jobs.submission.apply import assign_canaries, snapshot_of
+from jobs.submission.plan import Plan
 from jobs.submission.snapshot import NO_CALLBACKS, current_digest
-from jobs.tracking import tracker
+from jobs.workloads.workload import job_of
 
 # placeholders for the digest of the code and for the name of the submission
 CODE = "CODE"
@@ -50,13 +50,12 @@ def planned_jobs(
     with suppress(ConfigError):  # too much code, which `submit` refuses
         present = folder / current_digest(REPOSITORY, callbacks)  # which may have passed its canary
     jobs = [
-        Job(
+        job_of(
+            action.wanted,
             RunDir(plan.folder / action.name),
             snapshot_of(action, plan.folder) or present,
-            resources_of(action.wanted.config),
             cluster=action.wanted.cluster,
             host_snapshot=code,
-            trackers=tracker.used(action.wanted.config),
         )
         for action in plan.starting
     ]

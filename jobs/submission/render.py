@@ -1,31 +1,25 @@
 """A plan as text for people and as JSON for programs."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import chain, repeat
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import missing_in_transformers, model_label
-from flip.config.identity import flatten
-from flip.config.merge import to_dict
-from flip.config.schema import MODEL_PRESETS, Config
 from flip.runs.checks import UNKNOWN, Check
+from flip.runs.remote_owner import InheritedFolder
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
-from jobs.common.text import count, duration, formatted, hours_text, inherited_text, plain, size
-from jobs.planning.plan import Action, Plan, ResolvedRun
-from jobs.planning.run_cost import Cost, assumption, makespan
+from jobs.common.text import count, duration, inherited_text, plain
+from jobs.planning.run_cost import assumption, makespan
 from jobs.submission.dry_run import PlannedJob
+from jobs.submission.plan import Action, Plan
 from jobs.sweeps.sweep_file import Sweep
 
-DROPPED = (
-    "FLOPs", "steps", "peak lr", "passes", "kept", "parameters", "a rank", "cluster", "batch", "price", "mask", "",
-    "s a step", "attempts", "samples", "GPU-hours", "wall-clock",
-)  # fmt: skip
+DROPPED = ("FLOPs", "steps", "parameters", "cluster", "price", "", "attempts", "samples", "GPU-hours", "wall-clock")
 """Columns that a narrow terminal does not show; the first one disappears first."""
 
 
@@ -167,7 +161,7 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
         if None not in attempts:
             total_attempts = sum(filter(None, attempts))
         total = _time(hours, total_attempts)
-        rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **_costs(plan.cost), **total, "": ""})
+        rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **plan.cost.cells(), **total, "": ""})
     hidden = set()
     if not any(action.wanted.estimate.cost.gpu_hours for action in plan.actions):
         hidden.add("GPU-hours")
@@ -179,13 +173,10 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
 
 def _designs(plan: Plan) -> list[list[Action]]:
     """The actions, those together that are alike and differ only in the seed, in the order of their first."""
-    designs: dict[str, list[Action]] = {}
+    designs: dict[tuple[Any, ...], list[Action]] = {}
     for action in plan.actions:
-        config = action.wanted.config
-        # each seed may start from a source of its own seed
-        init = replace(config.init, run=config.init.run.removesuffix(f"-s{config.seed}"), commit="")
         alike = (action.kind, action.starts, action.lacks_commit, action.reason, action.wanted.cluster)
-        designs.setdefault(repr((alike, replace(config, seed=0, init=init))), []).append(action)
+        designs.setdefault((*alike, action.wanted.about.design), []).append(action)
     return list(designs.values())
 
 
@@ -206,7 +197,7 @@ def _row(same: Sequence[Action]) -> dict[str, Any]:
         "cluster": action.wanted.cluster,
         "state": state,
         "parameters": count(action.wanted.estimate.parameters["total"]),
-        **_costs(action.wanted.estimate.cost),
+        **action.wanted.estimate.cost.cells(),
         **_time(action.wanted.estimate.wall_hours, action.wanted.estimate.attempts),
         "": action.reason,
     }
@@ -232,145 +223,25 @@ def _time(hours: float | None, attempts: int | None) -> dict[str, Any]:
     return {"wall-clock": wall_clock, "attempts": attempts}
 
 
-def _costs(cost: Cost) -> dict[str, Any]:
-    cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
-    cells["GPU-hours"] = None
-    if cost.gpu_hours is not None:
-        cells["GPU-hours"] = hours_text(cost.gpu_hours)
-    if cost.price is not None:
-        cells["price"] = formatted(cost.price, ",.0f")
-    return cells
+def _hours(plan: Plan) -> bool:
+    return any(action.wanted.resources.gpus for action in plan.actions)
 
 
 def _run(same: Sequence[Action]) -> list[str | TextTable]:
     action = same[0]
-    wanted = action.wanted
-    numbers = action.wanted.estimate.numbers
-    parameters = wanted.estimate.parameters
-    data = numbers["data"]
+    about = action.wanted.about
     title = f"{_title(same)}: {action.kind}"
     if action.reason:
         title += f" ({plain(action.reason)})"
     lines = [title]
     if len(same) > 1:
-        lines.append(f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}")
-    lines += [
-        *_labelled("from base", _differences(wanted)),
-        f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
-        f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
-        f"  export       {_exports(wanted.config)}",
-        *_data(data),
-        f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
-        f" world sizes allowed: {_worlds(numbers['worlds'])}",
-        *_labelled("nodes", wanted.estimate.nodes),
-    ]
-    rows = [
-        {
-            "stage": stage["name"],
-            **_costs(cost),
-            "batch": f"{stage['batch']:,}",
-            "mask": stage["mask"],
-            "px": stage["image"],
-            "kept": f"{stage['kept']} of {stage['patches']}",
-            "passes": _passes(stage["passes"]),
-            "peak lr": f"{stage['lr']:.3g}",
-            "a rank": size(device.memory["total"]),
-            "s a step": formatted(device.step_seconds, ".3g"),
-        }
-        for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
-    ]
-    if not wanted.estimate.cost.gpu_hours:
-        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
+        lines.append(f"  seeds        {', '.join(str(each.wanted.about.seed) for each in same)}")
     return [
         *lines,
-        TextTable(rows, drop=DROPPED, indent="  "),
-        *_steps(wanted),
-        *(f"  warning: {text}" for text in wanted.warnings),
-        *(f"  note: {note}" for note in wanted.notes),
+        *about.page,
+        *(f"  warning: {text}" for text in about.warnings),
+        *(f"  note: {note}" for note in about.notes),
     ]
-
-
-def _steps(wanted: ResolvedRun) -> list[str]:
-    """The parts of a step on GPUs, a line per stage."""
-    lines = [
-        f"{row['name']}: {step.compute_seconds:.3g} s arithmetic + {step.communication_seconds:.3g} s exposed"
-        f" communication + {step.data_seconds:.3g} s wait for input; utilisation {100 * step.utilisation:.1f} %;"
-        f" input needs {step.input_cores:.0f} cores a node"
-        for row, device in zip(wanted.estimate.numbers["stages"], wanted.estimate.devices, strict=True)
-        if (step := device.step) is not None
-    ]
-    return _labelled("a step", lines)
-
-
-def _labelled(label: str, lines: Iterable[str]) -> list[str]:
-    """The lines in one column, the label before the first."""
-    labels = chain([label], repeat(""))
-    return [f"  {label:<13}{line}" for label, line in zip(labels, lines, strict=False)]
-
-
-def _data(data: dict[str, Any]) -> list[str]:
-    sets = data["sets"]
-    blocks = f"blocks of {data['block']}"
-    lines = []
-    for row in sets:
-        line = f"{count(row['samples'])} samples, {_passes(row['passes'])} passes;"
-        line += f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
-        if row["name"]:
-            line += f"; {row['name']}, {row['lanes'] / data['lanes']:.3%} of every batch"
-        lines.append(line)
-    return _labelled("data", lines)
-
-
-def _differences(wanted: ResolvedRun) -> list[str]:
-    """The differences from the base as lines, without those that follow from a different model.size."""
-    changes = wanted.against_base
-    filled = dict[str, Any]()
-    lines = list[str]()
-    if any(change.key == "model.size" for change in changes):
-        filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
-    removed = [change.key for change in changes if change.key.endswith(".name") and change.now is None]  # of a stage
-    for change in changes:
-        if change.key in removed:
-            lines.append(f"{change.key.removesuffix('.name')}: removed")
-        elif not change.key.startswith(tuple(key.removesuffix("name") for key in removed)) and (
-            change.key not in filled or filled[change.key] != change.now
-        ):
-            lines.append(f"{change.key}: {_value(change.was)} -> {_value(change.now)}")
-    return lines or ["no change"]
-
-
-def _exports(config: Config) -> str:
-    """The libraries that load the model."""
-    if missing_in_transformers(config.model):
-        return "open_clip and timm; for transformers: recipe clip"
-    return "open_clip, timm and transformers"
-
-
-def _passes(number: float) -> str:
-    if number >= 1000:
-        return f"{number:,.0f}"
-    return f"{number:.3g}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        if value:
-            return "yes"
-        return "no"
-    if value in (None, ""):
-        return "none"
-    return str(value)
-
-
-def _worlds(worlds: list[int]) -> str:
-    """A list of divisors, abbreviated if it is long."""
-    if len(worlds) <= 14:
-        return ", ".join(map(str, worlds))
-    return ", ".join(map(str, [*worlds[:10], "...", *worlds[-2:]]))
-
-
-def _hours(plan: Plan) -> bool:
-    return any(action.wanted.config.resources.gpus for action in plan.actions)
 
 
 def _dropped(plan: Plan) -> list[str]:
@@ -386,7 +257,7 @@ def _warnings(plan: Plan) -> list[str]:
     """The warnings about runs that start, each once with the names of its runs."""
     about: dict[str, list[str]] = {}
     for action in plan.starting:
-        for text in action.wanted.warnings:
+        for text in action.wanted.about.warnings:
             about.setdefault(text, []).append(action.name)
     return [f"warning{_about(names)}: {text}" for text, names in about.items()]
 
@@ -417,27 +288,7 @@ def as_dict(
 ) -> dict[str, Any]:
     """The plan for programs."""
     inherited = plan.inherited
-    runs = [
-        {
-            "name": action.wanted.name,
-            "directory": action.name,
-            "action": action.kind,
-            "reason": action.reason,
-            "extends": action.wanted.extends,
-            "starts": action.starts and not action.lacks_commit,
-            "copied_from": action.submitter,
-            "inherited": [folder.as_dict() for folder in inherited.get(action.name, ())],
-            "cluster": action.wanted.cluster,
-            "differs": action.wanted.differs,
-            "base": [change._asdict() for change in action.wanted.against_base],
-            "changes": [change._asdict() for change in action.changes],
-            "identity": action.identity_hash,
-            "notes": list(action.wanted.notes),
-            "warnings": list(action.wanted.warnings),
-            **action.wanted.estimate.as_dict(),
-        }
-        for action in plan.actions
-    ]
+    runs = [_run_as_dict(action, inherited.get(action.name, ())) for action in plan.actions]
     return {
         "sweep": sweep.name,
         "title": sweep.title,
@@ -457,6 +308,29 @@ def as_dict(
             {"name": row.name, "detail": row.text, "skipped": row.state == UNKNOWN, "runs": list(names)}
             for row, names in checks.items()
         ],
+    }
+
+
+def _run_as_dict(action: Action, inherited: Sequence[InheritedFolder]) -> dict[str, Any]:
+    wanted = action.wanted
+    about = wanted.about
+    return {
+        "name": wanted.name,
+        "directory": action.name,
+        "action": action.kind,
+        "reason": action.reason,
+        "extends": wanted.extends,
+        "starts": action.starts and not action.lacks_commit,
+        "copied_from": action.submitter,
+        "inherited": [folder.as_dict() for folder in inherited],
+        "cluster": wanted.cluster,
+        "differs": about.differs,
+        "base": [change._asdict() for change in about.against_base],
+        "changes": [change._asdict() for change in action.changes],
+        "identity": action.identity_hash,
+        "notes": list(about.notes),
+        "warnings": list(about.warnings),
+        **wanted.estimate.as_dict(),
     }
 
 

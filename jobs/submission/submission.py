@@ -5,25 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flip.checkpoint.remote_folder import RemoteFolder
-from flip.config.finish import FinishedConfig, finish
-from flip.config.host import Host, core_seconds
-from flip.config.identity import ConfigChange, flatten, identity
-from flip.config.merge import to_dict
-from flip.config.resolve import DatasetFacts, dataset_facts
-from flip.config.schema import Config
-from flip.config.yaml_io import read_yaml
-from flip.data.storage.retry import RetryPolicy
-from flip.export import timm_source
+from flip.config.host import core_seconds
 from flip.files.ownership import Exposure
-from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, rows_of, run_rules
+from flip.runs.checks import DEGRADED, UNKNOWN, Check, rows_of
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.rundir import RunDir, load_record, read_lenient
@@ -40,21 +31,19 @@ from jobs.common.cluster_profile import (
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import show
 from jobs.common.text import counted
-from jobs.planning import callback_files, preflight, step_time
-from jobs.planning import plan as planning
-from jobs.planning.extension import newest_commit
-from jobs.planning.extension import notes as extension_notes
-from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
-from jobs.planning.run_cost import estimate, total
+from jobs.planning import preflight
+from jobs.planning.run_cost import total
+from jobs.submission import plan as planning
 from jobs.submission import render
-from jobs.submission.apply import apply, callbacks_without_code, cancelled_meanwhile, lock, prune, snapshot_of
+from jobs.submission.apply import apply, cancelled_meanwhile, lock, prune, snapshot_of
 from jobs.submission.dry_run import PlannedJob, planned_jobs
-from jobs.submission.existing_runs import ExistingRuns
+from jobs.submission.plan import Plan
 from jobs.submission.snapshot import take
 from jobs.submitted_runs import resubmit
 from jobs.submitted_runs.clusters import MultiBackend
-from jobs.sweeps.sweep_file import Run, Sweep, find, load, no_match
-from jobs.tracking import tracker
+from jobs.sweeps.sweep_file import Sweep, find, no_match
+from jobs.workloads.loading import load
+from jobs.workloads.workload import Place, RequestedRun, SweepRun
 
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
 
@@ -90,11 +79,11 @@ class SubmitOptions:
 class Submission:
     """One call of the command.
 
-    ``places``: profile name in the sweep -> the profile, and a node of it. ``profile_files``: the same names -> files.
+    ``places``: profile name in the sweep -> where its runs are. ``profile_files``: the same names -> files.
     ``exposed``: folders in which other users can exchange the runs, their code or what a profile names. ``checks``:
     each passed check once, in order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with
-    nominal data sets. ``callbacks``: path -> content of the files of ``monitor.callbacks``. ``batches``: the
-    Slurm jobs of a dry run. ``managed``: the directories of the runs, from the moment in which they may start.
+    nominal data sets. ``code``: path -> content of files of the user for the snapshot. ``batches``: the Slurm jobs of a
+    dry run. ``managed``: the directories of the runs, from the moment in which they may start.
     ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the start.
     """
 
@@ -103,7 +92,9 @@ class Submission:
         self.start = core_seconds()
         self.file = find(options.sweep)
         self.prunes = options.prune or options.prune_most
-        self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
+        self.sweep: Sweep[RequestedRun] = load(
+            self.file, options.overrides, options.only, options.seeds, none=self.prunes
+        )
         self._refuse_equal_runs()
         self._resubmit_command = resubmit.submit_command(options, self.file, self.sweep.folder)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
@@ -112,11 +103,10 @@ class Submission:
         if options.root:
             root = Path(options.root).absolute()
         self.folder = root / self.sweep.name
-        self.existing = ExistingRuns(self.folder, self.sweep.names)
-        self.places: dict[str, tuple[ClusterProfile, Host]] = {}
+        self.places: dict[str, Place] = {}
         self.exposed: list[Exposure] = []
         self.checks: dict[Check, list[str]] = {}
-        self.callbacks: dict[str, bytes] = {}
+        self.code: dict[str, bytes] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
         self.managed: list[Path] = []
@@ -148,7 +138,7 @@ class Submission:
             return
         seen: dict[str, str] = {}
         for run in self.sweep.runs:
-            other = seen.setdefault(repr(run.config), run.name)
+            other = seen.setdefault(run.settings, run.name)
             if other != run.name:
                 what = f"with these options {other} and {run.name} are the same run"
                 remedy = "Do not override what the sweep varies: select runs with --only, or seeds with --seeds."
@@ -194,7 +184,7 @@ class Submission:
             note("\n  ".join(["next:", *following]))
         return COMPLETE, None
 
-    def resolve_runs(self) -> list[ResolvedRun]:
+    def resolve_runs(self) -> list[SweepRun]:
         """The runs, resolved and checked."""
         for run in self.sweep.runs:
             self._place(run)
@@ -211,15 +201,15 @@ class Submission:
         names the profile's file."""
         if trust.open_places(path for _, path in executed_files(profile)):
             return False
-        by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
+        by_sweep = [self.sweep.cluster, *(run.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
         return not (self.options.dry_run and not self.options.cluster and profile in map(load_profile, files))
 
-    def _place(self, run: Run) -> tuple[ClusterProfile, Host]:
-        """The profile of the cluster of a run, and a node there."""
+    def _place(self, run: RequestedRun) -> Place:
+        """Where a run is, and on what it runs."""
         asked = ""
         if not self.options.cluster:
-            asked = run.config.resources.cluster
+            asked = run.cluster
         if asked not in self.places:
             profile = load_profile(asked) if asked else self.profile
             if asked:
@@ -228,120 +218,46 @@ class Submission:
                 what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
                 remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
                 raise ConfigError(what, f"run {run.name}", str(runs_root(profile.runs_root)), remedy)
-            others = [self.profile, *(other for other, _ in self.places.values())]
+            others = [self.profile, *(other.profile for other in self.places.values())]
             if any(other.name == profile.name and other != profile for other in others):
                 what = "two different cluster profiles have this name"
                 remedy = "Give each its own `name`."
                 raise ConfigError(what, f"run {run.name}", profile.name, remedy)
-            self.places[asked] = profile, node(profile)
+            self.places[asked] = Place(
+                self.folder,
+                self.sweep.names,
+                profile,
+                node(profile),
+                self.options.changed or "",
+                self.options.dry_run,
+                self._resubmit_command,
+            )
         return self.places[asked]
 
     def _profiles(self) -> list[ClusterProfile]:
         """Each once, in the order of the runs."""
-        return list({profile.name: profile for profile, _ in self.places.values()}.values())
+        return list({place.profile.name: place.profile for place in self.places.values()}.values())
 
-    def _resolve(self, run: Run) -> ResolvedRun:
+    def _resolve(self, run: RequestedRun) -> SweepRun:
         """Resolve, validate and check one run; its errors name it."""
-        extends = False
         with self._naming(run):
-            data = dataset_facts(run.config, nominal=self.options.dry_run)  # nominal data are for plans only
-            profile, on = self._place(run)
-            config, notes, ignored = self._finish(run, data, profile, on)
-            if extension := self._extension(run, config, data, profile, on):
-                extends = self.existing.holder(run, extension.config) is None
-                config, notes = extension
-            notes = [*notes, *extension_notes(config)]
-            self.nominal = self.nominal or any(facts.nominal for facts in data)
-            self._check_run(run, config, data, profile, on)
-        resolved = flatten(to_dict(config))
-        return ResolvedRun(
-            run.name,
-            config,
-            identity(config, ""),
-            estimate(config, profile),
-            differs=run.differs,
-            against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
-            given=run.given,
-            notes=[*notes, *filter(None, [step_time.advice(config, profile)])],
-            warnings=[
-                *(row.text for row in run_rules(preflight.TRAINING_WARNINGS, config, profile)),
-                *(tracker.warnings(config) if profile.kind == "local" else ()),
-            ],
-            cluster=profile.name,
-            ignored_changes=ignored,
-            extends=extends,
-        )
+            resolved = run.resolve(self._place(run))
+            self.nominal = self.nominal or resolved.is_nominal
+            self.code |= resolved.code
+            self._add_checks(resolved.checks(), run.name)
+        return resolved
 
     @contextmanager
-    def _naming(self, run: Run) -> Iterator[None]:
+    def _naming(self, run: RequestedRun) -> Iterator[None]:
         """Errors in the block name the sweep file and the run, and say if the value at fault is a default."""
         try:
             yield
         except FlipError as error:
             where = ", ".join(filter(None, [str(self.file), f"run {run.name}", error.where]))
             remedy = error.remedy
-            if is_default(error.where or error.what.partition(":")[0], run.chosen):
+            if run.is_default(error.where or error.what.partition(":")[0]):
                 remedy = f"It is a default value, of the recipe or of the program. {remedy}".rstrip()
             raise type(error)(error.what, where, error.value, remedy) from error
-
-    def _finish(
-        self, run: Run, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
-    ) -> tuple[Config, list[str], list[ConfigChange]]:
-        """(resolved configuration, notes on it, changes of the sweep that ``--changed keep`` ignores)."""
-        ignored: list[ConfigChange] = []
-        if run.config.init.run or run.config.init.export:
-            run.config.init = self.existing.resolve_init(run, self.options.dry_run)
-
-        def adjust(resolved: Config) -> Config:
-            if self.options.changed == "keep":
-                resolved = self.existing.stored_config(run, resolved, ignored)
-            step_time.fit_cluster(run.config, resolved, profile)
-            return resolved
-
-        config, notes = finish(run.config, on, data, self.existing.places(run), adjust)
-        if from_timm := timm_source.note(config.init.export):
-            notes.append(from_timm)
-        init = config.init
-        if init.commit == NOT_YET:
-            later = self._resubmit_command.line(self.folder.parent, "--only", run.name)
-            notes.append(
-                f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
-                f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
-            )
-        return config, notes, ignored
-
-    def _extension(
-        self, run: Run, config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
-    ) -> FinishedConfig | None:
-        """A changed run, continued: as an earlier ``--changed extend`` did, or as this one does. None: neither."""
-        if self.existing.holder(run, config) is not None:
-            return None
-        for earlier in self.existing.earlier_extensions(run):
-            with suppress(ConfigError):  # the new settings do not fit that extension: it is another run
-                known, notes, _ = self._finish(replace(run, config=earlier), data, profile, on)
-                if self.existing.holder(run, known) is not None:
-                    return FinishedConfig(known, notes)
-        if self.options.changed != "extend" or not (own := self.existing.extended(run, config)):
-            return None
-        known, notes, _ = self._finish(replace(run, config=own), data, profile, on)
-        return FinishedConfig(known, notes)
-
-    def _check_run(
-        self, run: Run, config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host
-    ) -> None:
-        """Check what the run needs. Raises FlipError if it would fail."""
-        holder = self.existing.holder(run, config)
-        anew = self.options.changed in ("restart", "fork")
-        current = RunDir(holder or self.existing.places(run)[-1])
-        start = preflight.Start(config, data, profile, on, self.folder, current, anew, self.options.dry_run)
-        self._read_callbacks(config, run.name)
-        self._add_checks(run_rules(preflight.TRAINING, start), run.name)
-
-    def _read_callbacks(self, config: Config, name: str) -> None:
-        """Read and check the files of the user's classes; a snapshot gets what was read."""
-        contents = callback_files.read(config.monitor.callbacks, self.file.absolute().parent)
-        self.callbacks |= contents
-        self._add_checks([Check(OK, entry, name="callbacks") for entry in config.monitor.callbacks], name)
 
     def _add_checks(self, checks: Iterable[Check], *names: str) -> None:
         for check in checks:
@@ -352,17 +268,16 @@ class Submission:
         grows = [action for action in plan.actions if action.starts or action.kind in ACTIVE_STATES]
         # the checkpoints of a run that goes to the trash first stay on the disk
         paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
-        configs = {path: wanted.config for path, wanted in paths.items()}
+        checkpoints = {path: wanted.checkpoints for path, wanted in paths.items()}
         plan_only = self.options.dry_run and self.nominal
-        self._add_checks(rows_of(preflight.SPACE, configs, self.profile, self.folder, plan_only))
+        self._add_checks(rows_of(preflight.SPACE, checkpoints, self.profile, self.folder, plan_only))
 
     def _executed(self) -> list[Path]:
         """The folder of the runs, which contains their code, the files of the profiles that are executed, and those of
         the user's classes, which are copied."""
         programs = [path for profile in self._profiles() for _, path in executed_files(profile)]
-        entries = [entry for run in self.sweep.runs for entry in run.config.monitor.callbacks]
-        classes = callback_files.paths(entries, self.file.absolute().parent)
-        return [self.folder, *self.profile_files.values(), *programs, *classes]
+        classes = [path for run in self.sweep.runs for path in run.programs]
+        return [self.folder, *self.profile_files.values(), *programs, *dict.fromkeys(classes)]
 
     def _check_trust(self, plan: Plan) -> None:
         """Raise PermissionDenied if new runs would start where other users can exchange their code, unless the user can
@@ -399,7 +314,7 @@ class Submission:
             return 0
         return self.profile.canary
 
-    def _plan(self, runs: Sequence[ResolvedRun]) -> Plan:
+    def _plan(self, runs: Sequence[SweepRun]) -> Plan:
         options = self.options
         names = self.sweep.names
         existing = planning.scan_runs(self.folder, [run.name for run in runs])
@@ -421,7 +336,7 @@ class Submission:
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
                 part_plan = replace(plan, actions=part)
-                jobs = planned_jobs(part_plan, profile, answers, self._canary_steps, self.callbacks)
+                jobs = planned_jobs(part_plan, profile, answers, self._canary_steps, self.code)
                 self.batches = [*self.batches, *jobs]
         files = [self.file.absolute(), *dict.fromkeys(self.profile_files.values())]
         asked = " ".join(filter(None, [self._trust_question(plan), question]))
@@ -507,11 +422,9 @@ class Submission:
 
     def _take_over(self, plan: Plan) -> None:
         """Give continuing runs the remote folders of the checkpoints that they have inherited."""
-        configs = {action.name: action.wanted.config for action in plan.starting}
+        checkpoints = {action.name: action.wanted.checkpoints for action in plan.starting}
         for name in plan.inherited:
-            run = RunDir(self.folder / name)
-            url = configs[name].checkpoint.url
-            RemoteFolder(run, url, RetryPolicy.of(configs[name].data)).take_over()
+            checkpoints[name].take_over(RunDir(self.folder / name))
 
     def _prune(self, plan: Plan) -> None:
         active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)
@@ -524,18 +437,18 @@ class Submission:
 
     def _start(self, plan: Plan) -> None:
         running = any(action.kind == "running" for action in plan.actions)  # those would count as other processes
-        gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
+        gpus = any(action.wanted.resources.gpus for action in plan.starting)
         if self.profile.kind == "local" and not (running or gpus):
             note(preflight.load_note(self.start))
         note("\n".join(trust.checkout_warnings()))
-        snapshot = take(REPOSITORY, self.folder / ".code", self.callbacks)
+        snapshot = take(REPOSITORY, self.folder / ".code", self.code)
         if snapshot.left_out:
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}")
         cluster = MultiBackend(self._profiles())
         replaced = partial(self._trashed, replaced=True)
         exposed = list(dict.fromkeys(place.place for place in self.exposed))
-        without_callbacks = _without_callbacks(plan)
+        without_code = _without_code(plan)
         jobs = apply(
             plan,
             snapshot,
@@ -547,7 +460,7 @@ class Submission:
             exposed,
         )
         note(render.canaries(jobs))
-        note("\n".join(without_callbacks))
+        note("\n".join(without_code))
         late = cancelled_meanwhile(plan)
         if late:
             note(f"cancelled meanwhile, so not started: {', '.join(late)}")
@@ -588,22 +501,13 @@ def _of_submitted(plan: Plan) -> list[str]:
     return next_commands.of_sweep(plan.folder, names[0])
 
 
-def is_default(key: str, given: Collection[str]) -> bool:
-    """Whether an error is about a setting that is not among the ``given`` ones."""
-    section = key.partition(".")[0]
-    return section in Config.__dataclass_fields__ and not any(
-        name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in given
-    )
-
-
-def _without_callbacks(plan: Plan) -> list[str]:
-    """Lines about runs that continue with code that lacks callbacks of the sweep file."""
+def _without_code(plan: Plan) -> list[str]:
+    """Lines about runs that continue with code that lacks files which the sweep file names."""
     lines = []
     for action in plan.starting:
-        path = plan.folder / action.name / "config.yaml"
-        if action.moves or not action.wanted.config.monitor.callbacks or not path.exists():
+        if action.moves:
             continue
-        missing = callbacks_without_code(action.wanted.config, read_yaml(path))
+        missing = action.wanted.missing_code(RunDir(plan.folder / action.name))
         if missing and snapshot_of(action, plan.folder) is not None:
             lines.append(f"{action.name} continues with its code, which does not have {', '.join(missing)}")
     return lines

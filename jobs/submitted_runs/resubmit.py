@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from flip.files.deletion import COMMIT_FILE
 from flip.files.ownership import why_untrusted
 from flip.runs.errors import FlipError
-from flip.runs.job_kind import is_evaluation
 from flip.runs.rundir import RunDir
 from jobs.common import cli
 from jobs.common.job import record_of
@@ -82,8 +81,6 @@ def command(run: RunDir, retry: bool = False, diverged: bool = False) -> tuple[s
     The command of job.json is used only if this user trusts the file and each word has a known form (``_COMMAND``).
     """
     record = record_of(run)
-    if is_evaluation(run, record):
-        return "request it again: `flip evaluate` does not resume an existing job", None
     name = name_in_sweep(run, record)
     stored = _stored_command(record)
     argv = list(stored.argv)

@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from flip.runs.errors import ConfigError, suggestion
-from flip.runs.job_kind import REQUEST
 from flip.runs.rundir import RunDir
+from flip.runs.side_jobs import REQUEST
 from jobs.common import cluster_profile
 from jobs.common.text import plain
 

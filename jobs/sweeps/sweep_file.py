@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flip.config.identity import ConfigChange, compare, flatten
 from flip.config.json_schema import reference
@@ -102,13 +102,18 @@ class Run:
     """Keys set by the sweep, its recipe or the command line; others have defaults."""
 
 
+RunType = TypeVar("RunType")
+
+
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Generic[RunType]):
+    """A sweep file. ``runs`` are of the type ``Run``, or what is made of them."""
+
     name: str
     title: str
     notes: str
     cluster: str
-    runs: list[Run]
+    runs: list[RunType]
     names: list[str] = field(default_factory=list)
     """Names of all runs of the file, also of those that ``only`` excludes."""
     paper: dict[str, Any] = field(default_factory=dict)
@@ -395,7 +400,7 @@ def load(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
     none: bool = False,
-) -> Sweep:
+) -> Sweep[Run]:
     """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
     ``only``: shell patterns of names, separated by spaces, each of which must match a run unless ``none``. ``seeds``

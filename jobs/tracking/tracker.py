@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +17,6 @@ from flip.files.creation import open_append
 from jobs.common.paths import REPOSITORY
 
 if TYPE_CHECKING:
-    from flip.config.schema import Config
     from flip.runs.rundir import RunDir
 
 TRACKERS = {"wandb": "jobs.tracking.wandb_tracker:WandbTracker"}
@@ -64,15 +63,10 @@ class Tracker(Protocol):
         """Return when everything is recorded."""
 
 
-def used(config: Config) -> list[str]:
-    """Names of the trackers of a run."""
-    return [name for name in TRACKERS if getattr(config.monitor, name)]
-
-
-def warnings(config: Config) -> list[str]:
+def warnings(names: Iterable[str]) -> list[str]:
     """A sentence per tracker whose package this Python lacks."""
     text = "monitor.{0}: {0} is not installed for this Python: nothing will be sent until it is (pip install {0})"
-    return [text.format(name) for name in used(config) if find_spec(name) is None]
+    return [text.format(name) for name in names if find_spec(name) is None]
 
 
 def start_follower(run: RunDir, n: int, tracker: str) -> subprocess.Popen[bytes]:

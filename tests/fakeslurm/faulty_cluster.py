@@ -14,11 +14,11 @@ from jobs.common.job import Job, JobResources
 from jobs.host.agents.channel import UNANSWERED_SECONDS
 from jobs.host.agents.entry import STOPPED_SECONDS
 from jobs.host.slurm_cli import OUTAGE_SECONDS
-from jobs.planning import plan as planning
-from jobs.planning.plan import ResolvedRun
 from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply
+from jobs.submission import plan as planning
 from jobs.submitted_runs.clusters import states
+from jobs.workloads.training import TrainingWorkload
 from tests.fakeslurm.agent_trainer import AgentTrainer
 from tests.fakeslurm.agents import AgentsStep
 from tests.fakeslurm.clock import Clock, Process
@@ -372,7 +372,7 @@ class World:
         """Submit as ``flip submit`` does, without the checks of configurations."""
         with apply.lock(self.folder):
             existing = planning.scan_runs(self.folder, list(self.likes))
-            resolved_runs = [ResolvedRun(name, Config(), {"hash": name}, None) for name in self.likes]
+            resolved_runs = [TrainingWorkload(name, Config(), {"hash": name}, None) for name in self.likes]
             # an interrupted submit leaves a directory without a job, which counts as a stopped run
             starting = planning.plan(resolved_runs, existing, self.folder).starting
             self.over = not starting and all(run.state in OVER for run in existing.values())

@@ -26,7 +26,7 @@ from jobs.common.job import Job, JobResources
 from jobs.host import sessions
 from jobs.local.backend import LocalBackend, live_ranks
 from jobs.submitted_runs import clusters
-from jobs.tracking import tracker
+from jobs.workloads.training import trackers_of
 from tests.harness.common import ROOT, make_run, wait_until
 
 BATCH = 16
@@ -86,7 +86,7 @@ class TrainingRun:
         return LocalBackend(load_profile("local"))
 
     def submit(self):
-        fields = {"module": "tests.kill_rank", "trackers": tracker.used(self.config)}
+        fields = {"module": "tests.kill_rank", "trackers": trackers_of(self.config)}
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, **fields)])
 
     def save_config(self):

@@ -8,8 +8,8 @@ from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning.plan import ResolvedRun
 from jobs.planning.run_cost import estimate
+from jobs.workloads.training import TrainingWorkload
 
 SETS = [
     {"name": "validation", "manifest": "/data/noto", "classes": "/data/classes.json", "role": "validation"},
@@ -36,7 +36,7 @@ def config(mask="0.5", seed=0, samples=12_800, data="train", rate=None):
 def wanted(name="a", **fields):
     """A resolved run, as the planner receives it."""
     resolved = config(**fields)
-    return ResolvedRun(name, resolved, identity(resolved, ""), estimate(resolved, ClusterProfile()))
+    return TrainingWorkload(name, resolved, identity(resolved, ""), estimate(resolved, ClusterProfile()))
 
 
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0, rate=None):

@@ -20,10 +20,10 @@ from flip.runs.rundir import read_json, write_json
 from jobs.commands import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.slurm import backend
 from jobs.submission import apply
+from jobs.submission import plan as planning
 from jobs.submitted_runs import clusters, select
 from tests.harness.common import no_access
 from tests.jobs.outcomes import make, wanted

@@ -26,13 +26,15 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.pages import charts, html, markdown
-from jobs.planning import plan  # fmt: skip
 from jobs.reporting import goodput, run_details  # fmt: skip
 from jobs.reporting import outcomes as run_outcomes
 from jobs.reporting import report as findings
 from jobs.reporting import status as run_status
 from jobs.slurm import job_states  # fmt: skip
-from jobs.submission import render  # fmt: skip
+from jobs.submission import (
+    plan,  # fmt: skip
+    render,  # fmt: skip
+)
 from jobs.submitted_runs import clusters, resubmit, select  # fmt: skip
 from tests.jobs.outcomes import config, make, score, wanted
 from tests.parsers.spoil import DEEP, VALUES, places, texts

@@ -7,6 +7,7 @@ from flip.runs.errors import CAUSES
 from jobs.common.cli import CUT_OFF, INTERRUPTED
 from jobs.common.documents import DOCUMENTS, schema_of
 from jobs.common.next_commands import OF_STATE
+from jobs.workloads.submitted import OF_MODELS
 from tools.documentation.markdown import code, table
 
 _HEAD = """# JSON documents and exit codes
@@ -60,7 +61,8 @@ def json_documents_page() -> str:
         else:
             body = "A list of texts.\n"
         parts.append(f"## {name}\n\nOf {title}.\n\n{body}")
-    states = [(code(state), ", ".join(map(code, names))) for state, names in OF_STATE.items()]
+    of_state = {**OF_STATE, "complete": (*OF_STATE["complete"], *OF_MODELS)}
+    states = [(code(state), ", ".join(map(code, names))) for state, names in of_state.items()]
     parts.append(_NEXT + table(("state", "commands"), states))
     causes = {value: [cause for cause, known in CAUSES.items() if known == value] for value in _MEANINGS}
     rows = [(str(value), ", ".join(map(code, causes[value])), meaning) for value, meaning in _MEANINGS.items()]

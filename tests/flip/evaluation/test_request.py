@@ -7,8 +7,8 @@ from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.formats import FormatError
-from flip.runs.job_kind import REQUEST
 from flip.runs.rundir import RunDir, read_json, write_json
+from flip.runs.side_jobs import REQUEST
 
 COMPUTE = Compute(device="cpu", precision="bf16", attention="explicit", threads=3, deterministic="yes")
 

@@ -268,10 +268,10 @@ def test_evaluate_reports_missing_slurm_and_variables_before_submission(place, c
 def test_evaluate_writes_masks_as_in_the_columns_of_the_paper(tmp_path):
     argv = ["two", "--root", str(tmp_path), "--mask", ".5", "0.50", "5e-1", "0.5", "0.75"]
     request = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))
-    assert request._views() == (("0", False), ("0.5", False), ("0.75", False))
+    assert request.builder._views() == (("0", False), ("0.5", False), ("0.75", False))
     argv[:1] = ["--model", "open_clip:x"]
     with pytest.raises(ConfigError, match="only runs of this toolkit"):
-        evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._views()
+        evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv)).builder._views()
 
 
 def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
@@ -279,7 +279,7 @@ def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
         wds(tmp_path / name)
     sets = ["datacomp38", f"imagenet1k={tmp_path}/elsewhere", "paper-table4"]
     argv = ["two", "--root", str(tmp_path), "--data", str(tmp_path), "--sets", *sets]
-    requested = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._requested
+    requested = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv)).builder._requested
     assert [request.name for request in requested] == ["cifar10", "imagenet1k"]
 
 

@@ -65,7 +65,7 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
         shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / name)
     submitted = list[list[str]]()
     checked = []
-    make = evaluation.EvaluateCommand._make
+    make = evaluation._make
 
     def submit(jobs):
         if submitted and fails == "second folder":
@@ -74,12 +74,12 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
             write_json(job.run.path / "job.json", {})
         submitted.append([job.run.name.partition("-")[0] for job in jobs])
 
-    def make_or_fail(self, planned):
+    def make_or_fail(planned):
         if fails == "second job" and planned.subject.name == "b":
             raise ConfigError("this checkpoint has been deleted meanwhile")
-        return make(self, planned)
+        return make(planned)
 
-    monkeypatch.setattr(evaluation.EvaluateCommand, "_make", make_or_fail)
+    monkeypatch.setattr(evaluation, "_make", make_or_fail)
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
     rule = Rule("Slurm", lambda *_: checked.append(1) or [])
@@ -218,7 +218,7 @@ def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys,
         shutil.rmtree(job)
 
 
-@pytest.mark.parametrize("fails", [(evaluation.EvaluationRequest, "write"), (commit, "pin")])
+@pytest.mark.parametrize("fails", [(evaluation, "write_text"), (commit, "pin")])
 def test_evaluate_reports_full_disk_and_leaves_no_partial_job(place, capsys, monkeypatch, fails):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -22,9 +22,9 @@ from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.local.backend import live_ranks
-from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
+from jobs.submission import plan as planning
 from jobs.submission import submission
 from jobs.submission.submission import Submission
 from tests.harness.common import wait_until

@@ -147,7 +147,7 @@ def test_job_has_no_agents_and_one_process_a_node(tmp_path, monkeypatch):
         cluster.measure(profile, 2, 10.0, "", None, False, 1.0)
     ((used, job),) = submitted
     assert not used.agents and (job.resources.nodes, job.resources.processes, job.resources.gpus) == (2, 1, 8)
-    assert (job.rank_module, job.resources.cpus) == ("jobs.measuring.node", 96)
+    assert (job.module, job.resources.cpus) == ("jobs.measuring.node", 96)
 
 
 def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):

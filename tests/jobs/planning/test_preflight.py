@@ -23,10 +23,10 @@ from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands.submit import main as submit_main
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning import plan as planning
 from jobs.planning import preflight, software_checks
 from jobs.planning.preflight import Start
 from jobs.slurm import site
+from jobs.submission import plan as planning
 from jobs.submission import submission
 from tests.synthetic import encode, make_dataset, picture
 from tools.commands.shards import main as shards_main

@@ -18,10 +18,10 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.commands import cancel, explain, logs
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.planning import plan as planning
 from jobs.reporting import run_details
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
+from jobs.submission import plan as planning
 from jobs.submission.snapshot import current_digest
 from jobs.submitted_runs import clusters, resubmit
 from tests.jobs.outcomes import wanted

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError
-from flip.runs.job_kind import EVALUATE
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.job import Job, JobResources
@@ -31,7 +30,7 @@ def test_script_of_evaluation_differs_from_training_by_its_places_and_module(mon
         name="a", kind="slurm", container="/img/torch.sif", container_runtime="apptainer", python="/py"
     )
     place = "/runs/demo/.evaluate"
-    evaluation = replace(JOB, run=RunDir(f"{place}/a-1126-0000"), kind=EVALUATE)
+    evaluation = replace(JOB, run=RunDir(f"{place}/a-1126-0000"), module="jobs.evaluator")
     train = script(profile, monkeypatch=monkeypatch)
     text = script(profile, evaluation, folder=f"{place}/.slurm/0123abcd", monkeypatch=monkeypatch)
     assert "sweep=/runs/demo root=" in text, "what is looked for on the node is the folder of the sweep"

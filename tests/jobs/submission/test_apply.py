@@ -18,9 +18,9 @@ from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.local import backend as local
-from jobs.planning import plan as planning
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as submission
+from jobs.submission import plan as planning
 from jobs.submission.snapshot import Snapshot
 from jobs.submitted_runs import clusters
 from tests.jobs.outcomes import wanted

@@ -10,16 +10,17 @@ import pytest
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.resolve import DatasetFacts, dataset_facts, resolve
+from flip.runs.checks import OK, UNKNOWN, Check
 from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.common.terminal import show
-from jobs.planning.plan import Action, Plan, ResolvedRun, resources_of
-from jobs.planning.preflight import Check
 from jobs.planning.run_cost import estimate, makespan
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
+from jobs.submission.plan import Action, Plan
 from jobs.sweeps.sweep_file import load
+from jobs.workloads.training import TrainingWorkload
 from tests.harness.common import ROOT
 from tests.harness.terminal import Terminal, golden
 
@@ -42,7 +43,7 @@ def planned(name, profile, **options):
         # fixed for the golden text
         devices = [replace(device, memory={"total": 20e9}) for device in run_estimate.devices]
         run_estimate = replace(run_estimate, devices=devices)
-        resolved = ResolvedRun(run.name, config, identity(config, ""), run_estimate, cluster=profile.name)
+        resolved = TrainingWorkload(run.name, config, identity(config, ""), run_estimate, profile=profile)
         actions.append(Action(resolved, kind, reason, starts))
     return Plan(Path("/runs") / name, actions), sweep
 
@@ -56,14 +57,14 @@ def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
     monkeypatch.setenv("FLIP_KERNEL", "0")  # on machines with and without the kernel
     profile = load_profile(cluster)
     plan, sweep = planned(name, profile)
-    shape = resources_of(plan.actions[0].wanted.config)
+    shape = plan.actions[0].wanted.resources
     jobs = [
         PlannedJob([plan.actions[0].name], shape, "#!/bin/sh\n#SBATCH --a-long-option-to-copy=value --and another", "")
     ]
-    checks = [
-        Check("data set", "55,070 samples in 9 shards, /data/of/a/long/path"),
-        Check("Slurm", HOSTILE, skipped=True),
-    ]
+    checks = {
+        Check(OK, "55,070 samples in 9 shards, /data/of/a/long/path", name="data set"): [],
+        Check(UNKNOWN, HOSTILE, name="Slurm"): [],
+    }
     page = render.details(plan, sweep, profile, checks, batches=jobs, script=True)
     if columns is None:
         golden(GOLDEN / f"plan-{name}-piped.txt", page)
@@ -104,8 +105,8 @@ def test_submit_command_prints_styled_plan_on_terminal(desk):
 def test_plan_page_shows_range_and_spares(monkeypatch):
     profile = load_profile("h100")
     plan, sweep = planned("masking", profile, overrides=["resources.nodes=[2, 4]", "resources.spares=1"])
-    shape = resources_of(plan.actions[0].wanted.config)
-    page = render.details(plan, sweep, profile, [], batches=[PlannedJob([plan.actions[0].name], shape, "", "")])
+    shape = plan.actions[0].wanted.resources
+    page = render.details(plan, sweep, profile, {}, batches=[PlannedJob([plan.actions[0].name], shape, "", "")])
     assert "nodes        2: 16 ranks" in page and "1 spare: 25 % more nodes than work" in page
     assert "2-5 nodes, 8 ranks a node" in page
 
@@ -153,10 +154,10 @@ def test_seeds_of_one_configuration_are_one_row():
     actions = []
     for run in sweep.runs:
         config = resolve(run.config, NODE, dataset_facts(run.config, nominal=True))
-        resolved = ResolvedRun(run.name, config, identity(config, ""), estimate(config, profile), cluster=profile.name)
+        resolved = TrainingWorkload(run.name, config, identity(config, ""), estimate(config, profile), profile=profile)
         actions.append(Action(resolved, "new", starts=True))
     actions[1] = replace(actions[1], kind="failed")
-    page = render.details(Plan(Path("/runs/masking"), actions), sweep, profile, [])
+    page = render.details(Plan(Path("/runs/masking"), actions), sweep, profile, {})
     (table,) = [part for part in page.parts if not isinstance(part, str) and "run" in part.rows[0]]
     names = [row["run"] for row in table.rows]
     first, second = [run.name for run in sweep.runs if run.config.seed == 0][:2]

@@ -18,9 +18,11 @@ from flip.config.identity import UNHASHED
 from flip.config.merge import _paths
 from flip.config.schema import Config
 from flip.runs import errors, lifecycle
+from flip.runs.rundir import RunDir
 from jobs.__main__ import PACKAGES
-from jobs.common import documents, next_commands
+from jobs.common import documents
 from jobs.common.documents import DOCUMENTS, schema_of
+from jobs.workloads.submitted import SubmittedTraining
 from tests.harness.common import ROOT
 from tests.harness.parsers import parser_of, subcommands
 from tools.documentation import build, choices, commands, configuration, json_documents, python_api
@@ -100,7 +102,7 @@ def test_page_of_exit_codes_has_every_code():
 
 @pytest.mark.parametrize("state", lifecycle.STATES)
 def test_page_of_documents_lists_the_commands_that_key_next_has(state, tmp_path):
-    names = [shlex.split(line)[-2] for line in next_commands.of_run(tmp_path, state)]
+    names = [shlex.split(line)[-2] for line in SubmittedTraining(RunDir(tmp_path)).next_commands(state)]
     row = f"| `{state}` | {', '.join(f'`{name}`' for name in names)} |\n"
     page = json_documents.json_documents_page()
     assert row in page[page.index("\n## Next commands\n") :]

@@ -25,12 +25,13 @@ from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.local import supervisor
-from jobs.planning import plan as planning
-from jobs.planning.plan import ExistingRun, ResolvedRun
 from jobs.planning.run_cost import estimate
 from jobs.submission import apply
+from jobs.submission import plan as planning
+from jobs.submission.plan import ExistingRun
 from jobs.submission.snapshot import Snapshot, digest_of
 from jobs.submitted_runs import clusters as cluster
+from jobs.workloads.training import TrainingWorkload
 from tests.harness.job_records import write_formats
 from tests.jobs.outcomes import config, wanted
 
@@ -479,7 +480,7 @@ def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapsh
     small = Host(2, 10**8)
     data = dataset_facts(requested)
     first = finish(requested, big, data, [folder / "a"]).config
-    resolved = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
+    resolved = TrainingWorkload("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     again = finish(requested, small, data, [folder / "a"]).config
     assert (

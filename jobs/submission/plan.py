@@ -9,56 +9,23 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import usable_nodes
-from flip.config.identity import (
-    ConfigChange,
-    changed_class_names,
-    changes_since,
-    concern_only_data,
-    digest,
-    is_same_run,
-)
-from flip.config.schema import Config
+from flip.config.identity import ConfigChange, digest
 from flip.runs import commit
 from flip.runs.errors import ConfigError
-from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED, FINAL
 from flip.runs.remote_owner import InheritedFolder, inherited
 from flip.runs.rundir import RunDir, read_record
-from jobs.common.cli import command
-from jobs.common.job import JobResources
 from jobs.common.submitter import other_submitter
-from jobs.planning.extension import why_not_extended
-from jobs.planning.run_cost import Cost, Estimate, total
+from jobs.planning.run_cost import Cost, total
 from jobs.submitted_runs.clusters import states
 from jobs.sweeps.sweep_file import is_chosen
-
-NOT_YET = "0" * 16
-"""Stands for the digest of a commit that another run of the sweep will save (``init.commit``)."""
-
-
-@dataclass(frozen=True)
-class ResolvedRun:
-    """A run of the sweep file: resolved, validated, estimated."""
-
-    name: str
-    config: Config
-    identity: Mapping[str, Any]
-    estimate: Estimate
-    differs: Mapping[str, Any] = field(default_factory=dict)
-    against_base: Sequence[ConfigChange] = ()
-    given: frozenset[str] = frozenset()  # keys that the sweep sets
-    notes: Sequence[str] = ()
-    warnings: Sequence[str] = ()
-    cluster: str = ""  # name of the profile of its cluster
-    ignored_changes: Sequence[ConfigChange] = ()  # by ``--changed keep``
-    extends: bool = False  # whether ``--changed extend`` gave it its ``init``
+from jobs.workloads import submitted
+from jobs.workloads.workload import SweepRun, forks
 
 
 @dataclass(frozen=True)
@@ -81,10 +48,10 @@ class ExistingRun:
         """Whether a process of it may exist or start."""
         return self.state not in ENDED
 
-    def matches(self, wanted: ResolvedRun) -> bool:
+    def matches(self, wanted: SweepRun) -> bool:
         if self.identity is None:
             return False
-        return self.identity.get("hash") == wanted.identity["hash"] or is_same_run(self.identity, wanted.config)
+        return wanted.matches(self.identity)
 
 
 @dataclass(frozen=True)
@@ -97,7 +64,7 @@ class Action:
     ``submitter``: as in ``ExistingRun``: nothing that came with the copy is executed.
     """
 
-    wanted: ResolvedRun
+    wanted: SweepRun
     kind: str
     reason: str = ""
     starts: bool = False
@@ -115,7 +82,7 @@ class Action:
     @property
     def lacks_commit(self) -> bool:
         """Whether the commit that it starts from does not exist yet. Only dry runs plan such a run."""
-        return self.starts and self.wanted.config.init.commit == NOT_YET
+        return self.starts and self.wanted.lacks_commit
 
     @property
     def name(self) -> str:
@@ -154,7 +121,7 @@ class Plan:
         """Runs that continue -> the remote folders with checkpoints that they have inherited, if any."""
         folders_by_run = {}
         for action in self.starting:
-            url = action.wanted.config.checkpoint.url
+            url = action.wanted.checkpoints.url
             if not url or action.kind == "new" or action.moves:
                 continue
             run = RunDir(self.folder / action.name)
@@ -180,7 +147,7 @@ class Plan:
             if action.kind == "changed" and not action.starts:
                 ways = "keep (the run stays as it is), fork (a new run starts next to it)"
                 ways += " or restart (the old run goes to the trash)"
-                if concern_only_data(action.changes):
+                if action.wanted.adopts(action.changes):
                     ways += ", or data (it continues with the new data)"
                 why = self.why_not_extended(action)
                 if not why:
@@ -192,7 +159,7 @@ class Plan:
 
     def why_not_extended(self, action: Action) -> str:
         """Why ``--changed extend`` cannot continue a changed run; empty: it can."""
-        return why_not_extended(RunDir(self.folder / action.name), action.changes)
+        return action.wanted.why_not_extended(RunDir(self.folder / action.name), action.changes)
 
     def refuse_prune(self, most: bool = False) -> None:
         """ConfigError if more than half of the existing runs would go, unless ``most``, or if a state is unknown."""
@@ -221,19 +188,9 @@ class Plan:
             if holders:
                 what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
-                jobs = [str(holder) for holder in sorted(holders) if is_evaluation(RunDir(holder))]
-                if jobs:
-                    remedy += f" To end an evaluation: {command('cancel', jobs[0])}"
+                release = [submitted.of_run(RunDir(holder)).release() for holder in sorted(holders)]
+                remedy = " ".join([remedy, *list(filter(None, release))[:1]])
                 raise ConfigError(what, str(run.path), remedy=remedy)
-
-
-def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[str]]:
-    """Name of a run -> its forks among existing directories, oldest first; ``others`` are names of other runs."""
-    by_name: dict[str, list[tuple[int, str]]] = {}
-    for fork in existing:
-        if fork not in others and (match := re.fullmatch(r"(.+)-v(\d+)", fork)):
-            by_name.setdefault(match[1], []).append((int(match[2]), fork))
-    return {name: [fork for _, fork in sorted(numbered)] for name, numbered in by_name.items()}
 
 
 def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
@@ -257,7 +214,7 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
 
 
 def plan(
-    wanted: Sequence[ResolvedRun],
+    wanted: Sequence[SweepRun],
     existing: Mapping[str, ExistingRun],
     folder: Path,
     names: Collection[str] = (),
@@ -283,7 +240,7 @@ def plan(
 
 
 def _action(
-    wanted: ResolvedRun,
+    wanted: SweepRun,
     all_existing: Mapping[str, ExistingRun],
     forked: Sequence[str],
     names: Collection[str],
@@ -302,26 +259,16 @@ def _action(
     starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
     unchanged = ""
     if wanted.ignored_changes:
-        unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})"
-    renamed = ""
+        unchanged = f"kept as it is ({wanted.in_words(wanted.ignored_changes)})"
+    outdated = ""
     if existing.state == "complete":
-        renamed = _renamed(existing, wanted.config)
-    reason = "; ".join(filter(None, [existing.detail, unchanged, renamed]))
+        outdated = wanted.outdated(existing.identity or {})
+    reason = "; ".join(filter(None, [existing.detail, unchanged, outdated]))
     return Action(wanted, existing.state, reason, starts, fork=fork, submitter=existing.submitter)
 
 
-def _renamed(existing: ExistingRun, config: Config) -> str:
-    """Which scores of a complete run have other class names than the sweep file, in words."""
-    names = changed_class_names(existing.identity or {}, config)
-    if not names:
-        return ""
-    return (
-        f"class names of {', '.join(names)} have changed: its scores have the earlier ones (flip evaluate scores again)"
-    )
-
-
 def _changed(
-    wanted: ResolvedRun,
+    wanted: SweepRun,
     all_existing: Mapping[str, ExistingRun],
     forked: Sequence[str],
     names: Collection[str],
@@ -333,7 +280,7 @@ def _changed(
     existing = all_existing[latest or wanted.name]
     changes, why = _explained(existing, wanted)
     reason = f"the run directory holds another configuration ({why})"
-    adopts = changed == "data" and concern_only_data(changes) and existing.state != "complete"
+    adopts = changed == "data" and wanted.adopts(changes) and existing.state != "complete"
     extends = changed == "extend" and wanted.extends
     may_go_on = extends and existing.state not in FINAL  # a local supervisor starts stopped runs of its sweep
     if may_go_on or ((changed == "restart" or adopts) and existing.active):
@@ -357,44 +304,15 @@ def _changed(
     return Action(wanted, "changed", reason, starts, starts, existing.state, changes, latest)
 
 
-def _explained(existing: ExistingRun, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
+def _explained(existing: ExistingRun, wanted: SweepRun) -> tuple[list[ConfigChange], str]:
     """(changes of a stored identity, the same in words)."""
     stored = existing.identity
-    changes = changes_since(stored, wanted.config)
+    changes = wanted.changes_since(stored)
     if not stored or not isinstance(stored.get("config"), dict):
         return changes, existing.defect or "its identity.json cannot be read"
     sentences = []
     if changes:
-        sentences = [_list(changes, wanted.given)]
+        sentences = [wanted.in_words(changes)]
     if digest(stored["config"]) != stored.get("hash"):
         sentences.append("the text of its identity.json does not match its hash: it was edited")
     return changes, "; ".join(sentences)
-
-
-def _list(changes: Sequence[ConfigChange], given: Collection[str], most: int = 5) -> str:
-    """Changes in words; a changed key that the sweep file does not set has a new default."""
-    sentences = [
-        f"{change}"
-        + ("" if change.key in given or change.key == "world" else ", which the sweep does not set: a default moved")
-        for change in changes[:most]
-    ]
-    return "; ".join(sentences) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
-
-
-def resources_of(config: Config) -> JobResources:
-    """The resources that a resolved run requests."""
-    asked = config.resources
-    cpus = asked.cpus or config.compute.threads + config.data.workers
-    least = min(usable_nodes(config))
-    if not asked.least_nodes:
-        least = 0
-    return JobResources(
-        asked.nodes,
-        asked.processes,
-        asked.gpus,
-        cpus,
-        asked.hours,
-        least_nodes=least,
-        spares=asked.spares,
-        usable=tuple(usable_nodes(config)),
-    )

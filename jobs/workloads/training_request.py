@@ -1,0 +1,234 @@
+"""``TrainingRequest``: a training as its sweep file asks for it, and how its existing directories resolve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flip.config.derived import stage_at
+from flip.config.finish import FinishedConfig, finish
+from flip.config.identity import ConfigChange, changes_since, diff_identity, flatten, identity, is_same_run
+from flip.config.merge import read_config, to_dict
+from flip.config.resolve import DatasetFacts, dataset_facts
+from flip.config.schema import Config, Init
+from flip.export import timm_source
+from flip.runs import commit
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_lenient, read_record
+from flip.training import warm_start
+from jobs.planning import callback_files, preflight, step_time
+from jobs.planning.run_cost import estimate
+from jobs.sweeps.sweep_file import Run
+from jobs.workloads import extension
+from jobs.workloads.training import NOT_YET, TrainingWorkload, advice
+from jobs.workloads.workload import Place
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A run of a sweep file. ``jobs.workloads.workload.RequestedRun`` describes it."""
+
+    run: Run
+    file: Path
+    """The sweep file."""
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def arm(self) -> str:
+        return self.run.arm
+
+    @property
+    def cluster(self) -> str:
+        return self.run.config.resources.cluster
+
+    @property
+    def settings(self) -> str:
+        return repr(self.run.config)
+
+    @property
+    def programs(self) -> Sequence[Path]:
+        return callback_files.paths(self.run.config.monitor.callbacks, self.file.absolute().parent)
+
+    @property
+    def differs(self) -> Mapping[str, Any]:
+        return self.run.differs
+
+    def is_default(self, key: str) -> bool:
+        section = key.partition(".")[0]
+        return section in Config.__dataclass_fields__ and not any(
+            name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in self.run.chosen
+        )
+
+    def resolve(self, place: Place) -> TrainingWorkload:
+        return _Resolution(self.run, self.file, place).training()
+
+
+def settings_of_commits(run: RunDir) -> list[str]:
+    """``KEY=VALUE`` of the settings without which the commits of a run cannot be resumed: its own lanes."""
+    if not run.config.exists():
+        return []
+    stored = read_config(run.config)
+    if stored.data.sets:
+        return []
+    return [f"data.lanes={stored.data.lanes}"]
+
+
+class _Resolution:
+    """Resolves one run at a place, so that its existing directories stay the same run if possible."""
+
+    def __init__(self, run: Run, file: Path, place: Place) -> None:
+        self.run = run
+        self.file = file
+        self.place = place
+        self.directories = place.directories(run.name)
+        # nominal data are for plans only
+        self.data: Sequence[DatasetFacts] = dataset_facts(run.config, nominal=place.dry)
+
+    def training(self) -> TrainingWorkload:
+        """The run, with its source, its extension and its files of the user. Raises FlipError."""
+        run = self.run
+        profile = self.place.profile
+        config, notes, ignored = self._finish(run.config)
+        extends = False
+        if extension_ := self._extension(config):
+            extends = self._holder(extension_.config) is None
+            config, notes = extension_
+        start = self._start(config)
+        code = callback_files.read(config.monitor.callbacks, self.file.absolute().parent)
+        resolved = flatten(to_dict(config))
+        return TrainingWorkload(
+            run.name,
+            config,
+            identity(config, ""),
+            estimate(config, profile),
+            differs=run.differs,
+            against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
+            given=run.given,
+            notes=[*notes, *extension.notes(config), *advice(config, profile)],
+            profile=profile,
+            ignored_changes=ignored,
+            extends=extends,
+            code=code,
+            start=start,
+        )
+
+    def _start(self, config: Config) -> preflight.Start:
+        """What is checked of a configuration that may have a directory already."""
+        place = self.place
+        current = RunDir(self._holder(config) or self.directories[-1])
+        anew = place.changed in ("restart", "fork")
+        return preflight.Start(
+            config, self.data, place.profile, place.node, place.folder, current, anew, place.dry
+        )  # fmt: skip
+
+    def _finish(self, asked: Config) -> tuple[Config, list[str], list[ConfigChange]]:
+        """(resolved configuration, notes on it, changes of the sweep that ``--changed keep`` ignores)."""
+        ignored: list[ConfigChange] = []
+        if asked.init.run or asked.init.export:
+            asked = replace(asked, init=self._resolve_init(asked))
+
+        def adjust(resolved: Config) -> Config:
+            if self.place.changed == "keep":
+                resolved = self._stored_config(resolved, ignored)
+            step_time.fit_cluster(asked, resolved, self.place.profile)
+            return resolved
+
+        config, notes = finish(asked, self.place.node, self.data, self.directories, adjust)
+        if from_timm := timm_source.note(config.init.export):
+            notes.append(from_timm)
+        init = config.init
+        if init.commit == NOT_YET:
+            later = self.place.again.line(self.place.folder.parent, "--only", self.run.name)
+            notes.append(
+                f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
+                f" {extension.newest_commit(RunDir(self.place.folder / init.run))}; when it has one, submit again:"
+                f" {later}"
+            )
+        return config, notes, ignored
+
+    def _holder(self, config: Config) -> Path | None:
+        """The directory of the run, or of a fork of it, that has this configuration."""
+        for directory in self.directories:  # a damaged record is reported with the plan
+            if is_same_run(read_lenient(directory / "identity.json"), config):
+                return directory
+        return None
+
+    def _stored_config(self, config: Config, ignored_out: list[ConfigChange]) -> Config:
+        """The configuration of an existing run that stays as it is (``--changed keep``); ``config`` if there is none.
+
+        Adds the changes in the sweep file that are ignored then to ``ignored_out``.
+        """
+        path = self.directories[-1]
+        if not all((each / "identity.json").exists() for each in (self.directories[0], path)):
+            return config
+        try:
+            known = [read_record(each / "identity.json") or {} for each in self.directories]
+            if any(is_same_run(stored, config) for stored in known):
+                return config
+            existing = read_config(path / "config.yaml")
+            ignored_out += diff_identity(known[-1], config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
+        return existing
+
+    def _extension(self, config: Config) -> FinishedConfig | None:
+        """A changed run, continued: as an earlier ``--changed extend`` did, or as this one does. None: neither."""
+        if self._holder(config) is not None:
+            return None
+        for earlier in extension.earlier_extensions(self.run.config, self.directories):
+            with suppress(ConfigError):  # the new settings do not fit that extension: it is another run
+                known, notes, _ = self._finish(earlier)
+                if self._holder(known) is not None:
+                    return FinishedConfig(known, notes)
+        if self.place.changed != "extend":
+            return None
+        own = self._extended(config)
+        if own is None:
+            return None
+        known, notes, _ = self._finish(own)
+        return FinishedConfig(known, notes)
+
+    def _extended(self, config: Config) -> Config | None:
+        """The configuration of a changed run that continues it from its newest commit; None if it cannot, or is new.
+
+        ``config``: the resolved one, which the run's directory does not have.
+        """
+        current = RunDir(self.directories[-1])
+        changes = changes_since(read_lenient(current.identity), config)
+        if not current.path.exists() or extension.why_not_extended(current, changes):
+            return None
+        return extension.extended(self.run.config, current)
+
+    def _resolve_init(self, asked: Config) -> Init:
+        """``init``, resolved. A run that has started continues without its source if that is gone, and a dry run plans
+        with a commit that a run of the sweep will make."""
+        init = asked.init
+        folder = self.place.folder
+        known = self._stored_init(init)
+        try:
+            return warm_start.resolve_init(asked, [folder, folder.parent])
+        except warm_start.SourceMissing:
+            will_come = init.run in self.place.names and init.samples and not self._has_passed(init)
+            if known is None and self.place.dry and will_come:
+                stage = init.stage or stage_at(asked, init.samples).name
+                known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
+            if known is None:
+                raise
+            return known
+
+    def _has_passed(self, init: Init) -> bool:
+        """Whether the run that ``init`` names is complete or has a later commit, so that it never saves that one."""
+        source = RunDir(self.place.folder / init.run)
+        commits = commit.commits(source)
+        return source.is_complete() or bool(commits and commits[-1].samples_seen >= init.samples)
+
+    def _stored_init(self, init: Init) -> Init | None:
+        """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""
+        stored = (warm_start.stored_init(init, RunDir(each)) for each in reversed(self.directories))
+        return next(filter(None, stored), None)
