@@ -106,21 +106,28 @@ def resolve(
 
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import load_profile
-    from jobs.submission.submission import Submission, SubmitOptions
+    from jobs.submission.check import check
+    from jobs.submission.request import Request, SubmitOptions, read_request
+    from jobs.submission.resolve import resolve as resolve_request
     from jobs.workloads.training_request import settings_of_commits
 
-    def submission(*more: str) -> Submission:
+    def request(*more: str) -> Request:
         overrides = [*below, *args.overrides, *above, *more]
-        return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True, root=args.root))
+        return read_request(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True, root=args.root))
 
-    planned = submission()
-    real = RunDir(planned.folder / planned.sweep.runs[0].name)
+    requested = request()
+    real = RunDir(requested.folder / requested.sweep.runs[0].name)
     needed = settings_of_commits(real)
     if needed:
-        planned = submission(*needed)
+        requested = request(*needed)
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
-    planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
-    return planned.resolve_runs()[0], real, planned.code
+    kind = "slurm"
+    if local:
+        kind = profile.kind
+    profile = replace(profile, kind=kind, runs_root=requested.profile.runs_root)
+    resolved = resolve_request(replace(requested, profile=profile))
+    check(resolved)
+    return resolved.runs[0], real, resolved.code
 
 
 def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:

@@ -118,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def submit(args: argparse.Namespace) -> int:
     from jobs.reporting.status import watch
-    from jobs.submission.submission import Submission, SubmitOptions
+    from jobs.submission.request import SubmitOptions
+    from jobs.submission.submission import Submission
 
     submission = Submission(SubmitOptions.of(args))
     if args.foreground:

@@ -1,6 +1,11 @@
 """Carries out a plan: from a sweep file to jobs of a backend.
 
-- ``submission.py``: ``Submission``, one call of ``flip submit`` with ``SubmitOptions``: checks, plan, question, commit.
+- ``submission.py``: ``Submission``, one call of ``flip submit``: five steps, each of which takes what the one before
+  returns. A dry run is the first three.
+- ``request.py``: ``Request``, what a call asks for, by its ``SubmitOptions``.
+- ``resolve.py``, ``check.py``, ``plan_runs.py``, ``confirm.py``, ``commit_plan.py``: the steps.
+- ``executed.py``: ``Executed``, the code of jobs, and the folders in which other users can exchange it.
+- ``sweep_record.py``: sweep.json.
 - ``plan.py``: ``plan`` compares each ``SweepRun`` (from the sweep file) with its ``ExistingRun`` (from the run
   directory) and returns a ``Plan`` of ``Action``: start, leave, fork, move to the trash, refuse.
 - ``api.py``: ``flip.submit`` and the handle that it returns.

@@ -11,7 +11,8 @@ from flip.monitoring.results import read_runs
 from flip.runs.errors import StorageError
 from flip.runs.lifecycle import ENDED, FINAL, RunState
 from flip.runs.rundir import RunDir
-from jobs.submission.submission import Submission, SubmitOptions
+from jobs.submission.request import SubmitOptions
+from jobs.submission.submission import Submission
 from jobs.submitted_runs import clusters
 
 

@@ -24,9 +24,9 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.local.backend import live_ranks
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
+from jobs.submission import confirm
 from jobs.submission import plan as planning
-from jobs.submission import submission
-from jobs.submission.submission import Submission
+from jobs.workloads import training_request
 from tests.harness.common import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,7 +137,7 @@ def test_confirm_treats_end_of_input_as_refusal(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
     with pytest.raises(ConfigError, match="nothing was done"):
-        Submission._confirm(SimpleNamespace(options=SimpleNamespace(yes=False, json=False)), "This costs much.")
+        confirm._ask("This costs much.", yes=False)
 
 
 @pytest.mark.long
@@ -349,13 +349,13 @@ def test_dry_run_shows_overrides_of_model_size(desk, typed):
 
 
 def test_submit_asks_before_expensive_runs(desk, typed, monkeypatch):
-    real = submission.estimate
+    real = training_request.estimate
 
     def expensive(config, profile):
         estimated = real(config, profile)
         return replace(estimated, cost=replace(estimated.cost, gpu_hours=60.0, price=120.0))
 
-    monkeypatch.setattr(submission, "estimate", expensive)
+    monkeypatch.setattr(training_request, "estimate", expensive)
     assert typed("--only", "half")[0] == 0 and typed.started == ["half"], "60 GPU-hours need no confirmation"
     code, out, err = typed()
     question = "This starts 2 runs of 120 GPU-hours, a price of 240."
@@ -367,14 +367,14 @@ def test_submit_asks_before_expensive_runs(desk, typed, monkeypatch):
 @pytest.mark.parametrize("second", [None, 0.0])
 def test_submit_asks_despite_unknown_or_zero_gpu_hours_of_another_run(desk, typed, monkeypatch, second):
     """``half`` costs 120 GPU-hours. ``whole`` costs an unknown number of GPU-hours, or runs on CPUs."""
-    real = submission.estimate
+    real = training_request.estimate
 
     def costs(config, profile):
         estimated = real(config, profile)
         hours = 120.0 if config.stages[0].mask == "0.5" else second
         return replace(estimated, cost=replace(estimated.cost, gpu_hours=hours))
 
-    monkeypatch.setattr(submission, "estimate", costs)
+    monkeypatch.setattr(training_request, "estimate", costs)
     code, _, err = typed()
     assert code == 78 and "120 GPU-hours" in err and not typed.started
     assert ("1 run of unknown GPU-hours (whole)" in err) == (second is None)

@@ -27,7 +27,7 @@ from jobs.planning import preflight, software_checks
 from jobs.planning.preflight import Start
 from jobs.slurm import site
 from jobs.submission import plan as planning
-from jobs.submission import submission
+from jobs.submission import request as submit_request
 from tests.synthetic import encode, make_dataset, picture
 from tools.commands.shards import main as shards_main
 
@@ -261,7 +261,7 @@ def test_cores_check_uses_cores_of_profile_not_of_login_node(typed, tmp_path, co
 
 def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
     """Other processes use 1.2 of two cores during a second of submit, then 0.2; at last only the load is known."""
-    monkeypatch.setattr(submission, "core_seconds", lambda: (50.0, 100.0))
+    monkeypatch.setattr(submit_request, "core_seconds", lambda: (50.0, 100.0))
     monkeypatch.setattr(preflight, "cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
     for now, expected in (
