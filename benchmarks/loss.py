@@ -106,7 +106,7 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
 def memory(device: str) -> int:
     """Memory of the machine or the GPU."""
     if device == "cpu":
-        from flip.config.host import this_host
+        from flip.common.host import this_host
 
         return this_host().memory
     import torch

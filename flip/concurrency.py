@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from flip.distributed.shutdown import SIGNALS
+from flip.common.shutdown import SIGNALS
 from flip.files import python_path
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError, describe

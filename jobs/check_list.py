@@ -5,7 +5,8 @@ A list of rules belongs to one kind of work or to all kinds, and runs for the su
 
 from collections.abc import Sequence
 
-from flip.config import gpu_software, validate
+from flip.common import gpu_software
+from flip.config import validate
 from flip.runs.checks import CLUSTER, NODE, RANK, SUBMIT, Rule
 from jobs.planning import preflight, software_checks
 from jobs.runtime import health, network_check, rank_process

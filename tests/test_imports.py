@@ -23,6 +23,7 @@ HEAVY = ("torch", "torchvision", "timm")
 ORDER = [
     ["flip.files"],
     ["flip.runs"],
+    ["flip.common"],
     ["flip.config"],
     ["flip.distributed"],
     ["flip"],  # rng, costs, tokenizer, concurrency
@@ -62,8 +63,8 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 WITH_TORCH = ("jobs.runtime", "jobs.measuring.functions")
 
 #: Modules without torch, in addition to jobs/ except WITH_TORCH: launcher, host and loader processes use them.
-LIGHT = ("flip.files", "flip.runs", "flip.config", "flip.model_costs", "flip.rng", "flip.distributed.shutdown")
-LIGHT += ("flip.distributed.devices", "flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
+LIGHT = ("flip.files", "flip.runs", "flip.common", "flip.config", "flip.model_costs", "flip.rng")
+LIGHT += ("flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.request")
 LIGHT += (

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 import flip
-from flip.config.yaml_io import read_yaml
+from flip.common.yaml_io import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 

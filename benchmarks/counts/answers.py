@@ -41,7 +41,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Which types may the fields of a file have?": (
         "flip/config/schema.py:option",
-        "flip/config/option.py:option",
+        "flip/common/option.py:option",
         "flip/runs/records.py:FieldType",
         "flip/config/json_schema.py:field",
         "jobs/common/documents.py:field",

@@ -18,9 +18,9 @@ from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
 from flip import model_costs
 from flip.checkpoint.manager import MIN_SECONDS
+from flip.common.host import Host
 from flip.config.derived import buffer_bytes, for_stage, world_size
 from flip.config.finish import finish
-from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.data.manifest.manifest import BLOCK
 from flip.data.order import SampleOrder

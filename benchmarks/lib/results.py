@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.config.host import core_seconds, cores
+from flip.common.host import core_seconds, cores
 from flip.environment import processor
 from flip.runs.rundir import write_json
 from jobs.measuring.functions.timing import rounded, seconds

@@ -18,11 +18,11 @@ import torch
 
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
+from flip.common.shutdown import LONG_OPERATION_FACTOR, Watchdog
 from flip.config.schema import Config
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
-from flip.distributed.shutdown import LONG_OPERATION_FACTOR, Watchdog
 from flip.models.clip import CLIPModel
 from flip.runs import formats
 from flip.runs.commit import Commit

@@ -1,16 +1,13 @@
 """What may a configuration say, how is it merged, resolved, validated and hashed?
 
 - ``schema``: the fields with their limits, and the named model sizes. A new field is an edit of this file alone.
-  ``option``: how a field is described, also that of a cluster profile.
-- ``yaml_io`` reads YAML with the line of every value; ``typed`` checks its fields, for cluster profiles and sweep files
-  too; ``merge`` combines layers and writes the result.
+- ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
-- ``host``: what this machine offers. ``resolve`` replaces ``auto`` and 0 by values for a machine and its data.
-- ``gpu_software``: the driver and compiler that a node with GPUs needs. ``callback_names``: ``monitor.callbacks``.
+- ``resolve`` replaces ``auto`` and 0 by values for a machine and its data. ``callback_names``: ``monitor.callbacks``.
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller; ``loop_config``
   is the caller for loops without a run.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
 - ``json_schema``: the fields as JSON Schema, for editors; the documents of ``--json``, for scripts.
 
-No torch. May import ``flip.files`` and ``flip.runs``.
+No torch. May import ``flip.common``, ``flip.files`` and ``flip.runs``.
 """

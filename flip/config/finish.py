@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flip.config.host import Host
+from flip.common.host import Host
 from flip.config.identity import changes_since, concern_only_data, is_same_run
 from flip.config.merge import read_config
 from flip.config.resolve import DatasetFacts, dataset_facts, inherit_machine_fields, resolve

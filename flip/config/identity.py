@@ -8,12 +8,12 @@ evaluation sets (``classes``) outside of the hash, so that they can be corrected
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from flip.common.plain_data import ConfigChange, compare, digest
 from flip.config.derived import world_size, world_sizes
 from flip.config.resolve import manifest_record, resolve_path
 from flip.config.schema import Config, DataSet, Stage
@@ -21,27 +21,9 @@ from flip.runs.errors import PermissionDenied
 from flip.runs.formats import RUN_NUMBER
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
-
-
-class ConfigChange(NamedTuple):
-    """A key in which two configurations differ. ``was``, ``now``: its values; None if it is absent there."""
-
-    key: str
-    was: Any
-    now: Any
-
-    @property
-    def is_other_data(self) -> bool:
-        """Whether the key names the data set, and not how it is read."""
-        return bool(_DATA.fullmatch(self.key))
-
-    @property
-    def is_missing_content(self) -> bool:
-        """Whether the path was hashed by its content, which no longer exists."""
-        return _is_content(self.was) and isinstance(self.now, str) and not _is_content(self.now)
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.was!r} -> {self.now!r}"
+"""Keys that name the data set, and not how it is read."""
+ORDERED = ("stages", "data.sets")
+"""Named lists whose order matters."""
 
 
 def identity(config: Config, code: str) -> dict[str, Any]:
@@ -68,7 +50,7 @@ def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
 
 def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
     """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
-    return compare(stored["config"], _canonical(config))
+    return compare(stored["config"], _canonical(config), ORDERED)
 
 
 def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
@@ -80,22 +62,12 @@ def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[Conf
 
 def concern_only_data(changes: Sequence[ConfigChange]) -> bool:
     """Whether there are changes, and all are about the data."""
-    return bool(changes) and all(change.is_other_data for change in changes)
+    return bool(changes) and all(_DATA.fullmatch(change.key) for change in changes)
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
-    """The differences between two configurations given as nested plain data, sorted by key."""
-    was = flatten(before)
-    now = flatten(after)
-    changes = [
-        ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
-    ]
-    for key in ("stages", "data.sets"):  # flattened members have no order, so it is compared here
-        names = _names(before, key)
-        reordered = _names(after, key)
-        if names != reordered and sorted(names) == sorted(reordered):
-            changes.append(ConfigChange(key, names, reordered))
-    return changes
+def is_missing_content(change: ConfigChange) -> bool:
+    """Whether a path that was hashed by its content has no content any more."""
+    return _is_content(change.was) and isinstance(change.now, str) and not _is_content(change.now)
 
 
 def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
@@ -111,32 +83,9 @@ def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
     return [path for name, path in now.items() if _is_content(before.get(name)) and not _is_content(path)]
 
 
-def flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested plain data as dotted key -> value, with ``key`` as prefix.
-
-    Members of named lists have their names as keys; other lists are values.
-    """
-    if isinstance(value, Mapping):
-        items = [(str(name), item) for name, item in value.items()]
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
-        items = [(str(item["name"]), item) for item in value]
-    else:
-        return {key: value}
-    leaves: dict[str, Any] = {}
-    for name, item in items:
-        leaves.update(flatten(item, f"{key}.{name}" if key else name))
-    return leaves
-
-
 def generic_key(key: str) -> str:
     """A dotted key with ``*`` in place of the name of a stage or of a data set, also of evaluation."""
     return re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
-
-
-def digest(canonical: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON text of a mapping."""
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: str) -> str:
@@ -226,11 +175,3 @@ def _stored_class_names(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 def _class_names(config: Config) -> dict[str, str]:
     """Evaluation set -> digest of its class names, or their path if the file does not exist."""
     return {item.name: file_digest(item.classes) for item in config.evaluate.sets if item.classes}
-
-
-def _names(config: Mapping[str, Any], key: str) -> list[str]:
-    """Names of the members of a list, in order; empty if there is no such list."""
-    owner: Any = config
-    for part in key.split("."):
-        owner = owner.get(part, {})
-    return [member["name"] for member in owner]

@@ -1,7 +1,7 @@
 """JSON Schemas: of dataclasses that users write in YAML, for editors, and of JSON that programs write, for scripts.
 
-``definitions``: of a dataclass. Types come from ``flip.config.typed.TYPES``, bounds and choices from the fields
-(``flip.config.option``), descriptions from the docstrings below them. Rules between fields are not in the schema:
+``definitions``: of a dataclass. Types come from ``flip.common.typed.TYPES``, bounds and choices from the fields
+(``flip.common.option``), descriptions from the docstrings below them. Rules between fields are not in the schema:
 ``flip.config.validate`` checks those at submission. Each section is a definition, and each field stands in its section
 alone. The other places in which a field may be written, such as dotted keys, refer to it.
 
@@ -14,9 +14,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flip.config.option import BOUNDS, descriptions
+from flip.common.option import BOUNDS, descriptions
+from flip.common.typed import TYPES
 from flip.config.schema import YES_NO
-from flip.config.typed import TYPES
 from flip.runs.records import Field, FieldType
 
 DIALECT = "http://json-schema.org/draft-07/schema#"

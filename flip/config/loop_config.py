@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from flip.common.host import Host
 from flip.config.derived import check_position, rank_lanes
 from flip.config.finish import finish
-from flip.config.host import Host
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config

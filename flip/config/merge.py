@@ -14,10 +14,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flip.config import typed
-from flip.config.option import descriptions
+from flip.common import typed
+from flip.common.option import descriptions
+from flip.common.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.config.schema import MODEL_PRESETS, YES_NO, Config
-from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs import formats
 from flip.runs.credentials import exposes
 from flip.runs.errors import ConfigError, suggestion

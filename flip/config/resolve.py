@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.common.cache import cache_root
+from flip.common.host import Host
 from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
-from flip.config.host import Host
 from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
 from flip.runs import formats
@@ -173,15 +174,6 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
         if fits and size <= buffer and weight_error([count for count, _ in parts], weights) <= WEIGHT_TOLERANCE:
             return lanes
     return ranks
-
-
-def cache_root() -> Path:
-    """FLIP_CACHE, by default ~/.cache/flip. Raises ConfigError if the user has no home folder."""
-    try:
-        return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute()
-    except RuntimeError as error:
-        remedy = "Name a folder for cached files: export FLIP_CACHE=FOLDER."
-        raise ConfigError("this user's home folder is unknown", remedy=remedy) from error
 
 
 def resolve_path(path: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from flip.config.option import option
+from flip.common.option import option
 from flip.runs.formats import CONFIG_NUMBER
 
 MAX_SAMPLES = 2**53 - 1

@@ -7,6 +7,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from flip.common.option import why_invalid
 from flip.config import callback_names
 from flip.config.derived import (
     WEIGHT_TOLERANCE,
@@ -22,7 +23,6 @@ from flip.config.derived import (
     weight_error,
     world_size,
 )
-from flip.config.option import why_invalid
 from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
 from flip.runs import addresses
 from flip.runs.checks import Rule, require

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.common.shutdown import SIGNALS
 from flip.concurrency import (
     leave_with_parent,
     prepare_forkserver,
@@ -39,7 +40,6 @@ from flip.data.order import load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
 from flip.data.worker import BatchBuffers, BatchProducer, Filled, ReplacedSample, WorkerConfig
-from flip.distributed.shutdown import SIGNALS
 from flip.model_costs import IN_HAND, SLOTS
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError

@@ -21,10 +21,10 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from flip.config import gpu_software, schema
-from flip.distributed import devices
+from flip.common import devices, gpu_software
+from flip.common.shutdown import COMPILE_MINUTES, SIGNALS
+from flip.config import schema
 from flip.distributed.compile_cache import code_folder
-from flip.distributed.shutdown import COMPILE_MINUTES, SIGNALS
 from flip.runs.checks import require
 from flip.runs.node_address import address_here
 

@@ -13,13 +13,13 @@ import torch
 
 from flip.checkpoint import saver
 from flip.checkpoint.restorer import CheckpointRestorer
+from flip.common.shutdown import LONG_OPERATION_FACTOR, EndCallback, PeerWatcher, StopFlag, Watchdog
 from flip.config import merge
 from flip.config.derived import weights_config
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import LONG_OPERATION_FACTOR, EndCallback, PeerWatcher, StopFlag, Watchdog
 from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoding import open_clip_folder

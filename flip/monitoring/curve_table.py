@@ -6,7 +6,7 @@
 import os
 from typing import Any
 
-from flip.config.identity import flatten
+from flip.common.plain_data import flatten
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.metric_lines import metric_files
 from flip.runs.rundir import RunDir

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from flip import environment, model_costs
+from flip.common.plain_data import flatten
 from flip.config.derived import stage_spans
-from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.data import kernel

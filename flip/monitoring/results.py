@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip.config.identity import flatten, generic_key
+from flip.common.plain_data import flatten
+from flip.common.yaml_io import MAX_BYTES, parse_yaml
+from flip.config.identity import generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
-from flip.config.yaml_io import MAX_BYTES, parse_yaml
 from flip.evaluation.metrics.result_files import COLUMNS, ScoreRecord, of_result, precision, read_scores, shown
 from flip.evaluation.metrics.score import score_of
 from flip.files.creation import read_regular

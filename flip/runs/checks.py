@@ -7,7 +7,7 @@ A check runs at the first stage that can run it, and each stage has lists of rul
 | ``SUBMIT`` | the host of ``flip submit`` | ``flip/config/validate.py``, ``jobs/planning/preflight.py`` |
 | ``CLUSTER`` | the same host, if the cluster answers; also ``flip doctor`` | ``jobs/slurm/site_checks.py`` |
 | ``NODE`` | a node, before ranks start there | ``jobs/runtime/health.py``, ``network_check.py`` |
-| ``RANK`` | a rank process, before it works | ``jobs/runtime/rank_process.py``, ``flip/config/gpu_software.py`` |
+| ``RANK`` | a rank process, before it works | ``jobs/runtime/rank_process.py``, ``flip/common/gpu_software.py`` |
 
 ``jobs/check_list.py`` joins them, and ``make docs`` prints them. Standard library, Python >= 3.6.
 """

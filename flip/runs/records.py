@@ -6,7 +6,7 @@ may rely on their types. Standard library, Python >= 3.6.
 
 Such tables describe all JSON that programs write: also the documents of ``--json`` (``jobs.common.documents``), of
 which ``flip.config.json_schema`` makes JSON Schemas. Settings that users write are described by dataclasses
-(``flip.config.option``): there an unknown key is an error. The keys of a sweep file are a table
+(``flip.common.option``): there an unknown key is an error. The keys of a sweep file are a table
 (``jobs.sweeps.sweep_file``), because entries and axes are read by code of their own.
 """
 

@@ -12,7 +12,7 @@ from flip.runs.errors import CAUSES, PRECEDENCE, STORAGE
 #: The port of the rendezvous was free when the launcher checked, but not when rank 0 opened it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
-#: Faults of one node's GPUs, driver or software, in the words of CUDA, PyTorch and flip.config.gpu_software. Errors
+#: Faults of one node's GPUs, driver or software, in the words of CUDA, PyTorch and flip.common.gpu_software. Errors
 #: that a faulty kernel causes as well, such as an illegal access or a launch failure, are not among them.
 HARDWARE = re.compile(
     "uncorrectable (ECC|NVLink) error|or a hardware error|no CUDA-capable device is detected|No CUDA GPUs are available"

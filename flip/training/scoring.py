@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from flip.checkpoint.manager import CheckpointManager
+from flip.common.shutdown import Watchdog
 from flip.config.derived import stage_spans
 from flip.config.schema import Config, EvaluationSet
 from flip.data.storage.retry import RetryPolicy
@@ -18,7 +19,6 @@ from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.parallel import World
-from flip.distributed.shutdown import Watchdog
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator

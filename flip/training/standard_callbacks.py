@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from flip.checkpoint.manager import CheckpointManager
+from flip.common.shutdown import Watchdog
 from flip.config.callback_names import FOLDER
 from flip.config.schema import Config
 from flip.distributed.parallel import World
-from flip.distributed.shutdown import Watchdog
 from flip.files import python_path
 from flip.monitoring.profiler import Profiler
 from flip.runs.rundir import RunDir

@@ -20,15 +20,7 @@ from torch import Tensor
 from flip.checkpoint import saver
 from flip.checkpoint.manager import CheckpointManager
 from flip.checkpoint.restorer import CheckpointRestorer
-from flip.config import derived, merge
-from flip.config.derived import StageSpan, stage_spans
-from flip.config.schema import Config, Stage
-from flip.data.loader import Batch, Loader
-from flip.data.token_table import TokenTable
-from flip.data.worker import WorkerConfig
-from flip.distributed import parallel
-from flip.distributed.collectives import mean_over_ranks
-from flip.distributed.shutdown import (
+from flip.common.shutdown import (
     CANCELLED,
     COMPILE_MINUTES,
     LONG_OPERATION_FACTOR,
@@ -39,6 +31,14 @@ from flip.distributed.shutdown import (
     StopFlag,
     Watchdog,
 )
+from flip.config import derived, merge
+from flip.config.derived import StageSpan, stage_spans
+from flip.config.schema import Config, Stage
+from flip.data.loader import Batch, Loader
+from flip.data.token_table import TokenTable
+from flip.data.worker import WorkerConfig
+from flip.distributed import parallel
+from flip.distributed.collectives import mean_over_ranks
 from flip.models import attention, clip
 from flip.monitoring.rank_counters import RankCounters
 from flip.runs.errors import FlipError

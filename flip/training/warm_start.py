@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flip.checkpoint import export_record
+from flip.common.plain_data import flatten
 from flip.config import merge
 from flip.config.derived import for_stage, stage_at, stage_spans, weights_config
-from flip.config.identity import file_digest, flatten
+from flip.config.identity import file_digest
 from flip.config.merge import lookup
 from flip.config.resolve import resolve_path
 from flip.config.schema import Config, Init
@@ -34,7 +35,7 @@ from flip.runs.rundir import RunDir, load_record
 
 if TYPE_CHECKING:
     from flip.checkpoint.restorer import CheckpointRestorer
-    from flip.distributed.shutdown import Watchdog
+    from flip.common.shutdown import Watchdog
     from flip.models.clip import CLIPModel
 
 log = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
 
     ``config``: of the first stage (``flip.config.derived.for_stage``).
     """
-    from flip.distributed.shutdown import LONG_OPERATION_FACTOR
+    from flip.common.shutdown import LONG_OPERATION_FACTOR
     from flip.training.conversion import load_weights
 
     init = config.init

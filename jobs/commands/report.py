@@ -109,7 +109,7 @@ def _own_folder(folder: Path) -> Path:
 
     Another user may have prepared links in their folder. Raises PermissionDenied or StorageError.
     """
-    from flip.config.resolve import cache_root
+    from flip.common.cache import cache_root
     from flip.files.creation import closed_folder, private_folder
     from flip.files.ownership import is_mine
     from jobs.common.filesystem import writing

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 
-from flip.config.host import Host, this_host
-from flip.config.option import option
+from flip.common.host import Host, this_host
+from flip.common.option import option
 from flip.model_costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied, suggestion
 from jobs.common.paths import PROFILES, other_kind, runs_root, use_of
@@ -148,8 +148,8 @@ def load_profile(name: str) -> ClusterProfile:
 
     Raises ConfigError, or PermissionDenied if another user can change the file, because its lines are executed.
     """
-    from flip.config import typed
-    from flip.config.yaml_io import SourceLocation, read_yaml
+    from flip.common import typed
+    from flip.common.yaml_io import SourceLocation, read_yaml
 
     path = profile_path(name)
     require_trusted_file(path, "the cluster profile", f"Or read it, and name a copy of your own: cp {path} mine.yaml.")
@@ -221,7 +221,7 @@ def roots(given: str | None = None) -> list[Path]:
 
     An unreadable profile is skipped: submit reports it.
     """
-    from flip.config.yaml_io import read_yaml
+    from flip.common.yaml_io import read_yaml
 
     if given:
         return [Path(given).absolute()]
@@ -253,7 +253,7 @@ def is_profile(table: Mapping[str, object]) -> bool:
 
 
 def _is_profile_file(path: Path) -> bool:
-    from flip.config.yaml_io import read_yaml
+    from flip.common.yaml_io import read_yaml
 
     with contextlib.suppress(ConfigError, PermissionDenied):
         return is_profile(read_yaml(path))

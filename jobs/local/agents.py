@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.distributed import devices
-from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
+from flip.common import devices
+from flip.common.shutdown import ORPHAN_GRACE_SECONDS
 from flip.files import deletion, python_path
 from flip.files.creation import RefusedPath, open_append
 from flip.runs.errors import CAUSES, COMPLETE

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import cores
-from flip.config.resolve import cache_root
+from flip.common.cache import cache_root
+from flip.common.host import cores
 from flip.files.creation import closed_folder, run_folder
 from flip.runs.checks import require
 from flip.runs.errors import ConfigError, FlipError

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flip import environment
-from flip.config.host import core_seconds, others_since, this_host
-from flip.distributed import devices
+from flip.common import devices
+from flip.common.host import core_seconds, others_since, this_host
 from flip.files import python_path
 from flip.runs.credentials import scrub
 from flip.runs.errors import FlipError

@@ -34,7 +34,7 @@ from jobs.planning.measurement import (
 )
 
 if TYPE_CHECKING:
-    from flip.distributed.shutdown import StopFlag
+    from flip.common.shutdown import StopFlag
 
 PRELOAD = ("jobs.runtime.rank_process", "jobs.measuring.node")
 """What a node agent imports before it forks ranks (``jobs.runtime.node_agent``). None of these starts a thread."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+from flip.common.cache import cache_root
 from flip.config.derived import dataset_lanes
-from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flip import model_costs
+from flip.common.host import Host
 from flip.config.derived import at_world, for_stage, world_size, world_sizes
-from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.checks import OK, UNKNOWN, Check
 from flip.runs.errors import ConfigError

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.checkpoint.remote import RemoteCheckpoint
+from flip.common.host import Host, cores, others_since
 from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
-from flip.config.host import Host, cores, others_since
 from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
 from flip.config.validate import warnings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from flip.config import gpu_software
+from flip.common import gpu_software
 from flip.config.derived import dataset_lanes, for_stage
 from flip.config.schema import Config
 from flip.data import augment, kernel

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import flatten
+from flip.common.plain_data import flatten
+from flip.common.yaml_io import read_yaml
 from flip.config.schema import MODEL_PRESETS
-from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import Outcome, read_run
 from jobs.common.text import count, formatted, shortened
 from jobs.reporting import seed_groups

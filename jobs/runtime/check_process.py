@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from flip.distributed.shutdown import SIGNALS
+from flip.common.shutdown import SIGNALS
 from flip.runs.checks import UNKNOWN, Check, check_of
 from jobs.host import sessions
 

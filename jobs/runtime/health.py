@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.distributed import devices
+from flip.common import devices
 from flip.files import deletion, ownership
 from flip.files.creation import create_sibling, read_regular
 from flip.runs.cgroup import HOST_MEMORY, available_memory

@@ -182,7 +182,8 @@ def measure(device_name: str) -> Answer:
     import torch
     from torch import distributed
 
-    from flip.distributed import devices, link_speed, parallel
+    from flip.common import devices
+    from flip.distributed import link_speed, parallel
 
     rank = int(os.environ["RANK"])
     size = int(os.environ["WORLD_SIZE"])

@@ -33,7 +33,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
-from flip.distributed.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
+from flip.common.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
 from flip.files.creation import RefusedPath, open_append
 from flip.runs.cgroup import memory_kills
 from flip.runs.checks import UNKNOWN, Check

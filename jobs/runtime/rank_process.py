@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from flip.distributed import shutdown
+from flip.common import shutdown
 from flip.files import deletion, ownership, python_path
 from flip.files.creation import RefusedPath, close_umask
 from flip.runs.checks import Rule, require
@@ -203,7 +203,7 @@ def _check_identity(run: RunDir) -> None:
     Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
     from flip.config import merge
-    from flip.config.identity import diff_identity, is_same_run, missing_class_names
+    from flip.config.identity import diff_identity, is_missing_content, is_same_run, missing_class_names
 
     stored = load_record(run.identity)
     config = merge.read_config(run.config)
@@ -211,7 +211,7 @@ def _check_identity(run: RunDir) -> None:
     changes = []
     if is_changed:
         changes = diff_identity(stored, config)
-    absent = [f"{change.key}: {change.now}" for change in changes if change.is_missing_content]
+    absent = [f"{change.key}: {change.now}" for change in changes if is_missing_content(change)]
     absent += [f"class names: {path}" for path in missing_class_names(stored, config)]
     if absent:
         remedy = "It existed when the run was submitted: mount it on this node, or restore it."

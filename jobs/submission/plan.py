@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import ConfigChange, digest
+from flip.common.plain_data import ConfigChange, digest
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED, FINAL

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from flip.config.host import core_seconds
+from flip.common.host import core_seconds
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_lenient
 from jobs.common.cluster_profile import ClusterProfile, load_profile, profile_path

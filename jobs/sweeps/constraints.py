@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from flip.common.yaml_io import SourceLocation, parse_yaml
 from flip.config.schema import Config
-from flip.config.yaml_io import SourceLocation, parse_yaml
 from flip.runs.errors import nearest
 
 _WORD = r"""[^\s<>=!\[\]"']++"""

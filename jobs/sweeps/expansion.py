@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flip.common.typed import unknown_key
+from flip.common.yaml_io import LocatedDict, SourceLocation
 from flip.config.schema import Config
-from flip.config.typed import unknown_key
-from flip.config.yaml_io import LocatedDict, SourceLocation
 from flip.runs.errors import nearest
 from jobs.sweeps.constraints import Condition, parse
 

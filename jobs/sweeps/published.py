@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flip.config.identity import flatten
+from flip.common.plain_data import flatten
+from flip.common.yaml_io import read_yaml
 from flip.config.schema import MODEL_PRESETS
-from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 from flip.runs.records import PUBLISHED
 from jobs.common.paths import SWEEPS

@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from flip.config.identity import ConfigChange, compare, flatten
+from flip.common.plain_data import ConfigChange, compare, flatten
+from flip.common.typed import read_fields
+from flip.common.yaml_io import LocatedDict, SourceLocation, read_yaml
+from flip.config.identity import ORDERED
 from flip.config.json_schema import reference
 from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_dict
 from flip.config.resolve import depends_on_folder, is_relative_profile
 from flip.config.schema import MODEL_PRESETS, Config
-from flip.config.typed import read_fields
-from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
 from flip.runs.errors import ConfigError, nearest, suggestion
 from flip.runs.records import EXACT, LIST, MAPPING, Field, FieldType
 from jobs.common.cluster_profile import ambiguous, is_profile
@@ -324,7 +325,7 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
             config,
             pairs[i][0].name,
             row,
-            compare(to_dict(base), to_dict(config)),
+            compare(to_dict(base), to_dict(config), ORDERED),
             _given([*below, *own], overrides),
             _given([below[-1], *own], overrides),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.config.resolve import cache_root
+from flip.common.cache import cache_root
 from flip.config.schema import Config, EvaluationSet
 from flip.data.manifest import labels
 from flip.data.manifest.manifest import MARK, Manifest

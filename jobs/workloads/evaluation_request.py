@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from flip.checkpoint.remote import refuse_foreign
+from flip.common.cache import cache_root
+from flip.common.host import this_host
 from flip.config import merge
-from flip.config.host import this_host
-from flip.config.resolve import cache_root, resolve_arithmetic
+from flip.config.resolve import resolve_arithmetic
 from flip.config.schema import Compute, Config
 from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest

@@ -10,7 +10,8 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-from flip.config.identity import ConfigChange, changes_since
+from flip.common.plain_data import ConfigChange
+from flip.config.identity import changes_since
 from flip.config.merge import read_config
 from flip.config.schema import Config
 from flip.runs import commit

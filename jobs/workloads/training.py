@@ -9,18 +9,12 @@ from typing import Any
 
 from flip import model_costs
 from flip.checkpoint.remote_folder import RemoteFolder
+from flip.common.plain_data import ConfigChange
+from flip.common.yaml_io import dump_yaml, read_yaml
 from flip.config.derived import usable_nodes
-from flip.config.identity import (
-    ConfigChange,
-    changed_class_names,
-    changes_since,
-    concern_only_data,
-    identity,
-    is_same_run,
-)
+from flip.config.identity import changed_class_names, changes_since, concern_only_data, identity, is_same_run
 from flip.config.merge import dump, to_dict
 from flip.config.schema import Config
-from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.data.storage.retry import RetryPolicy
 from flip.runs import commit
 from flip.runs.checks import OK, Check, run_rules

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
+from flip.common.plain_data import ConfigChange, flatten
 from flip.config.derived import missing_in_transformers, model_label
-from flip.config.identity import ConfigChange, flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS, Config
 from jobs.common.terminal import TextTable

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flip.common.plain_data import ConfigChange, flatten
 from flip.config.derived import stage_at
 from flip.config.finish import FinishedConfig, finish
-from flip.config.identity import ConfigChange, changes_since, diff_identity, flatten, identity, is_same_run
+from flip.config.identity import changes_since, diff_identity, identity, is_same_run
 from flip.config.merge import read_config, to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init

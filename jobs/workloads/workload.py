@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from flip.config.host import Host
-from flip.config.identity import ConfigChange
+from flip.common.host import Host
+from flip.common.plain_data import ConfigChange
 from flip.runs.checks import Check
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile

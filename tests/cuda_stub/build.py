@@ -16,7 +16,7 @@ import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 
-from flip.config.resolve import cache_root
+from flip.common.cache import cache_root
 from flip.files.creation import private_folder
 
 HERE = Path(__file__).resolve().parent

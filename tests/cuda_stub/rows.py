@@ -26,12 +26,12 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 
 from flip.checkpoint import saver, staging
+from flip.common.host import Host
+from flip.common.shutdown import CoordinatedStop
 from flip.config import derived, merge
 from flip.config.derived import StageSpan
-from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
-from flip.distributed.shutdown import CoordinatedStop
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip, transformer
 from flip.monitoring.profiler import Profiler

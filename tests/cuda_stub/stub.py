@@ -14,7 +14,8 @@ from unittest import mock
 
 from torch import distributed
 
-from flip.distributed import parallel, shutdown
+from flip.common import shutdown
+from flip.distributed import parallel
 
 _library = ctypes.CDLL(None)
 _library.stub_name.restype = ctypes.c_char_p

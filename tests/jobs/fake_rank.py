@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from flip.distributed.shutdown import LIFELINE_VARIABLE
+from flip.common.shutdown import LIFELINE_VARIABLE
 from flip.runs import commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json, write_json

@@ -5,8 +5,8 @@ import json
 import math
 import random
 
+from flip.common.host import Host
 from flip.config.derived import stage_spans
-from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve

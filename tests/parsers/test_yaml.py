@@ -7,8 +7,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flip.common.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.config.merge import dump, merge, read_config
-from flip.config.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.sweeps.sweep_file import load

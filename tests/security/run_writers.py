@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import torch
 
 from flip.checkpoint.saver import Checkpointer
+from flip.common import shutdown
 from flip.config import schema
-from flip.distributed import parallel, shutdown
+from flip.distributed import parallel
 from flip.evaluation.encoding.features import FeatureCache
 from flip.evaluation.metrics import result_files
 from flip.evaluation.metrics.predictions import Predictions

@@ -334,7 +334,7 @@ READERS = """
     from pathlib import Path
     from flip.checkpoint import export_record as exported
     from flip.config.schema import TextTower
-    from flip.config.yaml_io import read_yaml
+    from flip.common.yaml_io import read_yaml
     from flip.evaluation.datasets.image_sources import File, ImageFiles
     from flip.data.manifest.manifest import Manifest
     from flip.data.chunk_reader import ChunkReader as Reader

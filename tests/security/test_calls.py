@@ -28,7 +28,7 @@ ALLOWED = {
     ("jobs/runtime/forked_rank.py", "importlib.import_module"): "the module of the job, as `python -m` does",
     ("jobs/runtime/forked_rank.py", "runpy"): "the module of the job, as `python -m` would execute it",
     ("jobs/runtime/forked_rank.py", "runpy.run_module"): "the module of the job, as `python -m` would execute it",
-    ("flip/config/gpu_software.py", "ctypes.CDLL"): "the library of NVIDIA's driver, which torch loads too",
+    ("flip/common/gpu_software.py", "ctypes.CDLL"): "the library of NVIDIA's driver, which torch loads too",
     ("jobs/measuring/functions/peak_memory.py", "ctypes.CDLL"): "malloc_trim of the C library, loaded anyway",
     (
         "jobs/measuring/functions/peak_memory.py",

@@ -22,7 +22,7 @@ from flip.runs.rundir import RunDir, write_json
 STEP = 0.05
 NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")
 STOP = ("TERM", "USR2", "USR1")
-"""What ``flip.distributed.shutdown`` takes as a request to stop."""
+"""What ``flip.common.shutdown`` takes as a request to stop."""
 
 
 class Signals:

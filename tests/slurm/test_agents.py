@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
+from flip.common.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs.rundir import read_json
 from jobs.common.job import JobResources
 from jobs.host import processes

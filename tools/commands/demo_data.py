@@ -40,7 +40,7 @@ def prepare(options: argparse.Namespace) -> int:
     import json
     import time
 
-    from flip.config.resolve import cache_root
+    from flip.common.cache import cache_root
 
     if options.data == "icons":
         from tools.demo_datasets.icons.build import DATA as data

@@ -141,7 +141,7 @@ def _state(report: dict[str, Any]) -> str:
 
 
 def _folder() -> Path:
-    from flip.config.resolve import cache_root
+    from flip.common.cache import cache_root
 
     return cache_root() / "slurm"
 

@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
         training.again(study, docs, options.again)
         docs = options.again
     if options.baseline:
-        from flip.config.resolve import cache_root
+        from flip.common.cache import cache_root
         from tools.studies.engine import baseline
 
         print(baseline.write(study, docs, cache_root()))

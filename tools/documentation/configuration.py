@@ -6,9 +6,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flip.config.option import BOUNDS, descriptions
+from flip.common.option import BOUNDS, descriptions
+from flip.common.typed import TYPES
 from flip.config.schema import Config
-from flip.config.typed import TYPES
 from jobs.common.cluster_profile import ClusterProfile
 from tools.documentation.markdown import code, table
 

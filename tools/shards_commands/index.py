@@ -13,7 +13,7 @@ from typing import Any
 
 import braceexpand
 
-from flip.config.host import cores
+from flip.common.host import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder

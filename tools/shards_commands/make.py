@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flip.common.host import cores
 from flip.concurrency import map_in_processes
-from flip.config.host import cores
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.evaluation.datasets.prompts import Prompts, check_prompts

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from flip.common.host import cores, this_host
 from flip.config.derived import buffer_bytes
-from flip.config.host import cores, this_host
 from flip.config.resolve import DatasetFacts, default_lanes
 from flip.config.schema import Config, Stage
 from flip.data.manifest.build import DamagedShards, merge, scan_shards

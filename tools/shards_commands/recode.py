@@ -28,8 +28,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from flip.common.host import cores
 from flip.concurrency import map_in_processes
-from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError
 from flip.data.manifest import build

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from flip import concurrency
-from flip.config.host import cores
+from flip.common.host import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import (
     CAPTION_NOT_UTF8,

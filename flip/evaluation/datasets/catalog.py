@@ -23,10 +23,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import cores
-from flip.config.resolve import cache_root
+from flip.common.cache import cache_root
+from flip.common.host import cores
+from flip.common.yaml_io import read_yaml
 from flip.config.schema import EvaluationSet
-from flip.config.yaml_io import read_yaml
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.labels import LabelCounts, defect_of

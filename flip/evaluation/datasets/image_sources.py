@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flip.config.host import cores
+from flip.common.host import cores
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError, encoded_image, noting_place, open_image
 from flip.data.manifest.manifest import Manifest

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from flip.checkpoint import export_record
+from flip.common.yaml_io import dump_yaml, read_yaml
 from flip.config import identity
-from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.evaluation.metrics.result_files import PUBLISHED
 from flip.files.creation import read_regular, run_folder
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256

@@ -53,7 +53,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace, world: Any = 
 
     ``world``: this rank, which has its share of the batch and returns the loss of that; by default a single process.
     """
-    from flip.config.host import Host
+    from flip.common.host import Host
     from flip.config.resolve import _resolve_compute
     from flip.distributed import parallel
     from flip.models import clip as towers

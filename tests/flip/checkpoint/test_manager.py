@@ -10,9 +10,9 @@ import torch
 from flip.checkpoint import manager
 from flip.checkpoint.manager import CheckpointManager, SaveInterval
 from flip.checkpoint.saver import model_state, optimizer_state
+from flip.common.shutdown import Watchdog
 from flip.config import schema
 from flip.distributed import parallel
-from flip.distributed.shutdown import Watchdog
 from flip.optimizer_kinds import moments_of
 from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir, write_json

@@ -2,8 +2,8 @@
 
 import pytest
 
+from flip.common.host import Host
 from flip.config.derived import at_world, usable_nodes, world_size, world_sizes
-from flip.config.host import Host
 from flip.config.identity import diff_identity, identity
 from flip.config.merge import assignment, merge, to_dict
 from flip.config.resolve import dataset_facts, resolve

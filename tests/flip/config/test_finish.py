@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from flip.common.host import Host
 from flip.config.finish import finish
-from flip.config.host import Host
 from flip.config.merge import merge
 from flip.runs.errors import ConfigError
 

@@ -3,15 +3,9 @@ import shutil
 
 import pytest
 
-from flip.config.host import Host
-from flip.config.identity import (
-    changed_class_names,
-    diff_identity,
-    flatten,
-    identity,
-    is_same_run,
-    missing_class_names,
-)
+from flip.common.host import Host
+from flip.common.plain_data import flatten
+from flip.config.identity import changed_class_names, diff_identity, identity, is_same_run, missing_class_names
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Optim

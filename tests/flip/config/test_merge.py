@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from flip.common.yaml_io import LocatedDict, read_yaml
 from flip.config.merge import dump, lookup, merge, read_config
 from flip.config.schema import MODEL_PRESETS, Config
-from flip.config.yaml_io import LocatedDict, read_yaml
 from flip.runs.errors import ConfigError, PermissionDenied
 from tests.harness.common import no_access
 

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from flip.common.host import Host, core_seconds, this_host
 from flip.config.derived import buffer_bytes
-from flip.config.host import Host, core_seconds, this_host
 from flip.config.merge import merge
 from flip.config.resolve import (
     DatasetFacts,

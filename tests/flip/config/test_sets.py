@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flip.common.host import Host
 from flip.config.derived import allocate_lanes, dataset_lanes, weight_error
-from flip.config.host import Host
 from flip.config.identity import diff_identity, identity
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve

@@ -2,8 +2,8 @@
 
 import pytest
 
+from flip.common.plain_data import flatten
 from flip.config.derived import model_label
-from flip.config.identity import flatten
 from flip.config.merge import merge, to_dict
 from flip.config.schema import MODEL_PRESETS
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from flip.common.host import Host
 from flip.config.derived import stage_spans, visible_patch_count
-from flip.config.host import Host
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import plan_numbers, validate, warnings

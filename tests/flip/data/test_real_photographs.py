@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import visible_jpeg
 
+from flip.common.cache import cache_root
 from flip.config import schema
-from flip.config.resolve import cache_root
 from flip.data import kernel
 from flip.data.loader import Loader
 from flip.data.manifest.manifest import Manifest

@@ -21,9 +21,9 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flip.common.host import Host
 from flip.config import merge
 from flip.config.derived import for_stage, visible_patch_count
-from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from flip.checkpoint import saver as checkpoint
+from flip.common.shutdown import CoordinatedStop
 from flip.config import schema
 from flip.data.loader import Batch
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
-from flip.distributed.shutdown import CoordinatedStop
 from flip.models import clip
 from flip.runs.rundir import RunDir
 from flip.training import anomaly, grad_cache, parameter_groups

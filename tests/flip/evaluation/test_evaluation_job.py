@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long
 RANK = """
 import functools, os, sys, threading
 from pathlib import Path
-from flip.distributed.shutdown import StopFlag
+from flip.common.shutdown import StopFlag
 from flip.evaluation import evaluation_job
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir

@@ -5,13 +5,13 @@ import json
 import pytest
 from torch import distributed
 
+from flip.common.shutdown import StopFlag
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest, write
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import StopFlag
 from flip.evaluation import label_check
 from flip.evaluation.datasets.catalog import DatasetLocation, ResolvedDataset
 from flip.evaluation.datasets.image_sources import File

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flip.config.host import this_host
+from flip.common.host import this_host
 from flip.runs import cgroup
 
 NONE = 9223372036854771712
@@ -58,7 +58,7 @@ def test_total_memory_is_the_least_limit_of_enclosing_groups_or_of_the_host(file
 
 
 def test_resources_of_a_machine_count_the_limit_of_its_cgroup(monkeypatch):
-    monkeypatch.setattr("flip.config.host.total_memory", lambda: 2**20)
+    monkeypatch.setattr("flip.common.host.total_memory", lambda: 2**20)
     assert this_host().memory == 2**20
 
 

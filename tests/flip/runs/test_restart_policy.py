@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config import gpu_software
+from flip.common import gpu_software
 from flip.runs import restart_policy
 from flip.runs.errors import CAUSES
 from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, EndFacts, Limits, decide

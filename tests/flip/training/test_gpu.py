@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from flip.checkpoint.staging import StagedShard
+from flip.common.shutdown import StopFlag
 from flip.config.merge import dump
 from flip.distributed import parallel
-from flip.distributed.shutdown import StopFlag
 from flip.files import deletion
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json

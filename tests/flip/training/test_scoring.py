@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 
+from flip.common.shutdown import CoordinatedStop, StopFlag
 from flip.config.merge import dump, read_config
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import CoordinatedStop, StopFlag
 from flip.evaluation import evaluation_job
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder

@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import flip
 from flip.checkpoint.manager import CheckpointManager
+from flip.common.shutdown import CoordinatedStop, StopFlag, Watchdog
 from flip.config.derived import stage_spans
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.data.decode_counts import DecodeCounts
 from flip.distributed import parallel
-from flip.distributed.shutdown import CoordinatedStop, StopFlag, Watchdog
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator

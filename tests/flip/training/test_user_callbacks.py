@@ -11,9 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flip.common.shutdown import StopFlag
 from flip.config.merge import dump
 from flip.distributed import parallel
-from flip.distributed.shutdown import StopFlag
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from flip.training import trainer as training
@@ -365,7 +365,7 @@ def rank_main(rank, store, cases, files):
     ends = []
     world = parallel.start(cases[0][1].compute)
     for path, config in cases:
-        from flip.distributed.shutdown import Watchdog
+        from flip.common.shutdown import Watchdog
 
         trainer = Trainer(RunDir(path), 1, StopFlag(), config, world, Watchdog(0, lambda *_: None), files)
         trainer.run_stages()

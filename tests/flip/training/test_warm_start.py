@@ -9,13 +9,13 @@ import torch
 
 from flip.checkpoint import export_record
 from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
+from flip.common.shutdown import Watchdog
 from flip.config.derived import for_stage
 from flip.config.identity import identity
 from flip.config.merge import dump, lookup, merge
 from flip.config.schema import Compute, Init
 from flip.config.validate import validate
 from flip.distributed import parallel
-from flip.distributed.shutdown import Watchdog
 from flip.export import exporter
 from flip.models import clip
 from flip.runs import commit

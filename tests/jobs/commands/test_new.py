@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from flip.config.yaml_io import read_yaml
+from flip.common.yaml_io import read_yaml
 from flip.data.manifest.manifest import Manifest
 from flip.tokenizer import train_byte_pairs
 from jobs.commands import new, submit

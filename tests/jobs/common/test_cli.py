@@ -149,7 +149,7 @@ def test_verbose_logs_file_reads_and_external_commands(tmp_path):
             capture_output=True, text=True, check=False, env={**os.environ, **environment},
         )  # fmt: skip
         assert done.returncode == 0 and json.loads(done.stdout)["run"] == "run", done.stderr
-        expected = ["DEBUG jobs.host.slurm_cli: running squeue", "DEBUG flip.config.yaml_io: reading /"]
+        expected = ["DEBUG jobs.host.slurm_cli: running squeue", "DEBUG flip.common.yaml_io: reading /"]
         assert [text in done.stderr for text in expected] == [bool(options)] * 2, done.stderr
 
 

@@ -210,7 +210,7 @@ def test_rank_entry_preserves_signal_received_before_rank_process_listens(tmp_pa
         "print('started', flush=True)\n"
         f"while not os.path.exists({str(tmp_path / 'sent')!r}): time.sleep(0.01)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from flip.distributed import shutdown\n"
+        "from flip.common import shutdown\n"
         "flag = shutdown.install()\n"
         "print(json.dumps([flag.reason, os.environ['RANK'], os.getcwd(), sys.argv[1]]))\n"
     )

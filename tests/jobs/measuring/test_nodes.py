@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flip.distributed.shutdown import StopFlag
+from flip.common.shutdown import StopFlag
 from flip.files.creation import run_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json

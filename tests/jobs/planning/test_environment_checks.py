@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.host import Host
+from flip.common.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data.manifest.build import index

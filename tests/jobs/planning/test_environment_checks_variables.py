@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from flip.config.host import Host
+from flip.common.host import Host
 from flip.config.merge import merge
 from flip.config.resolve import DatasetFacts
 from flip.runs.checks import OK, UNKNOWN, run_rules

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from flip import model_costs
+from flip.common.host import Host
 from flip.config.derived import at_world, world_size
 from flip.config.finish import finish
-from flip.config.host import Host
 from flip.config.identity import identity
 from flip.model_costs import ACCELERATORS, find_accelerator, stage_memory
 from flip.runs.checks import UNKNOWN

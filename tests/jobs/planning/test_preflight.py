@@ -269,7 +269,7 @@ def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
         ((50.2, 102.0), ""),
         ((50.0, 100.0), "2.0 of 2"),
     ):
-        monkeypatch.setattr("flip.config.host.core_seconds", lambda now=now: now)
+        monkeypatch.setattr("flip.common.host.core_seconds", lambda now=now: now)
         code, out, _ = typed()
         assert code == 0 and typed.started and (f"other processes use {expected}" in out) == bool(expected)
     assert "other processes" not in typed("--dry-run")[1]

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from flip.distributed import shutdown
+from flip.common import shutdown
 from flip.runs.rundir import write_json
 
 PRELOAD = ("json", *os.environ.get("TEST_PRELOAD", "").split())

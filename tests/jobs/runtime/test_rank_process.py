@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from flip.common.yaml_io import read_yaml
 from flip.config import merge
 from flip.config.identity import identity
-from flip.config.yaml_io import read_yaml
 from flip.data.manifest.manifest import Manifest
 from flip.data.token_table import TokenTable
 from flip.evaluation.datasets.prompts import read_prompts
@@ -149,7 +149,7 @@ def test_rank_process_ends_with_storage_code_if_run_folder_is_read_only(open_fol
      (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
 )  # fmt: skip
 def test_rank_process_classifies_exceptions_by_cause(run, error, cause):
-    from flip.distributed import shutdown
+    from flip.common import shutdown
 
     def fail(*_):
         raise error

@@ -10,14 +10,14 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.common.host import Host
+from flip.common.yaml_io import dump_yaml, read_yaml
 from flip.config import merge
 from flip.config.finish import finish
-from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump, read_config
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Init
-from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.formats import FormatError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.host import Host
+from flip.common.host import Host
 from flip.config.identity import identity
 from flip.config.resolve import DatasetFacts, dataset_facts, resolve
 from flip.runs.checks import OK, UNKNOWN, Check

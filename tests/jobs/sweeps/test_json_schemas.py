@@ -8,9 +8,9 @@ import re
 import jsonschema
 import pytest
 
+from flip.common.option import option
+from flip.common.yaml_io import parse_yaml, read_yaml
 from flip.config import json_schema, schema
-from flip.config.option import option
-from flip.config.yaml_io import parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.commands.schema import KINDS, schema_json
 from jobs.common.cluster_profile import load_profile

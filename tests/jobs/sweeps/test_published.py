@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from flip.common.host import Host
+from flip.common.plain_data import flatten
+from flip.common.yaml_io import read_yaml
 from flip.config.finish import finish
-from flip.config.host import Host
-from flip.config.identity import flatten
 from flip.config.merge import to_dict
-from flip.config.yaml_io import read_yaml
 from flip.evaluation.datasets.catalog import DatasetRequest, entries, suites
 from flip.evaluation.encoding import open_clip_folder
 from flip.evaluation.metrics.result_files import COLUMNS, write_result

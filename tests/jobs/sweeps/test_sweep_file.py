@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flip.common.host import Host
+from flip.common.plain_data import ConfigChange
+from flip.common.yaml_io import SourceLocation, dump_yaml
 from flip.config.derived import world_size
 from flip.config.finish import finish, resolve_as_stored
-from flip.config.host import Host
-from flip.config.identity import ConfigChange, identity, is_same_run
+from flip.config.identity import identity, is_same_run
 from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve
-from flip.config.yaml_io import SourceLocation, dump_yaml
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.common.paths import SWEEPS

@@ -34,7 +34,7 @@ from tools.studies.scaling_design import ScalingRun
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 PUBLIC = ("flip", "flip.files", "flip.runs", "jobs.common", "jobs.pages", "jobs.reporting", "tools.studies", "tools")
-PUBLIC += ("flip.config.host", "flip.environment")
+PUBLIC += ("flip.common.host", "flip.environment")
 """What studies may import of this repository: the public interface, errors and files, the parts of pages, and facts of
 this machine."""
 PUBLISHED = "jobs.sweeps.published"

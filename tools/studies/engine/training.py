@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import flip
-from flip.config.host import cores
+from flip.common.host import cores
 from flip.environment import processor
 from flip.files import deletion
 from flip.files.creation import output_folder

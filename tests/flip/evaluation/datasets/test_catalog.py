@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from open_clip import zero_shot_metadata
 
-from flip.config.host import cores
+from flip.common.host import cores
 from flip.config.schema import EvaluationSet
 from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_type_hints
 
-from flip.config.option import descriptions, why_invalid
-from flip.config.yaml_io import SourceLocation, line_of
+from flip.common.option import descriptions, why_invalid
+from flip.common.yaml_io import SourceLocation, line_of
 from flip.runs.errors import ConfigError, nearest
 from flip.runs.records import MAPPING, FieldType
 
@@ -47,7 +47,7 @@ def read_section(kind: Any, table: Mapping[str, Any], place: SourceLocation) -> 
     """The given fields of a dataclass without sections, converted to their types.
 
     ``place``: of the mapping. Raises ConfigError for an unknown key, a wrong type, or a value that breaks a rule of its
-    field (``flip.config.option``).
+    field (``flip.common.option``).
     """
     types = {name: TYPES[hint] for name, hint in get_type_hints(kind).items()}
     values = read_fields(table, types, place, about=descriptions(kind))

@@ -1,7 +1,7 @@
 """How a field of a dataclass that users write in YAML is described: ``option``, its default and its rules.
 
 Configurations (``flip.config.schema``) and cluster profiles (``jobs.common.cluster_profile``) are such dataclasses. A
-field's type is an entry of ``flip.config.typed.TYPES``, and the docstring below it is its description. From these come
+field's type is an entry of ``flip.common.typed.TYPES``, and the docstring below it is its description. From these come
 the check of a file with its errors, the JSON Schema for editors (``flip.config.json_schema``), and the page of all
 fields. JSON that programs write is described by the tables of ``flip.runs.records``.
 """

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from flip.distributed import shutdown
-from flip.distributed.shutdown import LIFELINE_VARIABLE, RunWatcher, StopFlag
+from flip.common import shutdown
+from flip.common.shutdown import LIFELINE_VARIABLE, RunWatcher, StopFlag
 from flip.runs.errors import CAUSES, HANG
 from flip.runs.rundir import RunDir
 
 SCRIPT = """
 import os, signal, subprocess, sys
-from flip.distributed import shutdown
+from flip.common import shutdown
 flag = shutdown.install()
 {body}
 print(flag.reason)
@@ -121,7 +121,7 @@ def test_run_watcher_retries_after_file_system_error(tmp_path, caplog):
 AGREED = """
 import sys
 from torch import distributed
-from flip.distributed.shutdown import CoordinatedStop
+from flip.common.shutdown import CoordinatedStop
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
 agreement = CoordinatedStop(distributed.group.WORLD, 2)
@@ -157,7 +157,7 @@ def test_coordinated_stop_reaches_all_ranks_now_or_at_next_poll(tmp_path):
 WITH_STATISTICS = """
 import sys, torch
 from torch import distributed
-from flip.distributed.shutdown import CoordinatedStop
+from flip.common.shutdown import CoordinatedStop
 from flip.distributed.collectives import mean_over_ranks
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
@@ -188,7 +188,7 @@ def test_coordinated_stop_sends_requests_with_statistics_and_saves_once(tmp_path
 
 HANGING = """
 import sys, threading, time
-from flip.distributed.shutdown import Watchdog
+from flip.common.shutdown import Watchdog
 dog = Watchdog({seconds}, lambda cause, what: print(cause, what, flush=True))
 def waits_for_nobody():
     threading.Event().wait(60)
@@ -251,7 +251,7 @@ def test_watchdog_ends_process_if_its_callback_fails():
 @pytest.mark.long
 def test_watchdog_ends_process_that_connects_for_too_long_and_names_step():
     """The limit of connecting is short however long the limit before it is, which returns at the end of the step."""
-    slow = "from flip.distributed import shutdown; shutdown.CONNECT_SECONDS = 0.2\n"
+    slow = "from flip.common import shutdown; shutdown.CONNECT_SECONDS = 0.2\n"
     step = "with dog.connecting('connecting the group of saves'):"
     ended = run_watched(600.0, f"{slow}{step} waits_for_nobody()")
     assert ended.returncode == HANG and "connecting the group of saves" in ended.stdout
@@ -268,7 +268,7 @@ def test_watchdog_spares_process_if_closed_disabled_or_given_longer_limit():
 WATCHED = """
 import os, signal, sys, threading
 from torch import distributed
-from flip.distributed.shutdown import PeerWatcher
+from flip.common.shutdown import PeerWatcher
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=4)
 peers = PeerWatcher(distributed.group.WORLD, rank, 4, lambda cause, what: print(cause, what, flush=True), seconds=0.1)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flip.config import gpu_software
+from flip.common import gpu_software
 from flip.runs.checks import OK, UNKNOWN, require
 from flip.runs.errors import CAUSES, ConfigError, FlipError
 from flip.runs.restart_policy import EndFacts, Limits, decide

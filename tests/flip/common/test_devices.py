@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from flip.distributed import devices
+from flip.common import devices
 from jobs.runtime import health, network_check
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip.config.typed import TYPES, read_fields
-from flip.config.yaml_io import SourceLocation, parse_yaml
+from flip.common.typed import TYPES, read_fields
+from flip.common.yaml_io import SourceLocation, parse_yaml
 from flip.runs.errors import ConfigError
 
 KINDS = {name: TYPES[hint] for name, hint in {
