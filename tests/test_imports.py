@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.counts.code import read_modules
 from benchmarks.counts.imports import circles_of, edges
+from flip.config.schema import Config
 from tests.harness.storm_site import EDITED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,21 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Packages of jobs/ whose modules run in processes of their own, which may import torch.
 WITH_TORCH = ("jobs.runtime", "jobs.measuring.functions")
+
+#: The configuration of a training.
+CONFIGURATION = tuple(f"flip.config.{name}" for name in ("schema", "merge", "identity", "derived", "resolve"))
+CONFIGURATION += ("flip.config.finish", "flip.config.validate")
+#: What may know it: workloads, plans of their cost, the language of sweep files, reports that compare settings, ranks,
+#: measurements of the model, the list of all checks, and ``flip new``, which writes settings.
+OF_SETTINGS = (
+    "jobs.workloads",
+    "jobs.planning",
+    "jobs.sweeps",
+    "jobs.runtime.rank_process",
+    "jobs.measuring.functions",
+)
+OF_SETTINGS += ("jobs.reporting.seed_groups", "jobs.reporting.paper_comparison", "jobs.reporting.scaling_laws")
+OF_SETTINGS += ("jobs.reporting.axes", "jobs.check_list", "jobs.commands.new")
 
 #: Modules without torch, in addition to jobs/ except WITH_TORCH: launcher, host and loader processes use them.
 LIGHT = ("flip.files", "flip.runs", "flip.common", "flip.config", "flip.model_costs", "flip.rng")
@@ -145,6 +161,19 @@ def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
         assert not [x for x in imported if under(x, "flip.training.trainer", "tools")]
     if under(name, "jobs") and not under(name, *WITH_TORCH):
         assert not [x for x in imported if under(x, *HEAVY)]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if under(name, "jobs") and not under(name, *OF_SETTINGS)])
+def test_launcher_does_not_know_the_configuration(name):
+    """What a run does is known to its workload: the rest neither imports the configuration nor reads a field of it."""
+    assert not [x for x in imports(FILES[name]) if under(x, *CONFIGURATION)]
+    sections = Config.__dataclass_fields__
+    read = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in sections and "config" in ast.unparse(node.value).split(".")
+    ]
+    assert read == []
 
 
 def test_engine_of_studies_imports_no_study():
