@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flip.common import devices
+from flip.runs.checks import OK, UNKNOWN
 from jobs.runtime import health, network_check
 
 
@@ -61,12 +62,12 @@ def test_health_check_multiplies_on_the_gpus_of_all_ranks(asked, visible, used, 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     seen = []
     monkeypatch.setattr(health, "_gpu_product", lambda _, device: seen.append(device) or (0, 1e12))
-    result, _, *rates = health.check_product(asked)
+    row = health.check_product(asked)
     assert seen == [torch.device("cuda", index) for index in range(used)]
     if used:
-        assert result == health.OK and list(rates[0]) == [f"a card, GPU {index}" for index in range(used)]
+        assert row.state == OK and [name for name, _ in row.rates] == [f"a card, GPU {index}" for index in range(used)]
     else:
-        assert result == health.UNKNOWN
+        assert row.state == UNKNOWN
 
 
 class Refused(Exception):
