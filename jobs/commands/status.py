@@ -61,7 +61,7 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
-        show(render(rows))
+        show(render(rows, runs))
     if all(row["state"] == "unknown" for row in rows):
         return STORAGE
     return COMPLETE

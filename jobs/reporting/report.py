@@ -281,7 +281,8 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     scored = any(group.precision not in ("", "fp32") for group in grouped)
     labels = {name: seed_groups.set_label(grouped, name) for name in sets}
     grid = axes.axes(grouped)
-    masks_differ = len({group.mask for group in grouped}) > 1
+    masks = {group.mask for group in grouped}
+    shows_masks = len(masks) > 1 or (not grid and masks != {seed_groups.NO_MASK})
     rows = []
     for i, (label, group) in enumerate(zip(seed_groups.labels(grouped), grouped, strict=True)):
         row = {"run": label, "state": group.state}
@@ -291,7 +292,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             else:
                 row["done"] = f"{100 * share:.0f} %"
         row |= {axis.name: axis.value(i) for axis in grid}
-        if masks_differ or not grid:
+        if shows_masks:
             row["mask"] = group.mask
         if seeds:
             row["seeds"] = _seeds(group)

@@ -21,6 +21,7 @@ from jobs.sweeps.published import Published, published
 
 COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
 """What training time, hours and samples per second count."""
+NO_MASK = "-"
 FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} | {"seed"}
 """Settings that may differ in a group: the seed, and those that do not change results."""
 
@@ -69,9 +70,9 @@ class SeedGroup:
 
     @property
     def mask(self) -> str:
-        """Mask ratios of the stages, in order."""
+        """Mask ratios of the stages, in order; NO_MASK: it has no stages."""
         stages = stages_of(self.outcomes[0].settings).values()
-        return " > ".join(str(fields["mask"]) for fields in stages if "mask" in fields) or "-"
+        return " > ".join(str(fields["mask"]) for fields in stages if "mask" in fields) or NO_MASK
 
     @property
     def is_published(self) -> bool:

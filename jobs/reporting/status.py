@@ -32,6 +32,8 @@ FEW = 4
 """Most runs that the command to return to the screen names one by one."""
 URGENCY = ("failed", "running", "unknown", "waiting", "stopped", "queued", "cancelled", "complete")
 """States in the order in which they are shown if the screen is too low for all runs."""
+PROGRESS = ("stage", "samples", "step", "loss", "batch acc.", "samples/s", "ETA")
+"""Columns of the progress of a training."""
 DROPPED = (
     "last progress", "step", "stage", "cluster", "batch acc.", "loss", "samples/s", "GPU-hours", "wall-clock",
     "attempts", "why", "ETA",
@@ -183,9 +185,13 @@ def _wall_seconds(run: RunDir, state: RunState, live: Mapping[str, Any], submitt
     return total + max(0.0, until - start["time"])
 
 
-def render(rows: Sequence[Mapping[str, Any]]) -> Page:
-    """One table per sweep, below its name."""
+def render(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunDir] = ()) -> Page:
+    """One table per sweep, below its name.
+
+    ``runs``: of the rows; a table has columns of progress only if the work of one of its runs has progress.
+    """
     parts: list[str | TextTable] = []
+    without = {run.sweep for run in runs} - {run.sweep for run in runs if submitted.of_run(run).has_progress}
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
         members = list(group)
         hidden = set()
@@ -195,6 +201,8 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Page:
             hidden.add("cluster")
         if not any(r.get("score") for r in members):
             hidden.add("test score")
+        if sweep in without:
+            hidden.update(PROGRESS)
         shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
         if parts:
             parts.append("")

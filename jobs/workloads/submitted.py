@@ -39,6 +39,10 @@ class SubmittedWork(Protocol):
     @property
     def run(self) -> RunDir: ...
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether it has stages, steps and a loss, which status tables show."""
+
     def missing(self) -> str:
         """Which file without which it cannot start is missing, in words; empty: none."""
 
@@ -63,6 +67,7 @@ class SubmittedTraining:
     """A run of a sweep."""
 
     run: RunDir
+    has_progress = True
 
     def missing(self) -> str:
         try:
@@ -104,6 +109,7 @@ class SubmittedEvaluation:
     """An evaluation job."""
 
     run: RunDir
+    has_progress = False
 
     def missing(self) -> str:
         return ""  # its state reports a missing request

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flip.runs.lifecycle import RunState
-from flip.runs.rundir import write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.common.cli import command
-from jobs.common.terminal import show
+from jobs.common.terminal import TextTable, show
 from jobs.reporting import status as run_status
 from tests.harness.common import make_run
 from tests.harness.terminal import Terminal, golden
@@ -237,3 +237,17 @@ def test_watch_interrupt_leaves_run_running(field):
     assert watcher.returncode == 130 and command("status", run.path, "--watch") in output and "Traceback" not in output
     time.sleep(0.3)
     assert field.state(run) == "running" and run.newest_attempt() == 1
+
+
+def test_table_of_evaluations_has_no_columns_of_progress(tmp_path):
+    run = RunDir(tmp_path / "demo" / "a")
+    job = RunDir(tmp_path / "demo" / ".evaluate" / "a-1")
+    for each in (run, job):
+        each.path.mkdir(parents=True)
+    shown = [
+        part
+        for part in run_status.render(run_status.table([run, job]), [run, job]).parts
+        if isinstance(part, TextTable)
+    ]
+    columns = [set(table.rows[0]) for table in shown]
+    assert columns[0] - columns[1] == {"stage", "samples", "step", "loss", "batch acc.", "samples/s", "ETA"}

@@ -12,12 +12,16 @@ from flip.runs.side_jobs import SIDE_JOBS
 from jobs.commands import explain
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobResources
+from jobs.common.terminal import TextTable
 from jobs.reporting import run_details
+from jobs.reporting.outcomes import outcomes, terminal_page
+from jobs.reporting.report import result_cells
+from jobs.reporting.seed_groups import group_by_seed
 from jobs.workloads import submitted
 from jobs.workloads.evaluation import EvaluationWorkload
 from jobs.workloads.training_request import TrainingRequest
 from jobs.workloads.workload import Place, RequestedRun, SweepRun, Workload, job_of
-from tests.jobs.outcomes import config, wanted
+from tests.jobs.outcomes import config, make, wanted
 
 
 def members(protocol):
@@ -73,6 +77,16 @@ def test_page_of_a_directory_has_the_words_of_its_kind(tmp_path):
     shown = explain.page(run_details.explain(job))
     assert f"what      evaluation of {run.path}" in shown and "sets      mnist" in shown
     assert "mask" not in shown and "unknown size" not in shown and "samples" not in shown
+
+
+def test_report_of_evaluations_has_no_column_of_masks(tmp_path):
+    run = make(tmp_path / "demo", "a")
+    job = RunDir(tmp_path / "demo" / SIDE_JOBS / "a-1")
+    job.path.mkdir(parents=True)
+    evaluation(tmp_path).request.write(job)
+    (table,) = (part for part in terminal_page(outcomes([job])).parts if isinstance(part, TextTable))
+    assert "mask" not in table.rows[0]
+    assert result_cells(group_by_seed(outcomes([run])), outcomes([run]))[0]["mask"] == "0.5"
 
 
 def test_place_knows_the_forks_of_a_run(tmp_path):
