@@ -172,7 +172,7 @@ def test_logs_follow_prints_last_lines_of_attempts_that_restarted_at_once(root, 
 
 def complete_row(row, numbers):
     """Whether a row of ``status`` has all keys and the given samples and loss."""
-    return len(row) == 23 and (row["samples"], row["loss"]) == numbers
+    return len(row) == 24 and (row["samples"], row["loss"]) == numbers
 
 
 @pytest.mark.parametrize("name, numbers", [("status.json", (None, None)), ("attempts/1/end.json", (51200, 2.5))])
