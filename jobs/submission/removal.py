@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flip.checkpoint.remote_folder import RemoteFolder
-from flip.config import merge
 from flip.data.storage.retry import RetryPolicy
 from flip.runs import commit
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
@@ -20,6 +19,7 @@ from jobs.common.cli import command
 from jobs.submission import cleanup
 from jobs.submission.apply import lock, move_to_trash
 from jobs.submitted_runs import clusters
+from jobs.workloads import submitted
 
 _POLICY = RetryPolicy(deadline=60.0)
 """A person waits for the answer."""
@@ -104,7 +104,7 @@ def _removal(run: RunDir) -> Removal:
     remote = [entry for entry in commit.commits(run) if entry.record.get("url")]
     if not remote:
         return Removal(run, total)
-    return Removal(run, total, merge.read_config(run.config).checkpoint.url, remote)
+    return Removal(run, total, submitted.of_run(run).checkpoint_url(), remote)
 
 
 def _delete_commits(removal: Removal) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flip.config import merge
 from flip.config.derived import model_label
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_settings, stages_of
@@ -52,6 +53,9 @@ class SubmittedWork(Protocol):
     def again(self, retry: bool, diverged: bool = False) -> tuple[str, str | None]:
         """(advice how it starts again, command line or None). ``diverged``: its loss did."""
 
+    def checkpoint_url(self) -> str:
+        """Where its checkpoints are; empty: in its directory. Raises ConfigError if its settings are damaged."""
+
     def release(self) -> str:
         """A sentence: what else than waiting makes it need its pinned commits no more; empty: nothing."""
 
@@ -83,6 +87,9 @@ class SubmittedTraining:
 
     def again(self, retry: bool, diverged: bool = False) -> tuple[str, str | None]:
         return resubmit.command(self.run, retry, diverged)
+
+    def checkpoint_url(self) -> str:
+        return merge.read_config(self.run.config).checkpoint.url
 
     def release(self) -> str:
         return ""
@@ -119,6 +126,9 @@ class SubmittedEvaluation:
 
     def again(self, retry: bool, diverged: bool = False) -> tuple[str, str | None]:
         return "request it again: `flip evaluate` does not resume an existing job", None
+
+    def checkpoint_url(self) -> str:
+        return ""
 
     def release(self) -> str:
         return f"To end an evaluation: {command('cancel', str(self.run.path))}"

@@ -112,12 +112,13 @@ def test_pictures_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypa
     (tmp_path / "birds" / "wren").mkdir(parents=True)
     (tmp_path / "birds" / "wren" / "0.png").write_bytes(encode(picture(0, 16)))
     (tmp_path / "t.csv").write_text("path,text\n")
+    named = {"birds/wren/0.png": "birds/wren"}  # the folder of a single picture
     for i, name in enumerate(["birds", "birds/wren", "birds/wren/0.png", "t.csv"]):
         written(capsys, f"of{i}", "--data", name, "--tokenizer", str(data / "tokenizer.json"))
         assert submit.main([f"of{i}.yaml", "--dry-run"]) == 65
-        assert f"flip shards make {tmp_path}/{name} --out data/mine" in capsys.readouterr().err
+        assert f"flip shards make {tmp_path}/{named.get(name, name)} --out data/mine" in capsys.readouterr().err
         assert shards_main(["info", name]) == 65
-        assert f"flip shards make {tmp_path}/{name} --out data/mine" in capsys.readouterr().err
+        assert f"flip shards make {tmp_path}/{named.get(name, name)} --out data/mine" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert shards_main(["info", "empty"]) == 65 and "flip shards index SHARDS" in capsys.readouterr().err
 
