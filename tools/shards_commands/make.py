@@ -35,7 +35,6 @@ from tools.shards_commands.manifest import kind, manifest_facts
 from tools.shards_commands.output import CLASSES, CommandResult, names, writing
 from tools.shards_commands.parquet_source import ParquetPart, ParquetSource
 from tools.shards_commands.shard_writer import TEST, Part, Writing, Written, part_writer
-from tools.shards_commands.source_files import ABSENT_IMAGE
 from tools.shards_commands.source_row import Row, Wanted
 from tools.shards_commands.source_rows import Source
 from tools.shards_commands.sources import NEEDS, open_source
@@ -304,8 +303,9 @@ class SetWriter:
             raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self._options.split, remedy)
         what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
-        if not self._source.images and any(reason.startswith(ABSENT_IMAGE) for *_, reason in refused):
-            remedy += " Paths are relative to the table: name another folder with --images FOLDER."
+        if "does not exist" in refused[0][2] and not self._source.is_folder:
+            base = self._source.images or "the folder of the table"
+            remedy = f"Paths in the table are relative to {base}: name their folder with --images."
         if self._source.is_folder:
             remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)

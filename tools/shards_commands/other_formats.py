@@ -91,7 +91,7 @@ def refuse_address(source: str) -> None:
     name = "/".join(rest.removeprefix("datasets/").split("/")[:2])
     remedy = ADDRESSES.get(scheme, "Copy it to a local folder first.")
     remedy = remedy.format(name=shlex.quote(name), address=shlex.quote(source))
-    raise ConfigError("an address: local folders and files are read", "SOURCE", source, remedy)
+    raise ConfigError("a source is a folder or a table on this machine, not an address", "SOURCE", source, remedy)
 
 
 def refuse_addresses(names: Sequence[str], path: str) -> None:
@@ -150,8 +150,8 @@ def refuse_file(path: Path, head: bytes, suffixes: Sequence[str]) -> None:
         remedy = f"Give a folder of images, or a table ({', '.join(suffixes)})."
         raise ConfigError(f"the file is {found}, not a table", str(path), remedy=remedy)
     if suffix not in suffixes:
-        remedy = f"Give a folder, or a table whose name ends with {', '.join(suffixes)}."
-        raise ConfigError("the name ends with no suffix of a table", str(path), suffix, remedy)
+        remedy = f"Save it as CSV, for example. Tables are: {', '.join(suffixes)}."
+        raise ConfigError("tables of this form are not read", str(path), remedy=remedy)
 
 
 def refuse_json(path: str, head: str) -> None:

@@ -17,7 +17,6 @@ from flip.runs.errors import STORAGE_ERRNOS, ConfigError, StorageError
 
 OUTSIDE = "lies outside of the source: name a folder that contains it with --images, or copy it"
 NOT_UTF8 = "is not UTF-8: convert it, for example with iconv -f LATIN1 -t UTF-8"
-ABSENT_IMAGE = "the image does not exist"
 _NOT_OF_THE_FILE = (*STORAGE_ERRNOS, errno.EMFILE, errno.ENFILE)
 """Errors of the storage or the machine, for which no row is refused."""
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

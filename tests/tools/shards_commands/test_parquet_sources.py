@@ -332,7 +332,7 @@ def test_make_names_images_option_for_rows_with_paths_only(tmp_path, capsys):
     rows = [{"image": {"bytes": None, "path": "0.png"}, "caption": "a"}]
     path = write_table_as_parquet(tmp_path / "tables" / "t.parquet", rows)
     code, text = call(capsys, "make", path, "--out", tmp_path / "out")
-    assert code == 65 and "row 1: the image does not exist" in text and "--images FOLDER" in text, text
+    assert code == 65 and "row 1: the image does not exist" in text and "with --images" in text, text
     assert call(capsys, "make", path, "--images", tmp_path / "pictures", "--out", tmp_path / "out")[0] == 0
     assert texts(tmp_path / "out") == ["a"]
 
