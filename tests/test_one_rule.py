@@ -58,6 +58,7 @@ COMPARISONS = {
     ("jobs/reporting/goodput.py", "_longer"): "display: a hint to ask for more hours",
     ("jobs/reporting/report.py", "_time"): "display",
     ("jobs/reporting/run_details.py", "_incidents"): "display",
+    ("jobs/reporting/run_details.py", "_next"): "display: the advice",
     ("jobs/runtime/rank_process.py", "main"): "what a rank prints of its own end",
     ("jobs/runtime/rank_process.py", "record_end"): "what a rank records of its own end",
     ("jobs/slurm/site_checks.py", "_crash"): "display: exit codes of ends",
