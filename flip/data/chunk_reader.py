@@ -25,6 +25,7 @@ from pathlib import Path
 
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.page_table import PageTable
 from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
@@ -170,14 +171,24 @@ class Chunk:
 
         Raises DataError if the bytes are not the tar that was indexed.
         """
+        if self.manifest.pages:
+            return self._of_parquet(self.manifest.pages)
         samples: list[Sample] = []
         for view, sample in self._parsed():
             samples.append({name: view[at : at + size] for name, (at, size) in sample.members.items()})
         return samples
 
     def keys(self) -> list[str]:
-        """The keys of the samples. Raises as ``samples``."""
+        """The keys of the samples; of a parquet file the numbers of their rows. Raises as ``samples``."""
+        if self.manifest.pages:
+            return [f"{self.manifest.locate(id)[1]:09d}" for id in self.manifest.chunk_ids(self.j)]
         return [sample.key for _, sample in self._parsed()]
+
+    def _of_parquet(self, pages: PageTable) -> list[Sample]:
+        try:
+            return pages.samples(self.j, [memoryview(piece) for piece in self.pieces])
+        except ValueError as error:
+            raise corrupt_chunk(self.manifest, self.j, str(error)) from error
 
     def _parsed(self) -> Iterator[tuple[memoryview, tar.Sample]]:
         """Each sample, with the bytes in which its members are."""

@@ -17,6 +17,7 @@ RUN_NUMBER = 2
 EVALUATION_NUMBER = 1
 MANIFEST_NUMBER = 2
 FILTERED_MANIFEST_NUMBER = 3
+PARQUET_MANIFEST_NUMBER = 4
 ORDER_NUMBER = 1
 EXPORT_NUMBER = 1
 MEASUREMENT_NUMBER = 1
@@ -59,8 +60,9 @@ EVALUATION = Format(
 MANIFEST = Format(
     "manifest.json",
     "version",
-    (MANIFEST_NUMBER, FILTERED_MANIFEST_NUMBER),
-    "a data set; %d if filters left samples out" % FILTERED_MANIFEST_NUMBER,
+    (MANIFEST_NUMBER, FILTERED_MANIFEST_NUMBER, PARQUET_MANIFEST_NUMBER),
+    "a data set; %d if filters left samples out; %d of parquet files"
+    % (FILTERED_MANIFEST_NUMBER, PARQUET_MANIFEST_NUMBER),
     "Make another one: flip shards index SHARDS... --out FOLDER",
 )
 ORDER = Format(

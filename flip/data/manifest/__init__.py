@@ -6,7 +6,10 @@
 - ``build``: scans shards in processes and writes their manifest.
 - ``filters`` and ``parquet``: samples chosen by columns; ``uids``: by lists of uids.
   ``parquet_headers`` and ``thrift``: places and sizes of the pages of a parquet file.
-  ``labels``: samples of each class. ``npy_header``: checks of .npy files.
+- Parquet files that are read in place. ``scan_parquet``: one pass over a file, by ``image_pages`` (its images),
+  ``row_texts`` (captions and other columns), ``file_window`` and ``parquet_levels``. ``build_parquet``: their tables.
+  ``page_table``: where chunks are. ``streams`` and ``snappy``: the bytes that hold an image.
+- ``labels``: samples of each class. ``npy_header``: checks of .npy files.
 
 May import ``flip.data.storage``, ``flip.concurrency``, ``flip.config`` and ``flip.tokenizer``.
 """

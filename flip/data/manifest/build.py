@@ -23,10 +23,13 @@ from flip import concurrency
 from flip.concurrency import DaemonExecutor
 from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
+from flip.data.manifest.build_parquet import MergedParquet
 from flip.data.manifest.census import Completeness
 from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, ChunkTable, Manifest, SampleFilterBuilder, refuse_existing
+from flip.data.manifest.row_texts import Columns
 from flip.data.manifest.scan import REMEDY, Scan, ScanJournal, Shard, file_stat, scan_shard
+from flip.data.manifest.scan_parquet import ParquetScan, scan_parquet
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import BLOCK, crc32_combine
 from flip.data.storage.client import StorageClient
@@ -132,29 +135,33 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
 def scan_shards(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
     known: Mapping[str, ObjectStat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
+    columns: Columns | None = None,
 ) -> ScanResults:  # fmt: skip
     """Scan the shards whose scans are not stored next to ``out`` yet. Finished scans are kept if an error is raised.
 
     Args:
         workers: most processes; below 2, this process scans.
         known: stats from a listing, which need no further request.
+        columns: of parquet files, which the shards then are.
         skip_damaged: report damaged shards in the result instead of raising an error.
 
     Raises DamagedShards (for missing shards at once, for others after the last scan), PermissionDenied, StorageError;
     OSError if ``out`` is not writable; ConfigError if another process writes the manifest meanwhile.
     """
     folder = part_folder(out)
-    shards, damaged = stat_shards(keys, known or {}, filters=filters)
+    shards, damaged = stat_shards(keys, known or {}, filters=None if columns else filters)
     if damaged and not skip_damaged:
         raise DamagedShards(damaged, len(keys), folder)
-    scans = ScanJournal(folder, filters.names if filters else ())
+    scans = ScanJournal(folder, *_journal(filters, columns))
     todo = [shard for shard in shards if shard not in scans]
     total = sum(shard.stat.size for shard in shards)
     left = sum(shard.stat.size for shard in todo)
     done = total - left
     ended = len(shards) - len(todo)
     processes = min(workers, len(todo), 1 + left // _BYTES_PER_PROCESS)
-    results = concurrency.map_in_processes(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    if processes == 1:
+        processes = 0
+    results = concurrency.map_in_processes(_scanner, (filters, columns), todo, processes, "index")
     progress = progress or (lambda done, total, text: None)
     try:
         if todo:
@@ -212,11 +219,23 @@ def stat_shards(
     return shards, damaged
 
 
-def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
+def _journal(filters: Filters | None, columns: Columns | None) -> tuple[list[str], Any]:
+    """What scans depend on, as text, and their class."""
+    names = list(filters.names) if filters else []
+    if columns:
+        return [*columns.names, *names], ParquetScan
+    return names, Scan
+
+
+def _scanner(
+    filters: Filters | None, columns: Columns | None
+) -> Callable[[Shard], tuple[Shard, Scan | ParquetScan | DataError]]:
     client = StorageClient()
 
-    def scan(shard: Shard) -> tuple[Shard, Scan | DataError]:
+    def scan(shard: Shard) -> tuple[Shard, Scan | ParquetScan | DataError]:
         try:
+            if columns:
+                return shard, scan_parquet(shard.key, shard.stat, client, columns, filters)
             return shard, scan_shard(shard.key, shard.stat, client, filters)
         except DataError as error:
             return shard, error
@@ -250,7 +269,7 @@ def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
 def merge(
     results: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
     filters: Filters | None = None, complete: Completeness | None = None, more: Mapping[str, Any] | None = None,
-    exceptions: Mapping[int, str] | None = None,
+    exceptions: Mapping[int, str] | None = None, columns: Columns | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the manifest of scanned shards, and remove the scans.
 
@@ -260,6 +279,7 @@ def merge(
         complete: counts complete samples; if there are too few, it raises Incomplete and the scans are kept.
         more: settings to store in addition.
         exceptions: samples to exclude, without ``old``.
+        columns: of parquet files, as for ``scan_shards``.
 
     Raises DataError without samples; ConfigError for an invalid chunk size, an existing manifest, or if no sample
     passes the filters.
@@ -267,10 +287,11 @@ def merge(
     samples = sum(map(results.scans.samples, results.shards))
     refuse_filters(old, filters)
     if not samples:
-        raise _no_samples(results, filters, out)
+        raise _no_samples(results, filters, columns, out)
     if old:
         exceptions = old.exceptions
-    merged = _MergedShards(_chunk_size(chunk, samples, old), old)
+    chunk = _chunk_size(chunk, samples, old)
+    merged: Any = MergedParquet(chunk, out, columns, filters) if columns else _MergedShards(chunk, old)
     for number, shard in enumerate(results.shards, 1):
         scan = _read_scan(results, shard, out)
         merged.add(shard, scan)
@@ -281,9 +302,11 @@ def merge(
     if complete:
         complete.check(str(out))
     settings = _settings(results, merged, old)
-    if filters:
+    if filters and not columns:
         settings |= filters.settings(merged.dropped)
     table, checksums = merged.tables()
+    if columns:
+        settings |= merged.settings()
     settings |= more or {}
     manifest = manifests.write(out, table, checksums, exceptions, settings)
     results.scans.remove()
@@ -300,10 +323,17 @@ def _chunk_size(chunk: int, samples: int, old: Manifest | None) -> int:
     return chunk
 
 
-def _no_samples(results: ScanResults, filters: Filters | None, out: Path) -> FlipError:
+def _no_samples(results: ScanResults, filters: Filters | None, columns: Columns | None, out: Path) -> FlipError:
     """The error for shards without samples; it lists how many samples each filter dropped."""
     if not results.shards:
         return DamagedShards(results.damaged, len(results.damaged), results.scans.folder)
+    if columns:
+        merged = MergedParquet(1, out, columns, filters)
+        for shard in results.shards:
+            merged.dropped += np.bincount(_read_scan(results, shard, out).dropped, minlength=256)
+        dropped = [f"{count:,} x {reason}" for reason, count in merged.settings()["dropped"].items()]
+        remedy = "Are the names of the columns right? Paths need their files: flip shards make FILE --images FOLDER."
+        return DataError(f"no row is left: {'; '.join(dropped) or 'there are no rows'}", str(out), remedy=remedy)
     if filters:
         codes = (np.bincount(_read_scan(results, shard, out).dropped, minlength=256) for shard in results.shards)
         counts = sum(codes, np.zeros(256, dtype=np.int64))
@@ -314,7 +344,7 @@ def _no_samples(results: ScanResults, filters: Filters | None, out: Path) -> Fli
     return DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
 
 
-def _read_scan(results: ScanResults, shard: Shard, out: Path) -> Scan:
+def _read_scan(results: ScanResults, shard: Shard, out: Path) -> Any:
     try:
         return results.scans.read(shard)
     except DataError:
@@ -322,7 +352,7 @@ def _read_scan(results: ScanResults, shard: Shard, out: Path) -> Scan:
         raise
 
 
-def _settings(results: ScanResults, merged: _MergedShards, old: Manifest | None) -> dict[str, Any]:
+def _settings(results: ScanResults, merged: Any, old: Manifest | None) -> dict[str, Any]:
     """The settings of the old manifest, the shards that were left out, and the samples by label."""
     settings = dict(old.settings) if old else {}
     indexed = set(merged.keys)  # shards that were left out before may be repaired now

@@ -206,6 +206,25 @@ class Filters:
 
         return predicate
 
+    def row_codes(self, columns: Sequence[Any], captions: Sequence[str]) -> list[Codes]:
+        """Codes of rows of a parquet file that holds the images, for each filter.
+
+        ``columns``: pyarrow arrays, one for each of ``columns``; ``captions``: of the rows. Raises ConfigError.
+        """
+        import pyarrow.compute as pc
+
+        codes = []
+        for number, (each, values) in enumerate(zip(self.columns, columns, strict=True)):
+            holds = each.holds(values, each.column)
+            codes += [_codes(pc.is_null(holds), _code(number) + 1), _codes(pc.invert(holds), _code(number))]
+        if self.length:
+            from flip.tokenizer import RAW_LIMIT, clean  # brings a library that no other filter needs
+
+            code = _code(len(self.columns))
+            lengths = (len(clean(text[:RAW_LIMIT])) for text in captions)
+            codes.append(np.array([0 if self.length.holds(each) else code for each in lengths], dtype=np.uint8))
+        return codes
+
     def settings(self, counts: NDArray[np.int64]) -> dict[str, Any]:
         """Settings of the manifest: filters, samples seen and kept, dropped samples by reason, and for a list of uids
         its length and how many samples have such a uid (equal uids count twice).

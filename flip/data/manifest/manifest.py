@@ -17,6 +17,17 @@
     kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``SampleFilter``), from
                        the lowest bit of a byte up; each shard starts a new byte
 
+Version 4 is of parquet files that are read in place (`page_table`). keys.txt lists the files, then for each a file
+rows/NNNNN.jsonl below this folder with a JSON line per sample: its caption and other columns. Its other files:
+
+    tables.i64         per parquet file, as int64: `page_table.FILE`
+    pages.i64          per stream of images, as int64: `streams.STREAM`
+    marks.u64          places in the file, as uint64, at which snappy streams can be entered
+    chunks.i64         per chunk, as int64: `page_table.CHUNK`
+    shards.i64, checksums.u32, exceptions.jsonl, etags.txt    as above
+    kept.bits          a bit per row of the files: 1 if it is a sample
+    stored.bits        a bit per row of the files: 1 if it has an image of its own in a stream
+
 A sample id is a position in the concatenation of all shards. If samples were filtered out, ids and all counts are of
 the kept samples only. Chunk j holds ids jR .. (j+1)R - 1, the last chunk holds the rest; training skips a last chunk
 that is not full. A chunk reads from the start of its first sample to the start of the next chunk, through the end of
@@ -44,13 +55,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.resolve import source_remedy
+from flip.data.manifest.page_table import CHUNK, FILE, PageTable
+from flip.data.manifest.streams import STREAM
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, fsync_path, open_regular, output_folder
 from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
-from flip.runs.formats import FILTERED_MANIFEST_NUMBER, MANIFEST_NUMBER, FormatError
+from flip.runs.formats import FILTERED_MANIFEST_NUMBER, MANIFEST_NUMBER, PARQUET_MANIFEST_NUMBER, FormatError
 from flip.runs.records import MANIFEST_LIMIT, parse
 from flip.runs.rundir import to_json, write_new
 from flip.version import __version__
@@ -67,6 +80,13 @@ _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 """File -> data type of its numbers."""
 _FILTER_ARRAYS = {"tars.u32": "<u4", "kept.bits": "u1"}
 """The same for the files of a ``SampleFilter``."""
+_PAGE_ARRAYS = {
+    "shards.i64": "<i8", "tables.i64": "<i8", "pages.i64": "<i8", "marks.u64": "<u8", "chunks.i64": "<i8",
+    "checksums.u32": "<u4", "kept.bits": "u1", "stored.bits": "u1",
+}  # fmt: skip
+"""The same for a manifest of parquet files."""
+ROWS = "rows"
+"""Folder of the lines of parquet files, in the manifest's."""
 _ETAGS = "etags.txt"
 _REMEDY = "Make one with: flip shards index SHARDS... --out FOLDER"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -159,13 +179,15 @@ class ChunkTable:
 
     def __init__(
         self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
-        etags: Sequence[str] = (), sample_filter: SampleFilter | None = None,
+        etags: Sequence[str] = (), sample_filter: SampleFilter | None = None, pages: PageTable | None = None,
     ) -> None:  # fmt: skip
         self.keys = keys
         self.shards = shards
         self.chunk = chunk
         self.offsets = offsets
         self.sample_filter = sample_filter
+        self.pages = pages
+        """Of parquet files, which then are the first half of ``keys``; the other half are the files of their rows."""
         self.etags: Sequence[str] = etags or [""] * len(keys)
         """Per shard; ``""``: none, or unknown."""
         self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
@@ -176,6 +198,8 @@ class ChunkTable:
     @property
     def chunks(self) -> int:
         """Rows of the chunk table: ceil(N / R)."""
+        if self.pages:
+            return len(self.pages.chunks)
         return len(self.offsets)
 
     @property
@@ -185,14 +209,25 @@ class ChunkTable:
 
     @property
     def total_samples_in_tars(self) -> int:
-        """Samples in the tars, including those that were filtered out."""
+        """Samples in the tars, or rows of the parquet files, including those that were filtered out."""
+        if self.pages:
+            return self.pages.rows
         if self.sample_filter:
             return self.sample_filter.total_samples_in_tars
         return self.samples
 
     @property
+    def shard_count(self) -> int:
+        """Tars or parquet files, without the files of rows."""
+        if self.pages:
+            return len(self.pages.files)
+        return len(self.keys)
+
+    @property
     def read_bytes(self) -> int:
         """Bytes that reading all chunks takes."""
+        if self.pages:
+            return sum(stop - start for j in range(self.chunks) for _, start, stop, _ in self.chunk_ranges(j))
         filled = np.flatnonzero(self.shards[:, 0])
         starts = 0
         if self.sample_filter:
@@ -200,7 +235,10 @@ class ChunkTable:
         return int(self.shards[filled, 2].sum() - starts)
 
     def locate(self, id: int) -> tuple[str, int]:
-        """Shard and ordinal (position in its tar) of a sample."""
+        """Shard and ordinal (position in its tar, or row of its parquet file) of a sample."""
+        if self.pages:
+            file, row = self.pages.row(id)
+            return self.keys[file], row
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
         k = int(id - self.first[shard])
         return self.keys[shard], int(self.sample_filter.ordinals(shard)[k]) if self.sample_filter else k
@@ -215,6 +253,8 @@ class ChunkTable:
 
     def chunk_ranges(self, j: int) -> list[tuple[int, int, int, int]]:
         """``chunk_reads`` with the number of the shard instead of its key."""
+        if self.pages:
+            return self.pages.ranges(j)
         id = self.chunk_ids(j).start
         stop = self.chunk_ids(j).stop
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
@@ -250,14 +290,16 @@ class Manifest(ChunkTable):
         if check:
             _check(folder, facts)
         arrays = {name: _map(folder / name, kind, facts) for name, kind in _arrays(facts).items()}
+        shards = arrays["shards.i64"].reshape(-1, 3)
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(
             [line if is_remote(line) or os.path.isabs(line) else below + line for line in _lines(folder / "keys.txt")],
-            arrays["shards.i64"].reshape(-1, 3),
+            shards,
             facts["chunk"],
-            arrays["offsets.u32"],
+            arrays.get("offsets.u32", np.empty(0, dtype=np.uint32)),
             _lines(folder / _ETAGS),
-            SampleFilter(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "kept.bits" in arrays else None,
+            SampleFilter(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "tars.u32" in arrays else None,
+            _page_table(facts["chunk"], shards, arrays) if "pages.i64" in arrays else None,
         )
         self.folder = folder
         self.digest: str = facts["digest"]
@@ -296,8 +338,10 @@ class Manifest(ChunkTable):
             ),
         }
         wrong["chunks"] = not any(wrong.values()) and not (
-            len(self.offsets) == len(self.checksums) == -(-self.samples // self.chunk)
+            self.chunks == len(self.checksums) == -(-self.samples // self.chunk)
         )
+        if self.pages and not any(wrong.values()):
+            wrong["pages.i64"] = len(self.keys) != 2 * len(self.pages.files) or not self.pages.fits()
         wrong["kept.bits"] = check and selection is not None and not selection.fits(shards[:, 0])
         if any(wrong.values()):
             raise ValueError(f"its parts do not fit each other: {', '.join(name for name in wrong if wrong[name])}")
@@ -342,7 +386,7 @@ def write(
     refuse_existing(folder)
     contents = _contents(folder, table, checksums, exceptions or {})
     facts: dict[str, Any] = {
-        "version": FILTERED_MANIFEST_NUMBER if table.sample_filter else MANIFEST_NUMBER,
+        "version": _number(table),
         "samples": table.samples,
         "chunk": table.chunk,
         "mean_bytes": round(table.read_bytes / table.samples, 1),
@@ -374,6 +418,50 @@ def refuse_existing(folder: Path) -> None:
         raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
 
 
+def _number(table: ChunkTable) -> int:
+    if table.pages:
+        return PARQUET_MANIFEST_NUMBER
+    if table.sample_filter:
+        return FILTERED_MANIFEST_NUMBER
+    return MANIFEST_NUMBER
+
+
+def write_rows(folder: Path, number: int, text: bytes) -> str:
+    """Write the lines of parquet file ``number`` into the folder of a manifest; returns their path.
+
+    Raises ConfigError if another index writes there.
+    """
+    path = folder / ROWS / f"{number:05d}.jsonl"
+    if not _create(path, text) and path.read_bytes() != text:
+        raise ConfigError("another index writes a manifest here", str(path), remedy="Wait for it, or delete the file.")
+    return str(path)
+
+
+def with_rows(table: ChunkTable, folder: Path, shards: Sequence[str] = (), etags: Sequence[str] = ()) -> ChunkTable:
+    """The table of another manifest of the same samples in ``folder``, into which the lines of rows are copied.
+
+    ``shards``, ``etags``: of tars or parquet files, if they are elsewhere now. Raises OSError, ConfigError.
+    """
+    count = table.shard_count
+    keys = [*(shards or table.keys[:count])]
+    tags = [*(etags or table.etags[:count])]
+    for number, key in enumerate(table.keys[count:]):
+        keys.append(write_rows(folder, number, Path(key).read_bytes()))
+        tags.append("")
+    return ChunkTable(keys, table.shards, table.chunk, table.offsets, tags, table.sample_filter, table.pages)
+
+
+def _page_table(chunk: int, shards: NDArray[np.int64], arrays: Mapping[str, NDArray[Any]]) -> PageTable:
+    count = len(shards) // 2
+    first = np.concatenate([[0], np.cumsum(shards[:count, 0])])
+    files, chunks, pages = (
+        np.asarray(arrays[name]).view(kind) if len(arrays[name]) else np.empty(0, kind)
+        for name, kind in (("tables.i64", FILE), ("chunks.i64", CHUNK), ("pages.i64", STREAM))
+    )
+    bits = arrays["kept.bits"], arrays["stored.bits"]
+    return PageTable(chunk, first, shards[count:, 1], files, chunks, pages, arrays["marks.u64"], *bits)
+
+
 def _contents(
     folder: Path, table: ChunkTable, checksums: NDArray[np.uint32], exceptions: Mapping[int, str]
 ) -> dict[str, bytes]:
@@ -387,10 +475,21 @@ def _contents(
         "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
         _ETAGS: "".join(f"{etag}\n" for etag in table.etags).encode(),
         "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
-        "offsets.u32": np.asarray(table.offsets, "<u4").tobytes(),
         "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
         "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
     }
+    pages = table.pages
+    if pages:
+        contents |= {
+            "tables.i64": pages.files.tobytes(),
+            "pages.i64": pages.streams.tobytes(),
+            "marks.u64": np.asarray(pages.marks, "<u8").tobytes(),
+            "chunks.i64": pages.chunks.tobytes(),
+            "kept.bits": np.asarray(pages.kept, "u1").tobytes(),
+            "stored.bits": np.asarray(pages.stored, "u1").tobytes(),
+        }
+    else:
+        contents["offsets.u32"] = np.asarray(table.offsets, "<u4").tobytes()
     if table.sample_filter:
         contents["tars.u32"] = np.asarray(table.sample_filter.tars, "<u4").tobytes()
         contents["kept.bits"] = np.asarray(table.sample_filter.bits, "u1").tobytes()
@@ -407,6 +506,8 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
     """File -> data type of its numbers."""
+    if facts["version"] == PARQUET_MANIFEST_NUMBER:
+        return _PAGE_ARRAYS
     if facts["version"] == FILTERED_MANIFEST_NUMBER:
         return _ARRAYS | _FILTER_ARRAYS
     return _ARRAYS

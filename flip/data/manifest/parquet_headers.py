@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flip.data.manifest.thrift import I32, I64, LIST, STRUCT, Fields, ThriftError, struct
+from flip.data.manifest.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, Fields, ThriftError, struct
 
 DATA = 0
 DICTIONARY = 2
 DATA_V2 = 3
 """Kinds of pages."""
+RLE = 3
+"""Encoding of levels."""
 _HEADERS = {DATA: (5, 2), DICTIONARY: (7, 2), DATA_V2: (8, 4)}
 """Kind -> (field of the page that has its header, field of that header that has the encoding)."""
 
@@ -27,10 +29,17 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ColumnChunk:
-    """The pages of a column in a row group: number of values with nulls, and the offset of the first page."""
+    """The pages of a column in a row group.
+
+    ``values``: their number with nulls. ``start``: offset of the first page. ``codec``: its number in parquet.thrift.
+    ``elsewhere``: the pages are in another file. ``encrypted``: they cannot be read without a key.
+    """
 
     values: int
     start: int
+    codec: int = 0
+    elsewhere: bool = False
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,10 @@ class PageHeader:
     """A page whose body is ``start`` to ``stop`` in the file.
 
     ``size``: bytes of the body without compression. ``values``: with nulls; of a dictionary its entries.
+
+    In a page of version 2, the first ``levels`` bytes of the body are definition levels, never compressed, and the rest
+    is compressed if ``compressed``. ``level_encoding``: of definition levels in a page of version 1. ``repeats``: the
+    page has repetition levels.
     """
 
     kind: int
@@ -54,11 +67,20 @@ class PageHeader:
     start: int
     stop: int
     size: int
+    level_encoding: int = RLE
+    levels: int = 0
+    repeats: bool = False
+    compressed: bool = True
 
 
 def row_groups(data: Any) -> list[RowGroup]:
     """The row groups of a file, from its footer. Raises HeaderError."""
     begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return footer_row_groups(data, begin)
+
+
+def footer_row_groups(data: Any, begin: int) -> list[RowGroup]:
+    """The row groups of the footer at offset ``begin``. Raises HeaderError."""
     try:
         footer, _ = struct(data, begin)
         return [_row_group(group) for group in footer[4, LIST]]
@@ -67,17 +89,20 @@ def row_groups(data: Any) -> list[RowGroup]:
 
 
 def _row_group(group: Fields) -> RowGroup:
-    chunks = [_column_chunk(column[3, STRUCT]) for column in group[1, LIST]]
-    return RowGroup(group[3, I64], tuple(chunks))
+    return RowGroup(group[3, I64], tuple(map(_column_chunk, group[1, LIST])))
 
 
-def _column_chunk(metadata: Fields) -> ColumnChunk:
+def _column_chunk(column: Fields) -> ColumnChunk:
     """The first page is the dictionary, if there is one (11), else the first data page (9)."""
+    encrypted = (8, STRUCT) in column
+    if encrypted and (3, STRUCT) not in column:
+        return ColumnChunk(0, 0, encrypted=True)
+    metadata = column[3, STRUCT]
     start = metadata[9, I64]
     dictionary = metadata.get((11, I64), 0)
     if dictionary > 0:
         start = min(start, dictionary)
-    return ColumnChunk(metadata[5, I64], start)
+    return ColumnChunk(metadata[5, I64], start, metadata[4, I32], (1, BINARY) in column, encrypted)
 
 
 def pages(data: Any, chunk: ColumnChunk) -> Iterator[PageHeader]:
@@ -106,9 +131,20 @@ def _page(data: Any, at: int) -> PageHeader:
         kind = fields[1, I32]
         place, encoding = _HEADERS[kind]
         header = fields[place, STRUCT]
-        page = PageHeader(kind, header[encoding, I32], header[1, I32], start, start + fields[3, I32], fields[2, I32])
+        body = start, start + fields[3, I32], fields[2, I32]
+        page = PageHeader(kind, header[encoding, I32], header[1, I32], *body, **_levels(kind, header))
     except (KeyError, ThriftError) as error:
         raise HeaderError("a page is damaged") from error
-    if page.size < 0 or not start <= page.stop <= len(data):
+    if page.size < 0 or page.values < 0 or page.levels < 0 or not start <= page.stop <= len(data):
         raise HeaderError("a page is damaged")
     return page
+
+
+def _levels(kind: int, header: Fields) -> dict[str, Any]:
+    """Fields of a page about its levels. A page of version 2 is compressed unless its header denies it (7)."""
+    if kind == DATA:
+        return {"level_encoding": header[3, I32]}
+    if kind == DATA_V2:
+        repeats = header[6, I32] != 0
+        return {"levels": header[5, I32], "repeats": repeats, "compressed": (7, FALSE) not in header}
+    return {}

@@ -44,13 +44,14 @@ _SMALLER = "Write its files into smaller samples, or leave the shard out (--skip
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 _UNPACK = "Unpack it ({}), or leave it out (--skip-damaged)."
 _TARS_ALONE = "Name only the .tar files, as 'FOLDER/*.tar'."
+_COLUMNS = "If it holds images, name their columns: --image COLUMN --caption COLUMN. Or name only the .tar files."
 _FORMATS = (
     (b"\x1f\x8b", "compressed with gzip", _UNPACK.format("gunzip")),
     (b"BZh", "compressed with bzip2", _UNPACK.format("bunzip2")),
     (b"\xfd7zXZ\0", "compressed with xz", _UNPACK.format("unxz")),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK.format("unzstd")),
     (b"PK\3\4", "a zip archive", "Write its files to a .tar, or leave it out (--skip-damaged)."),
-    (b"PAR1", "a Parquet file", _TARS_ALONE),
+    (b"PAR1", "a Parquet file", _COLUMNS),
 )
 """First bytes of other formats, their names, and the remedies."""
 _OWN_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
@@ -78,6 +79,10 @@ class Scan(NamedTuple):
     def starts(self) -> NDArray[np.uint32]:
         """Per sample: the block at which it starts."""
         return np.cumsum(self.blocks, dtype=np.uint32) - self.blocks + self.head[0]
+
+    @property
+    def samples(self) -> int:
+        return len(self.crcs)
 
     @property
     def end(self) -> int:
@@ -270,11 +275,13 @@ class ScanJournal:
     Each process appends to a file of its own, a line per shard: the CRC32 of what follows in eight hexadecimal digits,
     then JSON: the shard as it was (key, size, ETag, time of change), the same of its parquet file, its samples, the
     filters, the census, and the arrays of ``Scan`` as [dtype, base64]. Damaged lines and scans with other filters are
-    ignored. ``folder`` need not exist. Raises OSError if files cannot be read or written.
+    ignored. ``folder`` need not exist. ``kind``: the class of the scans; others are ignored, too.
+    Raises OSError if files cannot be read or written.
     """
 
-    def __init__(self, folder: Path, filters: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, filters: Sequence[str] = (), kind: Any = Scan) -> None:
         self.folder = folder
+        self._kind = kind
         self._filters = list(filters)
         self._lines: dict[Shard, _Line] = {}
         self._file: BinaryIO | None = None
@@ -292,7 +299,7 @@ class ScanJournal:
 
     def _fits(self, record: dict[str, Any]) -> bool:
         fields = {*record["arrays"], "census"}
-        return fields == set(Scan._fields) and record["filters"] == self._filters
+        return fields == set(self._kind._fields) and record["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:
         return self._lines[shard].samples
@@ -304,16 +311,16 @@ class ScanJournal:
             with suppress(FileNotFoundError):  # another process has removed the empty folder
                 self._file = create_file(self.folder / f"{uuid.uuid4().hex}.jsonl")
 
-    def add(self, shard: Shard, scan: Scan) -> None:
+    def add(self, shard: Shard, scan: Any) -> None:
         """Append a scan. It is not synced: it survives the end of the process, not always that of the machine."""
         assert self._file is not None
         line = _format(shard, scan, self._filters)
         start = self._file.tell()
         self._file.write(line)
         self._file.flush()
-        self._lines[shard] = _Line(Path(self._file.name), start, len(line), len(scan.crcs))
+        self._lines[shard] = _Line(Path(self._file.name), start, len(line), scan.samples)
 
-    def read(self, shard: Shard) -> Scan:
+    def read(self, shard: Shard) -> Any:
         """The scan of a shard in the journal. Raises DataError if the file has changed."""
         line = self._lines[shard]
         record = None
@@ -324,7 +331,7 @@ class ScanJournal:
             what = "it was changed or removed meanwhile"
             raise DataError(what, str(line.path), remedy="Give the same command again.")
         arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in record["arrays"].items()}
-        return Scan(**arrays, census=Census.of_json(record["census"]))
+        return self._kind(**arrays, census=Census.of_json(record["census"]))
 
     def close(self) -> None:
         """Close the file of this process. An empty file is deleted, and so is an empty folder."""
@@ -344,11 +351,11 @@ class ScanJournal:
         self.close()
 
 
-def _format(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
+def _format(shard: Shard, scan: Any, filters: Sequence[str]) -> bytes:
     fields = scan._asdict()
     census: Census = fields.pop("census")
     arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in fields.items()}
-    record = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "filters": filters}
+    record = {"shard": [shard.key, *shard.stat], "samples": scan.samples, "filters": filters}
     if shard.parquet is not None:
         record["parquet"] = [*shard.parquet]
     text = json.dumps(record | {"census": census.json(), "arrays": arrays}).encode()

@@ -1,0 +1,1 @@
+"""Parquet files of other writers, and the program that writes them."""
