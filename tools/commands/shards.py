@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   flip shards index 'data/{00000..00041}.tar' --out data/manifest
   flip shards index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
   flip shards index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
+  flip shards index coco/data --image image --caption caption --out coco/manifest    (parquet files)
   flip shards index 'more/*.tar' --add data/manifest --out data/manifest-2
   flip shards index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
   flip shards index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
@@ -87,8 +88,16 @@ def _indexing(commands: _Commands) -> None:
     )
     command = commands.add("index", "index:index", about)
     command.add_argument(
-        "shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded"
+        "shards",
+        nargs="+",
+        help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded. With --image: parquet files, or "
+        "folders of them, which are read in place",
     )
+    command.add_argument("--image", metavar="COLUMN", help="column of images in parquet files: bytes, or {bytes, path}")
+    about = "columns of captions in parquet files; rows without any are dropped"
+    command.add_argument("--caption", metavar="COLUMN[,...]", help=about)
+    about = "further columns to keep with the captions (default: all texts, numbers and truth values)"
+    command.add_argument("--columns", metavar="A,B", help=about)
     command.add_argument("--out", required=True, help="folder of the new manifest")
     first = command.add_mutually_exclusive_group()
     first.add_argument("--chunk", type=COUNT, default=0, help="R, samples per read; default: by the number of samples")
@@ -103,7 +112,8 @@ def _indexing(commands: _Commands) -> None:
     about = "only scan part I of N, before the same command without --part; slurm: by the array task"
     command.add_argument("--part", metavar="I/N", help=about)
     about = (
-        "keep samples whose row in the shard's parquet file matches, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
+        "keep samples whose row in the shard's parquet file, or in the parquet file that is indexed, matches, as "
+        "'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
     )
     command.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
     about = "keep samples with a caption of MIN to MAX characters, inclusive, as 5:1000, 5: or :1000"
@@ -227,8 +237,9 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--seed", type=INDEX, default=0, help="seed of the draw (default: %(default)s)")
     both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     command.add_argument("--decode", **both, help="decode images and captions (default)")
-    about = "a sample needs one of these members, or a label in place of a caption, as for index"
-    command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
+    about = "a sample needs one of these members, or a label in place of a caption"
+    default = "(default: txt,cls, or the captions of parquet files)"
+    command.add_argument("--captions", metavar="A,B", help=f"{about} {default}")
     command.add_argument("--workers", type=INDEX, default=0, help="processes (default: one per core)")
     command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
     command.add_argument("--examples", type=INDEX, default=3, help="samples listed per reason (default: %(default)s)")

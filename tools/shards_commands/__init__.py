@@ -8,6 +8,7 @@ for ``--json``, an exit code, and the text for the terminal.
   user names: `source_rows` and `image_folders` read folders and tables, `parquet_source` and `parquet_files` parquet
   files, all as rows (`source_row`), and `source_files` the files that rows name. `other_formats` refuses the others.
   `shard_writer` writes a part of the rows, `source_images` checks their images.
+- `parquet_folders`: folders of parquet files that `index` reads in place.
 - `recode`: write shards again with smaller pictures; `recode_picture`: one of them.
 - `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.

@@ -1,4 +1,4 @@
-"""`shards index`: scans tar shards and writes their manifest."""
+"""`shards index`: scans tar shards, or parquet files with images, and writes their manifest."""
 
 import argparse
 import fnmatch
@@ -19,10 +19,13 @@ from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
+from flip.data.manifest.page_table import LINE
+from flip.data.manifest.row_texts import Columns
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar
+from tools.shards_commands import parquet_folders
 from tools.shards_commands.manifest import manifest_facts
 from tools.shards_commands.output import CommandResult, claim, names, print_details, writing
 
@@ -33,7 +36,8 @@ _UNREADABLE = "Make it readable, or name the shards without wildcards."
 def index(options: argparse.Namespace) -> CommandResult:
     """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
     _refuse_pictures(options.shards)
-    complete = Completeness(names(options.captions, "--captions"), options.min_complete)
+    columns = _columns(options)
+    complete = Completeness([LINE] if columns else names(options.captions, "--captions"), options.min_complete)
     if options.part:
         part, parts = share(options.part, os.environ)
     else:
@@ -45,9 +49,13 @@ def index(options: argparse.Namespace) -> CommandResult:
     if options.add:
         old = Manifest.load(options.add)
     build.refuse_filters(old, chosen)  # now, not after hours of reading
+    if old and old.pages:
+        raise ConfigError("--add extends manifests of tars", options.add, remedy="Index all parquet files anew.")
     with writing(out):
         (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder
     named, known = expand(options.shards)
+    if columns:
+        named, known = parquet_folders.expand_folders(named, known)
     keys = build.sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
     start_time = time.monotonic()
@@ -55,12 +63,12 @@ def index(options: argparse.Namespace) -> CommandResult:
     try:
         with writing(out):
             with ProgressBar("indexing", "B") as bar:
-                scanned = build.scan_shards(keys, out, bar, workers, known, options.skip_damaged, chosen)
+                scanned = build.scan_shards(keys, out, bar, workers, known, options.skip_damaged, chosen, columns)
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(scanned.shards)}
             else:
                 with ProgressBar("putting together") as bar:
-                    manifest = build.merge(scanned, out, options.chunk, old, bar, chosen, complete)
+                    manifest = build.merge(scanned, out, options.chunk, old, bar, chosen, complete, columns=columns)
                 report = manifest_facts(manifest) | complete.report()
     except DamagedShards as error:
         print_details(options, {"damaged": build.skipped_shards(error.errors)})
@@ -78,6 +86,28 @@ def _refuse_pictures(shards: Sequence[str]) -> None:
         folder = os.path.dirname(pictures[0]) or "."
         remedy = f"Make shards of pictures, which indexes them too: flip shards make {shlex.quote(folder)} --out FOLDER"
         raise ConfigError("a picture, not a tar file", pictures[0], remedy=remedy)
+
+
+def _columns(options: argparse.Namespace) -> Columns | None:
+    """The columns of parquet files; None for tars. Raises ConfigError."""
+    if not options.image:
+        for name in ("caption", "columns"):
+            if getattr(options, name):
+                raise ConfigError(
+                    f"--{name} is for parquet files", remedy="Name their column of images: --image COLUMN"
+                )
+        return None
+    if not options.caption:
+        raise ConfigError("no column of captions", "--image", options.image, "Name it: --caption COLUMN")
+    if options.add:
+        raise ConfigError("--add is for tars", "--add", options.add, "Index all parquet files anew.")
+    if options.uids:
+        remedy = "Filter by a column: --filter 'COLUMN OP VALUE'"
+        raise ConfigError("--uids reads the json members of tars", "--uids", options.uids, remedy)
+    others = None
+    if options.columns is not None:
+        others = tuple(names(options.columns, "--columns"))
+    return Columns(options.image, tuple(names(options.caption, "--caption")), others)
 
 
 def _work(scanned: build.ScanResults, seconds: float) -> dict[str, Any]:

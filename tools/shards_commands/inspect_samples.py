@@ -76,8 +76,9 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
     members = Sample()
     damage = None
     try:
-        members = reader.read_chunk(manifest, chunk)[id % manifest.chunk]
-        key = _key(manifest, chunk, id % manifest.chunk, reader)
+        read = reader.fetch(manifest, chunk)
+        members = read.samples[id % manifest.chunk]
+        key = read.keys()[id % manifest.chunk]
     except DataError as error:
         damage = error.paragraph()
     name = next((extension for extension in tar.EXTENSIONS if extension in members), None)
@@ -94,17 +95,6 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
         image, _picture(image[1]) if image else None, lines, _json(members), damage,
         None if captions_are_utf8(members, captions) else CAPTION_NOT_UTF8, file_name(members) or None,
     )  # fmt: skip
-
-
-def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str:
-    id = manifest.chunk_ids(chunk).start
-    for shard, start, stop, count in manifest.chunk_ranges(chunk):
-        if place < count:
-            held, picks = manifest.select(shard, id, count)
-            return tar.indexed(memoryview(reader.read(manifest.keys[shard], start, stop)), held)[picks[place]].key
-        id += count
-        place -= count
-    raise AssertionError("a chunk reads all of its samples")
 
 
 def _picture(data: bytes) -> dict[str, Any]:
@@ -230,7 +220,8 @@ def inspect(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("--step and --samples need a run", remedy="Name it: --run RUN_DIR")
     if not options.manifest or options.id is None:
         raise ConfigError("no sample given", remedy="Give MANIFEST --id N, or --run RUN_DIR --step T.")
-    inspected = sample(Manifest.load(options.manifest), options.id, captions(options))
+    manifest = Manifest.load(options.manifest)
+    inspected = sample(manifest, options.id, captions(options, manifest))
     report = {name: value for name, value in asdict(inspected).items() if name != "image"}
     if options.save:
         _save(inspected, options.save)

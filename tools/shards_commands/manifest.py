@@ -14,18 +14,24 @@ from flip.config.derived import buffer_bytes
 from flip.config.resolve import DatasetFacts, default_lanes
 from flip.config.schema import Config, Stage
 from flip.data.manifest.build import DamagedShards, merge, scan_shards
+from flip.data.manifest.build_parquet import PARQUET
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.labels import LabelCounts
-from flip.data.manifest.manifest import Manifest, refuse_existing, write
+from flip.data.manifest.manifest import Manifest, refuse_existing, with_rows, write
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.output import CommandResult, claim, copy_classes, writing
+from tools.shards_commands.output import CommandResult, claim, copy_classes, parquet_captions, writing
+
+MOST_READ = 2
+"""Bytes read per byte used above which a report names what reads less."""
+LARGEST_CHUNK = 4096
+"""R above which a report does not propose to raise it."""
 
 
 def info(options: argparse.Namespace) -> CommandResult:
     """Describe a manifest, and the memory that training on it needs for shuffling."""
     manifest = Manifest.load(options.manifest)
-    counts = manifest.shards[:, 0]
+    counts = manifest.shards[: manifest.shard_count, 0]
     report = manifest_facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
         "shuffling_on_one_node_like_this": shuffling(manifest, options.batch),
@@ -73,6 +79,8 @@ def drop(options: argparse.Namespace) -> CommandResult:
     """Write a new manifest without the excluded samples. The shards stay as they are and are scanned again."""
     old = Manifest.load(options.manifest)
     out = Path(options.out).absolute()
+    remedy = "Training leaves excluded samples out; or index the files again with --filter."
+    refuse_parquet(old, "drop scans tars, and these are parquet files", remedy)
     if not old.exceptions:
         raise ConfigError("the manifest excludes no samples: nothing to drop", str(old.folder))
     claim(out)
@@ -103,16 +111,18 @@ def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifes
     with writing(out):
         refuse_existing(Path(out))
         copy_classes(old, Path(out))
-        return write(out, old, old.checksums, {**old.exceptions, **exceptions}, settings)
+        return write(
+            out, with_rows(old, Path(out).absolute()), old.checksums, {**old.exceptions, **exceptions}, settings
+        )
 
 
 def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     report = {
         "manifest": str(manifest.folder),
         "digest": manifest.digest,
-        "shards": len(manifest.keys),
+        "shards": manifest.shard_count,
         "samples": manifest.samples,
-        "bytes": int(manifest.shards[:, 1].sum()),
+        "bytes": int(manifest.shards[: manifest.shard_count, 1].sum()),
         "mean_bytes": round(manifest.mean_bytes),
         "chunk": manifest.chunk,
         "chunks_per_pass": manifest.samples // manifest.chunk,
@@ -123,10 +133,37 @@ def manifest_facts(manifest: Manifest) -> dict[str, Any]:
         names = ("seen", "filters", "dropped", "uids")
         report |= {name: manifest.settings[name] for name in names if name in manifest.settings}
         report["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
+    if manifest.pages:
+        report["parquet"] = parquet_facts(manifest)
     labels = LabelCounts.of_manifest(manifest)
     if labels.counts:
         report["labels"] = {"different": len(labels.counts), "largest": max(labels.counts)}
     return report
+
+
+def parquet_facts(manifest: Manifest) -> dict[str, Any]:
+    """What a manifest of parquet files reads, and the setting for its captions."""
+    facts = manifest.settings[PARQUET]
+    report = {
+        "image": facts["image"],
+        "data.captions": parquet_captions(manifest),
+        "bytes_read_per_byte_used": facts["read_per_used"],
+    }
+    if facts["read_per_used"] <= MOST_READ:
+        return report
+    wanted = facts.get("chunk_that_does")
+    make = f"flip shards make FILES --image {facts['image']} --caption {facts['captions'][0]} --out FOLDER"
+    if wanted and manifest.chunk < wanted <= min(LARGEST_CHUNK, manifest.samples):
+        report["to_read_less"] = f"index with --chunk {wanted}, or write tars: {make}"
+    else:
+        report["to_read_less"] = f"write tars: {make}"
+    return report
+
+
+def refuse_parquet(manifest: Manifest, what: str, remedy: str) -> None:
+    """Raise ConfigError for a manifest of parquet files."""
+    if manifest.pages:
+        raise ConfigError(what, str(manifest.folder), remedy=remedy)
 
 
 def position(manifest: Manifest, id: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from flip.concurrency import DaemonExecutor
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import shard_key, stat_shards
-from flip.data.manifest.manifest import ChunkTable, Manifest, write
+from flip.data.manifest.manifest import Manifest, with_rows, write
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
@@ -28,7 +28,8 @@ def move(options: argparse.Namespace) -> CommandResult:
     """Write a manifest whose shards are below another prefix, if they exist there with the indexed sizes and ETags."""
     old = Manifest.load(options.manifest)
     out = Path(options.out).absolute()
-    keys = replace_prefix(old.keys, options.prefix, shard_key(options.to).rstrip("/"))
+    count = old.shard_count
+    keys = replace_prefix(old.keys[:count], options.prefix, shard_key(options.to).rstrip("/"))
     claim(out)
     with ProgressBar("listing") as bar:
         known = _list_folders(sorted({f"{dirname(key)}/" for key in keys if is_remote(key)}), bar)
@@ -37,7 +38,7 @@ def move(options: argparse.Namespace) -> CommandResult:
     wrong = {key: error.what for key, error in missing.items()}
     by_etag = 0
     stats = {shard.key: shard.stat for shard in shards}
-    for key, size, etag in zip(keys, old.shards[:, 1].tolist(), old.etags, strict=True):
+    for key, size, etag in zip(keys, old.shards[:count, 1].tolist(), old.etags[:count], strict=True):
         stat = stats.get(key)
         if stat is None:
             continue
@@ -50,8 +51,8 @@ def move(options: argparse.Namespace) -> CommandResult:
     if wrong:
         print_details(options, {"wrong": [{"shard": key, "reason": wrong[key]} for key in sorted(wrong)]})
         raise _refusal(wrong, len(keys))
-    table = ChunkTable(keys, old.shards, old.chunk, old.offsets, [stats[key].etag for key in keys], old.sample_filter)
     with writing(out):
+        table = with_rows(old, out, keys, [stats[key].etag for key in keys])
         copy_classes(old, out)
         manifest = write(out, table, old.checksums, old.exceptions, old.settings)
     return CommandResult(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.data.decode import refuse_json_members
+from flip.data.manifest.build_parquet import PARQUET
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, atomic_write, output_folder
@@ -71,11 +72,19 @@ def names(text: str, option: str) -> list[str]:
     return parts
 
 
-def captions(options: argparse.Namespace) -> list[str]:
-    """The members that ``--captions`` names; default: txt. Raises ConfigError."""
-    members = names("txt" if options.captions is None else options.captions, "--captions")
+def captions(options: argparse.Namespace, manifest: Manifest, default: str = "txt") -> list[str]:
+    """The members that ``--captions`` names. ``default``: of tars without it. Raises ConfigError."""
+    text = options.captions
+    if text is None:
+        text = parquet_captions(manifest) if manifest.pages else default
+    members = names(text, "--captions")
     refuse_json_members(members, "--captions")
     return members
+
+
+def parquet_captions(manifest: Manifest) -> str:
+    """The value of data.captions for a manifest of parquet files."""
+    return ",".join(f"json:{name}" for name in manifest.settings[PARQUET]["captions"])
 
 
 def number(value: Any) -> str:

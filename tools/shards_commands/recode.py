@@ -44,7 +44,7 @@ from flip.runs.rundir import to_json
 from jobs.common import filesystem
 from jobs.common.cli import command
 from jobs.common.terminal import ProgressBar
-from tools.shards_commands.manifest import kind, manifest_facts, position, shuffling
+from tools.shards_commands.manifest import kind, manifest_facts, position, refuse_parquet, shuffling
 from tools.shards_commands.output import CommandResult, copy_classes
 from tools.shards_commands.recode_picture import (
     SUBSAMPLING,
@@ -114,6 +114,8 @@ def recode(options: argparse.Namespace) -> CommandResult:
     recoding = Recoding(options.short, options.quality, options.restart_markers)
     old = Manifest.load(options.manifest)
     out = Path(options.out).absolute()
+    remedy = "Write tars first: flip shards make FILES --out FOLDER; then recode these."
+    refuse_parquet(old, "recode writes tars from tars, and these are parquet files", remedy)
     shuffle = shuffling(old, options.batch)
     _refuse_own_folder(old, out)
     work = RecodeFolder(old, out, recoding)

@@ -218,7 +218,7 @@ def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
 def verify(options: argparse.Namespace) -> CommandResult:
     """Check all or some chunks; with ``--out``, write a manifest that excludes the bad samples."""
     manifest = Manifest.load(options.manifest)
-    plan = VerificationPlan(_chunks(manifest, options), options.decode, captions(options))
+    plan = VerificationPlan(_chunks(manifest, options), options.decode, captions(options, manifest, "txt,cls"))
     if options.out:
         claim(Path(options.out).absolute())
     report = Report()

@@ -50,6 +50,10 @@ class Shards:
             self.manifest = manifest
         else:
             self.manifest = Manifest.load(manifest)
+        if self.manifest.pages:
+            what = "an evaluation set is of tars, and this manifest is of parquet files"
+            remedy = "Write tars, with a label: flip shards make FILE --label COLUMN --out FOLDER"
+            raise ConfigError(what, str(self.manifest.folder), remedy=remedy)
         self.where = self.root = str(self.manifest.folder)
         self.digest = self.manifest.digest
         self.cache_key = self.digest
