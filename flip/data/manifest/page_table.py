@@ -41,10 +41,10 @@ LINE = "json"
 
 
 class Portion(NamedTuple):
-    """The part of a chunk that lies in one file: ``count`` kept rows from ``row`` on; the images, and the lines."""
+    """The part of a chunk that lies in one file: ``rows`` kept rows from ``row`` on; the images, and the lines."""
 
     file: int
-    count: int
+    rows: int
     row: int
     parts: list[Part]
     ranges: list[tuple[int, int]]
@@ -115,7 +115,7 @@ class PageTable:
         portions = list(self.portions(j))
         found = []
         for each in portions:
-            counts = [each.count] + [0] * len(each.ranges)
+            counts = [each.rows] + [0] * len(each.ranges)
             found += [(each.file, *range_, count) for range_, count in zip(each.ranges, counts, strict=False)]
         return found + [(len(self.files) + each.file, *each.lines, 0) for each in portions]
 
@@ -173,7 +173,7 @@ class PageTable:
 
     def _chosen(self, portion: Portion, images: int) -> list[int]:
         """Which of the images in a portion are of kept rows."""
-        if images == portion.count:
+        if images == portion.rows:
             return list(range(images))
         chosen: list[int] = []
         seen = 0
