@@ -34,7 +34,7 @@ from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import kind, manifest_facts
 from tools.shards_commands.output import CLASSES, CommandResult, names, writing
 from tools.shards_commands.parquet_source import ParquetPart, ParquetSource
-from tools.shards_commands.shard_writer import TEST, Part, Writing, Written, part_writer
+from tools.shards_commands.shard_writer import TEST, ShardPart, Writing, Written, part_writer
 from tools.shards_commands.source_row import Row, Wanted
 from tools.shards_commands.source_rows import Source
 from tools.shards_commands.sources import NEEDS, open_source
@@ -230,7 +230,7 @@ class SetWriter:
         return reports
 
     def _write_shards(self) -> dict[str, Written]:
-        parts = list[Part]()
+        parts = list[ShardPart]()
         if isinstance(self._source, ParquetSource):
             parts = list(self._source.parts(self._how.per_shard))
             number = len(parts)
@@ -250,7 +250,7 @@ class SetWriter:
             written.refused.sort()
         return total
 
-    def _row_parts(self) -> Iterator[Part]:
+    def _row_parts(self) -> Iterator[ShardPart]:
         """The parts of a folder or a table of text."""
         assert isinstance(self._source, Source)
         size = self._rows_of_part()

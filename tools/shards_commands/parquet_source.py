@@ -15,7 +15,7 @@ from flip.runs.errors import ConfigError
 from tools.shards_commands import image_folders, parquet_files
 from tools.shards_commands.parquet_files import IMAGE_LISTS, ParquetFacts, class_names, facts, is_unknown
 from tools.shards_commands.source_files import OUTSIDE, SourceFiles
-from tools.shards_commands.source_row import Columns, Row, Wanted, choose_columns, rows_of
+from tools.shards_commands.source_row import Row, SourceColumns, Wanted, choose_columns, rows_of
 
 _PART_ROWS = 10_000
 """Rows of a part, unless four row groups have more: a part reads the groups at its borders in full."""
@@ -31,7 +31,7 @@ class ParquetPart(NamedTuple):
     """The folder that must contain the file, after links are followed; "" if the user named the file."""
     folders: Sequence[str]
     """Folders that contain the pictures of rows with paths; relative ones are relative to the first one."""
-    columns: Columns
+    columns: SourceColumns
     start: int
     stop: int
     number: int
@@ -57,7 +57,7 @@ class ParquetSource:
     images: str
     files: Sequence[tuple[ParquetFacts, str]]
     """The facts of each file, and the folder that must contain it, or ""."""
-    columns: Columns
+    columns: SourceColumns
     left_out: Sequence[str]
     """Columns with bytes or vectors, which do not become fields of the json member."""
     is_folder = False

@@ -40,7 +40,7 @@ _HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_H
 """The sum of a header, for its checksum, without its name and size; the checksum itself counts as spaces."""
 
 
-class Part(Protocol):
+class ShardPart(Protocol):
     """Consecutive rows of a source, which one process reads and writes."""
 
     @property
@@ -101,11 +101,11 @@ class Written:
         return {"transparent": self.transparent, "turned": self.turned, "duplicates": duplicates}
 
 
-def part_writer(how: Writing) -> Callable[[Part], dict[str, Written]]:
+def part_writer(how: Writing) -> Callable[[ShardPart], dict[str, Written]]:
     """The function that writes the shards of one part, and returns what became of its rows by set: "" or ``TEST``."""
     classes = {label: number for number, label in enumerate(how.labels)}
 
-    def write(part: Part) -> dict[str, Written]:
+    def write(part: ShardPart) -> dict[str, Written]:
         files = SourceFiles(part.folders)
         sets = {"": ShardWriter(how, classes, files, "", part.shard)}
         if how.share is not None:

@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
     """Columns of the json member; empty: the default."""
 
 
-class Columns(NamedTuple):
+class SourceColumns(NamedTuple):
     """The columns of a table; "" for each that it does not have."""
 
     image: str
@@ -64,7 +64,7 @@ class Columns(NamedTuple):
         return tuple(filter(None, self[:4]))
 
 
-def choose_columns(wanted: Wanted, names: Sequence[str], path: str) -> Columns:
+def choose_columns(wanted: Wanted, names: Sequence[str], path: str) -> SourceColumns:
     """The columns of a table with these names: those that options name, or else the usual ones.
 
     Raises ConfigError if a column does not exist.
@@ -77,10 +77,10 @@ def choose_columns(wanted: Wanted, names: Sequence[str], path: str) -> Columns:
     fields = None
     if wanted.fields:
         fields = [column(name, names, path) for name in wanted.fields]
-    return Columns(image, caption, label, key, fields)
+    return SourceColumns(image, caption, label, key, fields)
 
 
-def rows_of(records: Iterable[Mapping[str, Any]], columns: Columns, path: str, first: int = 1) -> Iterator[Row]:
+def rows_of(records: Iterable[Mapping[str, Any]], columns: SourceColumns, path: str, first: int = 1) -> Iterator[Row]:
     """The rows of records of a table, of which the first one has the number ``first`` in messages."""
     used = set(columns.used)
     fields = columns.fields
