@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from jobs.common.cli import Parser, add_run_arguments, note, run_command
 
@@ -36,8 +35,15 @@ TENSORBOARD = "tensorboard"
 """Name of ``RunDir.tensorboard``."""
 
 
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized"):
+            message += f"; options of TensorBoard follow after --: {self.prog} -- --port 7007"
+        super().error(message)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
+    parser = _Parser(
         prog="flip tensorboard",
         description="Start TensorBoard over runs, each under its own name. Runs that start later are added.",
         epilog=EXAMPLES,
@@ -46,10 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
     add_run_arguments(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
-    known = {name for action in parser._actions for name in action.option_strings}
-    options = [word for word in typed[:at] if word.startswith("-") and word.partition("=")[0] not in known]
-    if options:
-        parser.error(f"options of TensorBoard follow after --: flip tensorboard -- {shlex.join(options)} ...")
     args = parser.parse_args(typed[:at])
     own = typed[at + 1 :]
     return run_command(lambda args: serve(args, own), args)
