@@ -3,7 +3,7 @@
 - ``submission.py``: ``Submission``, one call of ``flip submit``: five steps, each of which takes what the one before
   returns. A dry run is the first three.
 - ``request.py``: ``Request``, what a call asks for, by its ``SubmitOptions``.
-- ``resolve.py``, ``check.py``, ``plan_runs.py``, ``confirm.py``, ``commit_plan.py``: the steps.
+- ``resolve.py``, ``check.py``, ``plan_runs.py``, ``confirm.py``, ``start_runs.py``: the steps.
 - ``executed.py``: ``Executed``, the code of jobs, and the folders in which other users can exchange it.
 - ``sweep_record.py``: sweep.json.
 - ``plan.py``: ``plan`` compares each ``SweepRun`` (from the sweep file) with its ``ExistingRun`` (from the run

@@ -1,6 +1,6 @@
 """One call of ``flip submit``, in five steps. Each takes what the step before returns; a dry run is the first three.
 
-``read_request`` -> ``resolve`` -> ``check`` -> ``plan_runs`` -> ``confirm`` -> ``commit``
+``read_request`` -> ``resolve`` -> ``check`` -> ``plan_runs`` -> ``confirm`` -> ``start_runs``
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jobs.common.terminal import show
 from jobs.submission import render
 from jobs.submission.apply import lock
 from jobs.submission.check import check
-from jobs.submission.commit_plan import SubmitOutcome, commit
 from jobs.submission.confirm import confirm
 from jobs.submission.plan_runs import Planned, commands_of_runs, plan_runs
 from jobs.submission.request import SubmitOptions, read_request, refuse_other_file
 from jobs.submission.resolve import resolve
+from jobs.submission.start_runs import SubmitOutcome, start_runs
 
 
 class Submission:
@@ -69,7 +69,7 @@ class Submission:
             if not options.dry_run:
                 confirmed = confirm(planned)
                 self.managed = [self.folder / action.name for action in planned.plan.actions]
-                commit(confirmed, outcome)
+                start_runs(confirmed, outcome)
                 following = commands_of_runs(planned.plan)
         finally:
             if options.json:

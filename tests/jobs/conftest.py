@@ -13,7 +13,7 @@ import pytest
 from flip.runs.rundir import RunDir
 from jobs.commands.submit import main as submit_main
 from jobs.local import stores
-from jobs.submission import commit_plan
+from jobs.submission import start_runs
 from jobs.submission.snapshot import Snapshot
 from tests.harness.command_line import SubmitCommandLine
 from tests.harness.local_sweep import LocalSweep
@@ -79,8 +79,8 @@ class Typed:
         self.capsys = capsys
         self.started = []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
-        monkeypatch.setattr(commit_plan, "MultiBackend", lambda _: self)
-        monkeypatch.setattr(commit_plan, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
+        monkeypatch.setattr(start_runs, "MultiBackend", lambda _: self)
+        monkeypatch.setattr(start_runs, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
 
     def submit(self, jobs):

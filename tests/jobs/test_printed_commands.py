@@ -30,7 +30,7 @@ from jobs.local import backend
 from jobs.pages.document import Text
 from jobs.planning import preflight, step_time
 from jobs.reporting.report import findings
-from jobs.submission import commit_plan
+from jobs.submission import start_runs
 from jobs.submission.snapshot import Snapshot
 from tests.harness.common import ROOT
 from tests.harness.parsers import parser_of, subcommands
@@ -69,7 +69,7 @@ def printed(request, tmp_path, data, monkeypatch, capsys):
 
     The paths of the sweep file are absolute, or relative to that folder.
     """
-    monkeypatch.setattr(commit_plan, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(start_runs, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", "some runs")
     session = tmp_path / "the folder's name"

@@ -10,7 +10,7 @@ import pytest
 from flip.config.identity import identity
 from flip.config.merge import read_config
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.submission import commit_plan, snapshot
+from jobs.submission import snapshot, start_runs
 from tests.harness.common import ROOT, metric_lines, run_script, wait_until
 
 FILE = "class GradNoise:\n    every = {every}\n\n    def step(self, view):\n        pass\n"
@@ -30,7 +30,7 @@ def checksum(file):
 
 @pytest.mark.long
 def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk, typed, monkeypatch):
-    monkeypatch.setattr(commit_plan, "take", snapshot.take)
+    monkeypatch.setattr(start_runs, "take", snapshot.take)
     file = desk.folder / "my_metric.py"
     entry = "my_metric.py:GradNoise"
     file.write_text(FILE.format(every=1))

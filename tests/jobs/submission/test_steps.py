@@ -8,14 +8,14 @@ from flip.runs.checks import OK, Check
 from flip.runs.errors import ConfigError
 from jobs.planning import preflight
 from jobs.submission.check import CheckRows, check
-from jobs.submission.commit_plan import SubmitOutcome, commit
 from jobs.submission.confirm import confirm
 from jobs.submission.plan_runs import plan_runs
 from jobs.submission.request import SubmitOptions, read_request
 from jobs.submission.resolve import resolve
+from jobs.submission.start_runs import SubmitOutcome, start_runs
 from tests.test_imports import FILES, imports
 
-STEPS = ("request", "resolve", "check", "plan_runs", "confirm", "commit_plan", "submission")
+STEPS = ("request", "resolve", "check", "plan_runs", "confirm", "start_runs", "submission")
 
 
 def test_step_imports_only_earlier_steps():
@@ -32,7 +32,7 @@ def test_three_steps_write_nothing_and_the_last_two_start_the_runs(typed, desk):
     assert not os.path.exists(request.folder) and not typed.started
     outcome = SubmitOutcome()
     os.makedirs(request.folder)
-    commit(confirm(planned), outcome)
+    start_runs(confirm(planned), outcome)
     assert outcome.started == typed.started == ["half", "whole"] == typed.there()
 
 

@@ -12,7 +12,7 @@ from jobs.common import cli
 from jobs.common.paths import REPOSITORY
 from jobs.local import backend
 from jobs.reporting import run_details
-from jobs.submission import commit_plan
+from jobs.submission import start_runs
 from jobs.submission.snapshot import Snapshot
 from jobs.submitted_runs import resubmit
 from jobs.submitted_runs.clusters import MultiBackend
@@ -39,8 +39,8 @@ def desk(tmp_path, data, monkeypatch, capsys):
             started[:] = [job.run.name for job in jobs]
             super().submit(jobs)
 
-    monkeypatch.setattr(commit_plan, "MultiBackend", Cluster)
-    monkeypatch.setattr(commit_plan, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(start_runs, "MultiBackend", Cluster)
+    monkeypatch.setattr(start_runs, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     (tmp_path / "away").mkdir()

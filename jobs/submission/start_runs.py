@@ -1,4 +1,4 @@
-"""Step 5 of a submission, ``commit``: takes over checkpoints, moves pruned runs to the trash, starts runs."""
+"""Step 5 of a submission, ``start_runs``: takes over checkpoints, moves pruned runs to the trash, starts runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SubmitOutcome:
         note(render.trashed(path, target, replaced))
 
 
-def commit(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
+def start_runs(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
     """Carry out the plan. Call it under ``lock``. ``outcome_out`` is complete up to an error, which is raised."""
     planned = confirmed.planned
     if planned.request.options.take_over:
