@@ -16,7 +16,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 # mypy uses one core for most of a minute, so tests run at the same time.
 TYPES_AND_TESTS := $(MAKE) --no-print-directory --jobs 2 types run-tests
 
-.PHONY: help install dev docs pictures lock slurm browser bsdtar check test test-all run-tests test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs figures lock slurm browser bsdtar check test test-all run-tests test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -82,8 +82,8 @@ lock: dev  ## update the requirements*.lock: the newest releases and their hashe
 docs: dev  ## build the documentation with search, and the references from the code, into build/docs; a broken link is an error
 	@$(BIN)/python -m tools.documentation.build --out build/docs
 
-pictures: dev browser  ## draw the pictures of the README from real output (REPORT=runs/quickstart: also of its report page)
-	@$(BIN)/python -m tools.documentation.pictures $(if $(REPORT),--report $(REPORT)) $(if $(RECORD),--record $(RECORD))
+figures: dev browser  ## draw the figures of the README from real output (REPORT=runs/quickstart: also of its report page)
+	@$(BIN)/python -m tools.documentation.figures $(if $(REPORT),--report $(REPORT)) $(if $(RECORD),--record $(RECORD))
 
 slurm: dev  ## install Slurm's packages for the tests if possible (root on Debian); else report it
 	@missing=$$($(BIN)/python -m jobs slurm_sandbox packages --accounting) && \

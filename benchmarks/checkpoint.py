@@ -2,7 +2,7 @@
 
 Ranks on this machine hold a model's weights and both moments, sharded, and multiply matrices in place of training
 steps. In every round each way saves once, in rotating order. Reported are medians over rounds: ``stall``, seconds for
-which the call blocks the loop; ``written``, seconds until the checkpoint is committed; ``slowed``, the time of a matrix
+which the call blocks the loop; ``written``, seconds until the checkpoint is complete; ``slowed``, the time of a matrix
 product during the save relative to one without.
 
 ``planning``: what rank 0 computes, and what ranks exchange, before and during a save on 512 simulated ranks, by DCP's

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.lib import results
-from jobs.measuring.functions.photo_shards import picture
+from jobs.measuring.functions.photo_shards import image
 
 SIDE = 256
 QUALITY = 80
-PICTURES = 64
-"""Different pictures; rows repeat them with other last bytes."""
+IMAGES = 64
+"""Different images; rows repeat them with other last bytes."""
 GOAL = {"header": 10_000, "decode": 2_000}
 """Least rows per second of one core."""
 _CHILD = """
@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def rates(folder: Path, files: int, rows: int, rounds: int) -> dict[str, Any]:
     """Rows per second of processor time of each way, and ratios to the plain copy in the same round."""
-    pictures = encoded(SIDE)
-    paths = [write(folder / f"rates-{number:05d}.parquet", rows, pictures, number) for number in range(files)]
+    images = encoded(SIDE)
+    paths = [write(folder / f"rates-{number:05d}.parquet", rows, images, number) for number in range(files)]
     total = files * rows
     found: dict[str, list[float]] = {"copy": [], "header": [], "decode": []}
     # the start of Python and of the imports costs as much as thousands of rows: a call of one file is subtracted
@@ -105,16 +105,16 @@ def rates(folder: Path, files: int, rows: int, rounds: int) -> dict[str, Any]:
             case["goal"] = GOAL[way]
             case["to_plain_copy"] = results.ratio(values, found["copy"])
         cases[way] = case
-    size = sum(map(len, pictures)) // len(pictures)
+    size = sum(map(len, images)) // len(images)
     return {"files": files, "rows_per_file": rows, "bytes_per_image": size, "ways": cases}
 
 
 def memory(folder: Path, rows: Sequence[int]) -> dict[str, Any]:
     """Peak bytes for a file of few and of many rows, in one row group."""
-    pictures = encoded(48)
+    images = encoded(48)
     found = []
     for count in rows:
-        path = write(folder / f"memory-{count}.parquet", count, pictures, count, group=count)
+        path = write(folder / f"memory-{count}.parquet", count, images, count, group=count)
         peak = child("header", folder / f"memory-{count}", [path])[1]
         found.append({"rows": count, "file_bytes": path.stat().st_size, "peak_bytes": peak})
     return {"cases": found, "more_bytes": found[1]["peak_bytes"] - found[0]["peak_bytes"]}
@@ -138,14 +138,14 @@ def encoded(side: int) -> list[bytes]:
     """JPEG files with the cost of photographs."""
     rng = np.random.default_rng(0)
     files = []
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         file = io.BytesIO()
-        Image.fromarray(picture(rng, side, side, 1.75)).save(file, "JPEG", quality=QUALITY)
+        Image.fromarray(image(rng, side, side, 1.75)).save(file, "JPEG", quality=QUALITY)
         files.append(file.getvalue())
     return files
 
 
-def write(path: Path, rows: int, pictures: Sequence[bytes], first: int, group: int = 1000) -> Path:
+def write(path: Path, rows: int, images: Sequence[bytes], first: int, group: int = 1000) -> Path:
     """Write a parquet file as ``datasets`` does: images in one plain, uncompressed column of {bytes, path}."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", image), ("caption", pa.string()), ("similarity", pa.float32())])
@@ -153,7 +153,7 @@ def write(path: Path, rows: int, pictures: Sequence[bytes], first: int, group: i
         for start in range(0, rows, group):
             numbers = range(start, min(start + group, rows))
             columns = {
-                "image": [{"bytes": pictures[(first + n) % len(pictures)] + b"%9d" % n, "path": None} for n in numbers],
+                "image": [{"bytes": images[(first + n) % len(images)] + b"%9d" % n, "path": None} for n in numbers],
                 "caption": [f"a photograph of number {n}" for n in numbers],
                 "similarity": [n % 100 / 100 for n in numbers],
             }

@@ -38,7 +38,7 @@ from typing import Any
 
 from benchmarks.lib import results, submitit_loop
 from benchmarks.lib.results import ABSENT, rounded
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -55,7 +55,7 @@ from tools.sandbox.config import CRED_EXPIRE
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
-"""Of an attempt before its fault, with two commits: the cost of its start is then over."""
+"""Of an attempt before its fault, with two checkpoints: the cost of its start is then over."""
 NODE_TIMEOUT = 8
 KILL_WAIT = 5
 PATIENCE = 180.0
@@ -192,14 +192,19 @@ class Training(TrainingRun):
         return first - (self.run.attempt(1) / "start.json").stat().st_mtime
 
     def settle(self) -> None:
-        """Wait until the newest attempt has trained for a while and has made a commit."""
+        """Wait until the newest attempt has trained for a while and has saved a checkpoint."""
 
         def settled() -> bool:
             n = self.run.newest_attempt()
-            commits = commit.commits(self.run)
-            return len(self.lines(n)) >= STEPS and bool(commits) and commits[-1].attempt == n and bool(self.ranks())
+            checkpoints = checkpoint_folder.checkpoints(self.run)
+            return (
+                len(self.lines(n)) >= STEPS
+                and bool(checkpoints)
+                and checkpoints[-1].attempt == n
+                and bool(self.ranks())
+            )
 
-        self.wait(settled, "a commit", PATIENCE)
+        self.wait(settled, "a checkpoint", PATIENCE)
 
     def seconds_to_next_step(self, fault: Callable[[], Any]) -> float:
         """Cause a fault and wait for the first step of the next attempt."""

@@ -25,13 +25,13 @@ def arm() -> None:
     """Install the hooks. Import the trainer only after the rank process has installed its signal handlers."""
     from flip.checkpoint import saver
     from flip.distributed import parallel
-    from flip.runs import commit
+    from flip.runs import checkpoint_folder
     from flip.training import trainer
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
-    trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
+    trap = Path(os.environ.get("KILL_BEFORE_COMMIT_FILE", "/nonexistent"))
     original_step = trainer.Trainer.train_step
-    original_commit = commit.commit
+    original_complete = checkpoint_folder.complete_checkpoint
     original_save = saver.Checkpointer.save
 
     if os.environ.get("KILL_REQUESTS") == "with-statistics":
@@ -59,11 +59,11 @@ def arm() -> None:
         parallel.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
         return result
 
-    def killing_commit(path, record, known):
+    def killing_complete(path, record, known):
         if trap.exists():
             trap.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return original_commit(path, record, known)
+        return original_complete(path, record, known)
 
     def limited_save(self, *rest, **record):
         limit = int(os.environ["KILL_FILE_BYTES"])
@@ -72,7 +72,7 @@ def arm() -> None:
 
     if "KILL_FILE_BYTES" in os.environ:
         saver.Checkpointer.save = limited_save  # type: ignore[method-assign]
-    trainer.Trainer.train_step, commit.commit = corrupt_step, killing_commit  # type: ignore[method-assign]
+    trainer.Trainer.train_step, checkpoint_folder.complete_checkpoint = corrupt_step, killing_complete  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "flip/data/order.py": ["tests/flip/data/test_order.py", "tests/flip/data/test_order_reference.py"],
-    "flip/runs/commit.py": ["tests/flip/runs/test_commit.py", "tests/parsers/test_records.py"],
+    "flip/runs/checkpoint_folder.py": ["tests/flip/runs/test_checkpoint_folder.py", "tests/parsers/test_records.py"],
     "flip/runs/restart_policy.py": ["tests/flip/runs/test_restart_policy.py", "-k", "not python"],
 }
 #: Timeout of the first run in seconds, and of later runs in multiples of its duration: some mutants never end.

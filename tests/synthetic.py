@@ -1,4 +1,4 @@
-"""Small data sets for tests: distinct colour pictures with captions, as real shards with a real manifest."""
+"""Small data sets for tests: distinct colour images with captions, as real shards with a real manifest."""
 
 import io
 import json
@@ -14,8 +14,8 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black
 SHAPES = ("square", "stripe", "corner", "frame")
 
 
-def picture(i, size=64, seed=0):
-    """Return picture i, (size, size, 3): a shape on a ground with its own noise, so that no two pictures are equal."""
+def draw_image(i, size=64, seed=0):
+    """Return image i, (size, size, 3): a shape on a ground with its own noise, so that no two images are equal."""
     rng = np.random.default_rng([seed, i])
     image = np.empty((size, size, 3), dtype=np.uint8)
     image[:] = rng.integers(0, 255, 3)
@@ -38,14 +38,14 @@ def smooth(height, width, channels=3, seed=0):
     return np.stack(planes, axis=-1)
 
 
-def odd_pictures(equal=48):
-    """Return name -> encoded picture: sizes that are not square, and every mode that a file can have.
+def odd_images(equal=48):
+    """Return name -> encoded image: sizes that are not square, and every mode that a file can have.
 
-    ``equal``: side of the picture that needs no resize.
+    ``equal``: side of the image that needs no resize.
     """
     rgb = smooth(75, 131)
     clear = Image.fromarray(smooth(64, 90)).quantize(16)
-    pictures = {
+    images = {
         "square": (Image.fromarray(smooth(96, 96)), "PNG", {}),
         "equal": (Image.fromarray(smooth(equal, equal)), "PNG", {}),
         "wide": (Image.fromarray(rgb), "PNG", {}),
@@ -65,9 +65,9 @@ def odd_pictures(equal=48):
         "two colours": (Image.fromarray(rgb).convert("1"), "PNG", {}),
     }
     encoded = {}
-    for name, (picture, form, options) in pictures.items():
+    for name, (image, form, options) in images.items():
         buffer = io.BytesIO()
-        picture.save(buffer, form, **options)
+        image.save(buffer, form, **options)
         encoded[name] = buffer.getvalue()
     return encoded
 
@@ -110,7 +110,11 @@ def make_dataset(folder, samples=200, shards=4, size=64, classes=0, fmt="png", s
     for shard, path in enumerate(paths):
         with webdataset.TarWriter(str(path), mtime=0) as writer:
             for i in range(samples * shard // shards, samples * (shard + 1) // shards):
-                sample = {"__key__": f"{shard:05d}{i:04d}", fmt: encode(picture(i, size, seed), fmt), "txt": caption(i)}
+                sample = {
+                    "__key__": f"{shard:05d}{i:04d}",
+                    fmt: encode(draw_image(i, size, seed), fmt),
+                    "txt": caption(i),
+                }
                 if i % 3 == 0:
                     sample["json"] = {"number": i}
                 if classes:

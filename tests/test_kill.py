@@ -11,7 +11,7 @@ import flip
 from flip.config.derived import stage_spans
 from flip.config.identity import identity
 from flip.config.schema import StageImage
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import read_json, write_json
 from flip.tokenizer import train_byte_pairs
 from jobs.common.cluster_profile import load_profile
@@ -43,9 +43,9 @@ def jpegs(tmp_path_factory):
 
 
 def inject_faults(arena):
-    """Cause faults in both stages and at their border: all signals, twice in a row, in a commit, a damaged commit."""
+    """Cause faults in both stages and at their border: all signals, twice in a row, in a save, a damaged checkpoint."""
     arena.submit()
-    arena.wait_step(7)  # the first commit is at step 5
+    arena.wait_step(7)  # the first checkpoint is at step 5
     arena.kill(rank=arena.world - 1)
     arena.wait_attempt(2)
     arena.wait_step(8)
@@ -57,9 +57,9 @@ def inject_faults(arena):
     arena.wait_step(17)
     arena.trap.touch()  # rank 0 dies between the last shard and commit.json of step 20
     arena.faults += 1
-    arena.wait(lambda: not arena.trap.exists(), "a death before the commit")
+    arena.wait(lambda: not arena.trap.exists(), "a death before the checkpoint")
     arena.wait_attempt(5)
-    arena.kill()  # the second kill in a row, before any commit
+    arena.kill()  # the second kill in a row, before any checkpoint
     arena.wait_attempt(6)
     arena.wait_step(26)
     arena.kill_supervisor()
@@ -68,7 +68,9 @@ def inject_faults(arena):
     arena.wait_attempt(7)
     arena.wait_step(39)
     border = stage_spans(arena.config)[0].end
-    arena.wait(lambda: commit.commits(arena.run)[-1].samples_seen >= border, "the commit at the border")
+    arena.wait(
+        lambda: checkpoint_folder.checkpoints(arena.run)[-1].samples_seen >= border, "the checkpoint at the border"
+    )
     arena.kill()
     arena.wait_attempt(8)
     arena.wait_step(51)
@@ -123,7 +125,7 @@ def test_run_restarts_from_its_agent_to_same_bits(data, tmp_path, tmp_path_facto
     storm.submit()
     agents = []
     for n, step, fault in ((1, 7, "kill"), (2, 12, "stop"), (3, 17, "kill the agent")):
-        storm.wait_step(step, attempt=n)  # after a commit of this attempt
+        storm.wait_step(step, attempt=n)  # after a checkpoint of this attempt
         left.note(row["pid"] for row in storm.ranks())
         agents.append({int(read_stat(row["pid"])[1][1]) for row in storm.ranks()})
         if fault == "kill the agent":
@@ -324,7 +326,7 @@ def test_run_requeues_after_full_disk_and_completes_with_space(data, tmp_path):
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("storage", 69, "requeue") and end["delay"] > 0
     assert "could not be written" in end["reason"] and "Free space" in end["reason"]
-    assert commit.commits(arena.run) == [] and not list(arena.run.checkpoints.glob("*/*"))
+    assert checkpoint_folder.checkpoints(arena.run) == [] and not list(arena.run.checkpoints.glob("*/*"))
     del arena.env["KILL_FILE_BYTES"]
     arena.submit()
     arena.wait_over()
@@ -332,7 +334,7 @@ def test_run_requeues_after_full_disk_and_completes_with_space(data, tmp_path):
     assert arena.leftovers() == ([], [])
 
 
-def test_diverged_run_stops_for_good_without_commit(data, tmp_path):
+def test_diverged_run_stops_for_good_without_checkpoint(data, tmp_path):
     config = configuration(data, world=1, samples=(12, 4))
     config.stages[0].base_lr = 1e30
     arena = TrainingRun(tmp_path, "wild", config, pause=0)
@@ -340,21 +342,21 @@ def test_diverged_run_stops_for_good_without_commit(data, tmp_path):
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
-    assert commit.commits(arena.run) == []
+    assert checkpoint_folder.checkpoints(arena.run) == []
 
 
-def test_nonfinite_gradient_on_single_rank_stops_run_before_commit(data, tmp_path):
-    """The attempt ends with 76 and records the samples of each rank; the previous commit stays the newest."""
+def test_nonfinite_gradient_on_single_rank_stops_run_before_checkpoint(data, tmp_path):
+    """The attempt ends with 76 and records the samples of each rank; the previous checkpoint stays the newest."""
     config = configuration(data, world=2, samples=(12, 4))
     config.monitor.log_every = 100
     arena = TrainingRun(tmp_path, "nan", config, pause=0)
-    arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: the step would be committed
+    arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: the step would be saved
     arena.submit()
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
     assert "step 10, S = 160" in end["reason"] and "anomalies/1-10.0.json" in end["reason"]
-    assert [saved.samples_seen for saved in commit.commits(arena.run)] == [5 * BATCH]
+    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(arena.run)] == [5 * BATCH]
     records = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
     assert records[0]["ids"] + records[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
     assert {record["grad_norm"] for record in records} == {"nan"}
@@ -377,7 +379,7 @@ def test_rank_exits_by_itself_after_losing_peer(data, tmp_path):
 
 
 def check_resumes(arena, damaged):
-    """Check that every attempt resumed from the newest valid commit and that no fault cost more than its price."""
+    """Check that every attempt resumed from the newest valid checkpoint and that no fault cost more than its price."""
     steps = sum(span.steps for span in stage_spans(arena.config))
     trained = arena.witnessed()
     assert arena.run.newest_attempt() >= 10
@@ -387,13 +389,13 @@ def check_resumes(arena, damaged):
         start = min(trained[n], default=None)
         if start is None:
             continue
-        commits = before[-1]["commits"]
+        saved = before[-1]["commits"]
         replayed = done - start
         if n != int(damaged.name.rpartition("-")[2]) + 1:
-            assert start == commits > 0, (n, arena.story())
+            assert start == saved > 0, (n, arena.story())
             assert replayed <= (0 if before[-1]["cause"] == "stopped" else price(arena) * BATCH)
-        else:  # the newest commit was damaged: resumed from the previous commit
-            assert 0 < start < commits and replayed <= (INTERVAL + price(arena)) * BATCH
+        else:  # the newest checkpoint was damaged: resumed from the previous checkpoint
+            assert 0 < start < saved and replayed <= (INTERVAL + price(arena)) * BATCH
         done = max(trained[n]) + BATCH
         assert done > start
     total = sum(len(batches) for batches in trained.values())

@@ -43,7 +43,7 @@ SUBMITS = {
 }
 #: Comparisons of causes outside of the rule: (file, function) -> what follows from them.
 COMPARISONS = {
-    ("flip/runs/attempts.py", "start_attempt"): "the first commit of the next attempt comes early",
+    ("flip/runs/attempts.py", "start_attempt"): "the first checkpoint of the next attempt comes early",
     ("flip/runs/attempts.py", "record_step"): "the reason names who has cancelled",
     ("flip/runs/bad_nodes.py", "failed_on"): "evidence of the rule: suspect nodes",
     ("flip/runs/bad_nodes.py", "failures"): "evidence of the rule: suspect nodes",

@@ -11,7 +11,7 @@ from flip import model_costs
 from flip.config.derived import for_stage, stage_spans
 from flip.config.schema import StageAugment, StageImage, StageText
 from flip.data.token_table import count_tokens
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import read_json
 from flip.tokenizer import Tokenizer
 from tests.harness.common import metric_lines
@@ -65,12 +65,21 @@ def test_run_killed_around_stage_borders_ends_with_same_bits(world, data, tmp_pa
     storm.wait_step(STEPS - 1)
     storm.kill(rank=world - 1)
     storm.wait_attempt(2)
-    storm.wait(lambda: commit.commits(storm.run) and commit.commits(storm.run)[-1].stage == "pretrain", "a commit")
+    storm.wait(
+        lambda: (
+            checkpoint_folder.checkpoints(storm.run)
+            and checkpoint_folder.checkpoints(storm.run)[-1].stage == "pretrain"
+        ),
+        "a checkpoint",
+    )
     border = stage_spans(config)[0].end
-    storm.wait(lambda: commit.commits(storm.run)[-1].samples_seen >= border, "the commit at the first border")
+    storm.wait(
+        lambda: checkpoint_folder.checkpoints(storm.run)[-1].samples_seen >= border,
+        "the checkpoint at the first border",
+    )
     storm.kill()
     storm.wait_attempt(3)
-    storm.wait_step(STEPS + 2)  # in the second stage, before its first commit
+    storm.wait_step(STEPS + 2)  # in the second stage, before its first checkpoint
     storm.kill(number=signal.SIGTERM)
     storm.wait_attempt(4)
     storm.wait_step(2 * STEPS + 1)
@@ -88,13 +97,13 @@ def check_weights(arena):
     spans = stage_spans(config)
     flops = [(span.end - span.start) * model_costs.stage_flops(config, span.stage) for span in spans]
     assert result["flops"] == sum(flops)
-    picture = np.zeros((40, 50, 3), np.uint8)
+    pixels = np.zeros((40, 50, 3), np.uint8)
     for span, (size, patch, length) in zip(spans, ((32, 8, 16), (64, 8, 32), (64, 16, 24)), strict=True):
         loaded = flip.load(arena.run.path, at=f"{span.stage.name}/{span.end}")
         image = loaded.config.model.image
         text = loaded.config.model.text
         assert (image.size, image.patch, text.length) == (size, patch, length)
-        assert loaded.preprocess(picture).shape[-1] == size and loaded.encode_image(picture).shape == (1, 48)
+        assert loaded.preprocess(pixels).shape[-1] == size and loaded.encode_image(pixels).shape == (1, 48)
         assert loaded.encode_text("a red circle").shape == (1, 48)
         views = {e["view"] for p in arena.run.eval.glob(f"{span.stage.name}-{span.end}.json")
                  for e in read_json(p)["evaluations"]}  # fmt: skip

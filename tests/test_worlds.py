@@ -12,7 +12,7 @@ import pytest
 from flip.config.derived import stage_spans, world_size
 from flip.data import kernel
 from flip.monitoring.results import read_run
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
 from tests.harness.training_run import TrainingRun, configuration, decoded_images
@@ -83,7 +83,7 @@ def test_run_moves_from_four_ranks_to_two_and_back(data, calm, tmp_path):
             arena.kill_supervisor()
     arena.wait_over(240)
     assert arena.run.result.exists(), arena.story()
-    worlds = [newest.record["world"] for newest in commit.commits(arena.run)]
+    worlds = [newest.record["world"] for newest in checkpoint_folder.checkpoints(arena.run)]
     assert worlds[-1] == 4 and arena.run.newest_attempt() >= 3
     check_ids(arena)
     own, other = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))

@@ -88,7 +88,8 @@ def price(arena):
 
 
 def check_attempts(arena):
-    """Check that attempts resume from the newest commit, a clean stop costs no step, and a fault at most its price."""
+    """Check that attempts resume from the newest checkpoint, a clean stop costs no step, and a fault at most its
+    price."""
     trained = arena.witnessed()
     done = 0
     for n in arena.run.attempt_numbers():

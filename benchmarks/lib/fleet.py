@@ -48,7 +48,8 @@ LLAMA = {"interruptions": 419, "days": 54, "gpus": 16_384}
 """Unexpected interruptions of the pre-training of Llama 3 405B (source 3)."""
 START = 300.0
 WRITTEN = 10.0
-"""Assumed: seconds from the start of an attempt to its first step, and from a save's stall to its commit."""
+"""Assumed: seconds from the start of an attempt to its first step, and from a save's stall until its checkpoint is
+complete."""
 COSTS = {"background": 1.0, "blocking": 10.0}
 """Assumed: seconds for which a save blocks steps."""
 FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}

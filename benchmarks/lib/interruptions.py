@@ -1,9 +1,9 @@
 """Goodput of an interrupted run, by formula and by simulation: the share of its time spent in steps that are not lost.
 
 Interruptions are random, on average m seconds apart, without a save before. An attempt starts up for R seconds, then
-trains; every t seconds it saves, which blocks steps for c seconds, and w seconds later the checkpoint is committed.
-After an interruption the newest commit is resumed. With exponential times between interruptions, commit n of an attempt
-exists if the attempt lasts longer than R + w + n (t + c), so that
+trains; every t seconds it saves, which blocks steps for c seconds, and w seconds later the checkpoint is complete.
+After an interruption the newest checkpoint is resumed. With exponential times between interruptions, checkpoint n of an
+attempt exists if the attempt lasts longer than R + w + n (t + c), so that
 
     goodput = t / m * exp(-(R + w) / m) / (exp((t + c) / m) - 1)
 
@@ -35,7 +35,7 @@ class Life:
     cost: float
     """c, for which a save blocks steps."""
     written: float
-    """w, until its commit."""
+    """w, until its checkpoint is complete."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""When and how is the training state saved, committed and restored?
+"""When and how is the training state saved and restored?
 
 - ``manager``: the checkpoints of one attempt, and the time between two of them.
-- ``saver`` writes and commits, ``restorer`` finds, verifies and loads.
+- ``saver`` writes checkpoints, ``restorer`` finds, verifies and loads.
 - ``staging``: the copy in host memory that is written; ``safetensors_io``: the files of a checkpoint;
   ``safetensors_header``: checks of their headers.
 - ``remote``: checkpoints in object storage; ``remote_folder``: the address and the owner of a run's folder there.

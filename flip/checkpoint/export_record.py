@@ -10,7 +10,7 @@ from typing import Any
 from flip.config import merge as configuration
 from flip.config.schema import Config
 from flip.runs import formats
-from flip.runs.commit import Commit, validate_record
+from flip.runs.checkpoint_folder import SavedCheckpoint, validate_record
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.formats import FormatError
 from flip.runs.rundir import read_json
@@ -29,8 +29,8 @@ def is_export(folder: Path) -> bool:
     return (folder / EXPORT_FILE).is_file()
 
 
-def read_export(folder: Path) -> Commit:
-    """export.json as a commit whose files are not verified yet.
+def read_export(folder: Path) -> SavedCheckpoint:
+    """export.json as a checkpoint whose files are not verified yet.
 
     Raises DataError if it is invalid, FormatError if another version wrote it, ConfigError if it is not an export for
     open_clip.
@@ -42,7 +42,7 @@ def read_export(folder: Path) -> Commit:
             remedy = "Take the run, or export it with --to open_clip."
             raise ConfigError("the toolkit does not read back this format", folder, record["format"], remedy)
         validate_record(record)
-        return Commit(folder, record)
+        return SavedCheckpoint(folder, record)
     except FormatError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -58,7 +58,7 @@ def check_header(path: Path) -> None:
         raise DataError(what, path, remedy="Copy the file again.")
 
 
-def digest(source: Commit) -> str:
+def digest(source: SavedCheckpoint) -> str:
     """16 hex digits over the checksums of the weights, independent of the path and of other fields."""
     files = source.record["files"]
     facts = [(name, files.get(name, {}).get("sha256")) for name in (OPEN_CLIP, TIMM)]

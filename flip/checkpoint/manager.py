@@ -25,7 +25,7 @@ from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.models.clip import CLIPModel
 from flip.runs import formats
-from flip.runs.commit import Commit
+from flip.runs.checkpoint_folder import SavedCheckpoint
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_record
 
@@ -59,18 +59,21 @@ class CheckpointManager:
         self._last_time = time.monotonic()
         self._last_samples = 0
         self.restore_seconds = 0.0
-        """From the search for a commit until the weights are there."""
-        self.resumed_from: Commit | None = None
+        """From the search for a checkpoint until the weights are there."""
+        self.resumed_from: SavedCheckpoint | None = None
         self._start = run.attempt(attempt) / "start.json"
         self.save_after_first_step = False
         self.saves = 0
         self.blocked_seconds = 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
-        """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits.
+    def find(
+        self, extended_checkpoint: Callable[[CheckpointRestorer], SavedCheckpoint | None]
+    ) -> SavedCheckpoint | None:
+        """The checkpoint to resume from: the newest one, or what ``extended_checkpoint`` opens for a run without
+        checkpoints.
 
-        Collective. Raises FormatError if the commit has another order of samples, and what
+        Collective. Raises FormatError if the checkpoint has another order of samples, and what
         ``CheckpointRestorer.newest`` raises.
         """
         self._last_time = time.monotonic()
@@ -78,14 +81,15 @@ class CheckpointManager:
         # otherwise.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control_group)
         self.save_after_first_step = bool(record)
-        self.resumed_from = self._restorer.newest() or extended_commit(self._restorer)
+        self.resumed_from = self._restorer.newest() or extended_checkpoint(self._restorer)
         if self.resumed_from is not None:
             formats.check(formats.ORDER, self.resumed_from.record, self.resumed_from.path)
             self._last_samples = self.resumed_from.samples_seen
         return self.resumed_from
 
     def load_weights(self, model: CLIPModel, initialise: Callable[[CheckpointRestorer], None]) -> None:
-        """Fill the weights from the commit that ``find`` returned; without a commit, call ``initialise`` to fill them.
+        """Fill the weights from the checkpoint that ``find`` returned; without a checkpoint, call ``initialise`` to
+        fill them.
 
         Starts the time to the next save.
         """
@@ -97,8 +101,8 @@ class CheckpointManager:
         self._last_time = time.monotonic()
 
     def load_optimizer(self, model: CLIPModel, optimizer: torch.optim.Optimizer, stage: str) -> None:
-        """Fill the moments from the commit that ``find`` returned, if it is one of ``stage``; other stages start with
-        fresh moments."""
+        """Fill the moments from the checkpoint that ``find`` returned, if it is one of ``stage``; other stages start
+        with fresh moments."""
         if self.resumed_from is not None and self.resumed_from.stage == stage:
             self._restorer.load(self.resumed_from, optimizer_state(model, optimizer))
 
@@ -110,11 +114,11 @@ class CheckpointManager:
         return time.monotonic() - self._last_time > seconds
 
     def is_unsaved(self, samples_seen: int) -> bool:
-        """Whether S = ``samples_seen`` is neither committed nor being saved."""
+        """Whether S = ``samples_seen`` is neither saved nor being saved."""
         return samples_seen not in (self._last_samples, 0)
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples_seen: int, **record: Any) -> None:
-        """Start a save of S = ``samples_seen``; ``wait`` waits for its commit.
+        """Start a save of S = ``samples_seen``; ``wait`` waits until the checkpoint is complete.
 
         Args:
             state: this rank's part of each tensor by its name in the checkpoint (``model_state``, ``optimizer_state``).
@@ -143,7 +147,7 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises its error, on all ranks."""
-        self._watchdog.heartbeat("waiting for a commit", times=LONG_OPERATION_FACTOR)
+        self._watchdog.heartbeat("waiting for a save", times=LONG_OPERATION_FACTOR)
         self.checkpointer.wait()
 
 
@@ -173,7 +177,7 @@ def young_daly_interval(cost: float, between: float, duration: float) -> float:
     """Seconds between saves that least delay a run: sqrt(2 * cost * between) (Young 1974; Daly 2006), within limits.
 
     ``cost``: seconds that a save blocks steps. ``between``: seconds from one interruption to the next. ``duration``:
-    seconds until a save is committed; the interval is at least MIN_SAVE_MULTIPLE times that.
+    seconds until a save is complete; the interval is at least MIN_SAVE_MULTIPLE times that.
     """
     least = MIN_SAVE_MULTIPLE * duration
     return min(max(math.sqrt(2 * cost * between), MIN_SECONDS, least), max(MAX_SECONDS, least))

@@ -16,7 +16,7 @@ from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector, RetryPolicy, RetryState
 from flip.files import ownership
 from flip.files.creation import atomic_write
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.addresses import as_url, require_admitted, scheme_of
 from flip.runs.errors import PermissionDenied
 
@@ -68,19 +68,19 @@ class RemoteCheckpoint:
                 return self._storage.stat(key)
             except RequestError as fault:
                 if fault.kind == "missing":
-                    raise commit.CorruptCheckpoint(f"{key} is missing") from fault
+                    raise checkpoint_folder.CorruptCheckpoint(f"{key} is missing") from fault
                 raise
 
         stat = self._with_retries(key, request, READING)
         etag = expected.get("etag", "")
         state = (stat.size, stat.etag if etag else "")
         if state != (expected["bytes"], etag):
-            raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {state}")
+            raise checkpoint_folder.CorruptCheckpoint(f"{key} is another object than was saved: {state}")
 
     def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
         """Read files, compare size, ETag and SHA-256, and write them to ``folder`` if given.
 
-        Raises CorruptCheckpoint if a file is not as committed.
+        Raises CorruptCheckpoint if a file is not as saved.
         """
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             list(pool.map(lambda name: self._verify(name, files[name], folder and folder / name), files))
@@ -136,8 +136,8 @@ class RemoteCheckpoint:
             if digest.hexdigest() == expected["sha256"]:
                 return
             self._storage.reconnect()
-        text = f"{self.url}/{name} does not have the checksum that was committed, fetched twice"
-        raise commit.CorruptCheckpoint(text)
+        text = f"{self.url}/{name} does not have the checksum that was saved, fetched twice"
+        raise checkpoint_folder.CorruptCheckpoint(text)
 
     def _parts(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> Iterator[bytes]:
         key = f"{self.url}/{name}"
@@ -145,7 +145,7 @@ class RemoteCheckpoint:
             request = partial(self._storage.get, key, first, min(first + PART_BYTES, stop))
             response = self._with_retries(key, lambda request=request: request().result(), READING)  # type: ignore[misc]
             if response.etag and response.etag != expected.get("etag", response.etag):
-                raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {response.etag}")
+                raise checkpoint_folder.CorruptCheckpoint(f"{key} is another object than was saved: {response.etag}")
             yield response.data
 
     def _has_answered(self) -> bool:
@@ -170,11 +170,11 @@ def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
     return S3Storage(timeout)
 
 
-def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:
-    """``commit.verify`` for files that were just written: on disk without the page cache; at a URL by size and ETag, or
-    by a checksum of what is read if the storage has no ETags."""
+def verify(source: checkpoint_folder.SavedCheckpoint, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:
+    """``checkpoint_folder.verify`` for files that were just written: on disk without the page cache; at a URL by size
+    and ETag, or by a checksum of what is read if the storage has no ETags."""
     if "url" not in source.record:
-        commit.verify(source, part, parts, uncached=True)
+        checkpoint_folder.verify(source, part, parts, uncached=True)
         return
     remote = RemoteCheckpoint(source.record["url"], retry_policy)
     files = source.record["files"]
@@ -185,13 +185,13 @@ def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, part
             remote.check(name, expected)
 
 
-def refuse_foreign(source: commit.Commit, url: str) -> None:
+def refuse_foreign(source: checkpoint_folder.SavedCheckpoint, url: str) -> None:
     """Raise PermissionDenied for an address in another user's record, which may be any host, or file:///.
 
     Addresses below ``url``, which the user of this process has named, are accepted.
     """
     address = source.record["url"]
-    record = source.path / commit.COMMIT_FILE
+    record = source.path / checkpoint_folder.COMMIT_FILE
     reason = ownership.why_untrusted(record)
     below = url and f"{address}/".startswith(f"{as_url(url)}/") and ".." not in address.split("/")
     if reason and not below:
@@ -204,13 +204,15 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
 
 @contextmanager
-def local_copy(source: commit.Commit, retry_policy: RetryPolicy = DEFAULT_POLICY, url: str = "") -> Iterator[Path]:
-    """A folder with the verified files of a commit: its own, or a temporary copy if they are at a URL.
+def local_copy(
+    source: checkpoint_folder.SavedCheckpoint, retry_policy: RetryPolicy = DEFAULT_POLICY, url: str = ""
+) -> Iterator[Path]:
+    """A folder with the verified files of a checkpoint: its own, or a temporary copy if they are at a URL.
 
     ``url``: as in ``refuse_foreign``. Raises CorruptCheckpoint, PermissionDenied, and what ``RemoteCheckpoint`` raises.
     """
     if "url" not in source.record:
-        commit.verify(source)
+        checkpoint_folder.verify(source)
         yield source.path
         return
     refuse_foreign(source, url)

@@ -3,7 +3,7 @@
 The address is computed: ``<checkpoint.url>/<sweep>/<name>-<8 hex digits>``. The last component comes from
 checkpoints/url.json, and counts only if it has the form that this module writes. owner.json in the folder names the run
 directory that writes and deletes there. A run directory that finds the path of another one in these records, because it
-was copied, renamed or moved, gets a folder of its own. The commits that it inherited stay readable; it deletes them
+was copied, renamed or moved, gets a folder of its own. The checkpoints that it inherited stay readable; it deletes them
 only after ``take_over``, an explicit act of the user.
 """
 
@@ -19,7 +19,7 @@ from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.files import deletion
 from flip.files.creation import run_folder
-from flip.runs import commit, records, remote_owner
+from flip.runs import checkpoint_folder, records, remote_owner
 from flip.runs.addresses import as_url
 from flip.runs.errors import PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
@@ -52,7 +52,7 @@ class RemoteFolder:
         self._base = f"{self._root}/{run.sweep}"
         self._retry_policy = retry_policy
         self.id = secrets.token_hex(16)
-        """Of this attempt: in its owner record, and as ``writer`` in its commits."""
+        """Of this attempt: in its owner record, and as ``writer`` in its checkpoints."""
         self._clients: dict[tuple[str, RetryPolicy], RemoteCheckpoint] = {}
         self._address_file = run.checkpoints / remote_owner.ADDRESS_FILE
         self.url = ""
@@ -95,13 +95,13 @@ class RemoteFolder:
         self._write_owner(self.url)
 
     def take_over(self) -> None:
-        """Give this run directory the remote folders of the commits that it inherited, so that it deletes them.
+        """Give this run directory the remote folders of the checkpoints that it inherited, so that it deletes them.
 
         Only folders below ``checkpoint.url`` whose owner.json names a run directory that does not exist at that path.
         For the submission, before the next attempt. Raises PermissionDenied for another owner, before anything is
         written, DataError if url.json is damaged, and what ``RemoteCheckpoint`` raises.
         """
-        folders = remote_owner.inherited(self._run, self._root, commit.commits(self._run))
+        folders = remote_owner.inherited(self._run, self._root, checkpoint_folder.checkpoints(self._run))
         places = [folder.place for folder in folders if folder.place]
         for place in places:
             self._refuse_owner_that_exists(f"{self._root}/{place}")
@@ -124,11 +124,11 @@ class RemoteFolder:
             raise PermissionDenied("the run directory that owns this remote folder exists", url, folder, remedy)
 
     def checkpoint_url(self, path: Path) -> str:
-        """The address of the commit in the run directory's folder ``path``. Only after ``claim``."""
+        """The address of the checkpoint in the run directory's folder ``path``. Only after ``claim``."""
         return f"{self.url}/{path.parent.name}/{path.name}"
 
     def why_not_deleted(self, path: Path, address: str, retry_policy: RetryPolicy) -> str:
-        """Why this run directory may not delete the files of the commit ``path`` at ``address``; "" if it may.
+        """Why this run directory may not delete the files of the checkpoint ``path`` at ``address``; "" if it may.
 
         Only folders that this run directory uses or has taken over, as their owner.json confirms, and only files that
         an attempt of it recorded writing: ``writer`` of the commit.json there. Raises PermissionDenied if the folder
@@ -147,21 +147,21 @@ class RemoteFolder:
         return ""
 
     def discard(self, path: Path, address: str, files: list[str] | None, retry_policy: RetryPolicy) -> str:
-        """Delete the commit ``path``, whose files are at ``address``: commit.json in the run directory first, that of
-        the address next, then ``files`` (None: all that a checkpoint has; it was never committed, or is damaged).
+        """Delete the checkpoint ``path``, whose files are at ``address``: commit.json in the run directory first, that
+        of the address next, then ``files`` (None: all that a checkpoint has; it was never complete, or is damaged).
 
         Returns "", or why it is left alone. Raises as ``why_not_deleted`` and the storage.
         """
-        reason = self.why_not_deleted(path, address, retry_policy) or commit.uncommit(path)
+        reason = self.why_not_deleted(path, address, retry_policy) or checkpoint_folder.make_incomplete(path)
         if reason:
             return reason
         remote = RemoteCheckpoint(address, retry_policy)
         if files is None:
             names = remote.names()
         else:
-            names = [commit.COMMIT_FILE, *files]
+            names = [checkpoint_folder.COMMIT_FILE, *files]
         deletion.delete_remote_checkpoint(names, files, remote.delete)
-        return commit.remove(path, files)
+        return checkpoint_folder.remove(path, files)
 
     def _own_places(self) -> list[str]:
         """Places below the root that this run directory has taken over and, before ``claim``, the one that it uses."""
@@ -171,7 +171,7 @@ class RemoteFolder:
         return taken
 
     def refuse_links(self, address: str) -> None:
-        """Raise PermissionDenied if the address of a commit leads through a link below ``checkpoint.url``.
+        """Raise PermissionDenied if the address of a checkpoint leads through a link below ``checkpoint.url``.
 
         Another user may have prepared it. Object storage has no links.
         """
@@ -213,7 +213,7 @@ class RemoteFolder:
         return bool(owner) and remote_owner.is_own_record(self._run, owner or {})
 
     def _wrote(self, path: Path, address: str, retry_policy: RetryPolicy) -> bool:
-        """Whether an attempt of this run directory wrote the commit at ``address``.
+        """Whether an attempt of this run directory wrote the checkpoint at ``address``.
 
         Without a commit.json, or with a damaged one, the files are leftovers. It is read again if it names another
         writer, because a bit may change on the way.
@@ -227,12 +227,12 @@ class RemoteFolder:
 
     def _writer_at(self, address: str, retry_policy: RetryPolicy) -> str:
         """``writer`` of the commit.json at an address; "" if it names none."""
-        limit = records.limit_of(commit.COMMIT_FILE)
-        data = RemoteCheckpoint(address, retry_policy).read_small(commit.COMMIT_FILE, limit)
+        limit = records.limit_of(checkpoint_folder.COMMIT_FILE)
+        data = RemoteCheckpoint(address, retry_policy).read_small(checkpoint_folder.COMMIT_FILE, limit)
         if data is None or len(data) > limit:
             return ""
         try:
-            record = records.checked(records.parse(data), records.FIELDS[commit.COMMIT_FILE])
+            record = records.checked(records.parse(data), records.FIELDS[checkpoint_folder.COMMIT_FILE])
         except ValueError:  # damaged
             return ""
         return str(record.get("writer", ""))

@@ -1,4 +1,4 @@
-"""Finds, verifies and loads the commits of a run, all ranks together."""
+"""Finds, verifies and loads the checkpoints of a run, all ranks together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flip.checkpoint.safetensors_io import CheckpointFiles, CheckpointIndex, rea
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import DAMAGED, broadcast_json, run_on_all, run_on_first
 from flip.distributed.parallel import World
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointRestorer:
-    """Finds and loads the commits of a run. All methods are collective.
+    """Finds and loads the checkpoints of a run. All methods are collective.
 
     Args:
-        attempt: if it holds the run, it sets damaged commits aside; 0: never.
+        attempt: if it holds the run, it sets damaged checkpoints aside; 0: never.
         retry_policy: how long a request to storage at a URL is repeated.
         url: an address in a record of another user is followed only below this one.
     """
@@ -40,49 +40,52 @@ class CheckpointRestorer:
         self._retry_policy = retry_policy
         self._index: tuple[Path, CheckpointIndex] | None = None
         self.parent = ""
-        """Folder name of the commit that this attempt resumed from."""
+        """Folder name of the checkpoint that this attempt resumed from."""
 
-    def newest(self) -> commit.Commit | None:
-        """The newest intact commit, agreed by all ranks; None if the run has no commit yet.
+    def newest(self) -> checkpoint_folder.SavedCheckpoint | None:
+        """The newest intact checkpoint, agreed by all ranks; None if the run has no checkpoint yet.
 
-        Sets a damaged commit aside with a warning and takes the one before. Raises DataError if all are damaged: a run
-        never starts from zero by itself.
+        Sets a damaged checkpoint aside with a warning and takes the one before. Raises DataError if all are damaged: a
+        run never starts from zero by itself.
         """
 
         def scan() -> tuple[list[str], bool]:
-            return [str(c.path) for c in reversed(commit.commits(self._run))], commit.ever_committed(self._run)
+            paths = [str(c.path) for c in reversed(checkpoint_folder.checkpoints(self._run))]
+            return paths, checkpoint_folder.ever_had_checkpoint(self._run)
 
-        paths, ever_committed = run_on_first(scan, self.world.checkpoint_group)
+        paths, ever_had_checkpoint = run_on_first(scan, self.world.checkpoint_group)
         for path in map(Path, paths):
             name = f"{path.parent.name}/{path.name}"
             failure = run_on_all(lambda path=path: self._verify(path), self.world.checkpoint_group)  # type: ignore[misc]
             if failure is None:
                 self.parent = name
-                return commit.read_commit(path)
+                return checkpoint_folder.read_checkpoint(path)
             if failure.cause != DAMAGED:
                 raise failure.error_class(failure.text)
             log.warning("checkpoint %s is damaged (%s); taking the one before", name, failure.text)
             if self.world.is_rank0 and self._run.is_current_attempt(self._attempt):
-                commit.mark_corrupt(path)
-        if ever_committed:
+                checkpoint_folder.mark_corrupt(path)
+        if ever_had_checkpoint:
             remedy = "Restore one from a copy, or move the folder `checkpoints` away to start again from zero."
             raise DataError("all checkpoints are damaged", self._run.checkpoints, remedy=remedy)
         return None
 
-    def open_other(self, find: Callable[[], commit.Commit], run: str) -> commit.Commit:
-        """The verified commit of another run, which ``find`` returns on every rank, as the parent of this run's.
+    def open_other(
+        self, find: Callable[[], checkpoint_folder.SavedCheckpoint], run: str
+    ) -> checkpoint_folder.SavedCheckpoint:
+        """The verified checkpoint of another run, which ``find`` returns on every rank, as the parent of this run's.
 
-        Raises the kind of error that ``find`` raised on a rank: DataError if the commit is gone.
+        Raises the kind of error that ``find`` raised on a rank: DataError if the checkpoint is gone.
         """
-        commits = list[commit.Commit]()
-        failure = run_on_all(lambda: commits.append(find()), self.world.checkpoint_group)
+        checkpoints = list[checkpoint_folder.SavedCheckpoint]()
+        failure = run_on_all(lambda: checkpoints.append(find()), self.world.checkpoint_group)
         if failure is not None:
             raise failure.error_class(f"the run cannot start: {failure.text}", run)
-        self.parent = str(commits[0].path)
+        self.parent = str(checkpoints[0].path)
         return self.open(Path(self.parent))
 
-    def open(self, path: Path) -> commit.Commit:
-        """The commit in a folder, verified, for ``load``. Raises DataError if it is damaged."""
+    def open(self, path: Path) -> checkpoint_folder.SavedCheckpoint:
+        """The checkpoint in a folder, verified, for ``load``. Raises DataError if it is damaged."""
         failure = run_on_all(lambda: self._verify(path), self.world.checkpoint_group)
         if failure is not None:
             kind = failure.error_class
@@ -90,13 +93,16 @@ class CheckpointRestorer:
                 kind = DataError
             remedy = "It was deleted since, or is damaged: name another one."
             raise kind(f"this checkpoint cannot be read: {failure.text}", path, remedy=remedy)
-        return commit.read_commit(path)
+        return checkpoint_folder.read_checkpoint(path)
 
-    def load(self, source: commit.Commit, state: dict[str, torch.Tensor], left_out: tuple[str, ...] = ()) -> None:
-        """Fill the tensors of ``state`` in place from a commit that ``newest``, ``open`` or ``open_other`` returned.
+    def load(
+        self, source: checkpoint_folder.SavedCheckpoint, state: dict[str, torch.Tensor], left_out: tuple[str, ...] = ()
+    ) -> None:
+        """Fill the tensors of ``state`` in place from a checkpoint that ``newest``, ``open`` or ``open_other``
+        returned.
 
-        ``left_out``: starts of the names of parameters that the commit may have besides (``read_tensors``).
-        Rank 0 reads the headers of its files for all ranks, once for several loads from the same commit.
+        ``left_out``: starts of the names of parameters that the checkpoint may have besides (``read_tensors``).
+        Rank 0 reads the headers of its files for all ranks, once for several loads from the same checkpoint.
         """
         record = source.record
         remote = None
@@ -111,16 +117,16 @@ class CheckpointRestorer:
         self._read(lambda: read_tensors(files, state, index, left_out), source.path)
 
     def close(self) -> None:
-        """Free the index of the commit that was loaded."""
+        """Free the index of the checkpoint that was loaded."""
         self._index = None
 
     def _verify(self, path: Path) -> None:
-        """Verify this rank's share of the files of a commit."""
-        source = commit.read_commit(path)
+        """Verify this rank's share of the files of a checkpoint."""
+        source = checkpoint_folder.read_checkpoint(path)
         rank = self.world.rank
         size = self.world.size
         if "url" not in source.record:
-            commit.verify(source, part=rank, parts=size)
+            checkpoint_folder.verify(source, part=rank, parts=size)
             return
         refuse_foreign(source, self._url)
         files = source.record["files"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from flip.runs.commit import CorruptCheckpoint
+from flip.runs.checkpoint_folder import CorruptCheckpoint
 
 METADATA = "__metadata__"
 SHARDS = "DCP_SHARDING_INFO"

@@ -25,7 +25,7 @@ from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
 from flip.checkpoint.safetensors_header import OFFSETS, parse_header
 from flip.distributed.parallel import local, local_offsets
 from flip.files.creation import OUTPUT_MODE, atomic_path, atomic_write
-from flip.runs.commit import SHARD_FILE, CorruptCheckpoint
+from flip.runs.checkpoint_folder import SHARD_FILE, CorruptCheckpoint
 from flip.runs.errors import DataError
 
 HEADER_BYTES = 1 << 18
@@ -75,7 +75,7 @@ def _write_file(path: Path, data: memoryview) -> dict[str, Any]:
 
 
 class CheckpointFiles:
-    """The files of a commit, in a folder or at a URL, read by ranges of bytes. ``files``: those of its record."""
+    """The files of a checkpoint, in a folder or at a URL, read by ranges of bytes. ``files``: those of its record."""
 
     def __init__(
         self, folder: Path, files: Mapping[str, Mapping[str, Any]], remote: RemoteCheckpoint | None = None
@@ -103,7 +103,7 @@ class CheckpointFiles:
         return data
 
     def size(self, name: str) -> int:
-        """Bytes of a file, as the record of the commit states them."""
+        """Bytes of a file, as the record of the checkpoint states them."""
         return int(self._files[name]["bytes"])
 
 

@@ -1,4 +1,4 @@
-"""Saves a training state as sharded safetensors under the commit protocol of ``flip.runs.commit``.
+"""Saves a training state as sharded safetensors under the protocol of ``flip.runs.checkpoint_folder``.
 
 The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else is in
 ``commit.json``. Nothing that is loaded can execute.
@@ -30,7 +30,7 @@ from flip.distributed.collectives import RankFailure, all_gather_json, broadcast
 from flip.distributed.parallel import World
 from flip.files.creation import run_folder
 from flip.optimizer_kinds import moments_of
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.rundir import RunDir, to_json
 
@@ -66,10 +66,10 @@ class Checkpointer:
 
     Args:
         background: a save returns as soon as the state is copied to host memory; a thread, which alone uses the group
-            ``world.checkpoint_group`` then, writes and commits it.
+            ``world.checkpoint_group`` then, writes the checkpoint.
         url: where the files are written instead of the run directory, which still gets each commit.json.
         retry_policy: how long a request to storage at ``url`` is repeated.
-        keep_at: values of S whose commits are never deleted.
+        keep_at: values of S whose checkpoints are never deleted.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Checkpointer:
         self.blocked_seconds = 0.0
         """Seconds that saves waited for the previous save."""
         self.last_save_seconds = 0.0
-        """Seconds of the newest save, until its commit was read back."""
+        """Seconds of the newest save, until its checkpoint was read back."""
         self._pending: Future[None] | None = None
         self._executor: DaemonExecutor | None = None
         if background:
@@ -98,11 +98,11 @@ class Checkpointer:
         self._staged: StagedShard | None = None
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples_seen: int, **record: Any) -> None:
-        """Write ``state``, commit it as S = ``samples_seen``, and delete commits that are no longer needed.
+        """Save ``state`` as the checkpoint at S = ``samples_seen``, and delete checkpoints that are no longer needed.
 
         Raises Superseded if a newer attempt holds the run, Diverged if a weight is not finite, StorageError if it
-        cannot be written (a full disk); what was written of it is freed, older commits stay. A save in the background
-        raises these from the next ``wait`` or ``save``, on all ranks alike.
+        cannot be written (a full disk); what was written of it is freed, older checkpoints stay. A save in the
+        background raises these from the next ``wait`` or ``save``, on all ranks alike.
         """
         start_time = time.perf_counter()
         self.wait()
@@ -144,7 +144,7 @@ class Checkpointer:
     ) -> None:
         if self._world.device.type == "cuda":
             torch.cuda.set_device(self._world.device)  # a new thread uses the first GPU
-        path = commit.folder(self._run, stage, samples_seen, self._attempt)
+        path = checkpoint_folder.folder(self._run, stage, samples_seen, self._attempt)
         self._check_saveable(staged, samples_seen)
         record = dict(record, stage=stage, samples=samples_seen, attempt=self._attempt, parent=self.restorer.parent)
         if self._remote_folder is not None:
@@ -159,13 +159,13 @@ class Checkpointer:
         self.restorer.parent = f"{stage}/{path.name}"
         self.last_save_seconds = time.perf_counter() - start_time
         if self._world.is_rank0:
-            log.info("committed S = %d in stage %s, %.1f s", samples_seen, stage, self.last_save_seconds)
+            log.info("saved a checkpoint at S = %d in stage %s, %.1f s", samples_seen, stage, self.last_save_seconds)
             self._retain([path])
 
     def _save_once(
         self, path: Path, staged: StagedShard, record: dict[str, Any], start_time: float
     ) -> RankFailure | None:
-        """Write and commit. A failure of one rank is that of all, and frees what was written."""
+        """Write a checkpoint. A failure of one rank is that of all, and frees what was written."""
         group = self._world.checkpoint_group
         steps = _SaveSteps(self._world, path, staged, record, start_time, self._retry_policy)
         failure = run_on_all(partial(self._prepare, path), group)
@@ -175,15 +175,15 @@ class Checkpointer:
         if failure is None:
             for part in all_gather_json(steps.files, group):
                 steps.files.update(part)
-            failure = run_on_all(steps.write_commit, group)
+            failure = run_on_all(steps.write_commit_file, group)
         if failure is None:
-            failure = run_on_all(steps.read_back, group)  # before older commits are deleted
+            failure = run_on_all(steps.read_back, group)  # before older checkpoints are deleted
         if failure is not None and self._world.is_rank0:
             self._discard(path, is_remote=steps.remote is not None)
         return failure
 
     def _prepare(self, path: Path) -> None:
-        """Create the folder of a commit; rank 0 does it."""
+        """Create the folder of a checkpoint; rank 0 does it."""
         if not self._world.is_rank0:
             return
         if self._remote_folder is not None:
@@ -204,7 +204,7 @@ class Checkpointer:
         self._retain([])  # also frees failed saves of older attempts
 
     def _url_of(self, path: Path) -> str:
-        """The computed URL of a commit's folder, on rank 0; empty if there is none, or none was claimed yet."""
+        """The computed URL of a checkpoint's folder, on rank 0; empty if there is none, or none was claimed yet."""
         folder = self._remote_folder
         if folder is not None and folder.url:
             return folder.checkpoint_url(path)
@@ -214,19 +214,19 @@ class Checkpointer:
         if self._remote_folder is not None and not self._remote_folder.url:
             return  # the storage failed before a save could claim the folder
         try:
-            commit.apply_retention(self._run, self._attempt, self._keep, named, self._delete, self._keep_at)
-        except (OSError, FlipError) as error:  # too many commits do no harm, and the next save tries again
+            checkpoint_folder.apply_retention(self._run, self._attempt, self._keep, named, self._delete, self._keep_at)
+        except (OSError, FlipError) as error:  # too many checkpoints do no harm, and the next save tries again
             log.warning("an old checkpoint could not be deleted: %s", error)
 
     def _delete(self, path: Path) -> str:
-        """Delete a commit or an incomplete one, its commit.json in the run directory first.
+        """Delete a checkpoint, complete or not, its commit.json in the run directory first.
 
         Returns "", or why it is left alone. An address that its record names is only compared with the computed ones
         of the remote folders of this run directory. Raises PermissionDenied if the folder in use has another owner.
         """
         try:
-            record = commit.read_commit(path).record
-        except (commit.CorruptCheckpoint, NotADirectoryError):  # damaged, or never committed
+            record = checkpoint_folder.read_checkpoint(path).record
+        except (checkpoint_folder.CorruptCheckpoint, NotADirectoryError):  # damaged, or never complete
             record = {}
         files = list(record["files"]) if record else None
         address = record.get("url", "")
@@ -234,7 +234,7 @@ class Checkpointer:
             address = self._url_of(path)
         retry_policy = replace(self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS))
         if not address:
-            return commit.uncommit(path) or commit.remove(path, files)
+            return checkpoint_folder.make_incomplete(path) or checkpoint_folder.remove(path, files)
         if self._remote_folder is None:
             return f"its files are at {address}, and this run has no checkpoint.url"
         return self._remote_folder.discard(path, address, files, retry_policy)
@@ -263,14 +263,14 @@ class Checkpointer:
             what += f"; it takes {needed:,} bytes"
             if not self._url:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"
-            remedy = "Free space or fix the storage; the run continues from the commit before."
+            remedy = "Free space or fix the storage; the run continues from the checkpoint before."
         return failure.error_class(what, path, remedy=remedy)
 
 
 class _SaveSteps:
     """The steps of one try to save, which all ranks take together, each by ``run_on_all``.
 
-    Between ``write`` and ``write_commit`` the caller adds the ``files`` of the other ranks.
+    Between ``write`` and ``write_commit_file`` the caller adds the ``files`` of the other ranks.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class _SaveSteps:
             self.remote = RemoteCheckpoint(address, self._retry_policy)
         self.files.update(write_shard(self._path, self._staged.data, self._world.rank, self.remote))
 
-    def write_commit(self) -> None:
+    def write_commit_file(self) -> None:
         """Write commit.json, which rank 0 does."""
         if not self._world.is_rank0:
             return
@@ -302,9 +302,14 @@ class _SaveSteps:
         facts = self._record | {"world": self._world.size, "saving": saving}
         if self.remote is not None:
             facts["url"] = self.remote.url
-            self.remote.put(commit.COMMIT_FILE, to_json(facts | {"files": self.files}).encode())
-        commit.commit(self._path, facts, self.files)
+            self.remote.put(checkpoint_folder.COMMIT_FILE, to_json(facts | {"files": self.files}).encode())
+        checkpoint_folder.complete_checkpoint(self._path, facts, self.files)
 
     def read_back(self) -> None:
-        """Verify this rank's part of the commit. Raises what ``verify`` raises."""
-        verify(commit.read_commit(self._path), self._retry_policy, part=self._world.rank, parts=self._world.size)
+        """Verify this rank's part of the checkpoint. Raises what ``verify`` raises."""
+        verify(
+            checkpoint_folder.read_checkpoint(self._path),
+            self._retry_policy,
+            part=self._world.rank,
+            parts=self._world.size,
+        )

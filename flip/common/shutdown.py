@@ -48,7 +48,7 @@ STOPPED_SECONDS = 30.0
 """A thread that was not scheduled for longer belongs to a process that was stopped."""
 
 LONG_OPERATION_FACTOR = 6.0
-"""Starting, committing and evaluation jobs may take this many times longer than a step: rank 0 alone hashes."""
+"""Starting, saving and evaluation jobs may take this many times longer than a step: rank 0 alone hashes."""
 
 
 CONNECT_SECONDS = 120.0

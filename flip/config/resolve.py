@@ -29,7 +29,7 @@ from flip.runs.rundir import read_record
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Names of tables that `shards make` reads."""
 LOOKED_AT = 200
-"""Most entries of a folder that are examined to recognise pictures."""
+"""Most entries of a folder that are examined to recognise images."""
 MAX_LANES = 4096
 """Most lanes that ``auto`` chooses."""
 MAX_CHUNK = 256
@@ -241,12 +241,12 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
 
 
 def source_remedy(path: str) -> str:
-    """The remedy if ``path`` has pictures, or a table of them, in place of a manifest; empty if it has none."""
-    is_source = _is_picture(path) or Path(path).suffix.lower() in TABLES
+    """The remedy if ``path`` has images, or a table of them, in place of a manifest; empty if it has none."""
+    is_source = _is_image(path) or Path(path).suffix.lower() in TABLES
     if not is_source and "://" not in path:
         with contextlib.suppress(OSError):
-            is_source = any(_is_picture(name) for name in _names_below(path))
-    if _is_picture(path):
+            is_source = any(_is_image(name) for name in _names_below(path))
+    if _is_image(path):
         path = os.path.dirname(path) or "."
     if is_source:
         return f"Make shards and a manifest of it: flip shards make {shlex.quote(path)} --out data/mine"
@@ -293,7 +293,7 @@ def _loss_tile(config: Config) -> int:
 
 
 def _names_below(folder: str) -> Iterator[str]:
-    """Some names of files in a folder and in its first subfolder: pictures often lie in a folder per class.
+    """Some names of files in a folder and in its first subfolder: images often lie in a folder per class.
 
     Raises OSError.
     """
@@ -309,7 +309,7 @@ def _names_below(folder: str) -> Iterator[str]:
             yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
 
 
@@ -326,7 +326,7 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy = f"Give the folder of a manifest (flip shards index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     if source := source_remedy(resolve_path(data.manifest)):
-        raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
+        raise DataError("no manifest, but images", resolve_path(data.manifest), remedy=source)
     if data.samples:
         plan = "--dry-run plans without them."
     else:

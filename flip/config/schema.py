@@ -231,21 +231,21 @@ class Data:
 
 @dataclass
 class Init:
-    """Source of the initial weights: a commit of another run, or an export. By default they come from the seed."""
+    """Source of the initial weights: a checkpoint of another run, or an export. By default they come from the seed."""
 
     run: str = option("", identity=False)
     """SWEEP/RUN, RUN of the same sweep, or the path of a run directory."""
     stage: str = option("", identity=False)
-    """The stage of the commit; empty: any with ``samples``, or the last."""
+    """The stage of the checkpoint; empty: any with ``samples``, or the last."""
     samples: int = option(0, ge=0, identity=False)
-    """S of the commit; 0: the end of the stage."""
+    """S of the checkpoint; 0: the end of the stage."""
     extend: bool = False
     """False: a warm start, which takes the weights alone and starts at S = 0. True: continue from S, with the
     optimiser's moments if the stage continues."""
     export: str = option("", identity=False)
     """Instead of a run: the folder of an export (docs/export.md) whose weights a warm start takes."""
     commit: str = ""
-    """Digest of the commit or export, resolved at submission. The config hash has this and ``extend``."""
+    """Digest of the checkpoint or export, resolved at submission. The config hash has this and ``extend``."""
 
 
 @dataclass
@@ -394,14 +394,14 @@ class Checkpoint:
     """When checkpoints are saved, which ones are kept, and where."""
 
     minutes: float = option(0.0, ge=0)
-    """Interval between commits, minutes of training; used if ``samples`` is 0. 0: auto, from the measured cost of saves
-    and the rate of interruptions (``flip.checkpoint.manager``)."""
+    """Interval between checkpoints, minutes of training; used if ``samples`` is 0. 0: auto, from the measured cost of
+    saves and the rate of interruptions (``flip.checkpoint.manager``)."""
     samples: int = option(0, ge=0)
-    """Interval between commits in samples; 0: by time."""
+    """Interval between checkpoints in samples; 0: by time."""
     keep: int = option(2, ge=1, le=1000)
-    """Newest commits to keep, in addition to the last of every stage."""
+    """Newest checkpoints to keep, in addition to the last of every stage."""
     keep_at: list[int] = option([], ge=1, le=MAX_SAMPLES)
-    """Values of S at which a commit is saved and kept for good, so that other runs can start from it."""
+    """Values of S at which a checkpoint is saved and kept for good, so that other runs can start from it."""
     background: str = option("yes", choices=YES_NO)
     """``yes``: training continues while a copy of the state in host memory is written; at most one save is in progress.
     ``no``: training waits. Both need the same memory, because the state is always copied first."""
@@ -456,7 +456,7 @@ class Monitor:
     status_seconds: float = option(3.0, gt=0)
     """Seconds between updates of status.json."""
     hang_minutes: float = option(20.0, ge=0, le=1_000_000)
-    """Minutes without a step after which a rank exits with 71, to be restarted; a commit may take six times as long.
+    """Minutes without a step after which a rank exits with 71, to be restarted; a save may take six times as long.
     0: never. Must exceed ``data.deadline``, which is how long a read may wait."""
     spike: float = option(0.0, ge=0)
     """A loss above median + this * sigma of the last ``spike_window`` losses is reported, and its samples are recorded

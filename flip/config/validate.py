@@ -259,7 +259,9 @@ def _check_init(config: Config) -> None:
     init = config.init
     key = f"init.samples: {config.init.samples}"
     if init.export and (init.run or init.stage or init.samples or init.extend):
-        remedy = "It has the weights of one commit and no moments; to choose a commit or to extend, give init.run."
+        remedy = (
+            "It has the weights of one checkpoint and no moments; to choose a checkpoint or to extend, give init.run."
+        )
         raise ConfigError("init.export: excludes the other fields of init", value=init.export, remedy=remedy)
     if (init.run or init.export) and not init.commit:
         raise ConfigError("init.commit: is not resolved", value=init.run or init.export)

@@ -4,7 +4,7 @@
 - ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``kernel``: the same without decoding what is hidden;
   ``decode_counts``: how many images each of them decoded.
-- ``view``: pictures as evaluation sees them.
+- ``view``: images as evaluation sees them.
 - ``text_masking``: which tokens stay; ``token_table``: how often each token occurs, and its part of speech.
 - ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` returns tensors.
 - ``batches``: the loader for any training loop. ``webdataset_adapter``: the same samples, not decoded.

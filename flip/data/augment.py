@@ -159,12 +159,12 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
     bicubic transform after a reduction by an integer factor.
     """
     described = describe(image.shape[1], image.shape[0], size, augment, draws, row)
-    picture = geometry(image, described, resize)
+    resized = geometry(image, described, resize)
     if described.colour is not None:
-        if not isinstance(picture, Image.Image):
-            picture = Image.fromarray(picture)
-        picture = picture.convert("RGB", described.colour)
-    pixels = np.asarray(picture)
+        if not isinstance(resized, Image.Image):
+            resized = Image.fromarray(resized)
+        resized = resized.convert("RGB", described.colour)
+    pixels = np.asarray(resized)
     for change in described.changes:
         pixels = change(pixels)
     return pixels
@@ -284,22 +284,22 @@ def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[
 
 def _transform(image: Pixels, coefficients: tuple[float, ...], size: int) -> Image.Image:
     a, b, _, d, e, _ = coefficients
-    picture = Image.fromarray(image)
+    pil_image = Image.fromarray(image)
     # The transform samples points; average first the pixels that it would skip.
     factor = max(1, int(min(math.hypot(a, d), math.hypot(b, e))))
     if factor > 1:
-        picture = picture.reduce(factor)
+        pil_image = pil_image.reduce(factor)
         coefficients = tuple(value / factor for value in coefficients)
-    return picture.transform(
+    return pil_image.transform(
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=_WHITE
     )
 
 
 def _resize_pillow(image: Pixels, size: int, mirrored: bool) -> Image.Image:
-    picture = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    pil_image = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
     if mirrored:
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picture
+        return pil_image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return pil_image
 
 
 def _resize_torchvision(image: Pixels, size: int, mirrored: bool) -> Pixels:

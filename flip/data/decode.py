@@ -46,7 +46,7 @@ TEXT_LIMIT = 4 << 20
 """Bytes of a member with captions: a longer text is cut, a larger JSON member is refused."""
 
 FILE_FIELD = "file"
-"""Field of the json member with the name of the picture in the source that ``shards make`` packed."""
+"""Field of the json member with the name of the image in the source that ``shards make`` packed."""
 CAPTION_NOT_UTF8 = "caption is not UTF-8"
 """What ``verify`` and ``inspect`` count if ``captions_are_utf8`` is false."""
 
@@ -493,7 +493,7 @@ def _is_utf8(data: memoryview, field: str) -> bool:
 
 
 def file_name(sample: Sample) -> str:
-    """The name of a picture in the source that ``shards make`` packed; empty if it is not recorded."""
+    """The name of an image in the source that ``shards make`` packed; empty if it is not recorded."""
     name = None
     with contextlib.suppress(DecodeError):
         if "json" in sample:

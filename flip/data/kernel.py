@@ -106,8 +106,8 @@ class VisiblePatches:
         if patches is None:
             return refusal(content)
         if view.colour is not None:  # pixel by pixel, so that it may follow the cut into patches
-            picture = Image.fromarray(out.reshape(-1, self._patch, 3))
-            out[:] = np.asarray(picture.convert("RGB", view.colour)).reshape(out.shape)
+            pil_image = Image.fromarray(out.reshape(-1, self._patch, 3))
+            out[:] = np.asarray(pil_image.convert("RGB", view.colour)).reshape(out.shape)
         return ""
 
     def why_refused(self, content: memoryview) -> str:

@@ -1,4 +1,4 @@
-"""The view of an image in evaluation and inference: a square RGB picture, without augmentation."""
+"""The view of an image in evaluation and inference: a square RGB image, without augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flip.data.decode import PILLOW, Pixels, converted, to_rgb, upright
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Makes the (size, size, 3) view of a picture, as ``evaluate.preprocess``, ``data.to_rgb`` and ``data.exif`` define
+    """Makes the (size, size, 3) view of an image, as ``evaluate.preprocess``, ``data.to_rgb`` and ``data.exif`` define
     it.
 
     Args:
@@ -22,8 +22,8 @@ class EvaluationView:
         preprocess: ``crop_resize`` resizes the central square over the short side, whose edges may lie between pixels.
             ``resize_crop`` resizes the short side to ``size``, then crops at whole pixels, as open_clip, timm and
             torchvision do: the crop's corner is the nearest pixel. ``resize_crop_floor`` rounds it down and converts
-            the picture to RGB first, as transformers does.
-        conversion: ``flatten`` converts the picture to RGB before the resize (``flip.data.decode.to_rgb``).
+            the image to RGB first, as transformers does.
+        conversion: ``flatten`` converts the image to RGB before the resize (``flip.data.decode.to_rgb``).
             ``convert`` resizes it in its own mode, then converts it, as open_clip does.
         exif: ``apply`` turns a PIL image upright first.
     """
@@ -47,36 +47,36 @@ class EvaluationView:
     def __call__(self, image: Pixels | Image.Image) -> Pixels:
         """The view of an image. Raises DecodeError if Pillow cannot convert or resize its mode."""
         if isinstance(image, Image.Image):
-            picture = image
+            pil_image = image
         else:
-            picture = Image.fromarray(image)
+            pil_image = Image.fromarray(image)
         if self.exif == "apply":
-            picture = upright(picture)
+            pil_image = upright(pil_image)
         if self.conversion == "flatten" or self.preprocess == "resize_crop_floor":
-            picture = to_rgb(picture, self.conversion)
+            pil_image = to_rgb(pil_image, self.conversion)
         if self.preprocess == "crop_resize":
             crop = self._crop_resize
         else:
             crop = self._resize_crop
-        return np.asarray(converted(crop(picture), "RGB"))
+        return np.asarray(converted(crop(pil_image), "RGB"))
 
-    def _crop_resize(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
+    def _crop_resize(self, pil_image: Image.Image) -> Image.Image:
+        width, height = pil_image.size
         side = min(height, width)
         left = (width - side) / 2
         top = (height - side) / 2
         box = (left, top, left + side, top + side)
         with PILLOW:
-            return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+            return pil_image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
 
-    def _resize_crop(self, picture: Image.Image) -> Image.Image:
+    def _resize_crop(self, pil_image: Image.Image) -> Image.Image:
         """As torchvision's Resize and CenterCrop: rounds the long side down, and the corner to the nearest, or down."""
-        short = min(picture.size)
-        width, height = (int(self.size * side / short) for side in picture.size)
-        if picture.size != (width, height):
+        short = min(pil_image.size)
+        width, height = (int(self.size * side / short) for side in pil_image.size)
+        if pil_image.size != (width, height):
             with PILLOW:
-                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+                pil_image = pil_image.resize((width, height), Image.Resampling.BICUBIC)
         corner = math.floor if self.preprocess == "resize_crop_floor" else round
         left = corner((width - self.size) / 2)
         top = corner((height - self.size) / 2)
-        return picture.crop((left, top, left + self.size, top + self.size))
+        return pil_image.crop((left, top, left + self.size, top + self.size))

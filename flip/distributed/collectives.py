@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from flip.runs import errors
-from flip.runs.commit import CorruptCheckpoint
+from flip.runs.checkpoint_folder import CorruptCheckpoint
 from flip.runs.errors import FlipError
 
 _T = TypeVar("_T")

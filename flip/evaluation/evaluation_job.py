@@ -1,4 +1,4 @@
-"""The evaluation job: scores committed checkpoints of a run, or an open_clip folder, on data sets.
+"""The evaluation job: scores checkpoints of a run, or an open_clip folder, on data sets.
 
 A restarted job skips the results that it has already written; features are cached.
 """
@@ -32,8 +32,8 @@ from flip.evaluation.metrics.predictions import path_of
 from flip.evaluation.metrics.result_files import COLUMNS, PUBLISHED, is_shown, scores_of_job, suffix, write_result
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.models import attention, clip
-from flip.runs import commit
-from flip.runs.commit import Commit
+from flip.runs import checkpoint_folder
+from flip.runs.checkpoint_folder import SavedCheckpoint
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, create_json, write_json
 from flip.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class Evaluation:
             if isinstance(source, dict):
                 checkpoint = source
             else:
-                checkpoint = commit.summary(source)
+                checkpoint = checkpoint_folder.summary(source)
             encoders = self._encoders(source)
             for dataset in sets:
                 for (mask, ensemble), encoder in encoders.items():
@@ -134,33 +134,34 @@ class Evaluation:
 
     # -- models ------------------------------------------------------------------------------------------------------
 
-    def _sources(self) -> list[Commit | dict[str, Any]]:
-        """The commits, equal on all ranks; for an open_clip folder the fields that stand for a commit."""
+    def _sources(self) -> list[SavedCheckpoint | dict[str, Any]]:
+        """The checkpoints, equal on all ranks; for an open_clip folder the fields that stand for a checkpoint."""
         if self.request.model:
             folder = self.request.model.partition(":")[2]
             self._beat("verifying the model")
             digest = self.ranks.on_rank0(partial(open_clip_folder.verified_digest, folder))
             return [{"path": folder, "stage": PUBLISHED, "samples": 0, "digest": digest}]
         names = self.ranks.on_rank0(lambda: list(self.request.commits) or self._newest())
-        return [self._commit(name) for name in names]
+        return [self._checkpoint(name) for name in names]
 
     def _newest(self) -> list[str]:
-        """The newest commit, pinned: a run in training may write newer ones, and delete this one before it is read."""
-        while commits := commit.commits(self.subject):
-            newest = commits[-1]
-            commit.pin(self.subject, self.job, newest.stage, newest.samples_seen)
-            if (newest.path / commit.COMMIT_FILE).exists():
+        """The newest checkpoint, pinned: a run in training may write newer ones, and delete this one before it is
+        read."""
+        while checkpoints := checkpoint_folder.checkpoints(self.subject):
+            newest = checkpoints[-1]
+            checkpoint_folder.pin(self.subject, self.job, newest.stage, newest.samples_seen)
+            if (newest.path / checkpoint_folder.COMMIT_FILE).exists():
                 return [f"{newest.stage}/{newest.path.name}"]
-        raise commit.no_commit(self.subject)
+        raise checkpoint_folder.no_checkpoint(self.subject)
 
-    def _commit(self, name: str) -> Commit:
+    def _checkpoint(self, name: str) -> SavedCheckpoint:
         try:
-            return commit.read_commit(self.subject.checkpoints / name)
-        except commit.CorruptCheckpoint as error:
-            remedy = "It was deleted since, or is damaged: name another one with --commit."
+            return checkpoint_folder.read_checkpoint(self.subject.checkpoints / name)
+        except checkpoint_folder.CorruptCheckpoint as error:
+            remedy = "It was deleted since, or is damaged: name another one with --checkpoint."
             raise DataError(f"this checkpoint cannot be read: {error}", name, remedy=remedy) from error
 
-    def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
+    def _encoders(self, source: SavedCheckpoint | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
         """(mask, ensemble) -> encoder."""
         self._beat("loading the model")
         device = self.world.device

@@ -23,11 +23,12 @@ class EvaluationRequest:
     """What an evaluation job does and how it computes: the configuration of the job."""
 
     subject: str
-    """The run directory with the commits to score, and with the results in eval/; created for an open_clip folder."""
+    """The run directory with the checkpoints to score, and with the results in eval/; created for an open_clip
+    folder."""
     compute: Compute
     """Resolved. Settings that only training has keep their defaults."""
     model: str = ""
-    """``open_clip:FOLDER``; empty: the run's own commits."""
+    """``open_clip:FOLDER``; empty: the run's own checkpoints."""
     commits: tuple[str, ...] = ()
     """STAGE/S-n each; empty: the newest when the job starts."""
     sets: tuple[Mapping[str, str], ...] = ()

@@ -4,7 +4,7 @@
 - ``weights`` converts names and layouts; ``fold_padding`` replaces the padding mask of the text encoder.
 - ``differences``: inputs for which an export predicts other values than the toolkit.
 - ``open_clip_source`` and ``timm_source``: their models as the first weights of a run.
-- ``load``: ``flip.load`` of runs and exports; ``preprocess``: pictures and texts of users.
+- ``load``: ``flip.load`` of runs and exports; ``preprocess``: images and texts of users.
 
 May import ``flip.evaluation``, ``flip.models``, ``flip.checkpoint`` and ``flip.monitoring``.
 """

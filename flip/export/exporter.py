@@ -22,7 +22,7 @@ from flip.export.load import TrainedModel
 from flip.files import deletion
 from flip.files.creation import fsync_path, new_output_folder, output_folder, publish_folder
 from flip.models.clip import CLIPModel
-from flip.runs.commit import sha256
+from flip.runs.checkpoint_folder import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
@@ -30,7 +30,7 @@ from flip.runs.rundir import RunDir, load_record, write_json, write_text
 FORMATS = ("open_clip", "transformers", "onnx")
 VARIANTS = ("native", "extra-block", "timm-tower")
 """Form of the image encoder in open_clip: its own ViT; the same with one computed block more; a model of timm."""
-_OF_COMMIT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")
+_OF_CHECKPOINT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")
 
 
 def choose_format(model: Model, form: str, variant: str = "") -> str:
@@ -217,9 +217,9 @@ def _logit_parameters(model: CLIPModel) -> dict[str, float]:
 
 
 def provenance(loaded: TrainedModel) -> dict[str, Any]:
-    """Origin of a model: run, commit, data set, identity, code, and its scores at that commit."""
+    """Origin of a model: run, checkpoint, data set, identity, code, and its scores at that checkpoint."""
     source = loaded.source
-    about = {name: source.record[name] for name in _OF_COMMIT if name in source.record}
+    about = {name: source.record[name] for name in _OF_CHECKPOINT if name in source.record}
     if "variant" in source.record:  # an export that is exported again
         return about | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])

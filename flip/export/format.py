@@ -74,7 +74,7 @@ def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
     )
     rows = {
         "run": record["run"],
-        "commit": f"`{record['stage']}/{record['samples']}-{record['attempt']}`",
+        "checkpoint": f"`{record['stage']}/{record['samples']}-{record['attempt']}`",
         "recipe": f"{config.recipe}, objective {model.objective}",
         "training": "; ".join(stages) or None,
         "data": f"{sets}, manifest `{record['manifest']}`" if record.get("manifest") else None,
@@ -106,7 +106,7 @@ def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
     if any(precision(result) != "fp32" for result in scored):
         yield (
             "\nA score that was not computed in fp32 is not exactly that of these weights in float32: some answers"
-            " differ.\n`flip evaluate` on the run's commit computes it in fp32; export again afterwards.\n"
+            " differ.\n`flip evaluate` on the run's checkpoint computes it in fp32; export again afterwards.\n"
         )
 
 

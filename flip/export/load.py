@@ -24,25 +24,27 @@ from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.encoding.features import no_op
 from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import fold_padding, weights
-from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
+from flip.export.preprocess import ImageInput, Preprocess, as_images, as_texts
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
 
 
 class TrainedModel:
-    """The model of a run's commit on one device, in fp32, with the run's tokenizer and image view."""
+    """The model of a run's checkpoint on one device, in fp32, with the run's tokenizer and image view."""
 
-    def __init__(self, model: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
+    def __init__(
+        self, model: clip.CLIPModel, config: Config, source: checkpoint_folder.SavedCheckpoint, device: str
+    ) -> None:
         self.model = model.to(device).eval()
         self.config = config
         self.source = source
         self.device = device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
-        """The transform of a picture to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
+        """The transform of an image to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
 
     def __repr__(self) -> str:
         size = self.config.model.size
@@ -51,27 +53,27 @@ class TrainedModel:
     @torch.no_grad()
     def encode_image(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageInput | Iterable[ImageInput],
         batch: int = 64,
         progress: Callable[[int, int], object] = no_op,
     ) -> Tensor:
-        """Features (n, E), fp32 on the CPU, of norm 1; one picture gives one row, (1, E).
+        """Features (n, E), fp32 on the CPU, of norm 1; one image gives one row, (1, E).
 
         Args:
-            images: one or many pictures (``flip.export.preprocess.Picture``: path, PIL image, array or tensor), or an
+            images: one or many images (``flip.export.preprocess.ImageInput``: path, PIL image, array or tensor), or an
                 array (n, height, width, 3) or tensor (n, 3, height, width) of them.
-            batch: pictures encoded at a time.
-            progress: called after each batch with the number of pictures so far, and in all.
+            batch: images encoded at a time.
+            progress: called after each batch with the number of images so far, and in all.
 
         Raises:
-            ConfigError, StorageError: the file of a picture cannot be read.
-            DataError: a picture has another form.
+            ConfigError, StorageError: the file of an image cannot be read.
+            DataError: an image has another form.
         """
-        given = as_pictures(images)
+        given = as_images(images)
         patch = self.config.model.image.patch
         features = [torch.empty(0, self.config.model.embed)]
         for start in range(0, len(given), batch):
-            pixels = [self.preprocess.pixels(picture) for picture in given[start : start + batch]]
+            pixels = [self.preprocess.pixels(image) for image in given[start : start + batch]]
             views = np.stack([decode.patches(view, patch) for view in pixels])
             features.append(self.model.encode_image(torch.from_numpy(views).to(self.device)).cpu())
             progress(min(start + batch, len(given)), len(given))
@@ -90,7 +92,7 @@ class TrainedModel:
     @torch.no_grad()
     def classify(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageInput | Iterable[ImageInput],
         labels: str | Iterable[str],
         templates: str | Iterable[str] = "{}",
         progress: Callable[[int, int], object] = no_op,
@@ -113,14 +115,14 @@ class TrainedModel:
 
 
 def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url: str = "") -> TrainedModel:
-    """Load a commit of a run directory, or an exported folder; files are verified first.
+    """Load a checkpoint of a run directory, or an exported folder; files are verified first.
 
     Args:
-        at: the commit, STAGE/SAMPLES (``pretrain/64``) or STAGE/SAMPLES-ATTEMPT; empty: the newest.
+        at: the checkpoint, STAGE/SAMPLES (``pretrain/64``) or STAGE/SAMPLES-ATTEMPT; empty: the newest.
         url: URL below which checkpoints of another user's run may be read (``checkpoint.url``).
 
     Raises:
-        ConfigError: there is no such run, commit or device.
+        ConfigError: there is no such run, checkpoint or device.
         DataError: the files are damaged.
         PermissionDenied: another user's record names a URL that is not below ``url``.
     """
@@ -128,7 +130,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     check_device(device)
     if export_record.is_export(run.path):
         if at:
-            raise ConfigError("an export holds one commit, none can be chosen", str(run.path), at)
+            raise ConfigError("an export holds one checkpoint, none can be chosen", str(run.path), at)
         return TrainedModel(*_load_export(run.path), device)
     if not run.config.is_file():
         if run.path.is_dir():
@@ -137,20 +139,20 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
             what = "no such folder"
         remedy = "Give the folder of a run, such as runs/quickstart/masked, or an exported one."
         raise ConfigError(what, str(run.path), remedy=remedy)
-    selected = select_commit(run, at)
+    selected = select_checkpoint(run, at)
     config = weights_config(configuration.read_config(run.config), selected.stage)
     model = clip.CLIPModel(config.model, config.augment, "sdpa")
     try:
         with local_copy(selected, url=url) as folder:
             files = CheckpointFiles(folder, selected.record["files"])
             read_tensors(files, model_state(model), left_out=(TRAINING_ONLY,))
-    except commit.CorruptCheckpoint as error:
-        remedy = "Move that folder away to use the commit before it."
+    except checkpoint_folder.CorruptCheckpoint as error:
+        remedy = "Move that folder away to use the checkpoint before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(selected.path), remedy=remedy) from error
     return TrainedModel(model, config, selected, device)
 
 
-def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
+def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, checkpoint_folder.SavedCheckpoint]:
     """The model of a verified export. Raises DataError, ConfigError.
 
     Weights have the bits of the exported model, except for the logit scale, which is clamped, and for a text encoder
@@ -158,8 +160,8 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     """
     source = export_record.read_export(folder)
     try:
-        commit.verify(source)
-    except commit.CorruptCheckpoint as error:
+        checkpoint_folder.verify(source)
+    except checkpoint_folder.CorruptCheckpoint as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     config = export_record.config(folder)
@@ -198,13 +200,16 @@ def check_device(device: str) -> None:
         raise ConfigError("this machine has no such device", "device", device, remedy)
 
 
-def select_commit(run: RunDir, at: str = "") -> commit.Commit:
-    """The commit ``at`` of a run (as in ``load``). Raises ConfigError, which lists the commits, if it is absent."""
-    commits = commit.commits(run)
-    if not commits:
-        raise commit.no_commit(run)
-    names = [f"{saved.stage}/{saved.samples_seen}" for saved in commits]
-    matches = [saved for saved, name in zip(commits, names, strict=True) if at in ("", name, f"{name}-{saved.attempt}")]
+def select_checkpoint(run: RunDir, at: str = "") -> checkpoint_folder.SavedCheckpoint:
+    """The checkpoint ``at`` of a run (as in ``load``). Raises ConfigError, which lists the checkpoints, if it is
+    absent."""
+    checkpoints = checkpoint_folder.checkpoints(run)
+    if not checkpoints:
+        raise checkpoint_folder.no_checkpoint(run)
+    names = [f"{saved.stage}/{saved.samples_seen}" for saved in checkpoints]
+    matches = [
+        saved for saved, name in zip(checkpoints, names, strict=True) if at in ("", name, f"{name}-{saved.attempt}")
+    ]
     if not matches:
         remedy = f"There are: {', '.join(dict.fromkeys(names))}."
         raise ConfigError("this run has no such checkpoint", str(run.checkpoints), at, remedy)

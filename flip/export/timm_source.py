@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from flip.checkpoint import export_record
 from flip.config.schema import Config
 from flip.files.creation import read_regular
-from flip.runs.commit import sha256
+from flip.runs.checkpoint_folder import sha256
 from flip.runs.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.json"

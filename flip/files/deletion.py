@@ -112,8 +112,8 @@ def is_temporary(name: str) -> bool:
 def checkpoint_files(names: Iterable[str], listed: Optional[Collection[str]] = None) -> List[str]:
     """Those of ``names`` that belong to a checkpoint, commit.json first. Only these files are ever deleted.
 
-    ``listed``: the files of the commit, without which a shard does not belong to it. None: the checkpoint was never
-    committed, or its commit is damaged; then all shards belong to it.
+    ``listed``: the files of the checkpoint, without which a shard does not belong to it. None: the checkpoint was never
+    complete, or its commit.json is damaged; then all shards belong to it.
     """
     own = [name for name in names if _is_checkpoint_file(name, listed)]
     return sorted(own, key=lambda name: (name != COMMIT_FILE, name))

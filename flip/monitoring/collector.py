@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 PARTS = ("data_wait", "compute", "communication", "checkpoint", "evaluation", "other")
 """data_wait: the trainer had no batch. compute, communication: inside steps; the latter is time in which computation
-waited for other ranks, by a sampled step (``flip.monitoring.profiler``). checkpoint: steps waited for a commit. other:
+waited for other ranks, by a sampled step (``flip.monitoring.profiler``). checkpoint: steps waited for a save. other:
 between steps, such as writing metric lines."""
 
 REMEDIES = {
     "data_wait": ("input-bound", "more data.workers (now {workers}), smaller stored images, or data.cache"),
     "communication": ("communication-bound", "a larger batch per rank, or fewer ranks on faster links"),
-    "checkpoint": ("checkpoint-bound", "commits further apart (checkpoint.minutes, checkpoint.samples)"),
+    "checkpoint": ("checkpoint-bound", "checkpoints further apart (checkpoint.minutes, checkpoint.samples)"),
     "evaluation": ("evaluation-bound", "scores further apart (evaluate.every) or smaller validation sets"),
     "other": ("bound by what is between steps", "metric lines further apart (monitor.log_every)"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ CURVES = {
     ),
     "samples_per_second": (
         "batch/samples_per_second",
-        "Training speed of all ranks together, without commits and evaluation.",
+        "Training speed of all ranks together, without saves and evaluation.",
     ),
     "data_wait": ("system/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."),
     "mfu": (
@@ -69,14 +69,14 @@ WITHOUT_CURVE = {
     "samples": "S after the step.",
     "stage": "Name of the stage.",
     "attempt": "Number of the attempt.",
-    "seconds": "Training time of the run so far, over all attempts, without commits and evaluation; no step twice.",
+    "seconds": "Training time of the run so far, over all attempts, without saves and evaluation; no step twice.",
     "time": "Unix time of the line.",
     "cpu_seconds": "CPU time of rank 0's process in this attempt, all threads, without loader processes.",
     "compiled_graphs": "Graphs that rank 0 has compiled in this attempt; more than 8 in a stage are a warning.",
     "bound": "What limits the speed in the last ten lines.",
     "verdict": "The sentence about it.",
-    "saves": "Commits of this attempt so far.",
-    "saving": "Seconds that steps waited for commits in this attempt.",
+    "saves": "Checkpoints of this attempt so far.",
+    "saving": "Seconds that steps waited for saves in this attempt.",
     "save_wait": "Of these, seconds in which a save waited for the one before.",
 }
 """Field of a metric line that is no curve -> description."""
@@ -91,7 +91,7 @@ TIME = {
     "data_wait": "Share of time in which rank 0 waited for a batch.",
     "compute": "Share of time for the rest of the steps.",
     "communication": "Share of time for communication in steps that does not overlap with compute.",
-    "checkpoint": "Share of time in which a commit blocked training.",
+    "checkpoint": "Share of time in which saves blocked training.",
     "evaluation": "Share of time in which evaluation blocked training.",
     "other": "Share of time between steps.",
 }

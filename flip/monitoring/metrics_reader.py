@@ -29,7 +29,7 @@ STEADY = 0.8
 """Fewest logged windows of a verdict on the speed; smallest ratio of the quartiles of a steady one."""
 
 
-def is_unsteady(speeds: Column) -> bool | None:
+def is_varying(speeds: Column) -> bool | None:
     """Whether the speed varied so much that the training time is not the cost of the method, as on a shared node.
 
     ``speeds``: samples/s of the logged windows of one stage, without warm-up. True if the lower quartile is below
@@ -70,13 +70,13 @@ class Metrics:
         """A field of the lines that count."""
         return self.columns[name][self.effective_rows]
 
-    def unsteady(self, ends: Sequence[float]) -> bool | None:
-        """``is_unsteady`` of any stage, without the first line of each stage and attempt. ``ends``: S at their ends."""
+    def throughput_varies(self, ends: Sequence[float]) -> bool | None:
+        """``is_varying`` of any stage, without the first line of each stage and attempt. ``ends``: S at their ends."""
         rows = np.setdiff1d(self.effective_rows, [first for first, _ in self.bounds.values()])
         rows = rows[self.columns["samples_per_second"][rows] > 0]
         stages = np.searchsorted(ends, self.columns["samples"][rows])
         parts = [self.columns["samples_per_second"][rows[stages == stage][1:]] for stage in np.unique(stages)]
-        verdicts = [verdict for part in parts if (verdict := is_unsteady(part)) is not None]
+        verdicts = [verdict for part in parts if (verdict := is_varying(part)) is not None]
         if not verdicts:
             return None
         return any(verdicts)

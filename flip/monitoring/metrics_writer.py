@@ -92,7 +92,7 @@ class MetricsWriter:
         """Training starts at S = ``samples_seen``, after ``step`` steps. Later points of older attempts are dropped.
 
         ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none. ``restoring``: seconds
-        since it looked for a commit.
+        since it looked for a checkpoint.
         """
         self._record_environment(samples_seen, gpu, config, restoring)
         spans = stage_spans(config)
@@ -136,13 +136,13 @@ class MetricsWriter:
             self._speeds.clear()
         elif speed:  # the first window of a stage is warm-up
             self._speeds.append(speed)
-        unsteady = metrics_reader.is_unsteady(np.array(self._speeds))
+        throughput_varies = metrics_reader.is_varying(np.array(self._speeds))
         remaining = None
         if speed:
             remaining = self._remaining(record["samples"], record["stage"]) / speed
         keys = ("stage", "step", "samples", "loss", "accuracy", "samples_per_second", "verdict")
         values = {key: record.get(key) for key in keys}
-        self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
+        self.status(every=self._seconds, eta_seconds=remaining, unsteady=throughput_varies, **values)
 
     def _remaining(self, samples_seen: int, stage: str) -> float:
         """The samples that are left, in samples of this stage with as many FLOPs: stages differ in their masks."""

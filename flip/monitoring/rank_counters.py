@@ -7,13 +7,14 @@ import torch
 
 from flip.data.loader import Loader
 from flip.distributed.parallel import World
-from flip.runs.commit import Commit
+from flip.runs.checkpoint_folder import SavedCheckpoint
 
 
 class RankCounters:
-    """Counts of one rank in this attempt, and their totals. ``source``: the commit from which the attempt resumed."""
+    """Counts of one rank in this attempt, and their totals. ``source``: the checkpoint from which the attempt
+    resumed."""
 
-    def __init__(self, world: World, loader: Loader, source: Commit | None) -> None:
+    def __init__(self, world: World, loader: Loader, source: SavedCheckpoint | None) -> None:
         self._world = world
         self._loader = loader
         if source:

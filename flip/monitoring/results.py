@@ -108,14 +108,14 @@ class Outcome:
         return dict(sorted(samples.items()))
 
     @cached_property
-    def unsteady(self) -> bool | None:
-        """Whether its throughput varied (``metrics_reader.is_unsteady``); None if too few lines show it."""
+    def throughput_varies(self) -> bool | None:
+        """Whether its throughput varied (``metrics_reader.is_varying``); None if too few lines show it."""
         ends = [0]
         for key, samples in self.settings.items():
             if key.startswith("stages.") and key.endswith(".samples"):
                 batch = self.settings.get(f"{key.removesuffix('samples')}batch") or 1
                 ends.append(ends[-1] + -(-samples // batch) * batch)  # a last step is never cut
-        return self.metrics.unsteady(ends[1:-1])
+        return self.metrics.throughput_varies(ends[1:-1])
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -316,7 +316,7 @@ def row(outcome: Outcome, settings: Iterable[str] = (), roles: Mapping[str, str]
     roles = {**(roles or set_roles([outcome])), **configured_roles(outcome)}
     values: dict[str, Any] = {
         "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
-        "attempts": len(outcome.attempts), **outcome.progress, "unsteady": outcome.unsteady,
+        "attempts": len(outcome.attempts), **outcome.progress, "unsteady": outcome.throughput_varies,
         "world": outcome.result.get("world"), "parameters": (outcome.result.get("parameters") or {}).get("total"),
         "flops": outcome.result.get("flops"), "loss": outcome.metrics.last("loss"),
         "accuracy": outcome.metrics.last("accuracy"),

@@ -1,8 +1,8 @@
-"""Where do the files of a run lie, which state is it in, what is a committed checkpoint, which exit code has a failure?
+"""Where do the files of a run lie, which state is it in, what is a complete checkpoint, which exit code has a failure?
 
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``run_files``: a table of these files and what each holds. ``side_jobs``: jobs beside the runs of a sweep.
-- ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
+- ``checkpoint_folder``: the protocol of checkpoints, retention, and pins that protect a checkpoint for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``metric_lines``: the only reader of metrics/<n>.jsonl.
 - ``origin``: whether a run directory was copied, or renamed and moved.

@@ -8,7 +8,7 @@ import socket
 import time
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from flip.runs import commit, wall_limit
+from flip.runs import checkpoint_folder, wall_limit
 from flip.runs.errors import STORAGE
 from flip.runs.next_step import NOTHING_HELD, Allocation, Evidence, Step, next_step, recorded_step
 from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, EndFacts
@@ -23,15 +23,15 @@ def start_attempt(run: RunDir, facts: Dict[str, Any], after: Optional[int] = Non
 
     ``after``: win only the attempt that follows this one; returns 0 if another process has won it.
 
-    Its start.json has ``facts`` and: host; ``resumes_from``, the newest committed S (0: none); ``first_commit``,
-    whether this attempt must commit after its first step, because the previous one was interrupted without a commit;
+    Its start.json has ``facts`` and: host; ``resumes_from``, S of the newest checkpoint (0: none); ``first_commit``,
+    whether this attempt must save after its first step, because the previous one was interrupted without a checkpoint;
     ``after``.
     """
     previous = last_end(run)
     cut_off = previous is not None and not previous["committed"] and previous["cause"] in INTERRUPTED
     start = {
         "host": socket.gethostname(),
-        "resumes_from": committed_samples(run),
+        "resumes_from": newest_checkpoint_samples(run),
         "first_commit": cut_off or bool(unended(run)),
         "after": submitted_after(run),
     }
@@ -106,7 +106,7 @@ def record_step(
     reason = step.reason
     if step.cause == "cancelled":
         reason = cancel_reason(run)
-    commits, _ = _progress(run, n, read_record(run.attempt(n) / "start.json") or {})
+    newest, _ = _progress(run, n, read_record(run.attempt(n) / "start.json") or {})
     now = time.time()
     record = {
         "attempt": n,
@@ -117,8 +117,8 @@ def record_step(
         "exclude": list(step.exclude),
         "code": evidence.end.code,
         "state": evidence.end.state,
-        "commits": commits,
-        "committed": evidence.committed,
+        "commits": newest,
+        "committed": evidence.progressed,
         "noticed": now if noticed is None else noticed,
         "observed": observed,
         "time": now,
@@ -132,11 +132,11 @@ def record_step(
 
 
 def _progress(run: RunDir, n: int, start: Mapping[str, Any]) -> Tuple[int, bool]:
-    """(the newest committed S at the end of attempt n, whether it made progress). ``start``: its start.json."""
+    """(S of the newest checkpoint at the end of attempt n, whether it made progress). ``start``: its start.json."""
     following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
-    commits = following.get("resumes_from", committed_samples(run))
-    committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
-    return commits, committed or run.has_progress(n)
+    newest = following.get("resumes_from", newest_checkpoint_samples(run))
+    has_saved = newest > start.get("resumes_from", newest)  # without a start.json it did nothing
+    return newest, has_saved or run.has_progress(n)
 
 
 def restarted_in_place(start: Mapping[str, Any], previous: Mapping[str, Any]) -> bool:
@@ -242,7 +242,7 @@ def excluded_nodes(run: RunDir, now: float) -> Optional[Tuple[str, ...]]:
 
 
 def earlier_ends(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
-    """Ends of the attempts between ``first`` and n, oldest first, starting with the newest that made a commit."""
+    """Ends of the attempts between ``first`` and n, oldest first, starting with the newest that saved a checkpoint."""
     rows: List[Dict[str, Any]] = []
     for row in ends(run):
         if row["attempt"] <= first or (rows and rows[0]["committed"]):
@@ -274,11 +274,11 @@ def submitted_after(run: RunDir) -> int:
     return (read_record(run.path / "job.json") or {}).get("after", 0)
 
 
-def committed_samples(run: RunDir) -> int:
-    """The newest committed S, 0 if there is no commit."""
-    commits = commit.commits(run)
-    if commits:
-        return commits[-1].samples_seen
+def newest_checkpoint_samples(run: RunDir) -> int:
+    """S of the newest checkpoint, 0 if there is none."""
+    checkpoints = checkpoint_folder.checkpoints(run)
+    if checkpoints:
+        return checkpoints[-1].samples_seen
     return 0
 
 

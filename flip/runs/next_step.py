@@ -17,7 +17,7 @@ start-up, but gets other nodes, new processes and a new wall limit:
 |---|---|
 | any, with the wall limit near | requeue: less time is left than a start and a save take, or 600 s |
 | stopped, timeout | requeue: Slurm or a user wants the nodes back, or the allocation is used up |
-| crash, hang, port | here for the first failure since a commit; the second is requeued, to get other nodes |
+| crash, hang, port | here for the first failure since a checkpoint; the second is requeued, to get other nodes |
 | storage | here if the wait is at most 120 s; else requeue, so that no nodes are held for nothing |
 | node, or nodes to exclude | here, without those nodes, if enough others are left; else requeue |
 
@@ -32,7 +32,7 @@ here then means the node agent that is running, and requeue a new one.
 from typing import Any, Collection, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
-from flip.runs.restart_policy import UNKNOWN, Decision, EndFacts, Limits, decide, since_commit
+from flip.runs.restart_policy import UNKNOWN, Decision, EndFacts, Limits, decide, since_checkpoint
 
 DONE = "done"
 HERE = "here"  # the next attempt starts in the allocation that the run still holds
@@ -40,7 +40,7 @@ REQUEUE = "requeue"
 STOP = "stop"  # for good
 LEAVE = "leave"  # another process starts the next attempt, or none may
 
-#: Causes of which the first without a new commit restarts here.
+#: Causes of which the first without a new checkpoint restarts here.
 ONCE = ("crash", "hang", "port")
 
 #: Causes that count as a failure before: a timeout, too, made no progress.
@@ -102,8 +102,8 @@ class Evidence(NamedTuple):
     """Whether result.json exists."""
     cancelled: bool = False
     """Whether cancel.json exists."""
-    committed: bool = False
-    """Whether the attempt made a new commit."""
+    progressed: bool = False
+    """Whether the attempt saved a new checkpoint."""
     superseded: bool = False
     """Whether another process has started an attempt after it."""
     suspect: Tuple[str, str] = ("", "")
@@ -151,7 +151,7 @@ def next_step(evidence: Evidence, allocation: Allocation = NOTHING_HELD, limits:
         limits,
         evidence.complete,
         evidence.cancelled,
-        evidence.committed,
+        evidence.progressed,
     )
     decision = _without_suspect(decision, *evidence.suspect)
     if decision.action != "requeue":
@@ -239,10 +239,10 @@ def _reason_to_leave(decision: Decision, evidence: Evidence) -> str:
     """Why the cause alone forbids a restart here; empty if it does not."""
     cause = decision.cause
     if cause in ONCE:
-        earlier = sum(row["cause"] in FAILED for row in since_commit(list(evidence.history), evidence.committed))
-        if evidence.committed or not earlier:
+        earlier = sum(row["cause"] in FAILED for row in since_checkpoint(list(evidence.history), evidence.progressed))
+        if evidence.progressed or not earlier:
             return ""
-        return "failure %d without a new commit" % (earlier + 1)
+        return "failure %d without a new checkpoint" % (earlier + 1)
     if cause == "storage":
         if decision.delay <= LONGEST_WAIT:
             return ""

@@ -235,7 +235,7 @@ LIMITS: Dict[str, Tuple[int, str]] = {
     "export.json": (8 << 20, "a configuration, as identity.json"),
     "job.json": (4 << 20, "the environment of the job, and for a canary the names of the runs that wait for it"),
     "sweep.json": (4 << 20, "the names of up to 10,000 runs, and the published rows"),
-    "result.json": (8 << 20, "of an evaluation job 1 KB for each data set, view and commit"),
+    "result.json": (8 << 20, "of an evaluation job 1 KB for each data set, view and checkpoint"),
     "task.json": (4 << 20, "the checkpoints and data sets of an evaluation"),
 }  # fmt: skip
 #: The largest file of scores that is read, bytes: 1 KB for each data set and view.

@@ -2,15 +2,15 @@
 
 With ``checkpoint.url`` a run directory writes to ``<checkpoint.url>/<sweep>/<name>/``, the folder that it has recorded
 in checkpoints/url.json. A run directory that was copied, renamed or moved finds records of another path: it gets a new
-remote folder, and the commits that it inherited are read and never deleted. ``flip submit --take-over`` records in
-url.json (``taken``) that the folders of these commits belong to this run directory, too. Standard library, Python >=
-3.6.
+remote folder, and the checkpoints that it inherited are read and never deleted. ``flip submit --take-over`` records in
+url.json (``taken``) that the folders of these checkpoints belong to this run directory, too. Standard library, Python
+>= 3.6.
 """
 
 import re
 from typing import Any, Dict, Iterable, List, Mapping, Tuple
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.addresses import as_url
 from flip.runs.origin import is_same_folder
 from flip.runs.rundir import RunDir, load_record
@@ -24,23 +24,23 @@ _PLACE = re.compile(r"\w[\w.-]{0,200}/\w[\w.-]{0,200}-[0-9a-f]{8}\Z")
 
 
 class InheritedFolder:
-    """A remote folder with commits of a run that its run directory does not own.
+    """A remote folder with checkpoints of a run that its run directory does not own.
 
     ``address``: its URL. ``place``: ``SWEEP/NAME`` below ``checkpoint.url``; "" if it lies elsewhere, where no run
-    deletes. ``commits``, ``bytes``: number and size of the commits that the run directory has recorded.
+    deletes. ``commits``, ``bytes``: number and size of the checkpoints that the run directory has recorded.
     """
 
     def __init__(self, address: str, place: str) -> None:
         self.address = address
         self.place = place
-        self.commits = 0
+        self.checkpoints = 0
         self.bytes = 0
 
     def as_dict(self) -> Dict[str, Any]:
         """For --json."""
         return {
             "address": self.address,
-            "commits": self.commits,
+            "commits": self.checkpoints,
             "bytes": self.bytes,
             "can_be_taken": bool(self.place),
         }
@@ -80,8 +80,8 @@ def place_below(root: str, address: str) -> str:
     return place
 
 
-def folder_of(entry: commit.Commit) -> str:
-    """The address of the remote folder of a commit; "" if its files are in the run directory."""
+def folder_of(entry: checkpoint_folder.SavedCheckpoint) -> str:
+    """The address of the remote folder of a checkpoint; "" if its files are in the run directory."""
     address = str(entry.record.get("url", ""))
     tail = "/%s/%s" % (entry.path.parent.name, entry.path.name)
     if not address.endswith(tail):
@@ -89,8 +89,8 @@ def folder_of(entry: commit.Commit) -> str:
     return address[: -len(tail)]
 
 
-def inherited(run: RunDir, url: str, entries: Iterable[commit.Commit]) -> List[InheritedFolder]:
-    """The remote folders of commits (``entries``) of a run that its run directory does not own, in order of use.
+def inherited(run: RunDir, url: str, entries: Iterable[checkpoint_folder.SavedCheckpoint]) -> List[InheritedFolder]:
+    """The remote folders of checkpoints (``entries``) of a run that its run directory does not own, in order of use.
 
     ``url``: ``checkpoint.url``. Reads records of the run directory only. Raises DataError if url.json is damaged.
     """
@@ -103,6 +103,6 @@ def inherited(run: RunDir, url: str, entries: Iterable[commit.Commit]) -> List[I
         if not address or place in own:
             continue
         folder = folders.setdefault(address, InheritedFolder(address, place))
-        folder.commits += 1
+        folder.checkpoints += 1
         folder.bytes += sum(int(facts["bytes"]) for facts in entry.record["files"].values())
     return list(folders.values())

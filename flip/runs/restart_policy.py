@@ -56,12 +56,13 @@ DAY = 24 * 3600
 
 
 class Limits(NamedTuple):
-    """How often a cause may repeat without a new commit. Delays double from ``first`` to ``longest``, in seconds."""
+    """How often a cause may repeat without a new checkpoint. Delays double from ``first`` to ``longest``, in
+    seconds."""
 
     failures: int = 3
     ports: int = 10  # ports taken by other processes: bad luck, but not for ever
     nodes: int = 10  # ends that were not observed: most are early preemptions, some attempts kill their node each time
-    unstarted: int = 3  # from this many preemptions in a row without a commit on, the next start waits
+    unstarted: int = 3  # from this many preemptions in a row without a checkpoint on, the next start waits
     unstarted_first: float = 60.0
     unstarted_longest: float = 3600.0
     storage_first: float = 30.0
@@ -115,7 +116,7 @@ def decide(
     limits: Limits,
     complete: bool,
     cancelled: bool,
-    committed: bool,
+    progressed: bool,
 ) -> Decision:
     """What to do after an attempt.
 
@@ -123,16 +124,16 @@ def decide(
         causes: the records that its processes left (rundir.causes).
         history: earlier ends that count, oldest first: rows with ``cause`` and ``committed``.
         complete, cancelled: whether result.json and cancel.json exist.
-        committed: whether this attempt made a new commit.
+        progressed: whether this attempt saved a new checkpoint.
     """
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in end.states:
         return Decision("stop", "cancelled", "cancelled")
     cause, reason = root_cause(causes, end)
-    if cause in ("stopped", "timeout") and end.limit_reason and not committed:
+    if cause in ("stopped", "timeout") and end.limit_reason and not progressed:
         cause, reason = _after_whole_limit(reason, end)
-    decision = _by_cause(cause, reason, history, limits, committed)
+    decision = _by_cause(cause, reason, history, limits, progressed)
     if decision.action != "requeue":
         return decision
     left_alone = _left_alone(decision, causes, end)
@@ -145,7 +146,7 @@ def decide(
 
 
 def _after_whole_limit(reason: str, end: EndFacts) -> Tuple[str, str]:
-    """(cause, reason) of an attempt that used its wall limit without a commit: unlike a preemption this repeats."""
+    """(cause, reason) of an attempt that used its wall limit without a checkpoint: unlike a preemption this repeats."""
     reason = "%s; %s: give it more hours" % (reason, end.limit_reason)
     if end.lowered_reason:  # as free as a preemption, but it waits longer each time
         return "stopped", "%s; %s" % (reason, end.lowered_reason)
@@ -297,17 +298,19 @@ def _ended_by_term(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
     return (code == 143 or code == 75 or bool(stops)) and not warned
 
 
-def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Limits, committed: bool) -> Decision:
+def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Limits, progressed: bool) -> Decision:
     if cause in FINAL:
         return Decision("stop", cause, reason)
-    since = since_commit(history, committed)
+    since = since_checkpoint(history, progressed)
     if cause == "stopped":
-        return Decision("requeue", cause, reason, _unstarted_delay(history, limits, committed))
+        return Decision("requeue", cause, reason, _unstarted_delay(history, limits, progressed))
     if cause == "storage":
         tries = 1 + sum(row["cause"] == "storage" for row in since)
         waits = [backoff(i, limits.storage_first, limits.storage_longest) for i in range(tries)]
         if sum(waits[:-1]) >= limits.storage_total:
-            remedy = "gave up after %d tries without a new commit; see that storage answers, then submit with --retry"
+            remedy = (
+                "gave up after %d tries without a new checkpoint; see that storage answers, then submit with --retry"
+            )
             return Decision("stop", cause, "%s; %s" % (reason, remedy % tries))
         return Decision("requeue", cause, reason, waits[-1])
     if cause in OWN_LIMITS:
@@ -316,24 +319,24 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
     else:
         alike = set(FAILURES)
         most = limits.failures
-    failures = sum(row["cause"] in alike for row in since) + (not committed)
+    failures = sum(row["cause"] in alike for row in since) + (not progressed)
     if failures >= most:
-        remedy = "%d failed attempts without a new commit; read the logs, fix the cause, then submit with --retry"
+        remedy = "%d failed attempts without a new checkpoint; read the logs, fix the cause, then submit with --retry"
         return Decision("stop", cause, "%s; %s" % (reason, remedy % failures))
     return Decision("requeue", cause, reason)
 
 
-def since_commit(history: List[Dict[str, Any]], committed: bool) -> List[Dict[str, Any]]:
+def since_checkpoint(history: List[Dict[str, Any]], progressed: bool) -> List[Dict[str, Any]]:
     """The earlier attempts after the last one that made progress."""
     since: List[Dict[str, Any]] = []
     for row in history:
         since = [] if row["committed"] else since + [row]
-    return [] if committed else since
+    return [] if progressed else since
 
 
-def _unstarted_delay(history: List[Dict[str, Any]], limits: Limits, committed: bool) -> float:
-    """Wait before the next start when preemption came before the first commit several times in a row."""
-    if committed:
+def _unstarted_delay(history: List[Dict[str, Any]], limits: Limits, progressed: bool) -> float:
+    """Wait before the next start when preemption came before the first checkpoint several times in a row."""
+    if progressed:
         return 0.0
     in_a_row = 1
     for row in reversed(history):

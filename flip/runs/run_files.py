@@ -42,7 +42,7 @@ RUN_FILES = {
         "on Slurm with node agents: host, port and key of the coordinator of the job that began with n"
     ),
     "attempts/<n>/remote.json": (
-        "with `checkpoint.url`: the attempt's `id` in owner.json, and `writer` in its commits (docs/checkpoints.md)"
+        "with `checkpoint.url`: the attempt's `id` in owner.json, and `writer` in its checkpoints (docs/checkpoints.md)"
     ),
     "attempts/<n>/cause.<r>.json": "why rank r ended: cause, code, reason; its first cause is final",
     "attempts/<n>/wall.json": "its wall limit in seconds, as last read from Slurm",
@@ -54,7 +54,7 @@ RUN_FILES = {
         " launcher saw the first rank fail; `observed`: whether it saw the end"
     ),
     "metrics/<n>.jsonl": (
-        "a line per logged step; of a repeated step the highest n counts. saves, saving: commits of this "
+        "a line per logged step; of a repeated step the highest n counts. saves, saving: checkpoints of this "
         "attempt until then, and the seconds that steps waited for them. shares: of the time since the line "
         "before (docs/monitoring.md)"
     ),
@@ -84,14 +84,14 @@ RUN_FILES = {
     ),
     "eval/<stage>-<S>/<name>.predictions.jsonl": "the prediction for each image of a zero-shot set, at the end",
     "pins/<digest>.json": (
-        "a commit (stage, samples) that is not deleted until another run directory is complete (by): a run "
+        "a checkpoint (stage, samples) that is not deleted until another run directory is complete (by): a run "
         "that starts from it, or an evaluation, which may also fail or be cancelled"
     ),
     "compiled/": (
         "code that torch.compile made, for later attempts; deleted when the run is complete. Only its user can open it"
     ),
     "compiled.of-<user>-<time>/": "came with a copy of the run, and is not used",
-    "export/<stage>-<S>/": "the export of that commit by flip export (docs/export.md)",
+    "export/<stage>-<S>/": "the export of that checkpoint by flip export (docs/export.md)",
     "logs/<n>/": (
         "node<i>.out, node<i>.err, on Slurm job.out, job.err; follow-<tracker>.log; collectives.<r>.json of "
         "rank r if it hung"

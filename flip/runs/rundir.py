@@ -368,8 +368,8 @@ class RunDir:
         accumulate: int = 1,
     ) -> None:
         """Record that attempt n has started up and restored, and trains from S = ``samples_seen`` in ``environment``
-        (``flip.environment``). ``restoring``: seconds since it looked for a commit. ``accumulate``: micro-batches of a
-        step, which depend on the number of nodes if that is a range."""
+        (``flip.environment``). ``restoring``: seconds since it looked for a checkpoint. ``accumulate``: micro-batches
+        of a step, which depend on the number of nodes if that is a range."""
         record = {
             "samples": samples_seen,
             "environment": environment or {},
@@ -394,7 +394,7 @@ class RunDir:
         return exists(self.attempt(n) / "limit.json")
 
     def record_progress(self, n: int) -> None:
-        """Record progress of attempt n that is no commit: results that the next attempt need not compute again."""
+        """Record progress of attempt n that is no checkpoint: results that the next attempt need not compute again."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
     def has_progress(self, n: int) -> bool:

@@ -7,7 +7,7 @@ import math
 import time
 from typing import Any, Dict, NamedTuple, Optional
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.records import COUNT, is_observed
 from flip.runs.rundir import RunDir, read_record, write_json
 
@@ -50,7 +50,7 @@ def startup_seconds(run: RunDir) -> float:
 
 def save_seconds(run: RunDir) -> float:
     """Seconds of the longest save, 0.0 if unknown."""
-    return max([0.0] + [float(entry.record.get("saving", 0.0)) for entry in commit.commits(run)])
+    return max([0.0] + [float(entry.record.get("saving", 0.0)) for entry in checkpoint_folder.checkpoints(run)])
 
 
 def measured(run: RunDir) -> str:
@@ -101,7 +101,7 @@ def limit_reason(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
 
 
 def why_no_progress(run: RunDir, limit: float) -> str:
-    """The reason of an end at the wall limit, in seconds, without a new commit."""
+    """The reason of an end at the wall limit, in seconds, without a new checkpoint."""
     known = measured(run)
     suffix = " (%s)" % known if known else ""
     return "the wall limit of %s passed, and nothing new was kept%s" % (format_seconds(limit), suffix)

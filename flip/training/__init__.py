@@ -1,6 +1,6 @@
 """The loop, the step, the optimiser, and the source of the initial weights.
 
-- ``trainer``: stages, steps, commits and the end of an attempt. ``callbacks``: the hooks for everything else.
+- ``trainer``: stages, steps, checkpoints and the end of an attempt. ``callbacks``: the hooks for everything else.
 - ``standard_callbacks``: which callbacks an attempt has: ``metrics_callback``, ``scoring``, ``sample_log``, the
   profiler of ``flip.monitoring``, and classes of the user (``user_callbacks``). ``result``: result.json.
 - ``grad_cache``: gradients of a large batch in parts; ``parameter_groups``: AdamW, its schedule, and norms.

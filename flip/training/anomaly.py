@@ -1,7 +1,8 @@
 """Protects the weights: skips steps with a loss or gradient that is not finite, and records loss spikes.
 
 The device decides to skip a step without waiting for the host: the optimiser's kernel reads a flag. The host reads loss
-and norm one step late, and before every commit. So weights, moments and commits are those from before the bad step.
+and norm one step late, and before every checkpoint. So weights, moments and checkpoints are those from before the bad
+step.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Training(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Training time of the run until S, over all attempts, without commits and evaluation."""
+        """Training time of the run until S, over all attempts, without saves and evaluation."""
 
     @property
     def waited(self) -> float:
@@ -120,7 +120,8 @@ class Callback:
         """A step was launched; a GPU may still compute it. Gradients are those that the optimiser used."""
 
     def save(self, training: Training) -> None:
-        """A save of the present position was started: the state is copied, and may not be committed yet."""
+        """A save of the present position was started: the state is copied, and the checkpoint may not be complete
+        yet."""
 
     def evaluate(self, training: Training) -> Sequence[dict[str, Any]] | None:
         """The configuration asks for scores of the present weights, which are saved or being saved.

@@ -10,7 +10,7 @@ from flip import model_costs
 from flip.config.derived import stage_spans
 from flip.config.schema import Config
 from flip.files import deletion
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, create_json
 from flip.training.callbacks import Training
 
@@ -19,13 +19,13 @@ def write_result(
     run: RunDir, attempt: int, config: Config, training: Training, world_size: int, replaced: int,
     evaluations: Sequence[dict[str, Any]],
 ) -> None:  # fmt: skip
-    """Write result.json of a run whose last position is committed, and delete its compiled code.
+    """Write result.json of a run whose last position is saved, and delete its compiled code.
 
     Args:
         replaced: samples of all ranks and attempts that could not be decoded.
         evaluations: the results of all evaluation sets.
     """
-    last = commit.commits(run)[-1]
+    last = checkpoint_folder.checkpoints(run)[-1]
     cost = sum((span.end - span.start) * model_costs.stage_flops(config, span.stage) for span in stage_spans(config))
     create_json(run.result, {
         "run": run.name, "stage": last.stage, "samples": training.samples_seen, "steps": training.step,

@@ -27,7 +27,7 @@ from flip.evaluation.metrics.measures import format_result
 from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.evaluation.metrics.result_files import ScoreRecord, read_score_file, training_file, write_scores
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
 from flip.training.callbacks import Callback, Training
@@ -94,7 +94,7 @@ class Scoring(Callback):
                 predictions = dict[str, Predictions]()
                 scored = self._score(training, encoder, item, predictions)
                 self._checkpoints.wait()  # otherwise the results might belong to weights that are lost
-                done[item.name] = self.with_commit(training, scored)
+                done[item.name] = self.with_checkpoint(training, scored)
                 if not keep_predictions:
                     predictions.clear()
                 self.write(training, _in_order(items, done), predictions)
@@ -118,7 +118,7 @@ class Scoring(Callback):
                 scores = read_score_file(path).scores
             except (FileNotFoundError, ValueError):  # damaged: the sets are scored again
                 return {}
-            record = commit.summary_at(self._run, training.samples_seen)
+            record = checkpoint_folder.summary_at(self._run, training.samples_seen)
             by_set: dict[str, list[dict[str, Any]]] = {}
             for score in scores:
                 if record is not None and score.get("commit") == record:
@@ -150,11 +150,11 @@ class Scoring(Callback):
                 log.info("%s", format_result(result))
         return scored
 
-    def with_commit(self, training: Training, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The results with their position and, on rank 0, which alone reads it, the record of its commit."""
+    def with_checkpoint(self, training: Training, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results with their position and, on rank 0, which alone reads it, the record of its checkpoint."""
         position: dict[str, Any] = {"stage": training.span.stage.name, "samples": training.samples_seen}
         if self._is_writer():
-            position["commit"] = commit.summary_at(self._run, training.samples_seen)
+            position["commit"] = checkpoint_folder.summary_at(self._run, training.samples_seen)
         return [result | position for result in results]
 
     def write(self, training: Training, results: list[dict[str, Any]], predictions: Mapping[str, Predictions]) -> None:
@@ -169,7 +169,7 @@ class Scoring(Callback):
             prediction.write(path_of(self._run, stage, samples_seen, name))
 
     def _is_writer(self) -> bool:
-        """Whether this is rank 0, and no newer attempt works: the commit of a position could be that attempt's."""
+        """Whether this is rank 0, and no newer attempt works: the checkpoint of a position could be that attempt's."""
         return self._world.is_rank0 and self._run.is_current_attempt(self._attempt)
 
     def _encoder(self, training: Training) -> ModelEncoder:

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback, callback_files: Path | None = None) -> None:
-    """Train the run from its newest commit to its end and write result.json.
+    """Train the run from its newest checkpoint to its end and write result.json.
 
     ``on_end`` is called before the process exits because no progress is made within ``monitor.hang_minutes`` (code 71),
     or because another rank has ended and this one cannot (code 70). ``callback_files``: as ``standard_callbacks``.
@@ -139,10 +139,10 @@ class Trainer:
     # -- position ----------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Build the model and resume from the newest commit, or initialise the weights."""
+        """Build the model and resume from the newest checkpoint, or initialise the weights."""
         if self.watcher is not None:
             self.watcher.start()
-        source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init))
+        source = self.checkpoints.find(partial(warm_start.extended_checkpoint, self.config.init))
         if source is not None:
             self.samples_seen = source.samples_seen
             self.step = source.record["step"]
@@ -156,7 +156,7 @@ class Trainer:
         self.callbacks.call("start", self)
 
     def initialise(self, restorer: CheckpointRestorer) -> None:
-        """Fill the weights of a run without commits: from its seed, or from the source that ``init`` names."""
+        """Fill the weights of a run without checkpoints: from its seed, or from the source that ``init`` names."""
         clip.init_weights(self.model, self.config.seed)
         warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
 
@@ -215,7 +215,7 @@ class Trainer:
         if not self.checkpoints.is_unsaved(self.samples_seen):
             return
         self.wait_for_device()
-        self.watchdog.heartbeat(f"committing S = {self.samples_seen}", times=LONG_OPERATION_FACTOR)
+        self.watchdog.heartbeat(f"saving S = {self.samples_seen}", times=LONG_OPERATION_FACTOR)
         state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
             state, span.stage.name, self.samples_seen,
@@ -227,7 +227,7 @@ class Trainer:
     def run_stages(self) -> None:
         """Restore, train the remaining stages, evaluate and write the result.
 
-        Raises TrainingStopped after the last save is committed.
+        Raises TrainingStopped after the last save is complete.
         """
         try:
             self.restore()
@@ -255,7 +255,7 @@ class Trainer:
         if span.start < self.samples_seen:
             self.checkpoints.load_optimizer(self.model, optimizer, span.stage.name)
             if self.passed_multiple(self.config.evaluate.every, span):
-                self.callbacks.evaluate(self)  # the process was killed between a commit and its score
+                self.callbacks.evaluate(self)  # the process was killed between a checkpoint and its score
         stage = span.stage
         self.token_weights = None
         if stage.classification:

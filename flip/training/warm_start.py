@@ -1,8 +1,8 @@
-"""Initial weights of a run if ``init`` names another run's commit or an export, instead of the run's seed.
+"""Initial weights of a run if ``init`` names another run's checkpoint or an export, instead of the run's seed.
 
-A warm start takes the weights alone and starts at S = 0. A run that extends another continues at the S of its commit
-with its whole state. Submission resolves ``init`` without torch; the trainer fills the weights (``apply``), which may
-convert them to another image size, patch or objective.
+A warm start takes the weights alone and starts at S = 0. A run that extends another continues at the S of its
+checkpoint with its whole state. Submission resolves ``init`` without torch; the trainer fills the weights (``apply``),
+which may convert them to another image size, patch or objective.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flip.evaluation.encoding.open_clip_folder import verified_digest
 from flip.export import timm_source
 from flip.export.open_clip_source import is_open_clip, source_config
 from flip.export.timm_source import is_timm
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
 
@@ -43,7 +43,7 @@ _RESTORE = "Restore it, or name another one: that makes another run."
 
 
 class SourceMissing(ConfigError):
-    """The run, the commit or the export that ``init`` names does not exist (yet, or any more)."""
+    """The run, the checkpoint or the export that ``init`` names does not exist (yet, or any more)."""
 
 
 #: If these differ, the weights do not fit, or mean something else.
@@ -85,8 +85,8 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     }
 
 
-def digest(source: commit.Commit) -> str:
-    """16 hex digits over a commit's stage, S and the checksums of its files, independent of its path."""
+def digest(source: checkpoint_folder.SavedCheckpoint) -> str:
+    """16 hex digits over a checkpoint's stage, S and the checksums of its files, independent of its path."""
     facts = [source.stage, source.samples_seen, sorted((n, f["sha256"]) for n, f in source.record["files"].items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -94,8 +94,8 @@ def digest(source: commit.Commit) -> str:
 def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     """``config.init`` with the path of its run, stage, samples and digest filled in; path and digest for an export.
 
-    ``folders``: searched for a name that is not a path: the sweep's folder, RUNS_ROOT. Raises ConfigError if the commit
-    (not yet) or the export does not exist (SourceMissing), or if its weights do not fit ``config``.
+    ``folders``: searched for a name that is not a path: the sweep's folder, RUNS_ROOT. Raises ConfigError if the
+    checkpoint (not yet) or the export does not exist (SourceMissing), or if its weights do not fit ``config``.
     """
     init = config.init
     if init.export and init.run:
@@ -109,13 +109,13 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         stage, samples_seen = _stage_and_samples(init, source)
     except (OSError, ValueError) as error:
         raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
-    commits = commit.commits(run)
-    matches = [c for c in commits if c.samples_seen == samples_seen and c.stage == (stage or c.stage)]
+    checkpoints = checkpoint_folder.checkpoints(run)
+    matches = [c for c in checkpoints if c.samples_seen == samples_seen and c.stage == (stage or c.stage)]
     if not matches:
-        present = ", ".join(f"{c.stage} {c.samples_seen}" for c in commits) or "none"
-        remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
+        present = ", ".join(f"{c.stage} {c.samples_seen}" for c in checkpoints) or "none"
+        remedy = f"Its checkpoints: {present}. A later checkpoint can be named once it exists (--only, until then)."
         of_stage = f" of stage {stage}" if stage else ""
-        raise SourceMissing(f"init: no commit at S = {samples_seen}{of_stage}", str(run.path), remedy=remedy)
+        raise SourceMissing(f"init: no checkpoint at S = {samples_seen}{of_stage}", str(run.path), remedy=remedy)
     if init.extend:
         own_stage = stage_at(config, samples_seen)
     else:
@@ -136,7 +136,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         raise ConfigError(what, str(run.path), config.data.tokenizer)
     key = digest(matches[-1])
     if init.commit not in ("", key):
-        raise SourceMissing("init.commit: this commit has another digest", str(matches[-1].path), key)
+        raise SourceMissing("init.commit: this checkpoint has another digest", str(matches[-1].path), key)
     return replace(init, run=str(run.path), stage=matches[-1].stage, samples=samples_seen, commit=key)
 
 
@@ -201,9 +201,9 @@ def _digest_of(folder: Path) -> str:
 
 
 def stored_init(init: Init, run: RunDir) -> Init | None:
-    """The resolved ``init`` of a run that was submitted with ``init`` and has commits, so needs no source; else
+    """The resolved ``init`` of a run that was submitted with ``init`` and has checkpoints, so needs no source; else
     None."""
-    if not (run.config.is_file() and (commit.ever_committed(run) or run.is_complete())):
+    if not (run.config.is_file() and (checkpoint_folder.ever_had_checkpoint(run) or run.is_complete())):
         return None
     stored = merge.read_config(run.config).init
     for old, new in ((stored.run, init.run), (stored.export, init.export)):
@@ -220,27 +220,27 @@ def stored_init(init: Init, run: RunDir) -> Init | None:
 
 
 def pin(init: Init, by: RunDir) -> None:
-    """Pin the commit for the run ``by``. Raises DataError if it is gone, PermissionDenied if it may be deleted.
+    """Pin the checkpoint for the run ``by``. Raises DataError if it is gone, PermissionDenied if it may be deleted.
 
     The run may belong to another user if it is complete: nothing is deleted from it any more.
     """
     run = RunDir(init.run)
     if os.access(run.path, os.W_OK | os.X_OK):
-        commit.pin(run, by, init.stage, init.samples)
+        checkpoint_folder.pin(run, by, init.stage, init.samples)
     elif not run.is_complete():
         remedy = "Wait until that run is complete, or ask its owner."
-        raise PermissionDenied("init: the commit cannot be pinned", str(run.path), f"{init.stage}/", remedy)
-    open_commit(init)
+        raise PermissionDenied("init: the checkpoint cannot be pinned", str(run.path), f"{init.stage}/", remedy)
+    open_checkpoint(init)
 
 
-def open_commit(init: Init) -> commit.Commit:
-    """The commit that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
+def open_checkpoint(init: Init) -> checkpoint_folder.SavedCheckpoint:
+    """The checkpoint that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     run = RunDir(init.run)
-    for source in reversed(commit.commits(run)):
+    for source in reversed(checkpoint_folder.checkpoints(run)):
         if (source.stage, source.samples_seen) == (init.stage, init.samples) and digest(source) == init.commit:
             return source
     where = f"{run.path}, stage {init.stage}, S = {init.samples}"
-    raise DataError("the commit that init names no longer exists", where, init.commit, _RESTORE)
+    raise DataError("the checkpoint that init names no longer exists", where, init.commit, _RESTORE)
 
 
 def open_export(init: Init) -> Path:
@@ -252,10 +252,11 @@ def open_export(init: Init) -> Path:
     return folder
 
 
-def extended_commit(init: Init, restorer: CheckpointRestorer) -> commit.Commit | None:
-    """The commit of another run that a run without commits continues from (``init.extend``), or None. Collective."""
+def extended_checkpoint(init: Init, restorer: CheckpointRestorer) -> checkpoint_folder.SavedCheckpoint | None:
+    """The checkpoint of another run that a run without checkpoints continues from (``init.extend``), or None.
+    Collective."""
     if init.extend:
-        return restorer.open_other(lambda: open_commit(init), init.run)
+        return restorer.open_other(lambda: open_checkpoint(init), init.run)
     return None
 
 
@@ -275,7 +276,7 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
         restorer.parent = init.export
         differs = load_converted(model, config, open_export(init))
     else:
-        source = restorer.open_other(lambda: open_commit(init), init.run)
+        source = restorer.open_other(lambda: open_checkpoint(init), init.run)
         other = weights_config(merge.read_config(RunDir(init.run).config), source.stage)
         differs = check_compatible(config, other, init.run)
         load_weights(other, model, partial(restorer.load, source))

@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 flip debug my.yaml --run large --out /shared/tmp
 There is one rank, in this process, without loader processes; pdb starts at an error and at breakpoint(). In a Slurm
 allocation of several tasks, srun starts one rank per task, and their logs are shown at the end. If the run exists, the
-scratch copy resumes from its newest commit; the run itself is not changed.
+scratch copy resumes from its newest checkpoint; the run itself is not changed.
 """
 
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     about = "the run, as in the plan of `flip submit --dry-run`"
     parser.add_argument("--run", required=True, metavar="NAME", help=about)
     add_root_option(parser)
-    parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a commit")
+    parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a checkpoint")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the copy; default: a temporary folder, which is not deleted"
     )
@@ -109,7 +109,7 @@ def resolve(
     from jobs.submission.check import check
     from jobs.submission.request import Request, SubmitOptions, read_request
     from jobs.submission.resolve import resolve as resolve_request
-    from jobs.workloads.training_request import settings_of_commits
+    from jobs.workloads.training_request import settings_of_checkpoints
 
     def request(*more: str) -> Request:
         overrides = [*below, *args.overrides, *above, *more]
@@ -117,7 +117,7 @@ def resolve(
 
     requested = request()
     real = RunDir(requested.folder / requested.sweep.runs[0].name)
-    needed = settings_of_commits(real)
+    needed = settings_of_checkpoints(real)
     if needed:
         requested = request(*needed)
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
@@ -141,12 +141,12 @@ def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:
 
 
 def scratch(resolved: SweepRun, real: RunDir, args: argparse.Namespace) -> RunDir:
-    """Create a run directory with this configuration and a copy of the newest commit of ``real``, if it has one."""
+    """Create a run directory with this configuration and a copy of the newest checkpoint of ``real``, if it has one."""
     import shutil
 
     from flip.checkpoint.remote import local_copy
     from flip.files.creation import closed_folder
-    from flip.runs import commit
+    from flip.runs import checkpoint_folder
     from flip.runs.rundir import RunDir, write_json, write_text
     from jobs.common.filesystem import writing
 
@@ -157,15 +157,18 @@ def scratch(resolved: SweepRun, real: RunDir, args: argparse.Namespace) -> RunDi
     for name, text in resolved.files().items():
         write_text(run.path / name, text)
     write_json(run.identity, dict(resolved.identity))
-    commits = []
+    checkpoints = []
     if not args.fresh:
-        commits = commit.commits(real)
-    if commits:
-        copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
-        with local_copy(commits[-1]) as here:
+        checkpoints = checkpoint_folder.checkpoints(real)
+    if checkpoints:
+        copy = run.checkpoints / checkpoints[-1].stage / checkpoints[-1].path.name
+        with local_copy(checkpoints[-1]) as here:
             closed_folder(copy.parent)
             shutil.copytree(here, copy)
-        write_json(copy / commit.COMMIT_FILE, {key: value for key, value in commits[-1].record.items() if key != "url"})
+        write_json(
+            copy / checkpoint_folder.COMMIT_FILE,
+            {key: value for key, value in checkpoints[-1].record.items() if key != "url"},
+        )
     return run
 
 

@@ -1,15 +1,15 @@
-"""flip evaluate RUN ... | --model open_clip:FOLDER: score committed checkpoints, locally or on a cluster."""
+"""flip evaluate RUN ... | --model open_clip:FOLDER: score checkpoints, locally or on a cluster."""
 
 import argparse
 
 from jobs.common.cli import AMOUNT, COUNT, INDEX, Parser, run_command
 
 EXAMPLES = """examples:
-  flip evaluate quickstart/masked                         the sets of the run, its newest commit
-  flip evaluate 'quickstart/*masked' --commit all         several runs, a job each
+  flip evaluate quickstart/masked                         the sets of the run, its newest checkpoint
+  flip evaluate 'quickstart/*masked' --checkpoint all     several runs, a job each
   flip evaluate x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
   flip evaluate x/y --sets datacomp38 --data /data/eval   a suite: also paper-table3, 4, 5, 6
-  flip evaluate x/y --sets probe:imagenet1k=/data/wds_imagenet1k --commit all
+  flip evaluate x/y --sets probe:imagenet1k=/data/wds_imagenet1k --checkpoint all
   flip evaluate x/y --sets imagenet1k --mask 0.5 --ensemble   masked inference, and complementary masks
   flip evaluate --model open_clip:/models/vit-b-16 --sets imagenet1k   reported in the sweep `others`
   flip evaluate --list                                    data sets, and where to get them
@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="flip evaluate",
-        description="Score committed checkpoints on data sets. The ranks share the images.",
+        description="Score checkpoints on data sets. The ranks share the images.",
         epilog=EXAMPLES,
     )
     parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns of it, or folders")
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--save-as", "--into", metavar="SWEEP/NAME", dest="into",
         help="run that gets the results of a --model; default: others/ and the folder's name",
     )  # fmt: skip
-    parser.add_argument("--commit", default="newest", help="newest (default), all, S, or STAGE/S-n")
+    parser.add_argument("--checkpoint", default="newest", help="newest (default), all, S, or STAGE/S-n")
     parser.add_argument(
         "--url", default="", metavar="ADDRESS",
         help="read checkpoint files below this address, even if it comes from a record of another user",

@@ -199,7 +199,7 @@ def _environment_changes(attempts: list[dict[str, Any]]) -> list[str]:
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from flip.runs.restart_policy import Limits
 
-    columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
+    columns = {"cause": "cause", "total": "total", "without_commit": "without a new checkpoint", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
     others = {"storage": f"{duration(Limits().storage_total)} of waits"}
     return [{**row, "stops at": row["stops at"] or others.get(row["cause"], "no limit")} for row in rows]

@@ -27,7 +27,7 @@ TEMPLATE = """\
 cluster: {cluster}
 recipe: {recipe:<22} # {about}
 set:
-  data: {{manifest: {data}, tokenizer: {tokenizer}{pictures}}}
+  data: {{manifest: {data}, tokenizer: {tokenizer}{images}}}
   model.size: {size}{text}
   stages:                      # lengths are in samples; passes over the data: samples / size of the data set
     - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", metavar="NAME", help="name of the sweep and of its file, which must not exist")
     about = "folder of the manifest, see `shards index` (default: %(default)s)"
     parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
-    about = "manifest of pictures that are scored at the end (default: MANIFEST/test if it exists)"
+    about = "manifest of images that are scored at the end (default: MANIFEST/test if it exists)"
     parser.add_argument("--test", metavar="FOLDER", help=about)
     about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
@@ -179,7 +179,7 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
         "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
-        "pictures": _of_pictures(record),
+        "images": _of_images(record),
         "sets": sets,
         **lengths.fields(int(record.get("samples", 0))),
     }
@@ -278,8 +278,8 @@ def _place(path: str) -> str:
     return os.path.normpath(resolve_path(path or "/"))
 
 
-def _of_pictures(record: Mapping[str, Any]) -> str:
-    """Settings of ``data`` that the pictures of a data set need, by the counts of `shards make`."""
+def _of_images(record: Mapping[str, Any]) -> str:
+    """Settings of ``data`` that the images of a data set need, by the counts of `shards make`."""
     settings = record.get("settings")
     counts = None
     if isinstance(settings, dict):

@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
     parser.add_argument("--folder", metavar="DIR", help="write page, Markdown, CSV and figures; the folder is created")
-    parser.add_argument(
-        "--pictures", type=INDEX, metavar="N", default=12, help="test pictures on the page (default: 12)"
-    )
+    parser.add_argument("--images", type=INDEX, metavar="N", default=12, help="test images on the page (default: 12)")
     default = "report.html in the folder of the runs, or in the cache if that belongs to another user"
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; default: {default}")
     args = parser.parse_args(arguments)
@@ -77,7 +75,7 @@ def report(args: argparse.Namespace) -> int:
         _save(args.csv, csv_text(rows(results)))
     if args.json or args.csv == "-":
         return 0
-    blocks = findings(results, time.time(), args.table, args.pictures)
+    blocks = findings(results, time.time(), args.table, args.images)
     if args.markdown:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":

@@ -65,10 +65,10 @@ def _question(removals: Sequence[Removal]) -> str:
 
     total = size(sum(each.bytes for each in removals))
     text = f"Move {counted(len(removals), 'run')}, {total}, to the trash"
-    commits = sum(len(each.commits) for each in removals)
-    if commits:
+    checkpoints = sum(len(each.checkpoints) for each in removals)
+    if checkpoints:
         remote = size(sum(each.remote_bytes for each in removals))
-        text += f", and delete {counted(commits, 'checkpoint')}, {remote}, in object storage for good"
+        text += f", and delete {counted(checkpoints, 'checkpoint')}, {remote}, in object storage for good"
     return f"{text}?"
 
 
@@ -90,8 +90,8 @@ def _show(removals: Sequence[Removal], spared: Mapping[Path, str]) -> None:
     rows = []
     for each in removals:
         row = {"run": f"{each.run.sweep}/{each.run.name}", "size": size(each.bytes)}
-        if each.commits:
-            row |= {"remote checkpoints": str(len(each.commits)), "their size": size(each.remote_bytes)}
+        if each.checkpoints:
+            row |= {"remote checkpoints": str(len(each.checkpoints)), "their size": size(each.remote_bytes)}
         rows.append(row)
     if rows:
         show(Page(TextTable(rows)))
@@ -114,7 +114,7 @@ def _print_json(
                 "sweep": each.run.sweep,
                 "run": each.run.name,
                 "bytes": each.bytes,
-                "remote_checkpoints": len(each.commits),
+                "remote_checkpoints": len(each.checkpoints),
                 "remote_bytes": each.remote_bytes,
                 "trash": str(each.target) if each.target else None,
             }

@@ -74,8 +74,8 @@ def _add_options_of_existing_runs(parser: argparse.ArgumentParser) -> None:
         "--changed",
         choices=["keep", "extend", "fork", "restart", "data"],
         help="what to do with runs whose configuration has changed: keep, extend (continue as NAME-v2 from the newest"
-        " commit), fork (start as NAME-v2), restart (move the old run to the trash first; asks), data (continue with"
-        " the new data set, if nothing else changed); default: refuse",
+        " checkpoint), fork (start as NAME-v2), restart (move the old run to the trash first; asks), data (continue"
+        " with the new data set, if nothing else changed); default: refuse",
     )
     parser.add_argument(
         "--take-over",

@@ -50,7 +50,7 @@ _PLANNED_RUN = {
     "starts": key(FLAG, "whether submit starts it"),
     "reason": key(TEXT, "why, for people"),
     "cluster": key(TEXT, "its profile"),
-    "extends": key(FLAG, "whether `--changed extend` lets it continue from the newest commit of the changed run"),
+    "extends": key(FLAG, "whether `--changed extend` lets it continue from the newest checkpoint of the changed run"),
     "copied_from": key(TEXT, "where a copied run directory was submitted; empty: here"),
     "inherited": key([_INHERITED], "remote folders with checkpoints that it inherited and never deletes"),
     "differs": key(VALUES, "settings in which it differs from others of the sweep"),

@@ -194,7 +194,7 @@ def _wrap(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def show_picture(image: bytes, text: str, side: int = 24) -> None:
+def show_image(image: bytes, text: str, side: int = 24) -> None:
     """Print text, on a terminal with colours next to the encoded image, drawn in ``side`` columns of half blocks."""
     console = None
     if image and is_terminal(sys.stdout):

@@ -1,4 +1,4 @@
-"""Blocks of a report, independent of its format: texts, tables, figures, pictures, and folded parts."""
+"""Blocks of a report, independent of its format: texts, tables, figures, images, and folded parts."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A test picture with its nearest captions, best first."""
+class CaptionedImage:
+    """A test image with its nearest captions, best first."""
 
     name: str
     label: str
@@ -73,8 +73,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    items: Sequence[Picture]
+class CaptionedImages:
+    items: Sequence[CaptionedImage]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Text | Table | Figure | Pictures | Fold
+Block = Text | Table | Figure | CaptionedImages | Fold
 
 
 def anchor(text: str) -> str:

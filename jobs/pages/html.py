@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from jobs.pages import charts
-from jobs.pages.document import Block, Figure, Fold, Picture, Pictures, Table, Text, anchor
+from jobs.pages.document import Block, CaptionedImage, CaptionedImages, Figure, Fold, Table, Text, anchor
 
 INTERVAL = re.compile(r"(\([\d.]+-[\d.]+\))")
 _DARK_CHARTS = " ".join(f"--c{light[1:]}: {dark};" for light, dark in charts.DARK.items())
@@ -45,8 +45,8 @@ def _block(block: Block) -> str:
     if isinstance(block, Fold):
         inner = "\n".join(map(_block, block.blocks))
         return f"<details><summary>{escape(block.summary)}</summary>\n{inner}\n</details>"
-    if isinstance(block, Pictures):
-        return f'<ul class="pictures">{"".join(map(_picture, block.items))}</ul>'
+    if isinstance(block, CaptionedImages):
+        return f'<ul class="images">{"".join(map(_image, block.items))}</ul>'
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Figure):
@@ -103,14 +103,14 @@ def _cell(text: str) -> str:
     return INTERVAL.sub(r'<span class="nb">\1</span>', escape(text))
 
 
-def _picture(item: Picture) -> str:
+def _image(item: CaptionedImage) -> str:
     source = f"data:image/jpeg;base64,{b64encode(item.jpeg).decode()}"
     image = ""
     if item.jpeg:
         image = f'<img src="{source}" alt="{escape(f"{item.name}: {item.label}")}">'
     texts = [(f"<b>{escape(text)}</b>" if text == item.label else escape(text), score) for text, score in item.captions]
     lines = "".join(f"<li>{text} {score:.2f}</li>" for text, score in texts)
-    kinds = ["picture"]
+    kinds = ["image"]
     if item.is_right:
         kinds.append("right")
     return (

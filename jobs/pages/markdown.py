@@ -6,7 +6,7 @@ from html import escape
 
 from jobs.common.text import plain as visible
 from jobs.pages.chart_files import files
-from jobs.pages.document import Block, Figure, Fold, Picture, Pictures, Table, Text
+from jobs.pages.document import Block, CaptionedImage, CaptionedImages, Figure, Fold, Table, Text
 
 
 def markdown(blocks: Sequence[Block], figures: str = "") -> str:
@@ -22,8 +22,8 @@ def plain(text: str) -> str:
 def _block(block: Block, figures: str) -> str:
     if isinstance(block, Fold):
         return "\n\n".join([f"**{plain(block.summary)}**", *(_block(inner, figures) for inner in block.blocks)])
-    if isinstance(block, Pictures):
-        return _table(Table([_picture(item) for item in block.items], text=["verdict", "nearest captions"]))
+    if isinstance(block, CaptionedImages):
+        return _table(Table([_image(item) for item in block.items], text=["verdict", "nearest captions"]))
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Figure):
@@ -53,9 +53,9 @@ def _table(block: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _picture(item: Picture) -> dict[str, str]:
+def _image(item: CaptionedImage) -> dict[str, str]:
     captions = ", ".join(f"{caption} {score:.2f}" for caption, score in item.captions)
-    return {"picture": item.name, "verdict": item.verdict, "nearest captions": captions}
+    return {"image": item.name, "verdict": item.verdict, "nearest captions": captions}
 
 
 def _figure(block: Figure, figures: str) -> str:

@@ -38,8 +38,8 @@ from flip.evaluation.datasets import prompts
 from flip.evaluation.datasets.catalog import PROBE_REMEDY, probe_defect
 from flip.runs import wall_limit as wall
 from flip.runs.addresses import as_url
+from flip.runs.checkpoint_folder import checkpoints
 from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, Rule
-from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from jobs.common.cli import command
@@ -112,7 +112,7 @@ def _blank_blocks(start: Start) -> None:
     for number, (share, facts) in enumerate(zip(dataset_lanes(config.data), start.data, strict=True)):
         if facts.nominal or (blank := _blank(config, number, share, 0, end)) is None:
             continue
-        done = [] if start.anew else commits(start.run)
+        done = [] if start.anew else checkpoints(start.run)
         if done and (blank := _blank(config, number, share, done[-1].samples_seen, end)) is None:
             continue
         lane, place = blank
@@ -246,10 +246,10 @@ def _probe_warnings(config: Config, profile: ClusterProfile) -> list[Check]:
 
 
 def _training_data_warnings(config: Config, profile: ClusterProfile) -> list[Check]:
-    """Evaluation sets that are the training data: their scores say nothing about other pictures."""
+    """Evaluation sets that are the training data: their scores say nothing about other images."""
     trained = {_digest(share.manifest) for share in dataset_lanes(config.data)} - {""}
     scored = [item.name for item in config.evaluate.sets if _digest(item.manifest) in trained]
-    remedy = "Score other pictures: `flip shards make --split 0.2` sets some apart"
+    remedy = "Score other images: `flip shards make --split 0.2` sets some apart"
     return _degraded(f"evaluate.sets.{name}: is the data set that the run trains on. {remedy}" for name in scored)
 
 
@@ -490,7 +490,7 @@ def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
     A stop waits for the save in progress, trains to the end of up to three steps (ranks agree two steps late on GPUs,
     one on CPUs), and saves once more, unless S is the one that is being saved.
     """
-    records = [commit.record for commit in commits(run)]
+    records = [checkpoint.record for checkpoint in checkpoints(run)]
     seconds = profile.signal_seconds
     save = max((float(record.get("saving", 0.0)) for record in records), default=0.0)
     step = max((record["seconds"] / record["step"] for record in records if record.get("step")), default=0.0)

@@ -96,7 +96,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     Wall-clock time on CPUs = samples * training FLOPs per pair / (threads of all ranks * ``core_gflops``). GPU-hours =
     steps * GPUs * ``StepTime.total``. Training costs 3 forward passes, or 4 if micro-batches or recomputed blocks
     repeat one; the FLOPs of the plan are without repetition. Samples are whole batches. A run that extends another one
-    costs what follows after its commit.
+    costs what follows after its checkpoint.
     """
     numbers = plan_numbers(config)
     stages = []

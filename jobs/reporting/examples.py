@@ -1,4 +1,4 @@
-"""Test pictures with their nearest captions, and the classes that the best run confuses."""
+"""Test images with their nearest captions, and the classes that the best run confuses."""
 
 import hashlib
 import io
@@ -23,23 +23,23 @@ from flip.files.ownership import is_mine
 from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
 from jobs.common.text import percent, plain
-from jobs.pages.document import Block, Picture, Pictures, Table, Text, heading
+from jobs.pages.document import Block, CaptionedImage, CaptionedImages, Table, Text, heading
 from jobs.reporting import seed_groups
 from jobs.reporting.seed_groups import SeedGroup
 
-PICTURES = 24
+IMAGES = 24
 CAPTIONS = 3
 CLASSES = 8
 ANSWERS = 3
-"""Test pictures in a report, captions of each, classes in the table, and wrong answers of each."""
+"""Test images in a report, captions of each, classes in the table, and wrong answers of each."""
 LEAST_IMAGES = 3
 """Images of a class in the table: the accuracy of fewer says little about the class."""
 SIDE = 128
-"""Longer side of an embedded picture, pixels."""
+"""Longer side of an embedded image, pixels."""
 
 
-def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures: int = PICTURES) -> list[Block]:
-    """Pictures and worst classes of the best complete run with predictions, on the first set that has any."""
+def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], images: int = IMAGES) -> list[Block]:
+    """Images and worst classes of the best complete run with predictions, on the first set that has any."""
     for name in seed_groups.sets(outcomes):
         scored = [(score.mean, group) for group in grouped if (score := group.score(name)) is not None]
         for _, group in sorted(scored, key=lambda item: -item[0]):
@@ -49,7 +49,7 @@ def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures
                 except (OSError, ValueError) as error:
                     return [Text(f"Predictions cannot be read: {error}", tone="trouble")]
                 if predicted:
-                    return _sections(outcome, item, predicted, pictures)
+                    return _sections(outcome, item, predicted, images)
     return []
 
 
@@ -63,24 +63,24 @@ def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predi
     return item, predicted if predicted and predicted.digest == item["predictions"] else None  # else of an older one
 
 
-def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pictures: int) -> list[Block]:
-    items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
+def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, images: int) -> list[Block]:
+    items, problem = choose_images(outcome, item, predicted, images, CAPTIONS)
     right, among_five = (percent(item[key]) for key in ("top1", "top5"))
-    note = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
+    note = f"{outcome.run.name} on {item['name']}: images chosen by a hash of their names, each with its {CAPTIONS}"
     note += f" nearest captions and their cosine similarities; the right one is bold. Of all {len(predicted.images):,}"
-    note += f" pictures {right} % are right, and {among_five} % have the right caption among the nearest five."
+    note += f" images {right} % are right, and {among_five} % have the right caption among the nearest five."
     if problem:
         note += f" Not shown: {problem}."
     shown: list[Block] = []
     if items:
-        shown = [heading("Test pictures"), Text(note, tone="quiet"), Pictures(items)]
+        shown = [heading("Test images"), Text(note, tone="quiet"), CaptionedImages(items)]
     return [*shown, *_worst_classes(outcome, item, predicted)]
 
 
-def choose_pictures(
+def choose_images(
     outcome: Outcome, item: dict[str, Any], predicted: Predictions, most: int, captions: int
-) -> tuple[list[Picture], str]:
-    """Pictures chosen by a hash of their names: neither the best nor the worst, and the same in every report.
+) -> tuple[list[CaptionedImage], str]:
+    """Images chosen by a hash of their names: neither the best nor the worst, and the same in every report.
 
     Also returns why they cannot be shown, if they cannot.
     """
@@ -91,7 +91,7 @@ def choose_pictures(
         problem = "the run belongs to another user"
     for i in sorted(range(len(hashes)), key=hashes.__getitem__)[:most]:
         jpeg = b""
-        title = f"picture {predicted.images[i]}"
+        title = f"image {predicted.images[i]}"
         if not problem:
             try:
                 jpeg, name = thumbnail(predicted.where, predicted.images[i], item.get("data"))
@@ -101,14 +101,14 @@ def choose_pictures(
                 problem = str(error)
         nearest = zip(predicted.classes[i, :captions], predicted.scores[i], strict=False)
         named = [(predicted.names[c], float(score)) for c, score in nearest]
-        items.append(Picture(title, predicted.names[predicted.labels[i]], named, jpeg))
+        items.append(CaptionedImage(title, predicted.names[predicted.labels[i]], named, jpeg))
     return items, problem
 
 
 def thumbnail(where: str, image: int | str, digest: str | None) -> tuple[bytes, str]:
     """A small JPEG of an image of the manifest, or below the folder, ``where``; only local files are read.
 
-    Also returns the name of the picture in the source that ``shards make`` packed; empty if that is unknown.
+    Also returns the name of the image in the source that ``shards make`` packed; empty if that is unknown.
     ``digest``: of the manifest that was scored. Raises DataError or another FlipError, DecodeError, OSError, ValueError
     or IndexError.
     """
@@ -127,10 +127,10 @@ def thumbnail(where: str, image: int | str, digest: str | None) -> tuple[bytes, 
         sample = ChunkReader().read_chunk(manifest, number)[index]
         data = encoded_image(sample)
         name = file_name(sample)
-    picture = to_rgb(open_image(data))
+    pil_image = to_rgb(open_image(data))
     out = io.BytesIO()
-    picture.thumbnail((SIDE, SIDE))
-    picture.save(out, "JPEG", quality=85)
+    pil_image.thumbnail((SIDE, SIDE))
+    pil_image.save(out, "JPEG", quality=85)
     return out.getvalue(), name
 
 

@@ -6,7 +6,7 @@
 | decide | | the end is recorded: the other ranks have ended, too |
 | start | | the next attempt restores: queue, processes, imports, peers |
 | restore | | it can train |
-| replay | | steps after the last commit, in the time that they took at first |
+| replay | | steps after the last checkpoint, in the time that they took at first |
 
 ``detect`` is an upper limit if no cause was recorded. An end that nobody observed has no ``detect`` and no ``decide``;
 its ``start`` begins with the last sign of work. A restart ``in the job`` keeps the nodes; what a requeue would have

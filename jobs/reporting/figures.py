@@ -76,7 +76,7 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
     lead = lead or next(iter(charts_of))
     captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
     notes = ""
-    if any(group.unsteady for group in grouped):
+    if any(group.throughput_varies for group in grouped):
         notes += f" {VARIES}: the throughput varied, so this is not the cost of the method."
     large = replace(charts_of[lead].pop(0), large=True)
     more = [
@@ -127,7 +127,7 @@ def _series(group: SeedGroup, name: str, label: str, cost: Cost, style: int | No
     words = [group.name]
     if score is not None:
         words += [percent(score.mean)]
-    if group.unsteady:
+    if group.throughput_varies:
         words += [VARIES]
     finals = _finals(group, name, cost)
     scored = [outcome for outcome, _, _ in finals] or list(group.outcomes)

@@ -2,10 +2,10 @@
 
 Every second is counted once. ``useful``: steps whose result stands. ``repeated``: steps that the next attempt did
 again. ``starting``: from the start of the attempt until it could train. ``saving``: steps were blocked by a save.
-``other``: between and after steps, for example evaluation. ``lost``: attempts that committed nothing, the steps after
-the last commit of one that has no next attempt, and the time after the last line of one that was killed. ``unknown``:
-the files do not say. ``waiting`` occupies nothing: from the submission, or the end of the attempt before, to the start.
-It compares clocks of two hosts.
+``other``: between and after steps, for example evaluation. ``lost``: attempts that saved no checkpoint, the steps after
+the last checkpoint of one that has no next attempt, and the time after the last line of one that was killed.
+``unknown``: the files do not say. ``waiting`` occupies nothing: from the submission, or the end of the attempt before,
+to the start. It compares clocks of two hosts.
 """
 
 import math
@@ -153,13 +153,13 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | 
 def _tail(parts: dict[str, float], attempt: Attempt, seconds: float, last: Mapping[str, Any], is_known: bool) -> None:
     """Add the time after the last line: steps without a line, the last save, the evaluation of a complete run."""
     seconds = max(0.0, seconds)
-    commits = attempt.end.get("commits", 0)
+    saved = attempt.end.get("commits", 0)
     if not attempt.end or not is_known:
         parts["unknown"] += seconds
-    elif commits < last["samples"]:
+    elif saved < last["samples"]:
         parts["lost"] += seconds
     else:
-        steps = min(seconds, (commits - last["samples"]) / last["samples_per_second"])
+        steps = min(seconds, (saved - last["samples"]) / last["samples_per_second"])
         parts["useful"] += steps
         parts["other"] += seconds - steps
 
@@ -236,7 +236,8 @@ def _attempts(outcome: Outcome, ready: Sequence[Mapping[str, Any]], now: float |
     job = record_of(run)
     for i, attempt in enumerate(outcome.attempts):
         resumed = None
-        for following in outcome.attempts[i + 1 : i + 2]:  # ready.json counts: a corrupt commit may have been skipped
+        # ready.json counts: a corrupt checkpoint may have been skipped
+        for following in outcome.attempts[i + 1 : i + 2]:
             resumed = ready[i + 1].get("samples", following.start.get("resumes_from"))
         until = None
         if not attempt.end and i == len(outcome.attempts) - 1:

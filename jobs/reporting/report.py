@@ -15,7 +15,7 @@ from jobs.common.text import count, duration, formatted, hours_text, percent, sh
 from jobs.pages.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting import axes, faults, goodput, paper_comparison, ranking, seed_groups
 from jobs.reporting.axes import GridAxis
-from jobs.reporting.examples import PICTURES, examples
+from jobs.reporting.examples import IMAGES, examples
 from jobs.reporting.figures import VARIES, accuracy, focus, loss, scaling_figures
 from jobs.reporting.paper_figure import time_figure
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
@@ -29,8 +29,8 @@ COLUMNS = 8
 
 RESTART_PARTS = (
     "Detect: from the last recorded work until the launcher sees the end. Decide: until the other ranks have ended."
-    " Start: until the next attempt restores. Replay: steps since the last commit. As requeue: the same with a requeue,"
-    " by the requeues or the first start of the run."
+    " Start: until the next attempt restores. Replay: steps since the last checkpoint. As requeue: the same with a"
+    " requeue, by the requeues or the first start of the run."
 )
 SCORES = (
     "Scores are top-1 in per cent unless a column names another metric; in brackets the 95 % interval of one run, or"
@@ -42,10 +42,10 @@ SCORES = (
 
 
 def findings(
-    outcomes: Sequence[Outcome], now: float | None = None, table: str = "", pictures: int = PICTURES
+    outcomes: Sequence[Outcome], now: float | None = None, table: str = "", images: int = IMAGES
 ) -> list[Block]:
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
-    ``pictures``: test pictures to show."""
+    ``images``: test images to show."""
     about = seed_groups.sweep_record(outcomes)
     grouped = axes.in_order(seed_groups.group_by_seed(outcomes))
     styles = focus(grouped, outcomes)
@@ -59,7 +59,7 @@ def findings(
     blocks += [heading("Results"), *_grid(grouped, outcomes), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), varying_throughput(outcomes)) if note]
     blocks += [*time_figure(grouped), *_paper(grouped, outcomes, table)]
-    blocks += examples(grouped, outcomes, pictures)
+    blocks += examples(grouped, outcomes, images)
     blocks += _differences(grouped, outcomes)
     blocks += loss(grouped, styles)
     blocks += scaling_figures(outcomes)
@@ -126,7 +126,7 @@ def damage(outcomes: Sequence[Outcome]) -> list[str]:
 
 def varying_throughput(outcomes: Sequence[Outcome]) -> str:
     """A caution about runs whose throughput varies, or empty."""
-    names = [outcome.run.name for outcome in outcomes if outcome.unsteady]
+    names = [outcome.run.name for outcome in outcomes if outcome.throughput_varies]
     if not names:
         return ""
     shown = shortened(names, ROWS_PER_RUN)
@@ -212,7 +212,7 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
     Only complete groups count, for speed and cost only steady ones. A column of equal costs has no best, and a score
     only one that is distinguishable from all others.
     """
-    steady = {i: group for i, group in enumerate(grouped) if group.complete and not group.unsteady}
+    steady = {i: group for i, group in enumerate(grouped) if group.complete and not group.throughput_varies}
     unit = seed_groups.hours_unit(grouped)
     best = dict[str, list[int]]()
     for name, role in seed_groups.sets(outcomes).items():
@@ -304,7 +304,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
         spent = group.progress("seconds")
         if speed is None:
             pace = "-"
-        elif group.unsteady:
+        elif group.throughput_varies:
             pace = f"{speed:,.0f} {VARIES}"
         else:
             pace = f"{speed:,.0f}"
@@ -424,7 +424,7 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
             work = seed_groups.hours(outcome, unit)
             facts = [f"{outcome.run.name}: {outcome.state}"]
             if progress["samples"] is not None and progress["samples_per_second"]:
-                steady = {None: "", True: ", throughput varies", False: ", steady"}[outcome.unsteady]
+                steady = {None: "", True: ", throughput varies", False: ", steady"}[outcome.throughput_varies]
                 facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
                 facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
             facts += [f"{count(samples)} at W = {world}" for world, samples in outcome.samples_by_world.items()]

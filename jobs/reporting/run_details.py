@@ -10,7 +10,7 @@ from typing import Any
 from flip.environment import changes_in
 from flip.monitoring.results import Outcome, read_run
 from flip.runs import attempts
-from flip.runs.commit import commits
+from flip.runs.checkpoint_folder import checkpoints
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import UNREADABLE, RunState
 from flip.runs.metric_lines import newest_line
@@ -74,7 +74,7 @@ def _inherited(outcome: Outcome) -> list[dict[str, Any]]:
     """The remote folders with checkpoints that the run has inherited; none if its records cannot be read."""
     run = outcome.run
     try:
-        folders = inherited(run, str(outcome.settings.get("checkpoint.url") or ""), commits(run))
+        folders = inherited(run, str(outcome.settings.get("checkpoint.url") or ""), checkpoints(run))
     except (FlipError, *UNREADABLE):  # `damaged` and the state report that
         return []
     return [folder.as_dict() for folder in folders]
@@ -228,7 +228,7 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
 
 
 def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
-    """Ends by cause: total, since the newest commit or submission, and the limit that stops the run."""
+    """Ends by cause: total, since the newest checkpoint or submission, and the limit that stops the run."""
     after = record_of(outcome.run).get("after", 0)
     ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
     since: list[Mapping[str, Any]] = []

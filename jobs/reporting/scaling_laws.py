@@ -32,7 +32,7 @@ def ignored(key: str) -> bool:
 
 
 def compared(outcome: Outcome) -> dict[str, Any]:
-    """The settings by which runs are compared. The commit that an extended run continues from follows from its
+    """The settings by which runs are compared. The checkpoint that an extended run continues from follows from its
     stable phase."""
     settings = {key: value for key, value in outcome.settings.items() if not ignored(key)}
     if "init.commit" in settings:

@@ -106,9 +106,9 @@ class SeedGroup:
         return ", ".join(dict.fromkeys(precision(item) for outcome in self.outcomes for item in outcome.evaluations))
 
     @property
-    def unsteady(self) -> bool:
+    def throughput_varies(self) -> bool:
         """Whether the throughput of a run varied, so that its cost is not that of the method."""
-        return any(outcome.unsteady for outcome in self.outcomes)
+        return any(outcome.throughput_varies for outcome in self.outcomes)
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
         """Mean over the complete runs (over all if none is complete) that have the value."""
@@ -201,7 +201,7 @@ def sweep_record(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def source(outcome: Outcome) -> Any:
     """What a run starts from, to be compared: of a run of the same sweep its name without the seed, with stage and S;
-    else the digest of the commit."""
+    else the digest of the checkpoint."""
     settings = outcome.settings
     run = Path(settings.get("init.run") or "/")
     if run.parent != outcome.run.path.parent:

@@ -47,7 +47,7 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss,
     accuracy (within the batch), phase, samples_per_second, eta_seconds, attempts, restarts, restart (how the newest
     attempt came: "in the job", "requeue", or None for a first one), unsteady
-    (``flip.monitoring.metrics_reader.is_unsteady``), wall_seconds (of all attempts), gpu_hours (None: on CPUs),
+    (``flip.monitoring.metrics_reader.is_varying``), wall_seconds (of all attempts), gpu_hours (None: on CPUs),
     progress_time (Unix time of the last progress), score (of the first test set: name, top1), reason. None: not written
     yet.
     """
@@ -91,7 +91,7 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
     return {
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "accuracy", "phase")},
-        **_committed(live, last, state),
+        **_newest_checkpoint(live, last, state),
         **_between_attempts(last, state),
         "cluster": job.get("cluster"),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
@@ -128,15 +128,15 @@ def _between_attempts(last: Mapping[str, Any], state: RunState) -> dict[str, Any
     return {}
 
 
-def _committed(live: Mapping[str, Any], last: Mapping[str, Any], state: RunState) -> dict[str, Any]:
-    """The position of the newest commit at the end of the newest attempt, if status.json is older than it.
+def _newest_checkpoint(live: Mapping[str, Any], last: Mapping[str, Any], state: RunState) -> dict[str, Any]:
+    """The position of the newest checkpoint at the end of the newest attempt, if status.json is older than it.
 
-    Processes that were killed do not write their last position. The step of the commit is unknown here.
+    Processes that were killed do not write their last position. The step of the checkpoint is unknown here.
     """
-    commits = last.get("commits", 0)
-    if state.state == "running" or last.get("attempt") != live.get("attempt") or commits <= live.get("samples", 0):
+    saved = last.get("commits", 0)
+    if state.state == "running" or last.get("attempt") != live.get("attempt") or saved <= live.get("samples", 0):
         return {}
-    return {"samples": commits, "step": None}
+    return {"samples": saved, "step": None}
 
 
 def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:

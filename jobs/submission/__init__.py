@@ -14,7 +14,7 @@
 - ``dry_run.py``: ``PlannedJob``, the jobs that Slurm would get.
 - ``render.py``: a plan as text and as JSON.
 - ``cleanup.py``: what runs no longer need, and its deletion, for ``flip clean``.
-- ``removal.py``: moves runs to the trash, and deletes their commits in object storage, for ``flip rm``.
+- ``removal.py``: moves runs to the trash, and deletes their checkpoints in object storage, for ``flip rm``.
 - ``evaluation.py``: ``EvaluateCommand``, one call of ``flip evaluate``: a separate job next to the run.
 
 Does not watch runs: it returns their directories to the command. What a run does is known to

@@ -19,7 +19,7 @@ from flip.environment import environment
 from flip.files import deletion
 from flip.files.creation import closed_folder, folder_like, fsync_path, new_folder, open_lock
 from flip.files.ownership import is_mine
-from flip.runs import canary, commit, formats
+from flip.runs import canary, checkpoint_folder, formats
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
@@ -99,7 +99,9 @@ def apply(
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
-    sourced = [action for action in started if action.wanted.starts_from_commit and _needs_source(action, plan.folder)]
+    sourced = [
+        action for action in started if action.wanted.starts_from_checkpoint and _needs_source(action, plan.folder)
+    ]
     codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
     with writing(plan.folder), ExitStack() as cleanup:
         for action in started:
@@ -145,8 +147,11 @@ def _temporary_folder(action: Action, folder: Path, snapshot: Snapshot, cleanup:
 
 
 def _needs_source(action: Action, folder: Path) -> bool:
-    """Whether the run starts from the commit that ``init`` names; one with commits of its own continues from those."""
-    return action.kind == "new" or action.moves or not commit.ever_committed(RunDir(folder / action.name))
+    """Whether the run starts from the checkpoint that ``init`` names; one with checkpoints of its own continues from
+    those."""
+    return (
+        action.kind == "new" or action.moves or not checkpoint_folder.ever_had_checkpoint(RunDir(folder / action.name))
+    )
 
 
 def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:

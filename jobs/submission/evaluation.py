@@ -164,7 +164,7 @@ class EvaluateCommand:
         except BaseException as error:  # Ctrl-C included
             if self.jobs:
                 note("submitted before: " + ", ".join(str(job.path) for job in self.jobs.values()))
-            for subject in prepared.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
+            for subject in prepared.keys() - self.jobs:  # their pins would keep checkpoints; the next pin deletes them
                 job = prepared[subject].run
                 if not isinstance(error, FlipError) and (job.path / "job.json").exists():
                     note(f"may have been submitted; to end it: {command('cancel', job.path)}")
@@ -207,7 +207,7 @@ class EvaluateCommand:
 
 
 def _make(evaluation: EvaluationWorkload) -> RunDir:
-    """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
+    """Create the complete directory of the job, with pins on its checkpoints; nothing is left if that fails."""
     subject = evaluation.subject
     name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     job = RunDir(subject.path.parent / SIDE_JOBS / name)

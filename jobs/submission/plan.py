@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.common.plain_data import ConfigChange, digest
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED, FINAL
 from flip.runs.remote_owner import InheritedFolder, inherited
@@ -80,9 +80,9 @@ class Action:
         return str(self.wanted.identity["hash"])
 
     @property
-    def lacks_commit(self) -> bool:
-        """Whether the commit that it starts from does not exist yet. Only dry runs plan such a run."""
-        return self.starts and self.wanted.lacks_commit
+    def lacks_checkpoint(self) -> bool:
+        """Whether the checkpoint that it starts from does not exist yet. Only dry runs plan such a run."""
+        return self.starts and self.wanted.lacks_checkpoint
 
     @property
     def name(self) -> str:
@@ -125,7 +125,7 @@ class Plan:
             if not url or action.kind == "new" or action.moves:
                 continue
             run = RunDir(self.folder / action.name)
-            folders = inherited(run, url, commit.commits(run))
+            folders = inherited(run, url, checkpoint_folder.checkpoints(run))
             if folders:
                 folders_by_run[action.name] = folders
         return folders_by_run
@@ -151,7 +151,7 @@ class Plan:
                     ways += ", or data (it continues with the new data)"
                 why = self.why_not_extended(action)
                 if not why:
-                    ways += ", or extend (a new run continues from its newest commit with the new values)"
+                    ways += ", or extend (a new run continues from its newest checkpoint with the new values)"
                 remedy = f"Restore the old values, or use --changed {ways}."
                 if why:
                     remedy += f" It cannot be extended: {why}."
@@ -174,19 +174,21 @@ class Plan:
             raise ConfigError(what, str(self.folder), ", ".join(self.pruned), remedy)
 
     def refuse_pinned(self) -> None:
-        """ConfigError if a run would go to the trash of which another run needs a commit."""
+        """ConfigError if a run would go to the trash of which another run needs a checkpoint."""
         moved = {action.name for action in self.actions if action.starts and action.moves}
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                holders = commit.pin_holders(run)
+                holders = checkpoint_folder.pin_holders(run)
             except OSError as error:
-                what = f"who needs its commits cannot be read: {error}"
+                what = f"who needs its checkpoints cannot be read: {error}"
                 remedy = "Delete that file if no run needs them."
                 raise ConfigError(what, str(run.path), remedy=remedy) from error
             holders -= {self.folder / other for other in self.pruned}
             if holders:
-                what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
+                what = (
+                    f"may not go to the trash: a checkpoint of it is needed by {', '.join(sorted(map(str, holders)))}"
+                )
                 remedy = "Wait until that is complete, or prune it too."
                 release = [submitted.of_run(RunDir(holder)).release() for holder in sorted(holders)]
                 remedy = " ".join([remedy, *list(filter(None, release))[:1]])

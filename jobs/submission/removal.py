@@ -1,8 +1,9 @@
-"""Moves runs to the trash, for ``flip rm``, and deletes their commits in object storage.
+"""Moves runs to the trash, for ``flip rm``, and deletes their checkpoints in object storage.
 
-Only ``flip clean`` deletes what lies in the trash. A commit in object storage cannot be moved there: it is deleted for
-good, its commit.json first, and only if this run directory has written it and its owner.json names this run directory.
-No target of a deletion comes from a record: the address of a commit is compared with the computed ones of this run.
+Only ``flip clean`` deletes what lies in the trash. A checkpoint in object storage cannot be moved there: it is deleted
+for good, its commit.json first, and only if this run directory has written it and its owner.json names this run
+directory.
+No target of a deletion comes from a record: the address of a checkpoint is compared with the computed ones of this run.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from flip.checkpoint.remote_folder import RemoteFolder
 from flip.data.storage.retry import RetryPolicy
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.rundir import RunDir
@@ -33,15 +34,15 @@ class Removal:
     bytes: int
     url: str = ""
     """``checkpoint.url`` of its configuration."""
-    commits: list[commit.Commit] = field(default_factory=list)
-    """Its commits in object storage, which are deleted."""
+    checkpoints: list[checkpoint_folder.SavedCheckpoint] = field(default_factory=list)
+    """Its checkpoints in object storage, which are deleted."""
     target: Path | None = None
     """Its place in the trash, after it was moved."""
 
     @property
     def remote_bytes(self) -> int:
-        """Of its commits in object storage."""
-        files = [facts for entry in self.commits for facts in entry.record["files"].values()]
+        """Of its checkpoints in object storage."""
+        files = [facts for entry in self.checkpoints for facts in entry.record["files"].values()]
         return sum(int(facts["bytes"]) for facts in files)
 
 
@@ -64,7 +65,7 @@ def plan(runs: Sequence[RunDir]) -> tuple[list[Removal], dict[Path, str]]:
 
 
 def remove(removals: Sequence[Removal]) -> list[FlipError]:
-    """Delete the remote commits of runs and move the runs to the trash; returns the errors.
+    """Delete the remote checkpoints of runs and move the runs to the trash; returns the errors.
 
     Holds the lock of each sweep, so that nothing is submitted meanwhile, and looks at the states again.
     """
@@ -75,7 +76,7 @@ def remove(removals: Sequence[Removal]) -> list[FlipError]:
                 _, spared = plan([removal.run])
                 if spared:
                     raise ConfigError(f"not moved: {spared[removal.run.path]}", str(removal.run.path))
-                _delete_commits(removal)
+                _delete_checkpoints(removal)
                 removal.target = move_to_trash(removal.run.path)
         except FlipError as error:
             errors.append(error)
@@ -90,29 +91,30 @@ def _why_it_stays(run: RunDir, state: str, leaving: set[Path]) -> str:
     if state not in ENDED:
         return f"it is {state}: {command('cancel', run.path)}"
     try:
-        holders = commit.pin_holders(run) - leaving
+        holders = checkpoint_folder.pin_holders(run) - leaving
     except OSError as error:
-        return f"who needs its commits cannot be read: {error}"
+        return f"who needs its checkpoints cannot be read: {error}"
     if holders:
-        return f"a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
+        return f"a checkpoint of it is needed by {', '.join(sorted(map(str, holders)))}"
     return ""
 
 
 def _removal(run: RunDir) -> Removal:
     """Raises OSError if the run contains a folder of another user, and what its records raise."""
     total = cleanup.measure(run.path)[0]
-    remote = [entry for entry in commit.commits(run) if entry.record.get("url")]
+    remote = [entry for entry in checkpoint_folder.checkpoints(run) if entry.record.get("url")]
     if not remote:
         return Removal(run, total)
     return Removal(run, total, submitted.of_run(run).checkpoint_url(), remote)
 
 
-def _delete_commits(removal: Removal) -> None:
-    """Raises PermissionDenied if a commit in object storage is not this run's alone, and what the storage raises."""
-    if not removal.commits:
+def _delete_checkpoints(removal: Removal) -> None:
+    """Raises PermissionDenied if a checkpoint in object storage is not this run's alone, and what the storage
+    raises."""
+    if not removal.checkpoints:
         return
     folder = RemoteFolder(removal.run, removal.url, _POLICY)
-    for entry in removal.commits:
+    for entry in removal.checkpoints:
         reason = folder.discard(entry.path, entry.record["url"], list(entry.record["files"]), _POLICY)
         if reason:
             remedy = f"Delete these files by hand, then that folder: {entry.path}"

@@ -175,7 +175,7 @@ def _designs(plan: Plan) -> list[list[Action]]:
     """The actions, those together that are alike and differ only in the seed, in the order of their first."""
     designs: dict[tuple[Any, ...], list[Action]] = {}
     for action in plan.actions:
-        alike = (action.kind, action.starts, action.lacks_commit, action.reason, action.wanted.cluster)
+        alike = (action.kind, action.starts, action.lacks_checkpoint, action.reason, action.wanted.cluster)
         designs.setdefault((*alike, action.wanted.about.design), []).append(action)
     return list(designs.values())
 
@@ -205,7 +205,7 @@ def _row(same: Sequence[Action]) -> dict[str, Any]:
 
 def _effect(action: Action) -> str:
     """What submitting does with the run, or an empty text."""
-    if action.lacks_commit:
+    if action.lacks_checkpoint:
         return "cannot start yet"
     if action.kind == "new":
         return "will start"
@@ -271,8 +271,8 @@ def _advice(plan: Plan) -> list[str]:
     if "changed" in kinds:
         lines.append(
             "changed runs are refused: restore the old values, or use --changed keep (they stay as they are), extend"
-            " (new runs continue from their newest commits), fork (new runs start next to them), restart (they go to"
-            " the trash) or, if only the data set changed, data (they continue with it)"
+            " (new runs continue from their newest checkpoints), fork (new runs start next to them), restart (they go"
+            " to the trash) or, if only the data set changed, data (they continue with it)"
         )
     return lines
 
@@ -320,7 +320,7 @@ def _run_as_dict(action: Action, inherited: Sequence[InheritedFolder]) -> dict[s
         "action": action.kind,
         "reason": action.reason,
         "extends": wanted.extends,
-        "starts": action.starts and not action.lacks_commit,
+        "starts": action.starts and not action.lacks_checkpoint,
         "copied_from": action.submitter,
         "inherited": [folder.as_dict() for folder in inherited],
         "cluster": wanted.cluster,

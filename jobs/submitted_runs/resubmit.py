@@ -107,10 +107,10 @@ def command(run: RunDir, retry: bool = False, diverged: bool = False) -> tuple[s
 
 
 def _resuming(run: RunDir) -> str:
-    """What a start of the run does, by its commits."""
+    """What a start of the run does, by its checkpoints."""
     if any(run.checkpoints.glob(f"*/*/{COMMIT_FILE}")):
-        return "resume from its newest commit"
-    return "start it again, without a commit to resume from"
+        return "resume from its newest checkpoint"
+    return "start it again, without a checkpoint to resume from"
 
 
 def with_seeds(run: RunDir, seeds: Sequence[int], designs: Collection[str] = ()) -> str | None:

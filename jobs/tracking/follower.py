@@ -1,9 +1,10 @@
 """Sends the metric lines of a run to a tracker: one run there over all attempts, each step once.
 
-A tracker cannot take a step back, so a step is sent when it can no longer be lost. By the commit protocol
-(``flip.runs.commit``) an attempt resumes from a commit, and the steps after it are repeated. Hence a line of attempt n
-is final if its S is not after the S from which each later attempt resumed (``ready.json``); a line of the newest
-attempt, if its S is not after the newest commit of this attempt. If a commit turns out to be damaged, steps up to it
+A tracker cannot take a step back, so a step is sent when it can no longer be lost. By the protocol of checkpoints
+(``flip.runs.checkpoint_folder``) an attempt resumes from a checkpoint, and the steps after it are repeated. Hence a
+line of attempt n is final if its S is not after the S from which each later attempt resumed (``ready.json``); a line of
+the newest attempt, if its S is not after the newest checkpoint of this attempt. If a checkpoint turns out to be
+damaged, steps up to it
 are repeated after they were sent: the tracker keeps the first values.
 
 The position is in ``trackers/<tracker>.json``, written when the tracker has closed; a follower that is killed leaves
@@ -23,7 +24,7 @@ from typing import Any
 from flip.files.creation import open_lock, run_folder
 from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.credentials import scrub
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.metric_lines import MetricFile, metric_file
@@ -40,13 +41,13 @@ log = logging.getLogger("follower")
 
 def final_samples(run: RunDir) -> dict[int, int]:
     """Attempt -> S up to which its metric lines are final."""
-    committed: dict[int, int] = {}
-    for each in commit.commits(run):
-        committed[each.attempt] = max(each.samples_seen, committed.get(each.attempt, 0))
+    newest: dict[int, int] = {}
+    for each in checkpoint_folder.checkpoints(run):
+        newest[each.attempt] = max(each.samples_seen, newest.get(each.attempt, 0))
     limits: dict[int, int] = {}
     resumed = load_record(run.result).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
-        limits[n] = committed.get(n, 0) if resumed is None else resumed
+        limits[n] = newest.get(n, 0) if resumed is None else resumed
         ready = load_record(run.attempt(n) / "ready.json").get("samples")
         if resumed is None:
             resumed = ready
@@ -123,7 +124,7 @@ class Follower:
         self._step = step
 
     def _unsent_scores(self) -> list[dict[str, Any]]:
-        """Evaluations by S. Each is written after the commit of its S."""
+        """Evaluations by S. Each is written after the checkpoint of its S."""
         return [record for record in results.read_run(self.run.path).curve() if _name(record) not in self._scored]
 
     def _new_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:

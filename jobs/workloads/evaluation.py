@@ -1,4 +1,4 @@
-"""``EvaluationWorkload``: a side job that scores commits of a run, or a published model."""
+"""``EvaluationWorkload``: a side job that scores checkpoints of a run, or a published model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.datasets.prompts import read_prompts
 from flip.evaluation.encoding.open_clip_folder import claim
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.checks import Check, Rule, run_rules
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
@@ -68,10 +68,10 @@ class EvaluationWorkload:
 
 
 def _pin(subject: RunDir, job: RunDir, name: str) -> None:
-    """Keep a commit for the job. ConfigError if the run, which may be training, has deleted it meanwhile."""
+    """Keep a checkpoint for the job. ConfigError if the run, which may be training, has deleted it meanwhile."""
     stage, _, place = name.partition("/")
-    commit.pin(subject, job, stage, int(place.partition("-")[0]))
-    if not (subject.checkpoints / name / commit.COMMIT_FILE).exists():
+    checkpoint_folder.pin(subject, job, stage, int(place.partition("-")[0]))
+    if not (subject.checkpoints / name / checkpoint_folder.COMMIT_FILE).exists():
         raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
 

@@ -19,7 +19,7 @@ from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.encoding.open_clip_folder import conversion, is_pickle
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from jobs.common.cli import note
@@ -81,7 +81,7 @@ class EvaluationBuilder:
             subject=str(subject.path),
             compute=self._compute(of_training.compute, resources),
             model=self._model(),
-            commits=self._commits(subject),
+            commits=self._checkpoints(subject),
             sets=tuple(dataclasses.asdict(request) for request in requests),
             data=self.data,
             views=self._views(),
@@ -190,18 +190,19 @@ class EvaluationBuilder:
             raise ConfigError("an ensemble needs masks", "--ensemble", remedy="Add --mask RATIO.")
         return tuple(dict.fromkeys(views))
 
-    def _commits(self, subject: RunDir) -> tuple[str, ...]:
-        """STAGE/S-n of the chosen commits; empty: the newest when the job starts. Refuses what the job would refuse."""
-        wanted = self.args.commit
-        commits = commit.commits(subject)
+    def _checkpoints(self, subject: RunDir) -> tuple[str, ...]:
+        """STAGE/S-n of the chosen checkpoints; empty: the newest when the job starts. Refuses what the job would
+        refuse."""
+        wanted = self.args.checkpoint
+        checkpoints = checkpoint_folder.checkpoints(subject)
         if self.args.model:
             return ()
-        if not commits:
-            raise commit.no_commit(subject)
-        names = {f"{entry.stage}/{entry.path.name}": entry for entry in commits}
+        if not checkpoints:
+            raise checkpoint_folder.no_checkpoint(subject)
+        names = {f"{entry.stage}/{entry.path.name}": entry for entry in checkpoints}
         chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples_seen))]
         if not chosen:
-            raise ConfigError("no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
+            raise ConfigError("no such checkpoint", "--checkpoint", wanted, f"There are: {', '.join(names)}.")
         if wanted != "all":
             chosen = chosen[-1:]
         for entry in map(names.__getitem__, chosen):

@@ -1,4 +1,4 @@
-"""Continues a changed run from its newest commit with its new values: ``flip submit --changed extend``.
+"""Continues a changed run from its newest checkpoint with its new values: ``flip submit --changed extend``.
 
 The new values get a run directory of their own, NAME-v2, whose ``init`` extends the run (docs/sweeps.md). Later
 submissions of the same sweep recognise it there: the file itself does not need an ``init``.
@@ -14,7 +14,7 @@ from flip.common.plain_data import ConfigChange
 from flip.config.identity import changes_since
 from flip.config.merge import read_config
 from flip.config.schema import Config
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_lenient
 
@@ -23,25 +23,25 @@ _OF_EXTENSION = re.compile(r"init\..*|data\.lanes")
 
 
 def why_not_extended(run: RunDir, changes: Sequence[ConfigChange]) -> str:
-    """Why a run cannot continue from its newest commit with changed settings; empty: it can."""
+    """Why a run cannot continue from its newest checkpoint with changed settings; empty: it can."""
     try:
-        commits = commit.commits(run)
+        checkpoints = checkpoint_folder.checkpoints(run)
         read_config(run.config)
     except (FlipError, OSError, ValueError) as error:
         return f"its files cannot be read: {error}"
-    if not commits:
-        return "it has no commit"
+    if not checkpoints:
+        return "it has no checkpoint"
     if not changes:
         return "its identity.json cannot be compared"
-    fixed = [change.key for change in changes if not _may_change(change.key, commits[-1].stage)]
+    fixed = [change.key for change in changes if not _may_change(change.key, checkpoints[-1].stage)]
     if fixed:
         return f"an extended run cannot change {', '.join(fixed)}"
     return ""
 
 
 def extended(config: Config, run: RunDir) -> Config:
-    """``config``, with an ``init`` that continues ``run`` from its newest commit, in the lanes of that run."""
-    newest = commit.commits(run)[-1]
+    """``config``, with an ``init`` that continues ``run`` from its newest checkpoint, in the lanes of that run."""
+    newest = checkpoint_folder.checkpoints(run)[-1]
     own = deepcopy(config)
     source = str(run.path)
     own.init = replace(Config().init, run=source, stage=newest.stage, samples=newest.samples_seen, extend=True)
@@ -77,12 +77,12 @@ def notes(config: Config) -> list[str]:
     return lines
 
 
-def newest_commit(run: RunDir) -> str:
-    """The newest commit in words."""
-    commits = commit.commits(run)
-    if not commits:
-        return "it has no commit"
-    return f"its newest commit is at S = {commits[-1].samples_seen} of stage {commits[-1].stage}"
+def newest_checkpoint(run: RunDir) -> str:
+    """The newest checkpoint in words."""
+    checkpoints = checkpoint_folder.checkpoints(run)
+    if not checkpoints:
+        return "it has no checkpoint"
+    return f"its newest checkpoint is at S = {checkpoints[-1].samples_seen} of stage {checkpoints[-1].stage}"
 
 
 def _may_change(key: str, stage: str) -> bool:

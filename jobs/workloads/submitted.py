@@ -57,7 +57,7 @@ class SubmittedWork(Protocol):
         """Where its checkpoints are; empty: in its directory. Raises ConfigError if its settings are damaged."""
 
     def release(self) -> str:
-        """A sentence: what else than waiting makes it need its pinned commits no more; empty: nothing."""
+        """A sentence: what else than waiting makes it need its pinned checkpoints no more; empty: nothing."""
 
     def details(self, outcome: Outcome) -> dict[str, Any]:
         """The keys ``about`` and ``evaluation`` of ``flip explain --json``."""

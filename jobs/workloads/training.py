@@ -16,7 +16,7 @@ from flip.config.identity import changed_class_names, changes_since, concern_onl
 from flip.config.merge import dump, to_dict
 from flip.config.schema import Config
 from flip.data.storage.retry import RetryPolicy
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.checks import OK, Check, run_rules
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
@@ -29,7 +29,7 @@ from jobs.workloads import extension, training_page
 from jobs.workloads.workload import About
 
 NOT_YET = "0" * 16
-"""Stands for the digest of a commit that another run of the sweep will save (``init.commit``)."""
+"""Stands for the digest of a checkpoint that another run of the sweep will save (``init.commit``)."""
 MOST_CHANGES = 5
 """Most changes that a sentence lists."""
 
@@ -83,7 +83,7 @@ class TrainingWorkload:
         return {"config.yaml": dump(self.config)}
 
     def pin(self, run: RunDir) -> None:
-        if self.starts_from_commit:
+        if self.starts_from_checkpoint:
             warm_start.pin(self.config.init, run)
 
     # -- the plan
@@ -155,7 +155,7 @@ class TrainingWorkload:
         identity.json is written before config.yaml: the next submission repairs one that ends between the two.
         """
         stored = read_record(run.identity) or {}
-        done = commit.commits(run)
+        done = checkpoint_folder.checkpoints(run)
         until: dict[str, Any] = {"samples": done[-1].samples_seen if done else 0, "hash": stored.get("hash")}
         until["changes"] = [change._asdict() for change in changes]
         write_json(run.identity, {**self._renewed(stored), "before": [*stored.get("before", []), until]})
@@ -190,15 +190,15 @@ class TrainingWorkload:
         return self._callbacks_without_code(read_yaml(run.config))
 
     @property
-    def lacks_commit(self) -> bool:
+    def lacks_checkpoint(self) -> bool:
         return self.config.init.commit == NOT_YET
 
     @property
-    def starts_from_commit(self) -> bool:
+    def starts_from_checkpoint(self) -> bool:
         return bool(self.config.init.run)
 
     def check_source(self) -> None:
-        warm_start.open_commit(self.config.init)
+        warm_start.open_checkpoint(self.config.init)
 
     def _renewed(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """A stored identity with this configuration."""

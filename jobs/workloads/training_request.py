@@ -16,7 +16,7 @@ from flip.config.merge import read_config, to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.export import timm_source
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_lenient, read_record
 from flip.training import warm_start
@@ -70,8 +70,8 @@ class TrainingRequest:
         return _Resolution(self.run, self.file, place).training()
 
 
-def settings_of_commits(run: RunDir) -> list[str]:
-    """``KEY=VALUE`` of the settings without which the commits of a run cannot be resumed: its own lanes."""
+def settings_of_checkpoints(run: RunDir) -> list[str]:
+    """``KEY=VALUE`` of the settings without which the checkpoints of a run cannot be resumed: its own lanes."""
     if not run.config.exists():
         return []
     stored = read_config(run.config)
@@ -147,8 +147,8 @@ class _Resolution:
         if init.commit == NOT_YET:
             later = self.place.again.line(self.place.folder.parent, "--only", self.run.name)
             notes.append(
-                f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
-                f" {extension.newest_commit(RunDir(self.place.folder / init.run))}; when it has one, submit again:"
+                f"it cannot start: {init.run} has no checkpoint at S = {init.samples} yet,"
+                f" {extension.newest_checkpoint(RunDir(self.place.folder / init.run))}; when it has one, submit again:"
                 f" {later}"
             )
         return config, notes, ignored
@@ -196,7 +196,8 @@ class _Resolution:
         return FinishedConfig(known, notes)
 
     def _extended(self, config: Config) -> Config | None:
-        """The configuration of a changed run that continues it from its newest commit; None if it cannot, or is new.
+        """The configuration of a changed run that continues it from its newest checkpoint; None if it cannot, or is
+        new.
 
         ``config``: the resolved one, which the run's directory does not have.
         """
@@ -208,7 +209,7 @@ class _Resolution:
 
     def _resolve_init(self, asked: Config) -> Init:
         """``init``, resolved. A run that has started continues without its source if that is gone, and a dry run plans
-        with a commit that a run of the sweep will make."""
+        with a checkpoint that a run of the sweep will make."""
         init = asked.init
         folder = self.place.folder
         known = self._stored_init(init)
@@ -218,18 +219,21 @@ class _Resolution:
             will_come = init.run in self.place.names and init.samples and not self._has_passed(init)
             if known is None and self.place.dry and will_come:
                 stage = init.stage or stage_at(asked, init.samples).name
-                known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
+                known = replace(
+                    init, stage=stage, commit=NOT_YET
+                )  # enough to plan: the sweep itself saves the checkpoint
             if known is None:
                 raise
             return known
 
     def _has_passed(self, init: Init) -> bool:
-        """Whether the run that ``init`` names is complete or has a later commit, so that it never saves that one."""
+        """Whether the run that ``init`` names is complete or has a later checkpoint, so that it never saves that
+        one."""
         source = RunDir(self.place.folder / init.run)
-        commits = commit.commits(source)
-        return source.is_complete() or bool(commits and commits[-1].samples_seen >= init.samples)
+        checkpoints = checkpoint_folder.checkpoints(source)
+        return source.is_complete() or bool(checkpoints and checkpoints[-1].samples_seen >= init.samples)
 
     def _stored_init(self, init: Init) -> Init | None:
-        """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""
+        """The resolved ``init`` of a run, or of its newest fork, that has checkpoints of its own."""
         stored = (warm_start.stored_init(init, RunDir(each)) for each in reversed(self.directories))
         return next(filter(None, stored), None)

@@ -117,7 +117,7 @@ class Workload(Protocol):
         """Name -> text of the files of a new directory that say what to do."""
 
     def pin(self, run: RunDir) -> None:
-        """Keep the commits of other runs that it needs until ``run``, its directory, is over."""
+        """Keep the checkpoints of other runs that it needs until ``run``, its directory, is over."""
 
 
 class SweepRun(Workload, Protocol):
@@ -178,14 +178,14 @@ class SweepRun(Workload, Protocol):
         """Whether a run can continue in its directory with these changes (``--changed data``)."""
 
     def adopt(self, run: RunDir, changes: Sequence[ConfigChange]) -> None:
-        """Record that ``run`` continues with these changes after its newest commit."""
+        """Record that ``run`` continues with these changes after its newest checkpoint."""
 
     @property
     def extends(self) -> bool:
         """Whether it continues its changed run in a directory of its own (``--changed extend``)."""
 
     def why_not_extended(self, run: RunDir, changes: Sequence[ConfigChange]) -> str:
-        """Why a new run cannot continue from the newest commit of ``run`` with these changes; empty: it can."""
+        """Why a new run cannot continue from the newest checkpoint of ``run`` with these changes; empty: it can."""
 
     def update(self, run: RunDir, older: bool) -> None:
         """Write the settings with which ``run`` continues. ``older``: it keeps the code of an earlier submission."""
@@ -194,15 +194,15 @@ class SweepRun(Workload, Protocol):
         """What the sweep file names, and the code of an earlier submission of ``run`` does not contain."""
 
     @property
-    def lacks_commit(self) -> bool:
-        """Whether the commit that it starts from does not exist yet. Only dry runs plan such a run."""
+    def lacks_checkpoint(self) -> bool:
+        """Whether the checkpoint that it starts from does not exist yet. Only dry runs plan such a run."""
 
     @property
-    def starts_from_commit(self) -> bool:
-        """Whether it starts from the commit of another run."""
+    def starts_from_checkpoint(self) -> bool:
+        """Whether it starts from the checkpoint of another run."""
 
     def check_source(self) -> None:
-        """Raise DataError if the commit that it starts from is gone."""
+        """Raise DataError if the checkpoint that it starts from is gone."""
 
 
 class CheckpointPlace(CheckpointNeed, Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from pictures import encode, picture
+from images import draw_image, encode
 
 
 def main(folder: str, count: str = "400") -> None:
@@ -20,7 +20,7 @@ def main(folder: str, count: str = "400") -> None:
     random = np.random.default_rng(7)
     for i in range(int(count)):
         width, height = random.integers(16, 72, 2).tolist()
-        file = encode(random, picture(random, width, height))
+        file = encode(random, draw_image(random, width, height))
         box = [int(random.integers(width)), int(random.integers(height)), width, height]
         request = struct.pack(">4H8B", *box, *random.integers(0, 256, 8).tolist())
         (into / f"{i:04d}").write_bytes(file + request)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import simplejpeg
-from pictures import SIZES, crop, encode, picture, reference, visible
+from images import SIZES, crop, draw_image, encode, reference, visible
 
 
 def compare(kernel, seed: int, cases: int) -> int:
@@ -15,7 +15,7 @@ def compare(kernel, seed: int, cases: int) -> int:
     for case in range(cases):
         if case % 8 == 0:  # a file serves several views
             width, height = random.integers(16, 420, 2).tolist()
-            data = encode(random, picture(random, width, height))
+            data = encode(random, draw_image(random, width, height))
         size, patch = SIZES[random.integers(len(SIZES))]
         box = crop(random, width, height, size)
         keep = visible(random, (size // patch) ** 2)
@@ -44,7 +44,7 @@ def test_views_of_each_size_around_a_block_are_equal(kernel, sampling):
     keep = np.arange(9, dtype=np.int16)
     for width in (*range(16, 34), 47, 64):
         height = 16 + width % 19
-        data = simplejpeg.encode_jpeg(picture(random, width, height), 80, "RGB", sampling)
+        data = simplejpeg.encode_jpeg(draw_image(random, width, height), 80, "RGB", sampling)
         for box in ((0, 0, width, height), (1, 1, width, height), (0, 1, width - 1, height - 1)):
             assert np.array_equal(kernel.File(data).patches(box, 48, 16, keep), reference(data, box, 48, 16, keep))
 
@@ -63,7 +63,7 @@ def test_largest_images_are_equal(kernel, size):
 @pytest.mark.parametrize("size", [96, 112, 160, 192, 224, 256, 288, 336, 384, 448])
 def test_filter_of_each_length_is_equal(kernel, size):
     random = np.random.default_rng(size)
-    data = simplejpeg.encode_jpeg(picture(random, 1100, 16), 90, "RGB", "444")
+    data = simplejpeg.encode_jpeg(draw_image(random, 1100, 16), 90, "RGB", "444")
     patch = 16
     if size % 32 == 0:
         patch = 32
@@ -82,7 +82,7 @@ def test_threads_do_not_disturb_each_other(kernel):
 
 def test_result_goes_to_given_array(kernel):
     random = np.random.default_rng(2)
-    data = simplejpeg.encode_jpeg(picture(random, 60, 50), 90)
+    data = simplejpeg.encode_jpeg(draw_image(random, 60, 50), 90)
     out = np.zeros((2, 768), np.uint8)
     assert kernel.File(memoryview(data)).patches((0, 0, 60, 50), 48, 16, np.array([1, 7], np.int16), out=out) is out
     assert np.array_equal(out, reference(data, (0, 0, 60, 50), 48, 16, np.array([1, 7])))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from pictures import picture
+from images import draw_image
 
 KERNEL = Path(__file__).resolve().parents[1]
 EXAMPLE = re.search(r"```python\n(.*?)```", (KERNEL / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
@@ -40,7 +40,7 @@ def unpacked_wheel(folder: Path, **variables: str) -> Path:
 
 
 def call_example(folder: Path, package: Path) -> str:
-    pixels = picture(np.random.default_rng(4), 90, 70)
+    pixels = draw_image(np.random.default_rng(4), 90, 70)
     (folder / "photo.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, 90))
     where = "\nprint(visible_jpeg.__file__)"
     result, file = run([sys.executable, "-c", EXAMPLE + where], folder, PYTHONPATH=str(package)).splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from pictures import crop, damage, encode, picture, reference, visible
+from images import crop, damage, draw_image, encode, reference, visible
 from PIL import Image
 
 BOX = (0, 0, 40, 30)
@@ -17,7 +17,7 @@ KEEP = np.arange(9, dtype=np.int16)
 
 
 def file(mode: str = "RGB", **options) -> bytes:
-    pixels = Image.fromarray(picture(np.random.default_rng(3), 40, 30)).convert(mode)
+    pixels = Image.fromarray(draw_image(np.random.default_rng(3), 40, 30)).convert(mode)
     out = io.BytesIO()
     pixels.save(out, "JPEG", **{"quality": 90, "subsampling": 2} | options)
     return out.getvalue()
@@ -174,11 +174,11 @@ def test_index_beyond_16_bits_is_an_error(kernel):
 
 
 def test_view_of_small_image_and_of_one_patch(kernel):
-    data = simplejpeg.encode_jpeg(picture(np.random.default_rng(1), 16, 17), 90)
+    data = simplejpeg.encode_jpeg(draw_image(np.random.default_rng(1), 16, 17), 90)
     keep = np.zeros(1, np.int16)
     for box in ((0, 0, 16, 17), (3, 4, 4, 5)):
         assert np.array_equal(kernel.File(data).patches(box, 32, 32, keep), reference(data, box, 32, 32, keep))
-    small = simplejpeg.encode_jpeg(picture(np.random.default_rng(1), 15, 17), 90)
+    small = simplejpeg.encode_jpeg(draw_image(np.random.default_rng(1), 15, 17), 90)
     assert kernel.File(small).patches((0, 0, 15, 17), 32, 32, keep) is None and "16 pixels" in kernel.why()
 
 
@@ -188,7 +188,7 @@ def compare_damaged(kernel, seed: int, files: int) -> dict[str, int]:
     originals = []
     for _ in range(40):
         width, height = random.integers(16, 80, 2).tolist()
-        originals.append(encode(random, picture(random, width, height)))
+        originals.append(encode(random, draw_image(random, width, height)))
     counts = {"both accept": 0, "both refuse": 0, "the kernel refuses": 0}
     for number in range(files):
         data = damage(random, originals[random.integers(len(originals))])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import damage, encode, picture
+from images import damage, draw_image, encode
 
 KERNEL = Path(__file__).resolve().parents[1]
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-g", "-O1", "-ffp-contract=off", f"-I{KERNEL / 'src'}"]
@@ -35,7 +35,7 @@ def write_corpus(folder: Path, originals: int, damaged: int) -> list[Path]:
     files = []
     for _ in range(originals):
         width, height = random.integers(16, 90, 2).tolist()
-        files.append((encode(random, picture(random, width, height)), width, height))
+        files.append((encode(random, draw_image(random, width, height)), width, height))
     for i in range(originals + damaged):
         content, width, height = files[i % originals]
         if i >= originals:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from pictures import picture
+from images import draw_image
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -25,9 +25,9 @@ def images(tmp_path):
     folder.mkdir()
     random = np.random.default_rng(3)
     for i in range(12):
-        pixels = picture(random, 90 + 7 * i, 150 - 5 * i)
+        pixels = draw_image(random, 90 + 7 * i, 150 - 5 * i)
         (folder / f"{i:02d}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels, 90, colorsubsampling="420"))
-    Image.fromarray(picture(random, 80, 70)).save(folder / "12.png")
+    Image.fromarray(draw_image(random, 80, 70)).save(folder / "12.png")
     return names["MaskedImages"](tmp_path)
 
 

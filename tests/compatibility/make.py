@@ -93,7 +93,7 @@ def main(out):
     command("submit", str(sweep), "--yes", env=env)
     runs = out / "runs" / "demo"
     wait(lambda: (runs / "complete" / "result.json").exists(), "the complete run")
-    wait(lambda: list(runs.glob("stopped/checkpoints/*/*/commit.json")), "a commit of the other")
+    wait(lambda: list(runs.glob("stopped/checkpoints/*/*/commit.json")), "a checkpoint of the other")
     command("cancel", "demo/stopped", "--yes", env=env)
     wait(lambda: list(runs.glob("stopped/attempts/1/end.json")), "its end")
     command("evaluate", "demo/complete", "--data", str(out), "--json", env=env)

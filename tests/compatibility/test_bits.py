@@ -100,10 +100,11 @@ def wait(condition, event):
 
 
 def weights(run):
-    """Return (file, tensor) -> bytes of the last commit. Step counts are equal on all ranks: their file is ignored."""
-    (commit,) = run.glob("checkpoints/unmasked/768-*")
+    """Return (file, tensor) -> bytes of the last checkpoint. Step counts are equal on all ranks: their file is
+    ignored."""
+    (checkpoint,) = run.glob("checkpoints/unmasked/768-*")
     tensors = {}
-    for path in sorted(commit.glob("*.safetensors")):
+    for path in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118
                 place = "" if name.startswith("optim.step.") else path.name

@@ -102,7 +102,7 @@ class World:
         self.likes = {f"run{i:03d}": self._like(i) for i in range(runs)}
         self.bodies = {}
         self.lives = []
-        self.commits = {}
+        self.checkpoints = {}
         self.away = ""
         self.storage_kind = ""
         self.outages = []

@@ -1,7 +1,7 @@
-"""A model of the worker: one object for all ranks of an attempt. It trains at constant speed and commits at intervals.
+"""A model of the worker: one object for all ranks of an attempt. It trains at constant speed and saves at intervals.
 
-It writes the same files as the worker, with the functions of ``flip.runs.rundir`` and ``flip.runs.commit``. Of the
-commits between two reads, only the newest is written, at the second read.
+It writes the same files as the worker, with the functions of ``flip.runs.rundir`` and ``flip.runs.checkpoint_folder``.
+Of the checkpoints between two reads, only the newest is written, at the second read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from flip.runs import attempts, commit
+from flip.runs import attempts, checkpoint_folder
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import create_json, read_json
 from tests.slurm.scripted import STOP
@@ -37,7 +37,7 @@ class Run:
     step: float = 5.0
     save: float = 20.0
     interval: float = 900.0
-    """Between commits."""
+    """Between checkpoints."""
     bug: int = 0
     """S at which it crashes, each time; 0: none."""
     killer: bool = False
@@ -76,7 +76,7 @@ class Trainer:
         with world.storage(self.life):
             try:
                 self.soon = bool((read_json(self.run.attempt(self.n) / "start.json") or {}).get("first_commit"))
-                self.first = self.saved = attempts.committed_samples(self.run)
+                self.first = self.saved = attempts.newest_checkpoint_samples(self.run)
             except OSError:
                 self.life.happened("storage")
                 self._leave("storage", "the start cannot be read")
@@ -118,7 +118,7 @@ class Trainer:
         return min(self.like.total, self.first + int((moment - self.training_start) / self.like.step) * BATCH)
 
     def catch_up(self):
-        """Write the newest commit that is due by now."""
+        """Write the newest checkpoint that is due by now."""
         if self.over or not self.listening:
             return
         trained = self.clock.now - self.training_start
@@ -130,19 +130,19 @@ class Trainer:
             if self.soon and trained >= self.like.step:
                 offset = self.like.step
         if offset:
-            self._commit(self._samples(self.training_start + offset), self.training_start + offset)
+            self._checkpoint(self._samples(self.training_start + offset), self.training_start + offset)
 
-    def _commit(self, samples, moment):
-        """Commit as flip.checkpoint.saver does. Raises OSError."""
+    def _checkpoint(self, samples, moment):
+        """Save a checkpoint as flip.checkpoint.saver does. Raises OSError."""
         if samples <= self.saved or not self.run.is_current_attempt(self.n):
             return
-        path = commit.folder(self.run, "pretrain", samples, self.n)
+        path = checkpoint_folder.folder(self.run, "pretrain", samples, self.n)
         path.mkdir(parents=True)
-        (path / (commit.SHARD_FILE % 1)).write_text(str(samples))
-        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
-        commit.apply_retention(self.run, self.n, 2, [path])
+        (path / (checkpoint_folder.SHARD_FILE % 1)).write_text(str(samples))
+        checkpoint_folder.complete_checkpoint(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
+        checkpoint_folder.apply_retention(self.run, self.n, 2, [path])
         self.saved = samples
-        self.world.commits.setdefault((self.run.name, self.n), []).append((moment, samples))
+        self.world.checkpoints.setdefault((self.run.name, self.n), []).append((moment, samples))
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Trainer:
     def _complete(self):
         with self.world.storage(self.life):
             try:
-                self._commit(self.like.total, self.clock.now)
+                self._checkpoint(self.like.total, self.clock.now)
                 if self.run.is_current_attempt(self.n):
                     create_json(self.run.result, {"run": self.run.name, "attempt": self.n})
             except OSError as error:
@@ -193,7 +193,7 @@ class Trainer:
     def _stopped(self, samples):
         with self.world.storage(self.life):
             try:
-                self._commit(samples, self.clock.now)
+                self._checkpoint(samples, self.clock.now)
             except OSError as error:
                 self.life.happened("storage")
                 self._leave("storage", str(error))
@@ -217,7 +217,7 @@ class Trainer:
             self._hear("")
 
     def storage_changed(self):
-        """File access fails from now on. The next step fails if the storage is away, the next commit if it is full."""
+        """File access fails from now on. The next step fails if the storage is away, the next save if it is full."""
         kind = self.world.storage_kind
         if self.over or not self.listening or not kind or self.stop_signal:
             return

@@ -1,5 +1,5 @@
 """Properties that must hold after every simulated year. They compare the files of the code under test with what the
-simulation recorded of each attempt: ``WonAttempt``, and the commits of its ``Trainer``.
+simulation recorded of each attempt: ``WonAttempt``, and the checkpoints of its ``Trainer``.
 
 With node agents a life of a job may have several attempts. The limits count restarts in the job and requeues together.
 """
@@ -57,7 +57,7 @@ class Attempt:
         self.end = read_json(world.run(self.run).attempt(self.n) / "end.json")
         self.cause = self.end and self.end["cause"]
         self.action = self.end and self.end["action"]
-        self.commits = world.commits.get((self.run, self.n), [])
+        self.checkpoints = world.checkpoints.get((self.run, self.n), [])
 
     @property
     def unseen(self):
@@ -92,7 +92,7 @@ def _ended(world, name, state, run_attempts):
     """Each run completes, or stops with a valid reason."""
     last = run_attempts[-1] if run_attempts else None
     if state.state == "complete":
-        total = max((samples for attempt in run_attempts for _, samples in attempt.commits), default=0)
+        total = max((samples for attempt in run_attempts for _, samples in attempt.checkpoints), default=0)
         if total != world.likes[name].total:
             yield f"complete with S = {total}"
     elif state.state == "failed":
@@ -143,7 +143,7 @@ def _limits(world, name, state, run_attempts):
             # a resubmission resets the limits
             since = []
             token = attempt.life.script.folder.name
-        top = max((samples for _, samples in attempt.commits), default=0)
+        top = max((samples for _, samples in attempt.checkpoints), default=0)
         since = [] if top > best else [*since, attempt]
         best = max(best, top)
         failed = [earlier for earlier in since if earlier.happened & set(FAILED)]
@@ -169,18 +169,20 @@ def _limits(world, name, state, run_attempts):
         ):
             yield f"{attempt}: goes on after {since}"
         if len(since) > LIMITS.failures + LIMITS.nodes + LIMITS.ports + 100:
-            yield f"{attempt}: {len(since)} attempts without a commit"
+            yield f"{attempt}: {len(since)} attempts without a checkpoint"
 
 
 def _writers(world, name, state, run_attempts):
-    """Only the newest attempt commits, S grows, and two attempts overlap only briefly."""
-    commits = sorted((moment, attempt.n, samples) for attempt in run_attempts for moment, samples in attempt.commits)
-    for (_, n, samples), (moment, later, more) in zip(commits, commits[1:], strict=False):
+    """Only the newest attempt saves, S grows, and two attempts overlap only briefly."""
+    checkpoints = sorted(
+        (moment, attempt.n, samples) for attempt in run_attempts for moment, samples in attempt.checkpoints
+    )
+    for (_, n, samples), (moment, later, more) in zip(checkpoints, checkpoints[1:], strict=False):
         if later < n or more <= samples:
-            yield f"attempt {later} committed S = {more} at {moment:g}, after attempt {n} had S = {samples}"
+            yield f"attempt {later} saved S = {more} at {moment:g}, after attempt {n} had S = {samples}"
     for older, newer in zip(run_attempts, run_attempts[1:], strict=False):
-        if any(moment > newer.start + 1 for moment, _ in older.commits):
-            yield f"{older} committed after {newer} had begun"
+        if any(moment > newer.start + 1 for moment, _ in older.checkpoints):
+            yield f"{older} saved after {newer} had begun"
         first_step = older.start + 2 * world.likes[name].startup  # at the latest; a straggler stops there
         if older.ended > max(newer.start, first_step) + TOGETHER:
             yield f"{older} and {newer} trained together for {older.ended - newer.start:g} s"
@@ -189,14 +191,14 @@ def _writers(world, name, state, run_attempts):
 
 
 def _order(world, name, state, run_attempts):
-    """Each attempt goes on exactly where the newest commit was."""
-    commits = sorted((moment, samples) for attempt in run_attempts for moment, samples in attempt.commits)
+    """Each attempt goes on exactly where the newest checkpoint was."""
+    checkpoints = sorted((moment, samples) for attempt in run_attempts for moment, samples in attempt.checkpoints)
     for attempt in run_attempts:
         first = attempt.won.first
         if first is not None:
-            newest = max((samples for moment, samples in commits if moment <= attempt.won.trained), default=0)
+            newest = max((samples for moment, samples in checkpoints if moment <= attempt.won.trained), default=0)
             if first != newest:
-                yield f"{attempt} started at S = {first}, and the newest commit was {newest}"
+                yield f"{attempt} started at S = {first}, and the newest checkpoint was {newest}"
 
 
 def _ranks(world, name, state, run_attempts):

@@ -132,7 +132,7 @@ def stepped(config, world, folder=None):
 
 
 def continued(config, world, folder):
-    """Weights after further steps from the commit in a folder."""
+    """Weights after further steps from the checkpoint in a folder."""
     pair = built(config, world)
     optimizer = parameter_groups.build(pair.named_parameters(), OPTIM)
     restorer = saver.Checkpointer(RunDir(folder), 1, world, keep=2).restorer
@@ -179,7 +179,7 @@ def uninterrupted(config, world):
 
 @pytest.mark.long
 def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch):
-    """Stopped in both stages: between commits, and after the border at which the momenta start new.
+    """Stopped in both stages: between checkpoints, and after the border at which the momenta start new.
 
     Killed in the first one.
     """

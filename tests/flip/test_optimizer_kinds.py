@@ -14,7 +14,7 @@ from flip.config import schema
 from flip.config.schema import Config, Optim, Stage
 from flip.distributed import parallel
 from flip.optimizer_kinds import OPTIMIZERS, AdamW, OptimizerKind
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
 from flip.training import parameter_groups
 from tests.flip.models.test_clip import sized, tiny
@@ -75,7 +75,7 @@ def test_training_continues_from_a_checkpoint_as_without_it(tmp_path, optim, sav
 
     second = tiny(trained=False)  # other weights
     optimizer = parameter_groups.build(second.named_parameters(), optim)
-    (newest,) = commit.commits(run)
+    (newest,) = checkpoint_folder.checkpoints(run)
     saver.restorer.load(newest, model_state(second) | optimizer_state(second, optimizer))
     train(second, optimizer, range(saved_after, 6))
     for (name, expected), (_, resumed) in zip(straight.named_parameters(), second.named_parameters(), strict=True):

@@ -21,7 +21,7 @@ from flip.data.text_masking import TEXT_MASKINGS
 from flip.distributed import parallel
 from flip.loss_kinds import LOSSES, Loss, SigmoidLoss
 from flip.optimizer_kinds import OPTIMIZERS, AdamW
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import TOKENIZERS
@@ -237,7 +237,7 @@ def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective
 
     other = tiny(objective=objective, trained=False)
     optimizer = parameter_groups.build(other.named_parameters(), schema.Optim())
-    (newest,) = commit.commits(run)
+    (newest,) = checkpoint_folder.checkpoints(run)
     saver.restorer.load(newest, model_state(other) | optimizer_state(other, optimizer))
     resumed = trained(other, optimizer, [2])
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())

@@ -1,5 +1,5 @@
-"""The site of a storm whose runs have node agents: they go on in their jobs after the first fault since a commit, and
-the run of two nodes after a lost node, on a spare one."""
+"""The site of a storm whose runs have node agents: they go on in their jobs after the first fault since a checkpoint,
+and the run of two nodes after a lost node, on a spare one."""
 
 from tests.harness.storm_site import NODES, StormSite
 from tests.storm.faults import AGENTS

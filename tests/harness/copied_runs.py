@@ -13,7 +13,7 @@ from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.remote import RemoteCheckpoint, local_copy
 from flip.checkpoint.remote_folder import OWNER_FILE, RemoteFolder
 from flip.data.storage.retry import RetryPolicy
-from flip.runs import commit, remote_owner
+from flip.runs import checkpoint_folder, remote_owner
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import RunDir, read_json, to_json, write_json
 from tests.flip.checkpoint.test_saver import state_of, trained
@@ -22,7 +22,7 @@ POLICY = RetryPolicy(deadline=20.0, timeout=5.0)
 
 
 def save(run, world, url, *positions, keep=1, resume=True):
-    """Start an attempt, resume if there is a commit, and save these S. Returns the checkpointer."""
+    """Start an attempt, resume if there is a checkpoint, and save these S. Returns the checkpointer."""
     saver = checkpoint.Checkpointer(run, run.start_attempt({}), world, keep, url=url, retry_policy=POLICY)
     state = state_of(*trained())
     newest = saver.restorer.newest() if resume else None
@@ -46,7 +46,7 @@ def address(run):
 
 
 def inherited(run, url):
-    return remote_owner.inherited(run, url, commit.commits(run))
+    return remote_owner.inherited(run, url, checkpoint_folder.checkpoints(run))
 
 
 def owner(url):
@@ -59,16 +59,16 @@ def files(url):
 
 
 def check_whole(run, *positions):
-    """The run has exactly these commits, with all their files and the values that were saved."""
-    commits = commit.commits(run)
-    assert [entry.samples_seen for entry in commits] == list(positions)
-    for entry in commits:
+    """The run has exactly these checkpoints, with all their files and the values that were saved."""
+    checkpoints = checkpoint_folder.checkpoints(run)
+    assert [entry.samples_seen for entry in checkpoints] == list(positions)
+    for entry in checkpoints:
         with local_copy(entry, POLICY):
             pass
 
 
 def check_loads(run, world, url, samples):
-    """The newest commit is S = ``samples`` and has the bits of that save."""
+    """The newest checkpoint is S = ``samples`` and has the bits of that save."""
     saver = checkpoint.Checkpointer(run, 0, world, 1, url=url, retry_policy=POLICY)
     state = state_of(*trained())
     newest = saver.restorer.newest()
@@ -90,7 +90,7 @@ def copy_continues_past_retention(folder, world, url):
     assert files(address(run)) == before and address(copy) != address(run)
     assert address(copy).rpartition("/")[2].startswith("b-")
     assert (owner(address(run)), owner(address(copy))) == (str(run.path), str(copy.path))
-    own = [entry for entry in commit.commits(copy) if entry.record["url"].startswith(address(copy))]
+    own = [entry for entry in checkpoint_folder.checkpoints(copy) if entry.record["url"].startswith(address(copy))]
     assert [entry.samples_seen for entry in own] == [80] and len(files(address(copy))) == 3, (
         "retention works for its own"
     )
@@ -98,22 +98,22 @@ def copy_continues_past_retention(folder, world, url):
     check_loads(copy, world, url, 80)
     save(run, world, url, 48)
     check_whole(run, 48)
-    assert len(files(address(run))) == 3, "the original keeps its folder and deletes its own commits"
+    assert len(files(address(run))) == 3, "the original keeps its folder and deletes its own checkpoints"
 
 
 def record_that_names_another_folder_deletes_nothing(folder, world, url):
     run = RunDir(folder / "sweep" / "a")
     outside = f"{url}/outside"
     store = RemoteCheckpoint(outside, POLICY)
-    shard = commit.SHARD_FILE % 1
-    for name in (shard, commit.COMMIT_FILE, "deep/x"):
+    shard = checkpoint_folder.SHARD_FILE % 1
+    for name in (shard, checkpoint_folder.COMMIT_FILE, "deep/x"):
         store.put(name, b"mine")
     save(run, world, url, 16)
-    prepared = commit.commits(run)[0]
-    write_json(prepared.path / commit.COMMIT_FILE, {**prepared.record, "url": outside})
+    prepared = checkpoint_folder.checkpoints(run)[0]
+    write_json(prepared.path / checkpoint_folder.COMMIT_FILE, {**prepared.record, "url": outside})
     save(run, world, url, 32, 48, resume=False)
     assert files(outside) == ["commit.json", "deep/x", shard]
-    assert [entry.samples_seen for entry in commit.commits(run)] == [16, 48]
+    assert [entry.samples_seen for entry in checkpoint_folder.checkpoints(run)] == [16, 48]
 
 
 def prepared_address_of_another_run_is_not_used(folder, world, url):
@@ -147,7 +147,7 @@ def prepared_address_of_a_folder_without_owner_is_not_used(folder, world, url):
     check_whole(victim, 16, 32)
 
 
-def renamed_original_keeps_commits_that_its_copy_inherited(folder, world, url):
+def renamed_original_keeps_checkpoints_that_its_copy_inherited(folder, world, url):
     """``cp -r r1 r2``, then ``mv r1/s/a r1/s/a_best``: the copy finds no run directory at the path of its original."""
     run = RunDir(folder / "r1" / "s" / "a")
     copy = RunDir(folder / "r2" / "s" / "a")
@@ -169,7 +169,8 @@ def renamed_original_keeps_commits_that_its_copy_inherited(folder, world, url):
 
 
 def renamed_run_gets_new_folder_and_continues(folder, world, url):
-    """It reads the commits of its earlier names, also as the one before a damaged commit, and deletes none of them."""
+    """It reads the checkpoints of its earlier names, also as the one before a damaged checkpoint, and deletes none of
+    them."""
     run = RunDir(folder / "sweep" / "a")
     second = RunDir(folder / "sweep" / "second")
     third = RunDir(folder / "other-root" / "sweep" / "third")
@@ -186,11 +187,11 @@ def renamed_run_gets_new_folder_and_continues(folder, world, url):
     save(third, world, url, 64, 80)
     assert files(first) == before and len(files(middle)) == 3 and len(files(address(third))) == 3
     check_whole(third, 16, 48, 80)
-    commit.mark_corrupt(commit.commits(third)[-1].path)
+    checkpoint_folder.mark_corrupt(checkpoint_folder.checkpoints(third)[-1].path)
     check_loads(third, world, url, 48)
 
 
-def renamed_run_deletes_inherited_commits_after_take_over(folder, world, url):
+def renamed_run_deletes_inherited_checkpoints_after_take_over(folder, world, url):
     run = RunDir(folder / "sweep" / "a")
     second = RunDir(folder / "sweep" / "second")
     third = RunDir(folder / "sweep" / "third")
@@ -201,8 +202,10 @@ def renamed_run_deletes_inherited_commits_after_take_over(folder, world, url):
     middle = address(second)
     second.path.rename(third.path)
     old_folders = inherited(third, url)
-    assert [(old.address, old.commits) for old in old_folders] == [(first, 1), (middle, 1)]
-    assert old_folders[0].bytes == sum(facts["bytes"] for facts in commit.commits(third)[0].record["files"].values())
+    assert [(old.address, old.checkpoints) for old in old_folders] == [(first, 1), (middle, 1)]
+    assert old_folders[0].bytes == sum(
+        facts["bytes"] for facts in checkpoint_folder.checkpoints(third)[0].record["files"].values()
+    )
     RemoteFolder(third, url, POLICY).take_over()
     assert inherited(third, url) == [] and owner(first) == owner(middle) == str(third.path)
     check_whole(third, 16, 32)
@@ -241,13 +244,13 @@ def taken_folder_that_another_run_takes_later_is_left_alone(folder, world, url):
     check_whole(moved, 16, 48)
 
 
-def commit_of_another_writer_is_not_deleted(folder, world, url):
+def checkpoint_of_another_writer_is_not_deleted(folder, world, url):
     """A run directory of the same path on another host wrote the files at this address."""
     run = RunDir(folder / "sweep" / "a")
     save(run, world, url, 16)
-    place = commit.commits(run)[0]
+    place = checkpoint_folder.checkpoints(run)[0]
     store = RemoteCheckpoint(place.record["url"], POLICY)
-    store.put(commit.COMMIT_FILE, to_json({**place.record, "writer": "0" * 32}).encode())
+    store.put(checkpoint_folder.COMMIT_FILE, to_json({**place.record, "writer": "0" * 32}).encode())
     before = files(place.record["url"])
     save(run, world, url, 32)
     assert files(place.record["url"]) == before
@@ -309,12 +312,12 @@ SCENARIOS = [
     record_that_names_another_folder_deletes_nothing,
     prepared_address_of_another_run_is_not_used,
     prepared_address_of_a_folder_without_owner_is_not_used,
-    renamed_original_keeps_commits_that_its_copy_inherited,
+    renamed_original_keeps_checkpoints_that_its_copy_inherited,
     renamed_run_gets_new_folder_and_continues,
-    renamed_run_deletes_inherited_commits_after_take_over,
+    renamed_run_deletes_inherited_checkpoints_after_take_over,
     folder_of_existing_run_is_not_taken_over,
     taken_folder_that_another_run_takes_later_is_left_alone,
-    commit_of_another_writer_is_not_deleted,
+    checkpoint_of_another_writer_is_not_deleted,
     unreachable_original_counts_as_copy,
     folder_of_another_owner_is_left_alone,
     attempt_moves_to_new_folder_if_another_run_has_its_own,

@@ -1,4 +1,4 @@
-"""A run with two commits and data sets to score it on, for tests of evaluations."""
+"""A run with two checkpoints and data sets to score it on, for tests of evaluations."""
 
 import json
 
@@ -7,26 +7,26 @@ from torch.distributed import checkpoint as dcp
 from flip.checkpoint import saver
 from flip.config import merge
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, create_json, write_json, write_text
 from jobs.commands import evaluate
 from tests.flip.evaluation.datasets.test_catalog import images, wds
 from tests.synthetic import make_dataset, make_tokenizer
 
 
-def committed(run, config, samples, attempt):
-    """Commit a checkpoint with random weights; the seed is the number of samples."""
+def add_checkpoint(run, config, samples, attempt):
+    """Add a checkpoint with random weights; the seed is the number of samples."""
     pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, samples)
-    path = commit.folder(run, "pretrain", samples, attempt)
+    path = checkpoint_folder.folder(run, "pretrain", samples, attempt)
     path.mkdir(parents=True)
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
     dcp.save(saver.model_state(pair), storage_writer=writer, no_dist=True)
-    commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
+    checkpoint_folder.complete_checkpoint(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
 
 
 def make_place(root):
-    """Write a run with two commits, and data sets, to the folder."""
+    """Write a run with two checkpoints, and data sets, to the folder."""
     data = make_dataset(root / "data" / "own", samples=30, shards=2, classes=5)
     make_tokenizer(root / "tokenizer.json")
     wds(root / "data" / "wds_flickr30k", captions=True)
@@ -46,8 +46,8 @@ def make_place(root):
     run.path.mkdir(parents=True)
     write_text(run.config, merge.dump(config))
     write_json(run.identity, {"hash": "", "schema": 2, "config": {}})
-    committed(run, config, 32, 1)
-    committed(run, config, 64, 1)
+    add_checkpoint(run, config, 32, 1)
+    add_checkpoint(run, config, 64, 1)
     create_json(run.result, {
         "run": "run", "stage": "pretrain", "samples": 64, "seconds": 1.0, "samples_per_second": 64.0, "evaluations": [],
     })  # fmt: skip

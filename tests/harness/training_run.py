@@ -18,7 +18,7 @@ from flip.config import merge
 from flip.config.derived import for_stage, patches, visible_patch_count, world_size
 from flip.data import augment, masking
 from flip.data.order import SampleOrder
-from flip.runs import attempts, commit
+from flip.runs import attempts, checkpoint_folder
 from flip.runs.rundir import read_json
 from flip.training.sample_log import patch_hashes
 from jobs.common.cluster_profile import load_profile
@@ -31,7 +31,7 @@ from tests.harness.common import ROOT, make_run, wait_until
 
 BATCH = 16
 INTERVAL = 5
-"""Pairs per step, and steps between commits."""
+"""Pairs per step, and steps between checkpoints."""
 
 
 RESIZE = {"pillow": "pillow", "simplejpeg": "torchvision"}
@@ -74,7 +74,7 @@ class TrainingRun:
         self.world = world_size(config)
         self.trap = folder / f"{name}.trap"
         self.env = {
-            "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
+            "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT_FILE": str(self.trap),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         self.cluster = self.open()
@@ -153,7 +153,7 @@ class TrainingRun:
 
     def damage_newest(self):
         """Flip one byte in the middle of the newest checkpoint's largest file."""
-        newest = commit.commits(self.run)[-1]
+        newest = checkpoint_folder.checkpoints(self.run)[-1]
         file = max(newest.path.glob("*.safetensors"), key=lambda p: p.stat().st_size)
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
@@ -192,8 +192,8 @@ class TrainingRun:
         return SampleOrder(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
 
     def weights(self):
-        """Return the samples and all tensors of the last commit, by shard file and name."""
-        last = commit.commits(self.run)[-1]
+        """Return the samples and all tensors of the last checkpoint, by shard file and name."""
+        last = checkpoint_folder.checkpoints(self.run)[-1]
         tensors_by_key = {}
         with local_copy(last) as folder:
             for file in sorted(folder.glob("*.safetensors")):

@@ -1,6 +1,6 @@
-"""Follows the contract of ``jobs.runtime.rank_process`` without training: it only counts and commits samples.
+"""Follows the contract of ``jobs.runtime.rank_process`` without training: it only counts samples and saves checkpoints.
 
-RUN_DIR/play.json controls it: {"total": S to reach, "step": seconds per step, "every": steps per commit,
+RUN_DIR/play.json controls it: {"total": S to reach, "step": seconds per step, "every": steps per checkpoint,
 "attempts": {"<n>": {"<rank>": fault}}}. A fault is one of crash, diverge, hang (ignores SIGTERM), lose (ignores the
 first SIGTERM), kill, exit:<code>; ``at`` is the step in the attempt at which the fault occurs.
 """
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from flip.common.shutdown import LIFELINE_VARIABLE
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json, write_json
 
@@ -29,10 +29,10 @@ def watch_lifeline() -> None:
 
 
 def save(run: RunDir, samples: int, attempt: int) -> None:
-    folder = commit.folder(run, "pretrain", samples, attempt)
+    folder = checkpoint_folder.folder(run, "pretrain", samples, attempt)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text(str(samples))
-    commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": attempt})
+    checkpoint_folder.complete_checkpoint(folder, {"stage": "pretrain", "samples": samples, "attempt": attempt})
 
 
 def leave(run: RunDir, attempt: int, rank: int, cause: str, reason: str) -> int:
@@ -43,7 +43,7 @@ def leave(run: RunDir, attempt: int, rank: int, cause: str, reason: str) -> int:
 def work(run: RunDir, attempt: int, rank: int) -> int:
     play = json.loads((run.path / "play.json").read_text())
     first = (read_json(run.attempt(attempt) / "start.json") or {})["first_commit"]
-    done = commit.commits(run)
+    done = checkpoint_folder.checkpoints(run)
     samples = done[-1].samples_seen if done else 0
     fault = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
     print(f"rank {rank} starts at {samples}", flush=True)

@@ -20,7 +20,7 @@ from tests.jobs.outcomes import score, write_result
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
 START_TIME = 1_790_000_000.0
-CRASH = "CUDA error: device-side assert triggered; three crashes without a commit"
+CRASH = "CUDA error: device-side assert triggered; three crashes without a checkpoint"
 
 
 def sweep(root, name, progress=None, seeds=None, lines=200, more=()):

@@ -1,12 +1,12 @@
-"""Moving runs to another disk, as docs/cluster_events.md describes it: they continue from their commits with the same
-bits. Under a new path they get a new remote folder, and read the commits in the old one."""
+"""Moving runs to another disk, as docs/cluster_events.md describes it: they continue from their checkpoints with the
+same bits. Under a new path they get a new remote folder, and read the checkpoints in the old one."""
 
 import json
 import shutil
 
 import pytest
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import read_json
 from jobs.common.text import size
 from tests.harness.command_line import JobsCommandLine
@@ -24,7 +24,7 @@ def desk(tmp_path, data):
     desk.type("submit", "--watch", runs=RUNS)
     run = desk.run("base")
     desk.expected = weights(run, 48)
-    newest = commit.commits(run)[-1]
+    newest = checkpoint_folder.checkpoints(run)[-1]
     run.result.unlink()
     shutil.rmtree(newest.path)
     (run.attempt(1) / "end.json").unlink()
@@ -38,7 +38,7 @@ def is_copy(desk):
 
 
 def inherited(desk):
-    """What ``explain`` says of remote folders whose commits the run only reads."""
+    """What ``explain`` says of remote folders whose checkpoints the run only reads."""
     return json.loads(desk.call("explain", "demo/base", "--json"))["inherited"]
 
 
@@ -76,7 +76,7 @@ def test_run_moved_alone_continues_from_its_remote_checkpoints(desk):
 
 def test_plan_names_the_old_remote_folder_until_it_is_taken_over(desk):
     move_alone(desk)
-    entries = commit.commits(desk.run("base"))
+    entries = checkpoint_folder.checkpoints(desk.run("base"))
     total = sum(facts["bytes"] for entry in entries for facts in entry.record["files"].values())
     assert inherited(desk) == [{"address": desk.address, "commits": len(entries), "bytes": total, "can_be_taken": True}]
     plan = " ".join(desk.type("submit", "--dry-run", runs=RUNS).split())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flip.config.merge import read_config
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import JobsCommandLine
 from tests.jobs.commands.test_debug import weights
@@ -42,14 +42,16 @@ def remote(tmp_path_factory):
 
 def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(remote):
     run = remote.run("base")
-    checkpoints = commit.commits(run)
+    checkpoints = checkpoint_folder.checkpoints(run)
     assert [checkpoint.samples_seen for checkpoint in checkpoints] == [16, 32, 48]
     for checkpoint in checkpoints:
-        assert [path.name for path in checkpoint.path.iterdir()] == [commit.COMMIT_FILE]
+        assert [path.name for path in checkpoint.path.iterdir()] == [checkpoint_folder.COMMIT_FILE]
         folder = Path(checkpoint.record["url"].removeprefix("file://"))
         assert folder.is_relative_to(remote.bucket)
-        assert {path.name for path in folder.iterdir()} == {*checkpoint.record["files"], commit.COMMIT_FILE}
-        assert (folder / commit.COMMIT_FILE).read_bytes() == (checkpoint.path / commit.COMMIT_FILE).read_bytes()
+        assert {path.name for path in folder.iterdir()} == {*checkpoint.record["files"], checkpoint_folder.COMMIT_FILE}
+        assert (folder / checkpoint_folder.COMMIT_FILE).read_bytes() == (
+            checkpoint.path / checkpoint_folder.COMMIT_FILE
+        ).read_bytes()
     assert [evaluation["name"] for evaluation in read_json(run.result)["evaluations"]] == ["own"]
 
 
@@ -67,10 +69,11 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
     assert (
         expected and actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
     )
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(remote.run("extended"))] == [64]
-    (extended,) = commit.commits(remote.run("extended"))
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(remote.run("extended"))] == [64]
+    (extended,) = checkpoint_folder.checkpoints(remote.run("extended"))
     assert (
-        extended.record["parent"] == str(commit.commits(remote.run("base"))[-1].path) and extended.record["step"] == 4
+        extended.record["parent"] == str(checkpoint_folder.checkpoints(remote.run("base"))[-1].path)
+        and extended.record["step"] == 4
     )
     assert before.items() <= remote.files().items(), "the remote files of the other run are unchanged"
 
@@ -78,7 +81,7 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
 def test_debug_leaves_remote_checkpoints_untouched(remote):
     run = remote.run("base")
     before = remote.files()
-    newest = commit.commits(run)[-1].path
+    newest = checkpoint_folder.checkpoints(run)[-1].path
     newest.rename(remote.folder / "aside")
     run.result.rename(remote.folder / "result")
     try:
@@ -90,9 +93,9 @@ def test_debug_leaves_remote_checkpoints_untouched(remote):
     copy = RunDir(output.split("a scratch copy: ")[1].splitlines()[0])
     assert "S = 32 of 48, 1 ranks" in output and read_json(copy.result)["samples"] == 48
     assert read_config(copy.config).checkpoint.url == ""
-    for checkpoint in commit.commits(copy):  # the copied commit and the new commit
+    for checkpoint in checkpoint_folder.checkpoints(copy):  # the copied checkpoint and the new checkpoint
         assert "url" not in checkpoint.record and {path.name for path in checkpoint.path.iterdir()} > {
-            commit.COMMIT_FILE
+            checkpoint_folder.COMMIT_FILE
         }
 
 
@@ -102,11 +105,11 @@ def test_evaluate_reads_remote_checkpoint(remote):
     for path in run.eval.rglob("*"):  # if these results existed, evaluate would do nothing
         if path.is_file():
             path.unlink()
-    argv = ["--commit", "48", "--no-cache", "--json"]
+    argv = ["--checkpoint", "48", "--no-cache", "--json"]
     # The output also contains notes from stderr after the JSON document.
     (result,), _ = json.JSONDecoder().raw_decode(remote.call("evaluate", "demo/base", *argv))
     assert (result["samples"], result["predictions"]) == (48, evaluation["predictions"])
-    assert result["commit"] == commit.summary(commit.commits(run)[-1])
+    assert result["commit"] == checkpoint_folder.summary(checkpoint_folder.checkpoints(run)[-1])
 
 
 @pytest.mark.slow
@@ -115,8 +118,8 @@ def test_copied_run_continues_in_its_own_remote_folder_and_original_keeps_all(re
     run = remote.run("base")
     copy = remote.run("copy")
     before = remote.files()
-    first = commit.commits(run)[0].path
-    last = commit.commits(run)[-1].path
+    first = checkpoint_folder.checkpoints(run)[0].path
+    last = checkpoint_folder.checkpoints(run)[-1].path
     shutil.copytree(run.path, copy.path, symlinks=True)
     copy.result.unlink()
     shutil.rmtree(copy.checkpoints / last.parent.name / last.name)
@@ -127,8 +130,8 @@ def test_copied_run_continues_in_its_own_remote_folder_and_original_keeps_all(re
     place = read_json(copy.checkpoints / "url.json")
     assert (job["folder"], job["copy_of"]) == (str(copy.path), str(run.path))
     assert place["folder"] == str(copy.path) and place["url"] != read_json(run.checkpoints / "url.json")["url"]
-    assert commit.commits(copy)[-1].record["url"].startswith(place["url"])
-    assert commit.commits(copy)[0].path.name == first.name, "inherited commits stay readable"
+    assert checkpoint_folder.checkpoints(copy)[-1].record["url"].startswith(place["url"])
+    assert checkpoint_folder.checkpoints(copy)[0].path.name == first.name, "inherited checkpoints stay readable"
     actual = weights(copy, 48)
     expected = weights(run, 48)
     assert expected and all((actual[name] == expected[name]).all() for name in expected)

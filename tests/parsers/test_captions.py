@@ -74,16 +74,16 @@ def test_inspect_shows_raw_text_of_deeply_nested_json_member():
     assert _json({"json": DEEP}) == DEEP.decode()
 
 
-def picture(form):
+def draw_image(form):
     out = io.BytesIO()
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(out, form)
     return out.getvalue()
 
 
-PICTURES = [picture(form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]
+IMAGES = [draw_image(form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]
 
 
-@given(st.sampled_from(PICTURES).flatmap(spoiled) | st.binary(max_size=40))
+@given(st.sampled_from(IMAGES).flatmap(spoiled) | st.binary(max_size=40))
 def test_decode_returns_rgb_or_decode_error_for_any_bytes(data):
     for decoder in ("pillow", "simplejpeg"):
         with suppress(decode.DecodeError):

@@ -1,4 +1,4 @@
-"""Tests that export.json of a foreign folder is read as a commit of that folder or rejected with a reason."""
+"""Tests that export.json of a foreign folder is read as a checkpoint of that folder or rejected with a reason."""
 
 import json
 from contextlib import suppress
@@ -6,7 +6,7 @@ from contextlib import suppress
 from hypothesis import example, given
 
 from flip.checkpoint import export_record
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import DEEP, texts
 
@@ -18,7 +18,7 @@ FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae22
 @example(json.dumps({"form": 1, "files": {"../escaped": FILES["a.safetensors"]}, "stage": "a"}).encode())
 def test_read_export_verifies_or_rejects_any_record(tmp_path, text):
     (tmp_path / export_record.EXPORT_FILE).write_bytes(text)
-    with suppress(DataError, ConfigError, commit.CorruptCheckpoint):
+    with suppress(DataError, ConfigError, checkpoint_folder.CorruptCheckpoint):
         export = export_record.read_export(tmp_path)
         assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in export.record["files"])
-        commit.verify(export)
+        checkpoint_folder.verify(export)

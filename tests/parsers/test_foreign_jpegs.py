@@ -26,7 +26,7 @@ from tests.parsers.jpegs import variants
 from tests.synthetic import make_tokenizer
 from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import inspect_samples
-from tools.shards_commands.recode_picture import markers_are_safe
+from tools.shards_commands.recode_image import markers_are_safe
 
 pytestmark = [pytest.mark.usefixtures("unsynced"), pytest.mark.long]
 ENCODERS = {
@@ -65,7 +65,7 @@ def shards(files, tmp_path_factory):
     for shard in range(SHARDS):
         members = []
         for name, data in rows[shard * size : (shard + 1) * size]:
-            members += [(f"{name}.jpg", data), (f"{name}.txt", b"a picture")]
+            members += [(f"{name}.jpg", data), (f"{name}.txt", b"an image")]
         write_tar(folder / f"{shard}.tar", members)
     index([str(folder / f"{shard}.tar") for shard in range(SHARDS)], folder, chunk=CHUNK)
     return folder
@@ -194,7 +194,7 @@ def test_make_ends_and_names_each_file_that_it_leaves_out(files, reasons, tmp_pa
     with open(source / "t.csv", "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["path", "caption"])
-        rows.writerows([f"{name}.jpg", "a picture"] for name in files)
+        rows.writerows([f"{name}.jpg", "an image"] for name in files)
     code, report = call(capsys, "make", source / "t.csv", "--out", tmp_path / "out", "--json")
     refused = {row["row"]: row["reason"] for row in report["refused_rows"]}
     numbers = {f"{source / 't.csv'}, row {id + 1}": reason for id, reason in enumerate(reasons.values()) if reason}

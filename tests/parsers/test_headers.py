@@ -16,7 +16,7 @@ from flip.data.decode import DecodeError
 from flip.data.manifest.uids import UidList
 from flip.evaluation.metrics.measures import label_and_group
 from flip.export import timm_source
-from flip.runs.commit import CorruptCheckpoint
+from flip.runs.checkpoint_folder import CorruptCheckpoint
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import DEEP, spoiled, texts
 

@@ -1,4 +1,4 @@
-"""Fuzz tests of a run's JSON: commits, pins, causes, metrics. Damage raises a documented error or is ignored."""
+"""Fuzz tests of a run's JSON: checkpoints, pins, causes, metrics. Damage raises a documented error or is ignored."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flip.monitoring import metrics_reader
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import CAUSES
 from flip.runs.metric_lines import newest_line
 from flip.runs.records import PIN
@@ -16,7 +16,7 @@ from tests.parsers.spoil import DEEP, VALUES, spoiled, texts
 
 pytestmark = pytest.mark.timeout(60)
 
-COMMIT = {
+CHECKPOINT = {
     "attempt": 1,
     "files": {
         "a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
@@ -38,46 +38,48 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commit_file(run):
-    """Return the path of the commit file of a checkpoint; a second checkpoint stays valid."""
+    """Return the path of commit.json of a checkpoint; a second checkpoint stays valid."""
     for samples in (64, 32):
-        folder = commit.folder(run, "pretrain", samples, 1)
+        folder = checkpoint_folder.folder(run, "pretrain", samples, 1)
         folder.mkdir(parents=True)
         (folder / "a.safetensors").write_bytes(b"abc")
-        write_json(folder / commit.COMMIT_FILE, dict(COMMIT, samples=samples))
-    return commit.folder(run, "pretrain", 64, 1) / commit.COMMIT_FILE
+        write_json(folder / checkpoint_folder.COMMIT_FILE, dict(CHECKPOINT, samples=samples))
+    return checkpoint_folder.folder(run, "pretrain", 64, 1) / checkpoint_folder.COMMIT_FILE
 
 
-@given(texts(COMMIT))
+@given(texts(CHECKPOINT))
 @example(DEEP)
-@example(json.dumps(dict(COMMIT, files={"../../../escaped": COMMIT["files"]["a.safetensors"]})).encode())
-@example(json.dumps(dict(COMMIT, files={"/etc/passwd": COMMIT["files"]["a.safetensors"]})).encode())
-def test_read_commit_verifies_or_rejects_any_record(run, commit_file, text):
+@example(json.dumps(dict(CHECKPOINT, files={"../../../escaped": CHECKPOINT["files"]["a.safetensors"]})).encode())
+@example(json.dumps(dict(CHECKPOINT, files={"/etc/passwd": CHECKPOINT["files"]["a.safetensors"]})).encode())
+def test_read_checkpoint_verifies_or_rejects_any_record(run, commit_file, text):
     commit_file.write_bytes(text)
     try:
-        checkpoint = commit.read_commit(commit_file.parent)
+        checkpoint = checkpoint_folder.read_checkpoint(commit_file.parent)
         assert all((checkpoint.path / name).resolve().parent == checkpoint.path for name in checkpoint.record["files"])
-        commit.verify(checkpoint)
-        commit.summary(checkpoint)
-    except commit.CorruptCheckpoint:
+        checkpoint_folder.verify(checkpoint)
+        checkpoint_folder.summary(checkpoint)
+    except checkpoint_folder.CorruptCheckpoint:
         pass
-    assert 32 in [entry.samples_seen for entry in commit.commits(run)]
+    assert 32 in [entry.samples_seen for entry in checkpoint_folder.checkpoints(run)]
 
 
 @given(texts({"by": "/x", "stage": "pretrain", "samples": 64, "time": 1.0}))
 @example(DEEP)
 def test_retention_deletes_nothing_that_is_pinned_or_if_pin_cannot_be_read(run, commit_file, text):
-    write_json(commit_file, COMMIT)
+    write_json(commit_file, CHECKPOINT)
     run.pins.mkdir(exist_ok=True)
     (run.pins / "one.json").write_bytes(text)
     deleted = []
     try:
-        commit.apply_retention(run, 1, keep=1, delete=deleted.append)
+        checkpoint_folder.apply_retention(run, 1, keep=1, delete=deleted.append)
     except OSError:
         assert deleted == []
     else:
         assert read_record(run.pins / "one.json", PIN)  # raises ValueError if it cannot be read
-        deleted_checkpoints = {(c.stage, c.samples_seen) for c in commit.commits(run) if c.path in deleted}
-        assert not deleted_checkpoints & commit.pinned(run)
+        deleted_checkpoints = {
+            (c.stage, c.samples_seen) for c in checkpoint_folder.checkpoints(run) if c.path in deleted
+        }
+        assert not deleted_checkpoints & checkpoint_folder.pinned(run)
 
 
 @given(texts(CAUSE))

@@ -23,7 +23,7 @@ from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from tests.flip.checkpoint.test_saver import state_of, trained
@@ -71,14 +71,14 @@ def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     for samples in (16, 32):
         saver.save(expected, "pretrain", samples)
     saver.wait()
-    (saved,) = commit.commits(run)
-    assert saved.samples_seen == 32 and os.listdir(saved.path) == [commit.COMMIT_FILE]
+    (saved,) = checkpoint_folder.checkpoints(run)
+    assert saved.samples_seen == 32 and os.listdir(saved.path) == [checkpoint_folder.COMMIT_FILE]
     objects = dict(s3.S3Storage().list(f"{URL}/sweep/"))
-    assert {Path(key).name for key in objects} == {*saved.record["files"], commit.COMMIT_FILE, OWNER_FILE}
+    assert {Path(key).name for key in objects} == {*saved.record["files"], checkpoint_folder.COMMIT_FILE, OWNER_FILE}
     assert len(objects) == 3
-    assert (saved.path / commit.COMMIT_FILE).read_bytes() == s3.S3Storage().get(f"{saved.record['url']}/commit.json", 0,
-    objects[
-        f"{saved.record['url']}/commit.json"].size).result().data  # fmt: skip
+    address = f"{saved.record['url']}/commit.json"
+    stored = s3.S3Storage().get(address, 0, objects[address].size).result().data
+    assert (saved.path / checkpoint_folder.COMMIT_FILE).read_bytes() == stored
     loaded = state_of(*trained(steps=0))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
     newest = saver.restorer.newest()
@@ -94,25 +94,25 @@ def test_remote_checkpoint_uploads_large_file_in_parts(server, monkeypatch, tmp_
     facts = checkpoint_store.put("large", data)
     assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
     facts["sha256"] = "0" * 64
-    with pytest.raises(commit.CorruptCheckpoint, match="checksum"):
+    with pytest.raises(checkpoint_folder.CorruptCheckpoint, match="checksum"):
         checkpoint_store.verify({"large": facts}, tmp_path)
     assert (tmp_path / "large").read_bytes() == data
     delete_all(checkpoint_store)
-    with pytest.raises(commit.CorruptCheckpoint, match="missing"):
+    with pytest.raises(checkpoint_folder.CorruptCheckpoint, match="missing"):
         checkpoint_store.check("large", facts)
 
 
 @on_nanio
-def test_restorer_falls_back_to_older_commit_if_object_is_damaged(server, world, run, monkeypatch):
+def test_restorer_falls_back_to_older_checkpoint_if_object_is_damaged(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
     saver = saver_of(run, world)
     saver.save(state_of(*trained()), "first", 16)
     saver.save(state_of(*trained()), "second", 32)
-    old, new = commit.commits(run)
+    old, new = checkpoint_folder.checkpoints(run)
     (name,) = new.record["files"]
     s3.S3Storage().put(f"{new.record['url']}/{name}", b"rot")
     assert saver.restorer.newest().samples_seen == old.samples_seen == 16
-    assert [c.samples_seen for c in commit.commits(run)] == [16]
+    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16]
 
 
 def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world, run, proxied):
@@ -126,11 +126,11 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
     back.start()
     saver.wait()
     back.join()
-    assert [c.samples_seen for c in commit.commits(run)] == [32]
+    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [32]
     own.kill()
     with pytest.raises(StorageError, match=r"reading failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
         saver_of(run, world, deadline=1.0).save(state_of(*trained()), "pretrain", 48)
-    assert error.value.code == 69 and [c.samples_seen for c in commit.commits(run)] == [32]
+    assert error.value.code == 69 and [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [32]
     own.start()
     saver.save(state_of(*trained()), "pretrain", 64)
     saver.wait()
@@ -168,7 +168,7 @@ def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
     expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
     saver.save(expected, "pretrain", 32)
-    (saved,) = commit.commits(run)
+    (saved,) = checkpoint_folder.checkpoints(run)
     assert saved.record["url"].startswith(f"file://{tmp_path}/elsewhere/sweep/run-")
     loaded = state_of(*trained(steps=0))
     saver.restorer.load(saver.restorer.newest(), loaded)
@@ -178,13 +178,13 @@ def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
 
 def test_save_leaves_no_object_if_newer_attempt_removed_its_folder(world, run, tmp_path, monkeypatch):
     """A newer attempt deletes the folder during the last upload. No later attempt would remove its objects."""
-    real = commit.commit
+    real = checkpoint_folder.complete_checkpoint
 
-    def remove_and_commit(path, *rest):
+    def remove_and_complete(path, *rest):
         shutil.rmtree(path)
         return real(path, *rest)
 
-    monkeypatch.setattr(commit, "commit", remove_and_commit)
+    monkeypatch.setattr(checkpoint_folder, "complete_checkpoint", remove_and_complete)
     saver = saver_of(run, world, str(tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match="No such file"):
         saver.save(state_of(*trained()), "pretrain", 16)
@@ -279,7 +279,7 @@ def test_verify_refetches_object_after_corrupt_download(server, proxied, tmp_pat
     checkpoint_store.verify(files, tmp_path)
     assert (tmp_path / "one").read_bytes() == data and proxy.counts["flip"] == 1
     proxy.plan(["flip"], 1)
-    with pytest.raises(commit.CorruptCheckpoint, match="fetched twice"):
+    with pytest.raises(checkpoint_folder.CorruptCheckpoint, match="fetched twice"):
         checkpoint_store.verify(files, tmp_path)
     delete_all(checkpoint_store)
 

@@ -30,7 +30,7 @@ def symlinks(request, mounts):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Labelled pictures with their tokenizer."""
+    """Labelled images with their tokenizer."""
     folder = make_dataset(tmp_path_factory.mktemp("data"), samples=32, shards=2, size=32, classes=4)
     make_tokenizer(folder / "tokenizer.json")
     return folder

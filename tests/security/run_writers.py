@@ -20,7 +20,7 @@ from flip.evaluation.metrics import result_files
 from flip.evaluation.metrics.predictions import Predictions
 from flip.monitoring.metrics_writer import MetricsWriter
 from flip.monitoring.profiler import Profiler
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
 from flip.training.sample_log import SampleLog
 from jobs.host import notify
@@ -53,7 +53,7 @@ def main(path: str, code: str) -> None:
         "score", lambda: result_files.write_result(run, {"name": "set"}, {"stage": "pretrain", "samples": 64}, "job")
     )
     attempt("predictions", lambda: predictions(run))
-    attempt("pin", lambda: commit.pin(run, run, "pretrain", 64))
+    attempt("pin", lambda: checkpoint_folder.pin(run, run, "pretrain", 64))
     attempt("lock of follower", lambda: hold(follower.lock(run, "wandb")))
     attempt("lock of supervisor", lambda: supervisor.take_lock(run.path.parent))
     attempt("notification", lambda: notify.send_events(run, "done"))

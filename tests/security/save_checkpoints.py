@@ -1,6 +1,7 @@
 """Saves checkpoints as one user: python -m tests.security.save_checkpoints RUN_DIR URL S ...
 
-Starts an attempt, and keeps one commit. An empty URL: in the run directory. Exits with the code of an error of ours.
+Starts an attempt, and keeps one checkpoint. An empty URL: in the run directory. Exits with the code of an error of
+ours.
 """
 
 import logging

@@ -6,7 +6,7 @@ they have the same credentials.
 
 import pytest
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, read_json, write_json
 from tests.harness.copied_runs import address
 
@@ -72,7 +72,7 @@ def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
     outside = victim.checkpoints / "pretrain" / "8-2"
     with mallory.acts():
         write_json(hers.checkpoints / "url.json", {"url": address(victim), "folder": str(mine.path)})
-        record = hers.checkpoints / "pretrain" / "16-1" / commit.COMMIT_FILE
+        record = hers.checkpoints / "pretrain" / "16-1" / checkpoint_folder.COMMIT_FILE
         write_json(record, {**read_json(record), "url": f"file://{outside}"})
     if not owned:
         (remote(victim) / "owner.json").unlink()
@@ -81,16 +81,16 @@ def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
     log = save(alice, mine, bucket, 32, 48)
     assert (content(remote(victim)), content(victim.path)) == before
     assert remote(mine) != remote(victim) and "16-1 is left alone: its files are at file://" in log, log
-    assert [entry.samples_seen for entry in commit.commits(mine)] == [16, 48]
+    assert [entry.samples_seen for entry in checkpoint_folder.checkpoints(mine)] == [16, 48]
 
 
 READ = """
 import sys
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.storage.retry import RetryPolicy
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
-(entry,) = commit.commits(RunDir(sys.argv[1]))
+(entry,) = checkpoint_folder.checkpoints(RunDir(sys.argv[1]))
 print(RemoteCheckpoint(entry.record["url"], RetryPolicy(deadline=1.0)).read_small("owner.json", 100))
 """
 
@@ -104,7 +104,7 @@ def test_address_of_other_scheme_in_copied_record_reaches_no_library(users, buck
     prepared = users.shared / "m" / "prepared.json"
     with users.mallory.acts():
         write_json(prepared, {"owner.json": "read by a library"})
-        record = hers.checkpoints / "pretrain" / "16-1" / commit.COMMIT_FILE
+        record = hers.checkpoints / "pretrain" / "16-1" / checkpoint_folder.COMMIT_FILE
         write_json(record, {**read_json(record), "url": form.format(prepared)})
     copy(users.alice, hers, mine)
     done = users.alice.python("-c", READ, mine.path, timeout=60)
@@ -125,9 +125,9 @@ def test_copy_of_other_users_run_gets_remote_folder_of_its_own(users, bucket):
     save(alice, mine, bucket, 32, 48)
     assert content(remote(theirs)) == before and remote(mine) != remote(theirs)
     owner = read_json(remote(mine) / "owner.json")["folder"]
-    assert owner == str(mine.path) and [entry.samples_seen for entry in commit.commits(mine)] == [16, 48]
+    assert owner == str(mine.path) and [entry.samples_seen for entry in checkpoint_folder.checkpoints(mine)] == [16, 48]
     save(bob, theirs, bucket, 32)
-    assert [entry.samples_seen for entry in commit.commits(theirs)] == [32]
+    assert [entry.samples_seen for entry in checkpoint_folder.checkpoints(theirs)] == [32]
 
 
 @pytest.mark.slow
@@ -176,17 +176,17 @@ def test_files_and_links_of_other_user_in_checkpoint_folders_stay(users):
     save(alice, other, "", 8)
     open_to_all(run.checkpoints)
     folder = run.checkpoints / "pretrain" / "16-1"
-    shard = commit.SHARD_FILE % 3
-    temporary = f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
+    shard = checkpoint_folder.SHARD_FILE % 3
+    temporary = f"{checkpoint_folder.COMMIT_FILE}.tmp.{'0' * 16}"
     with mallory.acts():
         for name in (shard, "notes"):
             (folder / name).write_text("mallory's")
-        (folder / temporary).symlink_to(other.checkpoints / "pretrain" / "8-1" / commit.COMMIT_FILE)
+        (folder / temporary).symlink_to(other.checkpoints / "pretrain" / "8-1" / checkpoint_folder.COMMIT_FILE)
         (run.checkpoints / "pretrain" / "8-1").symlink_to(other.checkpoints / "pretrain" / "8-1")
         (run.checkpoints / "linked").symlink_to(other.checkpoints / "pretrain")
     before = content(other.path)
     log = save(alice, run, "", 32)
     assert content(other.path) == before and len(before) == 3, log
     assert sorted(path.name for path in folder.iterdir()) == sorted(["notes", shard])
-    assert [entry.samples_seen for entry in commit.commits(other)] == [8]
+    assert [entry.samples_seen for entry in checkpoint_folder.checkpoints(other)] == [8]
     assert "16-1 is left alone: files stay that no checkpoint has" in log, log

@@ -18,7 +18,7 @@ from tests.harness.common import wait_until
 from tests.harness.job_records import write_formats, write_job
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
@@ -450,18 +450,18 @@ def test_status_report_and_explain_survive_records_of_other_user(users):
 
 def test_make_packs_no_private_file_that_another_user_linked(users, precious):
     """Shards are read by all, so a link in a shared folder would publish what only Alice can read."""
-    pictures = users.shared / "pictures"
+    images = users.shared / "pictures"
     with users.mallory.acts(umask=0):
-        pictures.mkdir()
+        images.mkdir()
         for name in ("cat.png", "dog.png"):
-            (pictures / name).write_bytes(encode(picture(0, 16)))
-        (pictures / "cat.txt").write_text("a cat")
-        (pictures / "dog.txt").symlink_to(precious)
-        (pictures / "home").symlink_to(users.alice.home)
-        (pictures / "t.csv").write_text(f"path,text\ncat.png,a cat\n{precious},a secret\ndog.txt,another\n")
+            (images / name).write_bytes(encode(draw_image(0, 16)))
+        (images / "cat.txt").write_text("a cat")
+        (images / "dog.txt").symlink_to(precious)
+        (images / "home").symlink_to(users.alice.home)
+        (images / "t.csv").write_text(f"path,text\ncat.png,a cat\n{precious},a secret\ndog.txt,another\n")
     with users.alice.acts():
-        (users.alice.home / "photo.png").write_bytes(encode(picture(1, 16)))
-    for source in (pictures, pictures / "t.csv"):
+        (users.alice.home / "photo.png").write_bytes(encode(draw_image(1, 16)))
+    for source in (images, images / "t.csv"):
         command = ["jobs", "shards", "make", source, "--min-complete", "0", "--json"]
         ended = users.alice.python(*command, "--out", users.alice.home / source.name)
         report = json.loads(ended.stdout)
@@ -479,7 +479,7 @@ def test_make_reads_no_metadata_file_that_another_user_linked(users):
         private.chmod(0o600)
     with users.mallory.acts(umask=0):
         (folder / "train").mkdir(parents=True)
-        (folder / "train" / "cat.png").write_bytes(encode(picture(0, 16)))
+        (folder / "train" / "cat.png").write_bytes(encode(draw_image(0, 16)))
         (folder / "train" / "metadata.jsonl").symlink_to(private)
     ended = users.alice.python("jobs", "shards", "make", folder, "--out", users.alice.home / "out")
     assert ended.returncode == 78 and "outside of the source" in ended.stderr, ended.stderr

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flip.checkpoint import manager
 from flip.config.merge import to_dict
 from flip.monitoring import results
-from flip.runs import attempts, bad_nodes, commit, lifecycle, wall_limit  # fmt: skip
+from flip.runs import attempts, bad_nodes, checkpoint_folder, lifecycle, wall_limit  # fmt: skip
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import STATES  # fmt: skip
 from flip.runs.metric_lines import newest_line
@@ -59,7 +59,7 @@ STATUS = {
     "samples_per_second": 400.0, "eta_seconds": 19.2, "attempt": 1, "storage": "", "verdict": "good", "reason": "",
     "time": 1700000050.0,
 }  # fmt: skip
-COMMIT = {"stage": "pretrain", "samples": 3200, "attempt": 1, "saving": 2.5, "url": "file:///nowhere", "files": {}}
+CHECKPOINT = {"stage": "pretrain", "samples": 3200, "attempt": 1, "saving": 2.5, "url": "file:///nowhere", "files": {}}
 SCORE = {**score("imagenet", "test", 0.5), "stage": "pretrain", "samples": 3200, "precision": "fp32", "seconds": 3.0,
          "note": "a note", "job": "demo", "time": 1.0}  # fmt: skip
 ABOUT = {"name": "demo", "title": "A demo", "notes": "", "cluster": "local", "runs": ["victim", "sound"],
@@ -82,7 +82,7 @@ RECORDS = {
         "cause": "crash", "code": 70, "reason": "it broke", "rank": 0, "host": "node1", "signal": "TERM", "time": 1.0,
     },
     "attempts/1/pids.json": [{"rank": 0, "pid": 2**22 + 1, "start": "5"}],
-    "checkpoints/pretrain/3200-1/commit.json": COMMIT,
+    "checkpoints/pretrain/3200-1/commit.json": CHECKPOINT,
     "checkpoints/url.json": {"url": "file:///nowhere", "folder": "/nowhere"},
     "pins/one.json": {"by": "/nowhere", "stage": "pretrain", "samples": 3200, "time": 1.0},
     "eval/pretrain-3200/demo-1.json": {"stage": "pretrain", "samples": 3200, "job": "demo-1", "evaluations": [SCORE]},
@@ -211,9 +211,10 @@ def read_by_hosts(run):
     calls = (
         lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
         lambda: attempts.earlier_ends(run, 0, 9),
-        lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
-        commit.pinned(run), lambda: commit.pin_holders(run), lambda: wall_limit.measured(run), lambda:
-        wall_limit.recorded_limit(run, 1), lambda: wall_limit.why_too_short(run, 9),
+        lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: checkpoint_folder.checkpoints(run),
+        lambda: checkpoint_folder.pinned(run), lambda: checkpoint_folder.pin_holders(run),
+        lambda: wall_limit.measured(run), lambda: wall_limit.recorded_limit(run, 1),
+        lambda: wall_limit.why_too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: newest_line(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
         lambda: lifecycle.awaited_canaries([run]), lambda: job_states.invisible_jobs([run]),

@@ -11,7 +11,7 @@ import pytest
 from flip.config import merge
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, write_json
-from tests.harness.evaluation_place import committed
+from tests.harness.evaluation_place import add_checkpoint
 from tests.jobs.outcomes import make
 from tests.security.users import TEAM, tree
 
@@ -85,7 +85,7 @@ def test_group_member_evaluates_and_exports_copy_of_run(users, data, root):
     run.path.mkdir(parents=True)
     run.config.write_text(merge.dump(config))
     write_json(run.identity, {"hash": "", "schema": 2, "config": {}})
-    committed(run, config, 64, 1)
+    add_checkpoint(run, config, 64, 1)
     for path in (run.path.parent, *run.path.parent.rglob("*")):
         os.chown(path, users.alice.uid, TEAM)
         path.chmod(0o2775 if path.is_dir() else 0o664)

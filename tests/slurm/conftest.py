@@ -1,4 +1,4 @@
-"""Fixtures: a real Slurm for a test, and real pictures for training."""
+"""Fixtures: a real Slurm for a test, and real images for training."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def foreign_site(start_slurm):
 
 @pytest.fixture(scope="session")
 def emoji(tmp_path_factory):
-    """A manifest over 200 of the demonstration's pictures, in three shards, with the classes that they show."""
+    """A manifest over 200 of the demonstration's images, in three shards, with the classes that they show."""
     command = [sys.executable, ROOT / "jobs", "demo_data", "--json"]
     cache = Path(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["path"])
     folder = tmp_path_factory.mktemp("emoji")

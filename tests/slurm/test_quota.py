@@ -8,7 +8,7 @@ from tests.harness.common import metric_lines
 from tests.harness.quota import VARIABLES, Quota, compiler
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.kill]
-RUNS = ("commit", "metrics", "everything")
+RUNS = ("saves", "metrics", "everything")
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def quota(tmp_path, monkeypatch):
 
 
 def test_exceeded_quota(start_slurm, tmp_path, emoji, quota):
-    """Writes of commits, of metrics, and of all files of a run, also its causes and its end.json, fail for a while.
+    """Writes of checkpoints, of metrics, and of all files of a run, also its causes and its end.json, fail for a while.
 
     EDQUOT is injected by a library in the batch script and its processes (`tests.harness.quota`): most machines have no
     file system with quotas.
@@ -35,9 +35,9 @@ def test_exceeded_quota(start_slurm, tmp_path, emoji, quota):
     desk.submit()
     for name in RUNS:
         desk.until_step(name, 7)
-    folder = desk.run("commit").path.parent
-    quota.exceed(f"{folder}/commit/checkpoints", f"{folder}/metrics/metrics", f"{folder}/everything")
-    for name in ("commit", "metrics"):
+    folder = desk.run("saves").path.parent
+    quota.exceed(f"{folder}/saves/checkpoints", f"{folder}/metrics/metrics", f"{folder}/everything")
+    for name in ("saves", "metrics"):
         end = desk.run(name).attempt(1) / "end.json"
         desk.until(end.exists, f"the end of {name}")
     everything = desk.run("everything")

@@ -30,7 +30,7 @@ def test_array_job_completes_preempted_run_and_stops_crashing_run(desk):
         "crashing": ("failed", 3),
         "clean": ("complete", 1),
     }
-    assert "3 failed attempts without a new commit" in rows["crashing"]["reason"]
+    assert "3 failed attempts without a new checkpoint" in rows["crashing"]["reason"]
     assert "read the logs" in desk.type("status", "demo/crashing")
     assert "Traceback" in desk.type("logs", "demo/crashing", "--err")
     assert [row["step"] for row in (rows["preempted"], rows["clean"])] == [STEPS, STEPS]

@@ -35,7 +35,7 @@ class Kind:
     fits: Any
     """Layout -> whether the fault can be injected into that run."""
     damages: bool = False
-    """Whether it destroys the newest commit."""
+    """Whether it destroys the newest checkpoint."""
     sites: tuple = (HOME, FOREIGN, AGENTS)
     shows: tuple = ()
     """States that ``status`` may show because of it, besides running and waiting."""
@@ -192,9 +192,9 @@ def straggler(run):
 
 @kind(50, fits=on_disk)
 def disk_full(run):
-    """Limit the files of these processes to half a checkpoint shard: the next commit fails, twice."""
-    run.wait(lambda: run.commits(), "a commit")
-    limit = min(facts["bytes"] for facts in run.commits()[-1].record["files"].values()) // 2
+    """Limit the files of these processes to half a checkpoint shard: the next save fails, twice."""
+    run.wait(lambda: run.checkpoints(), "a checkpoint")
+    limit = min(facts["bytes"] for facts in run.checkpoints()[-1].record["files"].values()) // 2
     for row in run.ranks():
         resource.prlimit(row["pid"], resource.RLIMIT_FSIZE, (limit, limit))
     run.wait_end()
@@ -203,19 +203,19 @@ def disk_full(run):
 
 @kind(20, damages=True)
 def checkpoint_damaged(run):
-    """Change a byte of the newest commit before the next attempt reads it."""
-    run.wait(lambda: len(run.commits()) > 1, "two commits")
+    """Change a byte of the newest checkpoint before the next attempt reads it."""
+    run.wait(lambda: len(run.checkpoints()) > 1, "two checkpoints")
     if run.scene.restarts_at_once:  # the ranks stand still meanwhile
         for row in run.ranks():
             os.kill(row["pid"], signal.SIGSTOP)
-        newest = run.commits()[-1]
+        newest = run.checkpoints()[-1]
         run.damage(newest)
         killed = _kill(run)
         run.wait_end()
         return f"a flipped byte in {newest.path.parent.name}/{newest.path.name}, then {killed}"
     killed = _kill(run)
     run.wait_end()
-    newest = run.commits()[-1]
+    newest = run.checkpoints()[-1]
     run.damage(newest)
     return f"{killed}, then a flipped byte in {newest.path.parent.name}/{newest.path.name}"
 

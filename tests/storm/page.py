@@ -27,7 +27,7 @@ def page(storm, proved):
         f"- Machine: {machine()}.",
         f"- Versions: {versions(scene)}.",
         f"- Slurm: {scene.form}; {len(scene.here.site.names)} nodes, preemption sends {scene.preemption}; shards "
-        "on an S3 server (nanio) behind a proxy per run; commits every 5 steps.",
+        "on an S3 server (nanio) behind a proxy per run; checkpoints every 5 steps.",
         "",
         "| run | ranks | checkpoints | saves | steps | attempts | faults |",
         "|---|---|---|---|---|---|---|",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flip.checkpoint.remote_folder import OWNER_FILE
 from flip.config.derived import stage_spans
 from flip.data.storage import s3
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import OWNER, read_json
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, INTERVAL, decoded_images
@@ -71,7 +71,7 @@ def the_same_bits(storm):
     """final weights and moments, every loss and every score are bit-identical to those of an undisturbed run"""
     for run in storm.runs:
         check_equal(storm.calm(run), run, scores=_scores(run))
-    return "all tensors of the last commits"
+    return "all tensors of the last checkpoints"
 
 
 def _scores(run):
@@ -103,7 +103,7 @@ def each_step_once(storm):
 @proof
 def steps_lost(storm):
     """repeated steps: none after a clean stop, else at most one save interval, plus one if a save was running in the
-    background, plus one for a damaged commit"""
+    background, plus one for a damaged checkpoint"""
     pairs = [(run, loss) for run in storm.runs for loss in losses(run)]
     beyond = [f"{run.run.name}: {loss}" for run, loss in pairs if loss.steps > loss.bound]
     assert not beyond, "\n".join(beyond)
@@ -112,7 +112,7 @@ def steps_lost(storm):
 
 def losses(run):
     """The losses of all attempts that trained and were followed by another one. Each attempt resumes from the newest
-    valid commit."""
+    valid checkpoint."""
     trained = run.witnessed()
     result = []
     numbers = run.run.attempt_numbers()
@@ -128,7 +128,7 @@ def losses(run):
 
 
 def _bound(run, n, end):
-    """Maximum number of lost steps. A background save may be incomplete; then the commit before it counts."""
+    """Maximum number of lost steps. A background save may be incomplete; then the checkpoint before it counts."""
     if end["code"] == 75:
         return 0
     damaged = any(EVERY[done.strike.kind].damages for done in run.done if done.attempt == n)
@@ -161,7 +161,7 @@ def the_status(storm):
 
 @proof
 def nothing_left(storm):
-    """nothing is left: no job, process or temporary file, no object without a commit, no secret in a file"""
+    """nothing is left: no job, process or temporary file, no object without a checkpoint, no secret in a file"""
     queued = storm.scene.here.call("squeue", "-h", "-o", "%i %T %j").strip()
     assert not queued, queued
     done = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
@@ -179,12 +179,12 @@ def nothing_left(storm):
     referenced = {
         f"{checkpoint.record['url']}/{name}"
         for run in storm.runs
-        for checkpoint in commit.commits(run.run)
+        for checkpoint in checkpoint_folder.checkpoints(run.run)
         if "url" in checkpoint.record
-        for name in (*checkpoint.record["files"], commit.COMMIT_FILE)
+        for name in (*checkpoint.record["files"], checkpoint_folder.COMMIT_FILE)
     }
     referenced |= {f"{read_json(run.run.checkpoints / 'url.json')['url']}/{OWNER_FILE}" for run in remote}
-    assert objects == referenced, f"without a commit: {objects - referenced}, missing: {referenced - objects}"
+    assert objects == referenced, f"without a checkpoint: {objects - referenced}, missing: {referenced - objects}"
     for path in storm.scene.runs.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    return f"{len(objects)} objects, all of a commit but the owner records of {len(remote)} folders"
+    return f"{len(objects)} objects, all of a checkpoint but the owner records of {len(remote)} folders"

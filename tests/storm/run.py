@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flip.config import merge
 from flip.config.derived import world_size
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import processes, sessions, slurm_cli
@@ -175,8 +175,8 @@ class StormRun(Calm):
 
     # -- state -------------------------------------------------------------------------------------------------------
 
-    def commits(self):
-        return commit.commits(self.run)
+    def checkpoints(self):
+        return checkpoint_folder.checkpoints(self.run)
 
     def last_step(self):
         """The last logged step of all attempts."""
@@ -279,7 +279,7 @@ class StormRun(Calm):
         return f"requests met {injected}"
 
     def damage(self, newest):
-        """Flip one byte in the middle of the largest file of a commit, on disk or on the S3 server."""
+        """Flip one byte in the middle of the largest file of a checkpoint, on disk or on the S3 server."""
         files = newest.record["files"]
         name = max(files, key=lambda name: files[name]["bytes"])
         folder = newest.path

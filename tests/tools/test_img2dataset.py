@@ -18,7 +18,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import inspect_samples
 
@@ -31,7 +31,7 @@ LOST = range(2 * PER_SHARD, 3 * PER_SHARD)
 
 
 def status(i):
-    """Return the HTTP status of the server for picture i."""
+    """Return the HTTP status of the server for image i."""
     if i in LOST or i % 11 == 3:
         return 404
     return 200
@@ -40,8 +40,10 @@ def status(i):
 def served(i):
     """Return the file of link i and additional headers. img2dataset resizes every fifth image, which exceeds SIDE."""
     if i % 11 == 5:
-        return b"<html>not a picture</html>", {}
-    return encode(picture(i, 2 * SIDE if i % 5 == 4 else SIDE), "jpg"), {"X-Robots-Tag": "noai"} if i % 11 == 7 else {}
+        return b"<html>not an image</html>", {}
+    return encode(draw_image(i, 2 * SIDE if i % 5 == 4 else SIDE), "jpg"), {
+        "X-Robots-Tag": "noai"
+    } if i % 11 == 7 else {}
 
 
 def good(i):
@@ -51,7 +53,7 @@ def good(i):
 def caption(i):
     if i == 0:
         return None
-    return f"picture {i}: «grün» 漢字 😀\nand a second line"
+    return f"image {i}: «grün» 漢字 😀\nand a second line"
 
 
 class Handler(BaseHTTPRequestHandler):

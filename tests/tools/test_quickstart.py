@@ -56,6 +56,6 @@ def test_quickstart_commands_run_from_data_to_report(environment, tmp_path):
     assert list(shown) == ["demo_data", "submit", "predict", "report"]
     assert shown["demo_data"][0].startswith("ready: ") and "1 run on local" in shown["submit"][0]
     (predicted,) = shown["predict"]
-    pictures = predicted.split("\n\n")[1:]
-    assert len(pictures) == 12 and all(len(text.strip().splitlines()) == 1 + 5 for text in pictures)
+    images = predicted.split("\n\n")[1:]
+    assert len(images) == 12 and all(len(text.strip().splitlines()) == 1 + 5 for text in images)
     assert "unmasked" in shown["report"][-1] and (tmp_path / "runs" / "quickstart" / "report.html").exists()

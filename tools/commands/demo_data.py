@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.common.cli import Parser, run_command
 
 _ABOUT = """\
-Fetch and build demonstration data below the cache: pictures of 64 px with captions, held-out test sets with their
+Fetch and build demonstration data below the cache: images of 64 px with captions, held-out test sets with their
 classes, a manifest each, tokenizer.json, LICENCES.md and done.json (counts and digests).
 
 emoji   about 1,400 emoji in nine sets of drawings by six makers, with Unicode's names and keywords; a minute
@@ -16,7 +16,7 @@ emoji   about 1,400 emoji in nine sets of drawings by six makers, with Unicode's
         training never sees), classes.json
 icons   drawings of 222 icon sets, 308,000 of them to train on, with their names; 15 minutes of a core
         train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler-all, carbon-all and
-        game-icons-all (test families; without -all: a picture per class), retrieval, probe
+        game-icons-all (test families; without -all: an image per class), retrieval, probe
 
 An interrupted build continues when the command is repeated. The fetched packages stay in packages/; they may be
 deleted."""
@@ -68,5 +68,5 @@ def _text(facts: dict) -> str:
         lines.append(f"  {name:12} {item['role']:10} {item['samples']:7,d} samples  {item['digest'][:12]}")
     for family, item in facts.get("leakage", {}).items():
         before, after = (f"{100 * item[key]:.1f} %" for key in ("near_before", "near_after"))
-        lines.append(f"  {family}: {before} of its pictures had a near-duplicate in training, now {after}")
+        lines.append(f"  {family}: {before} of its images had a near-duplicate in training, now {after}")
     return "\n".join(lines)

@@ -10,13 +10,13 @@ from typing import Any
 from jobs.common.cli import Parser, add_root_option, note, run_command
 
 EXAMPLES = """examples:
-  flip export runs/quickstart/masked                 the newest checkpoint -> its folder export/<stage>-<S>
-  flip export my/run --commit pretrain/12800000000   another checkpoint
-  flip export 'my/mask*'                             several runs
+  flip export runs/quickstart/masked                     the newest checkpoint -> its folder export/<stage>-<S>
+  flip export my/run --checkpoint pretrain/12800000000   another checkpoint
+  flip export 'my/mask*'                                 several runs
   flip export my/run --out ~/models/mine --replace
-  flip export my/run --variant native                refuse unless open_clip's own encoder holds it exactly
-  flip export my/run --to transformers               for AutoModel and pipelines; models of recipe clip
-  flip export my/run --to onnx                       both encoders as ONNX models, for batches of any size
+  flip export my/run --variant native                    refuse unless open_clip's own encoder holds it exactly
+  flip export my/run --to transformers                   for AutoModel and pipelines; models of recipe clip
+  flip export my/run --to onnx                           both encoders as ONNX models, for batches of any size
 
 variants of --to open_clip (default: native or extra-block, as the model needs; docs/export.md):
   native        open_clip's own image encoder; models pooled over patches (recipe portable)
@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         "runs", nargs="+", metavar="run", help="runs with a checkpoint: SWEEP/RUN, patterns, or folders"
     )
     add_root_option(parser)
-    parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
+    parser.add_argument(
+        "--checkpoint", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)"
+    )
     choices = ("open_clip", "transformers", "onnx")
     parser.add_argument("--to", choices=choices, default="open_clip", help="library to export to (default: open_clip)")
     where = "folder to create (default: RUN/export/<stage>-<S>; for others than open_clip, with -<library> at its end)"
@@ -78,7 +80,7 @@ def export(options: argparse.Namespace) -> int:
 def _without_exports(sources: Sequence[Path], options: argparse.Namespace) -> list[Path]:
     """The runs whose chosen checkpoint has no export yet; all with --replace. Raises before anything is written."""
     from flip.checkpoint.export_record import is_export
-    from flip.export.load import select_commit
+    from flip.export.load import select_checkpoint
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
 
@@ -86,7 +88,7 @@ def _without_exports(sources: Sequence[Path], options: argparse.Namespace) -> li
     for source in sources:
         if is_export(source):
             raise ConfigError("required to export an exported folder again", "--out", remedy="Export it alone.")
-        chosen = select_commit(RunDir(source), options.commit)
+        chosen = select_checkpoint(RunDir(source), options.checkpoint)
         out = RunDir(source).export / _folder_name(chosen.stage, chosen.samples_seen, options.to)
         if is_export(out) and not options.replace:
             note(f"{out}: exists already, not replaced")
@@ -110,7 +112,7 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     if is_export(source) and not options.out:
         raise ConfigError("required to export an exported folder again", "--out")
-    loaded = load(source, at=options.commit)
+    loaded = load(source, at=options.checkpoint)
     name = _folder_name(loaded.source.stage, loaded.source.samples_seen, options.to)
     if options.out:
         out = options.out.expanduser()

@@ -1,6 +1,6 @@
 """Classify images with a trained model: print the probability of each label.
 
-With --set, show pictures of a test set with the captions that the run's last evaluation found nearest.
+With --set, show images of a test set with the captions that the run's last evaluation found nearest.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("images", nargs="*", metavar="image", help="image files")
     add_root_option(parser)
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
-    parser.add_argument("--count", type=COUNT, default=3, metavar="N", help="pictures shown of --set (default 3)")
+    labels.add_argument("--set", metavar="NAME", help="show images of this evaluation set, without the model")
+    parser.add_argument("--count", type=COUNT, default=3, metavar="N", help="images shown of --set (default 3)")
     labels.add_argument("--labels", help="labels, separated by commas")
     labels.add_argument("--classes", help="a JSON file with the lists names and templates")
     parser.add_argument(
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if bool(options.images) == bool(options.set):
         parser.error("give image files with --labels or --classes, or only --set")
-    return run_command(show_test_pictures if options.set else predict, options)
+    return run_command(show_test_images if options.set else predict, options)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -99,12 +99,12 @@ def _labels(text: str) -> list[str]:
     return names
 
 
-def show_test_pictures(options: argparse.Namespace) -> int:
+def show_test_images(options: argparse.Namespace) -> int:
     from flip.evaluation.metrics.predictions import TOP
     from flip.monitoring.results import read_run
     from flip.runs.errors import ConfigError, DataError
     from jobs.common.cluster_profile import roots
-    from jobs.common.terminal import show, show_picture
+    from jobs.common.terminal import show, show_image
     from jobs.reporting import examples
     from jobs.submitted_runs import select
 
@@ -119,27 +119,25 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         sets = ", ".join(dict.fromkeys(row["name"] for row in outcome.evaluations)) or "none"
         remedy = f"Sets with final scores: {sets}. To score again: {command('evaluate', outcome.run.path)}"
         raise ConfigError("no predictions are stored for this set", str(outcome.run.path), options.set, remedy)
-    pictures, problem = examples.choose_pictures(outcome, item, predicted, options.count, options.top)
+    images, problem = examples.choose_images(outcome, item, predicted, options.count, options.top)
     if options.json:
-        rows = [
-            {"image": picture.name, "label": picture.label, "captions": dict(picture.captions)} for picture in pictures
-        ]
+        rows = [{"image": image.name, "label": image.label, "captions": dict(image.captions)} for image in images]
         print(json.dumps(rows, indent=1))
         return 0
     top1, top5, chance = (100 * item[key] for key in ("top1", "top5", "chance"))
     show(
-        f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures in"
+        f"{outcome.run.name} on {options.set}: {len(images)} of {len(predicted.images):,} images in"
         f" {predicted.where}, chosen by a hash, with the nearest of {len(predicted.names):,} captions and their cosine"
-        f" similarities. Of all pictures {top1:.1f} % are right, as the right caption is the nearest (chance"
+        f" similarities. Of all images {top1:.1f} % are right, as the right caption is the nearest (chance"
         f" {chance:.2g} %); {top5:.1f} % have it among the nearest five."
     )
-    for picture in pictures:
+    for image in images:
         lines = []
-        for name, score in picture.captions:
-            mark = "  <- right caption" if name == picture.label else ""
+        for name, score in image.captions:
+            mark = "  <- right caption" if name == image.label else ""
             lines.append(f"  {score:6.3f}  {name}{mark}")
-        verdict = "right" if picture.is_right else "wrong"
-        show_picture(picture.jpeg, "\n".join([f"\n{picture.label}: {verdict} ({picture.name})", *lines]))
+        verdict = "right" if image.is_right else "wrong"
+        show_image(image.jpeg, "\n".join([f"\n{image.label}: {verdict} ({image.name})", *lines]))
     if problem:
         show(f"not drawn: {problem}")
     return 0

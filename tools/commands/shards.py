@@ -128,24 +128,24 @@ def _indexing(commands: _Commands) -> None:
 
 def _making(commands: _Commands) -> None:
     about = (
-        "Write pictures with captions or labels as shards, and index them. Pictures that cannot be decoded are left "
+        "Write images with captions or labels as shards, and index them. Images that cannot be decoded are left "
         "out and reported. The folder appears when it is complete. Parquet files are read by one process per core."
     )
     command = commands.add("make", "make:make", about)
     about = (
-        "a folder per class; a folder of pictures with text files of the same names, or with metadata.jsonl (.csv, "
+        "a folder per class; a folder of images with text files of the same names, or with metadata.jsonl (.csv, "
         ".parquet); a table: CSV or TSV with a header, or JSON lines; or parquet files (.parquet, .pq), which may hold "
-        "the pictures: files, patterns and folders, sorted by name"
+        "the images: files, patterns and folders, sorted by name"
     )
     command.add_argument("source", nargs="+", metavar="SOURCE", help=about)
     command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")
     about = (
-        "folder of the pictures, which paths in a table are relative to (default: that of the table). Files outside of "
+        "folder of the images, which paths in a table are relative to (default: that of the table). Files outside of "
         "SOURCE and this folder, after links are followed, are refused"
     )
     command.add_argument("--images", metavar="FOLDER", help=about)
     command.add_argument(
-        "--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, file, ...)"
+        "--image", metavar="COLUMN", help="column of images (default: image, path, file_name, file, ...)"
     )
     command.add_argument("--caption", metavar="COLUMN", help="column of captions (default: caption, text or title)")
     about = "column of classes; captions, if there are none, are made of --template"
@@ -154,16 +154,16 @@ def _making(commands: _Commands) -> None:
     about = "columns of the json member (default: all others, of parquet those without bytes and lists of numbers)"
     command.add_argument("--columns", metavar="A,B", help=about)
     about = (
-        "header: read only the size and format of each picture, twice as fast; data that are cut off are found "
+        "header: read only the size and format of each image, twice as fast; data that are cut off are found "
         "by shards verify or in training (default: %(default)s)"
     )
     command.add_argument("--check", choices=("decode", "header"), default="decode", help=about)
-    about = "caption of a labelled picture (default: a photo of a {label}); of several, training draws one"
+    about = "caption of a labelled image (default: a photo of a {label}); of several, training draws one"
     command.add_argument("--template", action="append", metavar="TEXT", help=about)
-    about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"
+    about = "write this share of the images, chosen by a hash of their names, to OUT/test, an evaluation set"
     command.add_argument("--split", type=Number(float, above=0, below=1), metavar="SHARE", help=about)
     command.add_argument("--per-shard", type=COUNT, default=1000, help="rows per shard (default: %(default)s)")
-    about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
+    about = "exit code 65 if fewer images can be used (default: %(default)s)"
     command.add_argument("--min-complete", type=SHARE, default=0.5, metavar="SHARE", help=about)
 
 

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   flip study --plan          show the missing runs and their cost
   flip study --again mine    train it a second time, with the same lengths and learning rates, into mine/
   flip study --study scaling --minutes 80   train the next part of the scaling study, most important first
-  flip study --study scaling --baseline     the nearest training picture in place of a model: minutes, no training
+  flip study --study scaling --baseline     the nearest training image in place of a model: minutes, no training
   flip study --study scaling --predict      predict the joint corner, before it is trained
 The data: flip demo_data, for scaling: flip demo_data icons
 """
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument(
         "--baseline",
         action="store_true",
-        help="classify by the nearest training picture at 16 x 16 pixels; no training",
+        help="classify by the nearest training image at 16 x 16 pixels; no training",
     )
     action.add_argument(
         "--predict", action="store_true", help="write prediction.json; predicted runs wait for it (scaling)"

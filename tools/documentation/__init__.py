@@ -2,7 +2,7 @@
 
 ``make docs`` builds it (``build.py``): it copies README, CONTRIBUTING and docs/ into a temporary folder, writes the
 pages there that are made from the code, and calls Sphinx, for which any broken link is an error (``conf.py``). The
-navigation is that of docs/index.md. ``make pictures`` draws the pictures of the README (``pictures.py``). The generated
+navigation is that of docs/index.md. ``make figures`` draws the figures of the README (``figures.py``). The generated
 pages are not committed, the tables of ``restart_tables.py`` are:
 
 - ``configuration.py``: every field of a run and of a cluster profile, from the dataclasses

@@ -41,7 +41,7 @@ GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
 LINK = re.compile(r"(\]\()([^)\s:]+?)(#[^)\s]*)?(\))")
 NAME_OF_PAGE = re.compile(r"\[[\w/]+\.md\](?=\([^)\s:]+\.md)")
 """A link whose text is the name of a file: the site shows the heading instead."""
-PICTURE = re.compile(r'(?:src|srcset)="([^":]+)"')
+FIGURE = re.compile(r'(?:src|srcset)="([^":]+)"')
 SECTION = re.compile(r"^## (.*)\n((?:(?!## ).*\n)*)", re.MULTILINE)
 REDIRECT = '<!doctype html><title>FLIP</title><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         code = subprocess.run(line, env=environment).returncode
     if code == 0:
-        copy_pictures(out)
+        copy_figures(out)
         write_text(out / "index.html", REDIRECT)
         print(f"the site: {out.resolve() / 'index.html'}")
     return code
@@ -94,9 +94,9 @@ def copy_targets(page: Path, text: str, pages: Sequence[Path], folder: Path) -> 
         shutil.copyfile(source, target)
 
 
-def copy_pictures(out: Path) -> None:
+def copy_figures(out: Path) -> None:
     """Copy the files that README shows by HTML, which Sphinx leaves as it is."""
-    for name in PICTURE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8")):
+    for name in FIGURE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8")):
         output_folder((out / name).parent)
         shutil.copyfile(REPOSITORY / name, out / name)
 

@@ -83,7 +83,7 @@ def failed_start(before: int) -> Evidence:
 
 
 def after(*causes: str) -> list[dict[str, Any]]:
-    """Earlier ends without a new commit."""
+    """Earlier ends without a new checkpoint."""
     return [{"cause": name, "committed": False} for name in causes]
 
 
@@ -92,7 +92,7 @@ SAVED_AT_TERM = [cause("stopped", "signal SIGTERM", signal="SIGTERM")]
 BROKEN_GPU = [cause("crash", "uncorrectable ECC error", host="n2")]
 UNHEALTHY = {"n2": "gpu: no answer"}
 STORAGE = [cause("storage", "[Errno 5] Input/output error")]
-OF_STOP = {"committed": True}
+OF_STOP = {"progressed": True}
 AT_LIMIT = {"limit_reason": "the wall limit of 4 h passed, and nothing new was kept"}
 
 CASES = (
@@ -184,7 +184,7 @@ def cases() -> str:
 
 
 def places() -> str:
-    """The table of places: what follows from each cause, by the number of ends since the last commit."""
+    """The table of places: what follows from each cause, by the number of ends since the last checkpoint."""
     counts = (1, 2, 3, 4, 10)
     rows = []
     for name, evidence in FAILURES.items():

@@ -1,7 +1,7 @@
-"""How a folder of pictures is laid out, for `shards make`: where its captions are, and which folders are classes.
+"""How a folder of images is laid out, for `shards make`: where its captions are, and which folders are classes.
 
-Three layouts are known: a text file beside each picture; a folder per class; and that of Hugging Face's imagefolder,
-where a file ``metadata.jsonl``, ``.csv`` or ``.parquet`` has a row per picture with the column ``file_name``, and where
+Three layouts are known: a text file beside each image; a folder per class; and that of Hugging Face's imagefolder,
+where a file ``metadata.jsonl``, ``.csv`` or ``.parquet`` has a row per image with the column ``file_name``, and where
 folders such as ``train`` and ``test`` are splits. A split is neither a class nor a part of another one.
 """
 
@@ -13,7 +13,7 @@ from flip.runs.errors import ConfigError
 from jobs.common.cli import command
 
 FILE_NAME = "file_name"
-"""The column of a metadata file that names the picture, relative to the folder of that file."""
+"""The column of a metadata file that names the image, relative to the folder of that file."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = (
     "train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation",
@@ -32,23 +32,23 @@ def metadata_files(root: Path) -> list[Path]:
         return own
     try:
         splits = sorted(path for path in root.iterdir() if is_split(path.name) and path.is_dir())
-    except OSError:  # reported by the walk through the pictures
+    except OSError:  # reported by the walk through the images
         return []
     return [path for split in splits for path in _metadata_of(split)]
 
 
 def refuse_several_splits(root: Path, files: Sequence[Path]) -> None:
-    """Raise ConfigError if several splits have metadata files: one set would mix training and test pictures."""
+    """Raise ConfigError if several splits have metadata files: one set would mix training and test images."""
     if len(files) > 1:
         raise _several_splits(root, [path.parent.name for path in files])
 
 
-def class_depth(root: Path, pictures: Iterable[Path]) -> int:
-    """The part of a picture's path, relative to ``root``, that names its class: 0, or 1 below a split.
+def class_depth(root: Path, images: Iterable[Path]) -> int:
+    """The part of an image's path, relative to ``root``, that names its class: 0, or 1 below a split.
 
     Raises ConfigError if folders can be read as splits and as classes.
     """
-    paths = [path.relative_to(root).parts for path in pictures]
+    paths = [path.relative_to(root).parts for path in images]
     folders = sorted({parts[0] for parts in paths if len(parts) > 1})
     splits = [name for name in folders if is_split(name)]
     if not splits:
@@ -80,9 +80,9 @@ def _several_splits(root: Path, splits: Collection[str]) -> ConfigError:
 
 
 def _no_classes(root: Path, split: str) -> ConfigError:
-    what = f"{split} is the name of a split or of a class. As a split, it holds pictures without captions and classes"
+    what = f"{split} is the name of a split or of a class. As a split, it holds images without captions and classes"
     remedy = (
-        f"For a split, write {split}/{METADATA[0]} with {FILE_NAME} and text, a text file for each picture, or a folder"
+        f"For a split, write {split}/{METADATA[0]} with {FILE_NAME} and text, a text file for each image, or a folder"
         " per class below it. If it is the only class, rename the folder."
     )
     return ConfigError(what, str(root / split), remedy=remedy)

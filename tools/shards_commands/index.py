@@ -35,7 +35,7 @@ _UNREADABLE = "Make it readable, or name the shards without wildcards."
 
 def index(options: argparse.Namespace) -> CommandResult:
     """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
-    _refuse_pictures(options.shards)
+    _refuse_images(options.shards)
     columns = _columns(options)
     complete = Completeness([LINE] if columns else names(options.captions, "--captions"), options.min_complete)
     if options.part:
@@ -79,13 +79,13 @@ def index(options: argparse.Namespace) -> CommandResult:
     return CommandResult(report | _work(scanned, time.monotonic() - start_time) | without_stats(keys, known))
 
 
-def _refuse_pictures(shards: Sequence[str]) -> None:
-    """Raise ConfigError if pictures are named in place of tar files."""
-    pictures = [name for name in shards if os.path.splitext(name)[1][1:].lower() in EXTENSIONS]
-    if pictures:
-        folder = os.path.dirname(pictures[0]) or "."
-        remedy = f"Make shards of pictures, which indexes them too: flip shards make {shlex.quote(folder)} --out FOLDER"
-        raise ConfigError("a picture, not a tar file", pictures[0], remedy=remedy)
+def _refuse_images(shards: Sequence[str]) -> None:
+    """Raise ConfigError if images are named in place of tar files."""
+    images = [name for name in shards if os.path.splitext(name)[1][1:].lower() in EXTENSIONS]
+    if images:
+        folder = os.path.dirname(images[0]) or "."
+        remedy = f"Make shards of images, which indexes them too: flip shards make {shlex.quote(folder)} --out FOLDER"
+        raise ConfigError("an image, not a tar file", images[0], remedy=remedy)
 
 
 def _columns(options: argparse.Namespace) -> Columns | None:

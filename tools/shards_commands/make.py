@@ -1,7 +1,7 @@
-"""`shards make`: writes pictures with captions or labels as shards, from folders, tables or parquet files, and indexes
+"""`shards make`: writes images with captions or labels as shards, from folders, tables or parquet files, and indexes
 them.
 
-The source is read twice: first for its labels and keys, then for its pictures. Processes write its parts
+The source is read twice: first for its labels and keys, then for its images. Processes write its parts
 (`shard_writer`). Equal sources give equal bytes, whatever the number of processes.
 """
 
@@ -172,7 +172,7 @@ def _workers(rows: int, parts: int) -> int:
 def _check_rows(source: Source | ParquetSource, survey: Survey, key_column: str | None) -> None:
     """Raise ConfigError if there are no rows, or if two have the same key."""
     if not survey.rows:
-        raise ConfigError("there are no pictures here", source.path, remedy=NEEDS)
+        raise ConfigError("there are no images here", source.path, remedy=NEEDS)
     if len(set(survey.keys)) == len(survey.keys):
         return
     repeated = {key for key, count in Counter(survey.keys).items() if count > 1}
@@ -223,7 +223,7 @@ class SetWriter:
         sets = self._write_shards()
         reports = {name: self._complete(written, folder / name) for name, written in sets.items()}
         if TEST in sets:
-            training, test = (np.frombuffer(sets[name].pictures, "<u8") for name in ("", TEST))
+            training, test = (np.frombuffer(sets[name].images, "<u8") for name in ("", TEST))
             common = len(np.intersect1d(training, test))
             if common:
                 reports[TEST]["pictures_of_the_training_set"] = common
@@ -269,15 +269,15 @@ class SetWriter:
     def _complete(self, written: Written, folder: Path) -> dict[str, Any]:
         """Write the manifest and classes.json of a set; returns its report. Raises DataError."""
         self._check_refused(written, folder)
-        pictures = written.counts()
+        images = written.counts()
         report: dict[str, Any] = {"rows": written.rows, "refused": len(written.refused)}
         if self._how.labels:
             write_json(folder / CLASSES, {"names": self._how.labels, "templates": self._how.templates})
             report["classes"] = len(self._how.labels)
-        report |= {f"{name}_pictures": count for name, count in pictures.items() if count}
+        report |= {f"{name}_pictures": count for name, count in images.items() if count}
         if isinstance(self._source, ParquetSource) and self._source.left_out:
             report["left_out_columns"] = list(self._source.left_out)
-        if advice := _advice(pictures):
+        if advice := _advice(images):
             report["advice"] = advice
         if written.refused:
             reasons = Counter(kind(reason) for *_, reason in written.refused)
@@ -289,7 +289,7 @@ class SetWriter:
             report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
         with ProgressBar("indexing", "B") as bar:
             shards = [str(path) for path in folder.glob("*.tar")]
-            build.index(shards, folder, 0, bar, _workers(self._count, len(shards)), settings={"pictures": pictures})
+            build.index(shards, folder, 0, bar, _workers(self._count, len(shards)), settings={"pictures": images})
         return report
 
     def _check_refused(self, written: Written, folder: Path) -> None:
@@ -300,24 +300,24 @@ class SetWriter:
             return
         if not rows:
             remedy = "Choose another --split, or make one set of all rows."
-            raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self._options.split, remedy)
-        what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
+            raise DataError(f"no image falls into the set {folder.name!r}", "--split", self._options.split, remedy)
+        what = f"{len(refused):,} of {rows:,} images cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
         if "does not exist" in refused[0][2] and not self._source.is_folder:
             base = self._source.images or "the folder of the table"
             remedy = f"Paths in the table are relative to {base}: name their folder with --images."
         if self._source.is_folder:
-            remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
+            remedy += " Each image needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)
 
 
-def _advice(pictures: Mapping[str, int]) -> list[str]:
-    """Settings that training needs for these pictures."""
+def _advice(images: Mapping[str, int]) -> list[str]:
+    """Settings that training needs for these images."""
     advice = []
-    if pictures["transparent"]:
-        advice.append("transparent pictures: set data.to_rgb: flatten, because recipe portable2 drops transparency")
-    if pictures["turned"]:
-        advice.append("turned pictures: set data.exif: apply, because by default training does not turn them")
-    if pictures["duplicates"]:
-        advice.append("duplicates: equal pictures of one batch count as each other's negatives")
+    if images["transparent"]:
+        advice.append("transparent images: set data.to_rgb: flatten, because recipe portable2 drops transparency")
+    if images["turned"]:
+        advice.append("turned images: set data.exif: apply, because by default training does not turn them")
+    if images["duplicates"]:
+        advice.append("duplicates: equal images of one batch count as each other's negatives")
     return advice

@@ -95,7 +95,7 @@ def refuse_address(source: str) -> None:
 
 
 def refuse_addresses(names: Sequence[str], path: str) -> None:
-    """Raise ConfigError if a table without a column of pictures has a column of their addresses.
+    """Raise ConfigError if a table without a column of images has a column of their addresses.
 
     ``names``: its columns.
     """
@@ -113,7 +113,7 @@ def refuse_addresses(names: Sequence[str], path: str) -> None:
 
 
 def refuse_folder(folder: Path, names: Sequence[str]) -> None:
-    """Raise ConfigError if the files of a folder without pictures have another format.
+    """Raise ConfigError if the files of a folder without images have another format.
 
     ``names``: paths of its files and folders, relative to it.
     """

@@ -30,7 +30,7 @@ class ParquetPart(NamedTuple):
     within: str
     """The folder that must contain the file, after links are followed; "" if the user named the file."""
     folders: Sequence[str]
-    """Folders that contain the pictures of rows with paths; relative ones are relative to the first one."""
+    """Folders that contain the images of rows with paths; relative ones are relative to the first one."""
     columns: SourceColumns
     start: int
     stop: int
@@ -149,7 +149,7 @@ def _files(within: str) -> SourceFiles | None:
 
 
 def _refuse_several_splits(folder: str, paths: Sequence[str]) -> None:
-    """Raise ConfigError if files belong to several splits: one set would mix training and test pictures."""
+    """Raise ConfigError if files belong to several splits: one set would mix training and test images."""
     splits = dict[str, str]()
     for path in paths:
         relative = Path(path).relative_to(folder)

@@ -1,4 +1,4 @@
-"""`shards recode`: writes the shards of a manifest again with smaller pictures, and their manifest.
+"""`shards recode`: writes the shards of a manifest again with smaller images, and their manifest.
 
 Samples, their order, R and the exceptions stay; so do all members but the image. Each shard is written by one process
 under a temporary name, then recorded in OUT.part: a command that was interrupted continues with the other shards. When
@@ -46,12 +46,12 @@ from jobs.common.cli import command
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import kind, manifest_facts, position, refuse_parquet, shuffling
 from tools.shards_commands.output import CommandResult, copy_classes
-from tools.shards_commands.recode_picture import (
+from tools.shards_commands.recode_image import (
     SUBSAMPLING,
     Recoding,
     Unsuitable,
     markers_are_safe,
-    recode_picture,
+    recode_image,
     view_psnr,
 )
 
@@ -92,7 +92,7 @@ class RecodeResult:
     bytes: int = 0
     """Bytes of the images now."""
     psnr: list[float] = field(default_factory=list)
-    """Of views of a sample of the recoded pictures, dB."""
+    """Of views of a sample of the recoded images, dB."""
 
     def add(self, other: RecodeResult) -> None:
         self.samples += other.samples
@@ -110,7 +110,7 @@ class RecodeResult:
 
 
 def recode(options: argparse.Namespace) -> CommandResult:
-    """Write shards with smaller pictures to ``--out``, and their manifest."""
+    """Write shards with smaller images to ``--out``, and their manifest."""
     recoding = Recoding(options.short, options.quality, options.restart_markers)
     old = Manifest.load(options.manifest)
     out = Path(options.out).absolute()
@@ -332,7 +332,7 @@ class ShardRecoder:
             outcome.leave(EXCLUDED)
             return None
         try:
-            encoded = recode_picture(data, self.work.recoding)
+            encoded = recode_image(data, self.work.recoding)
         except (Unsuitable, DecodeError) as error:
             outcome.leave(kind(str(error)))
             is_unsafe = not markers_are_safe(data)

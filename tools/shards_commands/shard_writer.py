@@ -1,6 +1,6 @@
 """Writes the shards of one part of a source of `shards make`: the work of one process at a time.
 
-Pictures are stored as they are. A row whose picture cannot be used, that has no text, or whose files lie outside of
+Images are stored as they are. A row whose image cannot be used, that has no text, or whose files lie outside of
 the source is refused with a reason. A part has numbers of rows and shards of its own, so that the shards do not depend
 on the process that writes them.
 """
@@ -81,22 +81,22 @@ class Written:
     refused: list[tuple[int, str, str]] = field(default_factory=list)
     """(number of the row in the source, its name, reason)."""
     transparent: int = 0
-    """Pictures with transparent parts."""
+    """Images with transparent parts."""
     turned: int = 0
-    """Pictures whose EXIF orientation turns them."""
-    pictures: bytes = b""
-    """A hash of 8 bytes of each picture, by which duplicates are counted."""
+    """Images whose EXIF orientation turns them."""
+    images: bytes = b""
+    """A hash of 8 bytes of each image, by which duplicates are counted."""
 
     def add(self, other: "Written") -> None:
         self.rows += other.rows
         self.refused += other.refused
         self.transparent += other.transparent
         self.turned += other.turned
-        self.pictures += other.pictures
+        self.images += other.images
 
     def counts(self) -> dict[str, int]:
-        """Numbers of pictures, as the manifest's settings have them."""
-        hashes = np.frombuffer(self.pictures, "<u8")
+        """Numbers of images, as the manifest's settings have them."""
+        hashes = np.frombuffer(self.images, "<u8")
         duplicates = len(hashes) - len(np.unique(hashes))
         return {"transparent": self.transparent, "turned": self.turned, "duplicates": duplicates}
 
@@ -123,9 +123,9 @@ def part_writer(how: Writing) -> Callable[[ShardPart], dict[str, Written]]:
 
 
 def is_test(row: Row, share: float) -> bool:
-    """Whether a row belongs to the evaluation set: by a hash of its picture's name, key or content.
+    """Whether a row belongs to the evaluation set: by a hash of its image's name, key or content.
 
-    Rows of one picture stay together, and rows that are added later move no others.
+    Rows of one image stay together, and rows that are added later move no others.
     """
     if row.refused:
         return False
@@ -179,7 +179,7 @@ class ShardWriter:
     def close(self) -> None:
         """Complete the last shard."""
         self._end_shard()
-        self.written.pictures = b"".join(self._hashes)
+        self.written.images = b"".join(self._hashes)
 
     def _end_shard(self) -> None:
         if self._tar is not None:
@@ -191,7 +191,7 @@ class ShardWriter:
         self._path = self._folder / f"{self._shard:05d}.tar"
 
     def _members(self, row: Row, image: bytes) -> dict[str, bytes]:
-        """The members of a sample; counts its picture. Raises DecodeError if the row cannot be used, StorageError."""
+        """The members of a sample; counts its image. Raises DecodeError if the row cannot be used, StorageError."""
         if self._classes and not row.label:
             raise DecodeError("it has no label")
         lines: Sequence[str] = row.captions
@@ -249,7 +249,7 @@ def _tar_header(name: str, size: int) -> bytes:
 
 
 def _content(image: Any) -> bytes | None:
-    """The bytes of a picture of a parquet file; None if its row has a path instead."""
+    """The bytes of an image of a parquet file; None if its row has a path instead."""
     # datasets.Image is a dict
     if isinstance(image, dict):
         content = image.get("bytes")
@@ -261,7 +261,7 @@ def _content(image: Any) -> bytes | None:
 
 
 def _image(row: Row, files: SourceFiles) -> bytes:
-    """The bytes of a row's picture. Raises DecodeError if the row cannot be used, StorageError."""
+    """The bytes of a row's image. Raises DecodeError if the row cannot be used, StorageError."""
     if row.refused:
         raise DecodeError(row.refused)
     if row.key and not _KEY.fullmatch(row.key):

@@ -13,7 +13,7 @@ _JPEG = b"\xff\xd8\xff"
 _EXIF_MARKER = 0xE1
 _START_OF_SCAN = 0xDA
 _EXTENSIONS = {"jpeg": "jpg", "mpo": "jpg"}
-"""Format -> extension of the member. MPO: a JPEG file with further pictures at its end."""
+"""Format -> extension of the member. MPO: a JPEG file with further images at its end."""
 
 
 class ImageFacts(NamedTuple):

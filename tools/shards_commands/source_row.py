@@ -11,14 +11,14 @@ from tools.shards_commands import other_formats
 from tools.shards_commands.source_files import text_of, texts_of
 
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename", "file", "img", "jpg")
-"""Usual names of the column of pictures; case does not count."""
+"""Usual names of the column of images; case does not count."""
 LABEL = ("label", "labels", "class", "classes", "class_name", "category", "cls", "target")
 """Usual names of the column of classes, for errors."""
 CAPTION = ("caption", "captions", "text", "title")
 
 
 class Row(NamedTuple):
-    """A row of the source: its name in messages, the picture (path or bytes), and its texts."""
+    """A row of the source: its name in messages, the image (path or bytes), and its texts."""
 
     where: str
     image: Any = None
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     label: str = ""
     key: str = ""
     file: str = ""
-    """The name of the picture in the source; empty if it has none."""
+    """The name of the image in the source; empty if it has none."""
     fields: Mapping[str, Any] = {}
     """Other columns; they become the json member."""
     text: str = ""
@@ -86,7 +86,7 @@ def rows_of(records: Iterable[Mapping[str, Any]], columns: SourceColumns, path: 
     fields = columns.fields
     for number, record in enumerate(records, first):
         where = f"{path}, row {number}"
-        picture = record.get(columns.image)
+        image = record.get(columns.image)
         try:
             captions = texts_of(record.get(columns.caption), "caption")
             label = _label_text(record.get(columns.label), columns.classes).replace("_", " ")
@@ -94,14 +94,14 @@ def rows_of(records: Iterable[Mapping[str, Any]], columns: SourceColumns, path: 
         except DecodeError as error:
             yield Row(where, refused=str(error))
             continue
-        if isinstance(picture, list):
+        if isinstance(image, list):
             yield Row(where, refused="its image is a list: write a row for each image")
             continue
         if fields is None:
             rest = {name: value for name, value in record.items() if name not in used}
         else:
             rest = {name: record[name] for name in fields if name in record}
-        yield Row(where, picture, captions, label, key, _file_name(picture), rest)
+        yield Row(where, image, captions, label, key, _file_name(image), rest)
 
 
 def _label_text(value: Any, classes: Sequence[str]) -> str:
@@ -115,12 +115,12 @@ def _label_text(value: Any, classes: Sequence[str]) -> str:
     return classes[value]
 
 
-def _file_name(picture: Any) -> str:
-    """The name that a table gives a picture: its path, or that of Hugging Face's ``{bytes, path}``."""
-    if isinstance(picture, dict):  # datasets.Image
-        picture = picture.get("path")
-    if isinstance(picture, str):
-        return picture
+def _file_name(image: Any) -> str:
+    """The name that a table gives an image: its path, or that of Hugging Face's ``{bytes, path}``."""
+    if isinstance(image, dict):  # datasets.Image
+        image = image.get("path")
+    if isinstance(image, str):
+        return image
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The rows of a folder of pictures, or of a table of text, for `shards make`."""
+"""The rows of a folder of images, or of a table of text, for `shards make`."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a table of text, and the folder of its pictures that an option names."""
+    """A folder or a table of text, and the folder of its images that an option names."""
 
     path: str
     images: str
@@ -57,11 +57,11 @@ class Source:
         if not self.is_folder:
             return _of_table(self.path, self.wanted)
         files = SourceFiles(self.folders)
-        pictures = sorted(_pictures(Path(self.path), files))
-        metadata = self._metadata(files, any(text for _, text, _ in pictures))
+        images = sorted(_images(Path(self.path), files))
+        metadata = self._metadata(files, any(text for _, text, _ in images))
         if metadata is None:
-            return _of_folder(self, pictures)
-        return _of_metadata(self, metadata, pictures, files)
+            return _of_folder(self, images)
+        return _of_metadata(self, metadata, images, files)
 
     def _metadata(self, files: SourceFiles, has_texts: bool) -> Path | None:
         """The file with the captions of a folder in Hugging Face's imagefolder layout; None if it has another layout.
@@ -72,10 +72,10 @@ class Source:
         tables = []
         for path in image_folders.metadata_files(root):
             names = _column_names(str(path), files)
-            is_of_pictures = FILE_NAME in names
+            is_of_images = FILE_NAME in names
             wanted = self.wanted
             has_captions = wanted.caption or wanted.label or any(name.lower() in CAPTION for name in names)
-            if is_of_pictures and has_captions:
+            if is_of_images and has_captions:
                 tables.append(path)
         if not tables:
             options = {**self.wanted._asdict(), "columns": self.wanted.fields}
@@ -85,16 +85,16 @@ class Source:
             return None
         image_folders.refuse_several_splits(root, tables)
         if has_texts:
-            what = f"both {tables[0].name} and text files beside the pictures can hold the captions"
+            what = f"both {tables[0].name} and text files beside the images can hold the captions"
             remedy = f"Give {tables[0]} as the source, or move it away."
             raise ConfigError(what, self.path, remedy=remedy)
         return tables[0]
 
 
 def _of_metadata(
-    source: Source, metadata: Path, pictures: Sequence[tuple[Path, str, str]], files: SourceFiles
+    source: Source, metadata: Path, images: Sequence[tuple[Path, str, str]], files: SourceFiles
 ) -> Iterator[Row]:
-    """The rows of a metadata file, then the pictures that it does not name, which are refused."""
+    """The rows of a metadata file, then the images that it does not name, which are refused."""
     folder = metadata.parent.relative_to(source.path)
     named = set[str]()
     wanted = source.wanted._replace(image=source.wanted.image or FILE_NAME)
@@ -105,20 +105,20 @@ def _of_metadata(
             yield row
         else:
             yield row._replace(image=name, file=name)
-    for path, _, refused in pictures:
+    for path, _, refused in images:
         if os.path.normpath(path.relative_to(source.path)) not in named:
             yield Row(str(path), refused=refused or f"no row of {metadata.name} names it")
 
 
-def _of_folder(source: Source, pictures: list[tuple[Path, str, str]]) -> Iterator[Row]:
-    """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
+def _of_folder(source: Source, images: list[tuple[Path, str, str]]) -> Iterator[Row]:
+    """Images with a text file of the same name or, if there is none, in a folder per class, in random order."""
     root = Path(source.path)
-    captioned = any(text for _, text, _ in pictures)
+    captioned = any(text for _, text, _ in images)
     depth = 0
     if not captioned:  # neighbours in a shard are read together, and should not be of one class
-        depth = image_folders.class_depth(root, [path for path, _, refused in pictures if not refused])
-        pictures.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture[0].relative_to(root))).digest())
-    for path, text, refused in pictures:
+        depth = image_folders.class_depth(root, [path for path, _, refused in images if not refused])
+        images.sort(key=lambda image: hashlib.sha256(os.fsencode(image[0].relative_to(root))).digest())
+    for path, text, refused in images:
         name = path.relative_to(root)
         if refused:
             yield Row(str(path), refused=refused)
@@ -133,10 +133,8 @@ def _of_folder(source: Source, pictures: list[tuple[Path, str, str]]) -> Iterato
         yield Row(str(path), str(path.absolute()), (), label, "", str(name), {}, text and os.path.abspath(text))
 
 
-def _pictures(
-    folder: Path, files: SourceFiles, above: frozenset[Path] = frozenset()
-) -> Iterator[tuple[Path, str, str]]:
-    """The pictures below a folder, the text file of each, if any, and why it is refused.
+def _images(folder: Path, files: SourceFiles, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, str, str]]:
+    """The images below a folder, the text file of each, if any, and why it is refused.
 
     A folder may be a link to another one below ``files``. Hidden files and folders are left out. Raises ConfigError,
     StorageError.
@@ -155,7 +153,7 @@ def _pictures(
     names = {path for path, is_folder in paths if not is_folder}
     for path, is_folder in paths:
         if is_folder:
-            yield from _pictures(path, files, above | {real})
+            yield from _images(path, files, above | {real})
         elif path.suffix[1:].lower() in EXTENSIONS:
             text = path.with_suffix(".txt")
             yield path, str(text) if text in names else "", ""
@@ -172,7 +170,7 @@ def _of_table(path: str, wanted: Wanted, files: SourceFiles | None = None) -> It
     """The rows of a table. ``files``: where the table itself must be, if its path is not the user's."""
     names = _column_names(path, files)
     if not names:
-        raise ConfigError("the table has no rows", path, remedy="It needs a header, and a row per picture.")
+        raise ConfigError("the table has no rows", path, remedy="It needs a header, and a row per image.")
     columns = choose_columns(wanted, names, path)
     if is_parquet(path):
         classes = parquet_files.class_names(parquet_files.facts(path, files), columns.label)

@@ -1,4 +1,4 @@
-"""What the argument SOURCE of `shards make` names: a folder of pictures, a table, or parquet files."""
+"""What the argument SOURCE of `shards make` names: a folder of images, a table, or parquet files."""
 
 import os
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tools.shards_commands.source_row import Wanted
 from tools.shards_commands.source_rows import TABLES, Source
 
 NEEDS = (
-    f"A folder has pictures ({', '.join(EXTENSIONS)}) with text files or in folders of classes, or parquet files;"
+    f"A folder has images ({', '.join(EXTENSIONS)}) with text files or in folders of classes, or parquet files;"
     f" a table is a file ({', '.join(TABLES)})."
 )
 
@@ -60,12 +60,12 @@ def _matches(argument: str) -> list[str]:
 def _parquet_files(path: str) -> list[tuple[str, str]]:
     """The parquet files that a path names, each with the folder that must contain it, or "" for a named file.
 
-    Empty for a folder of pictures and other tables. Raises ConfigError for a folder of another format.
+    Empty for a folder of images and other tables. Raises ConfigError for a folder of another format.
     """
     if not os.path.isdir(path):
         return [(path, "")] if is_parquet(path) else []
-    names, has_pictures = _names_below(path)
-    if has_pictures:
+    names, has_images = _names_below(path)
+    if has_images:
         return []
     has_parquet = any(map(is_parquet, names))
     if not has_parquet or any(name.lower().endswith(".tar") for name in names):
@@ -76,9 +76,9 @@ def _parquet_files(path: str) -> list[tuple[str, str]]:
 
 
 def _names_below(folder: str) -> tuple[list[str], bool]:
-    """Files and folders below a folder, relative to it, without hidden ones, and whether one is a picture.
+    """Files and folders below a folder, relative to it, without hidden ones, and whether one is an image.
 
-    The search ends at the first picture: other files do not matter then.
+    The search ends at the first image: other files do not matter then.
     """
     names = list[str]()
     for place, folders, files in os.walk(folder):

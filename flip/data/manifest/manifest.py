@@ -5,7 +5,7 @@
                        recode` made these shards, and whether their restart markers are verified; filters, seen, kept,
                        dropped by reason: of filtered samples; labels, if samples have a `cls` member: counts, of up to
                        65,536 labels, and unusable ones, which are no whole numbers; `shards exclude` drops labels;
-                       pictures, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates)
+                       images, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates)
     keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
     etags.txt          per shard: the ETag of the object that was indexed; empty for files
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64

@@ -154,10 +154,10 @@ class OpenClipEncoder:
     def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """(3, H, W) float32."""
         if isinstance(image, Image.Image):
-            picture = image
+            pil_image = image
         else:
-            picture = Image.fromarray(image)
-        view: NDArray[Any] = self._preprocess(picture).numpy()
+            pil_image = Image.fromarray(image)
+        view: NDArray[Any] = self._preprocess(pil_image).numpy()
         return view
 
     @torch.no_grad()

@@ -122,8 +122,8 @@ class FeatureCache:
         <root>/flip-features-<uid>/<model>/texts-<key>.safetensors     features (C, E)
 
     The folder of a user is private: others can neither put features into it nor read them. ``model`` is the digest of
-    a commit with the compute settings; a key is a hash of everything else that determines a feature. Files are replaced
-    atomically; an unreadable file is computed again.
+    a checkpoint with the compute settings; a key is a hash of everything else that determines a feature. Files are
+    replaced atomically; an unreadable file is computed again.
     """
 
     def __init__(self, root: os.PathLike[str] | str, model: str) -> None:

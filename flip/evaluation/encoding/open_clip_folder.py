@@ -12,8 +12,8 @@ from flip.common.yaml_io import dump_yaml, read_yaml
 from flip.config import identity
 from flip.evaluation.metrics.result_files import PUBLISHED
 from flip.files.creation import read_regular, run_folder
-from flip.runs.commit import Commit, CorruptCheckpoint, sha256
-from flip.runs.commit import verify as verify_files
+from flip.runs.checkpoint_folder import CorruptCheckpoint, SavedCheckpoint, sha256
+from flip.runs.checkpoint_folder import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.formats import RUN_NUMBER
 from flip.runs.rundir import RunDir, create_json, create_text, write_json
@@ -99,12 +99,14 @@ def verify(folder: str) -> None:
     files = mark.record["files"]
     editable = {name: values for name, values in files.items() if name in EDITABLE}
     try:
-        verify_files(Commit(mark.path, {**mark.record, "files": {n: files[n] for n in files if n not in editable}}))
+        verify_files(
+            SavedCheckpoint(mark.path, {**mark.record, "files": {n: files[n] for n in files if n not in editable}})
+        )
     except CorruptCheckpoint as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     try:
-        verify_files(Commit(mark.path, {**mark.record, "files": editable}))
+        verify_files(SavedCheckpoint(mark.path, {**mark.record, "files": editable}))
     except CorruptCheckpoint as error:
         log.warning("%s: edited since the export, or damaged: %s", folder, error)
 

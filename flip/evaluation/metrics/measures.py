@@ -83,7 +83,7 @@ def check_finite(features: Tensor, dataset: str, what: str = "images") -> None:
         raise Diverged(f"the features of {broken} of {len(features)} {what} are not finite", dataset, remedy=remedy)
 
 
-def fingerprint(predictions: Tensor) -> str:
+def digest_of_predictions(predictions: Tensor) -> str:
     """SHA-256 of integers in order, as int32 little-endian."""
     return hashlib.sha256(np.ascontiguousarray(predictions.numpy(), dtype="<i4").tobytes()).hexdigest()
 

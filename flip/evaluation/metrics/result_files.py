@@ -66,13 +66,20 @@ def write_scores(run: RunDir, point: ScoreRecord) -> Path:
     return path
 
 
-def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
+def write_result(subject: RunDir, result: Mapping[str, Any], checkpoint: Mapping[str, Any], job: str) -> Path:
     """Add a score to the file of a job, in place of its older one of that name."""
-    stage = commit["stage"]
-    samples_seen = commit["samples"]
+    stage = checkpoint["stage"]
+    samples_seen = checkpoint["samples"]
     run_folder(subject.eval)  # closed to others before anything in it is read
     run_folder(folder_of(subject, stage, samples_seen))
-    score = {**result, "stage": stage, "samples": samples_seen, "commit": dict(commit), "job": job, "time": time.time()}
+    score = {
+        **result,
+        "stage": stage,
+        "samples": samples_seen,
+        "commit": dict(checkpoint),
+        "job": job,
+        "time": time.time(),
+    }
     before = scores_of_job(subject, stage, samples_seen, job)
     others = [each for each in before if each["name"] != result["name"]]
     return write_scores(subject, ScoreRecord(stage, samples_seen, [*others, score], job))
@@ -170,12 +177,12 @@ def shown(points: Iterable[ScoreRecord]) -> list[dict[str, Any]]:
     return scores + [dict(later[name]) for name in sorted(later)]
 
 
-def is_shown(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any]) -> bool:
+def is_shown(subject: RunDir, result: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
     """Whether this new score of a job is shown, or one with equal predictions: the predictions that are stored are
     those of the score that is shown."""
     name = result["name"]
     try:
-        own = read_score_file(training_file(subject, commit["stage"], commit["samples"]))
+        own = read_score_file(training_file(subject, checkpoint["stage"], checkpoint["samples"]))
     except (FileNotFoundError, ValueError):  # absent, or damaged: it has no score to show
         return True
     scores = [score for score in own.scores if score["name"] == name]

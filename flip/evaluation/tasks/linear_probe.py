@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flip.evaluation.encoding.features import no_op
-from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_of_target
+from flip.evaluation.metrics.measures import accuracy, check_finite, digest_of_predictions, rank_of_target
 from flip.rng import key
 from flip.runs.errors import DataError
 
@@ -161,7 +161,7 @@ def probe(
     if notes := list(_notes(fitted.converged, C, not given)):
         about["note"] = "; ".join(notes)
         log.warning("%s: %s", name, about["note"])
-    return result | about | {"predictions": fingerprint(scores.argmax(dim=1))}
+    return result | about | {"predictions": digest_of_predictions(scores.argmax(dim=1))}
 
 
 def _notes(converged: bool, C: float, chosen: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_targets
+from flip.evaluation.metrics.measures import accuracy, check_finite, digest_of_predictions, rank_targets
 from flip.runs.errors import DataError
 
 TILE = 1024
@@ -35,9 +35,9 @@ def retrieve(images: Tensor, texts: Tensor, owners: Tensor, name: str) -> dict[s
         return scores.masked_fill(~own, -torch.inf).argmax(dim=1)
 
     ranks, nearest = rank_targets(images, texts, best_caption, TILE)
-    text = accuracy(ranks, KS, 0.0) | {"predictions": fingerprint(nearest)}
+    text = accuracy(ranks, KS, 0.0) | {"predictions": digest_of_predictions(nearest)}
     text["chance"] = float((captions / len(texts)).mean())
     ranks, nearest = rank_targets(texts, images, lambda rows, _: owners[rows], TILE)
-    image = accuracy(ranks, KS, 1 / len(images)) | {"predictions": fingerprint(nearest)}
+    image = accuracy(ranks, KS, 1 / len(images)) | {"predictions": digest_of_predictions(nearest)}
     counts = {"images": len(images), "captions": len(texts)}
     return {"text": text | counts, "image": image | counts}

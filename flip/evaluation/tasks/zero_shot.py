@@ -10,7 +10,7 @@ from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation.datasets.prompts import fill_templates
 from flip.evaluation.encoding.encoders import Encoder
 from flip.evaluation.encoding.features import embed_texts, no_op
-from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_targets
+from flip.evaluation.metrics.measures import accuracy, check_finite, digest_of_predictions, rank_targets
 from flip.runs.errors import DataError
 
 TILE = 4096
@@ -43,7 +43,7 @@ def classify(features: Tensor, labels: Tensor, classes: Tensor, name: str) -> di
         raise DataError(f"a label has no class name: there are {len(classes)}", name, int(labels.max()))
     ranks, predicted = rank_targets(features, classes, lambda rows, _: labels[rows], TILE)
     result = accuracy(ranks, (1, 5), 1 / len(classes)) | {"loss": class_loss(features, labels, classes)}
-    return result | {"classes": len(classes), "predictions": fingerprint(predicted)}
+    return result | {"classes": len(classes), "predictions": digest_of_predictions(predicted)}
 
 
 def class_loss(features: Tensor, labels: Tensor, classes: Tensor) -> float | None:

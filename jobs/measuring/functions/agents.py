@@ -10,7 +10,7 @@ import sys
 import time
 from typing import List
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
 from jobs.host import processes
 
@@ -37,7 +37,7 @@ def end_agents(run: str) -> None:
 def end_agents_after_checkpoint(run: str, seconds: float) -> None:
     """Kill them as soon as the run has a checkpoint. Raises SystemExit if it has none in ``seconds``."""
     end = time.monotonic() + seconds
-    while not commit.commits(RunDir(run)):
+    while not checkpoint_folder.checkpoints(RunDir(run)):
         if time.monotonic() > end:
             raise SystemExit("no time was left for a first checkpoint")
         time.sleep(POLL)

@@ -40,7 +40,7 @@ def files(folder: str) -> dict[str, Any]:
 
 
 def saves(folder: str, device: str, megabytes: int) -> dict[str, Any]:
-    """Seconds of a save until it is committed and read back, of its stall in the background, and of a restore."""
+    """Seconds of a save until it is complete and read back, of its stall in the background, and of a restore."""
     import torch
 
     from flip.checkpoint.restorer import CheckpointRestorer
@@ -66,7 +66,7 @@ def saves(folder: str, device: str, megabytes: int) -> dict[str, Any]:
     restorer = CheckpointRestorer(run, 1, world)
     start_time = time.perf_counter()
     newest = restorer.newest()
-    assert newest is not None, "the save has left no commit"
+    assert newest is not None, "the save has left no checkpoint"
     restorer.load(newest, restored)
     restoring = time.perf_counter() - start_time
     return {

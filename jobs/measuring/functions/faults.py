@@ -26,7 +26,7 @@ from flip.checkpoint.remote import local_copy
 from flip.data.manifest.build import index
 from flip.files.creation import output_folder
 from flip.monitoring.results import read_run
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import RunState
 from flip.runs.metric_lines import metric_file
@@ -48,7 +48,7 @@ INTERVAL = 50
 """Steps between checkpoints."""
 SAMPLES = 128
 PHOTOS = photo_shards.Kind("64 px", 64, True, 1.75)
-"""The pictures, as large as the model's."""
+"""The images, as large as the model's."""
 HOURS = 0.5
 """Time limit of a job of a cluster, at most."""
 MISSED = "the run ended before the fault"
@@ -154,7 +154,7 @@ def _described(state: RunState, kind: str) -> str:
 
 def _is_ready(run: RunDir) -> bool:
     """Whether the run trains and has a checkpoint."""
-    return len(commit.commits(run)) > 0 and not (run.attempt(1) / "end.json").exists()
+    return len(checkpoint_folder.checkpoints(run)) > 0 and not (run.attempt(1) / "end.json").exists()
 
 
 def _is_over(run: RunDir) -> bool:
@@ -229,7 +229,7 @@ def _job(run: RunDir) -> slurm_cli.QueueRow:
 
 
 def different_tensors(first: RunDir, second: RunDir) -> list[str]:
-    """Names of weights and moments that differ in any bit between the last commits of two runs."""
+    """Names of weights and moments that differ in any bit between the last checkpoints of two runs."""
     before = _tensors(first)
     after = _tensors(second)
     return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
@@ -239,7 +239,7 @@ def _tensors(run: RunDir) -> dict[str, bytes]:
     from safetensors import safe_open
 
     tensors = {}
-    with local_copy(commit.commits(run)[-1]) as folder:
+    with local_copy(checkpoint_folder.checkpoints(run)[-1]) as folder:
         for path in sorted(Path(folder).glob("*.safetensors")):
             with safe_open(path, "np") as file:
                 for name in file.keys():  # noqa: SIM118

@@ -25,7 +25,7 @@ from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from flip.training import parameter_groups
@@ -168,23 +168,23 @@ def round_of(run, size, victim, left, url):
 
 
 def check(run, url):
-    """Checks that every commit is complete."""
-    for saved in commit.commits(run):
+    """Checks that every checkpoint is complete."""
+    for saved in checkpoint_folder.checkpoints(run):
         with local_copy(saved, url.get("retry_policy")):
             pass
 
 
 def main(run, size, url):
-    """Returns the number of kills. Checks that only the kept commit remains at the end."""
+    """Returns the number of kills. Checks that only the kept checkpoint remains at the end."""
     killed = 0
     while round_of(run, size, -1, -1, url):
         raise AssertionError("a rank died without a kill")
     for victim in range(size):
         left = 0
         while True:
-            before = commit.commits(run)[-1].samples_seen
+            before = checkpoint_folder.checkpoints(run)[-1].samples_seen
             dead = round_of(run, size, victim, left, url)
-            after = commit.commits(run)[-1].samples_seen
+            after = checkpoint_folder.checkpoints(run)[-1].samples_seen
             assert after in ((before, before + INTERVAL) if dead else (before + INTERVAL,)), (
                 victim,
                 left,
@@ -196,12 +196,15 @@ def main(run, size, url):
                 break
             killed = killed + 1
             left = left + 1
-    commits = commit.commits(run)
-    assert len(commits) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [commits[0].path]
+    checkpoints = checkpoint_folder.checkpoints(run)
+    assert len(checkpoints) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [checkpoints[0].path]
     if url:
         folder = read_json(run.checkpoints / "url.json")["url"]
         keys = {key for key, _ in s3.S3Storage().list(folder + "/")}
-        files = {f"{commits[0].record['url']}/{name}" for name in (*commits[0].record["files"], commit.COMMIT_FILE)}
+        files = {
+            f"{checkpoints[0].record['url']}/{name}"
+            for name in (*checkpoints[0].record["files"], checkpoint_folder.COMMIT_FILE)
+        }
         assert keys == files | {f"{folder}/{OWNER_FILE}"}
     return killed
 

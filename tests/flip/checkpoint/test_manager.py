@@ -119,7 +119,7 @@ def test_uptime_skips_damaged_ready_and_end_records(tmp_path, text):
     )
 
 
-def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_path, world):
+def test_manager_restores_weights_and_moments_of_the_stage_of_the_checkpoint(tmp_path, world):
     def built(value):
         model = torch.nn.Linear(3, 2)
         torch.nn.init.constant_(model.weight, value)
@@ -129,7 +129,7 @@ def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_pat
         return model, optimizer
 
     def unused(restorer):
-        raise AssertionError("a run with a commit is not initialised")
+        raise AssertionError("a run with a checkpoint is not initialised")
 
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
@@ -147,7 +147,7 @@ def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_pat
     assert float(moments_of(optimizer, model.weight)["exp_avg"][0, 0]) == 5
 
 
-def test_manager_initialises_weights_of_run_without_commit(tmp_path, world):
+def test_manager_initialises_weights_of_run_without_checkpoint(tmp_path, world):
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
     checkpoints = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))

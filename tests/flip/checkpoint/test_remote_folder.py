@@ -15,7 +15,7 @@ from flip.checkpoint.remote_folder import OWNER_FILE, RemoteFolder
 from flip.config import schema
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -76,23 +76,23 @@ def test_copy_gets_own_folder_without_help_of_owner_record(run, tmp_path):
     assert claimed(RunDir(tmp_path / "sweep" / "renamed"), f"{tmp_path}/there") not in (url, own)
 
 
-def test_commits_at_previous_url_stay_and_are_logged_once(run, tmp_path, world, caplog):
+def test_checkpoints_at_previous_url_stay_and_are_logged_once(run, tmp_path, world, caplog):
     copied_runs.save(run, world, f"{tmp_path}/full", 16)
-    (old,) = commit.commits(run)
+    (old,) = checkpoint_folder.checkpoints(run)
     before = copied_runs.files(old.record["url"])
     copied_runs.save(run, world, f"{tmp_path}/new", 32, 48, 64)
-    assert [entry.samples_seen for entry in commit.commits(run)] == [16, 64]
+    assert [entry.samples_seen for entry in checkpoint_folder.checkpoints(run)] == [16, 64]
     assert copied_runs.files(old.record["url"]) == before
     assert caplog.text.count(f"16-1 is left alone: its files are at {old.record['url']}") == 1
 
 
 def test_leftovers_of_a_killed_save_are_deleted_by_the_names_of_the_writer(run, tmp_path, world):
-    """The attempt was killed before its commit: only names that the writer makes are its leftovers."""
+    """The attempt was killed before its checkpoint: only names that the writer makes are its leftovers."""
     copied_runs.save(run, world, f"{tmp_path}/there", 16)
-    left = commit.folder(run, "pretrain", 24, 1)
+    left = checkpoint_folder.folder(run, "pretrain", 24, 1)
     left.mkdir()
     store = RemoteCheckpoint(f"{copied_runs.address(run)}/pretrain/24-1", POLICY)
-    for name in (commit.SHARD_FILE % 1, commit.SHARD_FILE % 2, "notes", "deep/commit.json"):
+    for name in (checkpoint_folder.SHARD_FILE % 1, checkpoint_folder.SHARD_FILE % 2, "notes", "deep/commit.json"):
         store.put(name, b"x")
     copied_runs.save(run, world, f"{tmp_path}/there", 32)
     assert sorted(store.names()) == ["deep/commit.json", "notes"] and not left.exists()
@@ -135,15 +135,15 @@ def test_retention_deletes_nothing_if_another_run_takes_the_folder_during_the_sa
     """The owner is read before each deletion, not only at the begin of a save."""
     saver = copied_runs.save(run, world, f"{tmp_path}/there", 16)
     other = RunDir(tmp_path / "b")
-    real = commit.commit
+    real = checkpoint_folder.complete_checkpoint
     other.path.mkdir()
 
-    def commit_and_lose(*arguments):
-        committed = real(*arguments)
+    def complete_and_lose(*arguments):
+        checkpoint = real(*arguments)
         copied_runs.take(copied_runs.address(run), other)
-        return committed
+        return checkpoint
 
-    monkeypatch.setattr(commit, "commit", commit_and_lose)
+    monkeypatch.setattr(checkpoint_folder, "complete_checkpoint", complete_and_lose)
     copied_runs.save_at(saver, 32)
     copied_runs.check_whole(run, 16, 32)
     assert "an old checkpoint could not be deleted" in caplog.text and "has another owner" in caplog.text
@@ -228,7 +228,7 @@ def test_claim_refuses_address_without_its_run_directory(run, tmp_path):
 
 def test_save_fails_without_deletion_if_storage_refuses_the_claim(run, tmp_path, world):
     (tmp_path / "file").write_text("in the way")
-    left = commit.folder(run, "pretrain", 8, 0)
+    left = checkpoint_folder.folder(run, "pretrain", 8, 0)
     left.mkdir(parents=True)
     run.start_attempt({})
     saver = checkpoint.Checkpointer(run, 1, world, 1, url=f"{tmp_path}/file/there", retry_policy=POLICY)

@@ -15,7 +15,7 @@ from flip.config import schema
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from tests.flip.checkpoint.test_saver import state_of, trained
@@ -30,7 +30,8 @@ def world():
 
 @pytest.fixture
 def saved(tmp_path, world, monkeypatch):
-    """A run with one commit at a URL, its checkpointer, the saved state, and a list of the ranges read from now on."""
+    """A run with one checkpoint at a URL, its checkpointer, the saved state, and a list of the ranges read from now
+    on."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
     saver = checkpoint.Checkpointer(
@@ -43,7 +44,7 @@ def saved(tmp_path, world, monkeypatch):
 
 def test_restorer_loads_remote_checkpoint_without_local_copy(saved):
     run, saver, expected, ranges = saved
-    (size,) = (facts["bytes"] for facts in commit.commits(run)[0].record["files"].values())
+    (size,) = (facts["bytes"] for facts in checkpoint_folder.checkpoints(run)[0].record["files"].values())
     newest = saver.restorer.newest()
     assert ranges == [(0, size)], "a single rank reads the file once to verify it"
     restored = state_of(*trained(steps=0))
@@ -77,11 +78,11 @@ def test_restorer_raises_data_error_if_remote_file_is_missing(saved):
 
 def test_checkpoint_files_reject_object_with_other_etag(saved, monkeypatch):
     run, _, _, _ = saved
-    (entry,) = commit.commits(run)
+    (entry,) = checkpoint_folder.checkpoints(run)
     ((name, facts),) = entry.record["files"].items()
     files = {name: facts | {"etag": "other"}}
     monkeypatch.setattr(FsspecStorage, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
-    with pytest.raises(commit.CorruptCheckpoint, match="another object than was committed: E"):
+    with pytest.raises(checkpoint_folder.CorruptCheckpoint, match="another object than was saved: E"):
         CheckpointFiles(entry.path, files, RemoteCheckpoint(entry.record["url"], RetryPolicy(deadline=1.0))).read(
             name, 0, 1
         )
@@ -92,15 +93,15 @@ def test_read_headers_rejects_oversized_header_length(tmp_path):
     with open(tmp_path / "a.safetensors", "wb") as file:
         file.write((size - 8).to_bytes(8, "little"))
         file.truncate(size)  # sparse: occupies no disk space
-    with pytest.raises(commit.CorruptCheckpoint, match=f"states a header of {size:,} bytes, at most"):
+    with pytest.raises(checkpoint_folder.CorruptCheckpoint, match=f"states a header of {size:,} bytes, at most"):
         read_headers(CheckpointFiles(tmp_path, {"a.safetensors": {"bytes": size}}))
 
 
 def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tmp_path):
     """Evaluation jobs and warm-started runs read records of other users."""
     run, saver, expected, ranges = saved
-    (entry,) = commit.commits(run)
-    (entry.path / commit.COMMIT_FILE).chmod(0o666)
+    (entry,) = checkpoint_folder.checkpoints(run)
+    (entry.path / checkpoint_folder.COMMIT_FILE).chmod(0o666)
     del ranges[:]
     for url in ("", "s3://there", f"file://{tmp_path}/ther"):
         other = CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), url)
@@ -117,12 +118,12 @@ def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tm
 @pytest.mark.parametrize(
     "raised, kind",
     [
-        (DataError("the commit is gone"), DataError),
+        (DataError("the checkpoint is gone"), DataError),
         (OSError(errno.ESTALE, "Stale file handle"), StorageError),
         (StorageError("no answer"), StorageError),
     ],
 )
-def test_start_from_other_run_fails_for_good_only_if_its_commit_is_gone(saved, raised, kind):
+def test_start_from_other_run_fails_for_good_only_if_its_checkpoint_is_gone(saved, raised, kind):
     def find():
         raise raised
 

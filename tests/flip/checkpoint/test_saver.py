@@ -12,7 +12,7 @@ from flip.checkpoint import safetensors_io
 from flip.checkpoint import saver as checkpoint
 from flip.config import schema
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import DataError, Diverged, StorageError, Superseded
 from flip.runs.rundir import RunDir
 from flip.training import parameter_groups
@@ -85,24 +85,24 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
     before = {name: tensor.clone() for name, tensor in state_of(pair, optimizer).items()}
     saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
     go = threading.Event()
-    mark = commit.commit
+    mark = checkpoint_folder.complete_checkpoint
 
     def waits(path, record, known):
         assert go.wait(60)
         return mark(path, record, known)
 
-    monkeypatch.setattr(commit, "commit", waits)
+    monkeypatch.setattr(checkpoint_folder, "complete_checkpoint", waits)
     saver.save(state_of(pair, optimizer), "pretrain", 16)
-    assert commit.commits(run) == [] and not saver.failed
+    assert checkpoint_folder.checkpoints(run) == [] and not saver.failed
     with torch.no_grad():
         for tensor in state_of(pair, optimizer).values():
             tensor += 1
     threading.Timer(2.0, go.set).start()
     saver.save(state_of(pair, optimizer), "pretrain", 32)
-    assert saver.blocked_seconds > 0.1 and [c.samples_seen for c in commit.commits(run)][:1] == [16]
+    assert saver.blocked_seconds > 0.1 and [c.samples_seen for c in checkpoint_folder.checkpoints(run)][:1] == [16]
     saver.wait()
     saver.wait()
-    old, new = commit.commits(run)
+    old, new = checkpoint_folder.checkpoints(run)
     assert (new.samples_seen, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
     for saved, offset in ((old, 0), (new, 1)):
         state = state_of(*trained(steps=0))
@@ -125,7 +125,7 @@ def test_background_saves_restore_if_set_of_tensors_changes(run, world):
         buffers.append(saver._staged)
     saver.wait()
     assert buffers[0] is buffers[1] is not buffers[2]
-    for saved in commit.commits(run):
+    for saved in checkpoint_folder.checkpoints(run):
         loaded = {name: torch.zeros_like(tensor) for name, tensor in values[saved.samples_seen].items()}
         saver.restorer.load(saved, loaded)
         assert all(torch.equal(loaded[name], values[saved.samples_seen][name]) for name in loaded)
@@ -142,12 +142,12 @@ def test_background_save_error_is_raised_once_by_next_save(run, world):
     with pytest.raises(Diverged, match="0.weight"):
         saver.save(state_of(pair, optimizer), "pretrain", 32)
     saver.wait()
-    assert not saver.failed and commit.commits(run) == []
+    assert not saver.failed and checkpoint_folder.checkpoints(run) == []
 
 
 def test_checkpoint_contains_and_loads_no_pickle(run, world):
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
-    (saved,) = commit.commits(run)
+    (saved,) = checkpoint_folder.checkpoints(run)
     assert {path.suffix for path in saved.path.iterdir()} == {".safetensors", ".json"}
     (saved.path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
     other, fresh = trained(steps=0)
@@ -159,40 +159,40 @@ def test_save_rejects_non_finite_weights(run, world):
     pair[0].weight.data[0, 0] = float("nan")
     with pytest.raises(Diverged, match="0.weight"):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(pair, optimizer), "pretrain", 16)
-    assert commit.commits(run) == []
+    assert checkpoint_folder.checkpoints(run) == []
 
 
-def test_save_of_superseded_attempt_commits_nothing(run, world):
+def test_save_of_superseded_attempt_leaves_no_checkpoint(run, world):
     run.start_attempt({})
     with pytest.raises(Superseded):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     assert not run.checkpoints.exists()
 
 
-def test_restorer_falls_back_to_older_commit_and_fails_if_all_are_damaged(run, world):
+def test_restorer_falls_back_to_older_checkpoint_and_fails_if_all_are_damaged(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     for samples in (16, 32):
         saver.save(state_of(*trained()), "pretrain", samples)
-    old, new = commit.commits(run)
+    old, new = checkpoint_folder.checkpoints(run)
     next(new.path.glob("*.safetensors")).write_bytes(b"rot")
     assert saver.restorer.newest().path == old.path
-    assert [c.path for c in commit.commits(run)] == [old.path]
-    (old.path / commit.COMMIT_FILE).write_text("{")
+    assert [c.path for c in checkpoint_folder.checkpoints(run)] == [old.path]
+    (old.path / checkpoint_folder.COMMIT_FILE).write_text("{")
     for _ in range(2):  # a second try must not start from zero either
         with pytest.raises(DataError, match="all checkpoints are damaged"):
             saver.restorer.newest()
 
 
-def test_save_commits_even_if_retention_fails(run, world, monkeypatch):
+def test_save_is_complete_even_if_retention_fails(run, world, monkeypatch):
     saver = checkpoint.Checkpointer(run, 1, world, keep=1)
     saver.save(state_of(*trained()), "pretrain", 16)
 
     def broken(*_args, **_named):
         raise OSError("the file is busy")
 
-    monkeypatch.setattr(commit, "apply_retention", broken)
+    monkeypatch.setattr(checkpoint_folder, "apply_retention", broken)
     saver.save(state_of(*trained()), "pretrain", 32)
-    assert [c.samples_seen for c in commit.commits(run)] == [16, 32]
+    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16, 32]
 
 
 def test_save_raises_storage_error_if_folder_cannot_be_created(run, world):
@@ -216,20 +216,22 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_save_on_full_disk_keeps_old_commit_and_reports_bytes(run, world):
+def test_save_on_full_disk_keeps_old_checkpoint_and_reports_bytes(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=1)
     text = r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
     saver.save(state_of(*trained()), "pretrain", 16)
     with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
-    assert [c.samples_seen for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
-    commit.verify(commit.commits(run)[0])
+    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16] and len(
+        list(run.checkpoints.glob("*/*"))
+    ) == 1
+    checkpoint_folder.verify(checkpoint_folder.checkpoints(run)[0])
 
 
 def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeypatch):
-    left = commit.folder(run, "pretrain", 8, 0)
+    left = checkpoint_folder.folder(run, "pretrain", 8, 0)
     left.mkdir(parents=True)
-    remove = commit.remove
+    remove = checkpoint_folder.remove
     freed = []
     with full_disk() as make_room:
 
@@ -240,10 +242,10 @@ def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeyp
                 make_room()
             return reason
 
-        monkeypatch.setattr(commit, "remove", makes_room)
+        monkeypatch.setattr(checkpoint_folder, "remove", makes_room)
         checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)
-    (saved,) = commit.commits(run)
-    commit.verify(saved)
+    (saved,) = checkpoint_folder.checkpoints(run)
+    checkpoint_folder.verify(saved)
     assert freed == [saved.path, left]
 
 

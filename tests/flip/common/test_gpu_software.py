@@ -82,7 +82,7 @@ def test_compiler_is_found_where_triton_looks(tmp_path, monkeypatch):
 
 
 def test_rank_names_defect_and_restart_policy_leaves_its_node_out(torch_build, driver, tmp_path, monkeypatch):
-    """Another node may have what this one lacks; after three starts without a commit the run stops."""
+    """Another node may have what this one lacks; after three starts without a checkpoint the run stops."""
     torch_build("'13.0'")
     driver("12.8")
     with pytest.raises(FlipError, match="CUDA 12.8.*CUDA 13.0.*series 580 or newer") as raised:

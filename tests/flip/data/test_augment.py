@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import resize as resized
 from flip.config.schema import Augment
 from flip.data import augment as augmenting
 from flip.data.augment import AUGMENTATIONS
-from tests.synthetic import picture
+from tests.synthetic import draw_image
 
 DEFAULT = Augment()
 WHOLE = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0.0}
@@ -47,7 +47,7 @@ def test_crop_box_is_central_if_no_drawn_box_fits():
 
 @pytest.mark.parametrize("resize", ["pillow", "torchvision"])
 def test_view_without_crop_equals_image_or_its_mirror(resize):
-    image = picture(3, 32)
+    image = draw_image(3, 32)
     whole = Augment(**WHOLE)
     assert np.array_equal(augmenting.view(image, 32, whole, draws(1, whole), 0, resize), image)
     flipped = Augment(**WHOLE | {"flip": 1.0})
@@ -56,7 +56,7 @@ def test_view_without_crop_equals_image_or_its_mirror(resize):
 
 
 def test_resize_backends_agree_within_three_levels():
-    image = np.kron(picture(3, 32), np.ones((4, 4, 1), dtype=np.uint8))
+    image = np.kron(draw_image(3, 32), np.ones((4, 4, 1), dtype=np.uint8))
     many = draws(8)
     for row in range(8):
         a, b = (augmenting.view(image, 48, Augment(), many, row, resize) for resize in ("pillow", "torchvision"))
@@ -65,7 +65,7 @@ def test_resize_backends_agree_within_three_levels():
 
 def test_torchvision_resize_equals_public_torchvision_function():
     """The results are equal bit for bit: views of a run must not depend on how the kernel is called."""
-    image = np.kron(picture(5, 32), np.ones((3, 3, 1), dtype=np.uint8))
+    image = np.kron(draw_image(5, 32), np.ones((3, 3, 1), dtype=np.uint8))
     many = draws(16)
     for row in range(16):
         left, top, right, bottom = augmenting.crop_box(96, 96, Augment(), many["crop"][row])
@@ -78,7 +78,7 @@ def test_torchvision_resize_equals_public_torchvision_function():
 
 def test_affine_view_mirrors_rotates_and_shifts_pixels():
     """Draws of 0.5 change nothing; mirror, quarter turn and shift move pixels to the expected places."""
-    image = picture(4, 32)
+    image = draw_image(4, 32)
     turned = Augment(**WHOLE, rotate=180.0)
     rest = draws(1, turned, affine=0.5)
     assert np.array_equal(augmenting.view(image, 32, turned, rest, 0), image)
@@ -98,7 +98,7 @@ def test_affine_view_averages_large_image_before_sampling():
 
 
 def test_colour_augmentation_scales_values_and_removes_saturation():
-    image = picture(2, 16)
+    image = draw_image(2, 16)
     for name in ("brightness", "contrast", "saturation"):
         assert np.array_equal(view(image, 16, Augment(**WHOLE, **{name: 0.5}), colour=0.5), image)
     low = {
@@ -121,7 +121,7 @@ GOLDEN = {
 
 
 def views_digest(augment):
-    image = np.kron(picture(5, 32), np.ones((3, 2, 1), dtype=np.uint8))
+    image = np.kron(draw_image(5, 32), np.ones((3, 2, 1), dtype=np.uint8))
     many = draws(8, augment)
     views = [augmenting.view(image, 48, augment, many, row) for row in range(8)]
     return hashlib.sha256(np.stack(views).tobytes()).hexdigest()[:16]

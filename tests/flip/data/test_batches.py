@@ -14,7 +14,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
-from tests.synthetic import caption, make_dataset, picture
+from tests.synthetic import caption, draw_image, make_dataset
 
 FIELDS = ("patches", "keep_indices", "tokens", "ids", "epochs")
 
@@ -106,7 +106,7 @@ def test_images_are_whole_images(original):
     whole = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0}
     batch = take(original, 1, mask="0", size=32, augment=whole)[0]
     for image, id in zip(batch.images(), batch.ids.tolist(), strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), picture(id, 32))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), draw_image(id, 32))
     for mask in ("0.5", "0.75"):  # with 4 of 16 patches, too
         with pytest.raises(ConfigError, match=r'Batch.images\(\).*mask="0"'):
             take(original, 1, mask=mask, size=32)[0].images()

@@ -23,9 +23,9 @@ from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_decode_odd import SOUND
 from tests.flip.data.test_loader import same, take
-from tests.synthetic import caption, encode, picture
+from tests.synthetic import caption, draw_image, encode
 from tools.shards_commands import inspect_samples
-from tools.shards_commands.recode_picture import Recoding, markers_are_safe, recode_picture
+from tools.shards_commands.recode_image import Recoding, markers_are_safe, recode_image
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
 HURT = 2
@@ -177,7 +177,7 @@ def test_index_ignores_stats_files_of_img2dataset(folder, tmp_path):
 
 BOMB = io.BytesIO()
 Image.new("1", (9000, 9000)).save(BOMB, "PNG")
-GOOD = encode(picture(37, 32))
+GOOD = encode(draw_image(37, 32))
 
 SAMPLES = {
     "an image cut off": ({"png": GOOD[:-300]}, "OSError"),
@@ -197,7 +197,7 @@ def make(folder, change):
     for shard in range(2):
         members = []
         for i in range(32 * shard, 32 * shard + 32):
-            sample = {"txt": caption(i).encode()} | ({"png": encode(picture(i, 32))} if i != 37 else change)
+            sample = {"txt": caption(i).encode()} | ({"png": encode(draw_image(i, 32))} if i != 37 else change)
             members += [(f"{i:05d}.{name}", data) for name, data in sorted(sample.items()) if data is not None]
         write_tar(folder / f"{shard}.tar", members)
     return index([str(folder / f"{shard}.tar") for shard in range(2)], folder, chunk=CHUNK)
@@ -224,7 +224,7 @@ def test_jpeg_for_which_simplejpeg_raises_key_error_is_read_everywhere(original,
     assert verified(manifest).bad == {}
     assert "undecodable" not in inspect_samples.sample(manifest, 37).picture
     assert input_stages._decode(ChunkReader().read_chunk(manifest, 37 // CHUNK), spec_of(manifest))[0] == CHUNK
-    assert recode_picture(SOUND["baseline, sampling 1x4"], Recoding(32, 90, markers=True))
+    assert recode_image(SOUND["baseline, sampling 1x4"], Recoding(32, 90, markers=True))
     assert markers_are_safe(SOUND["baseline, sampling 1x4"] + b"\xff\xdd"), "no reader skips in it"
 
     batches = train(original, tmp_path, decoder=decoder)

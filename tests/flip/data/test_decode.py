@@ -9,7 +9,7 @@ from PIL import Image
 from flip.data import decode
 from flip.data.decode import DecodeError
 from flip.data.view import EvaluationView
-from tests.synthetic import ORIENTATIONS, encode, oriented, picture, smooth
+from tests.synthetic import ORIENTATIONS, draw_image, encode, oriented, smooth
 
 
 def saved(image, format, **options):
@@ -18,7 +18,7 @@ def saved(image, format, **options):
     return buffer.getvalue()
 
 
-RGB = Image.fromarray(picture(5, 32))
+RGB = Image.fromarray(draw_image(5, 32))
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
@@ -33,7 +33,7 @@ def test_decode_converts_every_image_mode_to_rgb(mode, decoder):
 
 
 def test_decode_scales_16_bits_and_puts_transparency_on_white():
-    assert np.array_equal(decode.decode(encode(picture(5, 32))), picture(5, 32))
+    assert np.array_equal(decode.decode(encode(draw_image(5, 32))), draw_image(5, 32))
     deep = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     assert (decode.decode(saved(deep, "PNG")) == 0x80).all()
     clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
@@ -57,7 +57,7 @@ def test_conversion_in_strips_equals_conversion_of_full_image(monkeypatch, conve
 
 
 def test_jpeg_decoders_agree_within_eight_levels():
-    data = encode(picture(2, 64), "jpg")
+    data = encode(draw_image(2, 64), "jpg")
     difference = decode.decode(data).astype(int) - decode.decode(memoryview(data), "simplejpeg").astype(int)
     assert np.abs(difference).max() <= 8
 
@@ -65,8 +65,8 @@ def test_jpeg_decoders_agree_within_eight_levels():
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 @pytest.mark.parametrize("fmt", ["png", "jpg"])
 def test_decode_rejects_damaged_data(decoder, fmt):
-    intact = encode(picture(1, 64), fmt)
-    for data in (b"", b"no picture", intact[: len(intact) // 2], intact[:20]):
+    intact = encode(draw_image(1, 64), fmt)
+    for data in (b"", b"no image", intact[: len(intact) // 2], intact[:20]):
         with pytest.raises(DecodeError):
             decode.decode(data, decoder)
 

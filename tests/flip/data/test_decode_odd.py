@@ -15,12 +15,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from flip.data import decode
 from flip.data.decode import DecodeError
-from tests.synthetic import picture
+from tests.synthetic import draw_image
 
 DECODERS = ("pillow", "simplejpeg")
 TOLERANCE = 2
 """Largest difference of a channel between the decoders on an undamaged JPEG; 0 if both use the same libjpeg-turbo."""
-SMALL = Image.fromarray(picture(5, 16)).resize((64, 48), Image.Resampling.BICUBIC)
+SMALL = Image.fromarray(draw_image(5, 16)).resize((64, 48), Image.Resampling.BICUBIC)
 
 
 def saved(image, format, **options):
@@ -64,7 +64,7 @@ FRAME = JPEG.index(b"\xff\xc0")
 
 
 def resampled(data, factors):
-    """A JPEG file whose header states other sampling factors, with as many blocks in a unit: another picture."""
+    """A JPEG file whose header states other sampling factors, with as many blocks in a unit: another image."""
     frame = data.index(b"\xff\xc0")
     return data[: frame + 11] + bytes([factors]) + data[frame + 12 :]
 
@@ -83,7 +83,7 @@ SOUND = {
     "progressive": saved(SMALL, "JPEG", progressive=True),
     "grey": saved(SMALL.convert("L"), "JPEG"),
     "CMYK": saved(SMALL.convert("CMYK"), "JPEG"),
-    "several pictures in one JPEG": saved(SMALL, "MPO", save_all=True, append_images=[SMALL.rotate(90)]),
+    "several images in one JPEG": saved(SMALL, "MPO", save_all=True, append_images=[SMALL.rotate(90)]),
     "garbage after its end": JPEG + b"advertisement" * 99,
     "EXIF cut off": saved(SMALL, "JPEG", exif=exif(6)[:20]),
     "EXIF of nonsense": saved(SMALL, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"x" * 50),

@@ -19,7 +19,7 @@ from flip.data.decode_counts import REPLACEMENT
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, CHUNK, PLAIN, SAMPLES, loader
-from tests.synthetic import encode, make_dataset, make_tokenizer, picture, smooth
+from tests.synthetic import draw_image, encode, make_dataset, make_tokenizer, smooth
 
 COLOUR = schema.Augment(brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
 FAST = {"decoder": "simplejpeg", "resize": "torchvision"}
@@ -230,7 +230,7 @@ def odd_files():
     pixels = Image.fromarray(smooth(70, 90))
     exif = Image.Exif()
     exif[0x0112] = 6
-    files = {"PNG": (encode(picture(1), "png"), False), "JPEG": (encode(picture(2), "jpg"), True)}
+    files = {"PNG": (encode(draw_image(1), "png"), False), "JPEG": (encode(draw_image(2), "jpg"), True)}
     forms = {
         "progressive": (pixels, {"progressive": True}, False), "CMYK": (pixels.convert("CMYK"), {}, False),
         "grey": (pixels.convert("L"), {}, True), "4:4:4": (pixels, {"subsampling": 0}, True),
@@ -261,7 +261,7 @@ def write_shard(folder, files):
     """Write a shard of JPEG files, and its manifest."""
     with tarfile.open(folder / "0.tar", "w") as tar:
         for i, image in enumerate(files):
-            for name, content in (("jpg", image), ("txt", b"a picture")):
+            for name, content in (("jpg", image), ("txt", b"an image")):
                 member = tarfile.TarInfo(f"{i:04d}.{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

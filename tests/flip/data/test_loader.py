@@ -21,7 +21,7 @@ from flip.evaluation.datasets.image_sources import Shards, prepare
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
-from tests.synthetic import caption, encode, picture
+from tests.synthetic import caption, draw_image, encode
 
 
 def take(source, start, count, batch=BATCH, mask="0.5"):
@@ -58,7 +58,7 @@ def test_batch_matches_order_masks_and_images(original, reference):
     assert batch["keep_indices"].tolist() == masking.visible_patches(11, epochs, ids, 9, 4).tolist()
     for row, (id, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
         draws = augmenting.draw(reference[0], 11, np.array([epoch]), np.array([id]))
-        pixels = augmenting.view(picture(id, 32), 24, reference[0], draws, 0)
+        pixels = augmenting.view(draw_image(id, 32), 24, reference[0], draws, 0)
         cells = pixels.reshape(3, 8, 3, 8, 3).swapaxes(1, 2).reshape(9, 192)
         assert np.array_equal(batch["patches"][row].numpy(), cells[batch["keep_indices"][row].numpy()]), id
 
@@ -148,7 +148,7 @@ def spoil(folder, bad):
                 if i in bad:
                     data = b"\x89PNG broken"
                 else:
-                    data = encode(picture(i, 32))
+                    data = encode(draw_image(i, 32))
                 writer.write({"__key__": f"{i:04d}", "png": data, "txt": caption(i)})
     return index([str(path) for path in folder.glob("*.tar")], folder, chunk=CHUNK)
 
@@ -268,6 +268,6 @@ def test_evaluation_reads_every_image_once_across_ranks(original, world):
     prepared = [image for share in shares for image in prepare(images, share, lambda pixels: pixels, label_of)]
     assert [id for id, *_ in prepared] == list(range(SAMPLES)) and images.count == SAMPLES
     assert [label for *_, label in prepared] == [id % 7 for id in range(SAMPLES)]
-    assert np.array_equal(EvaluationView(32)(prepared[5][1]), picture(5, 32))
+    assert np.array_equal(EvaluationView(32)(prepared[5][1]), draw_image(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
         prepare(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

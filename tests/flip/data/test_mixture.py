@@ -14,7 +14,7 @@ from flip.rng import key
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
-from tests.synthetic import caption, encode, make_dataset, picture
+from tests.synthetic import caption, draw_image, encode, make_dataset
 from tools.shards_commands import inspect_samples
 
 OTHER = 90
@@ -76,7 +76,7 @@ def test_bad_sample_is_replaced_within_its_data_set(original, tmp_path, workers,
             if i in bad:
                 image = b"\x89PNG broken"
             else:
-                image = encode(picture(i, 32))
+                image = encode(draw_image(i, 32))
             writer.write({"__key__": f"{i:04d}", "png": image, "txt": caption(i)})
     index([str(tmp_path / "0.tar")], tmp_path, chunk=1)
     batches = take(mixed(original, tmp_path), 0, 6, workers)

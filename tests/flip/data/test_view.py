@@ -14,12 +14,12 @@ from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
 from flip.data.view import EvaluationView
 from tests.flip.data.loading import BATCH, CHUNK, loader
-from tests.synthetic import encode, make_tokenizer, odd_pictures, oriented, smooth
+from tests.synthetic import encode, make_tokenizer, odd_images, oriented, smooth
 
 SIZE = 48
 
 
-FILES = odd_pictures(SIZE)
+FILES = odd_images(SIZE)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -109,10 +109,10 @@ def test_training_with_exif_apply_equals_training_on_upright_files(tmp_path):
             for i in range(203):
                 image = smooth(24, 40, seed=i)
                 if exif == "apply":
-                    picture = oriented(image, i % 8 + 1)
+                    encoded = oriented(image, i % 8 + 1)
                 else:
-                    picture = encode(image)
-                writer.write({"__key__": f"{i:03d}", "png": picture, "txt": "nothing"})
+                    encoded = encode(image)
+                writer.write({"__key__": f"{i:03d}", "png": encoded, "txt": "nothing"})
         index([str(tmp_path / f"{exif}.tar")], tmp_path / exif, chunk=CHUNK)
         stream = loader(tmp_path / exif, exif=exif).batches(0, BATCH, "0.5")
         batches[exif] = next(stream)

@@ -13,7 +13,7 @@ from flip.data.order import SampleOrder
 from flip.data.webdataset_adapter import Samples
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
-from tests.synthetic import caption, picture
+from tests.synthetic import caption, draw_image
 
 
 def take(original, count, **fields):
@@ -51,7 +51,7 @@ def test_adapter_feeds_pipeline_stages_of_webdataset(original):
         webdataset.batched(BATCH),
     )
     images, labels, keys = next(iter(pipeline))
-    assert (images[3] == picture(int(keys[3]), 32)).all()
+    assert (images[3] == draw_image(int(keys[3]), 32)).all()
     assert list(labels) == [int(key) % 7 for key in keys]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields
 from flip.tokenizer import clean
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 
 
 def sample(**members):
@@ -91,8 +91,8 @@ def test_clean_unescapes_html_twice_and_collapses_whitespace():
 
 
 def test_image_of_uses_first_known_extension_and_rejects_missing_image():
-    first = picture(1, 8)
-    second = picture(2, 8)
+    first = draw_image(1, 8)
+    second = draw_image(2, 8)
     assert np.array_equal(image_of(sample(webp=encode(second), png=encode(first)), "pillow"), first)
     with pytest.raises(DecodeError, match=r"no image among its members \['json', 'txt'\]"):
         image_of(sample(txt="x", json="{}"), "pillow")

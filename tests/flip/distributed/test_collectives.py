@@ -10,7 +10,7 @@ from torch.distributed import distributed_c10d
 
 from flip.distributed.collectives import DAMAGED, ERRORS, all_gather_json, broadcast_json, run_on_all, run_on_first
 from flip.runs import errors
-from flip.runs.commit import CorruptCheckpoint
+from flip.runs.checkpoint_folder import CorruptCheckpoint
 from flip.runs.errors import ConfigError, FlipError, PeerLost, StorageError
 from tests.harness.ranks import run_ranks
 

@@ -8,7 +8,7 @@ from flip.data import masking
 from flip.evaluation.encoding.encoders import masks
 from flip.runs.errors import ConfigError
 from tests.flip.evaluation.conftest import encoder_of
-from tests.synthetic import picture
+from tests.synthetic import draw_image
 
 IDS = np.array([3, 0, 41])
 
@@ -31,7 +31,7 @@ def test_ensemble_masks_cover_every_patch(count, kept):
 def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(model, data, mask):
     ids = torch.from_numpy(IDS)
     full = encoder_of(model, data)
-    views = torch.from_numpy(np.stack([full.view(picture(i)) for i in range(3)]))
+    views = torch.from_numpy(np.stack([full.view(draw_image(i)) for i in range(3)]))
     visible = {"0.5": 32, "0.75": 16}[mask]
     rows = []
     for keep in masks(IDS, 64, visible, every=True):
@@ -52,7 +52,7 @@ def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(model, data, ma
 def test_encoder_uses_all_patches_for_mask_0_and_rejects_mask_of_all(model, data):
     full = encoder_of(model, data)
     unmasked = encoder_of(model, data, mask="0", ensemble=True)
-    views = torch.from_numpy(full.view(picture(0))[None])
+    views = torch.from_numpy(full.view(draw_image(0))[None])
     assert torch.equal(full.image(views, torch.tensor([0])), unmasked.image(views, torch.tensor([0])))
     with pytest.raises(ConfigError, match="leaves no patch"):
         encoder_of(model, data, mask="0.99")

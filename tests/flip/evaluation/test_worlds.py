@@ -18,7 +18,7 @@ from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluation.conftest import CONFIG, built, encoder_of
 from tests.harness.ranks import run_ranks
-from tests.synthetic import encode, make_dataset, make_tokenizer, picture
+from tests.synthetic import draw_image, encode, make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -98,7 +98,7 @@ def test_evaluator_results_are_equal_for_1_2_and_4_ranks(folder):
 def test_evaluator_predictions_are_equal_for_files_and_shards(model, encoder, data, tmp_path):
     files = []
     for i in range(50):
-        (tmp_path / f"{i:03}.png").write_bytes(encode(picture(i)))
+        (tmp_path / f"{i:03}.png").write_bytes(encode(draw_image(i)))
         files.append(File(str(tmp_path / f"{i:03}.png"), i % 7))
     of_shards = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
     of_files = ResolvedDataset("x", "zeroshot", DatasetLocation(str(tmp_path), files=tuple(files)), of_shards.prompts)

@@ -2,8 +2,8 @@
 
     python open_clip_reference.py FOLDER DATA.npz OUTPUT.npz
 
-DATA holds pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and ``words``, a JSON object: texts, names,
-templates, and files (the paths of pictures).
+DATA holds pixels (n, 3, H, W) normalised, images (n, h, w, 3) uint8, and ``words``, a JSON object: texts, names,
+templates, and files (the paths of images).
 """
 
 import socket
@@ -36,7 +36,7 @@ def main(folder, data, output_path):
     out["tokens"] = tokens = tokenizer(strings["texts"])
     out["image"] = model.encode_image(pixels)
     out["text"] = model.encode_text(tokens)
-    out["views"] = torch.stack([preprocess(Image.fromarray(picture)) for picture in data["pictures"]])
+    out["views"] = torch.stack([preprocess(Image.fromarray(image)) for image in data["images"]])
     out["scale"] = model.logit_scale.exp()
     out["logits"] = model.get_logits(pixels, tokens)[0]
     if model.logit_bias is not None:
@@ -53,7 +53,7 @@ def main(folder, data, output_path):
         out[f"timm{classes}"] = tower.forward_head(tower.forward_features(pixels), pre_logits=True)
         out[f"head{classes}"] = tower(pixels)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
-    out["timm_views"] = torch.stack([transform(Image.fromarray(picture)) for picture in data["pictures"]])
+    out["timm_views"] = torch.stack([transform(Image.fromarray(image)) for image in data["images"]])
     out["timm_file_views"] = torch.stack([transform(Image.open(path).convert("RGB")) for path in strings["files"]])
     assert not any(name.split(".")[0] == "flip" for name in sys.modules)
     np.savez(output_path, **{name: value.numpy() for name, value in out.items()})

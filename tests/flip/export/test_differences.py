@@ -1,6 +1,6 @@
-"""Tests that every picture and text that other libraries prepare in another way has a sentence in the export.
+"""Tests that every image and text that other libraries prepare in another way has a sentence in the export.
 
-The pictures have all modes that Pillow reads from files, and are square: the shape has tests in test_exporter.py.
+The images have all modes that Pillow reads from files, and are square: the shape has tests in test_exporter.py.
 """
 
 import io
@@ -33,13 +33,13 @@ def noise(channels, dtype=np.uint8):
     return values.astype(dtype)
 
 
-def encoded(picture, kind="PNG", **options):
+def encoded(image, kind="PNG", **options):
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-def pictures():
+def images():
     """Name -> (file, the word by which a sentence must name it, if a side shows it otherwise)."""
     rgb = Image.fromarray(noise(3))
     grey = Image.fromarray(noise(1)[..., 0])
@@ -74,7 +74,7 @@ def open_clip_view():
 
     settings = PreprocessCfg(size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize_mode="shortest")
     transform = image_transform_v2(settings, is_train=False)
-    return lambda picture: transform(picture).numpy()
+    return lambda image: transform(image).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def transformers_view():
     config.augment.std = [1.0] * 3
     settings = format.preprocessor_config(config.model, config.augment)
     processor = CLIPImageProcessorPil(**settings)
-    return lambda picture: processor(picture, return_tensors="np")["pixel_values"][0]
+    return lambda image: processor(image, return_tensors="np")["pixel_values"][0]
 
 
 SETTINGS = [
@@ -98,7 +98,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("library", ["open_clip", "transformers"])
 @pytest.mark.parametrize("order, conversion", SETTINGS)
-def test_every_differing_picture_has_a_sentence(library, order, conversion, request):
+def test_every_differing_image_has_a_sentence(library, order, conversion, request):
     view_of = request.getfixturevalue(f"{library}_view")
     settings = ("model.image.size=32", f"evaluate.preprocess={order}", f"data.to_rgb={conversion}")
     config = configured("clip", "none.json", "tiny", *settings)
@@ -106,7 +106,7 @@ def test_every_differing_picture_has_a_sentence(library, order, conversion, requ
     view = EvaluationView.of(config)
     silent = []
     differing = []
-    for name, (data, word) in pictures().items():
+    for name, (data, word) in images().items():
         own = view(open_image(data)).transpose(2, 0, 1) / 255
         if np.abs(view_of(Image.open(io.BytesIO(data))) - own).max() > 1e-6:
             differing.append(name)

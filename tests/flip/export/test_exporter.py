@@ -26,13 +26,13 @@ from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import exporter, format
 from flip.export.load import TrainedModel
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, write_json, write_text
 from flip.tokenizer import train_byte_pairs
 from tests.flip.test_byte_pairs import PUBLISHED
-from tests.synthetic import COLOURS, SHAPES, make_tokenizer, odd_pictures, picture
+from tests.synthetic import COLOURS, SHAPES, draw_image, make_tokenizer, odd_images
 from tools.commands import export as command
 
 pytestmark = pytest.mark.long
@@ -45,8 +45,8 @@ TEXTS = [
     "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 nai\u0308ve", "\u732b\u304c\u597d\u304d",
     "don't 3.5-inch", "\U0001f600 \u200b zero", "\u0130stanbul STRASSE", "nul \x00 bell \x07",
 ]  # fmt: skip
-FILES = odd_pictures(64)
-"""name -> encoded picture: not square, transparent, 16 bits, ..."""
+FILES = odd_images(64)
+"""name -> encoded image: not square, transparent, 16 bits, ..."""
 BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 
@@ -78,21 +78,21 @@ def randomised(config, seed=1):
 def loaded_of(config, folder, seed=1):
     record = {"stage": "pretrain", "samples": 640, "attempt": 2, "manifest": "d1ge57"}
     path = Path(folder) / "sweep" / "run" / "checkpoints" / "pretrain" / "640-2"
-    return TrainedModel(randomised(config, seed), config, commit.Commit(path, record), "cpu")
+    return TrainedModel(randomised(config, seed), config, checkpoint_folder.SavedCheckpoint(path, record), "cpu")
 
 
 class Given:
-    """Inputs of both implementations: n pictures of twice the model's size, texts, names of up to n * n classes."""
+    """Inputs of both implementations: n images of twice the model's size, texts, names of up to n * n classes."""
 
     def __init__(self, config, texts, n):
         tower = config.model.image
         self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
         self.texts = texts
-        self.pictures = np.stack([picture(i, 2 * tower.size) for i in range(n)])
+        self.images = np.stack([draw_image(i, 2 * tower.size) for i in range(n)])
         small = tower.width <= 64  # large models get few files, to save time
         self.files = {name: FILES[name] for name in (FILES if small else ("square", "wide", "tall", "RGBA", "16 bit"))}
         view = EvaluationView.of(config)
-        views = [view(image) for image in self.pictures]
+        views = [view(image) for image in self.images]
         mean = np.float32(config.augment.mean)
         std = np.float32(config.augment.std)
         self.pixels = ((np.stack(views) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
@@ -105,7 +105,7 @@ def run_open_clip(folder, inputs, scratch):
         (scratch / name).write_bytes(data)
     files = [str(scratch / name) for name in inputs.files]
     strings = json.dumps({"texts": inputs.texts, "names": inputs.names, "templates": TEMPLATES, "files": files})
-    np.savez(scratch / "given.npz", pixels=inputs.pixels, pictures=inputs.pictures, words=strings)
+    np.savez(scratch / "given.npz", pixels=inputs.pixels, images=inputs.images, words=strings)
     elsewhere = scratch / "elsewhere"
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -153,7 +153,7 @@ def assert_same_outputs(loaded, inputs, outputs, raw=True):
     assert near(outputs["views"], pixels) and near(outputs["timm_views"], pixels)
     encoder = ModelEncoder(pair, loaded.tokenizer, loaded.config.model.image)
     assert near(outputs["classes"], class_embeddings(encoder, inputs.names, TEMPLATES))
-    probabilities = loaded.classify([Image.fromarray(array) for array in inputs.pictures], inputs.names, TEMPLATES)
+    probabilities = loaded.classify([Image.fromarray(array) for array in inputs.images], inputs.names, TEMPLATES)
     assert near(outputs["scores"].softmax(-1), probabilities) and torch.equal(
         outputs["scores"].argmax(-1), probabilities.argmax(-1)
     )
@@ -293,7 +293,8 @@ def test_open_clip_config_writes_keys_with_differing_defaults(tokenizer, tmp_pat
 
 @pytest.fixture
 def run(tokenizer, tmp_path):
-    """A run of recipe portable with commits pretrain/64-1, pretrain/64-2 and unmasked/96-2, all with other weights."""
+    """A run of recipe portable with checkpoints pretrain/64-1, pretrain/64-2 and unmasked/96-2, all with other
+    weights."""
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     run.path.mkdir(parents=True)
     stages = "stages=[{name: pretrain, samples: 64, batch: 8}, {name: unmasked, samples: 32, batch: 8}]"
@@ -308,14 +309,14 @@ def run(tokenizer, tmp_path):
     write_text(run.config, configuration.dump(config))
     write_json(run.identity, {"hash": "1den71ty", "schema": 2, "code": "c0de"})
     for seed, (stage, samples, attempt) in enumerate([("pretrain", 64, 1), ("pretrain", 64, 2), ("unmasked", 96, 2)]):
-        path = commit.folder(run, stage, samples, attempt)
+        path = checkpoint_folder.folder(run, stage, samples, attempt)
         path.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
             dcp.save(model_state(randomised(config, seed)), storage_writer=writer, no_dist=True)
         record = {"stage": stage, "samples": samples, "attempt": attempt, "manifest": "d1ge57", "step": samples // 8}
-        commit.commit(path, record)
+        checkpoint_folder.complete_checkpoint(path, record)
     run.eval.mkdir()
     score = {
         "name": "a-text",
@@ -336,7 +337,7 @@ def weights(source, **choice):
     return flip.load(source, **choice).model.image.patch.bias
 
 
-def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch):
+def test_export_command_exports_chosen_checkpoint(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     assert command.main(["sweep/run", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -364,7 +365,7 @@ def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch
     assert not any(b"/private" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     for typed, attempt in (("pretrain/64", 2), ("pretrain/64-1", 1)):
         out = tmp_path / "out" / str(attempt)
-        assert command.main([str(run.path), "--commit", typed, "--out", str(out)]) == 0
+        assert command.main([str(run.path), "--checkpoint", typed, "--out", str(out)]) == 0
         assert f"{out}" in capsys.readouterr().out
         assert torch.equal(weights(out), weights(run.path, at=f"pretrain/64-{attempt}"))
     assert not torch.equal(weights(tmp_path / "out" / "1"), weights(tmp_path / "out" / "2"))
@@ -422,14 +423,14 @@ def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkey
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
-    assert command.main([str(run.path), "--commit", "pretrain/64", "--out", str(out)]) == 0
+    assert command.main([str(run.path), "--checkpoint", "pretrain/64", "--out", str(out)]) == 0
     before = (out / "export.json").read_bytes()
     capsys.readouterr()
     for args, code, message in (
         (["--out", str(out)], 78, "an export exists already. Replace it (--replace)"),
         (["--out", str(mine), "--replace"], 78, "is no export"),
         (["--out", str(mine / "thesis.txt" / "x")], 78, "a file is where a folder must be"),
-        (["--commit", "pretrain/65"], 78, "There are: pretrain/64, unmasked/96."),
+        (["--checkpoint", "pretrain/65"], 78, "There are: pretrain/64, unmasked/96."),
         (["--variant", "extra-block"], 78, "cannot hold this pooling"),
     ):
         assert command.main([str(run.path), *args]) == code

@@ -26,12 +26,12 @@ from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.export.load import TrainedModel
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
 from tests.harness.ranks import run_ranks
-from tests.synthetic import make_dataset, make_tokenizer, picture
+from tests.synthetic import draw_image, make_dataset, make_tokenizer
 from tools.commands import predict
 
 SEED = 4
@@ -109,23 +109,23 @@ def test_load_restores_weights_saved_in_shards(run):
 @torch.no_grad()
 def test_encode_and_classify_match_model_outputs(run, tmp_path):
     loaded = flip.load(str(run[0].path))
-    pictures = [Image.fromarray(picture(i)) for i in range(3)]
-    pictures[2].save(tmp_path / "two.png")
-    images = loaded.encode_image([pictures[0], pictures[1], tmp_path / "two.png"], batch=2)
-    patches = np.stack([picture(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(64, 192) for i in range(3)])
+    pil_images = [Image.fromarray(draw_image(i)) for i in range(3)]
+    pil_images[2].save(tmp_path / "two.png")
+    images = loaded.encode_image([pil_images[0], pil_images[1], tmp_path / "two.png"], batch=2)
+    patches = np.stack([draw_image(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(64, 192) for i in range(3)])
     assert torch.allclose(images, loaded.model.encode_image(torch.from_numpy(patches)), atol=1e-6)
     labels = ["red square", "blue stripe", "frame"]
     texts = loaded.encode_text(labels)
     assert (images.shape, texts.shape) == ((3, 48), (3, 48))
     expected = (images @ texts.T / loaded.config.model.temperature).softmax(-1)
-    assert torch.allclose(loaded.classify(pictures, labels), expected, atol=1e-5)
+    assert torch.allclose(loaded.classify(pil_images, labels), expected, atol=1e-5)
     assert loaded.encode_text([]).shape == loaded.encode_image([]).shape == (0, 48)
 
 
 @pytest.mark.long
 def test_encode_image_flattens_transparency_for_images_and_files_alike(run, tmp_path):
     loaded = flip.load(run[0].path)
-    glass = Image.fromarray(np.dstack([picture(1), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))]), "RGBA")
+    glass = Image.fromarray(np.dstack([draw_image(1), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))]), "RGBA")
     glass.save(tmp_path / "glass.png")
     from_image, from_file = loaded.encode_image([glass, tmp_path / "glass.png"])
     assert torch.equal(from_image, from_file)
@@ -139,7 +139,7 @@ def loaded(run):
 
 @pytest.mark.long
 def test_single_input_is_encoded_as_batch_of_size_1(loaded, tmp_path):
-    image = Image.fromarray(picture(1))
+    image = Image.fromarray(draw_image(1))
     image.save(tmp_path / "a.png")
     pixels = np.asarray(image)
     expected = loaded.encode_image([image])
@@ -159,12 +159,12 @@ def test_single_input_is_encoded_as_batch_of_size_1(loaded, tmp_path):
 
 @pytest.mark.long
 def test_encode_image_accepts_mixed_input_types_and_sizes(loaded, tmp_path):
-    """One call takes pictures of other sizes than the model's."""
-    arrays = [picture(i, 96)[:, : 96 - 7 * i] for i in range(4)]
+    """One call takes images of other sizes than the model's."""
+    arrays = [draw_image(i, 96)[:, : 96 - 7 * i] for i in range(4)]
     Image.fromarray(arrays[0]).save(tmp_path / "0.png")
     mixed = [tmp_path / "0.png", Image.fromarray(arrays[1]), arrays[2], torch.from_numpy(arrays[3]).permute(2, 0, 1)]
     assert torch.equal(loaded.encode_image(mixed, batch=3), loaded.encode_image(arrays, batch=3))
-    stack = np.stack([picture(i, 96) for i in range(3)])
+    stack = np.stack([draw_image(i, 96) for i in range(3)])
     tensors = torch.from_numpy(stack).permute(0, 3, 1, 2)
     assert torch.equal(loaded.encode_image(stack, batch=2), loaded.encode_image(list(stack), batch=2))
     assert torch.equal(loaded.encode_image(tensors, batch=2), loaded.encode_image(list(stack), batch=2))
@@ -200,7 +200,7 @@ def test_encode_text_rejects_input_that_is_not_text(loaded, given):
         loaded.encode_text(given)
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, transform):
         self.transform = transform
 
@@ -208,23 +208,23 @@ class Pictures(torch.utils.data.Dataset):
         return 5
 
     def __getitem__(self, i):
-        return self.transform(Image.fromarray(picture(i, 64 + 8 * i)))
+        return self.transform(Image.fromarray(draw_image(i, 64 + 8 * i)))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_preprocess_is_picklable_and_works_in_data_loader(loaded, workers):
     transform = pickle.loads(pickle.dumps(loaded.preprocess))
-    batches = list(torch.utils.data.DataLoader(Pictures(transform), batch_size=2, num_workers=workers))
+    batches = list(torch.utils.data.DataLoader(Images(transform), batch_size=2, num_workers=workers))
     assert [(batch.shape, batch.dtype) for batch in batches[:1]] == [((2, 3, 64, 64), torch.uint8)]
-    expected = loaded.encode_image([Image.fromarray(picture(i, 64 + 8 * i)) for i in range(5)])
+    expected = loaded.encode_image([Image.fromarray(draw_image(i, 64 + 8 * i)) for i in range(5)])
     assert torch.allclose(torch.cat([loaded.encode_image(batch) for batch in batches]), expected, atol=1e-6)
 
 
 @pytest.mark.long
 def test_load_and_encode_image_reject_missing_run_checkpoint_or_image(run, tmp_path):
     loaded = flip.load(run[0].path)
-    (tmp_path / "no.png").write_text("no picture")
+    (tmp_path / "no.png").write_text("no image")
     with pytest.raises(DataError, match=r"no.png: is no image that can be decoded\.$"):
         loaded.encode_image([tmp_path / "no.png"])
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -239,7 +239,7 @@ def test_load_and_encode_image_reject_missing_run_checkpoint_or_image(run, tmp_p
 @pytest.mark.long
 def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(run[0].path.parents[1]))
-    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    Image.fromarray(draw_image(0)).save(tmp_path / "0.png")
     arguments = [str(run[0].path), str(tmp_path / "0.png"), "--labels", "red square, blue stripe"]
     assert predict.main([*arguments, "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
@@ -262,7 +262,7 @@ def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_pat
 @pytest.mark.long
 def test_load_rejects_damaged_checkpoint(run):
     """This test must run last, because it damages the run."""
-    shard = sorted(commit.commits(run[0])[-1].path.glob("*.safetensors"))[1]
+    shard = sorted(checkpoint_folder.checkpoints(run[0])[-1].path.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
@@ -296,8 +296,8 @@ def test_model_and_error_are_short_in_a_notebook(loaded, tmp_path):
     assert line.startswith(f"ConfigError: {tmp_path}/absent: no such folder")
 
 
-def test_classify_reports_pictures_after_each_batch(loaded):
+def test_classify_reports_images_after_each_batch(loaded):
     calls = []
-    pictures = [Image.new("RGB", (8, 8))] * 70
-    loaded.classify(pictures, ["a", "b"], progress=lambda done, total: calls.append((done, total)))
+    pil_images = [Image.new("RGB", (8, 8))] * 70
+    loaded.classify(pil_images, ["a", "b"], progress=lambda done, total: calls.append((done, total)))
     assert calls == [(64, 70), (70, 70)]

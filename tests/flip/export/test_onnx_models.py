@@ -18,7 +18,7 @@ from flip.export import exporter, onnx_models
 from flip.runs.errors import ConfigError
 from tests.flip.export.test_exporter import Given, configured, loaded_of
 from tests.flip.test_byte_pairs import PUBLISHED
-from tests.synthetic import make_tokenizer, picture
+from tests.synthetic import draw_image, make_tokenizer
 from tools.commands import export as command
 
 pytestmark = pytest.mark.long
@@ -77,10 +77,10 @@ def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings
     assert ("logit_bias" in record) == (recipe == "clip")
 
 
-def card_logits(folder, picture_path, labels, scratch):
+def card_logits(folder, image_path, labels, scratch):
     """Runs the first code block of README.md in a process without hub, network or package flip. Returns ``logits``."""
     block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    values = {'"..."': str(folder), '"a.png"': str(picture_path), '["a frog", "a toad"]': labels}
+    values = {'"..."': str(folder), '"a.png"': str(image_path), '["a frog", "a toad"]': labels}
     for old, new in values.items():
         assert block.count(old) == 1
         block = block.replace(old, repr(new))
@@ -95,7 +95,7 @@ def card_logits(folder, picture_path, labels, scratch):
 @torch.no_grad()
 def test_onnx_model_card_code_computes_model_logits(exported, tmp_path):
     loaded, folder = exported(*RECIPES[1][:1], *RECIPES[1][1])
-    Image.fromarray(picture(3, 100)).save(tmp_path / "square.png")
+    Image.fromarray(draw_image(3, 100)).save(tmp_path / "square.png")
     logits = card_logits(folder, tmp_path / "square.png", TEXTS, tmp_path)
     pair = loaded.model
     scale = pair.logit_scale.clamp(max=pair.max_logit_scale).exp()

@@ -17,7 +17,7 @@ from flip.training import warm_start
 from tests.flip.evaluation.encoding.test_encoders import MODEL, make_folder
 from tests.flip.export.test_exporter import configured
 from tests.flip.test_byte_pairs import PUBLISHED
-from tests.synthetic import make_tokenizer, picture
+from tests.synthetic import draw_image, make_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -50,11 +50,11 @@ def test_run_starts_with_the_features_of_open_clip(folder):
     model = built(config)
     assert warm_start.load_converted(model, config, folder) == {}
     published = open_clip.create_model(f"local-dir:{folder}").eval()
-    pictures = np.stack([picture(i, 32) for i in range(3)])
+    images = np.stack([draw_image(i, 32) for i in range(3)])
     mean = np.float32(config.augment.mean)
     std = np.float32(config.augment.std)
-    pixels = torch.from_numpy(((pictures / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
-    rows = torch.from_numpy(np.stack([patches(image, 8) for image in pictures]))
+    pixels = torch.from_numpy(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+    rows = torch.from_numpy(np.stack([patches(image, 8) for image in images]))
     assert torch.allclose(model.image(rows), published.encode_image(pixels), atol=1e-5)
     tokens = open_clip.SimpleTokenizer(context_length=16)(["a red square", ""])
     assert torch.allclose(model.text(tokens.int()), published.encode_text(tokens), atol=1e-5)

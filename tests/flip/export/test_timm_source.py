@@ -16,7 +16,7 @@ from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
 from flip.training import warm_start
 from tests.flip.export.test_exporter import configured, loaded_of
-from tests.synthetic import make_tokenizer, picture
+from tests.synthetic import draw_image, make_tokenizer
 
 pytestmark = pytest.mark.long
 
@@ -49,7 +49,7 @@ def built(config):
 
 
 def rows_of(size, patch):
-    return torch.from_numpy(np.stack([patches(picture(i, size), patch) for i in range(3)]))
+    return torch.from_numpy(np.stack([patches(draw_image(i, size), patch) for i in range(3)]))
 
 
 @torch.no_grad()
@@ -72,10 +72,10 @@ def test_image_encoder_starts_with_the_features_of_timm(models, tmp_path, recipe
         assert torch.equal(value, expected), name
     image = config.model.image
     encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-    pictures = np.stack([picture(i, image.size) for i in range(3)])
+    images = np.stack([draw_image(i, image.size) for i in range(3)])
     mean = np.float32(config.augment.mean)
     std = np.float32(config.augment.std)
-    pixels = torch.from_numpy(((pictures / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+    pixels = torch.from_numpy(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
     features = encoder(pixels) @ model.image.projection.weight.T
     assert torch.allclose(model.image(rows_of(image.size, image.patch)), features, atol=1e-5)
 

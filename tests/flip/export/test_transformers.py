@@ -19,7 +19,7 @@ from flip.tokenizer import train_byte_pairs
 from tests.flip.export.test_exporter import FILES, configured, loaded_of
 from tests.flip.export.test_onnx_models import card_logits
 from tests.flip.test_byte_pairs import PUBLISHED
-from tests.synthetic import caption, picture
+from tests.synthetic import caption, draw_image
 
 pytestmark = pytest.mark.long
 
@@ -81,7 +81,7 @@ def test_transformers_matches_model_features_logits_and_scores(settings, tmp_pat
     text = loaded.encode_text(TEXTS)
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
     assert near(outputs["text"], text) and near(outputs["image"][alike], image[alike])
-    assert [sentence.split(":")[0] for sentence in record["differences"]] == ["Pictures with transparency", "Texts"]
+    assert [sentence.split(":")[0] for sentence in record["differences"]] == ["Images with transparency", "Texts"]
     assert near(torch.nn.functional.normalize(outputs["alone"], dim=-1), text)
     assert float(outputs["scale"]) == pytest.approx(scale, rel=1e-6)
     logits = scale * image @ text.T
@@ -127,12 +127,12 @@ def test_choose_format_rejects_model_unfit_for_transformers_with_reasons(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path):
-    """Runs the commands of docs/export.md, "From your own pictures to transformers". Trains 100 steps."""
+def test_documented_commands_turn_own_images_into_transformers_model(tmp_path):
+    """Runs the commands of docs/export.md, "From your own images to transformers". Trains 100 steps."""
     for i in range(200):
         path = tmp_path / "shapes" / caption(i % 4).replace("/", " ") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(i % 4, 96)[: 96 - i % 30]).save(path)
+        Image.fromarray(draw_image(i % 4, 96)[: 96 - i % 30]).save(path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "FLIP_RUNS": str(tmp_path / "runs")}
     steps = ["stages.pretrain.samples=12800", "stages.pretrain.warmup=1280"]
     for args in (

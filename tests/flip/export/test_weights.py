@@ -11,7 +11,7 @@ from flip.checkpoint.saver import TRAINING_ONLY, Checkpointer, model_state
 from flip.config import merge as configuration
 from flip.distributed.parallel import World
 from flip.export import exporter, weights
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_json, write_text
 from tests.flip.export.test_exporter import configured, loaded_of, randomised
@@ -67,7 +67,7 @@ def test_onnx_export_refuses_parameter_that_its_graphs_do_not_use(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose commit has the parameters of its configuration and two more."""
+    """A run whose checkpoint has the parameters of its configuration and two more."""
     run = RunDir(tmp_path / "runs" / "sweep" / "extended")
     run.path.mkdir(parents=True)
     config = configured("portable", make_tokenizer(tmp_path / "tokenizer.json"))
@@ -84,12 +84,12 @@ def run(tmp_path):
     return run
 
 
-def test_load_refuses_commit_with_parameters_beyond_its_configuration(run):
+def test_load_refuses_checkpoint_with_parameters_beyond_its_configuration(run):
     with pytest.raises(DataError, match=r"1 parameters that the model of its configuration lacks.*model\.image\.gain"):
         flip.load(run.path)
 
 
-def test_warm_start_refuses_commit_with_parameters_beyond_its_configuration(run):
+def test_warm_start_refuses_checkpoint_with_parameters_beyond_its_configuration(run):
     from flip.checkpoint.restorer import CheckpointRestorer
     from flip.training.conversion import load_weights
 
@@ -106,7 +106,7 @@ def test_load_refuses_export_with_a_tensor_that_it_does_not_know(tmp_path):
     record = exporter.export(loaded, out)
     file = out / "open_clip_model.safetensors"
     save_file(load_file(file) | {"text_gain": torch.ones(1)}, file)
-    record["files"][file.name] = {"bytes": file.stat().st_size, "sha256": commit.sha256(file)}
+    record["files"][file.name] = {"bytes": file.stat().st_size, "sha256": checkpoint_folder.sha256(file)}
     write_json(out / "export.json", record)
     with pytest.raises(ConfigError, match=r"parameters that this version does not know.*text_gain"):
         flip.load(out)

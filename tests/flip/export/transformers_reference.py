@@ -2,7 +2,7 @@
 
     python transformers_reference.py FOLDER DATA.json OUTPUT.npz
 
-DATA holds texts, labels, and files (the paths of pictures).
+DATA holds texts, labels, and files (the paths of images).
 """
 
 import socket
@@ -27,17 +27,17 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoToken
 @torch.no_grad()
 def main(folder, data, output_path):
     data = json.loads(Path(data).read_text())
-    pictures = [Image.open(path) for path in data["files"]]
+    pil_images = [Image.open(path) for path in data["files"]]
     model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == "CLIPModel" and not any(report.values()), report
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    inputs = processor(text=data["texts"], images=pictures, **padded)
+    inputs = processor(text=data["texts"], images=pil_images, **padded)
     out = model(**inputs)
     arrays = {"tokens": inputs["input_ids"], "pixels": inputs["pixel_values"], "scale": model.logit_scale.exp()}
     arrays |= {"image": out.image_embeds, "text": out.text_embeds, "logits": out.logits_per_image}
     # Padded to the longest text, and each text alone.
-    arrays["shorter"] = model(**processor(text=data["texts"], images=pictures, padding=True, truncation=True,
+    arrays["shorter"] = model(**processor(text=data["texts"], images=pil_images, padding=True, truncation=True,
                                           return_tensors="pt")).logits_per_image  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(folder)
     alone = [tokenizer(text, truncation=True, return_tensors="pt") for text in data["texts"]]

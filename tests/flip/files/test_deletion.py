@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from flip.files import deletion
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir
 
 OTHER = 65534
@@ -104,8 +104,13 @@ def test_delete_folder_below_refuses_folder_of_another_user(tmp_path, names):
 
 
 def test_checkpoint_files_are_the_names_of_the_writer_with_commit_file_first():
-    own = [commit.COMMIT_FILE, f"commit.json.tmp.{'a' * 16}", "damaged.json", commit.SHARD_FILE % 1]
-    own += [f"{commit.SHARD_FILE % 2}.tmp.{'0' * 16}", commit.SHARD_FILE % 100_000]
+    own = [
+        checkpoint_folder.COMMIT_FILE,
+        f"commit.json.tmp.{'a' * 16}",
+        "damaged.json",
+        checkpoint_folder.SHARD_FILE % 1,
+    ]
+    own += [f"{checkpoint_folder.SHARD_FILE % 2}.tmp.{'0' * 16}", checkpoint_folder.SHARD_FILE % 100_000]
     others = [
         "../commit.json",
         "a/commit.json",
@@ -117,16 +122,24 @@ def test_checkpoint_files_are_the_names_of_the_writer_with_commit_file_first():
     ]
     others += ["shard-1.safetensors", "shard-00001-model-00001-of-00001.safetensors.bak", "SHARD", "", ".", ".."]
     found = deletion.checkpoint_files([*reversed(own), *others])
-    assert found[0] == commit.COMMIT_FILE and sorted(found) == sorted(own)
-    listed = deletion.checkpoint_files([*own, *others], listed=[commit.SHARD_FILE % 1, "x", "../commit.json"])
-    assert sorted(listed) == sorted(set(own) - {commit.SHARD_FILE % 100_000})
+    assert found[0] == checkpoint_folder.COMMIT_FILE and sorted(found) == sorted(own)
+    listed = deletion.checkpoint_files(
+        [*own, *others], listed=[checkpoint_folder.SHARD_FILE % 1, "x", "../commit.json"]
+    )
+    assert sorted(listed) == sorted(set(own) - {checkpoint_folder.SHARD_FILE % 100_000})
 
 
 def test_delete_remote_checkpoint_calls_only_for_own_names():
     deleted = []
-    names = ["notes", "deep/commit.json", commit.SHARD_FILE % 2, commit.SHARD_FILE % 1, commit.COMMIT_FILE]
-    deletion.delete_remote_checkpoint(names, [commit.SHARD_FILE % 1, "notes"], deleted.append)
-    assert deleted == [commit.COMMIT_FILE, commit.SHARD_FILE % 1]
+    names = [
+        "notes",
+        "deep/commit.json",
+        checkpoint_folder.SHARD_FILE % 2,
+        checkpoint_folder.SHARD_FILE % 1,
+        checkpoint_folder.COMMIT_FILE,
+    ]
+    deletion.delete_remote_checkpoint(names, [checkpoint_folder.SHARD_FILE % 1, "notes"], deleted.append)
+    assert deleted == [checkpoint_folder.COMMIT_FILE, checkpoint_folder.SHARD_FILE % 1]
 
 
 def test_delete_checkpoint_leaves_linked_checkpoints_folder(tmp_path):
@@ -136,12 +149,12 @@ def test_delete_checkpoint_leaves_linked_checkpoints_folder(tmp_path):
     target = tmp_path / "disk"
     path = target / "pretrain" / "8-1"
     path.mkdir(parents=True)
-    (path / commit.COMMIT_FILE).write_text("{}")
+    (path / checkpoint_folder.COMMIT_FILE).write_text("{}")
     for place in (run, copy):
         place.path.mkdir()
         place.checkpoints.symlink_to(target)
-        reason = deletion.delete_checkpoint(commit.folder(place, "pretrain", 8, 1))
-        assert "is a symbolic link" in reason and (path / commit.COMMIT_FILE).exists()
+        reason = deletion.delete_checkpoint(checkpoint_folder.folder(place, "pretrain", 8, 1))
+        assert "is a symbolic link" in reason and (path / checkpoint_folder.COMMIT_FILE).exists()
 
 
 def test_start_of_attempt_deletes_temporaries_of_writers_and_no_other_names(tmp_path):

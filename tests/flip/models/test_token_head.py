@@ -20,7 +20,7 @@ from flip.distributed import parallel
 from flip.export import exporter
 from flip.models import clip
 from flip.models.token_head import TokenHead, TokenTargets
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 from flip.traffic import step_phases
@@ -247,10 +247,10 @@ def test_stopped_run_ends_with_the_same_bits(data, tmp_path, calm, monkeypatch, 
 
 @pytest.mark.long
 def test_killed_run_ends_with_the_same_bits(data, tmp_path, calm):
-    """Killed in the last stage: the head and its moments come from the commit before."""
+    """Killed in the last stage: the head and its moments come from the checkpoint before."""
     run = created(tmp_path, "killed", configured(data, 0.5, 0, 1))
     killed(run, 11)
-    assert not run.result.exists() and commit.commits(run)
+    assert not run.result.exists() and checkpoint_folder.checkpoints(run)
     assert_same(trained(run, None), calm)
 
 
@@ -261,7 +261,7 @@ def test_only_stages_with_weight_have_a_head(calm):
     assert [loss is None for loss in losses] == 4 * [False] + 4 * [True] + 4 * [False]
     for new in (losses[0], losses[8]):
         assert new == pytest.approx(np.log(1000), rel=0.02), "a new head predicts nothing"
-    for saved in commit.commits(calm):
+    for saved in checkpoint_folder.checkpoints(calm):
         model = flip.load(calm.path, at=f"{saved.stage}/{saved.samples_seen}").model
         assert model.head is None
 

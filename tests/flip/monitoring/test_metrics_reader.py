@@ -38,8 +38,8 @@ def test_seconds_at_returns_value_of_last_line_up_to_samples(tmp_path):
     assert [metrics.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
-def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
-    """The verdict is True if any stage is unsteady. Stages may differ in speed.
+def test_throughput_varies_by_quartiles_of_speed_per_stage(tmp_path):
+    """The verdict is True if the throughput of any stage varies. Stages may differ in speed.
 
     The first line of each attempt and of each stage is warm-up and does not count.
     """
@@ -49,13 +49,13 @@ def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
         for n, speeds in enumerate(attempts, 1):
             first = sum(map(len, attempts[: n - 1])) + 1
             write(run, n, [line(first + i, samples_per_second=speed) for i, speed in enumerate(speeds)])
-        return read_columns(run).unsteady([8 * 40])
+        return read_columns(run).throughput_varies([8 * 40])
 
     steady = [1.0, *[100.0, 96.0, 104.0] * 13]
     assert verdict("steady", steady) is False and verdict("short", steady[:12]) is None
     assert verdict("stages", [*steady, *[50.0] * 20]) is False
     assert verdict("restarts", *[[1.0, 100.0, 99.0]] * 13) is False
-    assert verdict("stall", [*[100.0] * 38, 1.0, 1.0]) is False, "two slow lines do not make a run unsteady"
+    assert verdict("stall", [*[100.0] * 38, 1.0, 1.0]) is False, "two slow lines do not make the throughput vary"
     for share in (13, 20, 27):
         assert verdict(f"shared{share}", [*[100.0] * share, *[70.0] * (40 - share)]) is True
     assert verdict("second", [*steady, *[100.0, 50.0] * 10]) is True

@@ -189,7 +189,7 @@ def test_time_left_counts_the_work_of_later_stages(run):
     assert read_json(run.status)["eta_seconds"] == pytest.approx(expected) and flops[1] > 2 * flops[0]
 
 
-def test_status_reports_unsteady_speed(run):
+def test_status_reports_that_throughput_varies(run):
     writer = attempt(run, 0, (), loss=1.0)
     verdicts = []
     speeds = [0.1] + [100.0] * 14 + [60.0] * 15  # the first step is warm-up

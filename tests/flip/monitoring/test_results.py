@@ -149,8 +149,8 @@ def test_stages_end_with_a_whole_step(tmp_path, monkeypatch):
     run = make(tmp_path, "a")
     stages = "stages=[{name: a, samples: 1000, batch: 128}, {name: b, samples: 256, batch: 128}, {name: c, samples: 1}]"
     run.config.write_text(merge.dump(merge.merge([], [stages])), encoding="utf-8")
-    monkeypatch.setattr(Metrics, "unsteady", lambda self, ends: list(ends))
-    assert read_run(run.path).unsteady == [1024, 1280]
+    monkeypatch.setattr(Metrics, "throughput_varies", lambda self, ends: list(ends))
+    assert read_run(run.path).throughput_varies == [1024, 1280]
 
 
 def test_differing_lists_settings_that_vary_between_runs(tmp_path):

@@ -1,6 +1,6 @@
 """Tests of attempt records: each end is decided once, and attempts that ended unobserved get an end."""
 
-from flip.runs import attempts, commit
+from flip.runs import attempts, checkpoint_folder
 from flip.runs.errors import CAUSES
 from flip.runs.records import is_observed
 from flip.runs.restart_policy import EndFacts
@@ -14,9 +14,9 @@ def make(tmp_path) -> RunDir:
 
 
 def save(run, samples, n):
-    folder = commit.folder(run, "pretrain", samples, n)
+    folder = checkpoint_folder.folder(run, "pretrain", samples, n)
     folder.mkdir(parents=True)
-    commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": n})
+    checkpoint_folder.complete_checkpoint(folder, {"stage": "pretrain", "samples": samples, "attempt": n})
 
 
 def test_end_attempt_keeps_first_decision_if_called_again(tmp_path):
@@ -44,10 +44,10 @@ def test_excluded_nodes_are_those_of_profile_and_of_last_day(tmp_path):
     assert attempts.excluded_nodes(run, 2_000_000.0) == ("node[07-08]",), "a day later they are used again"
 
 
-def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):
+def test_end_attempt_counts_only_newer_checkpoints_as_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(4):
-        save(run, 100, attempts.start_attempt(run, {}))  # same S each time, as after a damaged commit
+        save(run, 100, attempts.start_attempt(run, {}))  # same S each time, as after a damaged checkpoint
         attempts.end_attempt(run, run.newest_attempt(), EndFacts(70, "RUNNING"))
     rows = list(attempts.ends(run))[::-1]
     assert [row["committed"] for row in rows] == [True, False, False, False]
@@ -55,7 +55,7 @@ def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):
     assert rows[-1]["commits"] == 100
 
 
-def test_end_abandoned_records_no_commit_for_attempt_without_start_record(tmp_path):
+def test_end_abandoned_records_no_checkpoint_for_attempt_without_start_record(tmp_path):
     run = make(tmp_path)
     save(run, 100, attempts.start_attempt(run, {}))
     attempts.end_attempt(run, 1, EndFacts(75, "RUNNING"))
@@ -107,7 +107,7 @@ def test_end_abandoned_records_storage_failure_after_restart_in_same_job(tmp_pat
     assert [row["cause"] for row in attempts.ends(run)] == ["node", "storage", "crash"]
 
 
-def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
+def test_end_abandoned_ignores_checkpoints_of_later_attempts(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     assert attempts.start_attempt(run, {}) == 2, "the end of attempt 1 is unknown"

@@ -43,7 +43,7 @@ def causes_of(name):
 
 
 def h(*causes):
-    """History rows; a trailing + marks an attempt with a new commit."""
+    """History rows; a trailing + marks an attempt with a new checkpoint."""
     return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
 
 
@@ -52,7 +52,7 @@ def ended(cause, *history, code=70, state="RUNNING", **facts):
     return Evidence(EndFacts(code, state), causes_of(cause), h(*history), **facts)
 
 
-TIMEOUT = ended("", code=143, state="TIMEOUT", committed=True)
+TIMEOUT = ended("", code=143, state="TIMEOUT", progressed=True)
 NODE_LOST = ended("", code=68)
 TABLE = [
     # name, evidence, allocation, do, nodes
@@ -60,13 +60,13 @@ TABLE = [
     ("cancelled", ended("", cancelled=True), FULL, STOP, 0),
     ("third crash", ended("crash", "crash", "crash"), FULL, STOP, 0),
     ("Slurm has requeued it", ended("crash", state="PENDING"), FULL, LEAVE, 0),
-    ("preempted", ended("stopped-usr2", code=75, committed=True), FULL, REQUEUE, 0),
+    ("preempted", ended("stopped-usr2", code=75, progressed=True), FULL, REQUEUE, 0),
     ("wall limit", TIMEOUT, FULL, REQUEUE, 0),
     *((f"first {cause}", ended(cause), FULL, HERE, 4) for cause in ("crash", "hang", "port")),
     *((f"second {cause}", ended(cause, "crash"), FULL, REQUEUE, 0) for cause in ("crash", "hang", "port")),
     ("crash after a timeout", ended("crash", "timeout"), FULL, REQUEUE, 0),
-    ("crash after a commit", ended("crash", "crash", "crash+"), FULL, HERE, 4),
-    ("crash of an attempt that committed", ended("crash", "crash", "crash", committed=True), FULL, HERE, 4),
+    ("crash after a checkpoint", ended("crash", "crash", "crash+"), FULL, HERE, 4),
+    ("crash of an attempt that saved", ended("crash", "crash", "crash", progressed=True), FULL, HERE, 4),
     ("other causes before are no failures", ended("hang", "storage", "stopped", "node"), FULL, HERE, 4),
     ("storage, soon", ended("storage", "storage", "storage"), FULL, HERE, 4),
     ("storage, later", ended("storage", "storage", "storage", "storage"), FULL, REQUEUE, 0),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flip.files.creation import RECORD_LIMIT
-from flip.runs import commit, records
+from flip.runs import checkpoint_folder, records
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_record, write_json
 
@@ -24,15 +24,17 @@ def test_limits_are_of_known_records():
     assert max(limit for limit, _ in records.LIMITS.values()) <= 16 << 20
 
 
-def test_commit_of_thousands_of_ranks_is_read(tmp_path):
+def test_checkpoint_of_thousands_of_ranks_is_read(tmp_path):
     run = RunDir(tmp_path / "run")
-    path = commit.folder(run, "pretrain", 8, 1)
+    path = checkpoint_folder.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)
     facts = {"bytes": 1 << 40, "sha256": "f" * 64, "etag": "e" * 70}
     files = {f"optimizer-{rank:05d}-of-08192-{part}.safetensors": facts for rank in range(8192) for part in range(4)}
-    commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://bucket/x"}, files)
+    checkpoint_folder.complete_checkpoint(
+        path, {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://bucket/x"}, files
+    )
     assert (path / "commit.json").stat().st_size > 2 << 20
-    assert len(commit.read_commit(path).record["files"]) == len(files)
+    assert len(checkpoint_folder.read_checkpoint(path).record["files"]) == len(files)
 
 
 @pytest.mark.parametrize("piece", [b"[],", b"{},", b"0,", b'"",'])

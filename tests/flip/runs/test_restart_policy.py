@@ -23,13 +23,13 @@ def c(cause, rank=0, **facts):
 
 
 def h(*causes):
-    """History rows; a trailing + marks an attempt with a new commit."""
+    """History rows; a trailing + marks an attempt with a new checkpoint."""
     return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
 
 
-def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, **facts):
+def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, progressed=False, **facts):
     end = EndFacts(code, state, **facts)
-    return decide(list(causes), end, list(history), Limits(), complete, cancelled, committed)
+    return decide(list(causes), end, list(history), Limits(), complete, cancelled, progressed)
 
 
 PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
@@ -144,8 +144,14 @@ TABLE = [
     ("a node that goes away ten times", dict(code=None, history=h(*["node"] * 9)), "stop", "node", 0),
     ("three wall limits", dict(code=137, state="TIMEOUT", history=h("timeout", "timeout")), "stop", "timeout", 0),
     ("preemption between does not reset", dict(code=70, history=h("crash", "stopped", "crash")), "stop", "crash", 0),
-    ("a commit between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
-    ("a commit in this one does", dict(code=70, history=h("crash", "crash"), committed=True), "requeue", "crash", 0),
+    ("a checkpoint between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
+    (
+        "a checkpoint in this one does",
+        dict(code=70, history=h("crash", "crash"), progressed=True),
+        "requeue",
+        "crash",
+        0,
+    ),
     ("cut off after two crashes", dict(code=1, state="PENDING", history=h("crash", "crash")), "nothing", "stopped", 0),
     ("a cause that only a person can fix, requeued already", dict(code=78, state="PENDING"), "nothing", "stopped", 0),
     ("the same with a cause file", dict(code=78, state="PENDING", causes=[c("config")]), "stop", "config", 0),
@@ -153,17 +159,23 @@ TABLE = [
     ("port taken, the peers crashed", dict(code=1, causes=[c("crash", 1), PORT]), "requeue", "port", 0),
     ("port no crash", dict(code=70, causes=[c("crash")], history=h("port", "port")), "requeue", "crash", 0),
     ("port taken ten times", dict(code=70, causes=[PORT], history=h(*["port"] * 9)), "stop", "port", 0),
-    ("preemption is free", dict(code=75, history=h(*["stopped+"] * 99), committed=True), "requeue", "stopped", 0),
-    ("second without a commit", dict(code=75, history=h("stopped")), "requeue", "stopped", 0),
-    ("third without a commit", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),
-    ("fifth without a commit", dict(code=75, history=h(*["stopped"] * 4)), "requeue", "stopped", 240),
-    ("twentieth without a commit", dict(code=75, history=h(*["stopped"] * 19)), "requeue", "stopped", 3600),
-    ("third, with a commit", dict(code=75, history=h("stopped", "stopped"), committed=True), "requeue", "stopped", 0),
-    ("a commit ends the row", dict(code=75, history=h("stopped", "stopped+", "stopped")), "requeue", "stopped", 0),
+    ("preemption is free", dict(code=75, history=h(*["stopped+"] * 99), progressed=True), "requeue", "stopped", 0),
+    ("second without a checkpoint", dict(code=75, history=h("stopped")), "requeue", "stopped", 0),
+    ("third without a checkpoint", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),
+    ("fifth without a checkpoint", dict(code=75, history=h(*["stopped"] * 4)), "requeue", "stopped", 240),
+    ("twentieth without a checkpoint", dict(code=75, history=h(*["stopped"] * 19)), "requeue", "stopped", 3600),
+    (
+        "third, with a checkpoint",
+        dict(code=75, history=h("stopped", "stopped"), progressed=True),
+        "requeue",
+        "stopped",
+        0,
+    ),
+    ("a checkpoint ends the row", dict(code=75, history=h("stopped", "stopped+", "stopped")), "requeue", "stopped", 0),
     ("storage", dict(code=69), "requeue", "storage", 30),
     ("storage again", dict(code=69, history=h("storage", "stopped", "storage")), "requeue", "storage", 120),
     ("storage, long", dict(code=69, history=h(*["storage"] * 20)), "requeue", "storage", 1800),
-    ("storage after a commit", dict(code=69, history=h("storage"), committed=True), "requeue", "storage", 30),
+    ("storage after a checkpoint", dict(code=69, history=h("storage"), progressed=True), "requeue", "storage", 30),
     ("storage, the last try of a day", dict(code=69, history=h(*["storage"] * 52)), "requeue", "storage", 1800),
     ("storage, a day is over", dict(code=69, history=h(*["storage"] * 53)), "stop", "storage", 0),
     ("75 by code alone, no state", dict(code=75, state=None), "nothing", "stopped", 0),
@@ -188,7 +200,7 @@ TABLE = [
     # attempts that used up the wall limit
     ("warned at the limit, nothing kept", dict(code=75, limit_reason="it passed"), "requeue", "timeout", 0),
     ("the third time", dict(code=75, limit_reason="it passed", history=h("timeout", "timeout")), "stop", "timeout", 0),
-    ("warned at the limit, saved", dict(code=75, limit_reason="it passed", committed=True), "requeue", "stopped", 0),
+    ("warned at the limit, saved", dict(code=75, limit_reason="it passed", progressed=True), "requeue", "stopped", 0),
     (
         "warned at the limit, and cancelled",
         dict(code=75, limit_reason="it passed", cancelled=True),
@@ -203,7 +215,7 @@ TABLE = [
         "timeout",
         0,
     ),
-    ("a crash at the limit", dict(code=70, limit_reason="it passed", committed=True), "requeue", "crash", 0),
+    ("a crash at the limit", dict(code=70, limit_reason="it passed", progressed=True), "requeue", "crash", 0),
     # nodes that start no rank
     ("a node that starts no rank", dict(code=137, unstarted=["n2"]), "requeue", "node", 0),
     *(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flip.runs import commit, wall_limit
+from flip.runs import checkpoint_folder, wall_limit
 from flip.runs.rundir import RunDir, write_json
 from jobs.host import own_job
 
@@ -25,9 +25,9 @@ def attempt(run, ready=None, ended=None, code=75):
 
 
 def saved(run, seconds):
-    path = commit.folder(run, "pretrain", 8, 1)
+    path = checkpoint_folder.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)
-    commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": seconds})
+    checkpoint_folder.complete_checkpoint(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": seconds})
 
 
 def test_wall_limit_reports_no_times_for_new_run(run):

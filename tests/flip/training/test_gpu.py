@@ -8,7 +8,7 @@ from flip.common.shutdown import StopFlag
 from flip.config.merge import dump
 from flip.distributed import parallel
 from flip.files import deletion
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import train
 from tests.flip.data.loading import BATCH as READ
@@ -51,7 +51,7 @@ def test_staged_shard_copies_cuda_tensors_bitwise():
 @pytest.mark.parametrize(
     ("accumulate", "compiled", "padding"), [(1, "no", "attend"), (2, "no", "mask"), (1, "yes", "mask")]
 )
-def test_train_on_gpu_completes_and_commits(data, tmp_path, monkeypatch, accumulate, compiled, padding):
+def test_train_on_gpu_completes_and_saves_checkpoints(data, tmp_path, monkeypatch, accumulate, compiled, padding):
     config = configuration(data, world=1, samples=(6, 2), precision="bf16")
     config.compute.device = "cuda"
     config.compute.attention = "sdpa"
@@ -79,7 +79,7 @@ def test_train_on_gpu_completes_and_commits(data, tmp_path, monkeypatch, accumul
     finally:
         parallel.stop()
     assert read_json(run.result)["samples"] == 8 * BATCH
-    assert [saved.samples_seen for saved in commit.commits(run)][-1] == 8 * BATCH
+    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(run)][-1] == 8 * BATCH
     assert torch.cuda.max_memory_allocated() > 0
     if compiled == "yes":
         assert copies == {stage.name for stage in config.stages}, "later attempts load the code of their stage"

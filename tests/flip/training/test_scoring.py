@@ -141,7 +141,7 @@ def test_stop_request_ends_evaluation_job_after_its_batch_and_keeps_scored_sets(
 
 @pytest.mark.long
 def test_scores_of_other_weights_are_not_taken(data, tmp_path, monkeypatch):
-    """A file of scores at this position whose commit is another one, or that is damaged, counts as none."""
+    """A file of scores at this position whose checkpoint is another one, or that is damaged, counts as none."""
     run = created(tmp_path, data)
     trained(run, StopFlag())
     (path,) = run.eval.glob("*.json")

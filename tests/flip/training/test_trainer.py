@@ -24,7 +24,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import predictions
 from flip.evaluation.metrics.result_files import read_scores
 from flip.monitoring.collector import TimeBreakdown
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.anomaly import NonFiniteGuard, TrainedStep
@@ -154,11 +154,11 @@ def test_poll_requests_does_not_access_run_directory():
     assert trainer.poll_requests() == (True, False)
 
 
-def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_path, monkeypatch):
+def test_scores_are_recorded_with_checkpoint_by_rank_0_of_newest_attempt_only(tmp_path, monkeypatch):
     looked = []
     written = []
     monkeypatch.setattr(
-        "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
+        "flip.runs.checkpoint_folder.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
     run = RunDir(tmp_path)
     results = [{"name": "val", "task": "zeroshot", "precision": "fp32", "metric": "top1", "top1": 0.5}]
@@ -167,13 +167,13 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
         span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples_seen=8, seconds=1.0
     )
     attempt = run.start_attempt({})
-    for rank, newer, commits in ((1, False, []), (0, False, [8]), (0, True, [8])):
+    for rank, newer, checkpoints in ((1, False, []), (0, False, [8]), (0, True, [8])):
         world = parallel.World(rank, 2, torch.device("cpu"), None, None)
         scoring = Scoring(run, attempt, configuration(tmp_path, world=2), world, None, None, None)
         if newer:
             run.start_attempt({})
-        scoring.write(training, scoring.with_commit(training, results), predictions)
-        assert looked == commits
+        scoring.write(training, scoring.with_checkpoint(training, results), predictions)
+        assert looked == checkpoints
     assert written == ["val.predictions.jsonl"]
     (point,) = read_scores(run)
     assert (point.stage, point.samples_seen, point.seconds, point.attempt) == ("pretrain", 8, 1.0, attempt)
@@ -359,7 +359,7 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
     for rank, reason in ((0, "another rank requested the stop"), (1, "signal SIGTERM")):
         expected_ends = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
         assert ends[rank] == expected_ends
-    saved = [commit.commits(RunDir(path))[-1].samples_seen for path, *_ in cases]
+    saved = [checkpoint_folder.checkpoints(RunDir(path))[-1].samples_seen for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
     traces = [[trace.name for trace in RunDir(path).traces.iterdir()] for path, *_ in cases]
     assert traces == [["1-1.json.gz"]] * len(cases), "rank 0 traced until it stopped"

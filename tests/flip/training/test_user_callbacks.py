@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flip.common.shutdown import StopFlag
 from flip.config.merge import dump
 from flip.distributed import parallel
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, read_json
 from flip.training import trainer as training
 from flip.training.callbacks import TrainingStopped
@@ -240,7 +240,7 @@ def _train_until_killed(path, step):
 
 
 def state(run):
-    """The tensors of the last commit, by file and name."""
+    """The tensors of the last checkpoint, by file and name."""
     view = TrainingRun.__new__(TrainingRun)
     view.run = run
     return view.weights()[1]
@@ -339,7 +339,7 @@ def test_example_logs_noise_of_moments_and_resumed_run_equals_calm_one(data, fil
 
 
 def noise(tensors):
-    """The noise of the example, from the moments of a commit."""
+    """The noise of the example, from the moments of a checkpoint."""
     square = variance = 0.0
     for (file, name), mean in tensors.items():
         if name.startswith("optim.exp_avg."):
@@ -400,4 +400,4 @@ def test_two_ranks_average_values_and_agree_on_failure_of_one(data, files, tmp_p
     assert last["GradNoise/noise"] > 0
     every = metric_lines(called)[-1]
     assert last["Reads/weights"] == pytest.approx(every["param_norm"] ** 2, rel=0.2), "mean of two steps"
-    assert commit.commits(called)[-1].samples_seen == (STEPS + 2) * BATCH
+    assert checkpoint_folder.checkpoints(called)[-1].samples_seen == (STEPS + 2) * BATCH

@@ -18,7 +18,7 @@ from flip.config.validate import validate
 from flip.distributed import parallel
 from flip.export import exporter
 from flip.models import clip
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, write_json
@@ -33,15 +33,15 @@ from tests.synthetic import make_tokenizer
 
 
 def save(run, samples, stage="pretrain", n=1, content="weights"):
-    path = commit.folder(run, stage, samples, n)
+    path = checkpoint_folder.folder(run, stage, samples, n)
     path.mkdir(parents=True)
-    (path / (commit.SHARD_FILE % 1)).write_text(f"{content} {samples}")
-    return commit.commit(path, {"stage": stage, "samples": samples, "attempt": n})
+    (path / (checkpoint_folder.SHARD_FILE % 1)).write_text(f"{content} {samples}")
+    return checkpoint_folder.complete_checkpoint(path, {"stage": stage, "samples": samples, "attempt": n})
 
 
 @pytest.fixture
 def source(tmp_path):
-    """A run of 12,800 samples with two intermediate commits and its last commit."""
+    """A run of 12,800 samples with two intermediate checkpoints and its last checkpoint."""
     run = RunDir(tmp_path / "runs" / "base" / "a")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config()))
@@ -61,11 +61,11 @@ def find(source, **fields):
     return run_config
 
 
-def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
+def test_resolve_init_selects_checkpoint_by_samples_stage_or_end(source):
     for fields, samples in (({"samples": 6400}, 6400), ({"stage": "pretrain"}, 12_800), ({}, 12_800)):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
-        assert warm_start.open_commit(init).samples_seen == samples
+        assert warm_start.open_checkpoint(init).samples_seen == samples
     assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, (
         "the source is in the same sweep"
     )
@@ -84,12 +84,12 @@ def replace_init(**fields):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"samples": 1000}, "no commit at S = 1000.*pretrain 1280, pretrain 6400, pretrain 12800"),
+        ({"samples": 1000}, "no checkpoint at S = 1000.*pretrain 1280, pretrain 6400, pretrain 12800"),
         ({"stage": "unmasked"}, "no such stage.*Stages: pretrain"),
         ({"samples": 6400, "commit": "0" * 16}, "another digest"),
     ],
 )
-def test_resolve_init_rejects_missing_run_commit_stage_or_digest(source, fields, words):
+def test_resolve_init_rejects_missing_run_checkpoint_stage_or_digest(source, fields, words):
     with pytest.raises(ConfigError, match=words):
         find(source, **fields)
     with pytest.raises(ConfigError, match="init.run: no such run"):
@@ -99,9 +99,9 @@ def test_resolve_init_rejects_missing_run_commit_stage_or_digest(source, fields,
             warm_start.resolve_init(replace_init(**fields), [source.path.parent.parent])
 
 
-def test_resolve_init_rejects_commit_not_yet_reached(source):
-    commit.remove(commit.folder(source, "pretrain", 12_800, 1))
-    with pytest.raises(ConfigError, match="no commit at S = 12800.*once it exists"):
+def test_resolve_init_rejects_checkpoint_not_yet_reached(source):
+    checkpoint_folder.remove(checkpoint_folder.folder(source, "pretrain", 12_800, 1))
+    with pytest.raises(ConfigError, match="no checkpoint at S = 12800.*once it exists"):
         find(source)
 
 
@@ -121,7 +121,7 @@ def test_resolve_init_rejects_incompatible_weights(source):
 
 
 def test_extended_stage_has_a_head_if_its_source_has(source):
-    """The commit has the head's weights and moments, or none of them. A warm start takes the towers alone."""
+    """The checkpoint has the head's weights and moments, or none of them. A warm start takes the towers alone."""
     own = replace_init(run="base/a")
     own.stages[0].classification = 1.0
     assert warm_start.resolve_init(own, [source.path.parent.parent]).samples
@@ -144,7 +144,9 @@ def export(tmp_path):
 
 def seal(folder):
     paths = {name: folder / name for name in (export_record.OPEN_CLIP, export_record.TIMM)}
-    files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
+    files = {
+        name: {"bytes": path.stat().st_size, "sha256": checkpoint_folder.sha256(path)} for name, path in paths.items()
+    }
     record = {"form": EXPORT_NUMBER, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
     write_json(folder / export_record.EXPORT_FILE, record)
 
@@ -195,13 +197,13 @@ def test_export_source_must_fit_and_excludes_other_init_keys(export):
         validate(replace_init(export=str(export)))
 
 
-def test_stored_init_is_used_once_run_has_commit(source, tmp_path):
+def test_stored_init_is_used_once_run_has_checkpoint(source, tmp_path):
     run = RunDir(tmp_path / "runs" / "more" / "b")
     run.path.mkdir(parents=True)
     run_config = find(source, samples=6400)
     run.config.write_text(dump(run_config))
     requested = Init(run="base/a", samples=6400)
-    assert warm_start.stored_init(requested, run) is None, "nothing is committed"
+    assert warm_start.stored_init(requested, run) is None, "nothing is saved"
     save(run, 128)
     assert (
         warm_start.stored_init(requested, run)
@@ -252,26 +254,28 @@ def test_validate_requires_extend_to_continue_at_step_of_same_stage(source):
         validate(without)
 
 
-def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_path):
+def test_pinned_checkpoint_is_retained_until_dependent_run_completes(source, tmp_path):
     run_config = find(source, samples=1280)
     dependent = RunDir(tmp_path / "runs" / "more" / "b")
     dependent.path.mkdir(parents=True)
     warm_start.pin(run_config.init, dependent)
     save(source, 19_200)
     save(source, 20_000)
-    commit.apply_retention(source, 1, keep=1)
-    assert [saved.samples_seen for saved in commit.commits(source)] == [1280, 20_000]
-    assert warm_start.open_commit(run_config.init).samples_seen == 1280
+    checkpoint_folder.apply_retention(source, 1, keep=1)
+    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(source)] == [1280, 20_000]
+    assert warm_start.open_checkpoint(run_config.init).samples_seen == 1280
     (pin,) = source.pins.iterdir()
     pin.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
-        commit.apply_retention(source, 1, keep=1)
-    assert len(commit.commits(source)) == 2, "an unreadable pin keeps every commit"
+        checkpoint_folder.apply_retention(source, 1, keep=1)
+    assert len(checkpoint_folder.checkpoints(source)) == 2, "an unreadable pin keeps every checkpoint"
     pin.unlink()
     warm_start.pin(run_config.init, dependent)
     write_json(dependent.result, {})
-    commit.apply_retention(source, 1, keep=1)
-    assert [saved.samples_seen for saved in commit.commits(source)] == [20_000], "the dependent run is complete"
+    checkpoint_folder.apply_retention(source, 1, keep=1)
+    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(source)] == [20_000], (
+        "the dependent run is complete"
+    )
 
 
 def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
@@ -281,22 +285,22 @@ def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
     for dependent in (gone, existing):
         dependent.path.mkdir()
         warm_start.pin(run_config.init, dependent)
-    assert commit.pin_holders(source) == {gone.path, existing.path}
+    assert checkpoint_folder.pin_holders(source) == {gone.path, existing.path}
     gone.path.rmdir()
-    assert commit.pin_holders(source) == {existing.path} and len(list(source.pins.iterdir())) == 2
-    assert commit.pinned(source) == {("pretrain", 1280)}
+    assert checkpoint_folder.pin_holders(source) == {existing.path} and len(list(source.pins.iterdir())) == 2
+    assert checkpoint_folder.pinned(source) == {("pretrain", 1280)}
     warm_start.pin(run_config.init, existing)
     assert len(list(source.pins.iterdir())) == 1
 
 
-def test_pin_and_open_commit_reject_missing_or_replaced_commit(source, tmp_path):
+def test_pin_and_open_checkpoint_reject_missing_or_replaced_checkpoint(source, tmp_path):
     run_config = find(source, samples=6400)
-    commit.remove(commit.folder(source, "pretrain", 6400, 1))
+    checkpoint_folder.remove(checkpoint_folder.folder(source, "pretrain", 6400, 1))
     with pytest.raises(DataError, match="no longer exists"):
         warm_start.pin(run_config.init, RunDir(tmp_path / "b"))
     save(source, 6400, n=2, content="other")
     with pytest.raises(DataError, match="no longer exists"):
-        warm_start.open_commit(run_config.init)
+        warm_start.open_checkpoint(run_config.init)
 
 
 def test_pin_requires_read_only_source_run_to_be_complete(source, tmp_path, monkeypatch):
@@ -351,7 +355,7 @@ def test_load_converted_with_other_patch_size_changes_patch_weights_only(exporte
     source = loaded.model.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
     assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
-    # A uniform picture has no detail that resizing could change: both patch embeddings are equal.
+    # A uniform image has no detail that resizing could change: both patch embeddings are equal.
     even = torch.ones(3).repeat(patch**2) @ own["image.patch.weight"].T
     assert torch.allclose(even, torch.ones(192) @ source["image.patch.weight"].T, atol=1e-4)
 
@@ -425,7 +429,7 @@ def built(config, seed):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    """A run with one commit at a URL, its checkpointer, its model, and a list of the ranges read from now on."""
+    """A run with one checkpoint at a URL, its checkpointer, its model, and a list of the ranges read from now on."""
     run = RunDir(tmp_path / "sweep" / "run")
     config = branch_config()
     run.start_attempt({})
@@ -448,13 +452,13 @@ def remote(tmp_path, monkeypatch):
         (("model.objective=siglip",), {"logit_bias"}),
     ],
 )
-def test_branch_reads_only_weights_of_remote_commit_after_its_verification(remote, caplog, settings, converted):
+def test_branch_reads_only_weights_of_remote_checkpoint_after_its_verification(remote, caplog, settings, converted):
     """Moments are two thirds of a checkpoint. Only its verification, which ranks share, reads them.
 
     The log lists the settings that differ.
     """
     run, saver, pair, ranges = remote
-    (source,) = commit.commits(run)
+    (source,) = checkpoint_folder.checkpoints(run)
     config = branch_config(*settings)
     config.init = Init(run=str(run.path), stage="pretrain", samples=16, commit=warm_start.digest(source))
     branch = built(config, seed=4)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of evaluations: a run with commits, and data sets to score it on."""
+"""Fixtures of the tests of evaluations: a run with checkpoints, and data sets to score it on."""
 
 import pytest
 

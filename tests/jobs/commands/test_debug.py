@@ -1,4 +1,4 @@
-"""``debug`` runs a copy of a run; warm starts and extended runs start from the commit of another run."""
+"""``debug`` runs a copy of a run; warm starts and extended runs start from the checkpoint of another run."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from safetensors import safe_open
 import flip
 from flip.checkpoint.remote import local_copy
 from flip.config.merge import read_config
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.conversion import resample_patch_embed
@@ -44,7 +44,7 @@ def desk(tmp_path_factory, data):
 
 def weights(run, samples, kind="model."):
     state = {}
-    (checkpoint,) = [candidate for candidate in commit.commits(run) if candidate.samples_seen == samples]
+    (checkpoint,) = [candidate for candidate in checkpoint_folder.checkpoints(run) if candidate.samples_seen == samples]
     with local_copy(checkpoint) as folder:
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt") as tensors:
@@ -53,7 +53,7 @@ def weights(run, samples, kind="model."):
     return state
 
 
-def test_debug_resumes_copy_from_commit_and_leaves_run_untouched(desk):
+def test_debug_resumes_copy_from_checkpoint_and_leaves_run_untouched(desk):
     before = desk.tree()
     (desk.run("base").checkpoints / "pretrain" / "48-1").rename(desk.folder / "aside")
     (desk.run("base").result).rename(desk.folder / "result")
@@ -110,8 +110,14 @@ def test_branch_starts_with_weights_of_other_run(desk):
     actual = weights(desk.run("branch"), 48)
     expected = weights(desk.run("base"), 32)
     assert actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
-    assert list(desk.run("base").pins.iterdir()) and not commit.pinned(desk.run("base")), "the branch is complete"
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(desk.run("branch"))] == [
+        16,
+        32,
+        48,
+    ], "from S = 0"
+    assert list(desk.run("base").pins.iterdir()) and not checkpoint_folder.pinned(desk.run("base")), (
+        "the branch is complete"
+    )
     assert read_config(desk.run("branch").config).init.run == str(desk.run("base").path)
     assert "nothing to start" in desk.type("submit", runs=runs), "the run is unchanged"
 
@@ -122,14 +128,14 @@ def test_extended_run_equals_longer_run(desk):
   extended: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}, init: {run: base, extend: true}}
 """
     desk.type("submit", "--watch", runs=runs)
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(desk.run("extended"))] == [64, 80]
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(desk.run("extended"))] == [64, 80]
     for kind in ("model.", "optim."):
         reference, extended = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
         assert reference and all((reference[name] == extended[name]).all() for name in reference)
     assert read_json(desk.run("extended").result)["steps"] == 5
 
 
-def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
+def test_branch_of_export_resamples_patches_and_needs_export_until_checkpoint(desk):
     """Each of two ranks initializes its part. The run then resumes without the export; a new run is refused."""
     export = desk.folder / "made"
     desk.call("export", "demo/base", "--out", export)
@@ -145,25 +151,29 @@ def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
             assert torch.allclose(parameter, resample_patch_embed(base_parameters[name].detach(), 16), atol=1e-6)
         else:
             assert torch.equal(parameter, base_parameters[name]), name
-    first, *_, last = commit.commits(run)
+    first, *_, last = checkpoint_folder.checkpoints(run)
     assert first.record["parent"] == str(export)
     assert f"export {export}" in desk.call("explain", "demo/coarse")
     run.result.unlink()
-    commit.remove(last.path)
+    checkpoint_folder.remove(last.path)
     export.rename(desk.folder / "moved")
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(run)] == [
+        16,
+        32,
+        48,
+    ] and run.newest_attempt() == 2
     shutil.rmtree(run.path)
     assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 
 
-def test_submit_refuses_branch_if_commit_disappears_after_plan(desk):
+def test_submit_refuses_branch_if_checkpoint_disappears_after_plan(desk):
     runs = "runs:\n  lost: {init: {run: base, samples: 16}}\n"
     plan = json.loads(desk.type("submit", "--dry-run", "--json", runs=runs))
     assert plan["runs"][0]["action"] == "new"
     path = desk.run("base").checkpoints / "pretrain" / "16-1"
     path.rename(desk.folder / "gone")
     try:
-        assert "no commit at S = 16" in desk.type("submit", runs=runs, code=78)
+        assert "no checkpoint at S = 16" in desk.type("submit", runs=runs, code=78)
     finally:
         (desk.folder / "gone").rename(path)

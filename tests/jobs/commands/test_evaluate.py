@@ -1,4 +1,4 @@
-"""flip evaluate end to end: real ranks under a real supervisor score committed checkpoints and foreign models."""
+"""flip evaluate end to end: real ranks under a real supervisor score checkpoints and foreign models."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.manifest import write as write_manifest
 from flip.evaluation.metrics import predictions, result_files
 from flip.monitoring.results import read_run
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json, write_text
 from jobs.commands import evaluate, explain, report, status
@@ -53,11 +53,11 @@ def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
             expected += [f"{name}-probe" if i > 8 else name]
     assert [result["name"] for result in results] == expected
     assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
-    last = commit.commits(run)[-1]
+    last = checkpoint_folder.checkpoints(run)[-1]
     (point,) = result_files.read_scores(run, at=("pretrain", 64))
     scores = {score["name"]: score for score in point.scores}
     for result in results:
-        assert result["commit"]["digest"] == commit.sha256(last.path / "commit.json")
+        assert result["commit"]["digest"] == checkpoint_folder.sha256(last.path / "commit.json")
         assert len(result["data"]) == 64 and result["seconds"] > 0 and result["precision"] == "fp32"
         assert scores[result["name"]]["predictions"] == result["predictions"]
         if result["task"] == "zeroshot":
@@ -104,13 +104,13 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
 
 
 @pytest.mark.timeout(600)
-def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
+def test_evaluate_scores_all_checkpoints_on_configured_sets(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
     own = {"name": "own", "task": "zeroshot", "top1": 0.5, "precision": "fp32"}
     own |= {"predictions": "other", "data": "other"}
     run.eval.mkdir(exist_ok=True)
     write_json(run.eval / "pretrain-32.json", {"stage": "pretrain", "samples": 32, "evaluations": [own]})
-    results = run_evaluate(capsys, "sweep/run", "--commit", "all")
+    results = run_evaluate(capsys, "sweep/run", "--checkpoint", "all")
     assert [(result["name"], result["n"], result["samples"]) for result in results] == [
         ("own", 30, 32),
         ("own", 30, 64),
@@ -123,9 +123,11 @@ def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
         point["samples"]: [result["name"] for result in point["evaluations"]] for point in read_run(run.path).curve()
     }
     assert points[32] == ["own"] and "own" in points[64]
-    assert list(run.pins.iterdir()) and not commit.pinned(run), "the pin counts only until the evaluation is complete"
+    assert list(run.pins.iterdir()) and not checkpoint_folder.pinned(run), (
+        "the pin counts only until the evaluation is complete"
+    )
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
-    assert RunDir(newest).has_progress(1), "each recorded score counts as progress, like a commit"
+    assert RunDir(newest).has_progress(1), "each recorded score counts as progress, like a checkpoint"
 
 
 def test_evaluate_gives_a_name_to_the_first_of_two_models(place, tmp_path, capsys, monkeypatch):
@@ -175,7 +177,7 @@ def damage(folder, into):
     """Copy the model and add an export.json whose checksum does not match the weights."""
     shutil.copytree(folder, into)
     weights = into / "open_clip_model.safetensors"
-    facts = {"bytes": weights.stat().st_size, "sha256": commit.sha256(weights)}
+    facts = {"bytes": weights.stat().st_size, "sha256": checkpoint_folder.sha256(weights)}
     record = {"form": 1, "stage": "pretrain", "samples": 64, "attempt": 1, "files": {weights.name: facts}}
     write_json(into / "export.json", record)
     content = bytearray(weights.read_bytes())
@@ -229,7 +231,7 @@ def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_pat
     [
         (["sweep/none"], "There are: sweep/run"),
         (["sweep/run", "--sets", "imagenet1k"], "clip-benchmark/wds_imagenet1k"),
-        (["sweep/run", "--commit", "7"], "There are: pretrain/32-1, pretrain/64-1"),
+        (["sweep/run", "--checkpoint", "7"], "There are: pretrain/32-1, pretrain/64-1"),
         *((["sweep/run", "--mask", mask], "the share of patches") for mask in ("1.5", "1/2", "nan", "half", "0")),
         (["sweep/run", "--ensemble"], "Add --mask"),
         (["sweep/run", "--nodes", "0"], "--nodes: must be at least 1"),
@@ -383,13 +385,13 @@ def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, t
     source = place / "runs" / "sweep" / "run"
     run = RunDir(tmp_path / "sweep" / "run")
     shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
-    last = commit.commits(run)[-1]
+    last = checkpoint_folder.checkpoints(run)[-1]
     remote = tmp_path / "there"
     remote.mkdir()
     for file in last.path.glob("*.safetensors"):
         shutil.move(file, remote)
-    write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{remote}"})
-    (last.path / commit.COMMIT_FILE).chmod(0o666)
+    write_json(last.path / checkpoint_folder.COMMIT_FILE, {**last.record, "url": f"file://{remote}"})
+    (last.path / checkpoint_folder.COMMIT_FILE).chmod(0o666)
     assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
     assert "flip evaluate --url ADDRESS" in capsys.readouterr().err
     assert not (run.path.parent / ".evaluate").exists()

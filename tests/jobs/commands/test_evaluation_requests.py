@@ -1,4 +1,4 @@
-"""Requests of `flip evaluate`: jobs, locks of the sweep, pins of commits, interruptions and full disks."""
+"""Requests of `flip evaluate`: jobs, locks of the sweep, pins of checkpoints, interruptions and full disks."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 
 from flip.config import merge
 from flip.evaluation import evaluation_job
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.checks import Rule
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import RunState
@@ -23,7 +23,7 @@ from jobs.common.cli import command
 from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
 from jobs.submitted_runs import clusters
-from tests.harness.evaluation_place import committed
+from tests.harness.evaluation_place import add_checkpoint
 from tests.jobs.test_automation import check as check_document
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("environment")]
@@ -92,16 +92,16 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
 
 
 def test_evaluate_is_refused_while_a_submit_works_on_the_sweep(place, tmp_path, capsys, monkeypatch):
-    """A submit that restarts the run has seen no pin, and would take the commits of a queued evaluation away."""
+    """A submit that restarts the run has seen no pin, and would take the checkpoints of a queued evaluation away."""
     run = RunDir(tmp_path / "two" / "a")
     shutil.copytree(place / "runs" / "sweep" / "run", run.path)
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=lambda jobs: None))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
-    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--commit", "32", "--detach"]
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--checkpoint", "32", "--detach"]
     with holder(run, "restart"):
         assert evaluate.main(argv) == 78
     assert "another command is at work on this sweep" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("task.json")), "of a job whose commit is in the trash now"
+    assert not list(tmp_path.rglob("task.json")), "of a job whose checkpoint is in the trash now"
 
 
 def test_evaluations_do_not_refuse_each_other_but_a_submit(place, tmp_path, capsys, monkeypatch):
@@ -122,7 +122,7 @@ def test_evaluations_do_not_refuse_each_other_but_a_submit(place, tmp_path, caps
     assert evaluate.main(argv) == 0 and tried == [1, 1]
 
 
-def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_path):
+def test_retention_keeps_pinned_checkpoint_until_evaluation_is_complete(place, tmp_path):
     run = RunDir(tmp_path / "run")
     job = RunDir(tmp_path / "job")
     job.path.mkdir()
@@ -130,69 +130,69 @@ def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_p
     config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
     n = run.start_attempt({})
     for samples in (8, 16, 24, 32):
-        committed(run, config, samples, n)
-    commit.pin(run, job, "pretrain", 8)
-    commit.apply_retention(run, n, 1)
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [8, 32]
+        add_checkpoint(run, config, samples, n)
+    checkpoint_folder.pin(run, job, "pretrain", 8)
+    checkpoint_folder.apply_retention(run, n, 1)
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(run)] == [8, 32]
     create_json(job.result, {})
-    commit.apply_retention(run, n, 1)
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [32]
+    checkpoint_folder.apply_retention(run, n, 1)
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(run)] == [32]
 
 
-def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
-    """The run commits and applies retention both before and after the pin is written."""
+def test_evaluation_pins_newest_checkpoint_despite_concurrent_retention(place, tmp_path, monkeypatch):
+    """The run saves and applies retention both before and after the pin is written."""
     run = RunDir(tmp_path / "run")
     job = RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
     config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
     n = run.start_attempt({})
-    pin = commit.pin
-    committed(run, config, 8, n)
+    pin = checkpoint_folder.pin
+    add_checkpoint(run, config, 8, n)
 
     def pin_while_training(*args):
         if not run.pins.exists():
-            committed(run, config, 16, n)
-            commit.apply_retention(run, n, 1)
+            add_checkpoint(run, config, 16, n)
+            checkpoint_folder.apply_retention(run, n, 1)
         pin(*args)
-        committed(run, config, commit.commits(run)[-1].samples_seen + 8, n)
-        commit.apply_retention(run, n, 1)
+        add_checkpoint(run, config, checkpoint_folder.checkpoints(run)[-1].samples_seen + 8, n)
+        checkpoint_folder.apply_retention(run, n, 1)
 
-    monkeypatch.setattr(commit, "pin", pin_while_training)
+    monkeypatch.setattr(checkpoint_folder, "pin", pin_while_training)
     (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
-    assert commit.read_commit(run.checkpoints / name).samples_seen == 24
-    assert [checkpoint.samples_seen for checkpoint in commit.commits(run)] == [24, 32]
+    assert checkpoint_folder.read_checkpoint(run.checkpoints / name).samples_seen == 24
+    assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(run)] == [24, 32]
 
 
-def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
+def test_evaluate_refuses_checkpoint_deleted_before_pin(place, capsys, monkeypatch):
     run = RunDir(place / "runs" / "sweep" / "run")
     before = sorted((place / "runs").rglob("job.json"))
-    pin = commit.pin
-    gone = commit.commits(run)[0].path
+    pin = checkpoint_folder.pin
+    gone = checkpoint_folder.checkpoints(run)[0].path
 
     def pin_after_deletion(*args):
-        (gone / commit.COMMIT_FILE).rename(gone / "kept")
+        (gone / checkpoint_folder.COMMIT_FILE).rename(gone / "kept")
         pin(*args)
 
-    monkeypatch.setattr(commit, "pin", pin_after_deletion)
+    monkeypatch.setattr(checkpoint_folder, "pin", pin_after_deletion)
     try:
-        assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+        assert evaluate.main(["sweep/run", "--checkpoint", "32"]) == 78
     finally:
-        (gone / "kept").rename(gone / commit.COMMIT_FILE)
+        (gone / "kept").rename(gone / checkpoint_folder.COMMIT_FILE)
     output = capsys.readouterr().err
     assert "has been deleted meanwhile" in output and "Traceback" not in output
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
 def test_evaluate_leaves_no_job_that_was_refused(place, capsys, monkeypatch):
-    """Its pins would keep commits of the run."""
+    """Its pins would keep checkpoints of the run."""
 
     def refuse(jobs):
         raise ConfigError("sbatch refused the job")
 
     before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=refuse))
-    assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+    assert evaluate.main(["sweep/run", "--checkpoint", "32"]) == 78
     assert "sbatch refused the job" in capsys.readouterr().err
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
 
@@ -209,7 +209,7 @@ def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys,
     before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=interrupted))
     with pytest.raises(KeyboardInterrupt):
-        evaluate.main(["sweep/run", "--commit", "32"])
+        evaluate.main(["sweep/run", "--checkpoint", "32"])
     left = set((place / "runs" / "sweep").glob(".evaluate/*")) - set(before)
     shown = capsys.readouterr().out
     assert len(left) == recorded
@@ -218,14 +218,14 @@ def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys,
         shutil.rmtree(job)
 
 
-@pytest.mark.parametrize("fails", [(evaluation, "write_text"), (commit, "pin")])
+@pytest.mark.parametrize("fails", [(evaluation, "write_text"), (checkpoint_folder, "pin")])
 def test_evaluate_reports_full_disk_and_leaves_no_partial_job(place, capsys, monkeypatch, fails):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
     monkeypatch.setattr(*fails, full)
-    assert evaluate.main(["sweep/run", "--commit", "32"]) == 69
+    assert evaluate.main(["sweep/run", "--checkpoint", "32"]) == 69
     output = capsys.readouterr().err
     assert output.count("\n") == 1 and "No space left on device" in output
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before

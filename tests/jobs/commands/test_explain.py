@@ -119,7 +119,8 @@ def test_explain_suggests_retry_for_failed_run_and_nothing_if_complete(place, co
 
 
 def test_reason_of_diverged_run_stands_once_and_leads_to_a_change(place, commands):
-    """The same configuration would diverge again, so --retry is no remedy. No commit is named that does not exist."""
+    """The same configuration would diverge again, so --retry is no remedy. No checkpoint is named that does not
+    exist."""
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "diverged", 76)
     queue(commands)
@@ -127,10 +128,10 @@ def test_reason_of_diverged_run_stands_once_and_leads_to_a_change(place, command
     assert details["state"]["state"] == "failed" and details["next"]["command"].endswith("--changed fork")
     assert "change its learning rate or warm-up" in details["next"]["what"]
     shown = explain.page(details)
-    assert shown.count(details["evidence"]["reason"]) == 1 and "newest commit:" not in shown
+    assert shown.count(details["evidence"]["reason"]) == 1 and "newest checkpoint:" not in shown
     attempt(run, "crash", 70)
     details = run_details.explain(run)
-    assert "without a commit to resume from" in details["next"]["what"]
+    assert "without a checkpoint to resume from" in details["next"]["what"]
 
 
 def test_explain_shows_end_of_retry_delay(place, commands, monkeypatch):

@@ -15,7 +15,7 @@ from jobs.common import paths
 from jobs.common.documents import schema_of
 from jobs.common.paths import SWEEPS
 from jobs.sweeps.json_schemas import SCHEMAS
-from tests.synthetic import encode, make_dataset, make_tokenizer, picture
+from tests.synthetic import draw_image, encode, make_dataset, make_tokenizer
 from tools.commands.shards import main as shards_main
 
 
@@ -49,17 +49,17 @@ def test_help_describes_each_option(capsys):
     with pytest.raises(SystemExit):
         new.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--test FOLDER manifest of pictures" in text and "--tokenizer FILE its file, see `tokenizer train`" in text
+    assert "--test FOLDER manifest of images" in text and "--tokenizer FILE its file, see `tokenizer train`" in text
 
 
-def made(tmp_path, count, **pictures):
-    """Make data of ``count`` pictures, a fifth apart as a test set, and a tokenizer."""
+def made(tmp_path, count, **images):
+    """Make data of ``count`` images, a fifth apart as a test set, and a tokenizer."""
     folder = tmp_path / "pictures"
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture(i, 16)))
-    for name, save in pictures.items():
+        path.write_bytes(encode(draw_image(i, 16)))
+    for name, save in images.items():
         save(folder / "a" / name)
     command = ["make", str(folder), "--split", "0.2", "--out", str(tmp_path / "data" / "mine")]
     assert shards_main(command) == 0
@@ -67,8 +67,8 @@ def made(tmp_path, count, **pictures):
     return tmp_path / "data" / "mine"
 
 
-def test_new_sweep_on_split_data_has_length_test_set_and_settings_of_pictures(tmp_path, monkeypatch, capsys):
-    """1e6 samples were 3,115 passes over 321 pictures."""
+def test_new_sweep_on_split_data_has_length_test_set_and_settings_of_images(tmp_path, monkeypatch, capsys):
+    """1e6 samples were 3,115 passes over 321 images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     exif = Image.Exif()
@@ -107,12 +107,12 @@ def test_new_sweep_scores_captions_of_test_set_without_classes(tmp_path, data, m
     assert "flip shards make SOURCE --split" in capsys.readouterr().err and not (tmp_path / "other.yaml").exists()
 
 
-def test_pictures_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypatch, capsys):
+def test_images_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "birds" / "wren").mkdir(parents=True)
-    (tmp_path / "birds" / "wren" / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "birds" / "wren" / "0.png").write_bytes(encode(draw_image(0, 16)))
     (tmp_path / "t.csv").write_text("path,text\n")
-    named = {"birds/wren/0.png": "birds/wren"}  # the folder of a single picture
+    named = {"birds/wren/0.png": "birds/wren"}  # the folder of a single image
     for i, name in enumerate(["birds", "birds/wren", "birds/wren/0.png", "t.csv"]):
         written(capsys, f"of{i}", "--data", name, "--tokenizer", str(data / "tokenizer.json"))
         assert submit.main([f"of{i}.yaml", "--dry-run"]) == 65

@@ -35,7 +35,7 @@ from tests.jobs.outcomes import write_result as store_result
 from tests.jobs.pages.svg_lines import lines_of
 
 ROOT = Path(__file__).resolve().parents[3]
-CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a commit"}
+CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a checkpoint"}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_report_prints_results_table_in_sweep_order(sweep):
     (paper_row,) = [line for line in lines if "19.5" in line]
     assert paper_row.split()[:6] == ["-", "clip", "twemoji", "19.5", "20.0", "(17.7-22.3)"] and "+0.5" in paper_row
     assert "failed" in lines[2] and "stopped" in lines[4]
-    assert "mask75 is failed: three crashes without a commit" in done.stdout
+    assert "mask75 is failed: three crashes without a checkpoint" in done.stdout
     assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
     assert "One seed of each cannot rank the runs" in done.stdout
     assert (sweep / "report.html").exists()
@@ -399,18 +399,18 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
     assert ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes[:0]) == []
 
 
-def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
+def test_report_marks_best_value_per_column_and_varying_throughput(tmp_path):
     """The speed and costs of a run whose throughput varies are never marked as the best."""
     folder = tmp_path / "demo"
     make(folder, "a", "0.5", top1=0.2, speed=400.0)
     make(folder, "b", "0.75", top1=0.3, speed=500.0)
-    unsteady = make(folder, "c", "0.9", top1=0.1, speed=900.0)
-    lines = [json.loads(line) for line in (unsteady.metrics / "1.jsonl").read_text().splitlines()]
+    varying = make(folder, "c", "0.9", top1=0.1, speed=900.0)
+    lines = [json.loads(line) for line in (varying.metrics / "1.jsonl").read_text().splitlines()]
     lines = [line | {"step": 20 * i + step, "samples_per_second": 900.0 if i else 300.0}
              for i in (0, 1) for step, line in enumerate(lines)]  # fmt: skip
-    (unsteady.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (varying.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_outcomes = outcomes(folder)
-    assert [outcome.unsteady for outcome in run_outcomes] == [None, None, True]
+    assert [outcome.throughput_varies for outcome in run_outcomes] == [None, None, True]
     html = page(run_outcomes)
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
     assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"

@@ -1,4 +1,5 @@
-"""``flip rm`` moves ended runs of this user to the trash, and deletes only those of their commits in object storage."""
+"""``flip rm`` moves ended runs of this user to the trash, and deletes only those of their checkpoints in object
+storage."""
 
 import json
 import os
@@ -13,7 +14,7 @@ from flip.checkpoint.remote import RemoteCheckpoint
 from flip.checkpoint.remote_folder import RemoteFolder
 from flip.config import merge
 from flip.files.deletion import COMMIT_FILE
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, read_json, write_json, write_text
 from jobs.commands import clean, rm
 from jobs.submission import removal
@@ -67,7 +68,7 @@ def test_rm_asks_and_dry_run_moves_nothing(desk, capsys, monkeypatch):
 def test_active_run_pinned_run_and_link_stay(desk, capsys, monkeypatch):
     pinned = desk.run("demo/pinned")
     holder = desk.run("demo/holder", ["stopped"])
-    commit.pin(pinned, holder, "pretrain", 8)
+    checkpoint_folder.pin(pinned, holder, "pretrain", 8)
     linked = desk.run("far/run")
     os.symlink(linked.path, desk.runs / "demo" / "link")
     active = desk.run("demo/active")
@@ -94,12 +95,12 @@ def test_run_of_busy_sweep_stays(desk, capsys):
 
 
 def remote_run(desk, name, bucket):
-    """A complete run with a commit whose files are below ``bucket``, as an attempt writes it."""
+    """A complete run with a checkpoint whose files are below ``bucket``, as an attempt writes it."""
     run = desk.run(name)
     write_text(run.config, merge.dump(merge.merge([("test", {"checkpoint": {"url": str(bucket)}})])))
     folder = RemoteFolder(run, str(bucket), removal._POLICY, run.start_attempt({}))
     folder.claim()
-    path = commit.folder(run, "pretrain", 16, run.newest_attempt())
+    path = checkpoint_folder.folder(run, "pretrain", 16, run.newest_attempt())
     path.mkdir(parents=True)
     store = RemoteCheckpoint(folder.checkpoint_url(path), removal._POLICY)
     store.put(SHARD, b"x" * 5000)
@@ -113,22 +114,22 @@ def remote_run(desk, name, bucket):
     return run, Path(store.url.removeprefix("file://"))
 
 
-def test_remote_commit_is_deleted_with_commit_file_first(desk, capsys, tmp_path, monkeypatch):
+def test_remote_checkpoint_is_deleted_with_commit_file_first(desk, capsys, tmp_path, monkeypatch):
     run, place = remote_run(desk, "demo/far", tmp_path / "bucket")
     deleted = []
     delete = RemoteCheckpoint.delete
     monkeypatch.setattr(RemoteCheckpoint, "delete", lambda self, name: deleted.append(name) or delete(self, name))
     shown = call(capsys, "demo/far", "--yes")
     assert "5 kB" in shown and deleted == [COMMIT_FILE, SHARD]
-    assert [path.name for path in place.iterdir()] == ["notes.txt"], "only files of the commit are deleted"
+    assert [path.name for path in place.iterdir()] == ["notes.txt"], "only files of the checkpoint are deleted"
     assert not run.path.exists()
 
 
-def test_remote_commit_of_another_run_directory_is_not_deleted(desk, capsys, tmp_path):
+def test_remote_checkpoint_of_another_run_directory_is_not_deleted(desk, capsys, tmp_path):
     """A record of the run names the address: it is compared with the computed one, and never a target itself."""
     victim, place = remote_run(desk, "demo/victim", tmp_path / "bucket")
     run, _ = remote_run(desk, "demo/prepared", tmp_path / "bucket")
-    (entry,) = commit.commits(RunDir(victim.path))
+    (entry,) = checkpoint_folder.checkpoints(RunDir(victim.path))
     copied = run.checkpoints / "pretrain" / entry.path.name
     write_json(copied / COMMIT_FILE, entry.record)
     shown = call(capsys, "demo/prepared", "--yes", code=77)

@@ -16,7 +16,7 @@ import pytest
 from flip.config import merge as load_module
 from flip.config import schema
 from flip.monitoring.results import read_run
-from flip.runs.commit import commits
+from flip.runs.checkpoint_folder import checkpoints
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -67,7 +67,7 @@ def test_plan_matches_hand_calculated_costs(desk):
 
 @pytest.mark.long
 def test_plan_counts_only_added_samples_for_cooldown_runs(desk):
-    """The trunk is not trained yet. A plan needs no commit of the trunk; a submission does."""
+    """The trunk is not trained yet. A plan needs no checkpoint of the trunk; a submission does."""
     settings = desk.text.split("runs:")[0]
     desk.sweep.write_text(
         settings
@@ -83,7 +83,7 @@ def test_plan_counts_only_added_samples_for_cooldown_runs(desk):
     assert [run["cost"]["samples"] for run in (trunk, short, long)] == [1024, 128, 256]
     assert short["cost"]["flops"] * 8 == pytest.approx(trunk["cost"]["flops"])
     text = desk.submit("--dry-run").stdout
-    assert "trunk has no commit at S = 256 yet" in text and "--only short" in text
+    assert "trunk has no checkpoint at S = 256 yet" in text and "--only short" in text
     desk.refuses(78, "init.run: no such run")
 
 
@@ -185,7 +185,7 @@ def foreground(desk, *words, shell="", output=subprocess.PIPE, **options):
 def assert_saved_and_ended(run):
     outcome = read_run(run.path)
     assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1)
-    assert commits(run)[-1].samples_seen > 0
+    assert checkpoints(run)[-1].samples_seen > 0
     assert not live_ranks(run)
 
 
@@ -246,7 +246,7 @@ def test_second_signal_ends_foreground_submit_at_once(desk):
     finally:
         os.kill(rank["pid"], signal.SIGCONT)
     wait_until(lambda: read_run(run.path).state == "cancelled" and not live_ranks(run), "the end of the run")
-    assert commits(run)[-1].samples_seen > 0, "the runs go on saving"
+    assert checkpoints(run)[-1].samples_seen > 0, "the runs go on saving"
 
 
 @pytest.mark.slow
@@ -255,12 +255,12 @@ def test_foreground_submit_with_retry_continues_stopped_runs(desk):
     process, run = foreground(desk, "--retry")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 75
-    before = commits(run)[-1].samples_seen
+    before = checkpoints(run)[-1].samples_seen
     again, _ = foreground(desk, "--retry")
     wait_until(lambda: (read_json(run.status) or {}).get("samples", 0) > before, "further steps")
     again.send_signal(signal.SIGTERM)
     assert again.wait(timeout=120) == 75
-    assert commits(run)[-1].samples_seen > before
+    assert checkpoints(run)[-1].samples_seen > before
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flip.runs import attempts, commit, wall_limit
+from flip.runs import attempts, checkpoint_folder, wall_limit
 from flip.runs.next_step import next_step
 from flip.runs.rundir import RunDir
 from flip.runs.wall_limit import TimeUsed
@@ -109,11 +109,11 @@ def test_limit_that_was_lowered_since_the_start_is_recorded(run):
 
 
 @pytest.mark.parametrize("committed, late", [(False, True), (True, False)])
-def test_attempt_that_used_its_wall_limit_without_progress_is_late(run, committed, late):
+def test_attempt_that_used_its_wall_limit_without_progress_is_late(run, progressed, late):
     run.write_cause(1, 0, "stopped", 75, "signal SIGUSR2", signal="SIGUSR2")
-    if committed:
-        folder = commit.folder(run, "pretrain", 8, 1)
+    if progressed:
+        folder = checkpoint_folder.folder(run, "pretrain", 8, 1)
         folder.mkdir(parents=True)
-        commit.commit(folder, {"stage": "pretrain", "samples": 8, "attempt": 1})
+        checkpoint_folder.complete_checkpoint(folder, {"stage": "pretrain", "samples": 8, "attempt": 1})
     step = next_step(evidence(run, 75, JobSeen(RUNNING, TimeUsed(86390, 86400, False, False), 86400, 10.0)))
     assert (step.cause == "timeout") is late

@@ -103,7 +103,7 @@ def test_each_decision_is_a_line_of_the_log(make_job):
         ("here", "crash", 1),
         ("requeue", "crash", 0),
     ]
-    assert "crash: in this allocation" in job.log(1) and "failure 2 without a new commit" in lines[1]
+    assert "crash: in this allocation" in job.log(1) and "failure 2 without a new checkpoint" in lines[1]
 
 
 @pytest.mark.parametrize("code", [0, 69])

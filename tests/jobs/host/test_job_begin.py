@@ -319,7 +319,7 @@ def test_successor_starts_again_after_its_start_could_not_be_recorded(run, monke
 
 
 def test_full_disk_of_logs_wins_no_further_attempt(run, monkeypatch):
-    """Each would be a failure without a new commit, and ten of them stop the run."""
+    """Each would be a failure without a new checkpoint, and ten of them stop the run."""
     fail_logs(monkeypatch, [FULL] * 5)
     scheduler = WrittenScheduler(75)
     assert serve(run, scheduler) == 75
@@ -372,7 +372,8 @@ def test_nothing_restarts_without_a_scheduler_that_can(run, monkeypatch):
 
 @pytest.mark.parametrize("restarts, cause", [("1", "stopped"), ("0", "timeout")])
 def test_attempt_that_had_the_rest_of_a_job_has_not_used_its_wall_limit(run, monkeypatch, restarts, cause):
-    """A node agent started it 15 minutes before the limit of a day; it was asked to stop before its first commit."""
+    """A node agent started it 15 minutes before the limit of a day; it was asked to stop before its first
+    checkpoint."""
     first = {"resumes_from": 0, "after": 0, "job": "57"}
     write_json(run.attempt(1) / "start.json", {**first, "restarts": restarts, "attempt": 1, "time": 1.0})
     write_json(run.attempt(1) / "end.json", {"attempt": 1, "action": "requeue", "cause": "crash", "reason": "", **END})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import attempts, commit
+from flip.runs import attempts, checkpoint_folder
 from flip.runs.errors import FlipError
 from flip.runs.origin import is_copy
 from flip.runs.restart_policy import EndFacts
@@ -126,7 +126,7 @@ def test_configuration_error_fails_run_without_retry(field):
     assert ends(run) == [("stop", "config")]
 
 
-def test_killed_rank_ends_peers_and_run_resumes_from_commit(field):
+def test_killed_rank_ends_peers_and_run_resumes_from_checkpoint(field):
     run = field.run(world=2, total=60)
     field.submit(run)
     field.until_moving(run, 1, step=4)
@@ -219,7 +219,7 @@ def test_run_restarts_after_stop_signals(field):
     assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False] * 3
 
 
-def test_attempt_commits_first_step_if_previous_was_interrupted_without_commit(field):
+def test_attempt_saves_first_step_if_previous_was_interrupted_without_checkpoint(field):
     run = field.run(every=1000, total=5, at=2, attempts={"1": {"0": "exit:75"}, "2": {"0": "kill"}})
     field.submit(run)
     field.until_state(run, "complete")
@@ -323,7 +323,7 @@ def test_cancel_saves_running_run_and_lasts_until_resubmission(field):
     field.until(lambda: not field.left())
     assert ends(run) == [("stop", "cancelled")] and "a test" in attempts.last_end(run)["reason"]
     assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
-    assert commit.commits(run)
+    assert checkpoint_folder.checkpoints(run)
     field.submit(queued, uncancels=True)
     field.until_state(queued, "complete")
     assert field.state(run) == "cancelled"

@@ -16,7 +16,7 @@ from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.checks import UNKNOWN, run_rules
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from flip.runs.lifecycle import RunState
@@ -28,7 +28,7 @@ from jobs.planning.preflight import Start
 from jobs.slurm import site
 from jobs.submission import plan as planning
 from jobs.submission import request as submit_request
-from tests.synthetic import encode, make_dataset, picture
+from tests.synthetic import draw_image, encode, make_dataset
 from tools.commands.shards import main as shards_main
 
 
@@ -38,8 +38,8 @@ def with_json(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("json")
     with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as writer:
         for i in range(128):
-            facts = {"url": "http://here", "caption": [f"a picture {i}", "one more"], "width": 16}
-            writer.write({"__key__": f"{i:04d}", "jpg": encode(picture(i, 16), "jpg"), "json": facts})
+            facts = {"url": "http://here", "caption": [f"an image {i}", "one more"], "width": 16}
+            writer.write({"__key__": f"{i:04d}", "jpg": encode(draw_image(i, 16), "jpg"), "json": facts})
     index([str(folder / "0.tar")], folder)
     return folder
 
@@ -94,9 +94,9 @@ def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
     facts = [DatasetFacts(128, 1, 1.0, False)]
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     for samples, refused in ((16, True), (48, False)):
-        commit_folder = commit.folder(run, "only", samples, 1)
-        commit_folder.mkdir(parents=True)
-        commit.commit(commit_folder, {"stage": "only", "samples": samples, "attempt": 1})
+        place = checkpoint_folder.folder(run, "only", samples, 1)
+        place.mkdir(parents=True)
+        checkpoint_folder.complete_checkpoint(place, {"stage": "only", "samples": samples, "attempt": 1})
         with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
             list(run_rules([preflight.BLOCKS], Start(config, facts, None, None, None, run)))
 
@@ -120,7 +120,7 @@ def test_preflight_checks_first_sample_of_evaluation_set(desk, data, tmp_path):
     plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
     desk.refuses(65, "no label 'cls'", f"evaluate.sets.small.manifest={plain}")
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
-        writer.write({"__key__": "0", "png": encode(picture(0)), "cls": 4})
+        writer.write({"__key__": "0", "png": encode(draw_image(0)), "cls": 4})
     index([str(tmp_path / "0.tar")], tmp_path / "labelled")
     desk.refuses(65, "1 of 1 labels have no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
 
@@ -311,18 +311,20 @@ def test_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     assert save_time(run, 90) == ""
     for samples, seconds in ((8, 30.0), (16, 50.0)):
-        path = commit.folder(run, "pretrain", samples, 1)
+        path = checkpoint_folder.folder(run, "pretrain", samples, 1)
         path.mkdir(parents=True)
-        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": seconds})
+        checkpoint_folder.complete_checkpoint(
+            path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": seconds}
+        )
     assert save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
     assert "raise signal_seconds" in save_time(run, 90)
 
 
 def test_save_time_includes_three_steps(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    path = commit.folder(run, "pretrain", 8, 1)
+    path = checkpoint_folder.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": 50.0, "step": 4, "seconds": 100.0}
-    commit.commit(path, record)
+    checkpoint_folder.complete_checkpoint(path, record)
     assert save_time(run, 175).startswith("50.0 s at most until now, a step 25.0 s, the warning")
     assert "raise" not in save_time(run, 175) and "raise signal_seconds" in save_time(run, 174)

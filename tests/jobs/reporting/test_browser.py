@@ -141,8 +141,8 @@ def test_phone_shows_that_columns_continue(browser, pages, scheme):
 
 def _edge(element):
     """How much the right edge of an element differs from its middle above the first line of text, 0 to 255."""
-    picture = Image.open(io.BytesIO(element.screenshot())).convert("L")
-    return abs(picture.getpixel((picture.width - 4, 3)) - picture.getpixel((picture.width // 2, 3)))
+    image = Image.open(io.BytesIO(element.screenshot())).convert("L")
+    return abs(image.getpixel((image.width - 4, 3)) - image.getpixel((image.width // 2, 3)))
 
 
 def test_page_links_runs_to_details_and_contents_to_sections(browser, pages):

@@ -1,4 +1,4 @@
-"""Tests of the example pictures and worst classes in reports, from predictions on real shards and files."""
+"""Tests of the example images and worst classes in reports, from predictions on real shards and files."""
 
 import io
 
@@ -11,11 +11,11 @@ from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.monitoring.results import read_run
 from flip.runs.rundir import read_json
 from jobs.pages import html, markdown
-from jobs.pages.document import Pictures, Table, Text
+from jobs.pages.document import CaptionedImages, Table, Text
 from jobs.reporting import examples, seed_groups
 from tests.jobs.outcomes import make
 from tests.jobs.outcomes import write_result as store_result
-from tests.synthetic import encode, make_dataset, picture
+from tests.synthetic import draw_image, encode, make_dataset
 from tools.commands.shards import main as shards_main
 
 NAMES = ["cat", "dog", "<script>bird", "owl", "ant"]
@@ -49,20 +49,20 @@ def example_blocks(*runs, **options):
     return examples.examples(seed_groups.group_by_seed(outcomes), outcomes, **options)
 
 
-def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
+def test_examples_show_images_and_worst_classes_of_best_run(tmp_path, data):
     digest = Manifest.load(data).digest
     worse = scored(tmp_path / "s", "worse", data, range(12), digest, top1=0.1)
     best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
     blocks = example_blocks(worse, best)
-    (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
-    assert len(pictures.items) == 12 < examples.PICTURES and example_blocks(worse, best)[2] == pictures, (
-        "every report shows the same pictures"
+    (images,) = [block for block in blocks if isinstance(block, CaptionedImages)]
+    assert len(images.items) == 12 < examples.IMAGES and example_blocks(worse, best)[2] == images, (
+        "every report shows the same images"
     )
-    for item in pictures.items:
+    for item in images.items:
         with Image.open(io.BytesIO(item.jpeg)) as image:
             assert max(image.size) <= 128
         assert len(item.captions) == 3 and item.captions[0][1] == 0.5
-    verdicts = {item.name.split()[-1]: item.verdict for item in pictures.items}
+    verdicts = {item.name.split()[-1]: item.verdict for item in images.items}
     expected = {"0": "wrong, label: cat", "3": "wrong, label: cat", "2": "wrong, label: <script>bird"}
     assert verdicts == {i: expected.get(i, "right") for i in verdicts} and set(verdicts) & set(expected)
     (table,) = [block for block in blocks if isinstance(block, Table)]
@@ -70,11 +70,11 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
         ("cat", "50.0", "dog (2)"), ("<script>bird", "75.0", "dog (1)"),
     ]  # fmt: skip
     (note,) = [block.text for block in blocks if isinstance(block, Text) and "chosen by a hash" in block.text]
-    assert "Of all 12 pictures 30.0 % are right, and 30.0 % have the right caption" in note
+    assert "Of all 12 images 30.0 % are right, and 30.0 % have the right caption" in note
     page = html.render("t", blocks)
-    assert page.count('<li class="picture right">') == list(verdicts.values()).count("right") == 9
+    assert page.count('<li class="image right">') == list(verdicts.values()).count("right") == 9
     assert page.count('src="data:image/jpeg;base64,') == 12 and "<script" not in page and "best on twemoji" in page
-    assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, pictures=0)) == 3
+    assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, images=0)) == 3
 
 
 def test_classes_with_few_images_are_not_among_the_worst(tmp_path, data):
@@ -84,18 +84,18 @@ def test_classes_with_few_images_are_not_among_the_worst(tmp_path, data):
     assert [block for block in example_blocks(few) if isinstance(block, Table)] == []
 
 
-def test_examples_show_names_of_pictures_in_their_source(tmp_path):
-    """A number does not tell which of one's pictures is meant."""
+def test_examples_show_names_of_images_in_their_source(tmp_path):
+    """A number does not tell which of one's images is meant."""
     for i in range(3):
         path = tmp_path / "birds" / "wren" / f"<u>{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture(i, 16)))
+        path.write_bytes(encode(draw_image(i, 16)))
     assert shards_main(["make", str(tmp_path / "birds"), "--out", str(tmp_path / "set")]) == 0
     digest = Manifest.load(tmp_path / "set").digest
     run = scored(tmp_path / "s", "run", tmp_path / "set", range(3), digest)
     blocks = example_blocks(run)
-    (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
-    names = {item.name.partition(" (")[2] for item in pictures.items}
+    (images,) = [block for block in blocks if isinstance(block, CaptionedImages)]
+    names = {item.name.partition(" (")[2] for item in images.items}
     assert names == {f"wren/<u>{i}.png)" for i in range(3)} and "<u>" not in html.render("t", blocks)
 
 
@@ -128,7 +128,7 @@ def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, 
     assert any(isinstance(block, Table) for block in blocks)
 
 
-def test_examples_show_no_pictures_of_another_users_run(tmp_path, data, monkeypatch):
+def test_examples_show_no_images_of_another_users_run(tmp_path, data, monkeypatch):
     run = scored(tmp_path / "s", "a", data, range(12), Manifest.load(data).digest)
     monkeypatch.setattr(examples, "is_mine", lambda path: False)
     blocks = example_blocks(run)

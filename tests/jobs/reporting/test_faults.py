@@ -13,8 +13,8 @@ def start(time, resumes=0, **fields):
     return {"time": time, "resumes_from": resumes, "after": 0, **fields}
 
 
-def ended(noticed, time, commits=500, cause="crash", code=137, committed=True):
-    return {**end(time, commits, cause, code, committed), "noticed": noticed}
+def ended(noticed, time, saved=500, cause="crash", code=137, progressed=True):
+    return {**end(time, saved, cause, code, progressed), "noticed": noticed}
 
 
 #: The first start waits 300 s for the queue and takes 60 s. 1000 samples take 100 s; the last 500 are lost each time.

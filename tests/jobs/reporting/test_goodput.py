@@ -52,10 +52,10 @@ def line(time, samples, speed=10.0, **fields):
     }
 
 
-def end(time, commits, cause="crash", code=70, committed=True):
+def end(time, saved, cause="crash", code=70, progressed=True):
     return {
-        "time": time, "commits": commits, "cause": cause, "code": code, "committed": committed, "action": "requeue",
-        "reason": "as asked", "delay": 0.0, "observed": code is not None,
+        "time": time, "commits": saved, "cause": cause, "code": code, "committed": progressed,
+        "action": "requeue", "reason": "as asked", "delay": 0.0, "observed": code is not None,
     }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_of_run_reports_unknown_time_if_records_lack_fields(tmp_path):
 
 def test_of_run_counts_unobserved_end_at_last_logged_line(tmp_path):
     """Its end.json is written at the start of the next attempt, maybe hours later; the run did not use that time."""
-    unseen = {**end(9000.0, 0, "node", None, committed=False)}
+    unseen = {**end(9000.0, 0, "node", None, progressed=False)}
     later = ({"time": 9000.0, "resumes_from": 0}, None, [], None)
     account = goodput.of_run(read_run(run_of(tmp_path / "s", (*TWO[0][:3], unseen), later).path))
     assert seconds(account) == {"starting": 50, "repeated": 200, "saving": 20, "other": 10}
@@ -124,12 +124,12 @@ def test_of_run_does_not_count_time_between_submissions_as_waiting(tmp_path):
     assert goodput.of_run(read_run(run.path)).waiting_hours * HOUR == pytest.approx(100)
 
 
-def test_of_run_counts_attempt_without_commit_as_lost(tmp_path):
+def test_of_run_counts_attempt_without_checkpoint_as_lost(tmp_path):
     uncommitted = (
         {"time": 1100.0, "resumes_from": 0},
         {"time": 1150.0, "samples": 0},
         [],
-        end(1300.0, 0, committed=False),
+        end(1300.0, 0, progressed=False),
     )
     assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", uncommitted).path))) == {"starting": 50, "lost": 150}
 
@@ -140,7 +140,7 @@ def test_of_run_counts_unsaved_steps_of_newest_attempt_as_lost(tmp_path):
     assert seconds(account) == {"starting": 50, "useful": 150, "lost": 50 + 5, "saving": 20, "other": 10}
 
 
-def test_of_run_counts_more_repeated_time_after_damaged_commit(tmp_path):
+def test_of_run_counts_more_repeated_time_after_damaged_checkpoint(tmp_path):
     second = (TWO[1][0], {"time": 1430.0, "samples": 1000}, *TWO[1][2:])
     account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0], second).path))
     assert seconds(account)["repeated"] == 100
@@ -153,7 +153,7 @@ def test_of_run_counts_running_attempt_until_now(tmp_path):
 
 
 def cut(count=6):
-    """Attempts with 1000 s of steps each, which commit once, halfway, and are killed."""
+    """Attempts with 1000 s of steps each, which save once, halfway, and are killed."""
     rows = []
     for i in range(count):
         t = 2000.0 * i

@@ -102,7 +102,7 @@ def test_curves_over_flops_join_different_model_sizes_and_lengths(tmp_path):
     assert curve.law is not None and curve.law.runs == 4
 
 
-def test_curves_join_cooldowns_from_several_commits_of_a_trunk(tmp_path):
+def test_curves_join_cooldowns_from_several_checkpoints_of_a_trunk(tmp_path):
     for extend in (True, False):
         for i in range(4):
 

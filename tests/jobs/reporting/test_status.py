@@ -54,7 +54,7 @@ def progress(samples, loss, speed=None):
     return {**fields, "stage": "pretrain", "samples_per_second": speed, "eta_seconds": remaining}
 
 
-CRASH = f"CUDA error: device-side assert triggered {HOSTILE}; three crashes without a commit"
+CRASH = f"CUDA error: device-side assert triggered {HOSTILE}; three crashes without a checkpoint"
 ROWS = [
     row("mask50-16k-seed0", "complete", 3, 61.2, **progress(12_800_000_000, 0.71)),
     row("mask50-16k-seed1", "running", 2, 40.0, phase="training", **progress(8_300_000_000, 0.912, 61_000)),
@@ -99,7 +99,7 @@ def test_watch_matches_golden_file_on_terminal(terminal, columns, lines):
 def test_status_matches_golden_file_on_pipe_without_escapes(terminal):
     text = run_status.render(ROWS)
     golden(GOLDEN / "status-piped.txt", text)
-    assert "\x1b" not in text and "three crashes without a commit" in text
+    assert "\x1b" not in text and "three crashes without a checkpoint" in text
 
 
 def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
@@ -154,7 +154,7 @@ def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
         assert run_status.row(run, RunState(state, 1))["reason"] == reason
 
 
-def test_position_of_ended_run_is_that_of_its_newest_commit(tmp_path):
+def test_position_of_ended_run_is_that_of_its_newest_checkpoint(tmp_path):
     """The steps after the last logged one are saved on a cancel, but their position is in no metric line."""
     run = make_run(tmp_path / "sweep" / "run")
     run.attempt(1).mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_position_of_ended_run_is_that_of_its_newest_commit(tmp_path):
     assert table.rows[0]["samples"] == "2,176 / 12,800" and table.rows[0]["batch acc."] == "25.0 %"
     assert run_status.row(run, RunState("running", 2))["samples"] == 1920, "a new attempt has its own position"
     write_json(run.attempt(1) / "end.json", {**end, "commits": 1280})
-    assert run_status.row(run, RunState("failed", 1))["samples"] == 1920, "steps after the newest commit"
+    assert run_status.row(run, RunState("failed", 1))["samples"] == 1920, "steps after the newest checkpoint"
 
 
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):

@@ -12,7 +12,7 @@ import pytest
 
 from flip.config.identity import identity
 from flip.config.merge import read_config
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -170,12 +170,12 @@ def test_complete_run_with_other_class_names_is_named_and_left_alone(desk, typed
 
 
 def save(run, samples):
-    """Commit S = ``samples`` of a run as its first attempt."""
+    """Save a checkpoint at S = ``samples`` of a run as its first attempt."""
     run.start_attempt({})
-    path = commit.folder(run, "pretrain", samples, 1)
+    path = checkpoint_folder.folder(run, "pretrain", samples, 1)
     path.mkdir(parents=True)
     (path / "model.safetensors").write_text("weights")
-    commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1})
+    checkpoint_folder.complete_checkpoint(path, {"stage": "pretrain", "samples": samples, "attempt": 1})
 
 
 def test_only_keeps_published_numbers_of_other_forks(desk, typed):

@@ -18,7 +18,7 @@ from flip.config.identity import identity
 from flip.config.merge import dump, read_config
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Init
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.formats import FormatError
 from flip.runs.lifecycle import RunState
@@ -169,23 +169,23 @@ def test_plan_prunes_dropped_runs_on_request_unless_majority(tmp_path):
         lost.refuse_prune(most=True)
 
 
-def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
+def test_plan_refuses_to_trash_run_with_pinned_checkpoint(tmp_path):
     existing_runs = {name: existing("stopped") for name in "abcd"}
     base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
     for run in (base, child, score):
         run.path.mkdir(parents=True)
     both = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True)
     alone = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b", "d"], prunes=True)
-    commit.pin(base, child, "pretrain", 64)
+    checkpoint_folder.pin(base, child, "pretrain", 64)
     both.refuse_pinned()
-    with pytest.raises(ConfigError, match=f"a commit of it is needed by {child.path}.*Wait until"):
+    with pytest.raises(ConfigError, match=f"a checkpoint of it is needed by {child.path}.*Wait until"):
         alone.refuse_pinned()
     restart = planning.plan([wanted("c", mask="0.75")], existing_runs, tmp_path, list("abcd"), changed="restart")
     with pytest.raises(ConfigError, match=f"needed by {child.path}"):
         restart.refuse_pinned()
     write_json(child.result, {})
     alone.refuse_pinned()
-    commit.pin(base, score, "pretrain", 64)
+    checkpoint_folder.pin(base, score, "pretrain", 64)
     with pytest.raises(ConfigError, match="needed by .*evaluate/c-1.*To end an evaluation: .* cancel /.*/c-1"):
         both.refuse_pinned()
     score.attempt(score.start_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
@@ -261,8 +261,8 @@ def test_apply_writes_complete_run_directories_before_submission(tmp_path, snaps
     assert scanned["a"].state == "running" and scanned["a"].identity == stored and list(scanned) == ["a", "b"]
 
 
-def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapshot):
-    """A source that is gone stops nothing that has commits, and a restart before anything is moved."""
+def test_apply_needs_source_of_run_only_until_its_first_checkpoint(tmp_path, snapshot):
+    """A source that is gone stops nothing that has checkpoints, and a restart before anything is moved."""
     run_config = config(samples=25_600)
     run_config.init = Init(run=str(tmp_path / "gone"), stage="pretrain", samples=6400, commit="0" * 16)
     resolved = replace(wanted("a"), config=run_config, identity=identity(run_config, ""))
@@ -279,9 +279,9 @@ def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapsho
         with pytest.raises(DataError, match="no longer exists"):
             apply.apply(plan, snapshot, cluster, {"name": "demo"})
     assert run.path.exists() and not cluster.jobs
-    place = commit.folder(run, "pretrain", 12_800, 1)
+    place = checkpoint_folder.folder(run, "pretrain", 12_800, 1)
     place.mkdir(parents=True)
-    commit.commit(place, {"stage": "pretrain", "samples": 12_800, "attempt": 1})
+    checkpoint_folder.complete_checkpoint(place, {"stage": "pretrain", "samples": 12_800, "attempt": 1})
     apply.apply(planning.plan([resolved], present, folder), snapshot, cluster, {"name": "demo"})
     assert [job.run.name for job in cluster.jobs] == ["a"]
 

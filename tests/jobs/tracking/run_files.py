@@ -1,8 +1,8 @@
-"""Writes the files of a run as ranks do: attempts, metric lines, commits, scores."""
+"""Writes the files of a run as ranks do: attempts, metric lines, checkpoints, scores."""
 
 import json
 
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import write_json
 
 BATCH = 8
@@ -25,9 +25,9 @@ def log(run, n, steps, **fields):
 
 
 def save(run, n, step):
-    folder = commit.folder(run, "pretrain", step * BATCH, n)
+    folder = checkpoint_folder.folder(run, "pretrain", step * BATCH, n)
     folder.mkdir(parents=True)
-    commit.commit(folder, {"stage": "pretrain", "samples": step * BATCH, "attempt": n})
+    checkpoint_folder.complete_checkpoint(folder, {"stage": "pretrain", "samples": step * BATCH, "attempt": n})
 
 
 def score(run, step, top1):

@@ -1,4 +1,4 @@
-"""``Follower`` sends each step once, after its commit, and resumes at the newest step of the tracker."""
+"""``Follower`` sends each step once, after its checkpoint, and resumes at the newest step of the tracker."""
 
 import json
 import shutil
@@ -37,10 +37,10 @@ def sent(run):
     return [(line["step"], line["values"].get("batch/loss")) for line in records(run, "step")]
 
 
-def test_follower_sends_each_step_once_after_commit(run):
+def test_follower_sends_each_step_once_after_checkpoint(run):
     n = attempt(run, 0, range(1, 8))
     sender = send_once(run, close=False)
-    assert not (run.path / "trackers").exists(), "without a commit the tracker is not opened"
+    assert not (run.path / "trackers").exists(), "without a checkpoint the tracker is not opened"
     save(run, n, 5)
     sender.send()
     assert sent(run) == [(step, 1 + step / 100) for step in range(1, 6)]
@@ -54,7 +54,7 @@ def test_follower_never_sends_lost_steps(run):
     send_once(run)
     n = attempt(run, 5, range(6, 9))
     send_once(run)
-    assert sent(run)[-1] == (5, 1.05), "steps 6 and 7 of attempt 1 are lost, and attempt 2 has no commit yet"
+    assert sent(run)[-1] == (5, 1.05), "steps 6 and 7 of attempt 1 are lost, and attempt 2 has no checkpoint yet"
     save(run, n, 8)
     send_once(run)
     assert sent(run)[5:] == [(6, 2.06), (7, 2.07), (8, 2.08)]
@@ -71,10 +71,10 @@ def test_follower_started_late_sends_only_surviving_steps(run):
     assert sent(run) == [(s, 1 + s / 100) for s in range(1, 6)] + [(s, 3 + s / 100) for s in range(6, 11)]
 
 
-def test_follower_sends_steps_once_after_damaged_commit(run):
+def test_follower_sends_steps_once_after_damaged_checkpoint(run):
     save(run, attempt(run, 0, range(1, 11)), 10)
     send_once(run)
-    n = attempt(run, 5, range(6, 13))  # the commit of step 10 is damaged
+    n = attempt(run, 5, range(6, 13))  # the checkpoint of step 10 is damaged
     save(run, n, 12)
     send_once(run)
     assert [step for step, _ in sent(run)] == list(range(1, 13))

@@ -1,11 +1,11 @@
-"""Tests of continuing a run with other settings: ``--changed extend``, and plans without the commit."""
+"""Tests of continuing a run with other settings: ``--changed extend``, and plans without the checkpoint."""
 
 import json
 
 import pytest
 
 from flip.config.merge import read_config
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands import submit
 from tests.jobs.submitted_runs import test_resubmit
@@ -24,16 +24,16 @@ def desk_file(desk, entry):
 
 
 def save(run, samples):
-    """A commit as a training leaves it; its tensors are not read by a submission."""
-    folder = commit.folder(run, "pretrain", samples, 1)
+    """A checkpoint as a training leaves it; its tensors are not read by a submission."""
+    folder = checkpoint_folder.folder(run, "pretrain", samples, 1)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": 1})
+    checkpoint_folder.complete_checkpoint(folder, {"stage": "pretrain", "samples": samples, "attempt": 1})
 
 
 @pytest.mark.parametrize("setting", ["stages.pretrain.base_lr=1e-3", "resources.processes=2", "optim.beta2=0.98"])
 def test_changed_run_is_extended_with_its_new_values(desk, capsys, setting):
-    """The new run continues from the newest commit; later submissions find it, with and without the option."""
+    """The new run continues from the newest checkpoint; later submissions find it, with and without the option."""
     assert desk("mine.yaml") == ["half"]
     runs = desk.folder / "runs" / "other"
     save(RunDir(runs / "half"), 16)
@@ -42,7 +42,7 @@ def test_changed_run_is_extended_with_its_new_values(desk, capsys, setting):
     key, _, value = setting.partition("=")
     desk_file(desk, f"{{{key}: {value}, stages.pretrain.mask: 0.75}}")
     assert submit.main(["mine.yaml"]) == 78
-    assert "extend (a new run continues from its newest commit" in capsys.readouterr().err
+    assert "extend (a new run continues from its newest checkpoint" in capsys.readouterr().err
     assert submit.main(["mine.yaml", "--changed", "extend", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"note: extends {runs / 'half'} from S = 32 of stage pretrain" in shown
@@ -82,22 +82,22 @@ def test_run_that_may_go_on_is_not_extended(desk, capsys):
 
 
 @pytest.mark.parametrize(
-    "setting, commits, why",
+    "setting, checkpoints, why",
     [
         ("model.embed=32", (32,), "an extended run cannot change model.embed"),
-        ("stages.pretrain.base_lr=1e-3", (), "it has no commit"),
+        ("stages.pretrain.base_lr=1e-3", (), "it has no checkpoint"),
     ],
 )
-def test_plan_says_why_changed_run_cannot_be_extended(desk, capsys, setting, commits, why):
+def test_plan_says_why_changed_run_cannot_be_extended(desk, capsys, setting, checkpoints, why):
     assert desk("mine.yaml") == ["half"]
-    for samples in commits:
+    for samples in checkpoints:
         save(RunDir(desk.folder / "runs" / "other" / "half"), samples)
     for more in ([], ["--changed", "extend"]):
         assert submit.main(["mine.yaml", setting, *more]) == 78
         assert f"It cannot be extended: {why}" in capsys.readouterr().err
 
 
-def test_plan_names_newest_commit_if_run_cannot_start_yet(desk, capsys):
+def test_plan_names_newest_checkpoint_if_run_cannot_start_yet(desk, capsys):
     assert desk("mine.yaml") == ["half"]
     save(RunDir(desk.folder / "runs" / "other" / "half"), 16)
     text = (desk.folder / "mine.yaml").read_text().replace("runs: {half: }", "runs:\n  half:")
@@ -105,7 +105,7 @@ def test_plan_names_newest_commit_if_run_cannot_start_yet(desk, capsys):
     assert submit.main(["mine.yaml", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "new, cannot start yet" in shown and "will start" not in shown
-    assert "no commit at S = 32 yet, its newest commit is at S = 16 of stage pretrain" in shown
+    assert "no checkpoint at S = 32 yet, its newest checkpoint is at S = 16 of stage pretrain" in shown
     assert submit.main(["mine.yaml", "--dry-run", "--json"]) == 0
     assert [run["starts"] for run in json.loads(capsys.readouterr().out)["runs"]] == [True, False]
 
@@ -122,10 +122,10 @@ def test_missing_relative_tokenizer_is_named_as_such(desk, capsys, dry):
     assert "relative path" in error and "not the tokenizer of the run" not in error
 
 
-def test_plan_refuses_commit_that_will_never_exist(desk, capsys):
+def test_plan_refuses_checkpoint_that_will_never_exist(desk, capsys):
     assert desk("mine.yaml") == ["half"]
     save(RunDir(desk.folder / "runs" / "other" / "half"), 48)
     text = (desk.folder / "mine.yaml").read_text().replace("runs: {half: }", "runs:\n  half:")
     (desk.folder / "mine.yaml").write_text(text + COOLDOWN.format(samples=32))
     assert submit.main(["mine.yaml", "--dry-run"]) == 78
-    assert "no commit at S = 32" in capsys.readouterr().err
+    assert "no checkpoint at S = 32" in capsys.readouterr().err

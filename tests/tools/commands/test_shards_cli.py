@@ -19,7 +19,7 @@ from flip.data.order import SampleOrder
 from flip.runs.errors import StorageError
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.harness.common import ROOT
-from tests.synthetic import caption, encode, make_dataset, picture
+from tests.synthetic import caption, draw_image, encode, make_dataset
 from tests.tools.commands.test_shards import run
 from tools.commands.shards import main
 from tools.shards_commands.verify import Report
@@ -74,7 +74,7 @@ def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys)
 
 
 def test_verify_accepts_labels_of_evaluation_set(tmp_path, capsys):
-    write_tar(tmp_path / "0.tar", [("0.png", encode(picture(0, 16))), ("0.cls", b"3")])
+    write_tar(tmp_path / "0.tar", [("0.png", encode(draw_image(0, 16))), ("0.cls", b"3")])
     assert call(capsys, "index", tmp_path / "0.tar", "--out", tmp_path / "m")[0] == 0
     verify = ("verify", tmp_path / "m", "--workers", 1)
     code, text = call(capsys, *verify, "--out", tmp_path / "good")
@@ -130,7 +130,7 @@ def test_verify_checks_random_part_of_chunks(data, capsys):
 
 def test_inspect_shows_and_saves_sample(data, capsys, tmp_path):
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
-    assert code == 0 and (tmp_path / "x.png").read_bytes() == encode(picture(41, 16))
+    assert code == 0 and (tmp_path / "x.png").read_bytes() == encode(draw_image(41, 16))
     for expected in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
         assert expected in text, expected
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
@@ -145,7 +145,7 @@ def test_inspect_shows_and_saves_sample(data, capsys, tmp_path):
 
 
 def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
-    members = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
+    members = [("a.png", encode(draw_image(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
     write_tar(tmp_path / "0.tar", members)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     code, report = call(capsys, "inspect", tmp_path / "m", "--id", 0, "--captions", "json:caption", "--json")
@@ -160,7 +160,7 @@ def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
 
 def test_inspect_escapes_control_characters(tmp_path, capsys):
     """Unescaped, a caption could clear the screen."""
-    members = [("a\x1b[2J.png", encode(picture(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
+    members = [("a\x1b[2J.png", encode(draw_image(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
     write_tar(tmp_path / "0.tar", members)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     code, text = call(capsys, "inspect", tmp_path / "m", "--id", 0)
@@ -169,7 +169,7 @@ def test_inspect_escapes_control_characters(tmp_path, capsys):
 
 
 def test_inspect_escapes_undecodable_bytes_in_key(tmp_path):
-    write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
+    write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(draw_image(1, 16))), ("caf\udce9.txt", "é".encode())])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     shown = run("inspect", tmp_path / "m", "--id", 0)
     assert shown.returncode == 0 and "caf\\udce9\n" in shown.stdout and "\n  é\n" in shown.stdout, shown.stderr
@@ -178,7 +178,7 @@ def test_inspect_escapes_undecodable_bytes_in_key(tmp_path):
 def test_inspect_json_replaces_nan_and_infinity_with_null(tmp_path, capsys):
     """img2dataset writes missing values as NaN, which most JSON parsers besides Python's reject."""
     content = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
-    write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", content)])
+    write_tar(tmp_path / "0.tar", [("a.png", encode(draw_image(1, 16))), ("a.json", content)])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     main(["inspect", str(tmp_path / "m"), "--id", "0", "--json"])
     text = capsys.readouterr().out

@@ -12,7 +12,7 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
-from tests.synthetic import caption, encode, make_dataset, make_tokenizer, picture
+from tests.synthetic import caption, draw_image, encode, make_dataset, make_tokenizer
 from tools.commands import tokenizer
 from tools.shards_commands.manifest import excepting
 
@@ -37,12 +37,12 @@ def test_train_yields_equal_tokenizers_from_lines_and_manifest(tmp_path, capsys)
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "utf-16"])
 def test_train_refuses_captions_that_are_no_text(tmp_path, capsys, kind):
-    """Bytes of a picture became words of a vocabulary."""
+    """Bytes of an image became words of a vocabulary."""
     path = tmp_path / f"captions.{kind}"
     if kind == "utf-16":
         path.write_text("a photo of a cat\n", encoding="utf-16")
     else:
-        path.write_bytes(encode(picture(3, 32), kind))
+        path.write_bytes(encode(draw_image(3, 32), kind))
     out = tmp_path / "tokenizer.json"
     assert tokenizer.main(["train", "--captions", str(path), "--vocabulary", "300", "--out", str(out)]) == 78
     error = capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_captions_are_read_from_field_of_json_member(tmp_path):
     shard = tmp_path / "0.tar"
     with webdataset.TarWriter(str(shard), mtime=0) as writer:
         for i in range(3):
-            image = encode(picture(i, 32, 0), "png")
+            image = encode(draw_image(i, 32, 0), "png")
             writer.write({"__key__": str(i), "png": image, "txt": "other", "json": {"caption": caption(i)}})
     index([str(shard)], tmp_path / "manifest", chunk=2)
     read = list(tokenizer.captions(str(tmp_path / "manifest"), "json:caption"))

@@ -31,7 +31,7 @@ ANSWERS = {
         "| 1a | mask 0, 50, 75 %",
         "| 8 | model, data, schedule",
     ),
-    "after a kill": ("repeat the submit command", "resume from their newest commits", "| failed, crash or hang |"),
+    "after a kill": ("repeat the submit command", "resume from their newest checkpoints", "| failed, crash or hang |"),
     "open_clip": (
         "pip install open_clip_torch",
         "flip evaluate --model open_clip:FOLDER --sets imagenet1k --data /data/eval",

@@ -152,7 +152,7 @@ def test_site_is_built_without_a_warning_and_links_to_references(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "docs" / "contracts.html").read_text(encoding="utf-8")
     assert 'href="reference/configuration.html"' in page and "reference.html#configuration" not in page
-    assert (tmp_path / "site" / "docs" / "pictures" / "towers.svg").is_file()
+    assert (tmp_path / "site" / "docs" / "figures" / "towers.svg").is_file()
     assert "flip.submit" in (tmp_path / "site" / "docs" / "reference" / "python.html").read_text(encoding="utf-8")
 
 

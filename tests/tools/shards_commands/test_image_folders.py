@@ -4,24 +4,24 @@ import json
 
 import pytest
 
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 from tests.tools.commands.test_shards_cli import call
 from tests.tools.shards_commands.test_make import members, write_table
 
 
 def imagefolder(root, layout):
-    """Write pictures in Hugging Face's imagefolder layout; ``layout`` maps a picture's path to its row, or to None."""
+    """Write images in Hugging Face's imagefolder layout; ``layout`` maps an image's path to its row, or to None."""
     for number, name in enumerate(layout):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture(number, 16)))
+        path.write_bytes(encode(draw_image(number, 16)))
     return root
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("place", ["", "train"])
 def test_make_takes_captions_from_metadata_of_an_imagefolder(tmp_path, capsys, kind, place):
-    """Each picture got the caption "a photo of a train"."""
+    """Each image got the caption "a photo of a train"."""
     root = imagefolder(tmp_path / "hf", [f"train/{i}.png" for i in range(4)])
     prefix = "" if place else "train/"
     rows = [{"file_name": f"{prefix}{i}.png", "text": f"number {i}", "source": "here"} for i in range(3)]
@@ -33,7 +33,7 @@ def test_make_takes_captions_from_metadata_of_an_imagefolder(tmp_path, capsys, k
     ]
     written = members(tmp_path / "out")
     assert [sample["txt"].decode() for sample in written] == ["number 0", "number 1", "number 2"]
-    assert [sample["png"] for sample in written] == [encode(picture(i, 16)) for i in range(3)]
+    assert [sample["png"] for sample in written] == [encode(draw_image(i, 16)) for i in range(3)]
     assert json.loads(written[2]["json"]) == {"file": "train/2.png", "source": "here"}
 
 

@@ -12,7 +12,7 @@ from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 from tests.flip.data.test_loader import spoil, take
-from tests.synthetic import caption, encode, picture
+from tests.synthetic import caption, draw_image, encode
 from tools.shards_commands import inspect_samples
 
 
@@ -30,7 +30,7 @@ def test_sample_returns_members_and_position(original):
     sample = inspect_samples.sample(manifest, 123)
     assert (sample.id, sample.ordinal, sample.chunk, sample.key) == (123, 2, 61, "000030123")
     assert os.path.basename(sample.shard) == "00003.tar" and sample.excepted is None and sample.damage is None
-    assert sample.image == ("png", encode(picture(123, 32))) and sample.captions == caption(123).split("\n")
+    assert sample.image == ("png", encode(draw_image(123, 32))) and sample.captions == caption(123).split("\n")
     assert sample.picture == {"format": "PNG", "width": 32, "height": 32, "mode": "RGB"}
     assert sample.json == {"number": 123} and list(sample.members) == ["cls", "json", "png", "txt"]
     assert inspect_samples.sample(manifest, 121).key == "000030121"  # in the second shard of its chunk

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.harness.common import ROOT
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 from tests.tools.commands.test_shards_cli import call
 from tests.tools.shards_commands.test_make import members, write_table
 from tools.shards_commands import make, parquet_source
@@ -25,7 +25,7 @@ from tools.shards_commands.source_images import CHECKS
 
 
 def image(number):
-    return {"bytes": encode(picture(number, 16), "jpg"), "path": None}
+    return {"bytes": encode(draw_image(number, 16), "jpg"), "path": None}
 
 
 def rows_of(first, count):
@@ -113,10 +113,10 @@ def test_make_reads_row_groups_at_the_borders_of_parts_once(tmp_path, capsys, mo
 
 
 def test_make_checks_headers_only_on_request(tmp_path, capsys):
-    whole = [encode(picture(n, 64), "jpg") for n in range(2)]
+    whole = [encode(draw_image(n, 64), "jpg") for n in range(2)]
     clear = io.BytesIO()
     Image.new("RGBA", (16, 16), (9, 9, 9, 0)).save(clear, "PNG")
-    images = [whole[0], whole[1][:-200], b"<html>", clear.getvalue(), encode(picture(3, 16))]
+    images = [whole[0], whole[1][:-200], b"<html>", clear.getvalue(), encode(draw_image(3, 16))]
     path = write_table_as_parquet(tmp_path / "t.parquet", [{"jpg": data, "text": "a"} for data in images])
     reports = {}
     for check in CHECKS:
@@ -233,7 +233,7 @@ def named(name, content):
 @pytest.mark.parametrize(
     "write, more, words",
     [
-        (lambda folder: None, [], ["there are no pictures here", "A folder has pictures"]),
+        (lambda folder: None, [], ["there are no images here", "A folder has images"]),
         (lacking, [], ["2 of 3 files lack a column that", "a.parquet has", "b.parquet", "found: 'caption'"]),
         (other_types, [], ["b.parquet: its columns differ", "score is text, not number", "--columns"]),
         (other_columns, [], ["b.parquet: its columns differ", "width is new", "--columns"]),
@@ -275,7 +275,7 @@ PLAIN_LIST = [{"image": "0.png", "caption": "a cat"}]
 @pytest.mark.parametrize("document, name", [(COCO, "COCO annotations"), (LLAVA, "LLaVA"), (PLAIN_LIST, "a JSON list")])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_make_prints_the_command_that_converts_a_json_document(tmp_path, capsys, document, name, indent):
-    (tmp_path / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "0.png").write_bytes(encode(draw_image(0, 16)))
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(document, indent=indent))
     code, text = call(capsys, "make", path, "--out", tmp_path / "out")
@@ -310,7 +310,7 @@ def test_make_names_the_way_to_sources_that_it_does_not_read(tmp_path, capsys, m
     (tmp_path / "folder.csv").mkdir()
     code, text = call(capsys, "make", source, "--out", "out")
     if source == "folder.csv":
-        words = "there are no pictures here"
+        words = "there are no images here"
     assert code == 78 and words in text, text
     assert not (tmp_path / "out").exists()
 
@@ -328,7 +328,7 @@ def test_make_refuses_several_sources_of_other_kinds_and_repeated_files(tmp_path
 def test_make_names_images_option_for_rows_with_paths_only(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "tables").mkdir()
-    (tmp_path / "pictures" / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "pictures" / "0.png").write_bytes(encode(draw_image(0, 16)))
     rows = [{"image": {"bytes": None, "path": "0.png"}, "caption": "a"}]
     path = write_table_as_parquet(tmp_path / "tables" / "t.parquet", rows)
     code, text = call(capsys, "make", path, "--out", tmp_path / "out")
@@ -374,7 +374,7 @@ def test_headers_of_shards_are_those_of_tarfile(name, size):
 
 
 def test_make_reads_csv_with_quoted_line_breaks_and_byte_order_mark(tmp_path, capsys):
-    (tmp_path / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "0.png").write_bytes(encode(draw_image(0, 16)))
     (tmp_path / "t.csv").write_bytes(b'\xef\xbb\xbfpath,caption\r\n0.png,"a cat,\r\non a ""mat"""\r\n')
     assert call(capsys, "make", tmp_path / "t.csv", "--out", tmp_path / "out")[0] == 0
     assert texts(tmp_path / "out") == ['a cat, on a "mat"']
@@ -383,7 +383,7 @@ def test_make_reads_csv_with_quoted_line_breaks_and_byte_order_mark(tmp_path, ca
 def test_make_takes_equal_file_names_in_several_class_folders(tmp_path, capsys):
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "pets" / name).mkdir(parents=True)
-        (tmp_path / "pets" / name / "0.png").write_bytes(encode(picture(number, 16)))
+        (tmp_path / "pets" / name / "0.png").write_bytes(encode(draw_image(number, 16)))
     assert call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out")[0] == 0
     found = {json.loads(sample["json"])["file"]: sample["cls"] for sample in members(tmp_path / "out")}
     assert found == {"cat/0.png": b"0", "dog/0.png": b"1"}
@@ -391,7 +391,7 @@ def test_make_takes_equal_file_names_in_several_class_folders(tmp_path, capsys):
 
 def test_make_refuses_row_of_metadata_whose_file_is_absent(tmp_path, capsys):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "set" / "0.png").write_bytes(encode(draw_image(0, 16)))
     rows = [{"file_name": f"{n}.png", "text": "a"} for n in range(2)]
     write_table(tmp_path / "set" / "metadata.jsonl", rows)
     code, report = call(capsys, "make", tmp_path / "set", "--out", tmp_path / "out", "--json")

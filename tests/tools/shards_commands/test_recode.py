@@ -1,4 +1,4 @@
-"""Tests of shards recode: what stays and what changes, the check of pictures, interruption, and what it refuses."""
+"""Tests of shards recode: what stays and what changes, the check of images, interruption, and what it refuses."""
 
 import contextlib
 import fcntl
@@ -25,10 +25,10 @@ from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.harness.common import ROOT
 from tests.parsers.jpegs import variants
-from tests.synthetic import make_dataset, make_tokenizer, odd_pictures, oriented, smooth
+from tests.synthetic import make_dataset, make_tokenizer, odd_images, oriented, smooth
 from tests.tools.commands.test_shards_cli import call, rot
-from tools.shards_commands import recode_picture
-from tools.shards_commands.recode_picture import Recoding, Unsuitable
+from tools.shards_commands import recode_image
+from tools.shards_commands.recode_image import Recoding, Unsuitable
 
 SHORT = 48
 WANTED = Recoding(SHORT, 85, markers=True)
@@ -40,15 +40,15 @@ def jpeg(pixels, **options):
     return buffer.getvalue()
 
 
-def write_set(folder, pictures, chunk=2, shards=2):
+def write_set(folder, images, chunk=2, shards=2):
     """Write samples with these images (bytes) and a caption and a json member each; returns the manifest's folder."""
     folder.mkdir()
     paths = [folder / f"{shard}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):
         members = []
-        for i in range(len(pictures) * shard // shards, len(pictures) * (shard + 1) // shards):
+        for i in range(len(images) * shard // shards, len(images) * (shard + 1) // shards):
             facts = json.dumps({"licence": "CC0", "number": i}).encode()
-            members += [(f"k{i}.jpg", pictures[i]), (f"k{i}.txt", f"text {i}".encode()), (f"k{i}.json", facts)]
+            members += [(f"k{i}.jpg", images[i]), (f"k{i}.txt", f"text {i}".encode()), (f"k{i}.json", facts)]
         write_tar(path, members)
     index([str(path) for path in paths], folder / "m", chunk)
     return folder / "m"
@@ -64,7 +64,7 @@ def source(tmp_path):
     return write_set(tmp_path / "source", [jpeg(smooth(96, 110 + i, seed=i)) for i in range(10)])
 
 
-def test_recode_keeps_samples_and_writes_smaller_pictures(source, tmp_path, capsys):
+def test_recode_keeps_samples_and_writes_smaller_images(source, tmp_path, capsys):
     old = Manifest.load(source)
     code, report = call(capsys, "recode", source, "--short", SHORT, "--out", tmp_path / "out", "--json")
     new = Manifest.load(tmp_path / "out")
@@ -102,16 +102,16 @@ def test_batches_of_recoded_shards_have_equal_ids_masks_and_captions(tmp_path, c
         for name in ("ids", "keep_indices", "tokens", "position_ids"):
             assert np.array_equal(getattr(before, name), getattr(after, name)), name
         difference = before.patches.numpy().astype(int) - after.patches.numpy()
-        assert 0 < np.abs(difference).mean() < 12  # the same crops of the same pictures
+        assert 0 < np.abs(difference).mean() < 12  # the same crops of the same images
 
 
-def test_pictures_that_jpeg_cannot_hold_stay(tmp_path, capsys):
-    pictures = odd_pictures()
-    source = write_set(tmp_path / "source", list(pictures.values()))
+def test_images_that_jpeg_cannot_hold_stay(tmp_path, capsys):
+    images = odd_images()
+    source = write_set(tmp_path / "source", list(images.values()))
     code, report = call(capsys, "recode", source, "--short", SHORT, "--out", tmp_path / "out", "--json")
     kept = report["kept_by_reason"]
     assert code == 0 and kept["transparent"] == 3 and kept["more than N bits per colour"] == 2, kept
-    for name, before, after in zip(pictures, samples(source), samples(tmp_path / "out"), strict=True):
+    for name, before, after in zip(images, samples(source), samples(tmp_path / "out"), strict=True):
         stays = before["jpg"] == after["jpg"]
         assert stays or name not in ("RGBA", "LA", "clear palette", "16 bit", "16 bit, dark"), name
         old, new = (decode.decode(sample["jpg"]) for sample in (before, after))
@@ -127,7 +127,7 @@ def test_orientation_and_credits_stay(orientation):
     exif[ExifTags.Base.Copyright] = "Someone"
     exif[ExifTags.Base.Make] = "A camera"
     stored = decode.decode(oriented(upright, orientation), exif="ignore")
-    recoded = recode_picture.recode_picture(jpeg(stored, exif=exif), WANTED)
+    recoded = recode_image.recode_image(jpeg(stored, exif=exif), WANTED)
     turned = decode.decode(recoded, "simplejpeg", exif="apply")
     small = np.asarray(Image.fromarray(upright).resize((64, SHORT), Image.Resampling.BICUBIC), dtype=int)
     assert turned.shape == (SHORT, 64, 3) and np.abs(turned - small).mean() < 6
@@ -141,19 +141,19 @@ def test_restart_marker_follows_every_unit(grey, size):
     pixels = smooth(*size, channels=3)
     if grey:
         pixels = np.ascontiguousarray(pixels[..., 0])
-    recoded = recode_picture.recode_picture(jpeg(pixels), Recoding(96, 90, markers=True))
+    recoded = recode_image.recode_image(jpeg(pixels), Recoding(96, 90, markers=True))
     side = 8 if grey else 16
     units = -(-size[0] // side) * -(-size[1] // side)
-    assert recode_picture._has_marker_per_unit(recoded, units)
-    assert not recode_picture._has_marker_per_unit(recoded, units + 1)
+    assert recode_image._has_marker_per_unit(recoded, units)
+    assert not recode_image._has_marker_per_unit(recoded, units + 1)
     for marker in (0xD0, 0xD1)[: units - 1]:
-        assert not recode_picture._has_marker_per_unit(recoded.replace(bytes([0xFF, marker]), b"\xff\xd7"), units)
-    assert not recode_picture._has_marker_per_unit(jpeg(pixels), units)
+        assert not recode_image._has_marker_per_unit(recoded.replace(bytes([0xFF, marker]), b"\xff\xd7"), units)
+    assert not recode_image._has_marker_per_unit(jpeg(pixels), units)
 
 
 def test_all_images_have_the_usual_huffman_tables():
     """The kernel builds tables once for images that share them."""
-    recoded = [recode_picture.recode_picture(jpeg(smooth(96, side, channels=3)), WANTED) for side in (64, 96)]
+    recoded = [recode_image.recode_image(jpeg(smooth(96, side, channels=3)), WANTED) for side in (64, 96)]
     tables = [huffman_tables(image) for image in recoded]
     assert tables[0] == tables[1] == huffman_tables(jpeg(smooth(96, 96, channels=3)))
     assert tables[0] != huffman_tables(jpeg(smooth(96, 96, channels=3), optimize=True))
@@ -165,16 +165,16 @@ def huffman_tables(data):
     return [data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")] for at in starts]
 
 
-def test_picture_that_does_not_pass_the_check_stays(monkeypatch):
-    monkeypatch.setattr(recode_picture, "_has_marker_per_unit", lambda data, units: False)
+def test_image_that_does_not_pass_the_check_stays(monkeypatch):
+    monkeypatch.setattr(recode_image, "_has_marker_per_unit", lambda data, units: False)
     with pytest.raises(Unsuitable, match="check"):
-        recode_picture.recode_picture(jpeg(smooth(96, 96)), WANTED)
+        recode_image.recode_image(jpeg(smooth(96, 96)), WANTED)
 
 
-def test_picture_that_would_grow_stays():
-    small = recode_picture.recode_picture(jpeg(smooth(96, 96)), Recoding(SHORT, 30, markers=False))
+def test_image_that_would_grow_stays():
+    small = recode_image.recode_image(jpeg(smooth(96, 96)), Recoding(SHORT, 30, markers=False))
     with pytest.raises(Unsuitable, match="more bytes"):
-        recode_picture.recode_picture(small, Recoding(SHORT, 95, markers=True))
+        recode_image.recode_image(small, Recoding(SHORT, 95, markers=True))
 
 
 def hostile():
@@ -188,14 +188,14 @@ def hostile():
 
 def test_images_that_cannot_be_read_stay_and_markers_are_not_trusted(tmp_path, capsys):
     bad = hostile()
-    pictures = [*bad.values(), *(jpeg(smooth(96, 96, seed=i)) for i in range(4))]
-    source = write_set(tmp_path / "source", pictures)
+    images = [*bad.values(), *(jpeg(smooth(96, 96, seed=i)) for i in range(4))]
+    source = write_set(tmp_path / "source", images)
     code, report = call(capsys, "recode", source, "--short", SHORT, "--out", tmp_path / "out", "--json")
     assert code == 0 and report["images_recoded"] == 4 and sum(report["kept_by_reason"].values()) == 4
     assert [sample["jpg"] for sample in samples(tmp_path / "out")[:4]] == list(bad.values())
     assert not Manifest.load(tmp_path / "out").restart_markers_verified
     assert any("damaged JPEGs have restart markers" in line for line in report["advice"])
-    assert recode_picture.markers_are_safe(bad["text"]) and not recode_picture.markers_are_safe(bad["cut off"])
+    assert recode_image.markers_are_safe(bad["text"]) and not recode_image.markers_are_safe(bad["cut off"])
 
     assert call(capsys, "verify", source, "--workers", 1, "--out", tmp_path / "good")[0] == 0
     code, report = call(capsys, "recode", tmp_path / "good", "--short", SHORT, "--out", tmp_path / "out2", "--json")
@@ -219,12 +219,12 @@ def test_intact_files_of_rare_forms_stay_and_cost_the_set_nothing(tmp_path, caps
     assert [sample["jpg"] for sample in samples(tmp_path / "out")[:4]] == rare
     assert Manifest.load(tmp_path / "out").restart_markers_verified and "images_damaged" not in report
     assert not any("damaged" in line for line in report["advice"])
-    assert all(map(recode_picture.markers_are_safe, rare))
+    assert all(map(recode_image.markers_are_safe, rare))
 
 
 def test_file_that_is_read_with_a_warning_is_recoded_whatever_its_bytes(tmp_path, capsys):
     """``verify`` accepts it, so that no advice could help."""
-    marked = recode_picture.recode_picture(jpeg(smooth(96, 96)), Recoding(96, 60, markers=True))
+    marked = recode_image.recode_image(jpeg(smooth(96, 96)), Recoding(96, 60, markers=True))
     at = len(marked) // 2
     warned = next(
         changed
@@ -236,7 +236,7 @@ def test_file_that_is_read_with_a_warning_is_recoded_whatever_its_bytes(tmp_path
     code, report = call(capsys, "recode", source, "--short", 96, "--quality", 100, "--out", tmp_path / "out", "--json")
     assert code == 0 and report["images_recoded"] == 4 and report["restart_markers_verified"]
     written = samples(tmp_path / "out")[0]["jpg"]
-    assert len(written) > recode_picture.GROWTH * len(warned) and recode_picture.markers_are_safe(written)
+    assert len(written) > recode_image.GROWTH * len(warned) and recode_image.markers_are_safe(written)
 
 
 def is_read_with_warning(data):
@@ -245,7 +245,7 @@ def is_read_with_warning(data):
         decode.decode(data)
     except decode.DecodeError:
         return False
-    return not recode_picture.markers_are_safe(data)
+    return not recode_image.markers_are_safe(data)
 
 
 def test_report_names_damaged_images_and_the_command_that_excludes_them(tmp_path, capsys):
@@ -336,8 +336,8 @@ def contents(folder):
 
 @pytest.mark.long
 def test_killed_command_continues_with_equal_bytes(tmp_path, capsys):
-    pictures = [jpeg(smooth(500, 500, seed=i)) for i in range(3)] * 20
-    source = write_set(tmp_path / "source", pictures, chunk=4, shards=6)
+    images = [jpeg(smooth(500, 500, seed=i)) for i in range(3)] * 20
+    source = write_set(tmp_path / "source", images, chunk=4, shards=6)
     out = tmp_path / "out"
     command = ["recode", source, "--short", 384, "--out", out]
     child = subprocess.Popen([sys.executable, ROOT / "jobs", "shards", *map(str, command), "--workers", "1"])

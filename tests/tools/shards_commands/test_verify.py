@@ -16,7 +16,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.flip.data.manifest.test_manifest import write_tar
-from tests.synthetic import encode, make_dataset, picture
+from tests.synthetic import draw_image, encode, make_dataset
 from tests.tools.commands.test_shards_cli import call
 from tools.shards_commands import verify
 from tools.shards_commands.verify import Report, VerificationPlan, check, draw, kind, resized, upper_bound
@@ -183,7 +183,7 @@ def test_verify_and_inspect_count_captions_that_are_not_utf8(tmp_path, capsys):
     files = []
     for i, text in enumerate(samples):
         data = b'{"caption": "' + text.replace(b"\0", b"") + b'", "other": "\xff"}'
-        files += [(f"{i}.png", encode(picture(i, 16))), (f"{i}.txt", text), (f"{i}.json", data)]
+        files += [(f"{i}.png", encode(draw_image(i, 16))), (f"{i}.txt", text), (f"{i}.json", data)]
     write_tar(tmp_path / "data" / "0.tar", files)
     manifest = index([str(tmp_path / "data" / "0.tar")], tmp_path / "data", 2)
     for captions in ("txt", "txt:whole", "json:caption"):

@@ -24,7 +24,7 @@ from jobs.measuring.functions import input_stages
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import take
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 from tests.tools.shards_commands.test_verify import checked, rot
 from tools.shards_commands import inspect_samples, verify
 
@@ -188,7 +188,7 @@ def test_chunk_checksum_covers_dropped_samples_inside_chunk(tmp_path):
 
 
 def test_stages_count_selected_samples_and_bytes_of_all_samples(tmp_path):
-    image = encode(picture(1, 16))
+    image = encode(draw_image(1, 16))
     members = []
     for i in range(16):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]

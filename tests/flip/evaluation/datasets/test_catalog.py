@@ -16,7 +16,7 @@ from flip.data.manifest.build import index
 from flip.evaluation.datasets import catalog, prompts
 from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
 from flip.runs.errors import ConfigError, DataError
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 from tools.commands import prompts as prompts_command
 
 
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def images(folder, names):
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(encode(picture(i, 16)))
+        (folder / name).write_bytes(encode(draw_image(i, 16)))
 
 
 def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", metadata=None):
@@ -45,7 +45,7 @@ def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", m
                     more = {"cls": i % 3}
                 if metadata:
                     more["npy"] = np.array(metadata(i))
-                writer.write({"__key__": f"s{i:07d}", image: encode(picture(i, 16)), **more})
+                writer.write({"__key__": f"s{i:07d}", image: encode(draw_image(i, 16)), **more})
     if not captions:
         (folder / "classnames.txt").write_text("tench\ngreat white shark\ncock")
         (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nart of the {c}.")
@@ -380,7 +380,7 @@ def test_resolve_dataset_reads_jsonl_list_and_rejects_invalid_list(tmp_path):
     )
     assert (dataset.task, [label_of(sample) for sample in samples(dataset.location)]) == ("zeroshot", [1, 0])
     first = (opened := dataset.location.open()).digest, opened.cache_key
-    (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
+    (tmp_path / "there" / "a.png").write_bytes(encode(draw_image(1, 20)))
     second = catalog.locate_split(str(tmp_path / "mine.jsonl")).open()
     assert first[0] != second.digest and first[1] != second.cache_key
     (tmp_path / "mine.jsonl").write_text("no json\n")

@@ -7,12 +7,12 @@ import pytest
 from flip.data.chunk_reader import ChunkReader
 from flip.evaluation.datasets.image_sources import READER_THREADS, File, ImageFiles, Shards
 from flip.runs.errors import DataError
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 
 
 def files_of(folder, count):
     for i in range(count):
-        (folder / f"{i}.png").write_bytes(encode(picture(i)))
+        (folder / f"{i}.png").write_bytes(encode(draw_image(i)))
     return ImageFiles([File(str(folder / f"{i}.png"), i) for i in range(count)], str(folder))
 
 
@@ -38,7 +38,7 @@ def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, f
     samples = list(images.samples(positions))
     assert [id for id, _ in samples] == list(positions) and len(reads) == READER_THREADS
     images_read = [bytes(sample.get("png", sample.get("jpg"))) for _, sample in samples]
-    assert images_read == [encode(picture(id)) for id in positions]
+    assert images_read == [encode(draw_image(id)) for id in positions]
 
 
 def test_files_are_examined_once_for_digest_and_cache_key(tmp_path, monkeypatch):

@@ -19,9 +19,9 @@ from flip.data.decode import open_image
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding import encoders, open_clip_folder
 from flip.evaluation.evaluator import Evaluator
-from flip.runs.commit import sha256
+from flip.runs.checkpoint_folder import sha256
 from flip.runs.errors import ConfigError, DataError
-from tests.synthetic import picture
+from tests.synthetic import draw_image
 
 MODEL = {
     "embed_dim": 24,
@@ -53,11 +53,9 @@ def test_open_clip_encoder_features_match_open_clip(folder):
     clip_encoder = encoders.OpenClipEncoder(str(folder))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
-    pictures = [picture(i, 50)[:40] for i in range(3)]
-    views = torch.from_numpy(np.stack([clip_encoder.view(image) for image in pictures]))
-    expected = model.encode_image(
-        torch.stack([preprocess(Image.fromarray(image)) for image in pictures]), normalize=True
-    )
+    images = [draw_image(i, 50)[:40] for i in range(3)]
+    views = torch.from_numpy(np.stack([clip_encoder.view(image) for image in images]))
+    expected = model.encode_image(torch.stack([preprocess(Image.fromarray(image)) for image in images]), normalize=True)
     assert torch.allclose(clip_encoder.image(views, torch.arange(3)), expected, atol=1e-6)
     texts = ["a red square", "a blue stripe"]
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
@@ -68,7 +66,7 @@ def test_open_clip_encoder_features_match_open_clip(folder):
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK"])
 def test_open_clip_encoder_prepares_images_of_all_modes_as_open_clip(folder, tmp_path, mode):
     """open_clip drops transparency and clips 16-bit grey. Training does neither by default."""
-    pixels = np.dstack([picture(1, 50), np.tile(np.arange(50, dtype=np.uint8), (50, 1))])
+    pixels = np.dstack([draw_image(1, 50), np.tile(np.arange(50, dtype=np.uint8), (50, 1))])
     stored = Image.fromarray(pixels).convert(mode if mode != "I;16" else "L")
     if mode == "I;16":
         stored = Image.fromarray((np.arange(2500, dtype=np.uint16) * 26).reshape(50, 50))

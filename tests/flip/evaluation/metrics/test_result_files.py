@@ -17,7 +17,7 @@ from flip.runs.formats import FormatError
 from flip.runs.rundir import RunDir, read_json, write_json
 from tests.jobs.outcomes import make
 
-COMMIT = {"stage": "pretrain", "samples": 64, "digest": "d"}
+CHECKPOINT = {"stage": "pretrain", "samples": 64, "digest": "d"}
 AT = ("pretrain", 64)
 
 
@@ -32,10 +32,10 @@ def names(points):
 def test_each_writer_has_a_file_at_each_position(tmp_path):
     run = RunDir(tmp_path / "run")
     write_scores(run, ScoreRecord(*AT, [score("a")], seconds=2.0, attempt=1))
-    write_result(run, score("b", 0.1), COMMIT, "first")
-    write_result(run, score("c", 0.2), COMMIT, "first")
-    write_result(run, score("b", 0.3), COMMIT, "second")
-    write_result(run, score("b", 0.4), COMMIT | {"samples": 128}, "second")
+    write_result(run, score("b", 0.1), CHECKPOINT, "first")
+    write_result(run, score("c", 0.2), CHECKPOINT, "first")
+    write_result(run, score("b", 0.3), CHECKPOINT, "second")
+    write_result(run, score("b", 0.4), CHECKPOINT | {"samples": 128}, "second")
     files = sorted(str(path.relative_to(run.eval)) for path in run.eval.rglob("*.json"))
     assert files == [
         "pretrain-128/second.json",
@@ -57,18 +57,18 @@ def test_each_writer_has_a_file_at_each_position(tmp_path):
 def test_job_replaces_only_its_own_score_of_a_name(tmp_path):
     run = RunDir(tmp_path / "run")
     for top1 in (0.1, 0.2):
-        write_result(run, score("b", top1), COMMIT, "job")
+        write_result(run, score("b", top1), CHECKPOINT, "job")
     (point,) = read_scores(run)
     assert [item["top1"] for item in point.scores] == [0.2]
     (item,) = point.scores
-    assert (item["job"], item["commit"], item["stage"], item["samples"]) == ("job", COMMIT, *AT)
+    assert (item["job"], item["commit"], item["stage"], item["samples"]) == ("job", CHECKPOINT, *AT)
 
 
 @pytest.mark.parametrize("absent", ["stage", "samples", "evaluations"])
 def test_part_of_a_score_file_is_refused(tmp_path, absent):
     """Also a file with a single score next to files of jobs."""
     run = RunDir(tmp_path / "run")
-    write_result(run, score("b"), COMMIT, "job")
+    write_result(run, score("b"), CHECKPOINT, "job")
     path = run.eval / "pretrain-64" / "job.json"
     write_json(path, {name: value for name, value in read_json(path).items() if name != absent})
     with pytest.raises(FormatError, match=f"job.json: lacks `{absent}`") as error:
@@ -94,7 +94,7 @@ def test_scores_of_all_data_sets_in_many_views_are_read(tmp_path):
 
 def test_damaged_file_is_named(tmp_path):
     run = RunDir(tmp_path / "run")
-    write_result(run, score("b"), COMMIT, "job")
+    write_result(run, score("b"), CHECKPOINT, "job")
     record = {"stage": "pretrain", "samples": 64, "evaluations": [score("b", "high")]}
     write_json(run.eval / "pretrain-64" / "job.json", record)
     with pytest.raises(DataError, match="job.json.*evaluations.0.top1"):
@@ -138,4 +138,4 @@ def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, expecte
     if own:
         rows = [{**common, "predictions": "own", **own}]
     write_scores(run, ScoreRecord(*AT, [{**common, "name": "b", "precision": "fp32"}, *rows]))
-    assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, COMMIT) == expected
+    assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, CHECKPOINT) == expected

@@ -12,7 +12,7 @@ from flip.evaluation.datasets.image_sources import File, ImageFiles, Shards
 from flip.evaluation.evaluator import Evaluator, _captions
 from flip.evaluation.tasks.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged
-from tests.synthetic import encode, picture
+from tests.synthetic import draw_image, encode
 
 
 def drawn(images, captions, seed=0, noise=0.6):
@@ -107,7 +107,7 @@ def test_image_without_caption_is_refused():
 
 
 def test_image_files_do_not_split_caption_at_line_break(tmp_path):
-    (tmp_path / "0.png").write_bytes(encode(picture(0)))
+    (tmp_path / "0.png").write_bytes(encode(draw_image(0)))
     files = ImageFiles([File(str(tmp_path / "0.png"), captions=("a dog\nruns", " a  cat"))], str(tmp_path))
     ((_, sample),) = files.samples(range(1))
     assert captions_of(sample, ["txt"]) == ["a dog runs", "a cat"]

@@ -23,7 +23,7 @@ from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
 from tests.flip.evaluation.conftest import CONFIG
-from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
+from tests.synthetic import COLOURS, SHAPES, draw_image, make_dataset
 
 
 def score(model, folder, batch, manifest, classes, role="test"):
@@ -62,7 +62,7 @@ def test_zero_shot_counts_match_loop_over_images(model, data):
         rows.append(mean / mean.norm())
     correct = {1: 0, 5: 0}
     for i in range(50):
-        pixels = picture(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(1, 64, 192)
+        pixels = draw_image(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(1, 64, 192)
         ranking = (torch.stack(rows) @ model.encode_image(torch.from_numpy(pixels))[0]).argsort(descending=True)
         for k in correct:
             correct[k] += i % 7 in ranking[:k]
@@ -100,7 +100,7 @@ def test_zero_shot_ranks_lower_class_first_if_scores_are_equal(model, data, tmp_
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         for i in range(10):
             buffer = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(picture(i))).save(buffer, "PNG")
+            Image.fromarray(np.ascontiguousarray(draw_image(i))).save(buffer, "PNG")
             writer.write({"__key__": f"{i}", "png": buffer.getvalue(), "cls": i % 2})
     index([str(tmp_path / "0.tar")], tmp_path)
     result = score(model, data, 4, tmp_path, tmp_path / "same.json")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from flip.files.creation import output_folder
-from flip.runs import commit
+from flip.runs import checkpoint_folder
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.host.slurm_cli import SlurmUnavailable
@@ -183,11 +183,11 @@ def test_agents_of_a_run_are_found_without_its_ranks(monkeypatch):
 def test_agents_are_ended_after_the_first_checkpoint(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr(agents, "end_agents", ended.append)
-    looks = iter([[], [], ["a commit"]])
-    monkeypatch.setattr(agents.commit, "commits", lambda run: next(looks))
+    looks = iter([[], [], ["a checkpoint"]])
+    monkeypatch.setattr(agents.checkpoint_folder, "checkpoints", lambda run: next(looks))
     agents.end_agents_after_checkpoint(str(tmp_path), 60)
     assert ended == [str(tmp_path)]
-    monkeypatch.setattr(agents.commit, "commits", lambda run: [])
+    monkeypatch.setattr(agents.checkpoint_folder, "checkpoints", lambda run: [])
     with pytest.raises(SystemExit, match="first checkpoint"):
         agents.end_agents_after_checkpoint(str(tmp_path), 0)
     assert ended == [str(tmp_path)]
@@ -288,7 +288,7 @@ def test_different_tensors_are_named(tmp_path, monkeypatch):
         save_file(
             {key: np.array(value, np.float32) for key, value in tensors.items()}, tmp_path / name / "s.safetensors"
         )
-    monkeypatch.setattr(commit, "commits", lambda run: [run])
+    monkeypatch.setattr(checkpoint_folder, "checkpoints", lambda run: [run])
     monkeypatch.setattr(faults, "local_copy", _Folder)
     assert faults.different_tensors(tmp_path / "a", tmp_path / "b") == ["s.safetensors x", "s.safetensors y"]
     assert faults.different_tensors(tmp_path / "a", tmp_path / "a") == []

@@ -12,7 +12,7 @@ from jobs.measuring.functions import input_stages
 from jobs.measuring.functions.input_stages import PipelineStage, find_bottleneck
 from tests.flip.data.loading import SAMPLES
 from tests.flip.data.manifest.test_manifest import write_tar
-from tests.synthetic import encode, make_dataset, picture
+from tests.synthetic import draw_image, encode, make_dataset
 from tools.shards_commands.manifest import excepting
 
 STAGES = ["read", "walk", "decode", "whole"]
@@ -51,7 +51,7 @@ def test_captions_are_those_that_a_sample_has(members, captions):
 
 
 def test_captions_in_a_field_of_json_are_measured(tmp_path):
-    image = encode(picture(1, 32))
+    image = encode(draw_image(1, 32))
     members = [(f"{i}.{name}", data) for i in range(8) for name, data in (("png", image), ("json", b'{"text": "cat"}'))]
     write_tar(tmp_path / "0.tar", members)
     manifest = index([str(tmp_path / "0.tar")], tmp_path / "m", 4)

@@ -1,4 +1,4 @@
-"""``make pictures``: the pictures of the README, drawn from real output.
+"""``make figures``: the figures of the README, drawn from real output.
 
 - towers.svg is drawn by hand; its dark form has other colours.
 - preemption.svg is a timeline of one preempted run, from preemption.json. ``--record RUN`` reads that file from a run.
@@ -24,14 +24,14 @@ from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, read_record, to_json, write_bytes, write_text
 from jobs.common.paths import JOBS, REPOSITORY
 
-FOLDER = REPOSITORY / "docs" / "pictures"
+FOLDER = REPOSITORY / "docs" / "figures"
 PLAN = ("submit", "masking", "--dry-run", "--cluster", "h100")
 SHOWN = (
     (r"^mask50: new$", r"^  from base "),
     (r"^  stage +samples ", r"^  a step "),
     (r"^all runs$", r"^  GPU-hours of runs"),
 )
-"""First line, and the line after the last one, of the parts of the plan that the picture shows, in their order."""
+"""First line, and the line after the last one, of the parts of the plan that the figure shows, in their order."""
 REPORT_SIZE = {"width": 640, "height": 442}
 """Of the page of ``flip report``. README shows it in 410 pixels, where its text is still readable."""
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -45,7 +45,7 @@ DARK = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make pictures", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="make figures", description=__doc__.partition("\n")[0])
     parser.add_argument("--record", type=Path, help="a preempted run directory, from which preemption.json is read")
     parser.add_argument("--report", type=Path, help="folder of a sweep, whose report page is shown")
     options = parser.parse_args(arguments)
@@ -73,9 +73,9 @@ def events_of(run: RunDir) -> dict[str, Any]:
     cause = read_record(run.attempt(1) / "cause.0.json") or {}
     end = read_record(run.attempt(1) / "end.json") or {}
     start, ready = (read_record(run.attempt(2) / name) or {} for name in ("start.json", "ready.json"))
-    (commit,) = run.path.glob(f"checkpoints/*/{end['commits']}-1/commit.json")
+    (mark,) = run.path.glob(f"checkpoints/*/{end['commits']}-1/commit.json")
     moments = {
-        "signal": request["time"], "saved": commit.stat().st_mtime, "exit": cause["time"], "requeued": end["time"],
+        "signal": request["time"], "saved": mark.stat().st_mtime, "exit": cause["time"], "requeued": end["time"],
         "started": start["time"], "ready": ready["time"],
     }  # fmt: skip
     seconds = {name: round(moment - request["time"], 2) for name, moment in moments.items()}
@@ -89,7 +89,7 @@ def timeline(record: dict[str, Any]) -> str:
     saved = f"{record['saved']:,}"
     rows = [
         (at["signal"], "warn", record["signal"], "Slurm preempts the job"),
-        (at["saved"], "good", "checkpoint", f"committed at sample {saved}"),
+        (at["saved"], "good", "checkpoint", f"saved at sample {saved}"),
         (at["exit"], "soft", "exit 75", "stopped, not failed"),
         (at["requeued"], "soft", "requeue", "the owner of the job requeues it"),
         (at["started"], "soft", "attempt 2", "the other job has ended"),
@@ -156,12 +156,12 @@ def position(pattern: str, lines: Sequence[str], start: int) -> int:
         if re.search(pattern, re.sub(r"\x1b\[[\d;]*m", "", lines[number])):
             return number
     raise SystemExit(
-        f"the plan has no line {pattern!r} after line {start}: change SHOWN in tools/documentation/pictures.py"
+        f"the plan has no line {pattern!r} after line {start}: change SHOWN in tools/documentation/figures.py"
     )
 
 
 def terminal(output: str, command: str) -> str:
-    """Text with the colours of a terminal as a picture of a terminal, without fonts from a network."""
+    """Text with the colours of a terminal as a figure of a terminal, without fonts from a network."""
     from rich.console import Console
     from rich.text import Text
 
@@ -184,9 +184,9 @@ def screenshot(page: Path, scheme: str) -> bytes:
         context = browser.new_context(viewport=REPORT_SIZE, device_scale_factor=1.5, color_scheme=scheme)  # type: ignore[arg-type]
         view = context.new_page()
         view.goto(page.resolve().as_uri())
-        picture = view.screenshot()
+        figure = view.screenshot()
         browser.close()
-    return picture
+    return figure
 
 
 if __name__ == "__main__":

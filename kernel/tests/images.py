@@ -1,4 +1,4 @@
-"""Pictures, encoded files, damage, and the reference that the kernel's patches are compared with."""
+"""Images, encoded files, damage, and the reference that the kernel's patches are compared with."""
 
 import io
 
@@ -14,8 +14,8 @@ SIZES = ((224, 16), (112, 16), (224, 14), (224, 32), (96, 8), (160, 32), (64, 64
 QUALITIES = (1, 5, 20, 50, 75, 85, 92, 95, 98, 100)
 
 
-def picture(random: Generator, width: int, height: int) -> np.ndarray:
-    """A picture: noise, waves, waves with noise, or hard edges."""
+def draw_image(random: Generator, width: int, height: int) -> np.ndarray:
+    """An image: noise, waves, waves with noise, or hard edges."""
     kind = random.integers(4)
     if kind == 0:
         return random.integers(0, 256, (height, width, 3), np.uint8)

@@ -1,7 +1,7 @@
-"""Encodes one picture for `shards recode`, and checks the result.
+"""Encodes one image for `shards recode`, and checks the result.
 
-`recode_picture` makes a smaller JPEG of a picture that training can read, or says why it must stay. `markers_are_safe`
-tells whether a reader may skip from one restart marker of a JPEG to the next. `view_psnr` compares two pictures as
+`recode_image` makes a smaller JPEG of an image that training can read, or says why it must stay. `markers_are_safe`
+tells whether a reader may skip from one restart marker of a JPEG to the next. `view_psnr` compares two images as
 training sees them.
 """
 
@@ -21,11 +21,11 @@ from flip.data.decode import DecodeError, Pixels
 
 SUBSAMPLING = "4:2:0"
 MCU = 16
-"""Side of a minimum coded unit in pixels, with 4:2:0. Of a grey picture it is half of that."""
+"""Side of a minimum coded unit in pixels, with 4:2:0. Of a grey image it is half of that."""
 LONGEST_JPEG_SIDE = 65_500
 """Largest width or height that libjpeg writes."""
 GROWTH = 1.15
-"""A picture whose bytes would grow by a larger factor stays as it is. Markers alone take 3 to 12 %."""
+"""An image whose bytes would grow by a larger factor stays as it is. Markers alone take 3 to 12 %."""
 VIEW = 224
 """Side of the views that are compared, in pixels."""
 IDENTICAL = 100.0
@@ -40,7 +40,7 @@ _INTERVAL_OF_1 = b"\xff\xdd\x00\x04\x00\x01"
 
 @dataclass(frozen=True)
 class Recoding:
-    """How pictures are encoded. ``short``: pixels of the shorter side, of pictures that are larger than that."""
+    """How images are encoded. ``short``: pixels of the shorter side, of images that are larger than that."""
 
     short: int
     quality: int
@@ -48,23 +48,23 @@ class Recoding:
 
 
 class Unsuitable(Exception):
-    """A picture must stay as it is. The message is the reason."""
+    """An image must stay as it is. The message is the reason."""
 
 
-def recode_picture(data: bytes | memoryview, recoding: Recoding) -> bytes:
-    """The picture as a JPEG that has been decoded again. Raises Unsuitable; DecodeError if training cannot read it."""
-    picture = _shrunk(_open(data), recoding.short)
-    if max(picture.size) > LONGEST_JPEG_SIDE:
+def recode_image(data: bytes | memoryview, recoding: Recoding) -> bytes:
+    """The image as a JPEG that has been decoded again. Raises Unsuitable; DecodeError if training cannot read it."""
+    image = _shrunk(_open(data), recoding.short)
+    if max(image.size) > LONGEST_JPEG_SIDE:
         raise Unsuitable("a side is longer than JPEG allows")
     # "optimize" would save 5 % of the bytes, but decoders would build tables for each image: 0.1 ms in the kernel.
     options: dict[str, Any] = {"exif": _exif(data), "quality": recoding.quality, "optimize": False}
     if recoding.markers:
         options["restart_marker_blocks"] = 1
-    if picture.mode == "RGB":
+    if image.mode == "RGB":
         options["subsampling"] = SUBSAMPLING
     buffer = io.BytesIO()
     try:
-        picture.save(buffer, "JPEG", **options)
+        image.save(buffer, "JPEG", **options)
     except (OSError, ValueError) as error:
         raise Unsuitable(f"cannot be encoded: {error}") from error
     encoded = buffer.getvalue()
@@ -72,7 +72,7 @@ def recode_picture(data: bytes | memoryview, recoding: Recoding) -> bytes:
     # from marker to marker would not see the warning.
     if len(encoded) > GROWTH * len(data) and markers_are_safe(data):
         raise Unsuitable("would take more bytes")
-    if not _is_intact(encoded, picture, recoding):
+    if not _is_intact(encoded, image, recoding):
         raise Unsuitable("its encoded form does not pass the check")
     return encoded
 
@@ -92,7 +92,7 @@ def markers_are_safe(data: bytes | memoryview) -> bool:
 
 
 def view_psnr(source: bytes | memoryview, recoded: bytes | memoryview, id: int) -> float:
-    """Peak signal-to-noise ratio between the views of a sample's picture before and after, dB. Raises DecodeError."""
+    """Peak signal-to-noise ratio between the views of a sample's image before and after, dB. Raises DecodeError."""
     settings = Augment()
     draws = augment.draw(settings, 0, np.zeros(1, dtype=np.int64), np.array([id], dtype=np.int64))
     before, after = (
@@ -119,12 +119,12 @@ def _open(data: bytes | memoryview) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _shrunk(picture: Image.Image, short: int) -> Image.Image:
-    factor = short / min(picture.size)
+def _shrunk(image: Image.Image, short: int) -> Image.Image:
+    factor = short / min(image.size)
     if factor >= 1:
-        return picture
-    width, height = (max(short, round(side * factor)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+        return image
+    width, height = (max(short, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _exif(data: bytes | memoryview) -> bytes:
@@ -144,17 +144,17 @@ def _exif(data: bytes | memoryview) -> bytes:
         return b""
 
 
-def _is_intact(encoded: bytes, picture: Image.Image, recoding: Recoding) -> bool:
-    """Whether the encoded picture decodes without a warning to the right size, with all restart markers in place."""
+def _is_intact(encoded: bytes, image: Image.Image, recoding: Recoding) -> bool:
+    """Whether the encoded image decodes without a warning to the right size, with all restart markers in place."""
     pixels = _strictly_decoded(encoded)
-    if pixels is None or pixels.shape[:2] != (picture.height, picture.width):
+    if pixels is None or pixels.shape[:2] != (image.height, image.width):
         return False
     if not recoding.markers:
         return True
     side = MCU
-    if picture.mode == "L":
+    if image.mode == "L":
         side = MCU // 2
-    units = math.ceil(picture.width / side) * math.ceil(picture.height / side)
+    units = math.ceil(image.width / side) * math.ceil(image.height / side)
     return _has_marker_per_unit(encoded, units)
 
 

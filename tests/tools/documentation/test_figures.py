@@ -1,4 +1,4 @@
-"""Tests that the pictures of the README exist, fit the code that draws them, and are read from a real run."""
+"""Tests that the figures of the README exist, fit the code that draws them, and are read from a real run."""
 
 import json
 import os
@@ -10,23 +10,23 @@ import pytest
 
 from flip.runs.rundir import RunDir
 from tests.harness.common import ROOT
-from tools.documentation import pictures
+from tools.documentation import figures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def read(name: str) -> str:
-    return (pictures.FOLDER / name).read_text(encoding="utf-8")
+    return (figures.FOLDER / name).read_text(encoding="utf-8")
 
 
-def test_every_picture_of_the_readme_exists_with_a_text():
+def test_every_figure_of_the_readme_exists_with_a_text():
     shown = re.findall(r'(?:src|srcset)="([^"]+)"', README)
     assert len(shown) >= 5 and all((ROOT / name).is_file() for name in shown)
     assert all(re.search(r'alt="[^"]{20,}"', tag) for tag in re.findall(r"<img [^>]*>", README))
 
 
 def test_readme_has_two_screens():
-    """1,929 pixels at 1280 x 1000, with 643 words and these pictures. Pairs fit side by side and on a phone."""
+    """1,929 pixels at 1280 x 1000, with 643 words and these figures. Pairs fit side by side and on a phone."""
     assert len(re.sub(r"<!--.*?-->|<[^>]+>", "", README).split()) <= 650, "move a part to docs/"
     widths = [int(width) for width in re.findall(r'<img [^>]*width="(\d+)"', README)]
     assert len(widths) == 5 and sorted(widths)[:-1] == [410] * 4 and max(widths) <= 832
@@ -40,19 +40,19 @@ def test_parts_of_a_plan_are_taken_in_their_order():
         "", "all runs", "  total", "  GPU-hours of runs",
     ]  # fmt: skip
     shown = ["\x1b[1mmask50: new\x1b[0m", "  stage     samples  steps", "  pretrain  3  4", "", "all runs", "  total"]
-    assert pictures.parts_of("\n".join(lines)) == "\n".join(shown)
+    assert figures.parts_of("\n".join(lines)) == "\n".join(shown)
     with pytest.raises(SystemExit, match="change SHOWN"):
-        pictures.parts_of("\n".join(lines[:-1]))
+        figures.parts_of("\n".join(lines[:-1]))
 
 
 def test_drawings_have_dark_forms_and_the_timeline_is_that_of_the_record():
-    assert read("preemption.svg") == pictures.timeline(json.loads(read("preemption.json"))), "run `make pictures`"
+    assert read("preemption.svg") == figures.timeline(json.loads(read("preemption.json"))), "run `make figures`"
     for name in ("towers", "preemption"):
-        assert read(f"{name}_dark.svg") == pictures.dark(read(f"{name}.svg")), "run `make pictures`"
+        assert read(f"{name}_dark.svg") == figures.dark(read(f"{name}.svg")), "run `make figures`"
 
 
 def test_drawings_load_nothing_from_a_network():
-    for path in pictures.FOLDER.glob("*.svg"):
+    for path in figures.FOLDER.glob("*.svg"):
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/", "")
         assert "http" not in text and "<script" not in text, path
 
@@ -70,13 +70,13 @@ def test_events_are_read_from_the_files_of_a_preempted_run(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(record) + "\n")
     os.utime(tmp_path / "checkpoints/pretrain/640-1/commit.json", (1000.25, 1000.25))
-    found = pictures.events_of(run)
+    found = figures.events_of(run)
     seconds = {"signal": 0.0, "saved": 0.25, "exit": 0.5, "requeued": 1.0, "started": 20.0, "ready": 25.25}
     assert found == {"signal": "SIGUSR2", "seconds": seconds, "saved": 640, "total": 1280}
 
 
 @pytest.mark.long
-def test_picture_of_the_plan_shows_the_numbers_of_today():
+def test_figure_of_the_plan_shows_the_numbers_of_today():
     """Of the dry run on this machine: steps and GPU-hours are calculated, so they are the same everywhere."""
     text = re.sub(r"<[^>]+>|&#160;", " ", read("plan.svg"))
     command = ["submit", "masking", "--dry-run", "--cluster", "h100", "--json"]
@@ -84,4 +84,4 @@ def test_picture_of_the_plan_shows_the_numbers_of_today():
     plan = json.loads(subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     for run in plan["runs"]:
         numbers = (run["name"], f"{run['cost']['gpu_hours']:,.0f}", f"{run['cost']['steps']:,}")
-        assert all(number in text for number in numbers), "run `make pictures`"
+        assert all(number in text for number in numbers), "run `make figures`"

@@ -1,8 +1,9 @@
-"""The commit protocol of checkpoints (docs/checkpoints.md, Commits): a folder without ``commit.json`` does not exist.
+"""The protocol of checkpoints (docs/checkpoints.md, Complete checkpoints): a folder without ``commit.json`` does not
+exist.
 
 Folders are named ``checkpoints/<stage>/<S>-<n>/`` with the attempt's number n, so an older attempt that still runs
-never writes into a newer one's folder. A pin (``pins/``) keeps a commit because another run directory needs it: a run
-that starts from it (``init``), or an evaluation in progress. Standard library, Python >= 3.6.
+never writes into a newer one's folder. A pin (``pins/``) keeps a checkpoint because another run directory needs it: a
+run that starts from it (``init``), or an evaluation in progress. Standard library, Python >= 3.6.
 """
 
 import hashlib
@@ -38,8 +39,8 @@ class CorruptCheckpoint(Exception):
     """A checkpoint whose commit.json is invalid, or whose files differ from it."""
 
 
-class Commit:
-    """One committed checkpoint: its folder and its commit.json."""
+class SavedCheckpoint:
+    """One complete checkpoint: its folder and its commit.json."""
 
     def __init__(self, path: Path, record: Dict[str, Any]) -> None:
         self.path = path
@@ -49,7 +50,7 @@ class Commit:
         self.attempt: int = record["attempt"]
 
     def __repr__(self) -> str:
-        return "Commit(%s/%s)" % (self.stage, self.path.name)
+        return "SavedCheckpoint(%s/%s)" % (self.stage, self.path.name)
 
 
 def folder(run: RunDir, stage: str, samples_seen: int, attempt: int) -> Path:
@@ -68,8 +69,8 @@ def sha256(path: PathLike, uncached: bool = False) -> str:
     return digest.hexdigest()
 
 
-def commit(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] = None) -> Commit:
-    """Commit the folder ``path``: sync its files, list them with sizes and checksums, write commit.json last.
+def complete_checkpoint(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] = None) -> SavedCheckpoint:
+    """Complete the checkpoint in ``path``: sync its files, list them with sizes and checksums, write commit.json last.
 
     ``record``: stage, samples, attempt and other state of the trainer except tensors. ``known``: file -> bytes and
     sha256 from its writer; such a file is not read here, and may be stored elsewhere (``url`` of the record).
@@ -83,10 +84,10 @@ def commit(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] =
         fsync_path(above)
     record = dict(record, files=files)
     write_json(path / COMMIT_FILE, record)
-    return Commit(path, record)
+    return SavedCheckpoint(path, record)
 
 
-def read_commit(path: Path) -> Commit:
+def read_checkpoint(path: Path) -> SavedCheckpoint:
     """The checkpoint in a folder. Raises CorruptCheckpoint if it has no valid commit.json."""
     try:
         record = read_record(path / COMMIT_FILE)
@@ -94,15 +95,15 @@ def read_commit(path: Path) -> Commit:
             raise CorruptCheckpoint("%s has no %s" % (path, COMMIT_FILE))
         validate_record(record)
         _check_folder(path, record)
-        return Commit(path, record)
+        return SavedCheckpoint(path, record)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpoint("%s: %s" % (path / COMMIT_FILE, error))
 
 
 def validate_record(record: Any) -> None:
-    """Raise ValueError, KeyError or TypeError unless this is a valid commit record.
+    """Raise ValueError, KeyError or TypeError unless this is a valid record of a checkpoint.
 
-    Files must be inside the commit's folder: a copy of the checkpoint writes to their names.
+    Files must be inside its folder: a copy of the checkpoint writes to their names.
     """
     if not records.NAME.fits(record["stage"]):  # results are written to a folder of this name
         raise ValueError("`stage` is not a name")
@@ -129,8 +130,8 @@ def _check_folder(path: Path, record: Dict[str, Any]) -> None:
         raise ValueError("`samples` and `attempt` give %r, but its folder is %r" % (name, path.name))
 
 
-def no_commit(run: RunDir) -> ConfigError:
-    """The error for a run without commits: it has not saved yet, or its checkpoints were deleted."""
+def no_checkpoint(run: RunDir) -> ConfigError:
+    """The error for a run without checkpoints: it has not saved yet, or its checkpoints were deleted."""
     if exists(run.result):
         remedy = "They were deleted or moved: restore them from a copy, or train the run again."
         return ConfigError("the run is complete, but its checkpoints are not here", str(run.checkpoints), remedy=remedy)
@@ -141,8 +142,8 @@ def no_commit(run: RunDir) -> ConfigError:
     return ConfigError(what, str(run.checkpoints), remedy="Submit its sweep: flip submit SWEEP.")
 
 
-def commits(run: RunDir, folders: str = "*") -> List[Commit]:
-    """All committed checkpoints of a run, newest last. Those with an invalid commit.json are left out.
+def checkpoints(run: RunDir, folders: str = "*") -> List[SavedCheckpoint]:
+    """All complete checkpoints of a run, newest last. Those with an invalid commit.json are left out.
 
     They are sorted by S, which increases across stages, and at the same S by attempt. ``folders``: a pattern of
     ``<S>-<n>``; only the commit.json of matching folders are read.
@@ -151,20 +152,20 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
     for path in _folders(run):
         if fnmatchcase(path.name, folders):
             try:
-                result.append(read_commit(path))
-            except (CorruptCheckpoint, NotADirectoryError):  # never committed, or damaged: apply_retention deletes it
+                result.append(read_checkpoint(path))
+            except (CorruptCheckpoint, NotADirectoryError):  # never complete, or damaged: apply_retention deletes it
                 continue
     return sorted(result, key=lambda c: (c.samples_seen, c.attempt))
 
 
 def _folders(run: RunDir) -> Iterator[Path]:
-    """Folders of checkpoints, committed or not. Raises OSError if one cannot be listed, instead of leaving it out."""
+    """Folders of checkpoints, complete or not. Raises OSError if one cannot be listed, instead of leaving it out."""
     for stage in list_names(run.checkpoints):
         for name in list_names(run.checkpoints / stage):
             yield run.checkpoints / stage / name
 
 
-def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = False) -> None:
+def verify(checkpoint: SavedCheckpoint, part: int = 0, parts: int = 1, uncached: bool = False) -> None:
     """Raise CorruptCheckpoint unless the files have the sizes and checksums in commit.json.
 
     ``part``, ``parts``: check only every ``parts``-th file from number ``part`` on, as one of several readers.
@@ -178,9 +179,9 @@ def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = F
         except FileNotFoundError:
             raise CorruptCheckpoint("%s is missing" % file)
         if size != expected["bytes"]:
-            raise CorruptCheckpoint("%s has %d bytes, but %d were committed" % (file, size, expected["bytes"]))
+            raise CorruptCheckpoint("%s has %d bytes, but %d were saved" % (file, size, expected["bytes"]))
         if sha256(file, uncached) != expected["sha256"]:
-            raise CorruptCheckpoint("%s does not have the committed checksum" % file)
+            raise CorruptCheckpoint("%s does not have the saved checksum" % file)
 
 
 def mark_corrupt(path: Path) -> None:
@@ -189,7 +190,7 @@ def mark_corrupt(path: Path) -> None:
     fsync_path(path)
 
 
-def uncommit(path: Path) -> str:
+def make_incomplete(path: Path) -> str:
     """Delete commit.json alone; ``remove`` deletes the rest. Returns "" if it is deleted, else why it is left alone."""
     return deletion.delete_commit_file(path)
 
@@ -206,15 +207,15 @@ def remove(path: Path, files: Optional[Collection[str]] = None) -> str:
 
 
 def listed_files(path: Path) -> Optional[Collection[str]]:
-    """The names of the files that a commit lists; None if the folder has no valid commit.json."""
+    """The names of the files that a checkpoint lists; None if the folder has no valid commit.json."""
     try:
-        return list(read_commit(path).record["files"])
+        return list(read_checkpoint(path).record["files"])
     except (CorruptCheckpoint, NotADirectoryError):
         return None
 
 
-def ever_committed(run: RunDir) -> bool:
-    """Whether the run ever had a commit, valid or damaged: such a run never restarts from zero by itself."""
+def ever_had_checkpoint(run: RunDir) -> bool:
+    """Whether the run ever had a checkpoint, valid or damaged: such a run never restarts from zero by itself."""
     return any({COMMIT_FILE, deletion.DAMAGED_FILE} & set(list_names(path)) for path in _folders(run))
 
 
@@ -222,7 +223,7 @@ def apply_retention(
     run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], str] = remove,
     keep_at: Sequence[int] = (),
 ) -> List[Path]:  # fmt: skip
-    """Delete the checkpoints that no rule keeps, and uncommitted ones of this and older attempts.
+    """Delete the checkpoints that no rule keeps, and incomplete ones of this and older attempts.
 
     The rules keep the newest ``keep``, the last of every stage, pinned ones, those at an S in ``keep_at``, and the
     folders ``named``. Does nothing unless ``attempt`` is the current one.
@@ -232,7 +233,7 @@ def apply_retention(
     """
     if not run.is_current_attempt(attempt):
         return []
-    present = commits(run)
+    present = checkpoints(run)
     pins = pinned(run)
     last_of_stage = {c.stage: c.path for c in present}
     needed = set(named) | set(last_of_stage.values())
@@ -264,7 +265,7 @@ def _log_once(text: str) -> None:
         log.warning("%s", text)
 
 
-def summary(checkpoint: Commit) -> Dict[str, Any]:
+def summary(checkpoint: SavedCheckpoint) -> Dict[str, Any]:
     """The checkpoint in a result: {path, stage, samples, digest}.
 
     ``digest``: SHA-256 of commit.json, which lists the checksum of every file.
@@ -279,14 +280,14 @@ def summary(checkpoint: Commit) -> Dict[str, Any]:
 
 def summary_at(run: RunDir, samples_seen: int) -> Optional[Dict[str, Any]]:
     """``summary`` of the newest checkpoint at S = ``samples_seen``, or None."""
-    at_samples = [c for c in commits(run, "%d-*" % samples_seen) if c.samples_seen == samples_seen]
+    at_samples = [c for c in checkpoints(run, "%d-*" % samples_seen) if c.samples_seen == samples_seen]
     if at_samples:
         return summary(at_samples[-1])
     return None
 
 
 def pin(run: RunDir, by: RunDir, stage: str, samples_seen: int) -> None:
-    """Keep the commit of ``stage`` at S = ``samples_seen`` until the run or evaluation job ``by`` is over.
+    """Keep the checkpoint of ``stage`` at S = ``samples_seen`` until the run or evaluation job ``by`` is over.
 
     ``by`` must exist: pins by runs that no longer exist are deleted. Raises OSError if the pin cannot be written.
     """
@@ -300,20 +301,20 @@ def pin(run: RunDir, by: RunDir, stage: str, samples_seen: int) -> None:
 
 
 def pinned(run: RunDir) -> Set[Tuple[str, int]]:
-    """(stage, S) of the pinned commits. Raises OSError if a pin cannot be read: then nothing may be deleted."""
+    """(stage, S) of the pinned checkpoints. Raises OSError if a pin cannot be read: then nothing may be deleted."""
     return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _is_over(record)}
 
 
 def pin_holders(run: RunDir) -> Set[Path]:
-    """The run directories that pin a commit of this run. Raises as ``pinned`` does."""
+    """The run directories that pin a checkpoint of this run. Raises as ``pinned`` does."""
     return {
         RunDir(record["by"]).path for _, record in _pins(run) if os.path.isdir(record["by"]) and not _is_over(record)
     }
 
 
 def _is_over(record: Dict[str, Any]) -> bool:
-    """Whether the holder of a pin no longer needs the commit: it is complete, or it is a side job that failed or was
-    cancelled. Such a job never continues, but a failed or cancelled run may."""
+    """Whether the holder of a pin no longer needs the checkpoint: it is complete, or it is a side job that failed or
+    was cancelled. Such a job never continues, but a failed or cancelled run may."""
     holder = RunDir(record["by"])
     if holder.is_complete():
         return True
