@@ -20,7 +20,6 @@ from flip.data.manifest.file_window import FileWindow
 from flip.data.manifest.filters import Filters, column
 from flip.data.manifest.image_pages import REASONS, REPEATED, STORED, ImageLeaf, ImageScan, Refused
 from flip.data.manifest.parquet_headers import HeaderError, RowGroup
-from flip.data.manifest.parquet_levels import LevelsError
 from flip.data.manifest.row_texts import MAKE, Columns, RowTexts, TextRefused
 from flip.data.manifest.streams import STREAM
 from flip.data.storage.base import ObjectStat, is_remote
@@ -86,25 +85,22 @@ def scan_parquet(
     key: str, stat: ObjectStat, reader: StorageClient, columns: Columns, filters: Filters | None = None
 ) -> ParquetScan:
     """Read a parquet file once. Raises DataError, ConfigError for a missing column, StorageError, PermissionDenied."""
+    import pyarrow as pa
+
     with _opened(key, stat, reader) as file:
         try:
             return _Scan(file, stat.size, key, columns, filters).run()
         except (Refused, TextRefused) as error:
             remedy = getattr(error, "remedy", MAKE)
             raise DataError(f"not read in place: {error}", key, remedy=remedy) from error
-        except (HeaderError, LevelsError, ValueError) as error:
+        except pa.ArrowMemoryError:
+            raise  # the file is not at fault
+        except (ValueError, pa.ArrowException) as error:  # also HeaderError, LevelsError
             raise _damaged(key, error) from error
-        except Exception as error:
-            raise _converted(key, error) from error
-
-
-def _converted(key: str, error: Exception) -> Exception:
-    """Errors of pyarrow as DataError; others as they are."""
-    import pyarrow as pa
-
-    if isinstance(error, pa.ArrowException) and not isinstance(error, pa.ArrowMemoryError):
-        return _damaged(key, error)
-    return error
+        except OSError as error:
+            if error.errno is None:  # pyarrow's, for damaged files
+                raise _damaged(key, error) from error
+            raise StorageError(f"the file cannot be read: {error.strerror}", key) from error
 
 
 def _damaged(key: str, error: Exception) -> DataError:

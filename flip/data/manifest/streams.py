@@ -86,6 +86,10 @@ def values(each: Part, body: memoryview) -> list[memoryview]:
         output = body
     at = each.first - each.base
     stop = each.last - each.base
+    if each.size > 2 * (stop - at):  # a chunk is held for a while, and needs only this part
+        output = memoryview(bytes(output[at:stop]))
+        stop -= at
+        at = 0
     found = []
     while at < stop:
         end = at + PREFIX.size
