@@ -2,5 +2,5 @@
 
 import sys
 
-sys.stderr.write(f"flip is a library. Its commands: flip COMMAND, or {sys.executable} -m jobs COMMAND\n")
+sys.stderr.write(f"This package is a library. Its commands: flip COMMAND, or {sys.executable} -m jobs COMMAND\n")
 sys.exit(2)

@@ -11,7 +11,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 if sys.version_info < (3, 11):  # noqa: UP036  Python 3.6 and newer read this file
     version = ".".join(map(str, sys.version_info[:2]))
-    sys.stderr.write(f"flip needs Python 3.11 or newer, and {sys.executable} is Python {version}. In {ROOT}, type\n")
+    sys.stderr.write(f"FLIP needs Python 3.11 or newer, and {sys.executable} is Python {version}. In {ROOT}, type\n")
     sys.stderr.write("  make install\n  source .venv/bin/activate\n")
     sys.exit(78)  # flip.runs.errors.CONFIG
 if not __package__:  # python /path/to/jobs: the repository takes the place of jobs/ on the path

@@ -1,7 +1,8 @@
 """The real rank process with hooks for tests; job.json names it as ``module`` in place of jobs.runtime.rank_process.
 
-KILL_STEP_SECONDS: a pause in every step, so that a test can inject a fault at a given step. KILL_BEFORE_COMMIT: path of
-a file; rank 0 deletes it and dies by SIGKILL when all shards of a checkpoint exist and its commit.json does not.
+KILL_STEP_SECONDS: a pause in every step, so that a test can inject a fault at a given step.
+KILL_BEFORE_COMMIT_FILE: path of a file; rank 0 deletes it and dies by SIGKILL when all shards of a checkpoint exist
+and its commit.json does not.
 KILL_FILE_BYTES: the maximum size of a file, as on a full disk. KILL_GRADIENT: RANK:STEP; that rank's gradient has
 a NaN in that step.
 KILL_REQUESTS: with-statistics; requests to stop travel as on GPUs. KILL_STALL: RANK:STEP; that rank waits in that step
@@ -17,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+from flip.runs.checks import Rule
 from jobs.runtime import rank_process
 from jobs.worker import PRELOAD  # noqa: F401
 
@@ -76,11 +78,6 @@ def arm() -> None:
 
 
 if __name__ == "__main__":
-    check = rank_process._check_snapshot
-
-    def check_and_arm() -> None:
-        check()
-        arm()
-
-    rank_process._check_snapshot = check_and_arm
+    rules = rank_process.OF_ALL_WORK
+    rank_process.OF_ALL_WORK = (*rules, Rule("hooks", arm))
     rank_process.exit_process(rank_process.main(sys.argv[1]))

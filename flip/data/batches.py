@@ -218,7 +218,7 @@ def _other_state(name: str, own: Any, found: Any) -> ConfigError:
     """The error for a state that does not continue the order of this stream."""
     remedies = {
         "manifest": "Name the manifest of that loop, or start anew with start=0.",
-        "order": "Continue with the release of flip that wrote the state.",
+        "order": "Continue with the release that wrote the state.",
         "seed": f"Pass seed={found}.",
     }
     remedy = remedies.get(name, f"Leave {name} out, or pass {name}={found}.")

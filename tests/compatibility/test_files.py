@@ -119,7 +119,7 @@ OTHER_FORMS = {
     "older run next to others": ("runs/demo/stopped/identity.json", ('"schema": 2', '"schema": 1'), PLAN),
     "newer configuration": ("runs/demo/complete/config.yaml", ("schema: 1", "schema: 2"), EXPORT),
     "older data set": ("data/manifest.json", ('"version": 2', '"version": 1'), PLAN),
-    "newer data set": ("data/manifest.json", ('"version": 2', '"version": 4'), PLAN),
+    "newer data set": ("data/manifest.json", ('"version": 2', '"version": 5'), PLAN),
     "newer export": ("export/export.json", ('"form": 1', '"form": 2'), ("predict", "export", "x", "--labels", "a")),
     "half a score file": (
         "runs/demo/complete/eval/unmasked-384.json",

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flip import model_costs
 from flip.checkpoint import saver
+from flip.common import plain_data
 from flip.config import identity, merge, schema
 from flip.config.schema import Compute, Optim
 from flip.distributed import parallel
@@ -248,5 +249,5 @@ def test_plan_counts_flops_of_the_update_per_pair_of_the_batch():
 def test_identity_has_momentum_only_if_it_is_not_the_default():
     """Runs of before have neither field in their identity."""
     config = merge.merge([("test", {})])
-    fields = identity.flatten(identity.identity(config, "code"))
+    fields = plain_data.flatten(identity.identity(config, "code"))
     assert "optim.beta1" in str(fields) and not any("momentum" in name or "optim.name" in name for name in fields)

@@ -136,7 +136,7 @@ def test_older_python_names_version_and_commands(start, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stdout) == (78, "")
-    assert "flip needs Python 3.11 or newer" in done.stderr and "is Python 3.8" in done.stderr
+    assert "FLIP needs Python 3.11 or newer" in done.stderr and "is Python 3.8" in done.stderr
     assert "make install" in done.stderr and "source .venv/bin/activate" in done.stderr
 
 

@@ -362,7 +362,7 @@ def test_read_resumes_interrupted_body(original, server, proxied, remote):
     content = (original / "00000.tar").read_bytes()
     assert reader.read(manifest.keys[0], 0, size, manifest.etags[0]) == content
     counters = reader.counters
-    assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte is requested twice"
+    assert counters.resumed > size * 0.4 and counters.bytes == size, "no byte is requested twice"
 
 
 def test_read_restarts_if_object_is_replaced_before_resume(original, server, prefix, proxied):

@@ -195,7 +195,7 @@ def read_by_commands(run, desired_runs):
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [
         render.summary(planned, desired, ClusterProfile()),
-        render.details(planned, desired, ClusterProfile(), []),
+        render.details(planned, desired, ClusterProfile(), {}),
     ]
     shown += [printed(run_outcomes.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:

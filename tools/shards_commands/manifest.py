@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,7 +153,10 @@ def parquet_facts(manifest: Manifest) -> dict[str, Any]:
     if facts["read_per_used"] <= MOST_READ:
         return report
     wanted = facts.get("chunk_that_does")
-    make = f"flip shards make FILES --image {facts['image']} --caption {facts['captions'][0]} --out FOLDER"
+    make = (
+        f"flip shards make FILES --image {shlex.quote(facts['image'])} --caption {shlex.quote(facts['captions'][0])}"
+        " --out FOLDER"
+    )
     if wanted and manifest.chunk < wanted <= min(LARGEST_CHUNK, manifest.samples):
         report["to_read_less"] = f"index with --chunk {wanted}, or write tars: {make}"
     else:

@@ -257,7 +257,7 @@ def test_evaluate_reports_missing_slurm_and_variables_before_submission(place, c
     with monkeypatch.context() as bare:
         bare.setenv("PATH", str(tmp_path))
         assert evaluate.main(argv) == 78
-    assert "Slurm's commands are not on this machine" in capsys.readouterr().err
+    assert "these commands of Slurm are not on this machine" in capsys.readouterr().err
     monkeypatch.setattr(site, "check_ready", lambda *_: "it answers")
     for name in ("AWS_REGION", "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")

@@ -108,7 +108,7 @@ def test_limit_that_was_lowered_since_the_start_is_recorded(run):
     assert wall_limit.recorded_limit(run, 1) == 3600, "an unknown limit changes nothing"
 
 
-@pytest.mark.parametrize("committed, late", [(False, True), (True, False)])
+@pytest.mark.parametrize("progressed, late", [(False, True), (True, False)])
 def test_attempt_that_used_its_wall_limit_without_progress_is_late(run, progressed, late):
     run.write_cause(1, 0, "stopped", 75, "signal SIGUSR2", signal="SIGUSR2")
     if progressed:

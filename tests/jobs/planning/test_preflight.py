@@ -28,6 +28,7 @@ from jobs.planning.preflight import Start
 from jobs.slurm import site
 from jobs.submission import plan as planning
 from jobs.submission import request as submit_request
+from jobs.workloads.training import TrainingCheckpoints
 from tests.synthetic import draw_image, encode, make_dataset
 from tools.commands.shards import main as shards_main
 
@@ -204,7 +205,7 @@ def test_submit_refuses_damaged_or_missing_shards(desk, tmp_path):
 
 def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypatch):
     """Each run needs 100 bytes, and 150 bytes are free."""
-    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(TrainingCheckpoints, "bytes", 100)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     for args in ([], ["--dry-run"]):
         code, _, err = typed(*args)
@@ -224,7 +225,7 @@ def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypat
 )
 def test_disk_check_counts_runs_with_active_jobs(state, code, desk, typed, monkeypatch):
     """Of 150 free bytes, the new run needs 100, and so does the other one while it has a job."""
-    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(TrainingCheckpoints, "bytes", 100)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     assert typed("--only", "half")[0] == 0
     monkeypatch.setattr(planning, "states", lambda runs: {run.path: RunState(state) for run in runs})
@@ -277,10 +278,10 @@ def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
 
 def test_disk_check_counts_checkpoints_that_are_kept_for_branches():
     config = Config()
-    without = preflight._checkpoint_bytes(config)
+    without = TrainingCheckpoints(config).bytes
     config.checkpoint.keep_at = [64, 128, 192]
     number = config.checkpoint.keep + len(config.stages) + 1
-    assert preflight._checkpoint_bytes(config) == without * (number + 3) // number
+    assert TrainingCheckpoints(config).bytes == without * (number + 3) // number
 
 
 def test_disk_check_refuses_full_disk_except_in_plan_without_data(desk, typed):

@@ -49,7 +49,7 @@ def test_shards_indexes_shows_and_excepts_samples(tmp_path):
         (["make", "good.csv", "--out", "m"], 65, "good.csv, row 1: the image cannot be read: Is a directory"),
         (["make", "text.csv", "--out", "m"], 65, "text.csv, row 1: not an image of a known format"),
         (["make", "nul.csv", "--out", "m"], 78, "the table cannot be read"),
-        (["index", "folder.png", "--out", "m"], 65, "a folder is no shard"),
+        (["index", "folder.png", "--out", "m"], 78, "an image, not a tar file"),
     ],
 )
 def test_shards_reports_mistake_in_single_line(tmp_path, arguments, code, words):

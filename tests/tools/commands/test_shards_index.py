@@ -223,9 +223,8 @@ def test_index_names_format_of_non_tar_file(data, tmp_path, capsys):
         assert code == 65 and expected in text and text.count("\n") == 1
     pq.write_table(pa.table({"key": ["0"] * 500}), data / "00000.parquet")
     code, text = call(capsys, "index", data / "00000.*", "--out", tmp_path / "m")
-    assert (
-        code == 65 and "00000.parquet: not a whole tar: a Parquet file, no tar header at byte 0. Name only the" in text
-    )
+    assert code == 65 and "00000.parquet: not a whole tar: a Parquet file, no tar header at byte 0" in text
+    assert "--image" in text
     assert not (tmp_path / "m").exists()
 
 

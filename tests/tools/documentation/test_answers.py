@@ -32,7 +32,7 @@ ANSWERS = {
         "| 8 | model, data, schedule",
     ),
     "after a kill": ("repeat the submit command", "resume from their newest checkpoints", "| failed, crash or hang |"),
-    "open_clip": (
+    "score an open_clip model": (
         "pip install open_clip_torch",
         "flip evaluate --model open_clip:FOLDER --sets imagenet1k --data /data/eval",
         "`open_clip_model.safetensors`",
