@@ -1,4 +1,4 @@
-"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/assumed_speeds.json.
+"""Measures the speeds of a core that plans assume until a site has measured its own: jobs/planning/assumed_speeds.yaml.
 
 The loader prepares samples on one core from local files: synthetic photographs of 64, 256 and 384 px
 (jobs/measuring/functions/photo_shards.py), whole and with restart markers, with and without the visible-patch kernel.

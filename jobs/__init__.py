@@ -2,8 +2,8 @@
 
 ``__main__.py`` is the program ``flip``: it has the table of commands and starts a module of ``commands`` or of
 ``tools.commands``, which parses options, calls a package below, prints the result and turns errors into exit codes.
-``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py``, ``supervisor.py`` and ``follow.py`` only
-start code of packages below, because records of jobs and batch scripts name them. ``check_list.py`` joins the lists of
+``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py`` and ``follow.py`` only start code of
+packages below, because records of jobs and batch scripts name them. ``check_list.py`` joins the lists of
 checks before ranks work.
 
 Order of the packages; each imports only what stands to its right, and ``flip``:

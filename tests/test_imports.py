@@ -27,7 +27,7 @@ ORDER = [
     ["flip.common"],
     ["flip.config"],
     ["flip.distributed"],
-    ["flip"],  # rng, costs, tokenizer, concurrency
+    ["flip"],  # rng, model_costs, tokenizer, concurrency
     ["flip.data.storage"],
     ["flip.data.manifest"],
     ["flip.data"],

@@ -10,5 +10,5 @@
 - ``batches``: the loader for any training loop. ``webdataset_adapter``: the same samples, not decoded.
 
 ``flip.data.storage`` and ``flip.data.manifest`` are packages of their own below this one. May import both,
-``flip.config`` and the leaves ``rng``, ``costs``, ``tokenizer`` and ``concurrency``.
+``flip.config`` and the leaves ``rng``, ``model_costs``, ``tokenizer`` and ``concurrency``.
 """

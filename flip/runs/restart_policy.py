@@ -317,7 +317,7 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
         alike = {cause}
         most = getattr(limits, OWN_LIMITS[cause])
     else:
-        alike = set(FAILURES)
+        alike = {cause, *FAILURES}
         most = limits.failures
     failures = sum(row["cause"] in alike for row in since) + (not progressed)
     if failures >= most:

@@ -2,7 +2,7 @@
 
 One module for each command, ``flip NAME``: ``main(arguments)`` parses the words that follow the name with
 ``jobs.common.cli.Parser`` and gives its work to ``run_command``, which turns errors into exit codes. What a command
-decides and computes is in the packages below: ``submission``, ``reporting``, ``planning``, ``runs``.
+decides and computes is in the packages below: ``submission``, ``reporting``, ``planning``.
 
 The table of commands is in ``jobs/__main__.py``, which also handles closed pipes, Ctrl-C and missing packages.
 

@@ -3,7 +3,7 @@
 Constants stand here, and only here, until `flip doctor --measure` has measured them. ``measured`` of the cluster
 profile names its file. The rows that plans read: ``step_*`` (arithmetic of a step), ``link_*`` (collectives in a node
 and between nodes) and ``input_*`` (the cost of a sample on a core). Constants of NCCL are in ``flip.traffic``, assumed
-speeds of a core in ``assumed_speeds.json``, a file of the same form.
+speeds of a core in ``assumed_speeds.yaml``, a file of the same form.
 """
 
 from __future__ import annotations

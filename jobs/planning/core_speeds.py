@@ -50,7 +50,7 @@ class SpeedRow:
     microseconds: float
 
 
-ASSUMED_FILE = Path(__file__).with_name("assumed_speeds.json")
+ASSUMED_FILE = Path(__file__).with_name("assumed_speeds.yaml")  # JSON, which is YAML: jobs get a copy of the code
 """The speeds that plans assume: JPEGs of quality 95 in local files, views of 224 px with patches of 16 px and crops of
 half to all of the area. Written by ``benchmarks/core_speeds.py``. From object storage a sample takes 20 to 40 us more
 (the stage read of ``benchmarks/stream.py``)."""

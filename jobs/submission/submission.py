@@ -1,4 +1,5 @@
-"""One call of ``flip submit``, in five steps. Each takes what the step before returns; a dry run is the first three.
+"""One call of ``flip submit``: it reads a request, then takes five steps. Each takes what the step before returns; a
+dry run ends after the third, ``plan_runs``.
 
 ``read_request`` -> ``resolve`` -> ``check`` -> ``plan_runs`` -> ``confirm`` -> ``start_runs``
 """

@@ -98,9 +98,9 @@ class Run:
     against_base: list[ConfigChange] = field(default_factory=list)
     """Differences from the recipe and ``set``."""
     given: frozenset[str] = frozenset()
+    """Keys set by the sweep, its recipe or the command line; others have defaults."""
     chosen: frozenset[str] = frozenset()
     """Those of ``given`` that the sweep or the command line sets, not its recipe."""
-    """Keys set by the sweep, its recipe or the command line; others have defaults."""
 
 
 RunType = TypeVar("RunType")

@@ -196,6 +196,7 @@ def test_make_ends_and_names_each_file_that_it_leaves_out(files, reasons, tmp_pa
         rows.writerow(["path", "caption"])
         rows.writerows([f"{name}.jpg", "an image"] for name in files)
     code, report = call(capsys, "make", source / "t.csv", "--out", tmp_path / "out", "--json")
+    assert code == 0, report
     refused = {row["row"]: row["reason"] for row in report["refused_rows"]}
     numbers = {f"{source / 't.csv'}, row {id + 1}": reason for id, reason in enumerate(reasons.values()) if reason}
     assert code == 0 and refused == numbers and report["refused"] == len(numbers)

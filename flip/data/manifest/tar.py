@@ -52,7 +52,6 @@ _BAD = "__bad__"
 """Name of a member with which webdataset drops the sample, unless it is empty."""
 Skipped = list[tuple[int, str]]
 """Members without a sample: byte of the header, and reason."""
-"""Key and extension of a name; None if it belongs to no sample."""
 
 
 class InvalidTar(Exception):

@@ -183,7 +183,7 @@ def test_state_of_another_order_is_refused(original, tmp_path):
         (stream(original, seed=12), state, "seed is 12.*found: 11", "Pass seed=11"),
         (stream(original, lanes=6), state, "lanes is 6.*found: 12", "Leave lanes out, or pass lanes=12"),
         (stream(original, block=2), state, "block is 2.*found: 4", "Leave block out"),
-        (stream(original), state | {"order": 2}, "order is 1.*found: 2", "release of flip"),
+        (stream(original), state | {"order": 2}, "order is 1.*found: 2", "release that wrote the state"),
         (stream(original), {"samples_seen": 0}, "manifest is missing", "what state_dict"),
         (stream(original), state | {"samples_seen": 5}, "multiple of the 12 lanes", "samples_seen of a batch"),
         (stream(original), state | {"samples_seen": "x"}, "samples_seen: must be a whole number", "int"),

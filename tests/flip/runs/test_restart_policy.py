@@ -299,6 +299,14 @@ def test_limits_defaults_match_contracts():
     assert Limits() == (3, 10, 10, 3, 60.0, 3600.0, 30.0, 1800.0, 86400)
 
 
+def test_cause_of_no_class_is_a_failure_that_counts_itself():
+    """Else a cause that is new in CAUSES would restart a run for ever."""
+    kinds = {*restart_policy.FINAL, *restart_policy.FAILURES, *restart_policy.OWN_LIMITS}
+    assert set(CAUSES) - kinds == {"storage", "stopped", "complete", "peer_lost"}
+    decided = restart_policy._by_cause("unheard", "", h("unheard", "unheard"), Limits(), progressed=False)
+    assert decided.action == "stop"
+
+
 def test_decide_applies_separate_limits_to_ports_nodes_and_failures():
     for cause, code in (("port", 70), ("node", None)):
         limits = Limits(failures=1, ports=2, nodes=3)

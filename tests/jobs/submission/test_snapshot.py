@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import PurePosixPath
 from unittest.mock import Mock
 
 import pytest
 
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from jobs.common.paths import REPOSITORY
 from jobs.submission import snapshot
-from jobs.submission.snapshot import current_digest, take, verify
+from jobs.submission.snapshot import FOLDERS, SCHEMAS, current_digest, is_code, take, verify
 
 FILES = {
     "flip/a.py": "A = 1\n",
@@ -62,6 +64,15 @@ def test_snapshot_copies_code_without_tests_and_ignored_files(repository, tmp_pa
     assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
     assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
     assert os.listdir(tmp_path / "code") == [snapshot.digest], "no temporary files remain"
+
+
+def test_snapshot_has_all_files_of_the_product():
+    """A file that is left out is named at each submission, and missing in the job."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", *FOLDERS], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    paths = map(PurePosixPath, filter(None, listed.stdout.split("\0")))
+    assert not [str(path) for path in paths if not path.is_relative_to(SCHEMAS) and not is_code(path, REPOSITORY)]
 
 
 def test_snapshot_names_linked_folders_and_nested_repositories(repository, tmp_path):
