@@ -206,8 +206,10 @@ def jpeg_is_readable(data: bytes | memoryview, pixels: bool = True) -> bool:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _limit(width, height)
         if pixels and space not in _INKS:
+            # Of lossless JPEG the decoder writes the full size, although simplejpeg allocates an eighth.
+            room = np.empty(height * width * 3, np.uint8)
             with _SIMPLEJPEG:
-                simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, min_factor=8)
+                simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, min_factor=8, buffer=room)
     except DecoderError:
         return False
     return space not in _INKS

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import visible_jpeg
 
 from flip.config import schema
@@ -110,6 +111,27 @@ def test_both_decoders_refuse_the_same_files(files, reasons):
             reason = str(error)
         assert reason == reasons[name], name
     assert 300 < len(ids_of(reasons)) < 1000
+
+
+def test_check_of_jpegs_gives_the_decoder_enough_memory(files, monkeypatch):
+    """Of lossless JPEG libjpeg-turbo writes the full size, also where simplejpeg allocates a scaled image."""
+    decode_jpeg = simplejpeg.decode_jpeg
+    overrun = []
+
+    def guarded(data, *arguments, buffer=None, **options):
+        room = np.full(1 << 20, 0xA5, np.uint8)
+        image = decode_jpeg(data, *arguments, buffer=room, **options)
+        given = image.size if buffer is None else buffer.size
+        if (room[given:] != 0xA5).any():
+            overrun.append(image.shape)
+        return image
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", guarded)
+    read = 0
+    for data in files.values():
+        with contextlib.suppress(DecodeError):
+            read += decode.jpeg_is_readable(data)
+    assert read > 1500 and not overrun
 
 
 def expected_patches(data, draws, exif, keep):
