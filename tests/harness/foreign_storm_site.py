@@ -1,5 +1,6 @@
 """The foreign site of a storm: a Slurm of another form, whose prolog and Python of batch scripts fail on demand."""
 
+import contextlib
 import re
 import signal
 import sys
@@ -94,11 +95,23 @@ class ForeignStormSite(StormSite):
         else:
             processes.kill(self._controller(), signal.SIGCONT)
 
-    def stepds(self, number, step):
-        """The slurmstepds of a step (``batch``, or a number) of a job, one per node."""
+    def stepds(self, number):
+        """The running steps of a job (``batch``, ``0``, ...) and their slurmstepds, one per node."""
         running = [process for group in processes.daemons(self.here.folder).values() for process in group]
-        title = f"[{number}.{step}]"
-        return [p for p in running if p.name == "slurmstepd" and title in Path(f"/proc/{p.pid}/cmdline").read_text()]
+        steps = {}
+        for process in sorted(running, key=lambda process: process.pid):
+            if process.name != "slurmstepd":
+                continue
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                title = Path(f"/proc/{process.pid}/cmdline").read_text()
+                if step := re.search(rf"\[{number}\.(\w+)\]", title):
+                    steps.setdefault(step[1], []).append(process)
+        return steps
+
+    def rank_step(self, job):
+        """The number of the step of all ranks of a job, as Slurm shows it. Each restart in the job has the next one."""
+        shown = self.here.call("squeue", "--steps", "--noheader", "--format=%i", f"--jobs={job}").split()
+        return max((step for _, step in (name.rsplit(".", 1) for name in shown) if step.isdigit()), key=int, default="")
 
 
 def _flag(path):

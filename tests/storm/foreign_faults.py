@@ -99,7 +99,8 @@ def _is_cancelled(state):
 
 @kind(14, sites=SITE)
 def step_cancelled(run):
-    run.slurm("scancel", f"{run.job().id}.0")
+    run.wait(lambda: run.scene.rank_step(run.job().id), "the step of all ranks")
+    run.slurm("scancel", f"{run.job().id}.{run.scene.rank_step(run.job().id)}")
     run.wait_end()
     return "scancel of the step of all ranks"
 
@@ -113,7 +114,7 @@ def batch_stepd_killed(run):
     node for its steps."""
     number = run.job_number()
     with run.hands():
-        (stepd,) = run.scene.stepds(number, "batch")
+        (stepd,) = run.scene.stepds(number)["batch"]
         processes.kill([stepd])
     return "SIGKILL to the slurmstepd of the batch script"
 
@@ -121,11 +122,14 @@ def batch_stepd_killed(run):
 @kind(6, sites=SITE)
 def stepd_killed(run):
     """Kill Slurm's parent of ranks on one node. They go on; when they have ended, the owner ends srun, which would
-    wait for ever."""
+    wait for ever. If an earlier fault has killed it in the same attempt, a rank is killed."""
     number = run.job_number()
     with run.hands():
-        stepds = sorted(run.scene.stepds(number, "0"), key=lambda process: process.pid)
-        processes.kill([run.rng.choice(stepds)])
+        steps = run.scene.stepds(number)
+        of_ranks = [process for step in steps if step.isdigit() for process in steps[step]]
+        if not of_ranks:
+            return f"no slurmstepd of ranks is left: {_kill(run)}"
+        processes.kill([run.rng.choice(of_ranks)])
     return "SIGKILL to the slurmstepd of ranks on a node"
 
 
