@@ -133,7 +133,9 @@ def _command(name: str, words: list[str]) -> int:
 
     if PACKAGES[name].startswith("tools."):
         if not os.path.isdir(os.path.join(ROOT, "tools", "commands")):
-            print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
+            place = os.path.join(ROOT, "tools")
+            remedy = "Install FLIP into an environment of its own."
+            print(f"{place} is another package's, so `flip {name}` is missing. {remedy}", file=sys.stderr)
             return 78
         sys.path.insert(0, ROOT)  # an installed package of the same name must not hide tools/
     code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(words))

@@ -5,5 +5,5 @@
 - ``studies``: what masking and other settings gain at equal cost. ``records``: the fewest core-seconds to an accuracy.
 - ``sandbox``: a Slurm cluster on one machine. ``documentation``: the site.
 
-May import ``flip`` and ``jobs``; only a checkout has this folder.
+May import ``flip`` and ``jobs``.
 """

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.common.paths import JOBS
+from jobs.common.paths import JOBS, REPOSITORY, install_command
 
 CUT_OFF = 141
 """Exit code if the reader of a pipe has closed it, as shells report SIGPIPE."""
@@ -292,7 +292,9 @@ def run_main(main: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("flip", "jobs", "tools"):
             raise
-        remedy = "Run `make install`, then `source .venv/bin/activate`."
+        remedy = f"Run `{install_command()}`."
+        if (REPOSITORY / "Makefile").is_file():
+            remedy = "Run `make install`, then `source .venv/bin/activate`."
         print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
         return 78
     except KeyboardInterrupt:

@@ -32,6 +32,13 @@ def use_of(kind: str, name: str) -> str:
     return f"{_USES[kind].format(name=name, stem=Path(name).stem)}."
 
 
+def install_command() -> str:
+    """The command that installs all packages that FLIP uses: by the list of a checkout, or by the installed wheel."""
+    if (REPOSITORY / "requirements.txt").is_file():
+        return "pip install -r requirements.txt"
+    return "pip install 'flip-toolkit[all]'"
+
+
 def runs_root(of_profile: str = "") -> Path:
     """RUNS_ROOT: ``runs_root`` of the cluster profile, else FLIP_RUNS, else ./runs."""
     chosen = of_profile or os.environ.get("FLIP_RUNS", "") or "runs"

@@ -12,6 +12,7 @@ from flip.data import augment, kernel
 from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, Rule
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.paths import install_command
 from jobs.planning import kernel_share
 
 
@@ -27,7 +28,7 @@ def check_libraries(config: Config, profile: ClusterProfile) -> None:
     for key in ("decoder", "resize"):
         library = getattr(config.data, key)
         if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
-            remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
+            remedy = f"Install it ({install_command()}), or set data.{key} to pillow."
             raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
 
 

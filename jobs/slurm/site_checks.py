@@ -5,6 +5,7 @@ import re
 from flip.runs.checks import DEGRADED, FAILS, OK, UNKNOWN, Check, Rule, run_rules
 from flip.runs.errors import CAUSES
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.paths import install_command
 from jobs.host.slurm_cli import parse_int
 from jobs.slurm.site import SHARED, Node, Site
 
@@ -400,7 +401,7 @@ def _environment(site: Site, profile: ClusterProfile) -> Check:
 
 def _submitit(site: Site, profile: ClusterProfile) -> Check:
     if site.errors.get("submitit"):
-        return Check(FAILS, "submitit is not installed", "pip install -r requirements.txt")
+        return Check(FAILS, "submitit is not installed", install_command())
     return Check(OK, "submitit and sbatch, srun, squeue, scancel, scontrol are here")
 
 

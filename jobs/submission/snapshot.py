@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from flip.config import callback_names
@@ -25,6 +26,7 @@ from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 log = logging.getLogger(__name__)
+DISTRIBUTION = "flip-toolkit"  # the name in pyproject.toml
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
 SUFFIXES = (".css", ".md", ".py", ".pyi", ".sh", ".typed", ".yaml", ".yml")  # of code; data have configured paths
 SCHEMAS = "sweeps/schemas"  # for editors; left out without a note
@@ -98,6 +100,8 @@ def files(repository: Path) -> Iterator[PurePosixPath]:
     submodule or a nested repository is one path."""
     listed = _git(repository)
     if listed is None:
+        listed = _installed(repository)
+    if listed is None:
         listed = list(_walk(repository))
     for path in sorted(listed):
         top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
@@ -144,6 +148,15 @@ def _git(repository: Path) -> list[PurePosixPath] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return [PurePosixPath(os.fsdecode(name)) for name in set(done.stdout.split(b"\0")) if name]
+
+
+def _installed(repository: Path) -> list[PurePosixPath] | None:
+    """The files that a wheel brought; None if the code was not installed from one. Other packages are beside them."""
+    with suppress(metadata.PackageNotFoundError):
+        for path in metadata.distribution(DISTRIBUTION).files or ():
+            if str(path) == "flip/__init__.py" and Path(path.locate()).resolve() == repository / path:
+                return [PurePosixPath(name) for name in metadata.distribution(DISTRIBUTION).files or ()]
+    return None
 
 
 def _walk(repository: Path) -> Iterator[PurePosixPath]:

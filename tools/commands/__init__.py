@@ -5,5 +5,5 @@ One module for each command, ``flip NAME``, as in ``jobs.commands``: data (``sha
 Larger ones have their code in a package of ``tools``: ``shards_commands``, ``demo_datasets``, ``studies``, ``records``,
 ``sandbox``.
 
-The table of commands is in ``jobs/__main__.py``. A wheel does not contain them: they need a checkout.
+The table of commands is in ``jobs/__main__.py``.
 """
