@@ -1,10 +1,11 @@
 """Writes RESULTS.md from the results of the benchmarks, and the figures that README and docs/ quote.
 
-A quoted figure stands between two comments; the first names the benchmark and the row. ``ours`` quotes the column of
-that name, ``figure`` the ratio:
+A quoted figure stands between two comments; the first names the benchmark and the row. ``ours`` and ``peer`` quote the
+columns of that name, ``figure`` the ratio:
 
     <!-- figure NAME: WHAT -->...<!-- end -->
     <!-- ours NAME: WHAT -->...<!-- end -->
+    <!-- peer NAME: WHAT -->...<!-- end -->
 
 This command fills it in. `make bench` calls it at its end.
 
@@ -34,7 +35,7 @@ from flip.runs.rundir import write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
-QUOTED = re.compile(r"(<!-- (figure|ours) (\w+): (.+?) -->)(.*?)(<!-- end -->)")
+QUOTED = re.compile(r"(<!-- (figure|ours|peer) (\w+): (.+?) -->)(.*?)(<!-- end -->)")
 HEAD = """# Results of the benchmarks
 
 `make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of them
@@ -159,7 +160,8 @@ def filled(text: str, results_by_name: Mapping[str, Any], path: Path) -> str:
                 f"{path}: no row of the table is {name}: {what}. Rows: python benchmarks/table.py --results"
             )
         row = known[name, what]
-        return f"{opening}{row.own if column == 'ours' else row.figure}{end}"
+        columns = {"ours": row.own, "peer": row.peer, "figure": row.figure}
+        return f"{opening}{columns[column]}{end}"
 
     return QUOTED.sub(figure, text)
 

@@ -364,14 +364,14 @@ def test_readme_names_the_best_peer_of_the_stream_benchmark():
     assert quoted == ["open_clip", best], "name the best peer in README.md, in its comment and in its sentence"
 
 
-def test_readme_repeats_gain_of_the_study():
-    readme, study = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/study.md"))
-    readme = " ".join(readme.split())
-    quoted = re.findall(r"([\d.]+) points on (noto-v1|twemoji|openmoji) \(95 % interval (\S+) to (\S+)\)", readme)
-    assert len(quoted) == 3, "the sentences of README.md below its figure, with both test vendors"
-    lines = [line.strip("| ").split(" | ") for line in study.splitlines() if line.startswith("| ")]
-    columns = next(line for line in lines if line[0] == "question")
-    cells = dict(zip(columns, next(line for line in lines if line[:3] == ["masking", "mask50", "clip"]), strict=True))
-    for gain, vendor, low, high in quoted:
-        name = {"noto-v1": "validation"}.get(vendor, vendor)
-        assert cells[name] == f"+{gain} ({low} to {high})"
+def test_readme_shows_the_plan_as_the_dry_run_of_its_command_prints_it():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- dry run: (\w+) (\w+) -->\n\n((?: {6}.*\n)+)", readme)
+    sweep, cluster, block = shown.groups()
+    command = [sys.executable, "jobs/submit.py", "--sweep", f"sweeps/{sweep}.yaml", "--dry-run", "--cluster", cluster]
+    assert " ".join(["python", *command[1:]]) in readme
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    printed = {line.strip() for line in done.stdout.splitlines()}
+    *rows, assumption = textwrap.dedent(block).splitlines()
+    assert len(rows) == 3 and set(rows) <= printed
+    assert any(line.startswith(assumption) for line in printed)

@@ -1,7 +1,8 @@
-"""``make figures``: the figures of the README, drawn from real output.
+"""``make figures``: the figures of the README and of docs/, drawn from real output.
 
 - towers.svg is drawn by hand; its dark form has other colours.
 - preemption.svg is a timeline of one preempted run, from preemption.json. ``--record RUN`` reads that file from a run.
+- input.svg is a bar chart of the results of `make bench ONLY=stream`.
 - plan.svg is the output of a dry run, as a terminal shows it.
 - report_light.png and report_dark.png show the page of ``flip report``, by the headless browser that ``make browser``
   installs. ``--report`` names the folder of the sweep; without it they stay as they are.
@@ -20,11 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.input_chart import chart
 from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, read_record, to_json, write_bytes, write_text
 from jobs.common.paths import JOBS, REPOSITORY
 
 FOLDER = REPOSITORY / "docs" / "figures"
+RESULTS = REPOSITORY / "benchmarks" / "results"
 PLAN = ("submit", "masking", "--dry-run", "--cluster", "h100")
 SHOWN = (
     (r"^mask50: new$", r"^  from base "),
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.record:
         write_text(FOLDER / "preemption.json", to_json(events_of(RunDir(options.record))))
     write_text(FOLDER / "preemption.svg", timeline(json.loads((FOLDER / "preemption.json").read_text())))
-    for name in ("towers", "preemption"):
+    write_text(FOLDER / "input.svg", chart(json.loads((RESULTS / "stream.json").read_text(encoding="utf-8"))))
+    for name in ("towers", "preemption", "input"):
         write_text(FOLDER / f"{name}_dark.svg", dark((FOLDER / f"{name}.svg").read_text(encoding="utf-8")))
     write_text(FOLDER / "plan.svg", terminal(dry_run(), "flip " + " ".join(PLAN)))
     if options.report:
