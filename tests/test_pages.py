@@ -304,7 +304,7 @@ def test_yaml_blocks_on_pages_are_valid(page, text, tmp_path):
         merge([(page, read_yaml(path))])
     elif keys <= sweep_file.KEYS.keys():
         path.write_text(text if keys & set(expansion.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
-        sweep_file.load(path)
+        sweep_file.read_sweep(path)
     else:
         path.write_text(text if "kind" in keys else f"kind: slurm\n{text}", encoding="utf-8")
         load_profile(str(path))

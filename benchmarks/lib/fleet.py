@@ -58,7 +58,7 @@ FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}
 def planned() -> tuple[Config, ClusterProfile]:
     """The run ``joint`` of the sweep on 64 nodes of the profile h100, with 2e9 samples, resolved and valid."""
     profile = load_profile("h100")
-    (run,) = sweep_file.load(SWEEP, SETTINGS, only="joint").runs
+    (run,) = sweep_file.read_sweep(SWEEP, SETTINGS, only="joint").runs
     node = Host(profile.cpus_per_node, int(1e9 * profile.memory_gb), bf16=True, cuda=True)
     return finish(run.config, node).config, profile
 

@@ -64,10 +64,10 @@ def option(
         omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
             With that value the field is not part of the config hash, so that old runs keep theirs. A later change of
             the default never changes it.
-        auto: the value that ``resolve`` replaces.
+        auto: the value that ``resolve_auto`` replaces.
         decimal: the text is a decimal number, stored in its shortest form.
-        path: the text is a path, which ``resolve`` makes absolute. In the config hash a ``manifest`` is replaced by its
-            digest and a ``file`` by its checksum; a ``folder`` stays.
+        path: the text is a path, which ``resolve_auto`` makes absolute. In the config hash a ``manifest`` is
+            replaced by its digest and a ``file`` by its checksum; a ``folder`` stays.
         least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
     """
     given = {

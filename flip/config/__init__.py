@@ -3,7 +3,8 @@
 - ``schema``: the fields with their limits, and the named model sizes. A new field is an edit of this file alone.
 - ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
-- ``resolve`` replaces ``auto`` and 0 by values for a machine and its data. ``callback_names``: ``monitor.callbacks``.
+- ``resolve``: ``resolve_auto`` replaces ``auto`` and 0 by values for a machine and its data. ``callback_names``:
+  ``monitor.callbacks``.
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller; ``loop_config``
   is the caller for loops without a run.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.

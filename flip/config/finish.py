@@ -11,7 +11,7 @@ from typing import NamedTuple
 from flip.common.host import Host
 from flip.config.identity import changes_since, concern_only_data, is_same_run
 from flip.config.merge import read_config
-from flip.config.resolve import DatasetFacts, dataset_facts, inherit_machine_fields, resolve
+from flip.config.resolve import DatasetFacts, dataset_facts, inherit_machine_fields, resolve_auto
 from flip.config.schema import Config
 from flip.config.validate import validate
 from flip.runs.errors import FlipError
@@ -45,25 +45,25 @@ def finish(
     Raises ConfigError with values and a remedy, and DataError, PermissionDenied for the manifests.
     """
     facts = dataset_facts(config) if data is None else data
-    resolved = resolve_as_stored(config, on, facts, runs)
+    resolved = resolve_auto_as_stored(config, on, facts, runs)
     if adjust is not None:
         resolved = adjust(resolved)
     return FinishedConfig(resolved, validate(resolved))
 
 
-def resolve_as_stored(config: Config, on: Host, data: Sequence[DatasetFacts], runs: Sequence[Path]) -> Config:
+def resolve_auto_as_stored(config: Config, on: Host, data: Sequence[DatasetFacts], runs: Sequence[Path]) -> Config:
     """``config``, resolved so that an existing run at one of ``runs`` stays the same run if possible.
 
     That is so if only machine-dependent values differ (cores and memory of the submitting machine would otherwise make
     a new run), or only the data.
     """
-    fresh = resolve(config, on, data)
+    fresh = resolve_auto(config, on, data)
     for run in map(RunDir, runs):
         try:
             stored = read_record(run.identity)
             if not isinstance(stored, dict):
                 continue
-            stable = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
+            stable = resolve_auto(inherit_machine_fields(config, read_config(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
             continue
         if is_same_run(stored, stable) or concern_only_data(changes_since(stored, stable)):

@@ -1,7 +1,7 @@
 """Replaces every ``auto`` of a configuration by a value, once, at submission (docs/contracts.md, Configuration).
 
 The resolved values are stored in config.yaml and are part of the run's config hash. ``dataset_facts`` reads what
-``resolve`` needs from manifests. No torch: a login node has none.
+``resolve_auto`` needs from manifests. No torch: a login node has none.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class DatasetFacts:
     nominal: bool
 
 
-def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
+def resolve_auto(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
     """Return a copy without ``auto``: paths, compute, R, L, workers, threads, and N and mean bytes of ``data``.
 
     ``on``: a node that ranks run on. Raises ConfigError for a value out of its range, and if ``data.chunk`` is not that
@@ -196,7 +196,7 @@ def resolve_path(path: str) -> str:
 
 
 def depends_on_folder(config: Config) -> bool:
-    """Whether a merged configuration, before ``resolve``, names a file by a path from the working directory."""
+    """Whether a merged configuration, before ``resolve_auto``, names a file by a path from the working directory."""
     values = [value for _, _, field, value in walk_fields(config) if "path" in field.metadata]
     values.append(config.init.export)
     return any(map(is_relative, values)) or is_relative_profile(config.resources.cluster)

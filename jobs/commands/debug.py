@@ -84,7 +84,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
         f"resources.nodes={nodes}",
         f"resources.processes={processes}",
     ]
-    resolved, real, callbacks = resolve(args, not allocated, defaults, fixed)
+    resolved, real, callbacks = resolved_run(args, not allocated, defaults, fixed)
     run = scratch(resolved, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
@@ -95,7 +95,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     return in_process(run, n, args.no_pdb, code)
 
 
-def resolve(
+def resolved_run(
     args: argparse.Namespace, local: bool, below: list[str], above: list[str]
 ) -> tuple[SweepRun, RunDir, Mapping[str, bytes]]:
     """The resolved run; its real directory, which may not exist; path -> content of the files of ``monitor.callbacks``.
@@ -106,9 +106,9 @@ def resolve(
 
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import load_profile
-    from jobs.submission.check import check
+    from jobs.submission.check import check_runs
     from jobs.submission.request import Request, SubmitOptions, read_request
-    from jobs.submission.resolve import resolve as resolve_request
+    from jobs.submission.resolve import resolve_runs
     from jobs.workloads.training_request import settings_of_checkpoints
 
     def request(*more: str) -> Request:
@@ -125,8 +125,8 @@ def resolve(
     if local:
         kind = profile.kind
     profile = replace(profile, kind=kind, runs_root=requested.profile.runs_root)
-    resolved = resolve_request(replace(requested, profile=profile))
-    check(resolved)
+    resolved = resolve_runs(replace(requested, profile=profile))
+    check_runs(resolved)
     return resolved.runs[0], real, resolved.code
 
 

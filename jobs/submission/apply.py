@@ -74,13 +74,13 @@ def _is_current(handle: int, path: Path) -> bool:
         return False
 
 
-def apply(
+def create_and_submit(
     plan: Plan,
     snapshot: Snapshot,
     cluster: Backend | MultiBackend,
-    about: Mapping[str, Any],
+    record: Mapping[str, Any],
     steps: int = 0,
-    typed: SubmitCommand = NO_COMMAND,
+    resubmit_command: SubmitCommand = NO_COMMAND,
     on_trash: Callable[[Path, Path], None] = lambda path, target: None,
     exposed: Sequence[str] = (),
 ) -> list[Job]:
@@ -90,9 +90,9 @@ def apply(
     were cancelled after the plan was made are left alone.
 
     Args:
-        about: the contents of sweep.json, for reports: name, title, notes, order of runs, expected numbers.
+        record: the contents of sweep.json, for reports: name, title, notes, order of runs, expected numbers.
         steps: steps of a canary before the others with its resources start; 0: all start at once.
-        typed: the command that submits the sweep again, for job.json.
+        resubmit_command: the command that submits the sweep again, for job.json.
         on_trash: called with a moved run directory and its place in the trash.
         exposed: ``Job.exposed``.
     """
@@ -110,7 +110,7 @@ def apply(
         temporaries = {action.name: _temporary_folder(action, plan.folder, snapshot, cleanup) for action in fresh}
         for action in sourced:  # before anything is moved
             action.wanted.check_source()
-        write_json(plan.folder / "sweep.json", dict(about))
+        write_json(plan.folder / "sweep.json", dict(record))
         for action in fresh:
             target = plan.folder / action.name
             if action.moves:
@@ -129,7 +129,10 @@ def apply(
                 _set_aside_compiled(run, action.submitter)
         for action in sourced:
             action.wanted.pin(RunDir(plan.folder / action.name))
-        jobs = [replace(_job(action, plan, snapshot, codes[action.name], typed), exposed=exposed) for action in started]
+        jobs = [
+            replace(_job_to_submit(action, plan, snapshot, codes[action.name], resubmit_command), exposed=exposed)
+            for action in started
+        ]
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
@@ -216,15 +219,15 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
     return code
 
 
-def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: SubmitCommand) -> Job:
+def _job_to_submit(action: Action, plan: Plan, snapshot: Snapshot, code: Path, resubmit_command: SubmitCommand) -> Job:
     run = RunDir(plan.folder / action.name)
     if code == snapshot.path:
         write_json(run.identity, _recorded(read_record(run.identity) or {}, snapshot, action))
     uncancels = action.name in plan.cancelled and not action.moves
     command = []
-    if typed.argv:
-        command = [*typed.argv, "--only", action.wanted.name]
-    if typed.argv and action.wanted.ignored_changes:
+    if resubmit_command.argv:
+        command = [*resubmit_command.argv, "--only", action.wanted.name]
+    if resubmit_command.argv and action.wanted.ignored_changes:
         command += ["--changed", "keep"]
     return job_of(
         action.wanted,
@@ -233,7 +236,7 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Subm
         cluster=action.wanted.cluster,
         uncancels=uncancels,
         command=command,
-        command_folder=typed.folder,
+        command_folder=resubmit_command.folder,
         host_snapshot=snapshot.path,
     )
 

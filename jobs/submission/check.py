@@ -1,4 +1,4 @@
-"""Step 2 of a submission, ``check``: the checks that need no plan, of the clusters and of each run."""
+"""Step 2 of a submission, ``check_runs``: the checks that need no plan, of the clusters and of each run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Checked:
         return self.resolved.request
 
 
-def check(resolved: Resolved) -> Checked:
+def check_runs(resolved: Resolved) -> Checked:
     """Run the checks. Raises the FlipError of the first that does not hold."""
     request = resolved.request
     rows = CheckRows()

@@ -1,4 +1,4 @@
-"""Step 4 of a submission, ``confirm``: the user answers the questions of a plan."""
+"""Step 4 of a submission, ``confirm_plan``: the user answers the questions of a plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Confirmed:
     """Without the folders of groups that the user trusts now."""
 
 
-def confirm(planned: Planned) -> Confirmed:
+def confirm_plan(planned: Planned) -> Confirmed:
     """Ask. Raises ConfigError, PermissionDenied if the answer is no, or if there is no terminal for it."""
     executed = planned.checked.executed.settle(planned.plan)
     _ask(planned.question, planned.request.options.yes)

@@ -68,7 +68,7 @@ def planned_jobs(
     planned = []
     jobs.sort(key=lambda job: not job.waits_for)
     for group in backend.group_into_arrays(jobs, profile.array_size):
-        script = script_text(profile, group)
+        script = _script_of(profile, group)
         shape = group[0].resources
         canary_run = group[0].waits_for
         if not canary_run and shape not in starts:
@@ -84,7 +84,7 @@ def planned_jobs(
     return planned
 
 
-def script_text(profile: ClusterProfile, jobs: Sequence[Job]) -> str:
+def _script_of(profile: ClusterProfile, jobs: Sequence[Job]) -> str:
     """The batch script of an array, except for CODE and TOKEN."""
     sweep = jobs[0].run.path.parent
     return batch_script.script_text(profile, jobs, sweep / ".slurm" / TOKEN, f"{sweep.name}.{TOKEN}")

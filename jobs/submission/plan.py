@@ -215,7 +215,7 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
     return existing
 
 
-def plan(
+def compare(
     wanted: Sequence[SweepRun],
     existing: Mapping[str, ExistingRun],
     folder: Path,

@@ -13,10 +13,9 @@ from jobs.common import next_commands
 from jobs.common.text import counted
 from jobs.planning import preflight
 from jobs.planning.run_cost import total
-from jobs.submission import plan as planning
 from jobs.submission.check import Checked, CheckRows
 from jobs.submission.dry_run import PlannedJob, planned_jobs
-from jobs.submission.plan import Plan
+from jobs.submission.plan import Plan, compare, scan_runs
 from jobs.submission.request import Request
 from jobs.sweeps.sweep_file import no_match
 
@@ -79,7 +78,7 @@ class Planned:
             "--yes": bool(self.question),
         }
         words += [flag for flag, is_given in flags.items() if is_given]
-        return [self.request.again.line(self.request.folder.parent, *words)]
+        return [self.request.resubmit_command.line(self.request.folder.parent, *words)]
 
 
 def plan_runs(checked: Checked) -> Planned:
@@ -87,7 +86,7 @@ def plan_runs(checked: Checked) -> Planned:
     that others can exchange. Writes nothing."""
     request = checked.request
     options = request.options
-    plan = _compare(checked)
+    plan = _compare_with_directories(checked)
     rows = checked.rows.copy()
     _check_space(checked, plan, rows)
     rows.add(checked.executed.check(plan, options))
@@ -106,15 +105,15 @@ def commands_of_runs(plan: Plan) -> list[str]:
     return next_commands.of_sweep(plan.folder, names[0])
 
 
-def _compare(checked: Checked) -> Plan:
+def _compare_with_directories(checked: Checked) -> Plan:
     request = checked.request
     options = request.options
     runs = checked.resolved.runs
     names = request.sweep.names
-    existing = planning.scan_runs(request.folder, [run.name for run in runs])
+    existing = scan_runs(request.folder, [run.name for run in runs])
     changed = options.changed or ""
     only = options.only or "*"
-    plan = planning.plan(runs, existing, request.folder, names, options.retry, changed, request.prunes, only)
+    plan = compare(runs, existing, request.folder, names, options.retry, changed, request.prunes, only)
     if not (plan.actions or plan.dropped):
         raise no_match(request.file, only, names)
     return plan

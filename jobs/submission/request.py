@@ -13,8 +13,8 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile, profile_pa
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.submitted_runs import resubmit
 from jobs.submitted_runs.resubmit import SubmitCommand
-from jobs.sweeps.sweep_file import Sweep, find
-from jobs.workloads.loading import load
+from jobs.sweeps.sweep_file import Sweep, find_sweep
+from jobs.workloads.loading import requested_runs
 from jobs.workloads.workload import RequestedRun
 
 
@@ -59,7 +59,7 @@ class Request:
     profile_file: Path
     folder: Path
     """RUNS_ROOT/<sweep>."""
-    again: SubmitCommand
+    resubmit_command: SubmitCommand
     """The command that submits the sweep again."""
     start: tuple[float, float]
     """``core_seconds`` at the start of this command."""
@@ -80,11 +80,11 @@ class Request:
 def read_request(options: SubmitOptions) -> Request:
     """Read the sweep file and the profile. Raises FlipError if one is missing or invalid."""
     start = core_seconds()
-    file = find(options.sweep)
+    file = find_sweep(options.sweep)
     prunes = options.prune or options.prune_most
-    sweep = load(file, options.overrides, options.only, options.seeds, none=prunes)
+    sweep = requested_runs(file, options.overrides, options.only, options.seeds, none=prunes)
     _refuse_equal_runs(options, file, sweep)
-    again = resubmit.submit_command(options, file, sweep.folder)
+    resubmit_command = resubmit.submit_command(options, file, sweep.folder)
     profile = load_profile(options.cluster or sweep.cluster)
     profile_file = profile_path(options.cluster or sweep.cluster).absolute()
     root = runs_root(profile.runs_root)
@@ -93,7 +93,7 @@ def read_request(options: SubmitOptions) -> Request:
     folder = root / sweep.name
     if not str(folder).isprintable():
         raise ConfigError("the path of the runs contains a control character", value=str(folder))
-    return Request(options, file, sweep, profile, profile_file, folder, again, start)
+    return Request(options, file, sweep, profile, profile_file, folder, resubmit_command, start)
 
 
 def refuse_other_file(request: Request) -> None:

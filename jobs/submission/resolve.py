@@ -1,4 +1,4 @@
-"""Step 1 of a submission, ``resolve``: each run gets its place and all its values. Runs no check."""
+"""Step 1 of a submission, ``resolve_runs``: each run gets its place and all its values. Runs no check."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Resolved:
         return any(run.is_nominal for run in self.runs)
 
 
-def resolve(request: Request) -> Resolved:
+def resolve_runs(request: Request) -> Resolved:
     """Resolve all runs. Raises FlipError, with the name of the run, if its values do not fit each other."""
     places = _places(request)
     runs = []
     for run in request.sweep.runs:
         with naming(request, run):
-            runs.append(run.resolve(places[_cluster_name(request, run)]))
+            runs.append(run.workload_at(places[_cluster_name(request, run)]))
     return Resolved(request, places, runs)
 
 
@@ -93,7 +93,7 @@ def _places(request: Request) -> dict[str, Place]:
             node(profile),
             request.options.changed or "",
             request.options.dry_run,
-            request.again,
+            request.resubmit_command,
         )
     return places
 

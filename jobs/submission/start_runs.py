@@ -14,7 +14,7 @@ from jobs.common.cli import note
 from jobs.common.paths import REPOSITORY
 from jobs.planning import preflight
 from jobs.submission import render
-from jobs.submission.apply import apply, cancelled_meanwhile, prune, snapshot_of
+from jobs.submission.apply import cancelled_meanwhile, create_and_submit, prune, snapshot_of
 from jobs.submission.confirm import Confirmed
 from jobs.submission.plan import Plan
 from jobs.submission.snapshot import Snapshot, take
@@ -51,7 +51,7 @@ def start_runs(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
     if planned.plan.pruned:
         _prune(planned.plan, planned.request.sweep.name, outcome_out)
     if planned.plan.starting:
-        _start(confirmed, outcome_out)
+        _submit_starting(confirmed, outcome_out)
 
 
 def _take_over(plan: Plan) -> None:
@@ -71,7 +71,7 @@ def _prune(plan: Plan, sweep: str, outcome_out: SubmitOutcome) -> None:
         note(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them")
 
 
-def _start(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
+def _submit_starting(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
     planned = confirmed.planned
     plan = planned.plan
     request = planned.request
@@ -80,13 +80,13 @@ def _start(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
     note("\n".join(trust.checkout_warnings()))
     snapshot = _snapshot(plan, resolved.code)
     without_code = _without_code(plan)
-    jobs = apply(
+    jobs = create_and_submit(
         plan,
         snapshot,
         MultiBackend(resolved.profiles),
         sweep_record(request, plan),
         request.canary_steps,
-        request.again,
+        request.resubmit_command,
         partial(outcome_out.add_trashed, replaced=True),
         confirmed.executed.exposed,
     )

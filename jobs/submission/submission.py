@@ -1,7 +1,19 @@
 """One call of ``flip submit``: it reads a request, then takes five steps. Each takes what the step before returns; a
 dry run ends after the third, ``plan_runs``.
 
-``read_request`` -> ``resolve`` -> ``check`` -> ``plan_runs`` -> ``confirm`` -> ``start_runs``
+``read_request`` -> ``resolve_runs`` -> ``check_runs`` -> ``plan_runs`` -> ``confirm_plan`` -> ``start_runs``
+
+One run on this way, from its line in the sweep file to the call of sbatch:
+
+| function | makes of the run |
+|---|---|
+| ``jobs.sweeps.sweep_file.read_sweep`` | ``Run``: its name and its merged configuration, which still has ``auto`` |
+| ``jobs.workloads.loading.requested_runs`` | ``TrainingRequest`` (a ``RequestedRun``): the run with its kind of work |
+| ``resolve_runs``, ``TrainingRequest.workload_at`` | ``TrainingWorkload`` (a ``SweepRun``): all values, and its costs |
+| ``check_runs``, ``SweepRun.checks`` | rows of checks, or an error |
+| ``plan_runs``, ``jobs.submission.plan.compare`` | ``Action``: what happens to it, by its ``ExistingRun`` |
+| ``start_runs``, ``jobs.submission.apply.create_and_submit`` | its directory, and a ``Job`` |
+| ``jobs.slurm.backend.SlurmBackend.submit`` | job.json, a batch script with other runs, and the call of sbatch |
 """
 
 from __future__ import annotations
@@ -17,11 +29,11 @@ from jobs.common.cli import note
 from jobs.common.terminal import show
 from jobs.submission import render
 from jobs.submission.apply import lock
-from jobs.submission.check import check
-from jobs.submission.confirm import confirm
+from jobs.submission.check import check_runs
+from jobs.submission.confirm import confirm_plan
 from jobs.submission.plan_runs import Planned, commands_of_runs, plan_runs
 from jobs.submission.request import SubmitOptions, read_request, refuse_other_file
-from jobs.submission.resolve import resolve
+from jobs.submission.resolve import resolve_runs
 from jobs.submission.start_runs import SubmitOutcome, start_runs
 
 
@@ -43,7 +55,7 @@ class Submission:
         request = self.request
         options = request.options
         refuse_other_file(request)
-        checked = check(resolve(request))
+        checked = check_runs(resolve_runs(request))
         if not options.dry_run and not os.path.exists(request.folder):
             plan_runs(checked)  # a refusal must not leave the folder that the lock creates
         with nullcontext() if options.dry_run else lock(request.folder):
@@ -68,7 +80,7 @@ class Submission:
             planned.refuse()
             following = planned.next_commands()
             if not options.dry_run:
-                confirmed = confirm(planned)
+                confirmed = confirm_plan(planned)
                 self.managed = [self.folder / action.name for action in planned.plan.actions]
                 start_runs(confirmed, outcome)
                 following = commands_of_runs(planned.plan)

@@ -147,7 +147,7 @@ def _designs(argv: Sequence[str]) -> set[str]:
     if not path.is_file() or why_untrusted(path):
         return set()
     try:
-        return {run.arm for run in sweep_file.load(path).runs}
+        return {run.arm for run in sweep_file.read_sweep(path).runs}
     except FlipError:
         return set()
 

@@ -395,7 +395,7 @@ def no_match(path: str | Path, only: str, names: Sequence[str]) -> ConfigError:
     return ConfigError("no run of the sweep matches", str(path), only, remedy)
 
 
-def load(
+def read_sweep(
     path: str | Path,
     overrides: Sequence[str] = (),
     only: str | None = None,
@@ -447,7 +447,7 @@ def seed_tail(seed: int) -> str:
     return f"s{seed}"
 
 
-def find(typed: str) -> Path:
+def find_sweep(typed: str) -> Path:
     """The sweep file of a path (from here or the repository), or of a name here or in sweeps/.
 
     A name stands for NAME.yaml or NAME.yml. Raises ConfigError if there is none, or if a name means several files.

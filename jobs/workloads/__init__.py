@@ -2,9 +2,10 @@
 
 - ``workload.py``: the interface. ``Workload`` is what a job does, ``SweepRun`` that of a resolved run of a sweep, and
   ``RequestedRun`` a run as its sweep file asks for it. ``Place``: where and on what it runs.
-- ``loading.py``: ``load`` reads a sweep file and chooses the kind of its runs, once.
-- ``training_request.py`` and ``training.py``: ``TrainingRequest`` resolves a configuration to a ``TrainingWorkload``;
-  ``extension.py``: the configuration that continues a changed run; ``training_page.py``: its lines in a dry run.
+- ``loading.py``: ``requested_runs`` reads a sweep file and chooses the kind of its runs, once.
+- ``training_request.py`` and ``training.py``: ``TrainingRequest.workload_at`` resolves a configuration to a
+  ``TrainingWorkload``; ``extension.py``: the configuration that continues a changed run; ``training_page.py``: its
+  lines in a dry run.
 - ``evaluation_request.py`` and ``evaluation.py``: ``EvaluationBuilder`` makes an ``EvaluationWorkload``.
 - ``submitted.py``: ``of_run``, the work of an existing run directory, for reports.
 

@@ -66,8 +66,8 @@ class TrainingRequest:
             name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in self.run.chosen
         )
 
-    def resolve(self, place: Place) -> TrainingWorkload:
-        return _Resolution(self.run, self.file, place).training()
+    def workload_at(self, place: Place) -> TrainingWorkload:
+        return _Resolution(self.run, self.file, place).workload()
 
 
 def settings_of_checkpoints(run: RunDir) -> list[str]:
@@ -91,11 +91,11 @@ class _Resolution:
         # nominal data are for plans only
         self.data: Sequence[DatasetFacts] = dataset_facts(run.config, nominal=place.dry)
 
-    def training(self) -> TrainingWorkload:
+    def workload(self) -> TrainingWorkload:
         """The run, with its source, its extension and its files of the user. Raises FlipError."""
         run = self.run
         profile = self.place.profile
-        config, notes, ignored = self._finish(run.config)
+        config, notes, ignored = self._finish_at_place(run.config)
         extends = False
         if extension_ := self._extension(config):
             extends = self._holder(extension_.config) is None
@@ -128,7 +128,7 @@ class _Resolution:
             config, self.data, place.profile, place.node, place.folder, current, anew, place.dry
         )  # fmt: skip
 
-    def _finish(self, asked: Config) -> tuple[Config, list[str], list[ConfigChange]]:
+    def _finish_at_place(self, asked: Config) -> tuple[Config, list[str], list[ConfigChange]]:
         """(resolved configuration, notes on it, changes of the sweep that ``--changed keep`` ignores)."""
         ignored: list[ConfigChange] = []
         if asked.init.run or asked.init.export:
@@ -145,7 +145,7 @@ class _Resolution:
             notes.append(from_timm)
         init = config.init
         if init.commit == NOT_YET:
-            later = self.place.again.line(self.place.folder.parent, "--only", self.run.name)
+            later = self.place.resubmit_command.line(self.place.folder.parent, "--only", self.run.name)
             notes.append(
                 f"it cannot start: {init.run} has no checkpoint at S = {init.samples} yet,"
                 f" {extension.newest_checkpoint(RunDir(self.place.folder / init.run))}; when it has one, submit again:"
@@ -184,7 +184,7 @@ class _Resolution:
             return None
         for earlier in extension.earlier_extensions(self.run.config, self.directories):
             with suppress(ConfigError):  # the new settings do not fit that extension: it is another run
-                known, notes, _ = self._finish(earlier)
+                known, notes, _ = self._finish_at_place(earlier)
                 if self._holder(known) is not None:
                     return FinishedConfig(known, notes)
         if self.place.changed != "extend":
@@ -192,7 +192,7 @@ class _Resolution:
         own = self._extended(config)
         if own is None:
             return None
-        known, notes, _ = self._finish(own)
+        known, notes, _ = self._finish_at_place(own)
         return FinishedConfig(known, notes)
 
     def _extended(self, config: Config) -> Config | None:

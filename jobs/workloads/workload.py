@@ -2,7 +2,7 @@
 
 - ``Workload``: what a job does, whatever it is. The launcher writes its files, runs its checks and starts its ranks.
 - ``SweepRun``: the workload of a run of a sweep. It is also planned, compared with its directory, and continued.
-- ``RequestedRun``: a run as its sweep file asks for it. ``resolve`` makes a ``SweepRun`` of it.
+- ``RequestedRun``: a run as its sweep file asks for it. ``workload_at`` makes a ``SweepRun`` of it.
 
 The launcher knows no other property of a workload, and never asks which kind it has.
 """
@@ -43,7 +43,7 @@ class Place:
     """What to do with changed runs: keep, extend, fork, restart, data; empty: refuse them."""
     dry: bool = False
     """Write no files, and accept data sets that do not exist yet."""
-    again: SubmitCommand = NO_COMMAND
+    resubmit_command: SubmitCommand = NO_COMMAND
     """The command that submits the sweep again."""
 
     def directories(self, name: str) -> list[Path]:
@@ -84,7 +84,7 @@ class RequestedRun(Protocol):
     def is_default(self, key: str) -> bool:
         """Whether a value at this key is a default, which neither the sweep file nor the command line sets."""
 
-    def resolve(self, place: Place) -> SweepRun:
+    def workload_at(self, place: Place) -> SweepRun:
         """The run with all its values. Raises FlipError if they do not fit each other or the place."""
 
 

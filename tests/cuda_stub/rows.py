@@ -30,7 +30,7 @@ from flip.common.host import Host
 from flip.common.shutdown import CoordinatedStop
 from flip.config import derived, merge
 from flip.config.derived import StageSpan
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.distributed import parallel
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip, transformer
@@ -75,7 +75,7 @@ class Row(NamedTuple):
         }
         layers = [(name, values) for name, values in recipe_layers(self.recipe)]
         config = merge.merge([*layers, ("row", layer)])
-        return resolve(config, Host(cores=96, memory=10**12, bf16=True, cuda=True), dataset_facts(config))
+        return resolve_auto(config, Host(cores=96, memory=10**12, bf16=True, cuda=True), dataset_facts(config))
 
 
 ROWS = tuple(

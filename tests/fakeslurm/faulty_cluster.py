@@ -374,7 +374,7 @@ class World:
             existing = planning.scan_runs(self.folder, list(self.likes))
             resolved_runs = [TrainingWorkload(name, Config(), {"hash": name}, None) for name in self.likes]
             # an interrupted submit leaves a directory without a job, which counts as a stopped run
-            starting = planning.plan(resolved_runs, existing, self.folder).starting
+            starting = planning.compare(resolved_runs, existing, self.folder).starting
             self.over = not starting and all(run.state in OVER for run in existing.values())
             jobs = [
                 Job(

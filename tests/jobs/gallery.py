@@ -9,13 +9,13 @@ from flip.common.host import Host
 from flip.config.derived import stage_spans
 from flip.config.identity import identity
 from flip.config.merge import dump
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.model_costs import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.paths import SWEEPS
 from jobs.planning.run_cost import estimate
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.jobs.outcomes import score, write_result
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
@@ -26,13 +26,13 @@ CRASH = "CUDA error: device-side assert triggered; three crashes without a check
 def sweep(root, name, progress=None, seeds=None, lines=200, more=()):
     """Runs of sweeps/NAME.yaml below ``root``. ``progress``: run -> (share done, state), default (1.0, "complete");
     states: complete, running, failed, preempted (complete, after several attempts), queued."""
-    loaded = load(SWEEPS / f"{name}.yaml", list(more), seeds=seeds)
+    loaded = read_sweep(SWEEPS / f"{name}.yaml", list(more), seeds=seeds)
     about = {"name": name, "title": loaded.title, "notes": loaded.notes, "runs": [run.name for run in loaded.runs]}
     folder = root / name
     folder.mkdir(parents=True)
     write_json(folder / "sweep.json", {**about, "paper": loaded.paper, "rows": loaded.rows})
     for run in loaded.runs:
-        config = resolve(run.config, NODE, dataset_facts(run.config))
+        config = resolve_auto(run.config, NODE, dataset_facts(run.config))
         share, state = (progress or {}).get(run.name, (1.0, "complete"))
         RunWriter(RunDir(folder / run.name), config, loaded.paper.get(run.arm), lines).write(share, state)
     return folder

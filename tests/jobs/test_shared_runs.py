@@ -123,7 +123,7 @@ def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkey
     with pytest.raises(FlipError, match=re.escape(f"not signalled (found: 'a: {reason}'")):
         clusters.cancel([run])
     write_json(run.identity, dict(wanted("a").identity))
-    plan = planning.plan([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)
+    plan = planning.compare([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)
     assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert read_states("'PrivateData = jobs'") == visible, "root sees all"

@@ -11,7 +11,7 @@ from flip.common.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.config.merge import dump, merge, read_config
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.parsers.spoil import SCALARS, changed, spoiled
 
 pytestmark = pytest.mark.timeout(60)
@@ -84,13 +84,13 @@ def parsed(path, text, reader):
 @example("runs: {a: {model: {size: ${oc.env:HOME}}}}")
 @example("runs: {a: {stages: {" + "9" * 5000 + ": {mask: 0}}}}")
 def test_load_sweep_raises_only_config_error_on_any_text(tmp_path, text):
-    loaded = parsed(tmp_path / "trial.yaml", text, load)
+    loaded = parsed(tmp_path / "trial.yaml", text, read_sweep)
     assert loaded is None or all(run.name and run.config for run in loaded.runs)
 
 
 @pytest.mark.parametrize("text", TAGGED + [f"runs: {{a: {{seed: {text}}}}}" for text in UNSAFE])
 def test_load_sweep_raises_only_config_error_on_yaml_tags(tmp_path, text):
-    parsed(tmp_path / "trial.yaml", text, load)
+    parsed(tmp_path / "trial.yaml", text, read_sweep)
 
 
 @pytest.mark.parametrize("text", UNSAFE)

@@ -190,7 +190,7 @@ def read_by_commands(run, desired_runs):
     shown += [explain.page(facts), json.dumps(facts)]
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(runs)
     scanned = plan.scan_runs(folder, ["victim", "sound"])
-    planned = plan.plan(desired_runs, scanned, folder, retry=True)
+    planned = plan.compare(desired_runs, scanned, folder, retry=True)
     assert planned.actions[1].kind in ("changed", "complete") and scanned["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [

@@ -6,7 +6,7 @@ from flip.common.host import Host
 from flip.config.derived import at_world, usable_nodes, world_size, world_sizes
 from flip.config.identity import diff_identity, identity
 from flip.config.merge import assignment, merge, to_dict
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.config.validate import validate
 from flip.runs.errors import ConfigError
 from tests.flip.config.test_validate import BASE
@@ -15,7 +15,7 @@ from tests.flip.config.test_validate import BASE
 def run(*overrides, gpus=0):
     words = [f"resources.gpus={gpus}", f"resources.processes={gpus or 1}"]
     config = merge([("test", BASE)], [*words, "data.lanes=64", *overrides])
-    return resolve(config, Host(cores=2, memory=16 * 10**9), dataset_facts(config))
+    return resolve_auto(config, Host(cores=2, memory=16 * 10**9), dataset_facts(config))
 
 
 def test_range_is_read_as_most_and_least_number_of_nodes():

@@ -7,7 +7,7 @@ from flip.common.host import Host
 from flip.common.plain_data import flatten
 from flip.config.identity import changed_class_names, diff_identity, identity, is_same_run, missing_class_names
 from flip.config.merge import merge
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.config.schema import Optim
 from flip.runs.formats import RUN_NUMBER
 
@@ -35,7 +35,7 @@ def run(folder, *overrides, cores=2):
         "compute.threads": 1,
     }
     config = merge([("test", settings)], overrides)
-    return resolve(config, Host(cores=cores, memory=10**10), dataset_facts(config))
+    return resolve_auto(config, Host(cores=cores, memory=10**10), dataset_facts(config))
 
 
 def test_identity_hash_is_pinned(data):

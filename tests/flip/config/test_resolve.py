@@ -14,7 +14,7 @@ from flip.config.resolve import (
     default_chunk,
     default_lanes,
     manifest_record,
-    resolve,
+    resolve_auto,
     resolve_path,
 )
 from flip.data.manifest.manifest import Manifest
@@ -32,7 +32,7 @@ def config(settings=None, *overrides):
 
 def resolved(on=LAPTOP, *overrides):
     unresolved = config(None, *overrides)
-    return resolve(unresolved, on, dataset_facts(unresolved))
+    return resolve_auto(unresolved, on, dataset_facts(unresolved))
 
 
 def write_manifest(folder, **facts):
@@ -45,12 +45,12 @@ def write_manifest(folder, **facts):
 def test_resolve_replaces_every_auto_and_keeps_explicit_values():
     unresolved = config(None, "data.workers=0", "compute.precision=bf16")
     before = dataclasses.replace(unresolved)
-    done = resolve(unresolved, LAPTOP, dataset_facts(unresolved))
+    done = resolve_auto(unresolved, LAPTOP, dataset_facts(unresolved))
     assert unresolved == before
     assert "auto" not in str(dataclasses.asdict(done))
     assert (done.compute.device, done.compute.precision, done.compute.attention) == ("cpu", "bf16", "explicit")
     assert (done.data.workers, done.compute.threads, done.compute.deterministic) == (0, 2, "yes")
-    assert resolve(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), dataset_facts(done)) == done
+    assert resolve_auto(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), dataset_facts(done)) == done
 
 
 def test_resolve_ignores_submitting_host_for_gpu_run():
@@ -112,12 +112,12 @@ def test_dataset_facts_come_from_manifest_and_contradicting_chunk_is_rejected(tm
     )
     facts = dataset_facts(unresolved)
     assert facts == [DatasetFacts(5513, 1, 3000.4, False)]
-    data = resolve(unresolved, LAPTOP, facts).data
+    data = resolve_auto(unresolved, LAPTOP, facts).data
     assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
     assert data.buffer == LAPTOP.memory // 4
     unresolved.data.chunk = 64
     with pytest.raises(ConfigError, match=r"data\.chunk.* 1 .*64"):
-        resolve(unresolved, LAPTOP, facts)
+        resolve_auto(unresolved, LAPTOP, facts)
 
 
 def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path):

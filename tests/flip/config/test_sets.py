@@ -11,7 +11,7 @@ from flip.common.host import Host
 from flip.config.derived import allocate_lanes, dataset_lanes, weight_error
 from flip.config.identity import diff_identity, identity
 from flip.config.merge import merge
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.config.validate import plan_numbers, validate
 from flip.runs.errors import ConfigError
 
@@ -54,7 +54,7 @@ def settings(tmp_path):
 
 def run(settings, *overrides):
     config = merge([("test", settings)], overrides)
-    return resolve(config, HOST, dataset_facts(config))
+    return resolve_auto(config, HOST, dataset_facts(config))
 
 
 def test_resolve_assigns_lanes_to_data_sets_by_weight(settings):
@@ -66,7 +66,7 @@ def test_resolve_assigns_lanes_to_data_sets_by_weight(settings):
     ]
     assert [dataset.lanes for dataset in dataset_lanes(done.data)] == [range(72), range(72, 96)]
     validate(done)
-    assert resolve(done, HOST, dataset_facts(done)) == done
+    assert resolve_auto(done, HOST, dataset_facts(done)) == done
     sets = plan_numbers(done)["data"]["sets"]
     assert [(dataset["name"], dataset["lanes"], dataset["passes"]) for dataset in sets] == [
         ("big", 72, pytest.approx(100_032 * 0.75 / 20_000)),

@@ -5,7 +5,7 @@ import pytest
 from flip.common.host import Host
 from flip.config.derived import stage_spans, visible_patch_count
 from flip.config.merge import merge
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.config.validate import plan_numbers, validate, warnings
 from flip.runs.errors import ConfigError
 
@@ -22,7 +22,7 @@ BASE = {
 def run(*overrides, **resolved):
     """A resolved configuration. ``resolved`` sets fields of ``data`` after the resolution."""
     config = merge([("test", BASE)], overrides)
-    config = resolve(config, Host(cores=2, memory=10**10), dataset_facts(config))
+    config = resolve_auto(config, Host(cores=2, memory=10**10), dataset_facts(config))
     for name, value in resolved.items():
         setattr(config.data, name, value)
     return config

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flip.common.host import Host
 from flip.config import merge
 from flip.config.derived import for_stage, visible_patch_count
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.distributed import parallel
 from flip.distributed.collectives import mean_over_ranks
 from flip.models import clip
@@ -65,7 +65,7 @@ class Case(NamedTuple):
             "resources": {"nodes": self.ranks // NODE, "processes": NODE, "gpus": NODE},
         }
         config = merge.merge([("rehearsal", layer)])
-        config = resolve(config, Host(cores=96, memory=10**12, bf16=True, cuda=True), dataset_facts(config))
+        config = resolve_auto(config, Host(cores=96, memory=10**12, bf16=True, cuda=True), dataset_facts(config))
         if self.reshard == "auto":
             memory_fit.fit_reshard(config, load_profile("h100"))
         return config

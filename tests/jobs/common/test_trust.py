@@ -220,19 +220,21 @@ def test_bare_name_of_two_files_is_refused_with_both_paths(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart.yaml").write_text("runs: {a: }\n")
     with pytest.raises(ConfigError) as error:
-        sweep_file.find("quickstart")
+        sweep_file.find_sweep("quickstart")
     text = str(error.value)
     assert f"{tmp_path / 'quickstart.yaml'} and {SWEEPS / 'quickstart.yaml'}" in text and error.value.code == 78
     assert f"Type the path: ./quickstart.yaml or {SWEEPS / 'quickstart.yaml'}" in text
-    assert str(sweep_file.find("./quickstart.yaml")) == "quickstart.yaml"
-    assert sweep_file.find(str(SWEEPS / "quickstart.yaml")) == SWEEPS / "quickstart.yaml"
+    assert str(sweep_file.find_sweep("./quickstart.yaml")) == "quickstart.yaml"
+    assert sweep_file.find_sweep(str(SWEEPS / "quickstart.yaml")) == SWEEPS / "quickstart.yaml"
     (tmp_path / "my.yaml").write_text("runs: {a: }\n")
-    assert str(sweep_file.find("my")) == str(sweep_file.find("my.yaml")) == "my.yaml", "as the tutorial types it"
+    assert str(sweep_file.find_sweep("my")) == str(sweep_file.find_sweep("my.yaml")) == "my.yaml", (
+        "as the tutorial types it"
+    )
     (tmp_path / "my").write_text("")
     with pytest.raises(ConfigError, match="ambiguous: sweeps of this name are"):
-        sweep_file.find("my")
+        sweep_file.find_sweep("my")
     monkeypatch.chdir(SWEEPS)
-    assert sweep_file.find("quickstart").samefile(SWEEPS / "quickstart.yaml"), "both names are the same file"
+    assert sweep_file.find_sweep("quickstart").samefile(SWEEPS / "quickstart.yaml"), "both names are the same file"
 
 
 def test_bare_name_of_two_profiles_is_refused_with_both_paths(tmp_path, monkeypatch):

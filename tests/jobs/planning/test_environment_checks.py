@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flip.common.host import Host
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data.manifest.build import index
 from flip.runs.checks import OK, UNKNOWN
@@ -14,7 +14,7 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks
 from jobs.slurm.batch_script import mounts
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.synthetic import make_dataset, make_tokenizer
 
 SWEEP = """
@@ -43,8 +43,8 @@ def folder(tmp_path, monkeypatch):
 
 def config(folder, *overrides):
     (folder / "demo.yaml").write_text(SWEEP.format(there=folder))
-    requested = load(folder / "demo.yaml", list(overrides)).runs[0].config
-    return resolve(requested, Host(cores=4, memory=10**10), dataset_facts(requested))
+    requested = read_sweep(folder / "demo.yaml", list(overrides)).runs[0].config
+    return resolve_auto(requested, Host(cores=4, memory=10**10), dataset_facts(requested))
 
 
 def check(folder, *mounted, runtime="pyxis", plan=False, overrides=(), **fields):

@@ -16,7 +16,7 @@ from flip.runs.checks import UNKNOWN
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import memory_fit, preflight, run_cost
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 
 SWEEP = Path(__file__).resolve().parents[3] / "sweeps" / "model_scaling.yaml"
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
@@ -28,7 +28,7 @@ def no_data(monkeypatch):
 
 
 def planned(*overrides, run="baseline", on=NODE):
-    runs = load(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
+    runs = read_sweep(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
     (requested,) = [candidate.config for candidate in runs if candidate.name == run]
     return finish(requested, on).config
 

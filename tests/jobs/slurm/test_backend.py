@@ -315,7 +315,7 @@ def test_dry_run_shows_script_passed_to_sbatch(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
     submitted = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
-    shown_script = dry_run.script_text(PROFILE, submitted)
+    shown_script = dry_run._script_of(PROFILE, submitted)
     backend.SlurmBackend(PROFILE).submit(submitted)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
     token = read_json(submitted[0].run.path / "job.json")["token"]
@@ -335,7 +335,7 @@ def test_dry_run_calls_sbatch_test_only_once_per_shape(tmp_path, commands, monke
     resolved_runs = [wanted(name) for name in "abc"]
     for resolved, nodes in zip(resolved_runs, (1, 2, 1), strict=True):
         resolved.config.resources.nodes = nodes
-    plan = planning.plan(resolved_runs, {}, tmp_path / "demo")
+    plan = planning.compare(resolved_runs, {}, tmp_path / "demo")
     planned = dry_run.planned_jobs(plan, replace(PROFILE, array_size=1), canary=0)
     assert [list(batch.runs) for batch in planned] == [["a"], ["c"], ["b"]]
     assert {batch.start for batch in planned} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
@@ -350,7 +350,7 @@ def test_dry_run_shows_the_canary_and_followers_of_the_submission(tmp_path, comm
     resolved_runs = [wanted(name) for name in "abc"]
     for resolved in resolved_runs:
         resolved.config.monitor.wandb = "project"
-    plan = planning.plan(resolved_runs, {}, tmp_path / "demo")
+    plan = planning.compare(resolved_runs, {}, tmp_path / "demo")
     held, first = dry_run.planned_jobs(plan, PROFILE)
     assert (list(held.runs), held.start) == (["b", "c"], "held until a has passed 50 steps")
     assert list(first.runs) == ["a"] and first.start.startswith("would start at")
@@ -368,7 +368,7 @@ def test_dry_run_shows_the_canary_and_followers_of_the_submission(tmp_path, comm
 
 def test_dry_run_shows_error_of_sbatch(tmp_path, commands):
     commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
-    plan = planning.plan([wanted("a")], {}, tmp_path / "demo")
+    plan = planning.compare([wanted("a")], {}, tmp_path / "demo")
     (batch,) = dry_run.planned_jobs(plan, PROFILE)
     assert batch.start == "Slurm says: allocation failure: Invalid account"
 

@@ -266,7 +266,7 @@ def sweep(tmp_path):
 
     def plan(*names, **options):
         resolved_runs = [wanted(name) for name in names]
-        return planning.plan(resolved_runs, planning.scan_runs(place, names), place, **options)
+        return planning.compare(resolved_runs, planning.scan_runs(place, names), place, **options)
 
     plan.place = place
     plan.snapshot = Snapshot("new", place / ".code" / "new", ())
@@ -275,7 +275,7 @@ def sweep(tmp_path):
 
 def apply(sweep, plan, cluster):
     """Apply the plan, and return the names of the submitted jobs."""
-    return [job.run.name for job in submission.apply(plan, sweep.snapshot, cluster, {})]
+    return [job.run.name for job in submission.create_and_submit(plan, sweep.snapshot, cluster, {})]
 
 
 def test_apply_skips_run_cancelled_after_planning(sweep, cluster):
@@ -334,7 +334,7 @@ def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster)
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     resolved = wanted("a", mask="0.75")
-    plan = planning.plan([resolved], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
+    plan = planning.compare([resolved], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
     assert apply(sweep, plan, cluster) == ["a"] and submission.cancelled_meanwhile(plan) == []
 
 

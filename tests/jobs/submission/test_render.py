@@ -9,7 +9,7 @@ import pytest
 
 from flip.common.host import Host
 from flip.config.identity import identity
-from flip.config.resolve import DatasetFacts, dataset_facts, resolve
+from flip.config.resolve import DatasetFacts, dataset_facts, resolve_auto
 from flip.runs.checks import OK, UNKNOWN, Check
 from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile, load_profile
@@ -19,7 +19,7 @@ from jobs.planning.run_cost import estimate, makespan
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
 from jobs.submission.plan import Action, Plan
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from jobs.workloads.training import TrainingWorkload
 from tests.harness.common import ROOT
 from tests.harness.terminal import Terminal, golden
@@ -32,13 +32,13 @@ DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, True)]}
 
 def planned(name, profile, **options):
     """A plan of sweeps/NAME.yaml: the first run is new, the second has failed, the third has changed."""
-    sweep = load(SWEEPS / f"{name}.yaml", **options)
+    sweep = read_sweep(SWEEPS / f"{name}.yaml", **options)
     actions = []
     for run, (kind, reason, starts) in zip(
         sweep.runs, [("new", "", True), ("failed", f"CUDA error {HOSTILE}", True), ("changed", "seed: 0 -> 1", False)],
         strict=False,
     ):  # fmt: skip
-        config = resolve(run.config, NODE, DATA.get(name) or dataset_facts(run.config, nominal=True))
+        config = resolve_auto(run.config, NODE, DATA.get(name) or dataset_facts(run.config, nominal=True))
         run_estimate = estimate(config, profile)
         # fixed for the golden text
         devices = [replace(device, memory={"total": 20e9}) for device in run_estimate.devices]
@@ -150,10 +150,10 @@ def test_makespan_depends_on_backend_and_parallel_runs(kind, parallel, hours):
 
 def test_seeds_of_one_configuration_are_one_row():
     profile = load_profile("h100")
-    sweep = load(SWEEPS / "masking.yaml", seeds=[0, 1, 2])
+    sweep = read_sweep(SWEEPS / "masking.yaml", seeds=[0, 1, 2])
     actions = []
     for run in sweep.runs:
-        config = resolve(run.config, NODE, dataset_facts(run.config, nominal=True))
+        config = resolve_auto(run.config, NODE, dataset_facts(run.config, nominal=True))
         resolved = TrainingWorkload(run.name, config, identity(config, ""), estimate(config, profile), profile=profile)
         actions.append(Action(resolved, "new", starts=True))
     actions[1] = replace(actions[1], kind="failed")

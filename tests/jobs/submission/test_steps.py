@@ -7,11 +7,11 @@ import pytest
 from flip.runs.checks import OK, Check
 from flip.runs.errors import ConfigError
 from jobs.planning import preflight
-from jobs.submission.check import CheckRows, check
-from jobs.submission.confirm import confirm
+from jobs.submission.check import CheckRows, check_runs
+from jobs.submission.confirm import confirm_plan
 from jobs.submission.plan_runs import plan_runs
 from jobs.submission.request import SubmitOptions, read_request
-from jobs.submission.resolve import resolve
+from jobs.submission.resolve import resolve_runs
 from jobs.submission.start_runs import SubmitOutcome, start_runs
 from tests.test_imports import FILES, imports
 
@@ -27,12 +27,12 @@ def test_step_imports_only_earlier_steps():
 
 def test_three_steps_write_nothing_and_the_last_two_start_the_runs(typed, desk):
     request = read_request(SubmitOptions(sweep=str(desk.sweep), cluster="local"))
-    planned = plan_runs(check(resolve(request)))
+    planned = plan_runs(check_runs(resolve_runs(request)))
     assert [action.kind for action in planned.plan.actions] == ["new", "new"] and planned.question == ""
     assert not os.path.exists(request.folder) and not typed.started
     outcome = SubmitOutcome()
     os.makedirs(request.folder)
-    start_runs(confirm(planned), outcome)
+    start_runs(confirm_plan(planned), outcome)
     assert outcome.started == typed.started == ["half", "whole"] == typed.there()
 
 
@@ -46,12 +46,12 @@ def test_resolve_runs_no_check(typed, desk, monkeypatch):
     desk.sweep.write_text(desk.text + "  last: {stages.pretrain.batch: 15, resources.processes: 2}\n")
     request = read_request(SubmitOptions(sweep=str(desk.sweep), cluster="local"))
     with pytest.raises(ConfigError, match=r"run last: stages\.pretrain\.batch"):
-        resolve(request)
+        resolve_runs(request)
 
 
 def test_plan_does_not_change_the_rows_of_checks(typed, desk):
     """A new sweep is planned twice: before its folder is locked, and under the lock."""
-    checked = check(resolve(read_request(SubmitOptions(sweep=str(desk.sweep), cluster="local"))))
+    checked = check_runs(resolve_runs(read_request(SubmitOptions(sweep=str(desk.sweep), cluster="local"))))
     before = checked.rows.by_runs(2)
     first = plan_runs(checked).rows.by_runs(2)
     second = plan_runs(checked).rows.by_runs(2)

@@ -66,7 +66,7 @@ def test_written_schemas_match_code(kind):
 ])  # fmt: skip
 def test_loader_and_schema_accept_valid_sweep(validators, values, tmp_path):
     (tmp_path / "some.yaml").write_text(values)
-    sweep_file.load(tmp_path / "some.yaml")
+    sweep_file.read_sweep(tmp_path / "some.yaml")
     validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
 
 
@@ -91,7 +91,7 @@ def test_loader_and_schema_refuse_broken_sweep(validators, values, tmp_path):
 
     (tmp_path / "some.yaml").write_text(values)
     with pytest.raises(ConfigError):
-        for run in sweep_file.load(tmp_path / "some.yaml").runs:
+        for run in sweep_file.read_sweep(tmp_path / "some.yaml").runs:
             check_fields(run.config)
     with pytest.raises(jsonschema.ValidationError):
         validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))

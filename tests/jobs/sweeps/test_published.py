@@ -24,7 +24,7 @@ from jobs.planning.core_speeds import Images
 from jobs.reporting.paper_comparison import Line, compare, differences, obstacles
 from jobs.sweeps import published as paper
 from jobs.sweeps.published import Published, published
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.jobs.outcomes import make
 
 FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")
@@ -82,7 +82,7 @@ def kernel(monkeypatch):
 def test_paper_sweep_head_states_published_top1_and_cost(name, capsys, kernel):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
-    sweep = load(SWEEPS / f"{name}.yaml")
+    sweep = read_sweep(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} (?!submit )", line)]
         assert line.endswith(f", planned {run['cost']['gpu_hours']:,.0f}") and f" {arithmetic_hours(run):,.0f}" in line
@@ -98,7 +98,7 @@ def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys, kernel
     """The head gives the cost that our plans calculate for the training length of the source, within 2 %."""
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
-    sweep = load(SWEEPS / f"{name}.yaml")
+    sweep = read_sweep(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} (?!submit )", line)]
         parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)
@@ -143,7 +143,7 @@ def test_recoded_shards_and_kernel_let_the_mask_save_hours(monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", FILES)
 def test_shipped_sweep_matches_settings_of_its_published_rows(name):
-    sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart_full" else [])
+    sweep = read_sweep(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart_full" else [])
     for run in sweep.runs:
         config = finish(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE).config
         if run.name in sweep.paper and sweep.rows:
@@ -164,7 +164,7 @@ def test_published_row_names_existing_run_and_known_columns(table):
             assert not row.needs, "an external model has no required settings"
         elif row.run:
             sweep, _, run = row.run.partition("/")
-            assert run in {run.arm for run in load(SWEEPS / f"{sweep}.yaml").runs}
+            assert run in {run.arm for run in read_sweep(SWEEPS / f"{sweep}.yaml").runs}
         if table in ("3", "4", "5", "6"):  # the suites of evaluations
             datasets = {DatasetRequest.parse(text) for text in suites()[f"paper-table{table}"]}
             columns = {
@@ -185,7 +185,7 @@ def test_small_sweep_head_states_lack_of_published_numbers():
     twins = {"masking_small", "batch_small", "tuning_small", "grid_small", "scaling_small", "regularise_small"}
     assert set(SMALL) == twins
     for name in SMALL:
-        sweep = load(SWEEPS / f"{name}.yaml")
+        sweep = read_sweep(SWEEPS / f"{name}.yaml")
         assert not sweep.paper and "The paper has no numbers for this size" in "\n".join(head(name))
         for run in sweep.runs:
             assert run.config.resources.gpus == 0 and run.config.resources.cpus <= 2
@@ -197,7 +197,7 @@ def test_load_refuses_unknown_row_or_table_and_lists_known_names(tmp_path):
     for line, expected in (("paper: {a: '1a, mask 51 %'}", "1a, mask 50 %"), ("table: 9z", "1a, 1b")):
         path.write_text(text + line + "\n", encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
-            load(path)
+            read_sweep(path)
         assert expected in caught.value.paragraph() and "s.yaml:3" in caught.value.paragraph()
 
 

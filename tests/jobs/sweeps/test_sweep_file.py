@@ -15,16 +15,16 @@ from flip.common.host import Host
 from flip.common.plain_data import ConfigChange
 from flip.common.yaml_io import SourceLocation, dump_yaml
 from flip.config.derived import world_size
-from flip.config.finish import finish, resolve_as_stored
+from flip.config.finish import finish, resolve_auto_as_stored
 from flip.config.identity import identity, is_same_run
 from flip.config.merge import dump
-from flip.config.resolve import dataset_facts, resolve
+from flip.config.resolve import dataset_facts, resolve_auto
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.common.paths import SWEEPS
 from jobs.sweeps import sweep_file
 from jobs.sweeps.constraints import parse
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 
 H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
 COMMON = "set: {model.size: tiny, data.samples: 1e6, stages: [{name: pretrain, samples: 1000, batch: 128}]}\n"
@@ -42,7 +42,7 @@ def sweep(tmp_path):
     def write(text, *args, **kwargs):
         path = tmp_path / "trial.yaml"
         path.write_text(text, encoding="utf-8")
-        return load(path, *args, **kwargs)
+        return read_sweep(path, *args, **kwargs)
 
     return write
 
@@ -64,7 +64,7 @@ def mistake(sweep, text, *args, **kwargs):
     ],
 )
 def test_paper_sweeps_expand_and_validate(name, runs):
-    loaded = load(SWEEPS / f"{name}.yaml")
+    loaded = read_sweep(SWEEPS / f"{name}.yaml")
     assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
     for run in loaded.runs:
         config, notes = finish(run.config, H100_NODE)
@@ -80,7 +80,7 @@ def test_paper_sweeps_expand_and_validate(name, runs):
 
 
 def test_quickstart_sweep_uses_portable_recipe():
-    loaded = load(SWEEPS / "quickstart_full.yaml", ["data.samples=5507"])
+    loaded = read_sweep(SWEEPS / "quickstart_full.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
         config = finish(run.config, Host(cores=2, memory=8 * 10**9)).config
@@ -166,8 +166,8 @@ PINNED = {
 def test_shipped_sweeps_keep_pinned_names_and_identities(name, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # without the data, the identity contains their path
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
-    runs = load(SWEEPS / f"{name}.yaml", fixed).runs
-    resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
+    runs = read_sweep(SWEEPS / f"{name}.yaml", fixed).runs
+    resolved = {run.name: resolve_auto(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
     stored = {name: identity(config, "") for name, config in resolved.items()}
     assert {name: record["hash"][:16] for name, record in stored.items()} == PINNED[name]
 
@@ -435,7 +435,7 @@ def test_accepted_names_are_safe_for_paths_and_shells(form, name, tmp_path):
     path = tmp_path / "trial.yaml"
     path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
     try:
-        loaded = load(path)
+        loaded = read_sweep(path)
         configs = [finish(run.config, H100_NODE).config for run in loaded.runs]
     except ConfigError as error:
         assert "\n" not in error.paragraph()
@@ -457,7 +457,7 @@ def test_where_parser_accepts_or_refuses_arbitrary_text(text):
 
 def test_load_does_not_import_torch():
     root = Path(__file__).resolve().parents[3]
-    code = "import sys; from jobs.sweeps.sweep_file import load; load('sweeps/model_scaling.yaml'); "
+    code = "import sys; from jobs.sweeps.sweep_file import read_sweep; read_sweep('sweeps/model_scaling.yaml'); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
@@ -483,8 +483,8 @@ def test_resolve_as_stored_keeps_identity_of_run_before_gpu_defaults(monkeypatch
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")
     before = ["compute.compile=no", "compute.replicate=1", "compute.loss_tile=1024"]
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]
-    old = load(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
-    stored = resolve(old, H100_NODE, dataset_facts(old))
+    old = read_sweep(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
+    stored = resolve_auto(old, H100_NODE, dataset_facts(old))
     record = identity(stored, "")
     assert record["hash"][:16] == "bc4146982055f42f", "the identity is unchanged since then"
     run = tmp_path / "baseline"
@@ -492,10 +492,10 @@ def test_resolve_as_stored_keeps_identity_of_run_before_gpu_defaults(monkeypatch
     lines = [line for line in dump(stored).splitlines() if line.strip().split(":")[0] not in BEFORE]
     (run / "config.yaml").write_text("\n".join(lines))
     write_json(run / "identity.json", record)
-    new = load(SWEEPS / "model_scaling.yaml", fixed).runs[0].config
+    new = read_sweep(SWEEPS / "model_scaling.yaml", fixed).runs[0].config
     facts = dataset_facts(new)
-    assert not is_same_run(record, resolve(new, H100_NODE, facts))
-    assert is_same_run(record, resolve_as_stored(new, H100_NODE, facts, [run]))
+    assert not is_same_run(record, resolve_auto(new, H100_NODE, facts))
+    assert is_same_run(record, resolve_auto_as_stored(new, H100_NODE, facts, [run]))
 
 
 BEFORE = ("compile", "replicate", "loss_tile")
@@ -508,6 +508,6 @@ def test_baselines_need_no_run(sweep):
 
 def test_quickstart_scores_unseen_names_first():
     """The first test set leads the headline of the report; training never has the names of ``unseen``."""
-    (first, *_) = [item for item in sweep_file.load(SWEEPS / "quickstart.yaml").runs[0].config.evaluate.sets
+    (first, *_) = [item for item in sweep_file.read_sweep(SWEEPS / "quickstart.yaml").runs[0].config.evaluate.sets
                    if item.role == "test"]  # fmt: skip
     assert first.name == "unseen"

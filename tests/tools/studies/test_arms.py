@@ -18,7 +18,7 @@ import pytest
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.reporting import paired
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tools.studies import cheapest, masking
 from tools.studies.arms import Arm, ArmStudy, Round
 from tools.studies.arms_design import FULL_RATE
@@ -134,7 +134,7 @@ def test_small_image_stage_comes_first_with_planned_share_of_cost(
 def loaded_runs(folder: Path, sweep: dict[str, Any]) -> list[Any]:
     path = folder / f"{sweep['name']}.yaml"
     path.write_text(json.dumps(sweep), encoding="utf-8")
-    return list(load(path, [], None, None).runs)
+    return list(read_sweep(path, [], None, None).runs)
 
 
 @pytest.mark.parametrize("study", [MASKING, CHEAPEST], ids=lambda study: study.name)

@@ -20,7 +20,7 @@ from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.tools.studies.test_arms import CALIBRATION, MASKING, SMALL, complete
 from tools.commands import study as command
 from tools.studies import scaling_design
@@ -126,7 +126,7 @@ def test_runs_have_identities_of_trained_runs(tmp_path: Path, monkeypatch: pytes
             entries = {run.name: study.entry(run, results.times, results.peaks) | scored_then(run) for run in runs}
             path = tmp_path / f"{sweep}.yaml"
             path.write_text(json.dumps(study.sweep(sweep, entries)), encoding="utf-8")
-            for run in load(path, [], None, None).runs:
+            for run in read_sweep(path, [], None, None).runs:
                 digests[f"{sweep}/{run.name}"] = identity(run.config, "")["hash"]
     known = json.loads((Path(__file__).parent / "identities.json").read_text(encoding="utf-8"))
     assert {name: digests.get(name) for name in known} == known

@@ -15,7 +15,7 @@ import pytest
 from flip.config.identity import identity
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
-from jobs.sweeps.sweep_file import load
+from jobs.sweeps.sweep_file import read_sweep
 from tests.synthetic import make_dataset, make_tokenizer
 from tools.commands import study as command
 from tools.studies import scaling_design
@@ -129,7 +129,7 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
     jobs = {job.name: job for job in scaling_design.all_jobs()}
     entries = {name: STUDY.entry(job, TIMES, PEAKS) for name, job in jobs.items()}
     path.write_text(json.dumps(STUDY.sweep(scaling_design.NAME, entries)), encoding="utf-8")
-    runs = {run.name: run.config for run in load(path, [], None, None).runs}
+    runs = {run.name: run.config for run in read_sweep(path, [], None, None).runs}
     assert runs.keys() == jobs.keys()
     for name, config in runs.items():
         (stage,) = config.stages
@@ -303,8 +303,8 @@ def test_small_sweep_has_settings_of_study(tmp_path: Path) -> None:
     entries = [STUDY.entry(ScalingRun(group, group.lengths[0]), study.times, study.peaks) for group in groups]
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(STUDY.sweep("study", {str(i): entry for i, entry in enumerate(entries)})))
-    ours = {identity(run.config, "")["hash"] for run in load(path, [], None, None).runs}
-    runs = load(ROOT / "sweeps" / "scaling_small.yaml", [], None, None).runs
+    ours = {identity(run.config, "")["hash"] for run in read_sweep(path, [], None, None).runs}
+    runs = read_sweep(ROOT / "sweeps" / "scaling_small.yaml", [], None, None).runs
     small = [identity(run.config, "")["hash"] for run in runs]
     assert ours == set(small) and len(small) == len(points)
 
