@@ -9,7 +9,7 @@ checks before ranks work.
 Order of the packages; each imports only what stands to its right, and ``flip``:
 
     commands -> measuring.functions -> measuring -> submission | reporting -> workloads -> planning
-        -> submitted_runs -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
+        -> submitted_runs -> backends -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
 
 ``workloads`` alone knows what a run does: a run of a sweep, or an evaluation.
 

@@ -47,6 +47,7 @@ ORDER = [
     ["jobs.pages"],
     ["jobs.tracking"],
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
+    ["jobs.backends"],
     ["jobs.submitted_runs"],
     ["jobs.planning"],
     ["jobs.workloads"],

@@ -1,7 +1,6 @@
 """Jobs: resources, and the interface of backends, which submit jobs and look at them.
 
-``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.submitted_runs.clusters``
-chooses between them.
+``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.backends`` has the table of them.
 """
 
 import os

@@ -16,6 +16,7 @@ from flip.runs.checks import require
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, write_json, write_text
+from jobs.backends.table import open_backend
 from jobs.common.cli import command, note
 from jobs.common.cluster_profile import ClusterProfile, require_trusted_programs
 from jobs.common.filesystem import require_trusted, writing
@@ -26,7 +27,7 @@ from jobs.planning import preflight
 from jobs.planning.measurement import MEASURED, Measurement, read_measurement
 from jobs.slurm import site, site_checks
 from jobs.submission.snapshot import take
-from jobs.submitted_runs.clusters import open_backend, request_cancel, states
+from jobs.submitted_runs.clusters import request_cancel, states
 
 FOLDER = ".measure"
 """Below the folder of runs: measuring jobs, which `status` and `report` leave out."""

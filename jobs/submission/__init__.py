@@ -18,6 +18,6 @@
 - ``evaluation.py``: ``EvaluateCommand``, one call of ``flip evaluate``: a separate job next to the run.
 
 Does not watch runs: it returns their directories to the command. What a run does is known to
-``jobs.workloads`` alone. May import that, ``jobs.planning``, ``jobs.submitted_runs``, ``jobs.slurm``, ``jobs.sweeps``,
-``jobs.common`` and ``jobs.host``.
+``jobs.workloads`` alone. May import that, ``jobs.planning``, ``jobs.submitted_runs``, ``jobs.backends``,
+``jobs.slurm``, ``jobs.sweeps``, ``jobs.common`` and ``jobs.host``.
 """

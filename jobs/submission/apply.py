@@ -23,12 +23,12 @@ from flip.runs import canary, checkpoint_folder, formats
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
+from jobs.backends.multi import MultiBackend
 from jobs.common.filesystem import lock_holder, locked, require_trusted, writing
 from jobs.common.job import Backend, Job
 from jobs.submission.plan import Action, Plan
 from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
 from jobs.submitted_runs import clusters
-from jobs.submitted_runs.clusters import MultiBackend
 from jobs.submitted_runs.resubmit import NO_COMMAND, SubmitCommand
 from jobs.workloads.workload import job_of
 

@@ -27,6 +27,7 @@ from flip.runs.errors import COMPLETE, FlipError
 from flip.runs.lifecycle import ENDED, RunState
 from flip.runs.rundir import RUN_DEPTH, RunDir, load_record, read_lenient, write_text
 from flip.runs.side_jobs import SIDE_JOBS
+from jobs.backends.table import open_backend
 from jobs.common import trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
@@ -45,7 +46,7 @@ from jobs.planning import preflight
 from jobs.submission.apply import lock
 from jobs.submission.snapshot import take
 from jobs.submitted_runs import select
-from jobs.submitted_runs.clusters import open_backend, poll_interval, states, worst_exit_code
+from jobs.submitted_runs.clusters import poll_interval, states, worst_exit_code
 from jobs.workloads import submitted
 from jobs.workloads.evaluation import EvaluationWorkload
 from jobs.workloads.evaluation_request import EvaluationBuilder, refuse_pickle

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.rundir import RunDir
+from jobs.backends.multi import MultiBackend
 from jobs.common import trust
 from jobs.common.cli import note
 from jobs.common.paths import REPOSITORY
@@ -19,7 +20,6 @@ from jobs.submission.confirm import Confirmed
 from jobs.submission.plan import Plan
 from jobs.submission.snapshot import Snapshot, take
 from jobs.submission.sweep_record import sweep_record
-from jobs.submitted_runs.clusters import MultiBackend
 
 
 @dataclass

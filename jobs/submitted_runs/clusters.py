@@ -1,33 +1,26 @@
-"""Opens backends, and queries and cancels runs of any backend.
+"""Queries and cancels runs of any backend.
 
 job.json of a run names the kind of its backend; one call may concern runs of several backends.
 """
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from flip.files.ownership import user_name
 from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
-from flip.runs.lifecycle import FINAL, HELD, QUEUED, UNREADABLE, RunState, SchedulerView
+from flip.runs.lifecycle import FINAL, HELD, QUEUED, UNKNOWN, UNREADABLE, RunState, SchedulerView
 from flip.runs.rundir import RunDir, create_json
+from jobs.backends.table import BACKENDS, open_backend, why_unknown
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
-from jobs.common.job import Backend, Job, record_of
+from jobs.common.job import record_of
 from jobs.submitted_runs import resubmit
 
-
-def open_backend(profile: ClusterProfile) -> Backend:
-    """The backend of a profile."""
-    if profile.kind == "slurm":
-        from jobs.slurm.backend import SlurmBackend
-
-        return SlurmBackend(profile)
-    from jobs.local.backend import LocalBackend
-
-    return LocalBackend(profile)
+POLL_SECONDS = 0.5
+"""Between two queries of runs without a known backend."""
 
 
 def kind_of(run: RunDir) -> str:
@@ -42,7 +35,11 @@ def seen(runs: Iterable[RunDir]) -> dict[Path, SchedulerView]:
     queried = {run.path: run for run in [*lifecycle.awaited_canaries(runs).values(), *runs]}
     shown: dict[Path, SchedulerView] = {}
     for kind, group in _by_kind(queried.values()).items():
-        shown |= open_backend(ClusterProfile(kind=kind)).seen(group)
+        why = why_unknown(kind)
+        if why:
+            shown |= {run.path: SchedulerView(UNKNOWN, f"it is unknown whether it runs: {why}") for run in group}
+        else:
+            shown |= open_backend(ClusterProfile(kind=kind)).seen(group)
     return shown
 
 
@@ -91,26 +88,6 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-class MultiBackend:
-    """Backends of several profiles: ``submit`` passes each job to the backend of its profile."""
-
-    def __init__(self, profiles: Iterable[ClusterProfile]) -> None:
-        self.profiles = {profile.name: profile for profile in profiles}
-
-    def submit(self, jobs: Sequence[Job]) -> None:
-        submitted = 0
-        for name, profile in self.profiles.items():
-            own = [job for job in jobs if job.cluster == name]
-            try:
-                open_backend(profile).submit(own)
-            except FlipError as error:
-                if not submitted:
-                    raise
-                what = f"{error.what}; {submitted} runs were submitted to other clusters before and stay"
-                raise type(error)(what, error.where, error.value, error.remedy) from error
-            submitted += len(own)
 
 
 def request_cancel(runs: Iterable[RunDir], why: str, repeat_kills: bool = True) -> None:
@@ -176,9 +153,8 @@ def worst_exit_code(states: Iterable[tuple[RunDir, str]]) -> int:
 
 def poll_interval(runs: Iterable[RunDir]) -> float:
     """Seconds between two queries of the states of runs; longer on Slurm, whose controller is shared."""
-    if any(kind_of(run) == "slurm" for run in runs):
-        return 10.0
-    return 0.5
+    kinds = {kind_of(run) for run in runs} & BACKENDS.keys()
+    return max((BACKENDS[kind].poll_seconds for kind in kinds), default=POLL_SECONDS)
 
 
 def _by_kind(runs: Iterable[RunDir]) -> dict[str, list[RunDir]]:

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.backends.multi import MultiBackend
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.submitted_runs.clusters import MultiBackend, states
+from jobs.submitted_runs.clusters import states
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import profile
 from tests.slurm.scenarios import HERE, LONG

@@ -6,13 +6,13 @@ import pytest
 
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.backends.multi import MultiBackend
 from jobs.commands.submit import main
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.reporting import status as run_status
 from jobs.slurm import site
 from jobs.submitted_runs import clusters
-from jobs.submitted_runs.clusters import MultiBackend
 from tests.jobs.outcomes import make
 
 SWEEP = """

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.backends.multi import MultiBackend
 from jobs.commands import explain
 from jobs.commands import submit as command
 from jobs.common import cli
@@ -15,7 +16,6 @@ from jobs.reporting import run_details
 from jobs.submission import start_runs
 from jobs.submission.snapshot import Snapshot
 from jobs.submitted_runs import resubmit
-from jobs.submitted_runs.clusters import MultiBackend
 from tests.jobs.outcomes import make
 
 SWEEP = """
