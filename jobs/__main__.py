@@ -133,10 +133,12 @@ def _command(name: str, words: list[str]) -> int:
 
     if PACKAGES[name].startswith("tools."):
         if not os.path.isdir(os.path.join(ROOT, "tools", "commands")):
+            from flip.runs.errors import CONFIG  # not for --help, which must be quick
+
             place = os.path.join(ROOT, "tools")
             remedy = "Install FLIP into an environment of its own."
             print(f"{place} is another package's, so `flip {name}` is missing. {remedy}", file=sys.stderr)
-            return 78
+            return CONFIG
         sys.path.insert(0, ROOT)  # an installed package of the same name must not hide tools/
     code = cli.run_main(lambda: importlib.import_module(f"{PACKAGES[name]}.{name}").main(words))
     if name == "debug":

@@ -26,6 +26,7 @@ from flip.distributed.parallel import World
 from flip.models.clip import CLIPModel
 from flip.runs import formats
 from flip.runs.checkpoint_folder import SavedCheckpoint
+from flip.runs.errors import STOPPED
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_record
 
@@ -197,7 +198,7 @@ def uptime_and_interruptions(run: RunDir, attempt: int) -> tuple[float, int]:
             continue
         lines = metric_file(run, n).newest_first()
         uptime += max(0.0, next((line["time"] for line in lines if "time" in line), ready) - ready)
-        interruptions += _record(run.attempt(n) / "end.json").get("code") != 75
+        interruptions += _record(run.attempt(n) / "end.json").get("code") != STOPPED
     return uptime, interruptions
 
 

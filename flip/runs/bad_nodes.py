@@ -12,8 +12,8 @@ import os
 import re
 from typing import List, Optional, Set, Tuple
 
-from flip.runs.errors import STORAGE
-from flip.runs.restart_policy import DAY, UNSTARTED
+from flip.runs.errors import STORAGE, UNSTARTED
+from flip.runs.restart_policy import DAY
 from flip.runs.rundir import RunDir, exists, read_record
 
 NODE_SUSPECT_CAUSES = ("crash", "hang")  # that a node may be to blame for

@@ -1,4 +1,4 @@
-"""The exit codes of a run, and the errors that carry them (docs/contracts.md; values from sysexits where one fits).
+"""All exit codes of runs by name, and the errors that carry them (docs/contracts.md; from sysexits where one fits).
 
 Standard library, Python >= 3.6: the exit handler on the host uses it. The code of a process is only a hint; the cause
 in ``attempts/<n>/cause.<rank>.json`` is authoritative.
@@ -17,8 +17,14 @@ CRASH = 70  # an unexpected error, or the echo of another process's end
 HANG = 71  # no progress for too long
 STOPPED = 75  # saved and ended because of a stop request: the next attempt continues
 DIVERGED = 76  # the loss or weights are not finite
-PERMISSION = 77
-CONFIG = 78
+PERMISSION = 77  # a file is not accessible, or another user could change it
+CONFIG = 78  # a configuration, a command line or an installation that the user must change
+
+# Exit codes without a cause: what a launcher sees of a process that could not write one.
+NODE_LOST = 68  # of an attempt whose coordinator of node agents has lost a node with ranks (sysexits' EX_NOHOST)
+UNSTARTED = 73  # of a rank that could not open its log or its code (EX_CANTCREAT), of no other process
+KILLED = 137  # by SIGKILL, as a shell shows it
+TERMINATED = 143  # by SIGTERM
 
 #: cause -> exit code, root causes before their echoes: the first cause present in an attempt is the cause of its end.
 #: ``peer_lost`` is the echo of another process's end, never a root cause by itself.

@@ -7,7 +7,7 @@ a crash. Add a new message to its pattern, and as an example to the test.
 import re
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from flip.runs.errors import CAUSES, PRECEDENCE, STORAGE
+from flip.runs.errors import CAUSES, COMPLETE, KILLED, NODE_LOST, PRECEDENCE, STOPPED, STORAGE, TERMINATED, UNSTARTED
 
 #: The port of the rendezvous was free when the launcher checked, but not when rank 0 opened it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
@@ -38,12 +38,6 @@ LAUNCHER_STOPPED = "LEAVING"
 STOP_REQUESTED = "TOLD"
 #: The end was not observed, or Slurm's state is not known here:
 UNKNOWN = "UNSEEN"
-
-#: Exit code of a rank that could not open its log or its code (jobs/host/rank_entry.py, which imports nothing of ours).
-UNSTARTED = 73
-
-#: Exit code of an attempt whose coordinator of node agents has lost a node with ranks (sysexits' EX_NOHOST).
-NODE_LOST = 68
 
 #: Exit codes of srun if it cannot reach the slurmd of a node, which was killed or has lost its network: the lowest byte
 #: of Slurm's error numbers 1001 to 1003 (SLURM_COMMUNICATIONS_CONNECTION_ERROR, SEND_ERROR, RECEIVE_ERROR).
@@ -237,7 +231,7 @@ def _bad_nodes(end: EndFacts) -> Optional[Tuple[str, str]]:
 
 def _named_by_state(states: Set[str], code: Optional[int]) -> Optional[Tuple[str, str]]:
     """(cause, reason) if the scheduler's state explains an end of which no rank has recorded the cause."""
-    if STOP_REQUESTED in states and code in (None, 137, 143):
+    if STOP_REQUESTED in states and code in (None, KILLED, TERMINATED):
         return "stopped", "killed: asked to save and stop, it did not do so in time"
     if "TIMEOUT" in states:
         return "timeout", "the wall limit came before a clean stop"
@@ -256,7 +250,7 @@ def _named_by_code(code: Optional[int]) -> Tuple[str, str]:
         return "storage", "a rank could not open its log or its code"
     if code in NO_SLURMD:
         return "node", "srun could not reach Slurm's daemon (slurmd) on a node"
-    if code == 0:
+    if code == COMPLETE:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}
     if code == STORAGE:
@@ -284,7 +278,7 @@ def _describe(record: Dict[str, Any]) -> str:
 def _killed_by(code: int) -> str:
     if 128 < code < 160:
         hint = ""
-        if code == 137:
+        if code == KILLED:
             hint = ", as the kernel does when memory runs out"
         return "killed by signal %d%s" % (code - 128, hint)
     return "exit code %d, without a cause file" % code
@@ -292,10 +286,10 @@ def _killed_by(code: int) -> str:
 
 def _ended_by_term(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
     """Whether it was TERM that ended the job. The warning signal (USR2) comes from limits and preemption alone. Ranks
-    that stop without a signal have lost their agent, if they do not end with 75."""
+    that stop without a signal have lost their agent, if they do not end with STOPPED."""
     stops = [c for c in causes if c["cause"] == "stopped" and c.get("signal") != ""]
     warned = any("USR2" in str(c.get("signal", "")) for c in stops)
-    return (code == 143 or code == 75 or bool(stops)) and not warned
+    return (code in (TERMINATED, STOPPED) or bool(stops)) and not warned
 
 
 def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Limits, progressed: bool) -> Decision:

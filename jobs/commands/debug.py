@@ -178,6 +178,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
     import traceback
 
     from flip.config.callback_names import FOLDER
+    from flip.runs.errors import CRASH
     from jobs.runtime import rank_process
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
@@ -187,7 +188,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
         traceback.print_exc()
         if not no_pdb and sys.stdin.isatty():
             pdb.post_mortem(error.__traceback__)
-        return getattr(error, "code", 70)
+        return getattr(error, "code", CRASH)
     return 0
 
 

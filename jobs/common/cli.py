@@ -271,8 +271,8 @@ def quiet() -> bool:
 def run_main(main: Callable[[], int]) -> int:
     """Call ``main()``, flush its output, and return its exit code.
 
-    The exit code is CUT_OFF if the pipe is closed, 69 if standard output cannot be written, INTERRUPTED after Ctrl-C,
-    and 78 if a package is missing or the current folder was deleted.
+    The exit code is CUT_OFF if the pipe is closed, STORAGE if standard output cannot be written, INTERRUPTED after
+    Ctrl-C, and CONFIG if a package is missing or the current folder was deleted.
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """
@@ -282,7 +282,9 @@ def run_main(main: Callable[[], int]) -> int:
         os.getcwd()
     except FileNotFoundError:
         print("the current folder has been deleted. Change to another one: cd", file=sys.stderr)
-        return 78
+        from flip.runs.errors import CONFIG
+
+        return CONFIG
     leave_current_folder()
     try:
         try:
@@ -296,7 +298,9 @@ def run_main(main: Callable[[], int]) -> int:
         if (REPOSITORY / "Makefile").is_file():
             remedy = "Run `make install`, then `source .venv/bin/activate`."
         print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
-        return 78
+        from flip.runs.errors import CONFIG
+
+        return CONFIG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -10,6 +10,7 @@ import time
 from typing import Callable, Optional, Sequence, Tuple
 
 from flip.runs import attempts
+from flip.runs.errors import KILLED
 from flip.runs.next_step import REQUEUE, Evidence, Step, next_step
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir
@@ -20,7 +21,6 @@ from jobs.host.scheduler import JobSeen, Scheduler
 
 OWNER_EXIT_SECONDS = 2.0  # until Slurm has noticed that the owner is gone
 LOOK_SECONDS = 60.0  # between two looks of the guard at a job whose owner hangs
-KILLED = 137  # exit code of a process that was killed by SIGKILL
 
 Log = Callable[..., None]
 """``log(text, name="job.err")``: writes to a log of the attempt."""

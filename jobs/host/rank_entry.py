@@ -7,7 +7,6 @@ Standard library alone: a missing package must not fail here, before the log is 
 TaskProlog, which may hide modules, has no effect here.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -23,11 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jobs.host.node_list import first_host, last_host
 
-STORAGE = 69  # exit codes, as in flip.runs.errors
-PERMISSION = 77
-CONFIG = 78
 PORTS = (10000, 30000)  # below the ephemeral ports
-UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
 AGENTS_VARIABLE = "FLIP_AGENTS"  # in the environment of a step of agents (jobs/slurm/batch_script.py)
 GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
 MALLOC = (
@@ -42,6 +37,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     from flip.files.creation import RefusedPath  # after the signals are blocked
     from flip.files.python_path import standard_library_first, variables
+    from flip.runs.errors import CONFIG, PERMISSION
 
     raise_limits()
     os.environ.update(environment(os.environ))
@@ -95,7 +91,9 @@ def missing_module(module: str, environ: Mapping[str, str]) -> str:
 def unstarted_code(error: OSError) -> int:
     """The exit code of a rank that cannot open a file of its run. On a full disk, which all nodes share, it is no fault
     of this node: the code of storage. Else the node may lack the mount."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    from flip.runs.errors import FULL_DISK_ERRNOS, STORAGE, UNSTARTED  # `main` has loaded it
+
+    if error.errno in FULL_DISK_ERRNOS:
         return STORAGE
     return UNSTARTED
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from flip.files import acl, ownership, python_path
 from flip.runs import next_step
-from flip.runs.errors import ConfigError
+from flip.runs.errors import CRASH, ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -328,9 +328,9 @@ def _modules(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     load = " ".join(map(shlex.quote, names))
-    # a profile may drop the PATH that finds Slurm; 70: a node may lack the module, so the job restarts
+    # a profile may drop the PATH that finds Slurm; CRASH: a node may lack the module, so the job restarts
     define = "type module >/dev/null 2>&1 || { path=$PATH; . /etc/profile; PATH=$path:$PATH; }"
-    return [define, f"module load {load} || exit 70"]
+    return [define, f"module load {load} || exit {CRASH}"]
 
 
 def _pyxis_options(profile: ClusterProfile, job: Job) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from flip.runs.errors import KILLED, STORAGE
 from flip.runs.rundir import RunDir, list_names, read_lenient, read_record
 from jobs.common.job import record_of
 from jobs.host.failed_starts import parse_failed_starts
@@ -13,10 +14,10 @@ from jobs.host.slurm_cli import WAITING, QueueRow
 FAILURES = {
     1: "the folder of the sweep cannot be read or written there",
     2: "the code of the run, or its folder, is missing there",
-    69: "files could not be read or written there for ten minutes",
+    STORAGE: "files could not be read or written there for ten minutes",
     126: "the batch script's Python cannot be executed there",
     127: "the batch script's Python is missing there",
-    137: "the batch script was killed",
+    KILLED: "the batch script was killed",
 }
 
 #: Slurm's reasons for which a job waits for ever, and what ends that; {id} is the job.

@@ -12,8 +12,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from flip.runs import attempts
 from flip.runs.checks import Check, check_of
+from flip.runs.errors import NODE_LOST
 from flip.runs.next_step import Allocation
-from flip.runs.restart_policy import NODE_LOST
 from flip.runs.rundir import RunDir
 from jobs.host import rank_entry
 from jobs.host.agents import node_health

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from flip.runs import attempts, checkpoint_folder, wall_limit
+from flip.runs.errors import UNSTARTED
 from flip.runs.next_step import next_step
 from flip.runs.rundir import RunDir
 from flip.runs.wall_limit import TimeUsed
-from jobs.host import rank_entry
 from jobs.host.end_evidence import evidence_of_end
 from jobs.host.scheduler import RUNNING, JobSeen
 from tests.jobs.host.agents.task import ROOT, TASK
@@ -76,7 +76,7 @@ def test_node_without_the_mount_is_still_excluded(run, tmp_path):
     own = {"FLIP_RUN": str(tmp_path / "unmounted"), "FLIP_ATTEMPT": "1", "FLIP_SNAPSHOT": str(ROOT)}
     command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.runtime.agent_rank"]
     rank = subprocess.run(command, env={**os.environ, **TASK, **own}, capture_output=True, text=True)
-    assert rank.returncode == rank_entry.UNSTARTED
+    assert rank.returncode == UNSTARTED
     step = ended(run, 137, EXITED.format(rank.returncode))
     assert (step.action, step.cause, step.exclude) == ("requeue", "node", ("n2",))
 

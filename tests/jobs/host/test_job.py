@@ -14,8 +14,7 @@ import time
 import pytest
 
 from flip.runs import attempts, node_address
-from flip.runs.errors import CAUSES
-from flip.runs.restart_policy import NODE_LOST
+from flip.runs.errors import CAUSES, NODE_LOST
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import job as job_module
 from jobs.host import job_processes, rank_entry, scheduler, slurm_cli

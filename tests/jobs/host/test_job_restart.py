@@ -5,11 +5,12 @@ import os
 import pytest
 
 from flip.runs import attempts
+from flip.runs.errors import KILLED
 from flip.runs.next_step import FAILED_START_DELAY, MAX_FAILED_STARTS, REQUEUE, Step
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import requeue, slurm_cli
 from jobs.host.failed_starts import FailedStarts
-from jobs.host.job_restart import KILLED, LOOK_SECONDS, JobRestart, StandIn
+from jobs.host.job_restart import LOOK_SECONDS, JobRestart, StandIn
 from jobs.host.scheduler import LEFT, JobSeen
 from tests.harness.job_records import write_job
 from tests.jobs.host.owned import NODE, ON_NODES, WrittenScheduler

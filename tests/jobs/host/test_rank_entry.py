@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import errors, restart_policy
+from flip.runs import errors
 from jobs.host import node_list, rank_entry
 from tests.jobs.host.agents.test_channel import has_ipv6
 
@@ -181,10 +181,10 @@ def test_rank_entry_exits_with_own_code_if_run_folder_is_missing(tmp_path):
     environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
     command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == rank_entry.UNSTARTED == restart_policy.UNSTARTED and "No such file" in done.stderr
-    assert rank_entry.UNSTARTED not in errors.CAUSES.values(), "no rank process ends with it"
+    assert done.returncode == errors.UNSTARTED and "No such file" in done.stderr
+    assert errors.UNSTARTED not in errors.CAUSES.values(), "no rank process ends with it"
     with open("/dev/full", "w") as full:  # like the log of a job on a full disk
-        assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.UNSTARTED
+        assert subprocess.run(command, env=environment, stderr=full).returncode == errors.UNSTARTED
 
 
 def test_rank_entry_refuses_prepared_link_as_log(tmp_path):

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from flip.runs import attempts
+from flip.runs.errors import NODE_LOST
 from flip.runs.next_step import Allocation
-from flip.runs.restart_policy import NODE_LOST, EndFacts
+from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_json
 from jobs.host.agents import node_pool
 from jobs.host.agents.channel import CONTACT, NO_AGENTS, PortTaken, read_contact
