@@ -252,6 +252,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     else:
         hours = DEFAULT_HOURS
     options = dict(profile.options)
+    threads = node.threads_per_core
     if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):
         options.setdefault("gres", f"gpu:{node.gpus}")
     if site.memory_share and node.cpus and not any(key.startswith("mem") for key in options):
@@ -262,7 +263,8 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
         partition=profile.partition or site.partition["PartitionName"],
         gpus_per_node=node.gpus,
         gpu=node.gpu,
-        cpus_per_node=node.cpus,
+        cpus_per_node=node.cpus // threads,
+        threads_per_core=threads,
         memory_gb=float(node.memory_gb),
         hours=hours,
         signal_seconds=max(1, min(120, int(hours * 3600) // 4)),
@@ -290,7 +292,8 @@ def profile_yaml(profile: ClusterProfile, site: Site) -> str:
         ("runs_root", profile.runs_root, ""),
         ("gpus_per_node", profile.gpus_per_node, f"sinfo; {count} of {sum(site.nodes.values())} usable nodes"),
         ("gpu", profile.gpu, "sinfo (gres); shown in plans"),
-        ("cpus_per_node", profile.cpus_per_node, "sinfo"),
+        ("cpus_per_node", profile.cpus_per_node, "sinfo; cores"),
+        *_threads_line(profile),
         ("memory_gb", int(profile.memory_gb), "sinfo"),
         ("hours", int(profile.hours) if profile.hours % 1 == 0 else profile.hours, limits),
         ("signal_seconds", profile.signal_seconds, "chosen: 120, or a quarter of the hours"),
@@ -314,6 +317,14 @@ def profile_yaml(profile: ClusterProfile, site: Site) -> str:
         rows.append("# nvlink_gbps: 3600.0     # per GPU and direction (of an H100 SXM); for communication in plans")
         rows.append("# network_gbps: 400.0     # of a node's network, divided by its GPUs")
     return "\n".join([*rows, ""])
+
+
+def _threads_line(profile: ClusterProfile) -> list[tuple[str, Any, str]]:
+    if profile.threads_per_core == 1:
+        return []
+    return [
+        ("threads_per_core", profile.threads_per_core, "sinfo; Slurm counts threads: jobs request cores times this")
+    ]
 
 
 def _has_agents(profile: ClusterProfile, site: Site) -> bool:

@@ -55,6 +55,9 @@ class ClusterProfile:
 
     cpus_per_node: int = option(0, ge=0, lt=MOST)
     """CPU cores a run may use on a node; 0: as on this machine."""
+    threads_per_core: int = option(1, ge=1, le=8)
+    """Slurm: CPUs that the site counts per core. 2 where it hands out hyperthreads (`sinfo -o %c` is twice the number
+    of cores): jobs then request two CPUs for each core. Cores of the profile and of runs are always cores."""
     memory_gb: float = option(0.0, ge=0, lt=MOST)
     """Memory of a node, GB; 0: as on this machine."""
     gpus_per_node: int = option(0, ge=0, lt=MOST)
@@ -129,6 +132,10 @@ class ClusterProfile:
         """Memory of a GPU in bytes; 0: unknown."""
         known = find_accelerator(self.gpu)
         return int(1e9 * (self.gpu_memory_gb or (known.memory_gb if known else 0)))
+
+    def scheduler_cpus(self, cores: int) -> int:
+        """The CPUs to request from Slurm for a number of cores."""
+        return cores * self.threads_per_core
 
     @property
     def jobs_python(self) -> str:

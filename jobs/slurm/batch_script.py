@@ -75,7 +75,7 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
         "job_name": name,
         "nodes": resources.allocation,
         "ntasks_per_node": resources.processes,
-        "cpus_per_task": resources.cpus,
+        "cpus_per_task": profile.scheduler_cpus(resources.cpus),
         "time": minutes(resources.hours),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # sites that check wckeys know none called submitit
@@ -182,13 +182,16 @@ def _step(profile: ClusterProfile, job: Job) -> list[str]:
     resources = job.resources
     size = '--nodes="$3"'
     # an agent may end while another one imports the trainer, until it learns that srun is to start the ranks
-    agents = [
-        size, '--ntasks="$3"', "--ntasks-per-node=1", f"--cpus-per-task={resources.processes * resources.cpus}",
-        "--wait=0",
-    ]  # fmt: skip
+    cpus = profile.scheduler_cpus(resources.processes * resources.cpus)
+    agents = [size, '--ntasks="$3"', "--ntasks-per-node=1", f"--cpus-per-task={cpus}", "--wait=0"]
     if is_elastic(job):  # the agents of other nodes outlive that of a lost one
         agents.append("--no-kill")
-    ranks = [size, f'--ntasks="$(($3 * {resources.processes}))"', *placement(job), f"--wait={profile.peer_seconds}"]
+    ranks = [
+        size,
+        f'--ntasks="$(($3 * {resources.processes}))"',
+        *placement(profile, job),
+        f"--wait={profile.peer_seconds}",
+    ]
     return [
         "trap : TERM USR1 USR2  # srun would inherit ignored signals",
         'if [ "$2" = agents ]; then  # each starts the ranks of its node, of all attempts of this job',
@@ -241,14 +244,14 @@ def _follower(profile: ClusterProfile, job: Job) -> list[str]:
     ]
 
 
-def placement(job: Job) -> list[str]:
+def placement(profile: ClusterProfile, job: Job) -> list[str]:
     """Options of ``srun`` that give ranks their cores.
 
     ``block:block``: ranks with neighbouring numbers are on one node, and there on one socket, like the GPUs with these
     numbers. By default Slurm deals the ranks of a node out to its sockets in turn.
     """
-    cpus = f"--cpus-per-task={job.resources.cpus}"  # Slurm 22.05 to 23.02 gives a step one core without it
-    return [cpus, "--distribution=block:block"]
+    cpus = profile.scheduler_cpus(job.resources.cpus)  # Slurm 22.05 to 23.02 gives a step one core without them
+    return [f"--cpus-per-task={cpus}", "--distribution=block:block"]
 
 
 def _location(sweep: Path) -> list[str]:

@@ -108,12 +108,19 @@ def _no_answer(name: str, error: slurm_cli.SlurmUnavailable) -> StorageError:
 
 
 class Node(NamedTuple):
-    """The resources of a node, as sinfo lists them. Memory in MiB."""
+    """The resources of a node, as sinfo lists them. Memory in MiB. ``cpus``: what Slurm counts, cores or hardware
+    threads. ``cores``: 0 if unknown."""
 
     cpus: int
     memory: int
     gpus: int
     gpu: str
+    cores: int = 0
+
+    @property
+    def threads_per_core(self) -> int:
+        """CPUs that Slurm counts per core; 1 if the cores are not known."""
+        return max(1, self.cpus // self.cores) if self.cores else 1
 
     @property
     def memory_gb(self) -> int:
@@ -229,7 +236,7 @@ def read(profile: ClusterProfile) -> Site:
     association = _association(errors, profile, config)
     qos = _qos(errors, profile.qos or association.get("qos", ""))
     name = partition["PartitionName"]
-    rows = query(errors, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
+    rows = query(errors, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T|%z")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
     with clean_environment([*FORWARDED_ENV, *profile.env]):
         version = query(errors, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
@@ -295,16 +302,23 @@ def _partition(profile: ClusterProfile) -> dict[str, str]:
 
 
 def parse_nodes(text: str) -> Counter[Node]:
-    """Count usable nodes in lines of ``sinfo -N -o %N|%c|%m|%G|%T``, which may list a node twice."""
+    """Count usable nodes in lines of ``sinfo -N -o %N|%c|%m|%G|%T|%z``, which may list a node twice."""
     nodes: dict[str, Node] = {}
     for line in text.splitlines():
-        name, cpus, memory, gres, state = (line.split("|") + [""] * 5)[:5]
+        name, cpus, memory, gres, state, layout = (line.split("|") + [""] * 6)[:6]
         if UNUSABLE.match(state):
             continue
         gpus = GPUS.findall(gres)
         kinds = "+".join(dict.fromkeys(kind for kind, _ in gpus if kind))
-        nodes[name] = Node(parse_int(cpus) or 0, parse_int(memory) or 0, sum(int(count) for _, count in gpus), kinds)
+        count = sum(int(number) for _, number in gpus)
+        nodes[name] = Node(parse_int(cpus) or 0, parse_int(memory) or 0, count, kinds, _cores(layout))
     return Counter(nodes.values())
+
+
+def _cores(layout: str) -> int:
+    """Cores of a node by sinfo's ``sockets:cores:threads``; 0: unknown."""
+    sockets, cores, _ = (layout.split(":") + [""] * 3)[:3]
+    return (parse_int(sockets) or 0) * (parse_int(cores) or 0)
 
 
 def rejection(profile: ClusterProfile) -> str:

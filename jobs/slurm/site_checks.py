@@ -53,7 +53,8 @@ def _nodes(site: Site, profile: ClusterProfile) -> Check:
     if node is None:
         return Check(FAILS, "no node of the partition is up", "Jobs wait until one is.")
     read = f"{site.nodes[node]} of {sum(site.nodes.values())} usable nodes have {_resources(node)}"
-    most = {"gpus_per_node": max(n.gpus for n in site.nodes), "cpus_per_node": max(n.cpus for n in site.nodes)}
+    cpus = max(n.cpus for n in site.nodes)
+    most = {"gpus_per_node": max(n.gpus for n in site.nodes), "cpus_per_node": cpus // profile.threads_per_core}
     for key, maximum in most.items():
         if getattr(profile, key) > maximum:
             return Check(FAILS, read, f"{key}: {getattr(profile, key)} is more than any node has; set it to {maximum}.")
@@ -66,12 +67,48 @@ def _nodes(site: Site, profile: ClusterProfile) -> Check:
 
 def _resources(node: Node) -> str:
     parts = [f"{node.cpus} CPUs", f"{node.memory} MiB"]
+    if node.threads_per_core > 1:
+        parts[0] += f" ({node.cores} cores)"
     if node.gpus:
         kind = ""
         if node.gpu:
             kind = f" ({node.gpu})"
         parts.insert(0, f"{node.gpus} GPUs{kind}")
     return ", ".join(parts)
+
+
+def _threads(site: Site, profile: ClusterProfile) -> Check:
+    node = site.common_node
+    if node is None or not node.cores:
+        return Check(
+            UNKNOWN, "sinfo names no cores", "Compare CPUTot with the sockets and cores of `scontrol show node`."
+        )
+    counted = node.threads_per_core
+    read = f"a node has {node.cores} cores and {node.cpus} CPUs, so Slurm counts {_per_core(counted)}"
+    if profile.options.get("hint") == "nomultithread" or profile.options.get("threads-per-core") == "1":
+        counted = 1
+        read += "; options of the profile give whole cores"
+    if profile.threads_per_core == counted:
+        return Check(OK, read)
+    have = profile.threads_per_core
+    remedy = f"threads_per_core is {have}: a job gets {_share(counted, have)} the cores that its run asks for. "
+    remedy += f"Set threads_per_core: {counted} in the profile"
+    if profile.cpus_per_node > node.cores:
+        remedy += f" and cpus_per_node, which counts cores, to {node.cores}"
+    return Check(DEGRADED, read, f"{remedy}.")
+
+
+def _per_core(threads: int) -> str:
+    if threads == 1:
+        return "cores"
+    return f"hardware threads, {threads} for each core"
+
+
+def _share(counted: int, have: int) -> str:
+    """A job's cores as a multiple of those that its run asks for, in words."""
+    if counted > have:
+        return {2: "half", 4: "a quarter of"}.get(counted // have, f"1/{counted // have} of")
+    return {2: "twice"}.get(have // counted, f"{have // counted} times")
 
 
 def _memory(site: Site, profile: ClusterProfile) -> Check:
@@ -435,6 +472,7 @@ CHECKS = (
     Rule("a job is accepted", _accepted),
     Rule("the release of Slurm is tested", _version),
     Rule("nodes match the profile", _nodes),
+    Rule("a run gets the cores that it asks for", _threads),
     Rule("a job gets the memory it needs", _memory),
     Rule("a preempted run starts again", _restarts),
     Rule("a run is warned before it is preempted", _warned),

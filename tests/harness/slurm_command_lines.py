@@ -81,7 +81,7 @@ class CommandLine:
 
 LINES = [
     CommandLine("sinfo -h -N -p <PARTITION> -o %N|%T"),
-    CommandLine("sinfo -h -N -p <PARTITION> -o %N|%c|%m|%G|%T"),
+    CommandLine("sinfo -h -N -p <PARTITION> -o %N|%c|%m|%G|%T|%z"),
     CommandLine("scontrol show config"),
     CommandLine("scontrol -a show partition <PARTITION>"),
     CommandLine("scontrol -a -o show partition [<PARTITION>]"),

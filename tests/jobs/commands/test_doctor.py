@@ -33,7 +33,8 @@ PARTITION = {
     "PartitionName": "gpu", "Default": "YES", "PreemptMode": "REQUEUE", "GraceTime": "120", "MaxTime": "2-00:00:00",
     "OverTimeLimit": "NONE", "DefMemPerNode": "UNLIMITED",
 }  # fmt: skip
-EIGHT = Node(96, 1031000, 8, "h100")
+EIGHT = Node(96, 1031000, 8, "h100", cores=96)
+THREADS = EIGHT._replace(cpus=192)
 PROFILE = ClusterProfile(
     "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py", agents=True
 )
@@ -130,8 +131,10 @@ SITES = [
     (site(errors={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", FAILS, "Invalid account"),
     (site(errors={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
     (site(errors={"submitit": "not installed"}), "from here", FAILS, "pip install"),
-    (site(nodes={}), "nodes", FAILS, "no node"),
-    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", FAILS, "set it to 4"),
+    (site(nodes={}), "nodes match", FAILS, "no node"),
+    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes match", FAILS, "set it to 4"),
+    (site(nodes={THREADS: 2}), "gets the cores", DEGRADED, "half the cores that its run asks for. Set threads_per"),
+    (site(nodes={EIGHT._replace(cores=0): 2}), "gets the cores", UNKNOWN, "scontrol show node"),
     (site({"SelectType": "select/linear"}), "nodes", FAILS, "gpu:8"),
     (site({"DefMemPerCPU": "100"}), "memory", DEGRADED, "mem-per-cpu"),
     (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", OK, "not counted"),
@@ -157,6 +160,30 @@ def test_check_site_judges_profile_options():
         judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).state == DEGRADED
     )
     assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).state == DEGRADED
+
+
+@pytest.mark.parametrize(
+    "fields, verdict, words",
+    [
+        ({"threads_per_core": 2}, OK, "96 cores and 192 CPUs, so Slurm counts hardware threads, 2 for each core"),
+        (
+            {"cpus_per_node": 192},
+            DEGRADED,
+            "threads_per_core: 2 in the profile and cpus_per_node, which counts cores, to 96",
+        ),
+        ({"threads_per_core": 4}, DEGRADED, "a job gets twice the cores"),
+        ({"options": {"hint": "nomultithread"}}, OK, "whole cores"),
+        ({"options": {"hint": "nomultithread"}, "threads_per_core": 2}, DEGRADED, "Set threads_per_core: 1"),
+    ],
+)
+def test_check_site_compares_threads_per_core_with_the_nodes(fields, verdict, words):
+    row = judged(site(nodes={THREADS: 2}), "gets the cores", replace(PROFILE, **fields))
+    assert row.state == verdict and words in f"{row.text} {row.remedy}"
+
+
+def test_more_cores_than_the_threads_of_a_node_are_refused():
+    row = judged(site(nodes={THREADS: 2}), "nodes match", replace(PROFILE, threads_per_core=2, cpus_per_node=192))
+    assert row.state == FAILS and "192 CPUs (96 cores)" in row.text and "set it to 96" in row.remedy
 
 
 def test_check_site_judges_node_agents_of_profile():
@@ -219,8 +246,8 @@ def test_doctor_lists_newer_features_of_release(far, capsys, version, known):
 
 def test_parse_nodes_counts_usable_nodes_by_shape():
     nodes = reading.parse_nodes(
-        "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
-        "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
+        "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle|2:48:1\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle|2:48:1\n"
+        "a2|96|1031000|gpu:h100:8|mixed|2:48:1\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
         + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
     )
     assert nodes == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
@@ -256,6 +283,16 @@ def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition
         )
 
 
+def test_doctor_profile_counts_cores_where_slurm_counts_threads(tmp_path):
+    slurm_site = site({"DefMemPerCPU": "100"}, nodes={THREADS: 4})
+    profile = doctor.draft(ClusterProfile(kind="slurm"), slurm_site)
+    doctor.write(tmp_path / "mine.yaml", doctor.profile_yaml(profile, slurm_site))
+    loaded = load_profile(str(tmp_path / "mine.yaml"))
+    assert (loaded.cpus_per_node, loaded.threads_per_core) == (96, 2)
+    assert loaded.options == {"mem-per-cpu": "5369M"}, "Slurm counts memory per thread, too"
+    assert judged(slurm_site, "gets the cores", loaded).state == OK
+
+
 def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
     fields["setup"] = ["if [ -e /é ]; then\n  echo 'a: #b'\nfi || exit 78", "export " + "A=b " * 300]
@@ -284,7 +321,7 @@ def far(commands, tmp_path, monkeypatch):
     show_all = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
     commands.text = f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{show_gpu}\n{show_all}\n[ \"$5\" != none ]"
     commands("scontrol", commands.text)
-    commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
+    commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle|2:48:1'")
     commands("squeue", "exit 1")
     commands("scancel", "")
     commands("srun", "")
@@ -333,7 +370,7 @@ def test_profile_that_does_not_name_agents_has_none(tmp_path):
 
 def trial_commands(far, *answers):
     """Stand-ins for a site with two nodes, whose tasks print these answers."""
-    far("sinfo", "printf '%s\\n' 'a1|96|1031000|gpu:h100:8|idle' 'a2|96|1031000|gpu:h100:8|idle'")
+    far("sinfo", "printf '%s\\n' 'a1|96|1031000|gpu:h100:8|idle|2:48:1' 'a2|96|1031000|gpu:h100:8|idle|2:48:1'")
     hosts = "[ $2 != hostnames ] || { printf 'a1\\na2\\n'; exit 0; }"
     far("scontrol", f"{hosts}\n{far.text}")
     lines = [json.dumps({"nodes": "a[1-2]", "kind": "", "problem": "", **each}) for each in answers]

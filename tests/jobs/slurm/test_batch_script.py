@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,16 @@ def test_time_limit_is_not_rounded_up_by_floating_point_noise(hours, minutes, co
     commands("sbatch", "")
     rejection(ClusterProfile(kind="slurm", hours=hours))
     assert f"--time={minutes} " in commands.calls()[-1], "doctor requests the same limit as submit"
+
+
+def test_requests_count_threads_where_slurm_does(monkeypatch):
+    one, two = (
+        script(ClusterProfile(kind="slurm", threads_per_core=threads, agents=True), monkeypatch=monkeypatch)
+        for threads in (1, 2)
+    )
+    assert re.findall("--cpus-per-task=([0-9]+)", one) == ["12", "96", "12"]
+    assert re.findall("--cpus-per-task=([0-9]+)", two) == ["24", "192", "24"], "job, node agents, ranks"
+    assert re.sub("(--cpus-per-task)=[0-9]+", r"\1", one) == re.sub("(--cpus-per-task)=[0-9]+", r"\1", two)
 
 
 @pytest.mark.parametrize("options, requeue", [({}, True), ({"no-requeue": ""}, False)])
