@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flip import environment
 from flip.files.creation import run_folder
 from flip.runs.rundir import RunDir, exists, load_record, write_json
+from jobs.host import slurm_cli
 from jobs.measuring import compare, machine
 from jobs.measuring.limited import MeasurementStopped
 from jobs.measuring.rendezvous import Rendezvous
@@ -54,8 +56,9 @@ def measure_node(run: RunDir, attempt: int, flag: StopFlag) -> tuple[str, str]:
     request = load_record(run.path / REQUEST)
     node = int(os.environ["RANK"])
     rendezvous = Rendezvous(
-        run_folder(run.path / "rendezvous") / str(attempt), node, int(os.environ["WORLD_SIZE"]), lambda: bool(flag)
-    )
+        run_folder(run.path / "rendezvous") / str(attempt), node, int(os.environ["WORLD_SIZE"]), lambda: bool(flag),
+        _scheduled_names,
+    )  # fmt: skip
     try:
         result = _measure(run, request, rendezvous, lambda: bool(flag))
     except MeasurementStopped:
@@ -76,9 +79,10 @@ def _measure(run: RunDir, request: Mapping[str, Any], rendezvous: Rendezvous, st
     earlier = {}
     if exists(path):
         earlier = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
-    known = rendezvous.exchange(
-        "start", {"earlier": sorted(earlier), "environment": environment.environment()}, RENDEZVOUS_SECONDS
-    )
+    own_facts = {"earlier": sorted(earlier), "environment": environment.environment(), "host": socket.gethostname()}
+    known = rendezvous.exchange("start", own_facts, RENDEZVOUS_SECONDS)
+    names = [each["host"] for each in known] if request["names"] else []
+    rendezvous.names = lambda: names  # from here on, errors become rows of the measurement
     together = _missing_gpus(int(request["gpus"]), len(gpus))
     together += _between_nodes(
         run, rendezvous, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped
@@ -97,6 +101,16 @@ def _measure(run: RunDir, request: Mapping[str, Any], rendezvous: Rendezvous, st
     own = _joined(together, own)
     write_json(path, own.as_dict())
     return _gathered(rendezvous, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
+
+
+def _scheduled_names() -> list[str]:
+    """The names of the job's nodes in Slurm, for an error that only the run directory has; none without Slurm."""
+    if "SLURM_JOB_NODELIST" not in os.environ:
+        return []
+    try:
+        return slurm_cli.host_names(os.environ["SLURM_JOB_NODELIST"])
+    except slurm_cli.SlurmUnavailable:
+        return []
 
 
 def _missing_gpus(asked: int, shown: int) -> list[MeasuredRow]:
@@ -164,8 +178,10 @@ def _gathered(
         contents = rendezvous.exchange("end", own.as_dict(), seconds)
     except TimeoutError as error:
         lost = MeasuredRow("peers", "nodes compared", FAILED, {}, f"{error.args[0]}")
-        return dataclasses.replace(own, nodes=rendezvous.nodes, rows=(*own.rows, lost))
-    return merged([parsed(content, f"node {node}") for node, content in enumerate(contents)], known)
+        names = rendezvous.names() or own.names
+        return dataclasses.replace(own, nodes=rendezvous.nodes, rows=(*own.rows, lost), names=names)
+    names = rendezvous.names()
+    return merged([parsed(content, node_name(names, node)) for node, content in enumerate(contents)], known)
 
 
 def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> Measurement:

@@ -6,13 +6,14 @@ import fcntl
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flip.files.creation import open_lock, run_folder
 from flip.runs.rundir import read_json, write_json
 from jobs.measuring.limited import MeasurementStopped
+from jobs.planning.measurement import node_name
 
 ROUNDS = 5
 POLL_SECONDS = 0.002
@@ -25,13 +26,22 @@ class Rendezvous:
         folder: shared by the nodes; it belongs to this attempt.
         node: number of this node, of ``nodes``.
         stopped: whether the job must stop, upon which a wait raises MeasurementStopped.
+        names: returns the host names of the nodes, by which errors name them; none if they may not be named.
     """
 
-    def __init__(self, folder: Path, node: int, nodes: int, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        node: int,
+        nodes: int,
+        stopped: Callable[[], bool] = lambda: False,
+        names: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self._folder = run_folder(folder)
         self.node = node
         self.nodes = nodes
         self._stopped = stopped
+        self.names = names
 
     def exchange(self, name: str, value: Any, seconds: float) -> list[Any]:
         """The values of all nodes, in their order. Raises TimeoutError if one does not come within ``seconds``."""
@@ -77,7 +87,8 @@ class Rendezvous:
             if self._stopped():
                 raise MeasurementStopped
             if time.monotonic() > end:
-                raise TimeoutError(f"node {node} did not finish: it has died, is slow, or does not see the same folder")
+                name = node_name(self.names(), node)
+                raise TimeoutError(f"{name} did not finish: it has died, is slow, or does not see the same folder")
             time.sleep(POLL_SECONDS)
 
 

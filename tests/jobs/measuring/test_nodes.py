@@ -102,6 +102,32 @@ def test_verdicts_name_hosts_if_the_measurement_has_their_names():
     assert [verdict.about for verdict in verdicts if "slower than its peers" in verdict.because] == ["a2"]
 
 
+def test_lost_node_is_named_by_its_host_if_names_are_asked_for(tmp_path):
+    rendezvous = Rendezvous(tmp_path / "a", 0, 2, names=lambda: ["a1", "a2"])
+    measured = node._gathered(rendezvous, node_example(650.0, 900.0), [ENVIRONMENT] * 2, 0.05)
+    assert judge(measured)[0].because.startswith("a2 did not finish") and measured.names == ["a1", "a2"]
+
+
+@pytest.mark.parametrize("names, expected", [(True, "a2 did not finish"), (False, "node 1 did not finish")])
+def test_error_of_a_row_between_nodes_names_hosts_on_request_only(tmp_path, monkeypatch, names, expected):
+    run = RunDir(run_folder(run_folder(tmp_path / "sweep") / "run"))
+    rendezvous = Rendezvous(tmp_path / "a", 0, 2)
+    Rendezvous(tmp_path / "a", 1, 2).leave("start", {"earlier": [], "environment": ENVIRONMENT, "host": "a2"})
+    monkeypatch.setattr(node, "RENDEZVOUS_SECONDS", 0.05)
+    request = {"minutes": 0.0, "manifests": [], "only": ["nodes"], "names": names, "share": 1.0, "gpus": 0}
+    monkeypatch.setattr(node, "_gathered", lambda rendezvous, own, *rest: own)
+    (failed,) = node._measure(run, request, rendezvous, bool).rows
+    assert failed.status == FAILED and failed.detail.startswith(expected)
+
+
+def test_node_that_does_not_start_is_named_as_slurm_does(tmp_path, monkeypatch, commands):
+    commands("scontrol", "[ \"$*\" = 'show hostnames a[1-2]' ] && printf 'a1\\na2\\n'")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a[1-2]")
+    rendezvous = Rendezvous(tmp_path / "a", 0, 2, names=node._scheduled_names)
+    with pytest.raises(TimeoutError, match="^a2 did not finish"):
+        rendezvous.exchange("start", None, 0.05)
+
+
 def test_failure_on_another_node_is_a_verdict_of_its_own():
     second = node_example(650.0, 900.0)
     failed = MeasuredRow("disk", "files", FAILED, {}, "Input/output error")
