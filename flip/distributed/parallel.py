@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import inspect
-import ipaddress
 import os
 import random
 import signal
@@ -26,7 +25,7 @@ from flip.common.shutdown import COMPILE_MINUTES, SIGNALS
 from flip.config import schema
 from flip.distributed.compile_cache import code_folder
 from flip.runs.checks import require
-from flip.runs.node_address import address_here
+from flip.runs.node_address import address_for_others
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -186,8 +185,8 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     else:
         address = ""
         if rank == 0:
-            address = address_here(os.environ.get("MASTER_ADDR", ""))
-        if address and _is_for_others(address):
+            address = address_for_others(os.environ.get("MASTER_ADDR", ""))
+        if address:
             store = _store_at(address, port, rank, size, timeout)
         else:
             store = _torch_store(rank, size, timeout)
@@ -207,12 +206,6 @@ def _store_at(address: str, port: int, rank: int, size: int, timeout: datetime.t
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listening = socket.create_server((address, port), family=family, backlog=size).detach()
     return distributed.TCPStore(address, port, size, rank == 0, timeout, master_listen_fd=listening)
-
-
-def _is_for_others(address: str) -> bool:
-    """Whether other nodes can reach an address of this one."""
-    number = ipaddress.ip_address(address.partition("%")[0])
-    return not (number.is_loopback or number.is_link_local or number.is_unspecified)
 
 
 def apply_parallelism(

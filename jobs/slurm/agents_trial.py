@@ -139,7 +139,11 @@ def judge(names: Sequence[str], answers: Iterable[Mapping[str, str]], errors: st
     accepted = [name for name in names if name in by_node and not by_node[name]["problem"]]
     text = "; ".join(f"{name}: {problem}" for name, (_, problem) in problems.items())
     kinds = dict.fromkeys(kind for kind, _ in problems.values())
-    return AgentsTrial(accepted, text, " ".join(REMEDIES[kind] for kind in kinds))
+    first = by_node.get(names[0], {}) if names else {}
+    return AgentsTrial(
+        accepted, text, " ".join(REMEDIES[kind] for kind in kinds),
+        store=first.get("store"), coordinator=first.get("coordinator"),
+    )  # fmt: skip
 
 
 def _task_errors(node: str, errors: str) -> str:

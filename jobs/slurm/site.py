@@ -138,6 +138,10 @@ class AgentsTrial(NamedTuple):
     """A sentence for ``problem``."""
     unable: str = ""
     """Why nothing is known: Slurm refused the step, or no nodes were free in time."""
+    store: str | None = None
+    """Address at which the store of rank 0 listens on the first node; empty: on all interfaces; None: not known."""
+    coordinator: str | None = None
+    """The same of the coordinator of node agents."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue
 EXPEDITED = (25, 11)  # first release with --requeue=expedite
 MAY_2026 = (26, 5)  # first release that orders tasks by topology, and refuses --gres=gpu with --gpus-per-node
 OLDEST_WITH_AGENTS = (23, 2)  # a cautious bound: only 24.11 is tested
+CLOSED_NETWORK = "Keep ports of the nodes closed to other machines (SECURITY.md, Ports)."
 NEWER = {"--requeue=expedite": EXPEDITED, "requeue_delay": REQUEUE_DELAY, "srun --ignore-signals": MAY_2026}
 
 
@@ -274,6 +275,30 @@ def agents_problem(site: Site, profile: ClusterProfile) -> str:
     return ""
 
 
+def _ports(site: Site, profile: ClusterProfile) -> Check:
+    """Whether what listens on the first of several nodes does so on one interface (SECURITY.md, Ports)."""
+    trial = site.agents_trial
+    if sum(site.nodes.values()) == 1:
+        return Check(OK, "the partition has one node: ranks of one host listen on loopback")
+    if trial is None or trial.store is None:
+        read = "ranks on several nodes listen without authentication; rank 0's store does on all interfaces of its node"
+        read += " if the node's own name leads to loopback there (127.0.1.1 in Debian's /etc/hosts)"
+        return Check(UNKNOWN, read, f"flip doctor --try-agents looks at two nodes. {CLOSED_NETWORK}")
+    listeners = [("rank 0's store", trial.store, "the node's own name leads to loopback there, or to no address of it")]
+    if profile.agents:
+        why = "no address is known that leads to the other nodes"
+        listeners.append(("the coordinator of node agents", trial.coordinator or "", why))
+    open_ = [
+        f"{what} on all interfaces of the first node, because {why}" for what, address, why in listeners if not address
+    ]
+    rest = [f"{what} at {address}" for what, address, _ in listeners if address]
+    read = f"listens without authentication: {'; '.join([*open_, *rest])}"
+    if not open_:
+        return Check(OK, f"{read}. gloo and NCCL take one interface of each node")
+    remedy = "Let the nodes' names lead to their addresses in the nodes' network, also in their own /etc/hosts."
+    return Check(DEGRADED, read, f"{remedy} {CLOSED_NETWORK}")
+
+
 def _task_prolog_of(site: Site) -> str:
     """Path of the site's TaskProlog; empty if it has none."""
     value = site.config.get("TaskProlog", "")
@@ -479,6 +504,7 @@ CHECKS = (
     Rule("a run is warned before the time limit", _limit),
     Rule("a killed rank or a crash is restarted", _crash),
     Rule("a fault costs seconds, not a requeue", _in_its_job),
+    Rule("ports of a run are open on one interface", _ports),
     Rule("a lost node is noticed", _lost),
     Rule("a failed prolog does not hold jobs", _prolog),
     Rule("ranks import the code of their run", _task_prolog),

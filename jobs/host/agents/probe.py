@@ -6,6 +6,8 @@ The task of the first node serves a coordinator that starts no ranks. Every task
     node, nodes   the name of its node, and Slurm's list of all nodes of the step
     problem       empty if it was accepted, else why not
     kind          of the problem: listen, folder, name or network
+    store         the first of several nodes: the address at which the store of rank 0 would listen; empty: all
+    coordinator   the same of the coordinator of node agents
 
 FOLDER: all nodes share it, for coordinator.json. SECONDS: for which a node searches. `flip doctor --try-agents`
 starts a Slurm step of these tasks and reads the lines (``jobs/slurm/agents_trial.py``). No run is needed, and torch is
@@ -20,10 +22,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Dict, List, MutableMapping, Set
+from typing import Dict, List, Mapping, MutableMapping, Set
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from flip.runs.node_address import address_for_others
 from jobs.host import rank_entry
 from jobs.host.agents import contact
 from jobs.host.agents.channel import CONTACT, Channel
@@ -94,10 +97,19 @@ def main(arguments: List[str]) -> int:
         if coordinator.problem:
             report({"problem": coordinator.problem, "kind": LISTEN})
             return 0
-    report(try_agent(folder, seconds))
+    report(dict(try_agent(folder, seconds), **listens(os.environ)))
     if coordinator is not None:
         coordinator.join()
     return 0
+
+
+def listens(environ: Mapping[str, str]) -> Dict[str, str]:
+    """The addresses at which the store of rank 0 and the coordinator listen; none but on the first of several nodes."""
+    nodes = int(environ["SLURM_NNODES"])
+    if nodes < 2 or environ["SLURM_NODEID"] != "0":
+        return {}
+    store = address_for_others(environ.get("MASTER_ADDR", ""))
+    return {"store": store, "coordinator": listening_address(nodes, environ)}
 
 
 def try_agent(folder: Path, seconds: float) -> Dict[str, str]:

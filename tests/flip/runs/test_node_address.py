@@ -22,6 +22,14 @@ def test_first_address_that_belongs_to_this_node_is_returned(addresses, here, mo
     assert node_address.address_here("n1") == here
 
 
+@pytest.mark.parametrize("address", ["127.0.1.1", "0.0.0.0", ""])
+def test_address_that_other_nodes_cannot_reach_is_none_for_them(address, monkeypatch):
+    monkeypatch.setattr(node_address, "address_here", lambda name: address)
+    assert node_address.address_for_others("n1") == ""
+    monkeypatch.setattr(node_address, "address_here", lambda name: "fd00::1%eth0")
+    assert node_address.address_for_others("n1") == "fd00::1%eth0"
+
+
 @pytest.mark.parametrize("error", [OSError("unknown"), UnicodeError("label too long")])
 def test_unknown_name_has_no_address_here(error, monkeypatch):
     def fail(*_):

@@ -62,7 +62,8 @@ def judged(slurm_site, promise, profile=PROFILE):
 
 
 def test_check_site_passes_all_checks_on_good_site():
-    assert {(f.state, f.remedy) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
+    tried = site(agents_trial=CONNECT)
+    assert {(f.state, f.remedy) for f in site_checks.check_site(tried, PROFILE)} == {(OK, "")}
 
 
 # fmt: off
@@ -186,6 +187,32 @@ def test_more_cores_than_the_threads_of_a_node_are_refused():
     assert row.state == FAILS and "192 CPUs (96 cores)" in row.text and "set it to 96" in row.remedy
 
 
+@pytest.mark.parametrize(
+    "trial, agents, verdict, words",
+    [
+        (None, True, UNKNOWN, "127.0.1.1 in Debian's /etc/hosts) flip doctor --try-agents looks"),
+        (AgentsTrial(unable="busy"), True, UNKNOWN, "on all interfaces of its node if"),
+        (
+            AgentsTrial(store="10.0.0.1", coordinator="10.0.0.2"),
+            True,
+            OK,
+            "10.0.0.1; the coordinator of node agents",
+        ),
+        (AgentsTrial(store="", coordinator="10.0.0.2"), True, DEGRADED, "the node's own name leads to loopback"),
+        (AgentsTrial(store="10.0.0.1", coordinator=""), True, DEGRADED, "because no address is known that leads"),
+        (AgentsTrial(store="10.0.0.1", coordinator=""), False, OK, "store at 10.0.0.1. gloo"),
+    ],
+)
+def test_check_site_names_what_listens_on_all_interfaces(trial, agents, verdict, words):
+    row = judged(site(agents_trial=trial), "ports of a run", replace(PROFILE, agents=agents))
+    assert row.state == verdict and words in f"{row.text} {row.remedy}"
+    assert ("closed to other machines (SECURITY.md, Ports)" in row.remedy) == (verdict != OK)
+
+
+def test_ranks_of_the_only_node_listen_on_loopback():
+    assert judged(site(nodes={EIGHT: 1}), "ports of a run").state == OK
+
+
 def test_check_site_judges_node_agents_of_profile():
     without = replace(PROFILE, agents=False)
     assert judged(site(), "a fault costs seconds", without).remedy.startswith("Set agents: true")
@@ -195,7 +222,7 @@ def test_check_site_judges_node_agents_of_profile():
     assert finding.state == DEGRADED and "container" in finding.text and "Remove agents" in finding.remedy
 
 
-CONNECT = AgentsTrial(["n1", "n2"])
+CONNECT = AgentsTrial(["n1", "n2"], store="10.0.0.1", coordinator="10.0.0.1")
 BLOCKED = AgentsTrial(["n1"], problem="n2: n1, port 11111: timed out", remedy="Ask for open ports.")
 BUSY = AgentsTrial(unable="Requested nodes are busy")
 

@@ -28,6 +28,14 @@ def test_nodes_whose_agents_were_accepted_are_named():
     assert (trial.nodes, trial.problem, trial.unable) == (["n1", "n2"], "", "")
 
 
+def test_addresses_of_the_first_node_are_read():
+    first = answer("n1") | {"store": "", "coordinator": "10.0.0.1"}
+    trial = judge(["n1", "n2"], [answer("n2"), first], "")
+    assert (trial.store, trial.coordinator) == ("", "10.0.0.1")
+    lost = judge(["n1", "n2"], [answer("n2")], "")
+    assert (lost.store, lost.coordinator) == (None, None), "not known"
+
+
 @pytest.mark.parametrize("kind", [probe.FOLDER, probe.NAME, probe.NETWORK])
 def test_problem_names_node_and_remedy(kind):
     trial = judge(["n1", "n2"], [answer("n1"), answer("n2", kind, "n1, port 11111: no")], "")

@@ -37,6 +37,8 @@ def test_agents_of_two_nodes_connect(tmp_path):
     assert [each["node"] for each in results] == ["n1", "n2"]
     for each in results:
         assert (each["problem"], each["kind"], each["nodes"]) == ("", "", "n[1-2].invalid")
+    assert (results[0]["store"], results[0]["coordinator"]) == ("", ""), "loopback, and no route to n2: all interfaces"
+    assert "store" not in results[1]
 
 
 def test_node_that_does_not_see_the_folder_says_so(tmp_path):
