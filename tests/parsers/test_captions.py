@@ -14,9 +14,9 @@ from PIL import Image
 from flip.config.schema import TextTower
 from flip.data import decode
 from flip.data.decode import DecodeError, captions_of, json_fields, label_of
-from flip.data.storage import s3
 from flip.data.storage.base import RequestError
 from flip.data.storage.checksums import ETag
+from flip.data.storage.ranges import check_range
 from flip.evaluation.datasets import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
@@ -153,7 +153,7 @@ def test_read_annotations_raises_only_data_error_on_any_csv(tmp_path, text):
     changed({"ContentRange": "bytes 5-9/20", "ContentLength": 5, "ETag": '"ab"'}),
     st.sampled_from([None, "bytes 5-9/*", "bytes 9-5/20", "", "bytes " + "9" * 5000 + "-9/20"]),
 )
-def test_s3_check_raises_only_known_errors_on_any_response_header(reply, content_range):
+def test_check_range_raises_only_known_errors_on_any_response_header(reply, content_range):
     """The values have the types that a client returns; the server controls only their text."""
     if not isinstance(reply, dict):
         return
@@ -162,7 +162,7 @@ def test_s3_check_raises_only_known_errors_on_any_response_header(reply, content
     if content_range is not None:
         reply["ContentRange"] = content_range
     with suppress(RequestError, DataError):
-        s3._check("s3://b/k", reply, 5, 10)
+        check_range("s3://b/k", reply.get("ContentLength"), reply.get("ContentRange") or "", 5, 10)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(1, 40), max_size=4))

@@ -21,8 +21,9 @@ from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import RequestError
+from flip.data.storage.ranges import by_status
 from flip.data.storage.retry import RetryPolicy
-from flip.data.storage.s3 import _by_code, classify_error
+from flip.data.storage.s3 import classify_error
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
@@ -97,8 +98,8 @@ def test_read_fails_soon_if_first_request_is_denied(server, proxied, monkeypatch
 @pytest.mark.parametrize("code, kind", [("400", "denied"), ("", "denied"), ("InvalidRequest", "refused")])
 def test_bad_request_without_body_is_a_denial(code, kind):
     """So AWS answers a HEAD with an expired token: it is no shard that is damaged."""
-    assert _by_code(400, code).kind == kind
-    assert _by_code(403, "RequestTimeTooSkewed").kind == "expired", "a clock that is not set yet"
+    assert by_status(400, code).kind == kind
+    assert by_status(403, "RequestTimeTooSkewed").kind == "expired", "a clock that is not set yet"
 
 
 @pytest.mark.usefixtures("brief_first_access")

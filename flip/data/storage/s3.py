@@ -27,16 +27,15 @@ from flip.data.storage.base import (
     RangeResponse,
     RequestError,
     RequestRunner,
-    ends_early,
     plain_etag,
     redirected,
     run_once,
 )
 from flip.data.storage.checksums import etag_of_parts
+from flip.data.storage.ranges import by_status, check_range, range_ignored, receive, refuse_incomplete
 from flip.runs.credentials import scrub
 from flip.runs.errors import ConfigError, DataError
 
-_PIECE = 1 << 20
 WRONG_CLOCK = 600
 """Seconds between the clocks of this machine and of the storage that explain a denied request."""
 MOST_PARTS = 10_000
@@ -47,19 +46,6 @@ MOST_PAGES = 50_000
 PART = 1 << 26
 PARTS_AT_ONCE = 4
 """Bytes of a part of an upload, and parts that are sent at the same time."""
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
-
-# Error codes of S3 and compatible servers, by kind (``retry.ACTION_BY_KIND``).
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
-_SLOW = {
-    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
-    "RequestLimitExceeded", "BandwidthLimitExceeded",
-}  # fmt: skip
-_SERVER = {"InternalError", "RequestTimeout"}
-_REDIRECT = {
-    "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-}  # fmt: skip
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -223,26 +209,12 @@ class S3Storage:
         reply = await client.get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
         etag = _etag(reply)
         body = reply["Body"]
-        pieces: list[bytes] = []
         try:
-            _check(key, reply, start, stop)
-            async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
-                left = stop - start
-                while piece := await body.read(min(_PIECE, left + 1)):  # one more byte shows that it does not end
-                    pieces.append(piece[:left])
-                    left -= len(piece)
-                    if left < 0:
-                        raise RequestError("short", f"more than the {stop - start} bytes of the range came")
-        except transient_errors() as error:  # the pieces need not be requested again
-            failed = classify_error(error)
-            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag, failed.remedy) from error
+            check_range(key, reply.get("ContentLength"), reply.get("ContentRange") or "", start, stop)
+            data = await receive(body, start, stop, self.timeout, etag, transient_errors(), classify_error)
         finally:
             body.close()
-        data = b"".join(pieces)
-        if len(data) != stop - start and reply.get("ContentEncoding"):
-            raise compressed(reply["ContentEncoding"], len(data), stop - start)
-        if len(data) != stop - start:
-            raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
+        refuse_incomplete(data, stop - start, reply.get("ContentEncoding") or "")
         return RangeResponse(data, etag)
 
     def _send(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Future[Any]:
@@ -308,45 +280,6 @@ def _etag(reply: dict[str, Any]) -> str:
     return plain_etag(reply.get("ETag", ""))
 
 
-def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
-    """Check the headers of a range response.
-
-    Raises DataError if the object ends before the range, RequestError if the response has another range.
-    """
-    length = reply.get("ContentLength", 0)  # chunked bodies have none
-    if reply.get("ContentLength") == 0 and not reply.get("ContentRange"):
-        what = f"an empty reply without a range came for bytes {start}-{stop - 1}"
-        raise RequestError("short", what, remedy="Check AWS_ENDPOINT_URL and proxies in front of it.")
-    if start and not reply.get("ContentRange"):
-        raise range_ignored(f"the response to bytes {start}-{stop - 1} is the object from its first byte")
-    match = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
-    if match:
-        first, last, size = map(int, match.groups())
-    else:
-        first = -1
-        last = -1
-        size = stop
-    if match and first != start:
-        raise range_ignored(f"bytes {first}-{last} came for {start}-{stop - 1}")
-    if size < stop:
-        raise ends_early(key, size, stop)
-    if (first, last) != (start, stop - 1) or length > stop - start:
-        raise RequestError("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
-
-
-def range_ignored(text: str) -> RequestError:
-    """The error of a server that does not return the requested range. It says nothing about the shard."""
-    remedy = "Reads need a server that supports ranges (HTTP 206): check AWS_ENDPOINT_URL and proxies in front of it."
-    return RequestError("range", f"the server ignores the start of a range: {text}", remedy=remedy)
-
-
-def compressed(encoding: str, received: int, asked: int) -> RequestError:
-    """The error of a range whose bytes were compressed on their way: of an object that is stored so, they would fit."""
-    text = f"{received} bytes came of {asked}, compressed on their way (content-encoding: {encoding})"
-    remedy = "A proxy in front of the storage compresses replies: switch that off, or pass it by (NO_PROXY)."
-    return RequestError("range", text, remedy=remedy)
-
-
 # -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------
 
 
@@ -394,7 +327,7 @@ def classify_error(error: BaseException) -> RequestError:
         answer = error.response.get("ResponseMetadata", {})
         headers = answer.get("HTTPHeaders", {})
         region = headers.get("x-amz-bucket-region") or about.get("Region", "")
-        failed = _by_code(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
+        failed = by_status(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
         if failed.kind == "denied":
             return _denied_or_wrong_clock(failed, headers.get("date", ""))
         return failed
@@ -426,28 +359,9 @@ def classify_obstore_error(error: BaseException) -> RequestError:
     status = _STATUS.search(text)
     code = _CODE.search(text)
     if status:
-        return _by_code(int(status[1]), code[1] if code else status[1])
+        return by_status(int(status[1]), code[1] if code else status[1])
     if "redirect" in text.lower():
         return redirected(text, "")
     if "range" in text.lower():  # it compares the range itself
         return range_ignored(text)
     return RequestError("stall" if "kind: Timeout" in str(error) else "connection", text)
-
-
-def _by_code(status: int, code: str, region: str = "") -> RequestError:
-    """The RequestError of an error response, by its code or else its status: HEAD and proxies send no code."""
-    text = f"{status} {code}" if code != str(status) else code
-    if 300 <= status < 400 or code in _REDIRECT:
-        return redirected(text, region)
-    if code in _EXPIRED:
-        return RequestError("expired", text)
-    if code in _SLOW or status in (429, 503):
-        return RequestError("slowdown", text)
-    if code in _SERVER or status == 408 or (status >= 500 and status != 501):
-        return RequestError("server", text)
-    if status == 404:
-        return RequestError("missing", text)
-    if status in (412, 416):
-        return RequestError("changed", text)
-    without_body = status == 400 and code in ("", "400")  # HEAD has no body: an expired token looks like this
-    return RequestError("denied" if status in (401, 403) or without_body else "refused", text)
