@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flip.data.loader import Batch, Loader
     from flip.models.clip import CLIPModel
     from flip.monitoring.rank_counters import RankCounters
+    from flip.training.grad_cache import PairFeatures
 
 HOOKS = ("start", "start_stage", "before_step", "step", "save", "evaluate", "stop", "end")
 """Names of the hooks."""
@@ -68,6 +69,10 @@ class Training(Protocol):
     @property
     def batch(self) -> Batch | None:
         """This rank's batch, in ``step``; None in other hooks."""
+
+    @property
+    def features(self) -> PairFeatures | None:
+        """The features of ``batch`` before the step, if ``monitor.callbacks`` names a class; None like ``batch``."""
 
     @property
     def loss(self) -> Tensor | None:

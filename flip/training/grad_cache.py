@@ -9,7 +9,7 @@ learning batch size"). The masks travel with the batch, so this is exact. It cos
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,16 @@ from flip.models.token_head import TokenTargets
 Inputs = tuple[Tensor, ...]
 """patches (b, K, p*p*3), keep_indices (b, K), tokens (b, T), for shortened captions also position_ids (b, T); on the
 host or the device."""
+
+
+class PairFeatures(NamedTuple):
+    """The features of this rank's pairs, from which the loss was computed, without a graph. Row i is pair i of the
+    batch."""
+
+    image: Tensor
+    """(b, E) fp32 of norm 1, on the device."""
+    text: Tensor
+    """(b, E) fp32 of norm 1, on the device."""
 
 
 class Classification(NamedTuple):
@@ -46,12 +56,15 @@ def grad_cache_backward(
     tile: int = LOSS_TILE,
     tf32: bool = False,
     classification: Classification | None = None,
+    on_features: Callable[[PairFeatures], object] | None = None,
 ) -> tuple[Tensor, ...]:
     """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy, and the
     loss of the text classification head if there is a ``classification``.
 
     ``num_micro_batches`` divides b. Results are (), of this rank's rows of the logits, without a graph.
-    ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. Collective.
+    ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. ``on_features`` is called
+    with the features of all micro-batches, before the backward pass; they share memory with those of the loss, so it
+    must not write to them. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     targets: list[TokenTargets | None] = [None] * num_micro_batches
@@ -62,6 +75,8 @@ def grad_cache_backward(
         gather = TextGather()
         outputs = _encode(model, batches[0], device, autocast, gather.start, targets[0])
         of_head = [outputs.pop()] if classification else []
+        if on_features is not None:
+            on_features(PairFeatures(outputs[0].detach(), outputs[1].detach()))
         loss, accuracy = contrastive_loss(objective, *outputs, tile=tile, tf32=tf32, gather=gather)
         total = loss
         if classification:
@@ -71,6 +86,8 @@ def grad_cache_backward(
     with torch.no_grad():
         images, texts, *scalars = zip(*(_encode(model, batch, device, autocast) for batch in batches), strict=True)
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
+    if on_features is not None:
+        on_features(PairFeatures(leaves[0].detach(), leaves[1].detach()))
     for leaf in leaves:
         leaf.requires_grad_()
     loss, accuracy = contrastive_loss(objective, *leaves, tile=tile, tf32=tf32)

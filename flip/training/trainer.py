@@ -118,6 +118,7 @@ class Trainer:
         self.seconds = 0.0
         self.optimizer: torch.optim.Optimizer | None = None
         self.batch: Batch | None = None
+        self.features: grad_cache.PairFeatures | None = None
         self.loss: Tensor | None = None
         self.classification_loss: Tensor | None = None
         self.token_weights: Tensor | None = None
@@ -319,6 +320,7 @@ class Trainer:
         self.batch = batch
         self.callbacks.call("step", self)
         self.batch = None
+        self.features = None
 
     def is_save_due(self, span: StageSpan) -> bool:
         """Whether the configuration asks for a save at this position."""
@@ -340,7 +342,7 @@ class Trainer:
             classification = grad_cache.Classification(span.stage.classification, batch.targets, self.token_weights)
         statistics = grad_cache.grad_cache_backward(
             self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile,
-            compute.loss_tf32 == "yes", classification,
+            compute.loss_tf32 == "yes", classification, self.set_features if self.config.monitor.callbacks else None,
         )  # fmt: skip
         requests = self.coordinated_stop.requests(self.world.device)
         loss, accuracy, *of_head = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
@@ -354,6 +356,10 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip, norm)
         optimizer.step()
         return loss, accuracy, norm
+
+    def set_features(self, features: grad_cache.PairFeatures) -> None:
+        """Show the features of this step to callbacks."""
+        self.features = features
 
     def wait_for_device(self) -> None:
         """Wait for the device, which may still compute the newest step, and count this time as the step's."""

@@ -32,6 +32,7 @@ from flip.data.loader import Batch
 from flip.distributed.collectives import all_gather_json
 from flip.distributed.parallel import World, local
 from flip.training.callbacks import Callback, Training
+from flip.training.grad_cache import PairFeatures
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,12 @@ class TrainingView:
         """This rank's part of the batch, in host memory (``flip.data.loader.Batch``): patches, keep_indices, tokens,
         ids, epochs. None in hooks other than ``step``."""
         return self._training.batch
+
+    @property
+    def features(self) -> PairFeatures | None:
+        """The features of ``batch``, image and text, from which ``loss`` was computed, so that they cost no forward
+        pass: (b, E) each, of norm 1. Row i belongs to sample ``batch.ids[i]``. None in hooks other than ``step``."""
+        return self._training.features
 
     @property
     def rank(self) -> int:
@@ -419,6 +426,7 @@ class _ReadOnly(TorchDispatchMode):
 def _storages(training: Training) -> set[int]:
     """The addresses of the memory of all tensors that a view shows."""
     tensors: list[Any] = [training.loss, training.accuracy, training.gradient_norm, *(training.batch or ())]
+    tensors += training.features or ()
     for parameter in training.model.parameters():
         tensors += [parameter, parameter.grad]
     if training.optimizer is not None:

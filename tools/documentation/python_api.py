@@ -15,6 +15,7 @@ _CLASSES = {
         "flip.training.user_callbacks.TrainingView",
         "flip.training.user_callbacks.ModelView",
         "flip.training.user_callbacks.OptimizerView",
+        "flip.training.grad_cache.PairFeatures",
     ),
     "Errors": (
         "flip.runs.errors.FlipError",

@@ -24,7 +24,9 @@ from tests.harness.ranks import run_ranks
 from tests.harness.training_run import BATCH, TrainingRun, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
-PAGE = Path(__file__).resolve().parents[3] / "CONTRIBUTING.md"
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = {"CONTRIBUTING.md": "my_metric.py", "docs/monitoring.md": "geometry.py"}
+"""Page with an example -> the name of its file in the tests."""
 STEPS = 6
 
 CLASSES = """
@@ -74,6 +76,31 @@ class Reads:
         squares = sum(float(part.double().square().sum()) for _, part in view.model.named_parameters())
         assert all(part.grad is not None for _, part in view.model.named_parameters())
         return {"weights": squares * view.shards, "loss": view.loss, "patches": view.batch.patches.shape[0]}
+
+
+class Pairs:  # computes the loss of CLIP again, from the features of the step
+    every = 1
+    values = ("loss", "rows", "alignment")
+
+    def before_step(self, view):
+        assert view.features is None
+        scale = dict(view.model.named_parameters())["logit_scale"]
+        self._scale = float(scale.double().clamp(0).exp())
+
+    def step(self, view):
+        image, text = (features.double() for features in view.features)
+        assert len(view.batch.ids) == len(image) == len(text)
+        logits = self._scale * image @ text.T
+        own = torch.arange(len(logits))
+        both = [torch.nn.functional.cross_entropy(part, own) for part in (logits, logits.T)]
+        return {"loss": sum(both) / 2, "rows": len(image), "alignment": (image - text).square().sum(1).mean()}
+
+
+class WritesFeatures:
+    every = 1
+
+    def step(self, view):
+        view.features.text.mul_(0)
 
 
 class WritesWeight:
@@ -166,6 +193,7 @@ class WrongEvery:
 REFUSED = {
     "WritesWeight": "may not write to tensors", "WritesGradient": "may not write to tensors",
     "WritesMoments": "may not write to tensors", "WritesBatch": "may not write to tensors",
+    "WritesFeatures": "may not write to tensors",
     "Sets": "has no setter", "Communicates": "may not communicate", "Exits": "step() at step 3: SystemExit: 3",
     "Unnamed": "other, which `values` does not name", "WrongEvery": "cannot be loaded", "Absent": "cannot be loaded",
 }  # fmt: skip
@@ -180,13 +208,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The callbacks of a snapshot: those above, and the example of CONTRIBUTING.md, called at every step."""
+    """The callbacks of a snapshot: those above, and the examples of the pages, called at every step."""
     folder = tmp_path_factory.mktemp("code") / "callbacks"
     folder.mkdir()
     (folder / "classes.py").write_text(CLASSES)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert "every = 100" in example
-    (folder / "my_metric.py").write_text(example.replace("every = 100", "every = 1"))
+    for page, name in PAGES.items():
+        (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+        assert "every = 100" in example
+        (folder / name).write_text(example.replace("every = 100", "every = 1"))
     return folder
 
 
@@ -338,6 +367,24 @@ def test_example_logs_noise_of_moments_and_resumed_run_equals_calm_one(data, fil
     assert metric_lines(run)[-1]["callback"]["GradNoise/noise"] == pytest.approx(noise(state(run)), rel=1e-5)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_features_are_those_of_the_loss_and_change_no_bit(data, files, tmp_path, accumulate):
+    runs = {}
+    for name, entries in {"plain": [], "seen": ["classes.py:Pairs", "geometry.py:Geometry"]}.items():
+        config = configured(data, 1, *entries)
+        config.compute.accumulate = accumulate
+        runs[name] = trained(created(tmp_path, name, config), files)
+    assert_same(runs["seen"], runs["plain"])
+    lines = metric_lines(runs["seen"])
+    assert len(lines) == STEPS + 2
+    for line in lines:
+        values = line["callback"]
+        assert values["Pairs/loss"] == pytest.approx(line["loss"], rel=1e-5) and values["Pairs/rows"] == BATCH
+        assert values["Geometry/alignment"] == pytest.approx(values["Pairs/alignment"], rel=1e-5)
+        assert -4 <= values["Geometry/image_uniformity"] <= 0
+
+
 def noise(tensors):
     """The noise of the example, from the moments of a checkpoint."""
     square = variance = 0.0
@@ -380,6 +427,7 @@ def rank_main(rank, store, cases, files):
 def test_two_ranks_average_values_and_agree_on_failure_of_one(data, files, tmp_path):
     """A class that raises on rank 1 alone stops being called on both, and the weights are those without any class."""
     callbacks = ["my_metric.py:GradNoise", *(f"classes.py:{name}" for name in ("Draws", "Reads", "Fails"))]
+    callbacks.append("geometry.py:Geometry")
     cases = []
     for name, entries in {"calm": [], "called": callbacks}.items():
         config = configured(data, 2, *entries, log_every=2)
@@ -397,7 +445,7 @@ def test_two_ranks_average_values_and_agree_on_failure_of_one(data, files, tmp_p
         assert line["callback"]["Draws/rank"] == 0.5 and line["callback"]["Reads/patches"] == BATCH / 2
         assert "Fails/number" not in line["callback"]
     last = lines[-1]["callback"]
-    assert last["GradNoise/noise"] > 0
+    assert last["GradNoise/noise"] > 0 and 0 < last["Geometry/alignment"] < 4
     every = metric_lines(called)[-1]
     assert last["Reads/weights"] == pytest.approx(every["param_norm"] ** 2, rel=0.2), "mean of two steps"
     assert checkpoint_folder.checkpoints(called)[-1].samples_seen == (STEPS + 2) * BATCH
