@@ -1,8 +1,8 @@
 """The losses over the global batch: their formulas, learned parameters, memory and traffic.
 
-``model.objective`` of a configuration chooses one. A new loss is a class here and a row of ``LOSSES``: the model gets
-its learned parameters, ``flip.models.tiled_loss`` computes it in tiles, plans count its bytes, and metrics show its
-parameters. torch is imported where it is used, because plans need only the sizes.
+``model.objective`` of a configuration chooses one. A new loss is a class here and a row of ``LOSSES``, or a class in a
+user's file: the model gets its learned parameters, ``flip.models.tiled_loss`` computes it in tiles, plans count its
+bytes, and metrics show its parameters. torch is imported where it is used, because plans need only the sizes.
 
 Dimensions: W ranks of b pairs, B = W * b, E features. Logits are the cosines times the logit scale, (b, B) on a rank.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from flip.common import user_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +101,10 @@ class Loss(ABC):
 
     parameters: Mapping[str, str] = {}
     """Learned parameter, a scalar -> what it is, for charts. Its first value is the field of its name in ``Model``,
-    flip/config/schema.py. They are not decayed."""
+    flip/config/schema.py, or in ``first_values``. They are not decayed."""
+
+    first_values: Mapping[str, float] = {}
+    """First values of the learned parameters without a field in ``Model``, as those of a user's class."""
 
     terms: int = 1
     """Terms per image of which the loss is the mean: ``gradient`` is divided by b times this."""
@@ -239,9 +244,22 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def loss_kind(name: str) -> Loss:
+    """The loss of ``model.objective``. Executes a user's file."""
+    return user_classes.named(name, LOSSES, Loss)  # type: ignore[type-abstract]
+
+
+def declared(name: str) -> Loss:
+    """As ``loss_kind``, of a user's class its constants alone: for plans and exports."""
+    return user_classes.declared(name, LOSSES, Loss, "clip")  # type: ignore[type-abstract]
+
+
 def first_values(model: schema.Model) -> dict[str, float]:
     """Learned parameter of the loss of a model -> its first value."""
-    return {name: getattr(model, name) for name in LOSSES[model.objective].parameters}
+    loss = declared(model.objective)
+    return {
+        name: loss.first_values[name] if name in loss.first_values else getattr(model, name) for name in loss.parameters
+    }
 
 
 def all_parameters() -> dict[str, str]:

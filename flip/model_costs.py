@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from flip import loss_kinds, optimizer_kinds
 from flip.config.derived import (
     dataset_lanes,
     for_stage,
@@ -20,8 +21,6 @@ from flip.config.derived import (
     world_size,
 )
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
-from flip.loss_kinds import LOSSES
-from flip.optimizer_kinds import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once by default."""
@@ -75,7 +74,7 @@ def parameters(model: Model) -> dict[str, int]:
         "image": vectors * image.width + _blocks(image) + image.width * model.embed,
         "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
     }
-    return counts | {"total": sum(counts.values()) + 1 + len(LOSSES[model.objective].parameters)}
+    return counts | {"total": sum(counts.values()) + 1 + len(loss_kinds.declared(model.objective).parameters)}
 
 
 def block_matrices(model: Model) -> list[tuple[int, int]]:
@@ -89,18 +88,18 @@ def block_matrices(model: Model) -> list[tuple[int, int]]:
 
 
 def moment_bytes(model: Model, optimizer: str) -> int:
-    """Bytes of the moments of all parameters. ``optimizer``: a row of ``OPTIMIZERS``."""
-    kind = OPTIMIZERS[optimizer]
+    """Bytes of the moments of all parameters. ``optimizer``: ``optim.name``."""
+    kind = optimizer_kinds.declared(optimizer)
     total = parameters(model)["total"]
     if not kind.others:
         return kind.moment_bytes * total
     matrices = sum(rows * columns for rows, columns in block_matrices(model))
-    return kind.moment_bytes * matrices + OPTIMIZERS[kind.others].moment_bytes * (total - matrices)
+    return kind.moment_bytes * matrices + optimizer_kinds.declared(kind.others).moment_bytes * (total - matrices)
 
 
 def optimizer_flops(model: Model, optimizer: str) -> int:
     """FLOPs of the matrix products of a step of the optimiser, over all ranks of a copy of the weights."""
-    return sum(OPTIMIZERS[optimizer].matrix_flops(*shape) for shape in block_matrices(model))
+    return sum(optimizer_kinds.declared(optimizer).matrix_flops(*shape) for shape in block_matrices(model))
 
 
 def head_parameters(model: Model) -> int:
@@ -152,7 +151,7 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, o
     theirs, and the values that the loss itself stores.
     """
     batch = local * world_size
-    values = LOSSES[objective].values(local, batch)
+    values = loss_kinds.declared(objective).values(local, batch)
     return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + values)
 
 
@@ -166,7 +165,7 @@ def device_memory(
         mask: share of patches dropped.
         ranks: W.
         left: positions of a caption, if a text mask leaves fewer than all; 0: all.
-        optimizer: a row of ``OPTIMIZERS``.
+        optimizer: ``optim.name``.
 
     Weights, gradients and moments are fp32 and sharded over the ranks of a replica, except gradients between
     micro-batches. Interpreter, libraries, and (on CUDA) context and kernels are not included.

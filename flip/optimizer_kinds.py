@@ -1,8 +1,8 @@
 """The optimisers: what each stores per parameter, what that takes of memory, and how it changed the weights.
 
-``optim.name`` of a configuration chooses one. A new optimiser is a class here and a row of ``OPTIMIZERS``: training
-builds it, checkpoints save and restore its moments, plans count their bytes, and metrics show its last change. torch is
-imported where it is used, because plans need only the sizes.
+``optim.name`` of a configuration chooses one. A new optimiser is a class here and a row of ``OPTIMIZERS``, or a class
+in a user's file: training builds it, checkpoints save and restore its moments, plans count their bytes, and metrics
+show its last change. torch is imported where it is used, because plans need only the sizes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flip.common import user_classes
 from flip.config import schema
 from flip.runs.errors import ConfigError
 
@@ -126,11 +127,11 @@ class Muon(OptimizerKind):
     def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
         from flip.muon import MuonAdamW
 
-        matrices = [group for group in groups if OPTIMIZERS[group[KIND]] is self]
+        matrices = [group for group in groups if optimizer_kind(group[KIND]) is self]
         if not any(group["params"] for group in matrices):
             remedy = "Use optim.name: adamw."
             raise ConfigError("the model has no matrices in blocks, which muon updates", "optim.name", "muon", remedy)
-        rest = [group for group in groups if OPTIMIZERS[group[KIND]] is not self]
+        rest = [group for group in groups if optimizer_kind(group[KIND]) is not self]
         adamw = OPTIMIZERS[self.others].build(rest, optim, fused)
         return MuonAdamW(matrices, adamw, optim.momentum, self.first_moments)  # type: ignore[arg-type]
 
@@ -166,6 +167,16 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
 }
 
 
+def optimizer_kind(name: str) -> OptimizerKind:
+    """The optimiser of ``optim.name``. Executes a user's file."""
+    return user_classes.named(name, OPTIMIZERS, OptimizerKind)  # type: ignore[type-abstract]
+
+
+def declared(name: str) -> OptimizerKind:
+    """As ``optimizer_kind``, of a user's class its constants alone: for plans."""
+    return user_classes.declared(name, OPTIMIZERS, OptimizerKind, "adamw")  # type: ignore[type-abstract]
+
+
 def is_block_matrix(name: str, dimensions: int) -> bool:
     """Whether a parameter is a matrix of a block, which an optimiser with ``others`` updates itself."""
     return ".blocks." in name and dimensions == 2
@@ -183,7 +194,7 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     import torch
 
     name = _group_of(optimizer, parameter)[KIND]
-    kind = OPTIMIZERS[name]
+    kind = optimizer_kind(name)
     state = optimizer.state[parameter]
     if not state:
         state.update(kind.first_moments(parameter))
@@ -191,6 +202,6 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
     if shapes != {name: value.shape for name, value in declared.items()}:
         raise RuntimeError(
-            f"{name} stores {', '.join(state)}, but flip/optimizer_kinds.py declares {', '.join(declared)}"
+            f"{name} stores {', '.join(state)}, but first_moments of its class declares {', '.join(declared)}"
         )
     return dict(state)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flip import loss_kinds
 from flip.config.schema import Compute, Model
-from flip.loss_kinds import LOSSES
 from flip.model_costs import block_matrices, forward_passes, head_parameters, optimizer_flops, parameters, value_bytes
 
 CALL = 14e-6
@@ -112,7 +112,7 @@ def step_phases(
     batch = local * ranks
     features = 4 * local * ranks * model.embed
     exchange = [Collective("gather", ranks, 1, 1, features), Collective("scatter", ranks, 1, 1, features)]
-    reductions, values = LOSSES[model.objective].reductions(batch)
+    reductions, values = loss_kinds.declared(model.objective).reductions(batch)
     loss = [Collective("reduction", ranks, 1, reductions + 1, 4 * (values + 2))]  # and of loss and accuracy
     first = [once]
     last = [*again, *sums]

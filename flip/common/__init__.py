@@ -5,6 +5,7 @@
 - ``plain_data``: nested plain data as flat keys, compared and hashed. ``cache``: the folder of cached files.
 - ``host``: what this machine offers. ``devices``: which GPU of a node is a rank's. ``gpu_software``: the driver and
   compiler that a node with GPUs needs.
+- ``user_classes``: classes in files of a user, ``FILE.py:Class``, pinned by hash, wherever a table of names exists.
 - ``shutdown``: signals, the step at which all ranks agree to stop, and a watchdog for a process that hangs.
 
 No torch when imported. May import ``flip.files`` and ``flip.runs``.

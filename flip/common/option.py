@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flip.common import user_classes
 from flip.runs import addresses
 
 
@@ -54,6 +55,7 @@ def option(
     decimal: bool = False,
     path: str | None = None,
     least: str | None = None,
+    user_class: str | None = None,
 ) -> Any:
     """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
 
@@ -69,10 +71,12 @@ def option(
         path: the text is a path, which ``resolve_auto`` makes absolute. In the config hash a ``manifest`` is
             replaced by its digest and a ``file`` by its checksum; a ``folder`` stays.
         least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
+        user_class: the text may also be FILE.py:Class, a user's class derived from the class of this name; without
+            ``choices`` it must be (``flip.common.user_classes``).
     """
     given = {
         "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
-        "auto": auto, "decimal": decimal, "path": path, "least": least,
+        "auto": auto, "decimal": decimal, "path": path, "least": least, "user_class": user_class,
     }  # fmt: skip
     rules = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, type):
@@ -88,6 +92,8 @@ def why_invalid(value: Any, rules: Mapping[str, Any]) -> tuple[str, str]:
     ``rules``: the metadata of a field. ``value``: one value, of a list each member.
     """
     choices = rules.get("choices")
+    if "user_class" in rules:
+        return _why_no_class(value, choices or ())
     if choices and value not in choices:
         return "no such choice", f"One of: {', '.join(map(str, choices))}."
     for rule, bound in BOUNDS.items():
@@ -95,6 +101,16 @@ def why_invalid(value: Any, rules: Mapping[str, Any]) -> tuple[str, str]:
             return f"must be {bound.words} {rules[rule]}", ""
     if "path" in rules:
         return addresses.why_not_local(value)
+    return "", ""
+
+
+def _why_no_class(values: Any, choices: Sequence[str]) -> tuple[str, str]:
+    """As ``why_invalid``, of a field with the rule ``user_class``; ``values``: its value, or all members of a list."""
+    for value in values if isinstance(values, list) else [values]:
+        if value not in choices and not user_classes.is_entry(value):
+            if choices:
+                return "no such choice", f"One of: {', '.join(choices)}, or FILE.py:Class."
+            return "needs FILE.py:Class", "Name a file in the folder of the sweep file, and a class: mine.py:Mine."
     return "", ""
 
 

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from flip.common import user_classes
 from flip.common.option import BOUNDS, descriptions
 from flip.common.typed import TYPES
 from flip.config.schema import YES_NO
@@ -162,6 +163,11 @@ def _value(hint: Any, rules: Mapping[str, Any]) -> Node:
         return dict(_SHARE)
     if typing.get_origin(hint) is list:
         return {"type": "array", "items": _value(typing.get_args(hint)[0], rules)}
+    if rules.get("user_class"):
+        entry: Node = {"type": "string", "pattern": f"^{user_classes.PATTERN}$"}
+        if rules.get("choices"):
+            return {"anyOf": [{"enum": [*rules["choices"]]}, entry]}
+        return entry
     if rules.get("choices"):
         # YAML's, for yes and no
         booleans = []

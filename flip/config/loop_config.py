@@ -55,6 +55,9 @@ def loop_config(
         return replace(config, resources=replace(config.resources, nodes=world))
 
     config = merge([(_WHERE, layer), (_WHERE, settings)])
+    if config.augment.steps:
+        remedy = "Apply it to the batches of your own loop. Classes in files need a run: flip submit."
+        raise ConfigError("flip.batches takes no FILE.py:Class", "augment.steps", config.augment.steps[0], remedy)
     return finish(config, _HOST, dataset_facts(config, nominal=False), adjust=at_world).config
 
 

@@ -110,9 +110,9 @@ class Model:
     """Initial temperature; logit_scale starts at ln(1 / temperature)."""
     max_logit_scale: float = option(100.0, ge=1)
     """The scale is clamped to [1, this] inside the forward pass (docs/recipe.md, Objective)."""
-    objective: str = option("clip", choices=("clip", "siglip"), omit_if="clip")
+    objective: str = option("clip", choices=("clip", "siglip"), omit_if="clip", user_class="Loss")
     """``clip``: symmetric InfoNCE. ``siglip``: the sigmoid loss of each pair; recipe siglip has its values of
-    temperature, bias and clamp."""
+    temperature, bias and clamp. Or a class of your own, FILE.py:Class."""
     logit_bias: float = option(-10.0, ge=-1_000_000, le=1_000_000, omit_if=-10.0)
     """Initial bias of the logits, learned; used by objective siglip only."""
     activation: str = option("gelu_tanh", choices=("gelu_tanh", "gelu", "quick_gelu"), omit_if="gelu_tanh")
@@ -270,6 +270,8 @@ class Augment:
     """Colour: factor uniform in [1 - x, 1 + x] each; 0: off."""
     grey: float = option(0.0, ge=0, le=1)
     """Probability of a grey image."""
+    steps: list[str] = option([], omit_if=[], user_class="AugmentationStep")
+    """Steps of your own, FILE.py:Class, applied in this order after all others."""
     mean: list[float] = option([0.485, 0.456, 0.406])
     std: list[float] = option([0.229, 0.224, 0.225], gt=0)
     """Normalisation of RGB values in [0, 1]."""
@@ -342,11 +344,12 @@ class Stage:
     text_mask: str = option("0", decimal=True, omit_if="0")
     """The same for the positions of a caption, padding included; the first one, which is pooled, always stays."""
     text_masking: str = option(
-        "random", choices=("random", "truncation", "prioritised", "frequency", "syntax"), omit_if="random"
-    )
+        "random", choices=("random", "truncation", "prioritised", "frequency", "syntax"), omit_if="random",
+        user_class="TextMasking",
+    )  # fmt: skip
     """Which are dropped. ``random``: any. ``truncation``: the last ones. ``prioritised``: padding before tokens.
     ``frequency``: frequent words. ``syntax``: padding, then words that are neither nouns nor adjectives, then
-    adjectives (docs/variants.md, Masking of text)."""
+    adjectives (docs/variants.md, Masking of text). Or a class of your own, FILE.py:Class."""
     classification: float = option(0.0, ge=0, omit_if=0.0)
     """Weight of the loss of the text classification head, which is added to the contrastive loss; 0: no head. Needs
     ``data.token_table`` (docs/variants.md, Text classification head)."""
@@ -375,8 +378,8 @@ class Stage:
 class Optim:
     """The optimiser. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
-    name: str = option("adamw", choices=("adamw", "muon"), omit_if="adamw")
-    """A row of ``OPTIMIZERS`` in flip/optimizer_kinds.py."""
+    name: str = option("adamw", choices=("adamw", "muon"), omit_if="adamw", user_class="OptimizerKind")
+    """A row of ``OPTIMIZERS`` in flip/optimizer_kinds.py, or a class of your own, FILE.py:Class."""
     beta1: float = option(0.9, ge=0, lt=1)
     beta2: float = option(0.95, ge=0, lt=1)
     eps: float = option(1e-8, gt=0)

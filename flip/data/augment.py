@@ -3,7 +3,7 @@
 The steps of ``AUGMENTATIONS`` describe the view before it is computed: crop, flip, affine map and resize are one
 resampling; brightness, contrast, saturation and grey are one 3 x 4 matrix. A new step is a class here and a row of the
 table; it changes the view's pixels (``View.changes``), or what is computed. Its fields are in ``Augment``,
-flip/config/schema.py, and each is 0 by default.
+flip/config/schema.py, and each is 0 by default. ``augment.steps`` names classes in files of a user, which follow.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flip.common import user_classes
 from flip.config import schema
 from flip.data import masking
 from flip.data.decode import Pixels
@@ -24,6 +25,9 @@ from flip.runs.errors import ConfigError
 
 TRIES = 10
 """Random boxes tried before the central crop."""
+
+USER_PURPOSES = 100
+"""The lowest purpose number of a user's class."""
 
 _WHITE = (255, 255, 255)
 _LUMA = (0.299, 0.587, 0.114)
@@ -59,12 +63,13 @@ class AugmentationStep(ABC):
     """One step of the augmentation. Its draws are ``key(seed, epoch, id, purpose, i)``, i from ``first`` on."""
 
     purpose: int
-    """Purpose number of its draws (docs/contracts.md, Randomness). A new step gets a new one."""
+    """Purpose number of its draws (docs/contracts.md, Randomness). A new step gets a new one; a user's class one from
+    ``USER_PURPOSES`` on."""
     first: int = 0
     count: int
     """Draws per sample."""
-    fields: tuple[str, ...]
-    """Its fields of ``augment``; all 0: the step is off, which must be the default."""
+    fields: tuple[str, ...] = ()
+    """Its fields of ``augment``; all 0: the step is off, which must be the default. A user's class has none."""
     probability: str = ""
     """The field with the probability that it is applied to an image, by draw 0; "": always."""
     changes_pixels: bool = True
@@ -145,11 +150,22 @@ def draw(augment: schema.Augment, seed: int, epochs: NDArray[np.int64], ids: NDA
     ``epochs`` and ``ids``: (n,). Of each step (n, count), uniform in [0, 1).
     """
     draws = {}
-    for name, step in AUGMENTATIONS.items():
-        if step.is_used(augment):
-            numbers = np.arange(step.first, step.first + step.count)
-            draws[name] = masking.draw(seed, epochs[:, None], ids[:, None], step.purpose, numbers)
+    used = [name for name, step in AUGMENTATIONS.items() if step.is_used(augment)]
+    for name in [*used, *augment.steps]:
+        step = step_kind(name)
+        numbers = np.arange(step.first, step.first + step.count)
+        draws[name] = masking.draw(seed, epochs[:, None], ids[:, None], step.purpose, numbers)
     return draws
+
+
+def step_kind(name: str) -> AugmentationStep:
+    """The step of a name, or of a member of ``augment.steps``. Executes a user's file."""
+    return user_classes.named(name, AUGMENTATIONS, AugmentationStep)  # type: ignore[type-abstract]
+
+
+def declared(name: str) -> AugmentationStep:
+    """As ``step_kind``, of a user's class its constants alone: for plans."""
+    return user_classes.declared(name, AUGMENTATIONS, AugmentationStep, "affine")  # type: ignore[type-abstract]
 
 
 def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: int, resize: str = "pillow") -> Pixels:
@@ -177,7 +193,7 @@ def describe(width: int, height: int, size: int, augment: schema.Augment, draws:
     """
     described = View(width, height, size)
     for name, rows in draws.items():
-        step = AUGMENTATIONS[name]
+        step = step_kind(name)
         drawn = rows[row]
         if not step.probability or drawn[0] < getattr(augment, step.probability):
             before = described.affine, len(described.changes)
@@ -200,7 +216,9 @@ def unchanged_share(augment: schema.Augment) -> float:
 
 def changing_steps(augment: schema.Augment) -> dict[str, AugmentationStep]:
     """Name -> step of the steps in use that change pixels."""
-    return {name: step for name, step in AUGMENTATIONS.items() if step.is_used(augment) and step.changes_pixels}
+    used = {name: step for name, step in AUGMENTATIONS.items() if step.is_used(augment)}
+    used |= {name: declared(name) for name in augment.steps}
+    return {name: step for name, step in used.items() if step.changes_pixels}
 
 
 def geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:

@@ -15,7 +15,7 @@ from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
-from flip.data.text_masking import TEXT_MASKINGS
+from flip.data.text_masking import text_masking as masking_class
 from flip.data.worker import BatchProducer, ReplacedSample, WorkerConfig
 from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
@@ -106,7 +106,7 @@ class Loader:
         self.config = config = config or self.config
         check_position(start, batch, config.data.lanes)
         tokens = visible_token_count(config.text, text_mask)
-        masking = TEXT_MASKINGS[text_masking].of(config.data)
+        masking = masking_class(text_masking).of(config.data)
         masks = MaskSpec(visible_patch_count(config.image, mask), tokens, masking, config.text.causal, targets)
         self._counted = self.counters()
         self._decoded = self.decoded()

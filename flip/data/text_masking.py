@@ -1,7 +1,8 @@
 """Which positions of a caption a text mask keeps: one class for each value of ``text_masking`` of a stage.
 
 A way ranks the positions of captions. The lowest ranks stay; equal ones by the counter hash. Ranks are a pure function
-of seed, epoch, sample id and tokens. A new way is a class here and a row of ``TEXT_MASKINGS``.
+of seed, epoch, sample id and tokens. A new way is a class here and a row of ``TEXT_MASKINGS``, or a class in a user's
+file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.common import user_classes
 from flip.config.schema import Data
 from flip.data.token_table import NOUN, TokenTable
 from flip.rng import key, uniform
@@ -124,3 +126,8 @@ TEXT_MASKINGS: dict[str, type[TextMasking]] = {
     "frequency": FrequencyMasking,
     "syntax": SyntaxMasking,
 }
+
+
+def text_masking(name: str) -> type[TextMasking]:
+    """The class of ``text_masking`` of a stage. Executes a user's file."""
+    return TEXT_MASKINGS.get(name) or user_classes.load(name, TextMasking)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from flip.loss_kinds import LOSSES, Accuracy, Loss, Tiles
+from flip.loss_kinds import Accuracy, Loss, Tiles, loss_kind
 from flip.model_costs import LOSS_TILE
 
 # Newer torch renamed both and warns about the old names at every call.
@@ -34,7 +34,7 @@ def contrastive_loss(
     gradient needs no such mean, since the trainer averages gradients over ranks.
 
     Args:
-        objective: a row of ``LOSSES`` (flip/loss_kinds.py).
+        objective: ``model.objective``.
         image, text: this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
         scale: factor of the cosines.
         parameters: the learned parameters of the loss, in its order.
@@ -60,7 +60,7 @@ def contrastive_loss(
         ranks = None
         if world_size > 1:
             ranks = group or distributed.group.WORLD
-        value, correct = _TiledLoss.apply(LOSSES[objective], first, tile, ranks, image, texts, scale, *parameters)
+        value, correct = _TiledLoss.apply(loss_kind(objective), first, tile, ranks, image, texts, scale, *parameters)
     return value, correct.detach()
 
 

@@ -160,7 +160,7 @@ EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TE
 FIELDS: Dict[str, Any] = {
     "identity.json": {
         "hash": EXACT, "schema": COUNT, "code": DIGEST, "uid": CODE, "config": MAPPING, "classes": {"*": TEXT},
-        "callbacks": {"*": EXACT},
+        "user_files": {"*": EXACT},
         "before": [EARLIER_DATA],
     },
     "status.json": {

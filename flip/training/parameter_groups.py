@@ -11,8 +11,7 @@ from torch import Tensor, distributed, nn
 
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
-from flip.loss_kinds import all_parameters
-from flip.optimizer_kinds import KIND, OPTIMIZERS, is_block_matrix
+from flip.optimizer_kinds import KIND, is_block_matrix, optimizer_kind
 
 PART = 2**27
 """Elements whose norms are computed together; their copies take twice 4 bytes each."""
@@ -23,7 +22,9 @@ def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
     if name == "logit_scale":
         return decay_logit_scale
     owner, _, leaf = name.rpartition(".")
-    return leaf not in ("bias", "positions", *all_parameters()) and not owner.rpartition(".")[2].startswith("norm")
+    if not owner:  # of the loss
+        return False
+    return leaf not in ("bias", "positions") and not owner.rpartition(".")[2].startswith("norm")
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.Optimizer:
@@ -35,7 +36,7 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     Raises ConfigError if the optimiser cannot train these parameters, and RuntimeError if its torch optimiser does not
     obey ``found_inf``.
     """
-    kind = OPTIMIZERS[optim.name]
+    kind = optimizer_kind(optim.name)
     rest = kind.others or optim.name
     matrices = {"params": list[nn.Parameter](), "weight_decay": optim.weight_decay, KIND: optim.name}
     decayed = {"params": list[nn.Parameter](), "weight_decay": optim.weight_decay, KIND: rest}
@@ -105,7 +106,7 @@ def weight_norms(optimizer: torch.optim.Optimizer, world_size: int) -> tuple[Ten
     changes = list[Tensor]()
     scales = list[float]()
     for group in optimizer.param_groups:
-        kind = OPTIMIZERS[group[KIND]]
+        kind = optimizer_kind(group[KIND])
         parameters = [parameter for parameter in group["params"] if optimizer.state[parameter]]
         for part in _parts(parameters):
             after = [local(parameter) for parameter in part]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from flip.checkpoint.manager import CheckpointManager
 from flip.common.shutdown import Watchdog
-from flip.config.callback_names import FOLDER
 from flip.config.schema import Config
 from flip.distributed.parallel import World
-from flip.files import python_path
 from flip.monitoring.profiler import Profiler
 from flip.runs.rundir import RunDir
 from flip.training import sample_log
@@ -22,16 +19,12 @@ from flip.training.user_callbacks import UserCallbacks
 
 
 def standard_callbacks(
-    run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager, watchdog: Watchdog,
-    files: Path | None = None,
-) -> Callbacks:  # fmt: skip
+    run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager, watchdog: Watchdog
+) -> Callbacks:
     """The profiler, the log of samples, the copy of compiled code, the classes of the user, the metric lines and the
     scores.
 
     A metric line comes after the callbacks whose values it has.
-
-    Args:
-        files: folder of the copies of the user's files; None: in the code that runs, the snapshot.
     """
     monitor = config.monitor
     if world.is_rank0:
@@ -47,7 +40,7 @@ def standard_callbacks(
     copies = []
     if is_copied(config.compute):
         copies.append(CompiledCode(run, world))
-    user_callbacks = UserCallbacks(config, world, files or Path(python_path.ROOT).resolve() / FOLDER)
+    user_callbacks = UserCallbacks(config, world)
     metrics = MetricLines(run, attempt, config, world, checkpoints, profiler, user_callbacks)
     scoring = Scoring(run, attempt, config, world, checkpoints, watchdog, metrics)
     return Callbacks([profiler, *logs, *copies, user_callbacks, metrics, scoring])

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,18 +51,18 @@ from flip.training.standard_callbacks import standard_callbacks
 log = logging.getLogger(__name__)
 
 
-def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback, callback_files: Path | None = None) -> None:
+def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> None:
     """Train the run from its newest checkpoint to its end and write result.json.
 
     ``on_end`` is called before the process exits because no progress is made within ``monitor.hang_minutes`` (code 71),
-    or because another rank has ended and this one cannot (code 70). ``callback_files``: as ``standard_callbacks``.
+    or because another rank has ended and this one cannot (code 70).
     Raises TrainingStopped after all ranks have agreed to stop, FlipError for expected failures.
     """
     config = derived.at_world(merge.read_config(run.config), int(os.environ.get("WORLD_SIZE", 1)))
     watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
     world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled, watchdog.connecting)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
-    trainer = Trainer(run, attempt, flag, config, world, watchdog, callback_files)
+    trainer = Trainer(run, attempt, flag, config, world, watchdog)
     phase = "complete"
     reason = ""
     try:
@@ -102,7 +101,6 @@ class Trainer:
 
     def __init__(
         self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World, watchdog: Watchdog,
-        callback_files: Path | None = None,
     ) -> None:  # fmt: skip
         self.run = run
         self.attempt = attempt
@@ -131,7 +129,7 @@ class Trainer:
             self.watcher = RunWatcher(run, attempt, flag)
         self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
         self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, config.monitor.spike, config.monitor.spike_window)
-        self.callbacks = standard_callbacks(run, attempt, config, world, self.checkpoints, watchdog, callback_files)
+        self.callbacks = standard_callbacks(run, attempt, config, world, self.checkpoints, watchdog)
         self.stage_config = derived.for_stage(config, config.stages[0])
         """The configuration of the present model: with the image size and text length of its stage."""
         pinned = world.device.type == "cuda"

@@ -11,14 +11,11 @@ The guard of a call is against mistakes, not against intent: a callback is code 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 import random
-import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flip.config.callback_names import ARGUMENTS, EVERY, VALUE, CallbackName, parse
+from flip.common import user_classes
+from flip.common.user_classes import UserClass
+from flip.config.callback_names import ARGUMENTS, EVERY, VALUE, parse
 from flip.config.schema import Config
 from flip.data.loader import Batch
 from flip.distributed.collectives import all_gather_json
@@ -166,16 +165,12 @@ class TrainingView:
 
 
 class UserCallbacks(Callback):
-    """Calls the classes of ``monitor.callbacks`` and combines their values over ranks. All methods are collective.
+    """Calls the classes of ``monitor.callbacks`` and combines their values over ranks. All methods are collective."""
 
-    Args:
-        folder: of the copies of their files.
-    """
-
-    def __init__(self, config: Config, world: World, folder: Path) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         self._world = world
         self._replicate = config.compute.replicate
-        self._members = [_Member(name, folder) for name in parse(config.monitor.callbacks)]
+        self._members = [_Member(name) for name in parse(config.monitor.callbacks)]
         self._view: TrainingView | None = None
         self.disabled = list[str]()
         """A line for each class that the ranks have agreed to call no more: its name and why."""
@@ -270,9 +265,8 @@ class UserCallbacks(Callback):
 class _Member:
     """One class, on this rank. ``failure``: why it is not called here any more; ``disabled``: nor on any rank."""
 
-    def __init__(self, name: CallbackName, folder: Path) -> None:
+    def __init__(self, name: UserClass) -> None:
         self.name = name
-        self._path = folder / name.file
         self.failure = ""
         self.disabled = False
         self.every = EVERY
@@ -288,7 +282,7 @@ class _Member:
     def load(self, training: Training) -> None:
         """Import the file and create the object."""
         with self._failing("cannot be loaded"), _guard(training):
-            loaded = getattr(_module(self._path), self.name.cls)()
+            loaded = getattr(user_classes.module(self.name), self.name.cls)()
             every = getattr(loaded, "every", EVERY)
             names = getattr(loaded, "values", ())
             if type(every) is not int or every < 1:
@@ -357,24 +351,6 @@ def _numbers(result: object) -> dict[str, float]:
         if not isinstance(name, str) or not VALUE.fullmatch(name):
             raise CallbackError(f"{name!r} is no name of a value")
     return {name: float(number) for name, number in result.items()}
-
-
-def _module(path: Path) -> Any:
-    """The module of a file; imported once, without its folder in the import path."""
-    name = f"flip_callbacks.{'.'.join(path.with_suffix('').parts[-2:])}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # for dataclasses and pickle, which look it up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
 def resolved_run(
     args: argparse.Namespace, local: bool, below: list[str], above: list[str]
 ) -> tuple[SweepRun, RunDir, Mapping[str, bytes]]:
-    """The resolved run; its real directory, which may not exist; path -> content of the files of ``monitor.callbacks``.
+    """The resolved run; its real directory, which may not exist; path -> content of the files of the user's classes.
 
     ``below`` and ``above``: settings with lower and higher priority than those of the command line.
     """
@@ -173,17 +173,17 @@ def scratch(resolved: SweepRun, real: RunDir, args: argparse.Namespace) -> RunDi
 
 
 def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
-    """Train with this process as the only rank. ``code``: has the files of ``monitor.callbacks``."""
+    """Train with this process as the only rank. ``code``: has the files of the user's classes."""
     import pdb
     import traceback
 
-    from flip.config.callback_names import FOLDER
     from flip.runs.errors import CRASH
     from jobs.runtime import rank_process
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
+    os.environ["FLIP_SNAPSHOT"] = str(code)
     try:
-        rank_process.in_process(run, n, code / FOLDER)
+        rank_process.in_process(run, n)
     except Exception as error:  # any error is shown to the user
         traceback.print_exc()
         if not no_pdb and sys.stdin.isatty():

@@ -2,7 +2,8 @@
 
 - ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed rule raises the error
   that the job would have ended with.
-- ``callback_files.py``: the files of ``monitor.callbacks``, checked and never imported.
+- ``user_files.py``: the files of a user's classes, checked, pinned by hash and never imported; ``callback_files.py``:
+  those of ``monitor.callbacks``.
 - ``software_checks.py``: what decodes images, and what GPUs need besides torch.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.

@@ -204,7 +204,8 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
     for stage in config.stages:
-        TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
+        if stage.text_masking in TEXT_MASKINGS:  # a user's class is not executed here
+            TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
         if stage.classification:
             TokenTable.read(config.data.token_table, config.data.tokenizer).rarities()
     return Check(OK, f"{pieces:,} pieces, {path}")

@@ -173,17 +173,14 @@ def _denied_in(run: RunDir, error: OSError) -> bool:
     return isinstance(error, PermissionError) and any(Path(name).is_relative_to(run.path) for name in named)
 
 
-def in_process(run: RunDir, attempt: int, callback_files: Path) -> None:
-    """Train as the only rank, in the calling process. Errors are not converted (flip debug).
-
-    ``callback_files``: folder of the copies of the files of ``monitor.callbacks``.
-    """
+def in_process(run: RunDir, attempt: int) -> None:
+    """Train as the only rank, in the calling process. Errors are not converted (flip debug)."""
     from flip.training.trainer import TrainingStopped, train
 
     start_logging(sys.stdout)
     require(OF_TRAINING, run)
     try:
-        train(run, attempt, shutdown.install(), lambda *_: None, callback_files)
+        train(run, attempt, shutdown.install(), lambda *_: None)
     except TrainingStopped as stopped:
         logging.info("%s", stopped)
 

@@ -243,11 +243,11 @@ def _job_to_submit(action: Action, plan: Plan, snapshot: Snapshot, code: Path, r
 
 def _recorded(identity: Mapping[str, Any], snapshot: Snapshot, action: Action) -> dict[str, Any]:
     """identity.json of a run that gets the code of ``snapshot``. Nothing that this adds is hashed."""
-    callbacks = {file: checksum for file, checksum in snapshot.callbacks.items() if file in action.wanted.code}
-    others = {key: value for key, value in identity.items() if key != "callbacks"}
+    files = {file: checksum for file, checksum in snapshot.user_files.items() if file in action.wanted.code}
+    others = {key: value for key, value in identity.items() if key != "user_files"}
     recorded = {"code": snapshot.digest, "uid": os.geteuid(), "environment": environment()}
-    if callbacks:
-        recorded["callbacks"] = callbacks
+    if files:
+        recorded["user_files"] = files
     return {**others, **recorded}
 
 

@@ -16,7 +16,7 @@ from jobs.slurm import backend, batch_script
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment
 from jobs.submission.apply import assign_canaries, snapshot_of
 from jobs.submission.plan import Plan
-from jobs.submission.snapshot import NO_CALLBACKS, current_digest
+from jobs.submission.snapshot import NO_USER_FILES, current_digest
 from jobs.workloads.workload import job_of
 
 # placeholders for the digest of the code and for the name of the submission
@@ -38,17 +38,17 @@ class PlannedJob:
 
 def planned_jobs(
     plan: Plan, profile: ClusterProfile, query: bool = True, canary: int | None = None,
-    callbacks: Mapping[str, bytes] = NO_CALLBACKS,
+    user_files: Mapping[str, bytes] = NO_USER_FILES,
 ) -> list[PlannedJob]:  # fmt: skip
     """The jobs of the runs that start, in the order of their submission.
 
     ``query``: ask Slurm for start times. ``canary``: steps of a canary, 0: none; by default as in the profile.
-    ``callbacks``: as ``snapshot.take``.
+    ``user_files``: as ``snapshot.take``.
     """
     folder = plan.folder / ".code"
     code = present = folder / CODE
     with suppress(ConfigError):  # too much code, which `submit` refuses
-        present = folder / current_digest(REPOSITORY, callbacks)  # which may have passed its canary
+        present = folder / current_digest(REPOSITORY, user_files)  # which may have passed its canary
     jobs = [
         job_of(
             action.wanted,

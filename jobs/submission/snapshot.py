@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from flip.config import callback_names
+from flip.common import user_classes
 from flip.files import deletion
 from flip.files.creation import closed_folder, create_file, fsync_path, read_regular
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
@@ -38,23 +38,23 @@ SECRETS = (
 #: Folders that are skipped if there is no git to ask.
 SKIPPED = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 DIGEST = re.compile("[0-9a-f]{16}")  # name of a snapshot
-NO_CALLBACKS: Mapping[str, bytes] = {}
+NO_USER_FILES: Mapping[str, bytes] = {}
 LIMIT = 50_000_000  # bytes of the largest snapshot: code, not data
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """``digest`` of names, modes and contents; ``left_out``: files below the copied folders that are not copied;
-    ``callbacks``: path -> checksum of a user's callback files in it."""
+    ``user_files``: path -> checksum of a user's files in it."""
 
     digest: str
     path: Path
     left_out: tuple[str, ...]
-    callbacks: Mapping[str, str] = field(default_factory=dict)
+    user_files: Mapping[str, str] = field(default_factory=dict)
 
 
-def take(repository: Path, into: Path, callbacks: Mapping[str, bytes] = NO_CALLBACKS, limit: int = LIMIT) -> Snapshot:
-    """Copy the code of ``repository``, and a user's ``callbacks`` (path -> content), to ``into``/<digest>/, or repair
+def take(repository: Path, into: Path, user_files: Mapping[str, bytes] = NO_USER_FILES, limit: int = LIMIT) -> Snapshot:
+    """Copy the code of ``repository``, and a user's files (path -> content), to ``into``/<digest>/, or repair
     the copy that exists.
 
     Copies tracked, modified and untracked files that git does not ignore; without git, all but SKIPPED folders. Raises
@@ -62,11 +62,11 @@ def take(repository: Path, into: Path, callbacks: Mapping[str, bytes] = NO_CALLB
     may write to ``into`` or below the existing copy.
     """
     contents, left_out = _read(repository, limit)
-    contents |= _callback_contents(callbacks)
+    contents |= _user_contents(user_files)
     digest = _digest(contents)
     target = into / digest
     log.debug("code: %d files, snapshot %s", len(contents), target)
-    checksums = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in callbacks.items()}
+    checksums = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in user_files.items()}
     snapshot = Snapshot(digest, target, tuple(left_out), checksums)
     with writing(into):
         require_trusted(closed_folder(into))
@@ -192,14 +192,14 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     return contents, left_out
 
 
-def current_digest(repository: Path, callbacks: Mapping[str, bytes] = NO_CALLBACKS) -> str:
+def current_digest(repository: Path, user_files: Mapping[str, bytes] = NO_USER_FILES) -> str:
     """The digest of the snapshot that ``take`` would make now. Raises ConfigError as it does."""
-    return _digest(_read(repository, LIMIT)[0] | _callback_contents(callbacks))
+    return _digest(_read(repository, LIMIT)[0] | _user_contents(user_files))
 
 
-def _callback_contents(callbacks: Mapping[str, bytes]) -> dict[str, tuple[bytes, bool]]:
+def _user_contents(user_files: Mapping[str, bytes]) -> dict[str, tuple[bytes, bool]]:
     """As ``_read`` returns the other files."""
-    return {f"{callback_names.FOLDER}/{name}": (content, False) for name, content in callbacks.items()}
+    return {f"{user_classes.FOLDER}/{name}": (content, False) for name, content in user_files.items()}
 
 
 def verify(code: Path) -> None:

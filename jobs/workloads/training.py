@@ -22,7 +22,7 @@ from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobResources
-from jobs.planning import preflight, step_time
+from jobs.planning import preflight, step_time, user_files
 from jobs.planning.run_cost import Estimate
 from jobs.tracking import tracker
 from jobs.workloads import extension, training_page
@@ -76,6 +76,8 @@ class TrainingWorkload:
     def checks(self) -> Iterator[Check]:
         for entry in self.config.monitor.callbacks:
             yield Check(OK, entry, name="callbacks")
+        for text in user_files.described(self.config):
+            yield Check(OK, text, name="user classes")
         if self.start is not None:
             yield from run_rules(preflight.TRAINING, self.start)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flip.common import user_classes
 from flip.common.plain_data import ConfigChange, flatten
 from flip.config.derived import stage_at
 from flip.config.finish import FinishedConfig, finish
@@ -20,7 +21,7 @@ from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_lenient, read_record
 from flip.training import warm_start
-from jobs.planning import callback_files, preflight, step_time
+from jobs.planning import preflight, step_time, user_files
 from jobs.planning.run_cost import estimate
 from jobs.sweeps.sweep_file import Run
 from jobs.workloads import extension
@@ -54,7 +55,7 @@ class TrainingRequest:
 
     @property
     def programs(self) -> Sequence[Path]:
-        return callback_files.paths(self.run.config.monitor.callbacks, self.file.absolute().parent)
+        return user_files.paths(self.run.config, self.file.absolute().parent)
 
     @property
     def differs(self) -> Mapping[str, Any]:
@@ -84,7 +85,7 @@ class _Resolution:
     """Resolves one run at a place, so that its existing directories stay the same run if possible."""
 
     def __init__(self, run: Run, file: Path, place: Place) -> None:
-        self.run = run
+        self.run = replace(run, config=user_files.pinned(run.config, file.absolute().parent))
         self.file = file
         self.place = place
         self.directories = place.directories(run.name)
@@ -101,7 +102,7 @@ class _Resolution:
             extends = self._holder(extension_.config) is None
             config, notes = extension_
         start = self._start(config)
-        code = callback_files.read(config.monitor.callbacks, self.file.absolute().parent)
+        code = user_files.read(config, self.file.absolute().parent, self._copies())
         resolved = flatten(to_dict(config))
         return TrainingWorkload(
             run.name,
@@ -118,6 +119,11 @@ class _Resolution:
             code=code,
             start=start,
         )
+
+    def _copies(self) -> list[Path]:
+        """The folders with copies of the user's files in the snapshots of the existing directories."""
+        codes = [str((read_lenient(each / "identity.json") or {}).get("code")) for each in self.directories]
+        return [self.place.folder / ".code" / code / user_classes.FOLDER for code in codes if code.isalnum()]
 
     def _start(self, config: Config) -> preflight.Start:
         """What is checked of a configuration that may have a directory already."""

@@ -209,7 +209,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The callbacks of a snapshot: those above, and the examples of the pages, called at every step."""
-    folder = tmp_path_factory.mktemp("code") / "callbacks"
+    folder = tmp_path_factory.mktemp("code") / "user_files"
     folder.mkdir()
     (folder / "classes.py").write_text(CLASSES)
     for page, name in PAGES.items():
@@ -238,9 +238,17 @@ def created(folder, name, config):
 
 
 def trained(run, files, attempts=1):
+    """``files``: the folder ``user_files`` of a snapshot; None: the run has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if files:
+            patch.setenv("FLIP_SNAPSHOT", str(files.parent))
+        return _trained(run, attempts)
+
+
+def _trained(run, attempts):
     for _ in range(attempts):
         try:
-            training.train(run, run.start_attempt({}), StopFlag(), lambda *_: None, files)
+            training.train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
         except TrainingStopped:
             pass
         finally:
@@ -294,7 +302,7 @@ def module():
     """The loaded file of the classes."""
     import sys
 
-    return sys.modules["flip_callbacks.callbacks.classes"]
+    return sys.modules["flip_user_files.classes"]
 
 
 @pytest.mark.long
@@ -408,13 +416,15 @@ def test_values_of_calls_between_metric_lines_are_averaged(data, files, tmp_path
 
 def rank_main(rank, store, cases, files):
     """Trains as rank ``rank`` of two. Reports the disabled classes of each run."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store, FLIP_SNAPSHOT=str(files.parent)
+    )
     ends = []
     world = parallel.start(cases[0][1].compute)
     for path, config in cases:
         from flip.common.shutdown import Watchdog
 
-        trainer = Trainer(RunDir(path), 1, StopFlag(), config, world, Watchdog(0, lambda *_: None), files)
+        trainer = Trainer(RunDir(path), 1, StopFlag(), config, world, Watchdog(0, lambda *_: None))
         trainer.run_stages()
         trainer.close("complete", "")
         (users,) = [each for each in trainer.callbacks.members if hasattr(each, "disabled")]

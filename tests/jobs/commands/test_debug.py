@@ -82,7 +82,7 @@ def test_debug_calls_classes_of_the_user_from_a_snapshot(desk):
     output = desk.type("debug", "--run", "base", "--fresh", "monitor.callbacks=[mine.py:Mine]")
     copy = RunDir(output.split("a scratch copy: ")[1].splitlines()[0])
     assert [line["callback"] for line in metric_lines(copy)] == [{"Mine/x": float(n)} for n in (1, 2, 3)]
-    (file,) = copy.path.parent.glob(".code/*/callbacks/mine.py")
+    (file,) = copy.path.parent.glob(".code/*/user_files/mine.py")
     assert file.read_text() == text
 
 

@@ -40,9 +40,9 @@ def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk,
     run = RunDir(desk.runs / "demo" / "half")
     config = read_config(run.config)
     stored = read_json(run.identity)
-    assert config.monitor.callbacks == [entry] and stored["callbacks"] == {"my_metric.py": checksum(file)}
-    assert "callbacks" not in read_json(RunDir(desk.runs / "demo" / "whole").identity)
-    copy = run.path.parent / ".code" / stored["code"] / "callbacks" / "my_metric.py"
+    assert config.monitor.callbacks == [entry] and stored["user_files"] == {"my_metric.py": checksum(file)}
+    assert "user_files" not in read_json(RunDir(desk.runs / "demo" / "whole").identity)
+    copy = run.path.parent / ".code" / stored["code"] / "user_files" / "my_metric.py"
     assert copy.read_bytes() == file.read_bytes()
     config.monitor.callbacks = []
     assert stored["hash"] == identity(config, "")["hash"], "callbacks are no part of the identity"
@@ -51,7 +51,9 @@ def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk,
     code, out, err = typed(sweep=sweep)
     assert code == 0 and "changed" not in out, err
     after = read_json(run.identity)
-    assert after["hash"] == stored["hash"] and after["callbacks"] == {"my_metric.py": checksum(file)}, "not yet started"
+    assert after["hash"] == stored["hash"] and after["user_files"] == {"my_metric.py": checksum(file)}, (
+        "not yet started"
+    )
 
     run.start_attempt({})
     write_json(run.path / "job.json", {"kind": "local", "uid": os.geteuid(), "token": "x"})
@@ -62,7 +64,7 @@ def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk,
     assert code == 0 and typed.started == ["half"], err
     assert "half continues with its code, which does not have my_metric.py:Fails" in out
     assert read_json(run.identity) == after and read_config(run.config).monitor.callbacks == [entry]
-    assert (run.path.parent / ".code" / after["code"] / "callbacks" / "my_metric.py").read_bytes() == started
+    assert (run.path.parent / ".code" / after["code"] / "user_files" / "my_metric.py").read_bytes() == started
     assert typed("--only", "half", sweep=desk.text)[0] == 0
     assert read_config(run.config).monitor.callbacks == [], "the sweep file names none any more"
 
@@ -108,3 +110,41 @@ def test_run_logs_example_of_the_page_from_its_copy_and_shows_failed_class(desk)
     shown = run_script("jobs", "status", "demo", "--json", cwd=desk.folder, runs=desk.runs)
     (row,) = json.loads(shown.stdout)
     assert row["state"] == "complete" and "Fails is disabled" in row["reason"] and "GradNoise" not in row["reason"]
+
+
+OPTIMIZER = """
+from flip.optimizer_kinds import AdamW
+
+
+class Mine(AdamW):
+    \"\"\"{text}\"\"\"
+"""
+
+
+@pytest.mark.long
+def test_class_that_changes_results_is_pinned_and_an_edit_makes_another_run(desk, typed, monkeypatch):
+    monkeypatch.setattr(start_runs, "take", snapshot.take)
+    file = desk.folder / "mine.py"
+    file.write_text(OPTIMIZER.format(text="One."))
+    argv = ("--only", "half", "optim.name=mine.py:Mine")
+    code, out, err = typed(*argv)
+    assert code == 0 and typed.started == ["half"], err
+    run = RunDir(desk.runs / "demo" / "half")
+    first = read_config(run.config).optim.name
+    assert first == f"mine.py:Mine@{checksum(file)}"
+    stored = read_json(run.identity)
+    (copy,) = stored["user_files"]
+    path = run.path.parent / ".code" / stored["code"] / "user_files" / copy
+    assert path.read_bytes() == file.read_bytes()
+
+    run.start_attempt({})
+    file.write_text(OPTIMIZER.format(text="Two."))
+    code, out, err = typed(*argv)
+    assert code == 78 and "optim.name" in out + err and not typed.started
+    code, out, err = typed(*argv, "--changed", "keep")
+    assert code == 0 and typed.started == ["half"], err
+    assert read_config(run.config).optim.name == first, "the run keeps its file"
+    code, out, err = typed(*argv, "--changed", "fork")
+    assert code == 0, err
+    (fork,) = (path for path in run.path.parent.glob("half*") if path.name != "half")
+    assert read_config(fork / "config.yaml").optim.name == f"mine.py:Mine@{checksum(file)}"

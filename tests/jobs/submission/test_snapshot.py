@@ -304,12 +304,12 @@ def test_snapshot_has_callbacks_of_the_user(repository, tmp_path):
     callbacks = {"more/a.py": b"A = 1\n", "b.py": b"B = 1\n"}
     snapshot = take(repository, tmp_path / "code", callbacks)
     assert snapshot.digest == current_digest(repository, callbacks) != plain.digest == current_digest(repository)
-    assert set(taken(snapshot)) - set(taken(plain)) == {"callbacks/more/a.py", "callbacks/b.py"}
-    assert snapshot.callbacks == {
+    assert set(taken(snapshot)) - set(taken(plain)) == {"user_files/more/a.py", "user_files/b.py"}
+    assert snapshot.user_files == {
         name: f"sha256:{hashlib.sha256(text).hexdigest()}" for name, text in callbacks.items()
     }
-    (snapshot.path / "callbacks" / "b.py").chmod(0o644)
-    (snapshot.path / "callbacks" / "b.py").write_text("B = 2\n")
+    (snapshot.path / "user_files" / "b.py").chmod(0o644)
+    (snapshot.path / "user_files" / "b.py").write_text("B = 2\n")
     with pytest.raises(PermissionDenied, match="have changed since they were submitted"):
         verify(snapshot.path)
     assert take(repository, tmp_path / "code", callbacks) == snapshot, "it is repaired"
