@@ -29,6 +29,7 @@ ORDER = [
     ["flip.distributed"],
     ["flip"],  # rng, model_costs, tokenizer, concurrency
     ["flip.data.storage"],
+    ["flip.data.parquet"],
     ["flip.data.manifest"],
     ["flip.data"],
     ["flip.models"],
@@ -82,7 +83,8 @@ OF_SETTINGS += ("jobs.reporting.axes", "jobs.check_list", "jobs.commands.new")
 #: Modules without torch, in addition to jobs/ except WITH_TORCH: launcher, host and loader processes use them.
 LIGHT = ("flip.files", "flip.runs", "flip.common", "flip.config", "flip.model_costs", "flip.rng")
 LIGHT += ("flip.monitoring.results", "flip.monitoring.curves", "flip.traffic")
-LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
+LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.parquet")
+LIGHT += ("flip.data.storage",)
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.request")
 LIGHT += (
     "flip.evaluation.metrics.predictions",

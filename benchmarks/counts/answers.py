@@ -58,7 +58,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
     "What do the headers of a parquet file say?": (
         "flip/data/manifest/parquet.py:_struct",
-        "flip/data/manifest/thrift.py",
+        "flip/data/parquet/thrift.py",
     ),
     "Which own code audits packages, completes words, and lists commands?": (
         "tools/commands/audit.py:pip_audit_report",

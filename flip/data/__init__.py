@@ -9,6 +9,6 @@
 - ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` returns tensors.
 - ``batches``: the loader for any training loop. ``webdataset_adapter``: the same samples, not decoded.
 
-``flip.data.storage`` and ``flip.data.manifest`` are packages of their own below this one. May import both,
-``flip.config`` and the leaves ``rng``, ``model_costs``, ``tokenizer`` and ``concurrency``.
+``flip.data.storage``, ``flip.data.parquet`` and ``flip.data.manifest`` are packages of their own below this one. May
+import them, ``flip.config`` and the leaves ``rng``, ``model_costs``, ``tokenizer`` and ``concurrency``.
 """

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.manifest.page_table import PageTable
+from flip.data.parquet.page_table import PageTable
 from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient

@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from flip.data.manifest import parquet_headers
+from flip.data.parquet import headers
 from tests.parsers.test_parquet_images import FORMS, MEMORY, check
 
 
@@ -24,10 +24,10 @@ def places(data):
     """Ranges of bytes that state something: the footer, and headers, levels and first lengths of pages."""
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     found = [(footer, len(data))]
-    for group in parquet_headers.row_groups(data):
+    for group in headers.row_groups(data):
         for chunk in group.chunks:
             at = chunk.start
-            for page in parquet_headers.pages(data, chunk):
+            for page in headers.pages(data, chunk):
                 found.append((at, min(page.start + 24, page.stop)))
                 at = page.stop
     return found

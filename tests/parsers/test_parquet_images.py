@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.manifest import build, parquet_levels, snappy
+from flip.data.manifest import build
 from flip.data.manifest.row_texts import Columns
+from flip.data.parquet import levels, snappy
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import spoiled
 
@@ -114,8 +115,8 @@ def test_damaged_files_are_refused_or_read_as_pyarrow_reads_them(tmp_path_factor
 @given(st.binary(max_size=64), st.integers(0, 34), st.integers(0, 300))
 def test_levels_are_as_many_as_asked_for_or_an_error(data, width, count):
     try:
-        numbers = parquet_levels.hybrid(memoryview(data), width, count)
-    except parquet_levels.LevelsError:
+        numbers = levels.hybrid(memoryview(data), width, count)
+    except levels.LevelsError:
         return
     assert len(numbers) == count and (not count or int(numbers.max()) < 1 << max(width, 1))
 
@@ -126,7 +127,7 @@ def test_levels_of_pyarrow_are_read(values):
     data = bytearray()
     for value in values:
         data += bytes([3 << 1, value])
-    numbers = parquet_levels.hybrid(memoryview(bytes(data)), 3, 3 * len(values))
+    numbers = levels.hybrid(memoryview(bytes(data)), 3, 3 * len(values))
     assert numbers.tolist() == [value for value in values for _ in range(3)]
 
 

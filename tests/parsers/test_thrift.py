@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip.data.manifest import thrift
+from flip.data.parquet import thrift
 
 NUMBER = b"\x15\x08"  # field 1 of type I32, the value 4
 

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip.data import decode
-from flip.data.manifest import parquet, tar
+from flip.data.manifest import tar
+from flip.data.parquet import small_file
 from flip.tokenizer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,15 +179,15 @@ def test_filters_refuse_parquet_bombs(tables):
     assert results["sound"] == results["dictionary"] == [0, "read"]  # a text shared by all rows is held once
     sentences = {
         "keys": "the parquet file has rows of one key",
-        "pages": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
-        "lying": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
-        "rows": f"20,971,520 rows, at most {parquet.ROWS_LIMIT:,} are read",
+        "pages": f"bytes in the columns key, score, at most {small_file.COLUMNS_LIMIT:,} are read",
+        "lying": f"bytes in the columns key, score, at most {small_file.COLUMNS_LIMIT:,} are read",
+        "rows": f"20,971,520 rows, at most {small_file.ROWS_LIMIT:,} are read",
         "prefixes": "the column score has encoding 7, which does not state its size",
         "empty": "the column score: more pages than its 4,096 values",
         "nested": "the column score: a page is damaged",
         "wide": "the parquet file has no column key. There are: a, a, a",
-        "footer": f"a footer of 6,291,487 bytes, at most {parquet.FOOTER_LIMIT:,} are read",
-        "hole": f"a parquet file of 1,099,511,627,776 bytes, at most {parquet.FILE_LIMIT:,} are read",
+        "footer": f"a footer of 6,291,487 bytes, at most {small_file.FOOTER_LIMIT:,} are read",
+        "hole": f"a parquet file of 1,099,511,627,776 bytes, at most {small_file.FILE_LIMIT:,} are read",
     }
     refused(results, sentences, tables, ".parquet")
 

@@ -19,9 +19,9 @@ from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.manifest.page_table import LINE
 from flip.data.manifest.row_texts import Columns
 from flip.data.manifest.tar import EXTENSIONS
+from flip.data.parquet.page_table import LINE
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import streams
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import ChunkTable, write_rows
-from flip.data.manifest.page_table import CHUNK, FILE, PageTable
 from flip.data.manifest.row_texts import Columns
 from flip.data.manifest.scan import Shard
 from flip.data.manifest.scan_parquet import ParquetScan, reasons, table_of
-from flip.data.manifest.streams import NO_MARKS, STREAM, Part
+from flip.data.parquet import streams
+from flip.data.parquet.page_table import CHUNK, FILE, PageTable
+from flip.data.parquet.streams import NO_MARKS, STREAM, Part
 from flip.data.storage.checksums import crc32_combine
 
 PARQUET = "parquet"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import parquet
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import Sample, SamplePredicate
 from flip.data.manifest.uids import UidList
+from flip.data.parquet import small_file
 from flip.data.storage.base import is_remote
 from flip.data.storage.checksums import ETag
 from flip.data.storage.client import StorageClient
@@ -372,7 +372,7 @@ def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tupl
             each.holds(pa.nulls(0, schema.field(name).type), where)  # refuses a type before the column is read
         return ["key", *chosen]
 
-    keys, *columns = parquet.read(_bytes(where, reader), where, choose)
+    keys, *columns = small_file.read(_bytes(where, reader), where, choose)
     rows = keys.drop_null()
     if pa.types.is_dictionary(keys.type):
         _refuse_repeated(rows.indices, where)  # before each row gets a copy of its text
@@ -382,7 +382,7 @@ def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tupl
         keys = keys.cast(pa.string())
         rows = rows.cast(pa.string())
     except pa.ArrowException as error:
-        raise parquet.damaged(where, str(error)) from error
+        raise small_file.damaged(where, str(error)) from error
     _refuse_repeated(rows, where)
     return keys, [each.holds(values, where) for each, values in zip(filters, columns, strict=True)]
 
@@ -403,7 +403,7 @@ def _bytes(where: str, reader: StorageClient) -> bytes:
             "Filters on columns read it: img2dataset writes one next to each shard. Bring it there, or do not filter."
         )
         raise DataError("the parquet file of this shard is missing", where, remedy=remedy) from error
-    parquet.check_size(stat.size, where)
+    small_file.check_size(stat.size, where)
     data = reader.read(where, 0, stat.size, stat.etag)
     if is_remote(where) and stat.size:
         etag = ETag(reader.parts(where, stat) if "-" in stat.etag else ())

@@ -55,9 +55,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.resolve import source_remedy
-from flip.data.manifest.page_table import CHUNK, FILE, PageTable
-from flip.data.manifest.streams import STREAM
 from flip.data.manifest.tar import BLOCK
+from flip.data.parquet.page_table import CHUNK, FILE, PageTable
+from flip.data.parquet.streams import STREAM
 from flip.data.storage.base import is_remote
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, fsync_path, open_regular, output_folder

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import parquet_headers
-from flip.data.manifest.file_window import FileWindow
 from flip.data.manifest.filters import Codes, Filter, Filters, column
-from flip.data.manifest.parquet_headers import HeaderError, RowGroup
+from flip.data.parquet import headers
+from flip.data.parquet.file_window import FileWindow
+from flip.data.parquet.headers import HeaderError, RowGroup
 
 GROUP_LIMIT = 256 << 20
 """Uncompressed bytes of the chosen columns in a row group."""
@@ -135,7 +135,7 @@ class RowTexts:
                 raise TextRefused(f"the column {name} is encrypted, or in another file")
             if chunk.values != group.rows:
                 raise HeaderError(f"{chunk.values:,} values of {name} in {group.rows:,} rows")
-            for page in parquet_headers.pages(self._window, chunk):
+            for page in headers.pages(self._window, chunk):
                 if page.encoding in _EXPANDING:
                     raise TextRefused(f"the column {name} has encoding {_EXPANDING[page.encoding]}")
                 if page.values > max(chunk.values, 1):

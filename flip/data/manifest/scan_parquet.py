@@ -14,14 +14,15 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import parquet_headers
 from flip.data.manifest.census import Census, SampleKind
-from flip.data.manifest.file_window import FileWindow
 from flip.data.manifest.filters import Filters, column
-from flip.data.manifest.image_pages import REASONS, REPEATED, STORED, ImageLeaf, ImageScan, Refused
-from flip.data.manifest.parquet_headers import HeaderError, RowGroup
 from flip.data.manifest.row_texts import MAKE, Columns, RowTexts, TextRefused
-from flip.data.manifest.streams import STREAM
+from flip.data.manifest.tar import SAMPLE_LIMIT
+from flip.data.parquet import headers
+from flip.data.parquet.file_window import FileWindow
+from flip.data.parquet.headers import HeaderError, RowGroup
+from flip.data.parquet.image_pages import REASONS, REPEATED, STORED, ImageLeaf, ImageScan, Refused
+from flip.data.parquet.streams import STREAM
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
@@ -149,7 +150,7 @@ class _Scan:
     def run(self) -> ParquetScan:
         groups = self._row_groups()
         leaf = self._leaf()
-        images = ImageScan(self._window, leaf)
+        images = ImageScan(self._window, leaf, SAMPLE_LIMIT)
         for group in groups:
             if leaf.index >= len(group.chunks):
                 raise HeaderError("a row group without the column of images")
@@ -181,7 +182,7 @@ class _Scan:
         if length > FOOTER_LIMIT:
             raise Refused(f"a footer of {length:,} bytes, at most {FOOTER_LIMIT:,} are read")
         footer = bytes(self._window.view(size - 8 - length, size - 8))
-        groups = parquet_headers.footer_row_groups(footer, 0)
+        groups = headers.footer_row_groups(footer, 0)
         if any(group.rows < 0 for group in groups):
             raise HeaderError("a row group has a negative number of rows")
         rows = sum(group.rows for group in groups)

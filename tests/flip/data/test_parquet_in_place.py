@@ -16,9 +16,10 @@ from flip.config import schema
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode_counts import DecodeCounts
 from flip.data.loader import Loader
-from flip.data.manifest import build, filters, image_pages
+from flip.data.manifest import build, filters
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.row_texts import Columns
+from flip.data.parquet import image_pages
 from flip.data.worker import WorkerConfig
 from flip.runs.errors import DataError
 from tests.flip.data.loading import PLAIN

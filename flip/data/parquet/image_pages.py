@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import parquet_headers, snappy, streams
-from flip.data.manifest.file_window import FileWindow
-from flip.data.manifest.parquet_headers import DATA, DATA_V2, DICTIONARY, ColumnChunk, HeaderError, PageHeader
-from flip.data.manifest.parquet_levels import LevelsError, hybrid
-from flip.data.manifest.streams import GAP, NO_MARKS, PREFIX, SNAPPY, STREAM
-from flip.data.manifest.tar import SAMPLE_LIMIT
+from flip.data.parquet import headers, snappy, streams
+from flip.data.parquet.file_window import FileWindow
+from flip.data.parquet.headers import DATA, DATA_V2, DICTIONARY, ColumnChunk, HeaderError, PageHeader
+from flip.data.parquet.levels import LevelsError, hybrid
+from flip.data.parquet.streams import GAP, NO_MARKS, PREFIX, SNAPPY, STREAM
 from flip.data.storage.checksums import crc32
 
 PAGE_LIMIT = 256 << 20
@@ -56,12 +55,14 @@ class ImageLeaf:
 class ImageScan:
     """The images of a file, collected by ``add``.
 
-    ``rows``: the code of each row. ``begins`` and ``ends``: of each value in the output of its stream (``owners``).
+    ``limit``: most bytes of an image. ``rows``: the code of each row. ``begins`` and ``ends``: of each value in the
+    output of its stream (``owners``).
     ``atoms``: parts of the file with their CRC32, (start, stop, crc): ranges of chunks begin and end at their borders.
     """
 
     window: FileWindow
     leaf: ImageLeaf
+    limit: int
     streams: list[tuple[int, ...]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     rows: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -82,7 +83,7 @@ class ImageScan:
             raise HeaderError(f"{chunk.values:,} images in {rows:,} rows")
         group = _RowGroup(self, chunk.codec)
         values = 0
-        for page in parquet_headers.pages(self.window, chunk):
+        for page in headers.pages(self.window, chunk):
             if page.kind != DICTIONARY:
                 values += page.values
                 if values > rows:
@@ -147,7 +148,7 @@ class ImageScan:
             end = at + PREFIX.size + size
             if end > body.stop:
                 raise HeaderError("an image runs past the end of its page")
-            _refuse_large(size)
+            self._refuse_large(size)
             self.atoms.append((at, end, crc32(view(at, end))))
             self.owners.append(number)
             self.begins.append(at - body.start)
@@ -168,13 +169,17 @@ class ImageScan:
             end = at + PREFIX.size + size
             if end > body.size:
                 raise HeaderError("an image runs past the end of its page")
-            _refuse_large(size)
+            self._refuse_large(size)
             self.owners.append(number)
             self.begins.append(at)
             self.ends.append(end)
             at = end
         _refuse_rest(body.output[at : at + PADDING + 1])
         return at
+
+    def _refuse_large(self, size: int) -> None:
+        if size > self.limit:
+            raise Refused(f"an image of {size:,} bytes, at most {self.limit:,} are read")
 
 
 @dataclass
@@ -296,7 +301,7 @@ class _RowGroup:
         most = self._images.leaf.max_level
         if not most:
             return body, np.zeros(page.values, dtype=np.uint32)
-        if page.level_encoding != parquet_headers.RLE:
+        if page.level_encoding != headers.RLE:
             raise Refused(f"definition levels have encoding {page.level_encoding}")
         if body.size < 4:
             raise LevelsError("a page without definition levels")
@@ -333,8 +338,3 @@ def _refuse_rest(rest: memoryview) -> None:
     """Raise HeaderError for bytes after the last image of a page, but for zeros with which fastparquet pads it."""
     if len(rest) > PADDING or any(rest):
         raise HeaderError("bytes after the last image of a page")
-
-
-def _refuse_large(size: int) -> None:
-    if size > SAMPLE_LIMIT:
-        raise Refused(f"an image of {size:,} bytes, at most {SAMPLE_LIMIT:,} are read")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data.manifest import parquet_headers
+from flip.data.parquet import headers as parquet_headers
 
 ROWS = 90
 IMAGES = [bytes([i]) * (1000 + i) for i in range(ROWS)]

@@ -1,7 +1,7 @@
 """Where the chunks of parquet files are: the tables of a manifest of version 4.
 
 A chunk is R consecutive kept rows, wherever pages and row groups end. It reads, of each file in which it has rows, the
-streams from its first image to the end of its last one (``flip.data.manifest.streams``), then, of each file, the lines
+streams from its first image to the end of its last one (``flip.data.parquet.streams``), then, of each file, the lines
 of its rows. Images between them that were dropped are read, too.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import streams
-from flip.data.manifest.streams import Part
+from flip.data.parquet import streams
+from flip.data.parquet.streams import Part
 
 FILE = np.dtype([
     ("rows", "<i8"),

@@ -8,7 +8,7 @@ therefore read from the headers of pages before pyarrow decompresses anything, a
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flip.data.manifest.parquet_headers import ColumnChunk, HeaderError, pages, row_groups
+from flip.data.parquet.headers import ColumnChunk, HeaderError, pages, row_groups
 from flip.runs.errors import DataError
 
 FILE_LIMIT = 128 << 20

@@ -4,7 +4,7 @@ A stream is the body of a data page with PLAIN values, or a dictionary whose ent
 order. ``STREAM`` describes one; it says which bytes of the file hold which part of the stream's output:
 
     no codec             the same bytes
-    snappy with marks    whole blocks of ``snappy.BLOCK`` bytes of output (``flip.data.manifest.snappy``)
+    snappy with marks    whole blocks of ``snappy.BLOCK`` bytes of output (``flip.data.parquet.snappy``)
     other codecs         the whole body
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import snappy
+from flip.data.parquet import snappy
 
 CODECS = {0: "", 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 """Number of a codec in parquet.thrift -> its name in pyarrow."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flip.data.manifest.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, Fields, ThriftError, struct
+from flip.data.parquet.thrift import BINARY, FALSE, I32, I64, LIST, STRUCT, Fields, ThriftError, struct
 
 DATA = 0
 DICTIONARY = 2
