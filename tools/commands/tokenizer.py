@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     for parser_ in (train_, table_):
         about = "text files with one caption per line, or manifests"
         parser_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
-        about = "member of a sample that holds captions, or json:FIELD (default txt)"
-        parser_.add_argument("--member", default="txt", help=about)
+        about = "member of a sample that holds captions, or json:FIELD (default: txt, or the captions of parquet files)"
+        parser_.add_argument("--member", help=about)
         parser_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
     show_.add_argument("tokenizer", help="a tokenizer.json, or CLIP's bpe_simple_vocab_16e6.txt.gz")
@@ -151,19 +151,27 @@ def _new_file(path: Path) -> Iterator[Path]:
             deletion.delete_file(temporary, missing_ok=True)
 
 
-def captions(source: str, member: str) -> Iterator[str]:
-    """The lines of a text file, or those of one member of a manifest's samples, without excluded ones."""
+def captions(source: str, member: str | None = None) -> Iterator[str]:
+    """The lines of a text file, or those of one member of a manifest's samples, without excluded ones.
+
+    ``member``: None for txt, or for the captions that the index of parquet files names.
+    """
     from flip.runs.errors import read_error
 
     if Path(source).is_dir():
         from flip.data.chunk_reader import ChunkReader
         from flip.data.decode import DecodeError, captions_of, refuse_json_members
         from flip.data.manifest.manifest import Manifest
+        from tools.shards_commands.output import parquet_captions
 
-        refuse_json_members([member], "--member")
-        for _, sample in ChunkReader().samples(Manifest.load(source)):
+        manifest = Manifest.load(source)
+        members = [member or "txt"]
+        if manifest.pages and member is None:
+            members = parquet_captions(manifest).split(",")
+        refuse_json_members(members, "--member")
+        for _, sample in ChunkReader().samples(manifest):
             with suppress(DecodeError):  # a sample without a caption
-                yield from (text for text in captions_of(sample, [member]) if text)
+                yield from (text for text in captions_of(sample, members) if text)
         return
     try:
         with open(source, "rb") as file:

@@ -48,9 +48,9 @@ def index(options: argparse.Namespace) -> CommandResult:
     old = None
     if options.add:
         old = Manifest.load(options.add)
-    build.refuse_filters(old, chosen)  # now, not after hours of reading
     if old and old.pages:
         raise ConfigError("--add extends manifests of tars", options.add, remedy="Index all parquet files anew.")
+    build.refuse_filters(old, chosen)  # now, not after hours of reading
     with writing(out):
         (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder
     named, known = expand(options.shards)

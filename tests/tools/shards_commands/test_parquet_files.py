@@ -13,8 +13,11 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation.datasets.image_sources import Shards
 from flip.runs.errors import ConfigError
+from jobs.measuring.functions import input_stages
+from jobs.planning import kernel_share
 from tests.flip.data.parquet_files.write import jpeg
 from tests.tools.commands.test_shards_cli import call
+from tools.commands import tokenizer
 from tools.commands.shards import main
 
 ROWS = 40
@@ -108,10 +111,45 @@ def test_exclude_and_move_keep_samples_and_bring_lines(manifest, tmp_path, capsy
     assert read(Manifest.load(tmp_path / "n")) == before
 
 
-@pytest.mark.parametrize("command", ["drop", "recode"])
-def test_commands_that_write_tars_refuse_parquet_files(manifest, tmp_path, capsys, command):
-    assert main([command, str(manifest.folder), "--out", str(tmp_path / "x")]) == 78
-    assert "these are parquet files" in capsys.readouterr().err
+#: Command on a manifest of parquet files (M), the exit code, and what its report or its error has.
+COMMANDS = [
+    (["shards", "info", "M"], 0, '"data.captions": "json:caption"'),
+    (["shards", "inspect", "M", "--id", "3"], 0, '"row 3"'),
+    (["shards", "inspect", "M", "--id", "3", "--save", "OUT"], 0, '"format": "JPEG"'),
+    (["shards", "verify", "M", "--sample", "0.5"], 0, '"bad": 0'),
+    (["shards", "verify", "M", "--out", "OUT"], 0, '"samples_checked": 76'),
+    (["shards", "exclude", "M", "--ids", "3", "--out", "OUT"], 0, '"exceptions": 1'),
+    (["shards", "move", "M", "--to", "SET", "--out", "OUT"], 0, '"samples": 76'),
+    (["tokenizer", "train", "--captions", "M", "--vocabulary", "300", "--out", "OUT"], 0, '"captions": 76'),
+    (["shards", "drop", "M", "--out", "OUT"], 78, "Training leaves excluded samples out"),
+    (["shards", "recode", "M", "--short", "16", "--out", "OUT"], 78, "flip shards make FILES --out FOLDER"),
+    (["shards", "index", "more.tar", "--add", "M", "--out", "OUT"], 78, "Index all parquet files anew"),
+    (["shards", "index", "SET", *COLUMNS[:-1], "--uids", "u.npy", "--out", "OUT"], 78, "--filter 'COLUMN OP VALUE'"),
+    (["shards", "index", "SET", *COLUMNS[:-1], "--add", "M", "--out", "OUT"], 78, "Index all parquet files anew"),
+]
+
+
+@pytest.mark.parametrize(("command", "expected", "text"), COMMANDS, ids=[" ".join(row[0][:2]) for row in COMMANDS])
+def test_each_command_works_on_parquet_files_or_refuses_with_remedy(
+    manifest, tmp_path, capsys, command, expected, text
+):
+    places = {"M": manifest.folder, "SET": tmp_path / "set", "OUT": tmp_path / "out"}
+    run = {"shards": main, "tokenizer": tokenizer.main}[command[0]]
+    code = run([str(places.get(word, word)) for word in [*command[1:], "--json"]])
+    output = capsys.readouterr()
+    assert code == expected, output.err
+    if code:
+        assert text in json.loads(output.err)["error"]["remedy"] and not output.out
+    else:
+        assert text in output.out
+
+
+def test_measurements_read_parquet_files(manifest):
+    spec = input_stages.spec_of(manifest, "simplejpeg", "pillow", 32, 16)
+    rows, stages = input_stages.measure(manifest, spec, 0.05)
+    assert all(stage.samples and not stage.skipped for stage in stages)
+    assert all(row.microseconds > 0 for row in rows)
+    assert kernel_share.sample(str(manifest.folder), "ignore").refused == {}
 
 
 def test_options_of_tars_are_refused_with_parquet_files(tmp_path, capsys):
