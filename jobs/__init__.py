@@ -2,8 +2,8 @@
 
 ``__main__.py`` is the program ``flip``: it has the table of commands and starts a module of ``commands`` or of
 ``tools.commands``, which parses options, calls a package below, prints the result and turns errors into exit codes.
-``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py`` and ``follow.py`` only start code of
-packages below, because records of jobs and batch scripts name them. ``check_list.py`` joins the lists of
+``submit.py`` is ``flip submit`` as a script. ``worker.py``, ``evaluator.py``, ``commander.py`` and ``follow.py`` only
+start code of packages below, because records of jobs and batch scripts name them. ``check_list.py`` joins the lists of
 checks before ranks work.
 
 Order of the packages; each imports only what stands to its right, and ``flip``:
@@ -11,7 +11,7 @@ Order of the packages; each imports only what stands to its right, and ``flip``:
     commands -> measuring.functions -> measuring -> submission | reporting -> workloads -> planning
         -> submitted_runs -> backends -> slurm | local | runtime | sweeps -> tracking | pages -> common -> host
 
-``workloads`` alone knows what a run does: a run of a sweep, or an evaluation.
+``workloads`` alone knows what a run does: a training or a program of a sweep, or an evaluation.
 
 ``submission`` and ``reporting`` do not import each other, nor do ``slurm``, ``local`` and ``runtime``. ``slurm``,
 ``local`` and ``runtime`` use ``host`` for all that also runs outside of the ranks. No command imports torch, except for

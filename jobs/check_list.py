@@ -11,7 +11,7 @@ from flip.runs.checks import CLUSTER, NODE, RANK, SUBMIT, Rule
 from jobs.planning import preflight, software_checks
 from jobs.runtime import health, network_check, rank_process
 from jobs.slurm import site_checks
-from jobs.workloads import evaluation
+from jobs.workloads import command, evaluation
 
 
 def stages() -> dict[str, dict[str, Sequence[Rule]]]:
@@ -22,6 +22,7 @@ def stages() -> dict[str, dict[str, Sequence[Rule]]]:
             "a run that trains": preflight.TRAINING,
             "warnings of a run that trains": preflight.TRAINING_WARNINGS,
             "all runs of a submission": [preflight.SPACE],
+            "a run that executes a program": command.RULES,
             "an evaluation": evaluation.RULES,
         },
         CLUSTER: {

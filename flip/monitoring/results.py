@@ -20,7 +20,7 @@ from flip.evaluation.metrics.score import score_of
 from flip.files.creation import read_regular
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
-from flip.runs import lifecycle, records
+from flip.runs import command_record, lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.lifecycle import RunState, SchedulerView
 from flip.runs.rundir import RunDir, read_record
@@ -177,7 +177,7 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     is_request = os.path.exists(run.path / REQUEST) and not os.path.exists(run.config)
     settings = {}
     if not is_request:
-        settings = files.read(run.config, _read_settings) or {}
+        settings = _settings_of(run, files)
     result = files.read(run.result, read_record)
     attempts = []
     for n in files.read(run.attempts, lambda _: run.attempt_numbers()) or ():
@@ -199,7 +199,15 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
 
 def read_settings(run: RunDir) -> dict[str, Any]:
     """``Outcome.settings`` alone; empty if they cannot be read."""
-    return RunFileReader().read(run.config, _read_settings) or {}
+    return _settings_of(run, RunFileReader())
+
+
+def _settings_of(run: RunDir, files: "RunFileReader") -> dict[str, Any]:
+    """The settings of a training, or of a run that executes a program; empty if they cannot be read."""
+    program = run.path / command_record.COMMAND
+    if os.path.exists(program):
+        return files.read(program, command_record.settings) or {}
+    return files.read(run.config, _read_settings) or {}
 
 
 def stages_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``run_files``: a table of these files and what each holds. ``side_jobs``: jobs beside the runs of a sweep.
 - ``checkpoint_folder``: the protocol of checkpoints, retention, and pins that protect a checkpoint for another run.
+- ``command_record``: command.json of a run that executes a program, and the records of its checkpoints.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``metric_lines``: the only reader of metrics/<n>.jsonl.
 - ``origin``: whether a run directory was copied, or renamed and moved.

@@ -213,8 +213,22 @@ FIELDS: Dict[str, Any] = {
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
     "commit.json": {
         "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "writer": EXACT,
-        "files": MAPPING,
+        "files": MAPPING, "kind": NAME, "path": PATH, "bytes": COUNT, "content": EXACT,
     },
+    "command.json": {
+        "argv": [EXACT], "parameters": {"*": SETTING}, "code": NAME, "world": COUNT, "env": {"*": EXACT},
+        "resources": {"*": SETTING},
+        "resume": {
+            "folder": EXACT, "pattern": EXACT, "number": EXACT, "unit": COUNT, "arguments": [EXACT], "done": EXACT,
+            "renames": FLAG,
+        },
+        "metrics": {
+            "file": EXACT, "pattern": EXACT, "tensorboard": EXACT, "names": {"*": EXACT}, "per_epoch": COUNT,
+            "total": COUNT,
+        },
+        "stop": {"signal": NAME, "hang_minutes": NUMBER},
+    },
+    "resume.json": {"path": PATH, "samples": COUNT},
     "url.json": {"url": EXACT.needed(), "folder": PATH.needed(), "taken": [EXACT]},
     "owner.json": {"folder": PATH.needed(), "id": EXACT.needed()},
     "remote.json": {"id": EXACT.needed()},
@@ -236,6 +250,7 @@ LIMITS: Dict[str, Tuple[int, str]] = {
     "job.json": (4 << 20, "the environment of the job, and for a canary the names of the runs that wait for it"),
     "sweep.json": (4 << 20, "the names of up to 10,000 runs, and the published rows"),
     "result.json": (8 << 20, "of an evaluation job 1 KB for each data set, view and checkpoint"),
+    "command.json": (4 << 20, "the words and parameters of a program"),
     "task.json": (4 << 20, "the checkpoints and data sets of an evaluation"),
 }  # fmt: skip
 #: The largest file of scores that is read, bytes: 1 KB for each data set and view.

@@ -9,16 +9,19 @@ from typing import Dict, Optional
 
 RUN_FILES = {
     "config.yaml": "the resolved configuration, every field",
+    "command.json": "of a run of a program, in place of config.yaml: words, parameters, and how it is followed",
+    "work/": "working directory of a program: links to its copied code, and what it writes there",
     "identity.json": (
         "hash, schema, code (digest of the snapshot), uid (who submitted it), config (what the hash is over),"
         " classes (digests of class names), callbacks (checksums of the files of `monitor.callbacks`, if any;"
         " not hashed)"
     ),
     "job.json": (
-        "how it was started; `job_kind`: train or evaluate; `kind`: the back end; `time`: when; `after`: the newest "
-        "attempt at that time; `uid`: who submitted it; `canary` (steps, releases) of a canary run, `waits_for` of a "
-        "run that waits for it; `command`: the arguments that submit it again; `command_folder`: the folder from which "
-        "relative paths of its sweep file start (empty: it has none); `trackers`: those that follow it; `exposed`: "
+        "how it was started; `job_kind`: train, evaluate or command; `kind`: the back end; `time`: when; `after`: the "
+        "newest attempt at that time; `uid`: who submitted it; `canary` (steps, releases) of a canary run, "
+        "`waits_for` of a run that waits for it; `command`: the arguments that submit it again; `command_folder`: the "
+        "folder from which relative paths of its sweep file start (empty: it has none); `trackers`: those that follow "
+        "it; `exposed`: "
         "folders above in which others can rename, accepted because the run existed before they were checked; "
         "`folder`: this run directory; `copy_of`: the one from which it was copied, renamed or moved before it was "
         "submitted, or empty"
@@ -45,6 +48,8 @@ RUN_FILES = {
         "with `checkpoint.url`: the attempt's `id` in owner.json, and `writer` in its checkpoints (docs/checkpoints.md)"
     ),
     "attempts/<n>/cause.<r>.json": "why rank r ended: cause, code, reason; its first cause is final",
+    "attempts/<n>/resume.json": "of a program: the checkpoint that it was given (path, samples); empty: none",
+    "attempts/<n>/error.<r>.json": "of a program: the error that its rank r wrote to TORCHELASTIC_ERROR_FILE",
     "attempts/<n>/wall.json": "its wall limit in seconds, as last read from Slurm",
     "attempts/<n>/told.json": "rank 0 received a stop request",
     "attempts/<n>/limit.json": "Slurm ended it for its wall limit",
@@ -69,7 +74,9 @@ RUN_FILES = {
     ),
     "trackers/<name>.lock": "held by its follower",
     "trackers/<name>/": "files of the tracker",
-    "checkpoints/<stage>/<S>-<n>/": "safetensors and commit.json",
+    "checkpoints/<stage>/<S>-<n>/": (
+        "safetensors and commit.json; of a program commit.json alone, with `kind` external and the `path` of its files"
+    ),
     "checkpoints/url.json": (
         "with `checkpoint.url`: the address of its remote folder (url), this run directory (folder), and the remote "
         "folders that `submit --take-over` gave it (taken: SWEEP/NAME below `checkpoint.url`)"

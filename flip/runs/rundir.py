@@ -38,7 +38,7 @@ from flip.runs.formats import FormatError
 RUN_DEPTH = 3
 
 #: Files of a run directory that say what its ranks do: ``RunDir.close``. job.json has a reader, ``RunDir.read_job``.
-OBEYED = ("config.yaml", "identity.json", "task.json")
+OBEYED = ("config.yaml", "command.json", "identity.json", "task.json")
 
 #: What to do about a file of OBEYED, or a job.json, that is refused.
 SUBMIT_AGAIN = "Submit the run again, which writes a new one"

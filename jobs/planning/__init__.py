@@ -4,6 +4,7 @@
   that the job would have ended with.
 - ``user_files.py``: the files of a user's classes, checked, pinned by hash and never imported; ``callback_files.py``:
   those of ``monitor.callbacks``.
+- ``program_files.py``: the files of a user's program, which a snapshot holds.
 - ``software_checks.py``: what decodes images, and what GPUs need besides torch.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.

@@ -29,12 +29,10 @@ class Cost:
     price: float | None
 
     def cells(self) -> dict[str, Any]:
-        """As cells of a table; without a price if there is none."""
-        cells: dict[str, Any] = {
-            "samples": count(self.samples),
-            "steps": f"{self.steps:,}",
-            "FLOPs": f"{self.flops:.2e}",
-        }
+        """As cells of a table; without a price if there is none. A program has neither samples nor FLOPs."""
+        cells: dict[str, Any] = {"samples": None, "steps": None, "FLOPs": None}
+        if self.samples:
+            cells = {"samples": count(self.samples), "steps": f"{self.steps:,}", "FLOPs": f"{self.flops:.2e}"}
         cells["GPU-hours"] = None
         if self.gpu_hours is not None:
             cells["GPU-hours"] = hours_text(self.gpu_hours)

@@ -318,6 +318,8 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             "attempts": "/".join(str(len(outcome.attempts)) for outcome in group.outcomes),
         }
         rows.append(row)
+    if all(row["FLOPs"] == "-" for row in rows):  # programs alone
+        rows = [{name: cell for name, cell in row.items() if name != "FLOPs"} for row in rows]
     columns = {name: _column(name, role, labels[name]) for name, role in sets.items()}
     return rows + _baselines(outcomes, rows[0], columns)
 

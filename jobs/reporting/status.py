@@ -34,6 +34,8 @@ URGENCY = ("failed", "running", "unknown", "waiting", "stopped", "queued", "canc
 """States in the order in which they are shown if the screen is too low for all runs."""
 PROGRESS = ("stage", "samples", "step", "loss", "batch acc.", "samples/s", "ETA")
 """Columns of the progress of a training."""
+OF_TRAININGS = ("stage", "batch acc.")
+"""Columns that a table of programs does not have."""
 DROPPED = (
     "last progress", "step", "stage", "cluster", "batch acc.", "loss", "samples/s", "GPU-hours", "wall-clock",
     "attempts", "why", "ETA",
@@ -203,7 +205,9 @@ def render(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunDir] = ()) -> Pa
             hidden.add("test score")
         if sweep in without:
             hidden.update(PROGRESS)
-        shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
+        cells = [_shown(r) for r in members]
+        hidden.update(key for key in OF_TRAININGS if all(row[key] is None for row in cells))
+        shown = [{key: cell for key, cell in row.items() if key not in hidden} for row in cells]
         if parts:
             parts.append("")
         parts += [sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]

@@ -22,6 +22,9 @@ from jobs.sweeps.sweep_file import Sweep
 DROPPED = ("FLOPs", "steps", "parameters", "cluster", "price", "", "attempts", "samples", "GPU-hours", "wall-clock")
 """Columns that a narrow terminal does not show; the first one disappears first."""
 
+OF_TRAININGS = ("parameters", "samples", "steps", "FLOPs")
+"""Columns that a plan of programs alone does not have."""
+
 
 def summary(
     plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path] = (), takes_over: bool = False
@@ -167,6 +170,7 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
         hidden.add("GPU-hours")
     if len(cluster_names(plan)) < 2:
         hidden.add("cluster")
+    hidden.update(key for key in OF_TRAININGS if all(row[key] is None for row in rows))
     rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
     return TextTable(rows, cut={"state": 8, "": 12}, drop=DROPPED, indent="  ")
 
@@ -196,11 +200,19 @@ def _row(same: Sequence[Action]) -> dict[str, Any]:
         "run": _title(same),
         "cluster": action.wanted.cluster,
         "state": state,
-        "parameters": count(action.wanted.estimate.parameters["total"]),
+        "parameters": _parameters(action),
         **action.wanted.estimate.cost.cells(),
         **_time(action.wanted.estimate.wall_hours, action.wanted.estimate.attempts),
         "": action.reason,
     }
+
+
+def _parameters(action: Action) -> str | None:
+    """Parameters of the model of a run; None for a program, whose model is unknown."""
+    parameters = action.wanted.estimate.parameters
+    if not parameters:
+        return None
+    return count(parameters["total"])
 
 
 def _effect(action: Action) -> str:

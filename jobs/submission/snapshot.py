@@ -199,7 +199,9 @@ def current_digest(repository: Path, user_files: Mapping[str, bytes] = NO_USER_F
 
 def _user_contents(user_files: Mapping[str, bytes]) -> dict[str, tuple[bytes, bool]]:
     """As ``_read`` returns the other files."""
-    return {f"{user_classes.FOLDER}/{name}": (content, False) for name, content in user_files.items()}
+    return {
+        f"{user_classes.FOLDER}/{name}": (content, content.startswith(b"#!")) for name, content in user_files.items()
+    }
 
 
 def verify(code: Path) -> None:

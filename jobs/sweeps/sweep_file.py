@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from flip.common.plain_data import ConfigChange, compare, flatten
 from flip.common.typed import read_fields
@@ -78,6 +78,7 @@ KEYS = {
     "grid": Field(AXES, "Fields and their values, in every combination."),
     "where": Field(CONDITIONS, "Conditions that a run must satisfy, such as `model.size != H/14`."),
     "seeds": Field(SEEDS, "Each run once per seed."),
+    "commands": Field(MAPPING, "Name -> a program that runs beside the trainings (docs/command.md)."),
     "paper": Field(MAPPING, "Run -> published numbers: a row of paper.yaml, or {imagenet: 74.3}."),
     "table": Field(TABLE, "A table of paper.yaml; the report shows all of its rows."),
     "baselines": Field(SCORES, "Name of a method without training -> its scores in per cent, as rows of the report."),
@@ -402,7 +403,7 @@ def read_sweep(
     seeds: Sequence[int] | None = None,
     none: bool = False,
 ) -> Sweep[Run]:
-    """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
+    """The trainings of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
     ``only``: shell patterns of names, separated by spaces, each of which must match a run unless ``none``. ``seeds``
     replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
@@ -423,18 +424,42 @@ def read_sweep(
     folder = ""
     if is_relative_profile(cluster) or any(depends_on_folder(run.config) for run in runs):
         folder = str(Path.cwd())
-    published = _paper(file, {run.arm for run in runs})
+    published, rows, baselines = head(file.path, table, {run.arm for run in runs} | set(table.get("commands", {})))
+    title = table.get("title", "")
+    notes = table.get("notes", "")
+    runs = chosen(runs, only, none, path)
+    return Sweep(name, title, notes, cluster, runs, names, published, rows, baselines, folder)
+
+
+def head(path: Path, table: LocatedDict, arms: set[str]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """(``paper``, ``rows``, ``baselines``) of the table of a sweep file with these arms."""
+    file = _File(path, table)
     rows = []
     if "table" in table:
         rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values()))
-    if only is not None:
-        runs = [run for run in runs if is_chosen(run.name, only)]
-        unmatched = [pattern for pattern in only.split() if not any(is_chosen(name, pattern) for name in names)]
-        if (unmatched or not runs) and not none:
-            raise no_match(path, " ".join(unmatched) or only, names)
-    title = table.get("title", "")
-    notes = table.get("notes", "")
-    return Sweep(name, title, notes, cluster, runs, names, published, rows, _baselines(file), folder)
+    return _paper(file, arms), rows, _baselines(file)
+
+
+class Named(Protocol):
+    """A run of a sweep file."""
+
+    @property
+    def name(self) -> str: ...
+
+
+NamedType = TypeVar("NamedType", bound=Named)
+
+
+def chosen(runs: Sequence[NamedType], only: str | None, none: bool, path: str | Path) -> list[NamedType]:
+    """The runs that ``only`` selects. Raises ConfigError if one of its patterns matches none, unless ``none``."""
+    if only is None:
+        return list(runs)
+    names = [run.name for run in runs]
+    selected = [run for run in runs if is_chosen(run.name, only)]
+    unmatched = [pattern for pattern in only.split() if not any(is_chosen(name, pattern) for name in names)]
+    if (unmatched or not selected) and not none:
+        raise no_match(path, " ".join(unmatched) or only, names)
+    return selected
 
 
 def seed_tail(seed: int) -> str:

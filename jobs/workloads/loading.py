@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.sweeps import sweep_file
+from jobs.sweeps import command_file, sweep_file
 from jobs.sweeps.sweep_file import Sweep
+from jobs.workloads.command_request import CommandRequest
 from jobs.workloads.training_request import TrainingRequest
 from jobs.workloads.workload import RequestedRun
 
@@ -17,5 +18,12 @@ def requested_runs(
     none: bool = False,
 ) -> Sweep[RequestedRun]:
     """The runs of a sweep file, as ``jobs.sweeps.sweep_file.read_sweep``, each with the interface of its kind."""
-    sweep = sweep_file.read_sweep(path, overrides, only, seeds, none)
-    return Sweep(**{**vars(sweep), "runs": [TrainingRequest(run, path) for run in sweep.runs]})
+    if command_file.is_command_file(path):
+        commands = command_file.load(path, overrides, only, seeds, none)
+        return Sweep(**{**vars(commands), "runs": [CommandRequest(run, path) for run in commands.runs]})
+    sweep = sweep_file.read_sweep(path, overrides, None, seeds, none)
+    runs: list[RequestedRun] = [TrainingRequest(run, path) for run in sweep.runs]
+    runs += [CommandRequest(run, path) for run in command_file.beside(path, seeds)]
+    names = [run.name for run in runs]
+    command_file.refuse_repeated(names, path)
+    return Sweep(**{**vars(sweep), "names": names, "runs": sweep_file.chosen(runs, only, none, path)})

@@ -5,6 +5,7 @@ A kind is a row of ``KINDS``: a class with the methods of ``SubmittedWork``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,15 +14,18 @@ from flip.config import merge
 from flip.config.derived import model_label
 from flip.evaluation.request import EvaluationRequest
 from flip.monitoring.results import Outcome, differing, read_settings, stages_of
+from flip.runs import checkpoint_folder
+from flip.runs.command_record import COMMAND, filled, text_of
 from flip.runs.errors import FlipError
 from flip.runs.lifecycle import UNREADABLE
-from flip.runs.rundir import RunDir, exists
+from flip.runs.rundir import RunDir, exists, read_lenient
 from flip.runs.side_jobs import is_side_job
 from jobs.common import next_commands
 from jobs.common.cli import command
 from jobs.common.job import record_of
 from jobs.common.text import count
 from jobs.submitted_runs import resubmit, select
+from jobs.workloads.command import CommandWorkload
 from jobs.workloads.evaluation import EvaluationWorkload
 from jobs.workloads.training import TrainingWorkload
 
@@ -157,9 +161,64 @@ class SubmittedEvaluation:
         return [("what", f"evaluation of {evaluated}"), ("sets", ", ".join(job["sets"]))]
 
 
-KINDS: Mapping[str, type[SubmittedTraining] | type[SubmittedEvaluation]] = {
+@dataclass(frozen=True)
+class SubmittedCommand:
+    """A run of a sweep that executes a program."""
+
+    run: RunDir
+    has_progress = True
+
+    def missing(self) -> str:
+        try:
+            is_there = exists(self.run.path / COMMAND)
+        except OSError:  # the state of the run reports that
+            return ""
+        if is_there:
+            return ""
+        return f"{COMMAND} is missing: submit the sweep again, which writes it"
+
+    def next_commands(self, state: str) -> list[str]:
+        return next_commands.of_run(self.run.path, state)
+
+    def again(self, retry: bool, diverged: bool = False) -> tuple[str, str | None]:
+        return resubmit.command(self.run, retry, diverged)
+
+    def checkpoint_url(self) -> str:
+        return ""
+
+    def release(self) -> str:
+        return ""
+
+    def details(self, outcome: Outcome) -> dict[str, Any]:
+        return {"about": {**_about(outcome), **self._record()}, "evaluation": None}
+
+    def _record(self) -> dict[str, Any]:
+        """The words of the command and its newest checkpoint."""
+        record = read_lenient(self.run.path / COMMAND)
+        values = {name: text_of(value) for name, value in record.get("parameters", {}).items()}
+        saved = checkpoint_folder.checkpoints(self.run)
+        return {
+            "command": [filled(word, values) for word in record.get("argv", [])],
+            "total": record.get("metrics", {}).get("total") or None,
+            "checkpoint": saved[-1].record.get("path") if saved else None,
+        }
+
+    def rows(self, facts: Mapping[str, Any]) -> Rows:
+        about = facts["about"]
+        if not about["command"]:
+            return [("what", "a program; its command.json cannot be read")]
+        words = shlex.join(about["command"])
+        differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
+        rows = [("what", f"a program: {words}")]
+        if about["checkpoint"]:
+            rows.append(("saved", f"{about['checkpoint']}, by the program: that it continues exactly is its promise"))
+        return [*rows, ("differs", f"{differs} (from the other runs of its sweep)")]
+
+
+KINDS: Mapping[str, type[SubmittedTraining] | type[SubmittedEvaluation] | type[SubmittedCommand]] = {
     TrainingWorkload.kind: SubmittedTraining,
     EvaluationWorkload.kind: SubmittedEvaluation,
+    CommandWorkload.kind: SubmittedCommand,
 }
 """``job_kind`` of job.json -> the class for its directory."""
 
@@ -174,6 +233,8 @@ def of_run(run: RunDir, record: Mapping[str, Any] | None = None) -> SubmittedWor
     kind = KINDS.get(str(record.get("job_kind")))
     if kind is None and is_side_job(run):
         kind = SubmittedEvaluation
+    if kind is None and (run.path / COMMAND).is_file():
+        kind = SubmittedCommand
     return (kind or SubmittedTraining)(run)
 
 

@@ -35,6 +35,7 @@ ALLOWED = {
         "Path('/proc/self/clear_refs').write_text",
     ): "a file of the kernel, no real one",
     ("jobs/host/processes.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
+    ("jobs/runtime/program_start.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
     ("kernel/visible_jpeg/__init__.py", "ctypes.CDLL"): "the library of its own package, beside the module",
     ("flip/checkpoint/safetensors_io.py", "safetensors.torch.save_file"): "to a path of atomic_path",
     ("flip/data/storage/fsspec_storage.py", "files.makedirs"): "in object storage",

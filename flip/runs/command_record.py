@@ -1,0 +1,149 @@
+"""A run that executes a program of the user: its record command.json, and its checkpoints, which are the program's.
+
+command.json decides what ranks execute, so that it has the rule of job.json: only this user or root can have written
+it. Words are templates: ``{name}`` is replaced once, on the node, by a parameter of the run or by one of ``PLACES``.
+
+The program writes its checkpoints where it likes. A complete one is recorded as a checkpoint without files,
+``checkpoints/command/<S>-<n>/commit.json``, with its ``path`` and its ``content`` (``content_of``). Nothing here
+deletes or changes the program's own files. Standard library, Python >= 3.6.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+
+from flip.files.creation import run_folder
+from flip.runs import checkpoint_folder, formats
+from flip.runs.checkpoint_folder import COMMIT_FILE, SavedCheckpoint
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import SUBMIT_AGAIN, RunDir, read_record, read_trusted_record, write_json
+
+#: Name of the record.
+COMMAND = "command.json"
+#: Stage of all checkpoints of a program.
+STAGE = "command"
+#: ``kind`` in commit.json of a checkpoint whose files are a program's.
+EXTERNAL = "external"
+#: Placeholders besides parameters: the run directory, the attempt, the copied code, the newest complete checkpoint.
+PLACES = ("run", "attempt", "code", "checkpoint")
+#: Working directory of the program, below the run directory: links to the copied code, and what the program writes.
+WORK = "work"
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
+
+
+def placeholders(text: str) -> List[str]:
+    """The names of the placeholders of a template, in order."""
+    return _PLACEHOLDER.findall(text)
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A template with its placeholders replaced, each once: a value may contain braces. Unknown ones stay."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group(0)), template)
+
+
+def text_of(value: Any) -> str:
+    """A parameter as a program gets it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def is_command(run: RunDir) -> bool:
+    """Whether a run directory executes a program. Raises OSError if that is unknown."""
+    return os.path.lexists(str(run.path / COMMAND))
+
+
+def read_command(run: RunDir) -> Dict[str, Any]:
+    """command.json for a process that executes it. Raises RefusedPath, ConfigError, ValueError, OSError."""
+    path = run.path / COMMAND
+    record = read_trusted_record(path, SUBMIT_AGAIN)
+    if record is None:
+        raise ConfigError("is missing", path, remedy="%s." % SUBMIT_AGAIN)
+    formats.require(("argv", "parameters", "code", "world"), record, path, "%s." % SUBMIT_AGAIN)
+    return dict(record)
+
+
+def settings(path: Path) -> Dict[str, Any]:
+    """The settings of a run for reports, by the keys that a training has, and ``set.NAME`` for each parameter."""
+    record = read_record(path) or {}
+    values = {"command": " ".join(record.get("argv", []))}  # type: Dict[str, Any]
+    for name, value in record.get("parameters", {}).items():
+        if name == "seed" and type(value) is int:
+            values["seed"] = value
+        else:
+            values["set.%s" % name] = value
+    for name, value in record.get("resources", {}).items():
+        values["resources.%s" % name] = value
+    return values
+
+
+class Content(NamedTuple):
+    """What a path held when it was looked at: equal values mean the same content."""
+
+    bytes: int
+    digest: str
+    """Of names, sizes, times and inodes, not of the bytes: a look reads no checkpoint."""
+
+
+def content_of(path: Path) -> Optional[Content]:
+    """What a file or folder holds; None if it is gone, or changes while it is read."""
+    digest = hashlib.sha256()
+    total = 0
+    try:
+        for name, info in _members(path):
+            row = "%s\0%d\0%d\0%d\0" % (name, info.st_size, info.st_mtime_ns, info.st_ino)
+            digest.update(row.encode("utf-8", "surrogateescape"))
+            total += info.st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Content(total, digest.hexdigest()[:32])
+
+
+def _members(path: Path) -> List[Tuple[str, os.stat_result]]:
+    """(name, facts) of a file, or of all files below a folder."""
+    info = os.stat(str(path))
+    if not stat.S_ISDIR(info.st_mode):
+        return [("", info)]
+    members = []
+    for folder, _, names in sorted(os.walk(str(path))):
+        for name in sorted(names):
+            file = os.path.join(folder, name)
+            members.append((os.path.relpath(file, str(path)), os.stat(file)))
+    return members
+
+
+def record_checkpoint(run: RunDir, n: int, samples_seen: int, path: Path, content: Content) -> SavedCheckpoint:
+    """Record a complete checkpoint of the program, written during attempt n at S = ``samples_seen``."""
+    folder = checkpoint_folder.folder(run, STAGE, samples_seen, n)
+    for place in (run.checkpoints, folder.parent, folder):
+        run_folder(place)
+    record = {
+        "kind": EXTERNAL,
+        "stage": STAGE,
+        "samples": samples_seen,
+        "attempt": n,
+        "path": str(path),
+        "bytes": content.bytes,
+        "content": content.digest,
+        "files": {},
+    }
+    write_json(folder / COMMIT_FILE, record)
+    return SavedCheckpoint(folder, record)
+
+
+def is_external(checkpoint: SavedCheckpoint) -> bool:
+    """Whether the files of a checkpoint are a program's."""
+    return checkpoint.record.get("kind") == EXTERNAL
+
+
+def newest_intact(recorded: List[SavedCheckpoint]) -> Optional[SavedCheckpoint]:
+    """The newest recorded checkpoint whose path still holds what was recorded; None if there is none."""
+    for checkpoint in reversed(recorded):
+        content = content_of(Path(checkpoint.record["path"]))
+        if content is not None and content.digest == checkpoint.record["content"]:
+            return checkpoint
+    return None

@@ -1,0 +1,118 @@
+"""``CommandRequest``: a run of a program as its sweep file asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flip.common.plain_data import ConfigChange, compare, digest
+from flip.runs.errors import ConfigError
+from flip.runs.formats import RUN_NUMBER
+from flip.runs.rundir import read_lenient
+from jobs.common.cluster_profile import node
+from jobs.common.job import JobResources
+from jobs.planning import program_files
+from jobs.sweeps.command_file import CommandRun
+from jobs.workloads.command import CommandWorkload
+from jobs.workloads.workload import Place
+
+
+@dataclass(frozen=True)
+class CommandRequest:
+    """A run of a program. ``jobs.workloads.workload.RequestedRun`` describes it."""
+
+    run: CommandRun
+    file: Path
+    """The sweep file."""
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def arm(self) -> str:
+        return self.run.arm
+
+    @property
+    def cluster(self) -> str:
+        return self.run.resources.cluster
+
+    @property
+    def settings(self) -> str:
+        return self.run.settings
+
+    @property
+    def programs(self) -> Sequence[Path]:
+        return [self.run.program.code]
+
+    @property
+    def differs(self) -> Mapping[str, Any]:
+        return self.run.differs
+
+    def is_default(self, key: str) -> bool:
+        return False
+
+    def workload_at(self, place: Place) -> CommandWorkload:
+        run, ignored = self._kept(place)
+        files = program_files.read(run.program.code, place.folder.parent)
+        return CommandWorkload(
+            run,
+            identity=_identity(run),
+            shape=_resources(run, place),
+            profile=place.profile,
+            place=place,
+            files_of_program=files,
+            ignored_changes=ignored,
+        )
+
+    def _kept(self, place: Place) -> tuple[CommandRun, list[ConfigChange]]:
+        """(the run, changes in the sweep file that ``--changed keep`` ignores)."""
+        run = self.run
+        directories = place.directories(run.name)
+        stored = read_lenient(directories[-1] / "identity.json").get("config")
+        wanted = _canonical(run)
+        if place.changed != "keep" or not isinstance(stored, dict) or stored == wanted:
+            return run, []
+        known = [read_lenient(each / "identity.json").get("hash") for each in directories]
+        if digest(wanted) in known:
+            return run, []
+        changes = compare(stored, wanted)
+        try:
+            program = replace(run.program, argv=tuple(stored["command"]), env=dict(stored["env"]))
+            kept = replace(run, program=program, parameters=dict(stored["parameters"]))
+            is_whole = stored["world"] == wanted["world"]
+        except (KeyError, TypeError, ValueError) as error:
+            what = "cannot be kept: its identity.json is damaged, or of a training"
+            raise ConfigError(what, str(directories[-1]), str(error)) from error
+        if not is_whole:
+            what = f"cannot be kept: it has {stored['world']} ranks"
+            raise ConfigError(what, str(directories[-1]), wanted["world"], "Restore resources.")
+        return kept, changes
+
+
+def _canonical(run: CommandRun) -> dict[str, Any]:
+    """What the hash of the run is over: all that changes its results, as far as that is known here."""
+    return {
+        "command": list(run.program.argv),
+        "parameters": dict(run.parameters),
+        "env": dict(run.program.env),
+        "world": run.resources.nodes * run.resources.processes,
+    }
+
+
+def _identity(run: CommandRun) -> dict[str, Any]:
+    canonical = _canonical(run)
+    return {"hash": digest(canonical), "schema": RUN_NUMBER, "code": "", "config": canonical}
+
+
+def _resources(run: CommandRun, place: Place) -> JobResources:
+    asked = asdict(run.resources)
+    del asked["cluster"]
+    host = node(place.profile)
+    if not asked["cpus"]:
+        asked["cpus"] = max(1, host.cores // asked["processes"])
+    if not asked["hours"]:
+        asked["hours"] = host.hours
+    return JobResources(**asked)
