@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import yaml
 
@@ -67,19 +68,23 @@ class CommandSweep:
         saved = self.run(name).checkpoints / "command"
         self.until(lambda: list(saved.glob(f"*-{n}/commit.json")), f"a checkpoint of attempt {n}")
 
-    def rank(self, n, name="demo"):
-        """The pid of rank 0 of an attempt."""
+    def rank(self, n, name="demo", rank=0):
+        """The pid of a rank of an attempt."""
         path = self.run(name).attempt(n) / "pids.json"
-        self.until(path.exists, f"attempt {n}")
-        return json.loads(path.read_text())[0]["pid"]
 
-    def program(self, n, name="demo"):
-        """The pid of the program of rank 0 of an attempt."""
-        rank = str(self.rank(n, name))
+        def pid():
+            rows = json.loads(path.read_text()) if path.exists() else []
+            return next((row["pid"] for row in rows if row["rank"] == rank), None)
+
+        return self.until(pid, f"rank {rank} of attempt {n}")
+
+    def program(self, n, name="demo", rank=0):
+        """The pid of the program of a rank of an attempt."""
+        parent = str(self.rank(n, name, rank))
 
         def child():
-            numbers = [int(path.name) for path in processes_of_system()]
-            return next((pid for pid in numbers if processes.read_stat(pid)[1][1:2] == [rank]), None)
+            numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+            return next((pid for pid in numbers if processes.read_stat(pid)[1][1:2] == [parent]), None)
 
         return self.until(child, f"the program of attempt {n}")
 
@@ -99,12 +104,6 @@ class CommandSweep:
     def logs(self):
         files = sorted(self.runs.glob("demo/*/logs/[0-9]*/*"))
         return "".join(f"\n{file}:\n{file.read_text(errors='replace')[-2000:]}" for file in files)
-
-
-def processes_of_system():
-    from pathlib import Path
-
-    return Path("/proc").glob("[0-9]*")
 
 
 def count_result(steps, lr):

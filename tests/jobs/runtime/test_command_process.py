@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 
@@ -67,3 +68,29 @@ def test_cancelled_program_saves_and_continues_with_retry(sweep):
     sweep.until_over()
     assert [cause for cause, _ in sweep.ends()] == ["cancelled", "complete"]
     assert sweep.final() == count_result(60, 0.1)
+
+
+def test_two_ranks_meet_and_continue_exactly(sweep):
+    """DDP with two ranks: rank 1's program is killed, then all are stopped; the tensors equal an undisturbed run's."""
+    import torch
+
+    sweep.add("ddp.py")
+    sweep.table |= {
+        "command": [sys.executable, "ddp.py", "--steps", "{steps}", "--seconds", "{seconds}"],
+        "set": {"steps": 40},
+        "runs": {"killed": {"seconds": 0.1}, "whole": {"seconds": 0.0}},
+        "resume": {"folder": "out", "pattern": "step-*.pt", "arguments": ["--resume", "{checkpoint}"]},
+        "metrics": {"pattern": r"step (?P<step>\d+) loss (?P<loss>\S+)", "total": 40},
+        "resources": {"processes": 2, "cpus": 1},
+    }
+    sweep.submit("--no-canary")
+    sweep.until_saved(1, "killed")
+    os.kill(sweep.program(1, "killed", rank=1), signal.SIGKILL)
+    sweep.until_saved(2, "killed")
+    os.kill(sweep.rank(2, "killed"), signal.SIGTERM)
+    sweep.until_over()
+    assert [cause for cause, _ in sweep.ends("killed")] == ["crash", "stopped", "complete"]
+    last = [torch.load(sweep.run(name).path / "work/out/step-40.pt") for name in ("killed", "whole")]
+    assert all(torch.equal(last[0]["model"][key], value) for key, value in last[1]["model"].items())
+    lines = (sweep.run("whole").metrics / "1.jsonl").read_text().splitlines()
+    assert len(lines) == 40 and json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
