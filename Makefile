@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 python3.11 2>/dev/null); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
-CHECKED := flip jobs tools tests benchmarks kernel
+CHECKED := flip jobs tools lab tests benchmarks kernel
 
 # The quick and the steady ones first; each says in the end what it took.
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume storage stream step recovery
@@ -16,7 +16,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --durations 30
 # mypy uses one core for most of a minute, so tests run at the same time.
 TYPES_AND_TESTS := $(MAKE) --no-print-directory --jobs 2 types run-tests
 
-.PHONY: help install dev docs figures lock slurm browser bsdtar check test test-all run-tests test-cuda-stub lint types quickstart study scaling-study records audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev docs figures lock slurm browser bsdtar check test test-all run-tests test-cuda-stub lint types quickstart study scaling-study icons records audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -80,10 +80,10 @@ lock: dev  ## update the requirements*.lock: the newest releases and their hashe
 		mv "$$folder/$$name.lock" . || exit 1; done
 
 docs: dev  ## build the documentation with search, and the references from the code, into build/docs; a broken link is an error
-	@$(BIN)/python -m tools.documentation.build --out build/docs
+	@$(BIN)/python -m lab.documentation.build --out build/docs
 
 figures: dev browser  ## draw the figures of the README from real output (REPORT=runs/quickstart: also of its report page)
-	@$(BIN)/python -m tools.documentation.figures $(if $(REPORT),--report $(REPORT)) $(if $(RECORD),--record $(RECORD))
+	@$(BIN)/python -m lab.documentation.figures $(if $(REPORT),--report $(REPORT)) $(if $(RECORD),--record $(RECORD))
 
 slurm: dev  ## install Slurm's packages for the tests if possible (root on Debian); else report it
 	@missing=$$($(BIN)/python -m jobs slurm_sandbox packages --accounting) && \
@@ -123,7 +123,7 @@ lint: dev  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-types: dev  ## mypy on flip/, jobs/ and tools/
+types: dev  ## mypy on flip/, jobs/, tools/ and lab/
 	$(BIN)/mypy
 
 # The commands are shown, as in docs/start.md. --retry continues runs that Ctrl-C has stopped.
@@ -143,19 +143,21 @@ endif
 
 study: install  ## write docs/study.md from its results; STUDY=cheapest: docs/cheapest.md; AGAIN=mine: train it again into mine/ (less than 100 minutes)
 	@$(BIN)/flip demo_data
-	@$(BIN)/flip study $(if $(STUDY),--study $(STUDY)) $(if $(AGAIN),--again $(AGAIN))
+	@$(BIN)/python -m lab.study $(if $(STUDY),--study $(STUDY)) $(if $(AGAIN),--again $(AGAIN))
 
-scaling-study: install  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
-	@$(BIN)/flip demo_data icons
-	@$(BIN)/flip study --study scaling $(if $(MINUTES),--minutes $(MINUTES))
+scaling-study: icons  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
+	@$(BIN)/python -m lab.study --study scaling $(if $(MINUTES),--minutes $(MINUTES))
+
+icons: install  ## fetch and build the data of the scaling study into the cache (15 minutes of a core)
+	@$(BIN)/python -m lab.icons
 
 records: install  ## write docs/records.md; ROW=NAME: measure this run of sweeps/records.yaml again first (two idle cores, 10 to 30 minutes)
 	@$(BIN)/flip demo_data
-	@$(BIN)/flip records $(if $(ROW),--measure $(ROW))
+	@$(BIN)/python -m lab.records $(if $(ROW),--measure $(ROW))
 
 audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
-	@$(BIN)/flip audit
+	@$(BIN)/python -m lab.audit
 
 storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 SITE=foreign or agents OUT=page.md; three to six minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(SITE),--site $(SITE)) $(if $(OUT),--out $(OUT))

@@ -51,12 +51,7 @@ GROUPS = {
         "jobs.commands.doctor": "check a Slurm cluster and write a profile for it",
         "jobs.commands.completion": "completion of commands in bash and zsh",
         "jobs.commands.schema": "JSON Schemas of sweeps and profiles, for editors",
-    },
-    "development of FLIP itself": {
-        "tools.commands.study": "trainings at equal cost on the demonstration data",
-        "tools.commands.records": "the cheapest recipes that reach a fixed accuracy",
         "tools.commands.slurm_sandbox": "a real Slurm on this machine",
-        "tools.commands.audit": "known vulnerabilities of the installed packages",
     },
 }
 """Group -> module of each command -> its description."""
@@ -71,7 +66,7 @@ examples:
   flip shards index --help
 
 every command: --quiet, --verbose, --version, --help; --json, but for
-completion, debug, follow, study, tensorboard
+completion, debug, follow, tensorboard
 exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network,
 75 stopped, start again, 77 permission, 78 configuration (docs/commands.md)
 """

@@ -34,7 +34,8 @@ def workdir(tmp_path, monkeypatch):
 
 def call_main(capsys, script, arguments):
     """Return (exit code, the only line on standard error)."""
-    code = importlib.import_module(script.replace("/", ".commands.")).main([str(argument) for argument in arguments])
+    module = script.replace("/", ".") if script.startswith("lab/") else script.replace("/", ".commands.")
+    code = importlib.import_module(module).main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and len(err) < 800, out + err
     return code, err
@@ -227,8 +228,8 @@ MISSING = [
     ("tools/predict", 78, "old/export", "NOWHERE.png", "--labels", "a"),
     ("tools/predict", 78, "old/export", "a.png", "--classes", "NOWHERE"),
     ("tools/export", 78, "NOWHERE"),
-    ("tools/study", 78, "--page", "--docs", "NOWHERE"),
-    ("tools/records", 78, "--docs", "NOWHERE"),
+    ("lab/study", 78, "--page", "--docs", "NOWHERE"),
+    ("lab/records/__main__", 78, "--docs", "NOWHERE"),
 ]  # fmt: skip
 
 

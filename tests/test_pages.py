@@ -14,6 +14,7 @@ import textwrap
 import types
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -33,13 +34,13 @@ from tools.shards_commands.manifest import excepting
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-CODE = ("jobs/commands", "tools/commands", "benchmarks")
+CODE = ("jobs/commands", "tools/commands", "lab", "lab/icons", "lab/records", "benchmarks")
 COMMAND_SOURCES = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
 COMMAND_SOURCES += [path for folder in CODE for path in sorted((ROOT / folder).glob("*.py"))]
-COMMAND = r"(?:python3? benchmarks/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
+COMMAND = r"(?:python3? benchmarks/\w+\.py|python -m lab\.(?!NAME)[a-z]+|flip (?!COMMAND)[a-z][\w-]*)(?: |$)"
 LINE = re.compile(rf"^(?:[#\s]|sbatch .*)*({COMMAND}.*)$|^\|[^|]*\| `({COMMAND}.*)` \|$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-NAMED = re.compile(r"`((?:flip|jobs|tools|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
+NAMED = re.compile(r"`((?:flip|jobs|tools|lab|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
 HEADING = re.compile(r"(docs/\w+\.md), ([A-Z][^.,:;()`]*)")
 """A page and, after a comma, the heading of one of its sections."""
 SETTING = re.compile(
@@ -79,14 +80,24 @@ def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
     return [kind, *(below for child in kind.__subclasses__() for below in parsers(child))]
 
 
-def parser_error(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
+def program(line: str) -> tuple[ModuleType, list[str]]:
+    """Return the module whose ``main`` a command line calls, and its arguments."""
     _, name, *argv = shlex.split(line)
-    if "/" in name:
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    if name == "-m":
+        name, *argv = argv
+        if (ROOT / name.replace(".", "/")).is_dir():
+            name += ".__main__"
+    elif "/" in name:
+        name = name.removesuffix(".py").replace("/", ".")
     else:
         command = name.replace("-", "_")
-        module = importlib.import_module(f"{PACKAGES[command]}.{command}")
+        name = f"{PACKAGES[command]}.{command}"
+    return importlib.import_module(name), argv
+
+
+def parser_error(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
+    module, argv = program(line)
 
     def stopping(real):
         def parse(self, arguments=None, namespace=None):
@@ -119,14 +130,13 @@ def test_documented_commands_parse(monkeypatch):
 
 def executed(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and error of a command line. ``submit`` only plans, with a profile that every clone has."""
-    _, name, *argv = shlex.split(line)
-    if name == "submit":
+    module, argv = program(line)
+    if line.startswith("flip submit "):
         for waiting in ("--watch", "--foreground", "--retry"):
             argv = [word for word in argv if word != waiting]
         argv = [{"mine": "h100"}.get(word, word) for word in [*argv, "--dry-run"]]
-    command = name.replace("-", "_")
     capsys.readouterr()
-    code = importlib.import_module(f"{PACKAGES[command]}.{command}").main(argv)
+    code = module.main(argv)
     return code, capsys.readouterr().err
 
 
@@ -138,7 +148,7 @@ def test_documented_sweeps_plan_in_empty_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     shipped = "|".join(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
     sweep = re.compile(rf"flip submit (?:sweeps/)?(?:{shipped})(?:\.yaml)?(?: |$)")
-    others = ("flip schema sweep", "flip schema status", "flip evaluate --list", "flip study --plan")
+    others = ("flip schema sweep", "flip schema status", "flip evaluate --list", "python -m lab.study --plan")
     lines = [line for line in commands() if sweep.match(line) or line in others]
     lines = [line for line in lines if "~/" not in line and "=/" not in line]  # they need a Slurm, and data
     assert len(lines) > 35 and set(others) <= set(lines)
@@ -217,7 +227,9 @@ def test_pages_name_existing_files_and_settings():
 
 def test_code_names_existing_headings_of_pages():
     """As in "docs/restarts.md, Stop and resume": sections move to other pages."""
-    sources = [path for folder in ("flip", "jobs", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("flip", "jobs", "tools", "lab", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
     named = {
         (path.relative_to(ROOT), page, title)
         for path in sources

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = ("records", *(path.parent.name for path in (ROOT / "docs").glob("*/calibration.json")))
-"""Pages that ``flip records`` and ``flip study`` write; a study has the folder of its page's name."""
+"""Pages that ``python -m lab.records`` and ``python -m lab.study`` write; a study has the folder of its page's name."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [path for path in sorted((ROOT / "docs").glob("*.md")) if path.stem not in GENERATED]
 

@@ -15,7 +15,7 @@ from flip.runs.rundir import RunDir
 from jobs.submission.snapshot import take
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path for folder in ("flip", "jobs", "tools") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for folder in ("flip", "jobs", "tools", "lab") for path in (ROOT / folder).rglob("*.py"))
 
 
 def test_sources_bind_no_server_to_all_interfaces():

@@ -11,5 +11,7 @@ circles of imports. `answers` counts places that answer the same question: its t
 count. `first_step` traces a tiny local run with `tracer`, from the submission to the first step. `rows` holds the
 result, `compare` the table of two results.
 
+Sources of `lab/` are counted in a column of their own, beside the product and with their sum.
+
 May import flip, jobs and tools. Nothing imports it, but for tests.
 """

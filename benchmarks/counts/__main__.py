@@ -39,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def count(trace: bool = True) -> list[rows.Row]:
     """All rows of this checkout. ``trace``: also those of a traced run."""
     modules = code.read_modules(ROOT)
-    counted = surface.rows(modules, ROOT) + code.rows(modules, ROOT) + imports.rows(modules)
-    counted += answers.rows(modules, ROOT, counted)
+    lab = code.read_modules(ROOT, code.LAB)
+    counted = surface.rows(modules, ROOT) + code.requirement_rows(ROOT)
+    counted += rows.with_lab(code.rows(modules), code.rows(lab), code.rows([*modules, *lab]))
+    counted += imports.rows([*modules, *lab])
+    counted += answers.rows([*modules, *lab], ROOT, counted)
     if trace:
         with tempfile.TemporaryDirectory(prefix="flip-counts-") as folder:
             counted += first_step.rows(ROOT, Path(folder).resolve())

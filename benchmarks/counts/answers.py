@@ -52,18 +52,18 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "text: SC_PHYS_PAGES",
     ),
     "What do the test images add to an interval?": (
-        "tools/studies/engine/intervals.py",
-        "tools/studies/arms_stats.py:bootstrap",
-        "tools/studies/scaling_stats.py:_binomial_variance",
+        "lab/studies/engine/intervals.py",
+        "lab/studies/arms_stats.py:bootstrap",
+        "lab/studies/scaling_stats.py:_binomial_variance",
     ),
     "What do the headers of a parquet file say?": (
         "flip/data/manifest/parquet.py:_struct",
         "flip/data/parquet/thrift.py",
     ),
     "Which own code audits packages, completes words, and lists commands?": (
-        "tools/commands/audit.py:pip_audit_report",
+        "lab/audit.py:pip_audit_report",
         "jobs/common/completion.py:command",
-        "tools/documentation/commands.py:parser_of",
+        "lab/documentation/commands.py:parser_of",
     ),
 }
 """Question -> places that answer it. A place is

@@ -11,7 +11,9 @@ from pathlib import Path
 from benchmarks.counts.rows import Row, listed
 
 PRODUCT = ("flip", "jobs", "tools")
-"""Folders of the product. Tests and benchmarks are its proof and are not counted."""
+"""Folders of the product."""
+LAB = ("lab",)
+"""What is published about the product, counted beside it. Tests and benchmarks are not counted."""
 BRANCHING = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.Assert, ast.match_case)
 
 
@@ -29,10 +31,10 @@ class Module:
         return self.path.name == "__init__.py"
 
 
-def read_modules(root: Path) -> list[Module]:
-    """All modules of the product below the folder ``root``."""
+def read_modules(root: Path, folders: Sequence[str] = PRODUCT) -> list[Module]:
+    """All modules of these folders below the folder ``root``."""
     modules = []
-    for folder in PRODUCT:
+    for folder in folders:
         for path in sorted((root / folder).rglob("*.py")):
             name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
             text = path.read_text(encoding="utf-8")
@@ -40,21 +42,27 @@ def read_modules(root: Path) -> list[Module]:
     return modules
 
 
-def rows(modules: Sequence[Module], root: Path) -> list[Row]:
-    """All rows of this module."""
+def rows(modules: Sequence[Module]) -> list[Row]:
+    """The rows on sources."""
     lines = sum(code_lines(module) for module in modules)
     branching = sum(branches(module.tree) for module in modules)
     return [
         listed("packages", [module.name for module in modules if module.is_package]),
         listed("modules", [module.name for module in modules if not module.is_package]),
-        listed("required distributions", requirements(root / "requirements.txt")),
-        listed("distributions of developers", requirements(root / "requirements-dev.txt")),
         Row("lines of code", lines),
         Row("statements", sum(statements(module.tree) for module in modules)),
         Row("statements with docstrings", sum(statements(module.tree, True) for module in modules)),
         Row("branches", branching),
         Row("branches per 1,000 lines of code", round(1000 * branching / lines, 1)),
         listed("file names that stand twice", doubled_file_names(modules)),
+    ]
+
+
+def requirement_rows(root: Path) -> list[Row]:
+    """The rows on distributions that have to be installed."""
+    return [
+        listed("required distributions", requirements(root / "requirements.txt")),
+        listed("distributions of developers", requirements(root / "requirements-dev.txt")),
     ]
 
 

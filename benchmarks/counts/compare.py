@@ -12,13 +12,21 @@ LONGEST = 40
 
 def table(rows: Sequence[Row]) -> str:
     """One result."""
-    lines = ["| row | count |", "|---|---|"]
-    lines += [f"| {row.name} | {row.value:,} |" for row in rows]
+    lines = ["| row | product | lab | sum |", "|---|---|---|---|"]
+    for row in rows:
+        if row.lab is None:
+            lines.append(f"| {row.name} | {row.value:,} | | |")
+        else:
+            lines.append(f"| {row.name} | {row.value:,} | {row.lab:,} | {row.total:,} |")
     return "\n".join(lines) + "\n"
 
 
 def compared(before: Sequence[Row], after: Sequence[Row], revisions: tuple[str, str]) -> str:
-    """The numbers of both results, then the names that came and went. A row that one of them lacks has a dash."""
+    """The numbers of both results, then the names of the product that came and went.
+
+    A row that one of them lacks has a dash. Where ``lab/`` is counted, too, a number reads product + lab = sum, and the
+    change is that of the sum.
+    """
     earlier = {row.name: row for row in before}
     later = {row.name: row for row in after}
     lines = [f"| row | before ({revisions[0]}) | after ({revisions[1]}) | change |", "|---|---|---|---|"]
@@ -33,12 +41,16 @@ def _line(name: str, before: Row | None, after: Row | None) -> str:
     if before is None or after is None:
         change = "-"
     else:
-        change = f"{round(after.value - before.value, 1):+,}"
+        change = f"{round(after.total - before.total, 1):+,}"
     return f"| {name} | {_value(before)} | {_value(after)} | {change} |"
 
 
 def _value(row: Row | None) -> str:
-    return "-" if row is None else f"{row.value:,}"
+    if row is None:
+        return "-"
+    if row.lab is None:
+        return f"{row.value:,}"
+    return f"{row.value:,} + {row.lab:,} = {row.total:,}"
 
 
 def _difference(before: Row, after: Row) -> list[str]:

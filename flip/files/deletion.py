@@ -1,4 +1,4 @@
-"""Deletes files and folders: the only module of flip/, jobs/ and tools/ that does (tests/security/test_calls.py).
+"""Deletes files and folders: the only module of the product and lab/ that does (tests/security/test_calls.py).
 
 The caller computes a target from its own configuration, or has created it. A target is never read from a record: a
 record may be copied from another run, or prepared by another user. No function follows a link among the names that it

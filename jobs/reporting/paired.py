@@ -1,7 +1,7 @@
 """Paired differences between two designs over their common seeds, with 95 % intervals by Student's t.
 
 Runs of one seed have the same order of samples, crops and initial weights, so that a pair varies less than two seeds.
-Reports compare designs by ``difference``; the studies pool the deviation of all arms (tools/studies/arms_stats.py).
+Reports compare designs by ``difference``; the studies pool the deviation of all arms (lab/studies/arms_stats.py).
 """
 
 from collections.abc import Mapping

@@ -134,6 +134,20 @@ def test_only_existing_places_answer_and_question_without_answer_is_an_error(tmp
         answers.answered("Who?", ("flip/b.py",), here, tmp_path, {})
 
 
+def test_lab_is_counted_beside_the_product(tmp_path):
+    product = module("x = 1\nif x:\n    y = 2\n")
+    proof = module("z = 3\n", "lab.example")
+    counted = rows.with_lab(code.rows([product]), code.rows([proof]), code.rows([product, proof]))
+    lines = compare.table([*counted, Row("options", 7)]).splitlines()
+    assert "| lines of code | 3 | 1 | 4 |" in lines
+    assert "| branches per 1,000 lines of code | 333.3 | 0.0 | 250.0 |" in lines
+    assert "| options | 7 | | |" in lines
+    rows.write(counted, "abc", tmp_path / "after.json")
+    assert rows.read(tmp_path / "after.json") == ("abc", counted)
+    earlier = [Row("lines of code", 4)]
+    assert "| lines of code | 4 | 3 + 1 = 4 | +0 |" in compare.compared(earlier, counted, ("a", "b"))
+
+
 def test_table_of_two_results_names_what_came_and_went(tmp_path):
     before = [Row("options", 2, ("--a", "--b")), Row("statements", 1000), Row("old", 1)]
     after = [Row("options", 1, ("--c",)), Row("statements", 900)]

@@ -27,10 +27,10 @@ from flip.runs.rundir import RunDir
 from flip.tokenizer import TOKENIZERS
 from flip.traffic import step_phases
 from flip.training import grad_cache, parameter_groups
+from lab.documentation import choices
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
 from tools.commands.tokenizer import KINDS
-from tools.documentation import choices
 
 #: Setting -> (its table, its choices, the file of the choices).
 REGISTRIES = {

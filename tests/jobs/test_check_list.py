@@ -8,7 +8,7 @@ import pytest
 from flip.runs.checks import CLUSTER, NODE, OK, RANK, SUBMIT, UNKNOWN, Check, Rule, require, run_rules
 from flip.runs.errors import ConfigError
 from jobs import check_list
-from tools.documentation.checks import checks_page
+from lab.documentation.checks import checks_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def test_list_has_every_rule_of_the_code_and_every_stage():
     assert list(check_list.stages()) == [SUBMIT, CLUSTER, NODE, RANK]
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for package in ("flip", "jobs", "tools")
+        for package in ("flip", "jobs", "tools", "lab")
         for path in (ROOT / package).rglob("*.py")
         if " Rule(" in path.read_text(encoding="utf-8") or "(Rule(" in path.read_text(encoding="utf-8")
     ]

@@ -16,7 +16,7 @@ from jobs.common.cli import Parser
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "torchvision", "timm", "numpy", "pandas", "rich", "matplotlib", "tqdm", "transformers", "wandb"}
 LIGHT = HEAVY | {"yaml", "logging", "asyncio", "importlib.metadata", "flip.config.schema"}
-NO_RESULT = {"debug", "tensorboard", "follow", "completion", "study"}
+NO_RESULT = {"debug", "tensorboard", "follow", "completion"}
 """Commands without --json, because they print no result."""
 HEAVY_PARSERS = {"slurm_sandbox"}
 """Commands whose parser shows the options of a package with heavier imports."""
@@ -84,7 +84,7 @@ def test_help_lists_all_commands_without_heavy_imports():
     assert all(f"\n  {name} " in done.stdout for name in PACKAGES) and "exit codes: 0 complete, 2 wrong" in done.stdout
     assert not {"torch", "numpy", "yaml", "flip", "argparse"} & imported(done)
     assert max(map(len, done.stdout.splitlines())) <= 80, "it fits a terminal"
-    assert done.stdout.index("\ntrain:\n") < done.stdout.index("\ndevelopment of FLIP itself:\n  study ")
+    assert done.stdout.index("\ntrain:\n") < done.stdout.index("\nset up:\n  doctor ")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

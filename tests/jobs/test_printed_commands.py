@@ -213,7 +213,7 @@ def test_pages_messages_and_sweeps_name_existing_commands():
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in listed if _is_read_by_users(name)}
     assert len(texts) > 300
     typed = {(name, found[1]) for name, text in texts.items() for found in TYPED.finditer(text)}
-    assert {word.replace("-", "_") for _, word in typed} >= set(PACKAGES) - {"audit"}
+    assert {word.replace("-", "_") for _, word in typed} >= set(PACKAGES)
     assert not [(name, word) for name, word in typed if word.replace("-", "_") not in PACKAGES]
     files = [(name, found[0]) for name, text in texts.items() for found in SCRIPTS.finditer(text)]
     assert not [(name, line) for name, line in files if "jobs/submit.py" not in line and "jobs/host/" not in line]
@@ -255,7 +255,9 @@ def test_calls_of_command_are_accepted_by_its_parser():
 
 
 def test_messages_name_no_command_files_of_earlier_releases():
-    texts = [(place, text) for name in ("flip", "jobs", "tools") for place, text in _texts(name, docstrings=False)]
+    texts = [
+        (place, text) for name in ("flip", "jobs", "tools", "lab") for place, text in _texts(name, docstrings=False)
+    ]
     assert OLD_NAMES.search("see evaluate.py --url ADDRESS")
     assert not [(place, found[0]) for place, text in texts for found in OLD_NAMES.finditer(text)]
 
@@ -265,7 +267,7 @@ def test_values_in_command_lines_of_messages_are_quoted():
     plain = {"id", "first", "last", "name", "run", "masked_1_"}
     found = [
         (place, line, value)
-        for folder in ("flip", "jobs", "tools")
+        for folder in ("flip", "jobs", "tools", "lab")
         for place, text in _texts(folder, docstrings=False, keep_values=True)
         for line in _command_lines(text)
         for value in re.findall(r"<([a-z][\w.]*)>", line)

@@ -153,7 +153,7 @@ class _Names:
 
 def _is_own(names: set[str]) -> bool:
     """Whether an expression is a member of a module of this project, which is checked itself."""
-    return bool(names) and all(name.partition(".")[0] in ("flip", "jobs", "tools") for name in names)
+    return bool(names) and all(name.partition(".")[0] in ("flip", "jobs", "tools", "lab") for name in names)
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:

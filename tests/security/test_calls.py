@@ -7,15 +7,15 @@ import pytest
 from tests.security.calls import DELETES, FOLDER, WRITES, dangerous_calls
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("flip", "jobs", "tools", "kernel/visible_jpeg")
+FOLDERS = ("flip", "jobs", "tools", "lab", "kernel/visible_jpeg")
 #: (file, name) -> reason why the call is allowed.
 ALLOWED = {
     ("flip/__init__.py", "importlib.import_module"): "modules are named in the file itself",
     ("tools/commands/shards.py", "importlib.import_module"): "modules are named in the file itself",
-    ("tools/commands/study.py", "importlib.import_module"): "a file of tools/studies in this repository",
+    ("lab/study.py", "importlib.import_module"): "a file of lab/studies in this repository",
     ("flip/data/manifest/uids.py", "numpy.load"): "allow_pickle=False",
     ("flip/evaluation/metrics/measures.py", "numpy.load"): "allow_pickle=False",
-    ("tools/demo_datasets/icons/drawings.py", "numpy.load"): "allow_pickle=False",
+    ("lab/icons/drawings.py", "numpy.load"): "allow_pickle=False",
     ("jobs/common/terminal.py", "getattr(sys, name)"): "stdout and stderr, named in the file itself",
     ("jobs/common/terminal.py", "setattr(sys, name, above)"): "stdout and stderr, named in the file itself",
     ("jobs/tracking/tracker.py", "importlib.import_module"): "modules are named in the file itself",
@@ -43,13 +43,13 @@ ALLOWED = {
     ("jobs/common/filesystem.py", "os.symlink"): "in a temporary folder of mode 0700",
     ("jobs/commands/debug.py", "shutil.copytree"): "in a temporary folder of mode 0700",
     ("jobs/commands/tensorboard.py", "link.symlink_to"): "in a temporary folder of mode 0700",
-    ("tools/demo_datasets/icons/build.py", "shutil.copyfile"): "into a new folder of the cache, closed to others",
+    ("lab/icons/build.py", "shutil.copyfile"): "into a new folder of the cache, closed to others",
     ("flip/data/storage/s3.py", "'delete_object'"): "one request, for flip.files.deletion",
     ("flip/data/storage/fsspec_storage.py", "files.rm_file"): "one request, for flip.files.deletion",
     ("flip/checkpoint/remote.py", "self._storage.delete"): "one file of a folder, for flip.files.deletion",
     ("flip/checkpoint/remote_folder.py", "remote.delete"): "passed to flip.files.deletion, which chooses the names",
     ("jobs/planning/preflight.py", "remote.delete"): "an object with a random name that the line above has written",
-    ("tools/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
+    ("lab/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
     ("tools/sandbox/config.py", "gpu.symlink_to"): "in a folder of a test cluster, closed to others",
 }
 #: The modules that make folders, open files to write, and delete: the reasons that do not count there.

@@ -19,7 +19,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {*sys.stdlib_module_names, *metadata.packages_distributions(), "flip", "jobs", "tools", "sitecustomize"}
+NAMES = {*sys.stdlib_module_names, *metadata.packages_distributions(), "flip", "jobs", "tools", "lab", "sitecustomize"}
 
 
 class Hostile:

@@ -4,48 +4,56 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.common.cli import Parser, run_command
 
+if TYPE_CHECKING:
+    from tools.demo_datasets.output import DemoData
+
 _ABOUT = """\
-Fetch and build demonstration data below the cache: images of 64 px with captions, held-out test sets with their
+Fetch and build the demonstration data below the cache: images of 64 px with captions, held-out test sets with their
 classes, a manifest each, tokenizer.json, LICENCES.md and done.json (counts and digests).
 
-emoji   about 1,400 emoji in nine sets of drawings by six makers, with Unicode's names and keywords; a minute
+About 1,400 emoji in nine sets of drawings by six makers, with Unicode's names and keywords; a minute.
         train (six sets), noto-v1 (validation), twemoji and openmoji (test), unseen (classes that
         training never sees), classes.json
-icons   drawings of 222 icon sets, 308,000 of them to train on, with their names; 15 minutes of a core
-        train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler-all, carbon-all and
-        game-icons-all (test families; without -all: an image per class), retrieval, probe
 
 An interrupted build continues when the command is repeated. The fetched packages stay in packages/; they may be
 deleted."""
 
 _EXAMPLES = """\
 examples:
-  flip demo_data                      emoji, into FLIP_CACHE, default ~/.cache/flip; at once if they exist
-  flip demo_data icons --cache /data/flip
+  flip demo_data                      into FLIP_CACHE, default ~/.cache/flip; at once if they exist
+  flip demo_data --cache /data/flip
   flip demo_data --force --json       build again from the fetched packages; print facts as JSON"""
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="flip demo_data", description=_ABOUT, epilog=_EXAMPLES)
-    parser.add_argument("data", nargs="?", choices=("emoji", "icons"), default="emoji", help="default: emoji")
-    parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
-    parser.add_argument("--force", action="store_true", help="build again even if the data exists")
+    add_build_options(parser)
     return run_command(prepare, parser.parse_args(argv))
 
 
 def prepare(options: argparse.Namespace) -> int:
+    from tools.demo_datasets.emoji.build import DATA
+
+    return build(DATA, options)
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Add --cache and --force, which ``build`` reads."""
+    parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
+    parser.add_argument("--force", action="store_true", help="build again even if the data exists")
+
+
+def build(data: DemoData, options: argparse.Namespace) -> int:
+    """Build a data set unless it is ready, and print its facts."""
     import json
     import time
 
     from flip.common.cache import cache_root
 
-    if options.data == "icons":
-        from tools.demo_datasets.icons.build import DATA as data
-    else:
-        from tools.demo_datasets.emoji.build import DATA as data
     if options.cache:
         cache = options.cache.expanduser().absolute()
     else:

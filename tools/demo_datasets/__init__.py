@@ -6,8 +6,8 @@ How are they built, reproducibly, from pinned npm packages?
 - `render`: SVG to 64 px PNG with the same bytes on every machine; finds drawings that look alike.
 - `output`: shards, manifests and done.json in the cache folder; complete or absent.
 - `emoji/`: about 10,000 drawings by nine vendors, with Unicode's names.
-- `icons/`: about 300,000 drawings of 220 icon sets, with nested training subsets and held-out families.
 
-The command is ``flip demo_data``. Imports flip (runs, rng, data.manifest, tokenizer) and jobs.common.
+The command is ``flip demo_data``. Sets of others, as the icons of the scaling study, use ``npm``, ``render`` and
+``output``. Imports flip (runs, rng, data.manifest, tokenizer) and jobs.common.
 Libraries that only the build needs (PIL, resvg, webdataset, pyarrow) are imported inside functions.
 """

@@ -13,7 +13,7 @@ from flip.monitoring.curves import CurvePoints
 from flip.monitoring.utilisation import Utilisation
 from flip.training.metrics_callback import MetricLines
 from flip.training.user_callbacks import UserCallbacks
-from tools.documentation import metrics
+from lab.documentation import metrics
 
 
 def line():
@@ -63,7 +63,7 @@ def test_every_metric_is_a_curve_or_exempt():
     assert not stale, f"{stale}: no metric line has these: remove them from flip/monitoring/curves.py"
     page = metrics.metrics_page()
     absent = [field for field in sorted(known) if not re.search(rf"^\| `{field}` \|", page, re.MULTILINE)]
-    assert not absent, f"{absent}: tools/documentation/metrics.py lists each"
+    assert not absent, f"{absent}: lab/documentation/metrics.py lists each"
 
 
 def test_every_counter_of_storage_has_a_description():

@@ -48,7 +48,7 @@ def test_numbers_of_formats_stand_in_one_module():
     for name in ("CONFIG", "RUN", "EVALUATION", "MANIFEST", "ORDER", "EXPORT", "MEASUREMENT", "AGENT"):
         places = [
             path.relative_to(ROOT).as_posix()
-            for folder in ("flip", "jobs", "tools")
+            for folder in ("flip", "jobs", "tools", "lab")
             for path in (ROOT / folder).rglob("*.py")
             if re.search(rf"^{name}_NUMBER = ", path.read_text(encoding="utf-8"), re.MULTILINE)
         ]

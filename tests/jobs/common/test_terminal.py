@@ -197,7 +197,7 @@ def test_progress_bar_without_total_shows_amount_and_speed(capsys, monkeypatch):
 @pytest.mark.long
 def test_rich_is_imported_lazily_and_only_for_terminals_and_their_images():
     importers = {name for name, path in FILES.items() if any(other.split(".")[0] == "rich" for other in imports(path))}
-    assert importers == {"jobs.common.terminal", "tools.documentation.figures"}
+    assert importers == {"jobs.common.terminal", "lab.documentation.figures"}
     script = "import sys, jobs.common.terminal as t; t.show(t.Page(t.TextTable([{'run': 'a'}])))"
     script += "; assert 'rich' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

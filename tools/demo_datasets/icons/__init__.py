@@ -1,8 +1,0 @@
-"""The icon set.
-
-- `families`: its package, which sets are used, which sets are one design, and which designs are held out.
-- `names`: captions from names, aliases and categories.
-- `drawings`: renders the sets; an interrupted build continues.
-- `selection`: drops copies and near-duplicates; chooses subsets, classes, retrieval and probe sets.
-- `build`: shards, class names, tokenizer and licences.
-"""
