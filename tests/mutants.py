@@ -182,7 +182,7 @@ def main():
     if unknown:
         parser.error(f"no tests are known for {', '.join(unknown)}")
     with tempfile.TemporaryDirectory(prefix="flip-mutants-") as folder:
-        for entry in ("flip", "jobs", "tests", "tools", "sweeps", "pyproject.toml"):
+        for entry in ("flip", "jobs", "tests", "tools", "lab", "sweeps", "pyproject.toml"):
             if (ROOT / entry).is_dir():
                 shutil.copytree(ROOT / entry, Path(folder) / entry, ignore=shutil.ignore_patterns("__pycache__"))
             else:
