@@ -2,18 +2,17 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 
 from jobs.host import slurm_cli
 from tests.harness.common import wait_until
 from tests.harness.slurm_command_lines import LINES
+from tests.jobs.slurm.golden_scripts import golden_script
 from tests.slurm_site import require
 from tools.sandbox.cluster import SandboxCluster
 
 pytestmark = pytest.mark.slurm
-GOLDEN = Path(__file__).resolve().parents[1] / "jobs" / "slurm" / "golden"
 STEP = re.compile(r"^srun (.*) \S+/python -I \S+/rank_entry.py jobs.worker$", re.MULTILINE)
 KINDS = re.compile(r"^  flip_options=\((.*)\)$", re.MULTILINE)
 SCRIPT = "#!/bin/sh\n#SBATCH --output=/dev/null\nexec sleep 300\n"
@@ -127,8 +126,8 @@ def test_real_slurm_accepts_command_line(line, open_cluster, tmp_path):
 def test_real_slurm_accepts_options_of_batch_scripts_and_steps(open_cluster, tmp_path):
     """Those of the golden files, except for containers of pyxis, which the sandbox does not have."""
     open_cluster(False)
-    for name in ("sbatch-plain", "sbatch-agents", "sbatch-elastic"):
-        golden = (GOLDEN / f"{name}.sh").read_text()
+    for name in ("plain", "agents", "elastic"):
+        golden = golden_script(name)
         options = "\n".join(line for line in golden.splitlines() if line.startswith("#SBATCH"))
         for old, new in SMALLER.items():
             options = options.replace(old, new)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,10 +19,9 @@ from jobs.common.job import Job, JobResources
 from jobs.slurm import batch_script
 from jobs.slurm.site import rejection
 from tests.harness.job_records import write_job
+from tests.jobs.slurm import golden_scripts
 from tests.jobs.slurm.batch_stage import JOB, ROOT, script
 from tests.slurm_site import require_shellcheck
-
-GOLDEN = Path(__file__).with_name("golden")
 
 
 def test_script_of_evaluation_differs_from_training_by_its_places_and_module(monkeypatch):
@@ -271,8 +269,10 @@ def test_owner_records_storage_cause_if_disk_is_full(tmp_path, small_disk):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
-def test_shellcheck_reports_no_problems_in_golden_scripts(path):
+@pytest.mark.parametrize("name", golden_scripts.names())
+def test_shellcheck_reports_no_problems_in_golden_scripts(tmp_path, name):
+    path = tmp_path / f"sbatch-{name}.sh"
+    path.write_text(golden_scripts.golden_script(name))
     # SC1091: /etc/profile belongs to the node and is not checked here
     done = subprocess.run([require_shellcheck(), "--exclude=SC1091", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

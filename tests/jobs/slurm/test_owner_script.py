@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +19,9 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobResources
 from jobs.slurm import batch_script
 from tests.harness.common import wait_until
+from tests.jobs.slurm import golden_scripts
 from tests.jobs.slurm.batch_stage import JOB, OWNER_CODE, ignored_signals, script
 
-GOLDEN = Path(__file__).with_name("golden")
 ELASTIC = JobResources(4, 8, 8, 12, 23.9, least_nodes=2, spares=1, usable=(2, 4))
 STOP = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 #: A stand-in for srun, or for a follower: it records how it was started.
@@ -60,10 +59,7 @@ def test_script_matches_golden_file(name, fields, changes):
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     assert text.count(program) == 1
     text = text.replace(program, "(flip/files/acl.py and flip/files/ownership.py)\n")
-    path = GOLDEN / f"sbatch-{name}.sh"
-    if os.environ.get("FLIP_GOLDEN") == "write":
-        path.write_text(text)
-    assert text == path.read_text(), "FLIP_GOLDEN=write updates the file; review the diff"
+    golden_scripts.compare(name, text)
 
 
 def test_start_becomes_owner_with_ignored_signals(owned):
