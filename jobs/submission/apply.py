@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,21 @@ from jobs.submitted_runs.resubmit import NO_COMMAND, SubmitCommand
 from jobs.workloads.workload import job_of
 
 PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What all jobs of a submission have in common."""
+
+    canary_steps: int = 0
+    """Steps of a canary before the others with its resources start; 0: all start at once."""
+    resubmit_command: SubmitCommand = NO_COMMAND
+    """The command that submits the sweep again, for job.json."""
+    exposed: Sequence[str] = ()
+    """See ``Job.exposed``."""
+
+
+WITHOUT_CANARY = StartOptions()
 
 
 @contextmanager
@@ -79,10 +94,8 @@ def create_and_submit(
     snapshot: Snapshot,
     cluster: Backend | MultiBackend,
     record: Mapping[str, Any],
-    steps: int = 0,
-    resubmit_command: SubmitCommand = NO_COMMAND,
+    options: StartOptions = WITHOUT_CANARY,
     on_trash: Callable[[Path, Path], None] = lambda path, target: None,
-    exposed: Sequence[str] = (),
 ) -> list[Job]:
     """Create the run directories of runs that start, then submit them. Call it under ``lock``.
 
@@ -91,10 +104,8 @@ def create_and_submit(
 
     Args:
         record: the contents of sweep.json, for reports: name, title, notes, order of runs, expected numbers.
-        steps: steps of a canary before the others with its resources start; 0: all start at once.
-        resubmit_command: the command that submits the sweep again, for job.json.
+        options: what the jobs have in common.
         on_trash: called with a moved run directory and its place in the trash.
-        exposed: ``Job.exposed``.
     """
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
@@ -129,11 +140,8 @@ def create_and_submit(
                 _set_aside_compiled(run, action.submitter)
         for action in sourced:
             action.wanted.pin(RunDir(plan.folder / action.name))
-        jobs = [
-            replace(_job_to_submit(action, plan, snapshot, codes[action.name], resubmit_command), exposed=exposed)
-            for action in started
-        ]
-        jobs = assign_canaries(jobs, plan.folder, steps)
+        jobs = [_job_to_submit(action, plan, snapshot, codes[action.name], options) for action in started]
+        jobs = assign_canaries(jobs, plan.folder, options.canary_steps)
         cluster.submit(jobs)
     return jobs
 
@@ -219,11 +227,12 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
     return code
 
 
-def _job_to_submit(action: Action, plan: Plan, snapshot: Snapshot, code: Path, resubmit_command: SubmitCommand) -> Job:
+def _job_to_submit(action: Action, plan: Plan, snapshot: Snapshot, code: Path, options: StartOptions) -> Job:
     run = RunDir(plan.folder / action.name)
     if code == snapshot.path:
         write_json(run.identity, _recorded(read_record(run.identity) or {}, snapshot, action))
     uncancels = action.name in plan.cancelled and not action.moves
+    resubmit_command = options.resubmit_command
     command = []
     if resubmit_command.argv:
         command = [*resubmit_command.argv, "--only", action.wanted.name]
@@ -238,6 +247,7 @@ def _job_to_submit(action: Action, plan: Plan, snapshot: Snapshot, code: Path, r
         command=command,
         command_folder=resubmit_command.folder,
         host_snapshot=snapshot.path,
+        exposed=options.exposed,
     )
 
 

@@ -55,6 +55,24 @@ class ExistingRun:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """The options of a submission that decide about existing runs."""
+
+    retry: bool = False
+    """Restart failed and cancelled runs."""
+    changed: str = ""
+    """keep, extend, fork, restart, data; empty: refuse changed runs. With ``extend`` the configuration of each that can
+    be extended has its ``init`` already."""
+    prunes: bool = False
+    """Runs that are no longer in the sweep file go to the trash."""
+    only: str = "*"
+    """Patterns of the names of such runs to include."""
+
+
+REFUSE_CHANGED = PlanOptions()
+
+
+@dataclass(frozen=True)
 class Action:
     """What happens to one run.
 
@@ -220,25 +238,17 @@ def compare(
     existing: Mapping[str, ExistingRun],
     folder: Path,
     names: Collection[str] = (),
-    retry: bool = False,
-    changed: str = "",
-    prunes: bool = False,
-    only: str = "*",
+    options: PlanOptions = REFUSE_CHANGED,
 ) -> Plan:
-    """What to do with each run. ``names``: of all runs in the sweep file, if ``wanted`` is a selection.
-
-    ``retry``: restart failed and cancelled runs. ``changed``: keep, extend, fork, restart, data, or "" to refuse such
-    runs; with ``extend`` the configuration of each that can be extended has its ``init`` already.
-    ``only``: patterns of the names of dropped runs to include.
-    """
+    """What to do with each run. ``names``: of all runs in the sweep file, if ``wanted`` is a selection."""
     names = {*names, *(run.name for run in wanted)}
     forked = forks(existing, names)
-    actions = [_action(run, existing, forked.get(run.name, ()), names, retry, changed) for run in wanted]
+    actions = [_action(run, existing, forked.get(run.name, ()), names, options) for run in wanted]
     own = names.union(*(forked.get(name, ()) for name in names))
-    dropped = {name: run for name, run in existing.items() if name not in own and is_chosen(name, only)}
+    dropped = {name: run for name, run in existing.items() if name not in own and is_chosen(name, options.only)}
     left = sum(name in own for name in existing)
     cancelled = {name for name, run in existing.items() if run.cancel or run.state == "cancelled"}
-    return Plan(folder, actions, dropped, prunes, left, cancelled)
+    return Plan(folder, actions, dropped, options.prunes, left, cancelled)
 
 
 def _action(
@@ -246,8 +256,7 @@ def _action(
     all_existing: Mapping[str, ExistingRun],
     forked: Sequence[str],
     names: Collection[str],
-    retry: bool,
-    changed: str,
+    options: PlanOptions,
 ) -> Action:
     existing = all_existing.get(wanted.name)
     fork = ""
@@ -256,9 +265,9 @@ def _action(
     if not existing.matches(wanted):
         fork = next((name for name in reversed(forked) if all_existing[name].matches(wanted)), "")
         if not fork:
-            return _changed(wanted, all_existing, forked, names, changed)
+            return _changed(wanted, all_existing, forked, names, options.changed)
         existing = all_existing[fork]
-    starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
+    starts = existing.state == "stopped" or (options.retry and existing.state in ("failed", "cancelled"))
     unchanged = ""
     if wanted.ignored_changes:
         unchanged = f"kept as it is ({wanted.in_words(wanted.ignored_changes)})"

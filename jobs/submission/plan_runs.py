@@ -15,7 +15,7 @@ from jobs.planning import preflight
 from jobs.planning.run_cost import total
 from jobs.submission.check import Checked, CheckRows
 from jobs.submission.dry_run import PlannedJob, planned_jobs
-from jobs.submission.plan import Plan, compare, scan_runs
+from jobs.submission.plan import Plan, PlanOptions, compare, scan_runs
 from jobs.submission.request import Request
 from jobs.sweeps.sweep_file import no_match
 
@@ -63,21 +63,9 @@ class Planned:
         """The submission itself, or if it would start nothing, what shows the runs."""
         if not self.plan.starting and not self.plan.pruned:
             return commands_of_runs(self.plan)
-        options = self.request.options
-        words: list[str] = []
-        if options.only is not None:
-            words += ["--only", *options.only.split()]
-        if options.changed:
-            words += ["--changed", options.changed]
-        flags = {
-            "--retry": options.retry,
-            "--take-over": options.take_over,
-            "--prune": options.prune,
-            "--no-canary": options.no_canary,
-            "--allow-prune-majority": options.prune_most,
-            "--yes": bool(self.question),
-        }
-        words += [flag for flag, is_given in flags.items() if is_given]
+        words = self.request.options.repeated_words()
+        if self.question:
+            words.append("--yes")
         return [self.request.resubmit_command.line(self.request.folder.parent, *words)]
 
 
@@ -111,11 +99,10 @@ def _compare_with_directories(checked: Checked) -> Plan:
     runs = checked.resolved.runs
     names = request.sweep.names
     existing = scan_runs(request.folder, [run.name for run in runs])
-    changed = options.changed or ""
-    only = options.only or "*"
-    plan = compare(runs, existing, request.folder, names, options.retry, changed, request.prunes, only)
+    decisions = PlanOptions(options.retry, options.changed or "", request.prunes, options.only or "*")
+    plan = compare(runs, existing, request.folder, names, decisions)
     if not (plan.actions or plan.dropped):
-        raise no_match(request.file, only, names)
+        raise no_match(request.file, decisions.only, names)
     return plan
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from itertools import count as count_from
 from pathlib import Path
@@ -26,51 +26,58 @@ OF_TRAININGS = ("parameters", "samples", "steps", "FLOPs")
 """Columns that a plan of programs alone does not have."""
 
 
-def summary(
-    plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path] = (), takes_over: bool = False
-) -> Page:
-    """One line per run, and the totals of the runs that start.
+@dataclass(frozen=True)
+class PlanView:
+    """A plan, and what is shown with it."""
 
-    ``files``: the sweep file and cluster profiles. ``takes_over``: whether --take-over is given.
-    """
+    plan: Plan
+    sweep: Sweep
+    profile: ClusterProfile
+    """That of runs which name none."""
+    checks: Mapping[Check, Sequence[str]] = field(default_factory=dict)
+    """Row -> its runs; none: all."""
+    question: str = ""
+    """Which is asked before anything starts."""
+    batches: Sequence[PlannedJob] = ()
+    """The jobs that Slurm would get."""
+    script: bool = False
+    """Whether their batch scripts are shown."""
+    files: Sequence[Path] = ()
+    """The sweep file and cluster profiles."""
+    takes_over: bool = False
+    """Whether --take-over is given."""
+
+
+def summary(view: PlanView) -> Page:
+    """One line per run, and the totals of the runs that start."""
+    plan = view.plan
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         runs = f"all {len(plan.actions)} runs"
         if len(plan.actions) == 1:
             runs = "its only run"
-        done = f"{sweep.name}: complete, {runs}; nothing to start."
+        done = f"{view.sweep.name}: complete, {runs}; nothing to start."
         reasons = [f"{action.name}: {action.reason}" for action in plan.actions if action.reason]
         return Page("\n".join([done, *reasons]), *_dropped(plan))
-    overview = _overview(plan, profile)
-    head = _head(plan, sweep, profile, files)
-    inherited = _inherited(plan, takes_over)
+    overview = _overview(plan, view.profile)
+    head = _head(view)
+    inherited = _inherited(plan, view.takes_over)
     return Page(head, overview, *_dropped(plan), *_copied(plan), *inherited, *_warnings(plan), *_advice(plan))
 
 
-def details(
-    plan: Plan,
-    sweep: Sweep,
-    profile: ClusterProfile,
-    checks: Mapping[Check, Sequence[str]],
-    question: str = "",
-    batches: Sequence[PlannedJob] = (),
-    script: bool = False,
-    files: Sequence[Path] = (),
-    takes_over: bool = False,
-) -> Page:
-    """All details of every run, the totals, the Slurm jobs, and the checks.
-
-    ``checks``: row -> its runs; none: all.
-    """
-    lines: list[str | TextTable] = [_head(plan, sweep, profile, files)]
+def details(view: PlanView) -> Page:
+    """All details of every run, the totals, the Slurm jobs, and the checks."""
+    plan = view.plan
+    lines: list[str | TextTable] = [_head(view)]
     for same in _designs(plan):
         lines += ["", *_run(same)]
-    lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
-    lines += [*_copied(plan), *_inherited(plan, takes_over), *_advice(plan)]
-    if question:
-        lines += ["", f"asked first: {question}"]
-    lines += _batches(batches, script)
+    lines += ["", "all runs", _overview(plan, view.profile)]
+    lines += [f"  {assumption(view.profile, _hours(plan))}", *_dropped(plan)]
+    lines += [*_copied(plan), *_inherited(plan, view.takes_over), *_advice(plan)]
+    if view.question:
+        lines += ["", f"asked first: {view.question}"]
+    lines += _batches(view.batches, view.script)
     for head, skipped in (("checked", False), ("not checked here", True)):
-        rows = [(row, names) for row, names in checks.items() if (row.state == UNKNOWN) == skipped]
+        rows = [(row, names) for row, names in view.checks.items() if (row.state == UNKNOWN) == skipped]
         seen = [f"  {row.name}{_about(names)}: {row.text}" for row, names in rows]
         if seen:
             lines += ["", f"{head}:", *seen]
@@ -128,7 +135,10 @@ def _about(names: Sequence[str]) -> str:
     return ""
 
 
-def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path]) -> str:
+def _head(view: PlanView) -> str:
+    plan = view.plan
+    sweep = view.sweep
+    profile = view.profile
     title = ""
     if sweep.title:
         title = f": {plain(sweep.title)}"
@@ -141,8 +151,8 @@ def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Pat
     if clusters == profile.name:
         kind = f" ({profile.kind})"
     read = ""
-    if files:
-        read = f"\nread from {' and '.join(map(str, files))}"
+    if view.files:
+        read = f"\nread from {' and '.join(map(str, view.files))}"
     return f"{sweep.name}{title}\n{runs} on {clusters}{kind}, below {plan.folder}{read}"
 
 
@@ -289,36 +299,29 @@ def _advice(plan: Plan) -> list[str]:
     return lines
 
 
-def as_dict(
-    plan: Plan,
-    sweep: Sweep,
-    profile: ClusterProfile,
-    checks: Mapping[Check, Sequence[str]],
-    question: str = "",
-    batches: Sequence[PlannedJob] = (),
-    files: Sequence[Path] = (),
-) -> dict[str, Any]:
+def as_dict(view: PlanView) -> dict[str, Any]:
     """The plan for programs."""
+    plan = view.plan
     inherited = plan.inherited
     runs = [_run_as_dict(action, inherited.get(action.name, ())) for action in plan.actions]
     return {
-        "sweep": sweep.name,
-        "title": sweep.title,
-        "cluster": profile.name,
+        "sweep": view.sweep.name,
+        "title": view.sweep.title,
+        "cluster": view.profile.name,
         "folder": str(plan.folder),
-        "files": [str(file) for file in files],
+        "files": [str(file) for file in view.files],
         "runs": runs,
         "dropped": [
             {"name": name, "state": run.state, "reason": run.detail, "prunes": plan.prunes}
             for name, run in plan.dropped.items()
         ],
         "cost": asdict(plan.cost),
-        "question": question,
-        "batches": [asdict(batch) for batch in batches],
-        "assumption": assumption(profile, _hours(plan)),
+        "question": view.question,
+        "batches": [asdict(batch) for batch in view.batches],
+        "assumption": assumption(view.profile, _hours(plan)),
         "checks": [
             {"name": row.name, "detail": row.text, "skipped": row.state == UNKNOWN, "runs": list(names)}
-            for row, names in checks.items()
+            for row, names in view.checks.items()
         ],
     }
 

@@ -18,9 +18,15 @@ from jobs.workloads.loading import requested_runs
 from jobs.workloads.workload import RequestedRun
 
 
+def _repeated(flag: str) -> bool:
+    """A flag that the command which follows a dry run has too."""
+    option: bool = field(default=False, metadata={"flag": flag})
+    return option
+
+
 @dataclass
 class SubmitOptions:
-    """The options of ``flip submit``, which describes them."""
+    """The options of ``flip submit``, which describes them: the only list of them that the steps know."""
 
     sweep: str = ""
     cluster: str | None = None
@@ -29,11 +35,11 @@ class SubmitOptions:
     overrides: list[str] = field(default_factory=list)
     changed: str | None = None
     dry_run: bool = False
-    retry: bool = False
-    take_over: bool = False
-    prune: bool = False
-    prune_most: bool = False
-    no_canary: bool = False
+    retry: bool = _repeated("--retry")
+    take_over: bool = _repeated("--take-over")
+    prune: bool = _repeated("--prune")
+    no_canary: bool = _repeated("--no-canary")
+    prune_most: bool = _repeated("--allow-prune-majority")
     watch: bool = False
     yes: bool = False
     script: bool = False
@@ -44,6 +50,16 @@ class SubmitOptions:
     def of(cls, args: argparse.Namespace) -> SubmitOptions:
         """The options of a parsed command line, which has further ones."""
         return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
+
+    def repeated_words(self) -> list[str]:
+        """The options with which a submission follows its dry run, in addition to its ``resubmit_command``."""
+        words: list[str] = []
+        if self.only is not None:
+            words += ["--only", *self.only.split()]
+        if self.changed:
+            words += ["--changed", self.changed]
+        flags = {option.name: option.metadata["flag"] for option in fields(self) if "flag" in option.metadata}
+        return words + [flag for name, flag in flags.items() if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ def read_request(options: SubmitOptions) -> Request:
     start = core_seconds()
     file = find_sweep(options.sweep)
     prunes = options.prune or options.prune_most
-    sweep = requested_runs(file, options.overrides, options.only, options.seeds, none=prunes)
+    sweep = requested_runs(file, options.overrides, options.only, options.seeds, may_be_empty=prunes)
     _refuse_equal_runs(options, file, sweep)
     resubmit_command = resubmit.submit_command(options, file, sweep.folder)
     profile = load_profile(options.cluster or sweep.cluster)

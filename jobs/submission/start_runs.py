@@ -15,7 +15,7 @@ from jobs.common.cli import note
 from jobs.common.paths import REPOSITORY
 from jobs.planning import preflight
 from jobs.submission import render
-from jobs.submission.apply import cancelled_meanwhile, create_and_submit, prune, snapshot_of
+from jobs.submission.apply import StartOptions, cancelled_meanwhile, create_and_submit, prune, snapshot_of
 from jobs.submission.confirm import Confirmed
 from jobs.submission.plan import Plan
 from jobs.submission.snapshot import Snapshot, take
@@ -85,10 +85,8 @@ def _submit_starting(confirmed: Confirmed, outcome_out: SubmitOutcome) -> None:
         snapshot,
         MultiBackend(resolved.profiles),
         sweep_record(request, plan),
-        request.canary_steps,
-        request.resubmit_command,
+        StartOptions(request.canary_steps, request.resubmit_command, confirmed.executed.exposed),
         partial(outcome_out.add_trashed, replaced=True),
-        confirmed.executed.exposed,
     )
     note(render.canaries(jobs))
     note("\n".join(without_code))

@@ -94,16 +94,19 @@ def _show(planned: Planned) -> dict[str, Any]:
     """Print the plan, unless --json prints it in the end with the outcome. Returns it for programs."""
     request = planned.request
     options = request.options
-    plan = planned.plan
-    sweep = request.sweep
-    profile = request.profile
-    checks = planned.rows.by_runs(len(sweep.runs))
-    batches = planned.batches
-    asked = planned.questions
-    files = planned.files
+    view = render.PlanView(
+        planned.plan,
+        request.sweep,
+        request.profile,
+        planned.rows.by_runs(len(request.sweep.runs)),
+        planned.questions,
+        planned.batches,
+        options.script,
+        planned.files,
+        options.take_over,
+    )
     if options.dry_run and not options.json:
-        page = render.details(plan, sweep, profile, checks, asked, batches, options.script, files, options.take_over)
-        show(page)
+        show(render.details(view))
     elif not options.json:
-        show(render.summary(plan, sweep, profile, files, options.take_over))
-    return render.as_dict(plan, sweep, profile, checks, asked, batches, files)
+        show(render.summary(view))
+    return render.as_dict(view)

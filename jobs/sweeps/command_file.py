@@ -166,7 +166,7 @@ def load(
     overrides: Sequence[str] = (),
     only: str | None = None,
     seeds: Sequence[int] | None = None,
-    none: bool = False,
+    may_be_empty: bool = False,
 ) -> Sweep[CommandRun]:
     """The runs of a sweep file with ``command``, as ``sweep_file.load`` those of trainings."""
     table = read_yaml(path)
@@ -182,7 +182,7 @@ def load(
     cluster = table.get("cluster", "local")
     folder = str(Path.cwd()) if is_relative_profile(cluster) else ""
     names = [run.name for run in runs]
-    chosen = sweep_file.chosen(runs, only, none, path)
+    chosen = sweep_file.chosen(runs, only, may_be_empty, path)
     return Sweep(name, table.get("title", ""), table.get("notes", ""), cluster, chosen, names, *head, folder)
 
 

@@ -401,12 +401,12 @@ def read_sweep(
     overrides: Sequence[str] = (),
     only: str | None = None,
     seeds: Sequence[int] | None = None,
-    none: bool = False,
+    may_be_empty: bool = False,
 ) -> Sweep[Run]:
     """The trainings of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
-    ``only``: shell patterns of names, separated by spaces, each of which must match a run unless ``none``. ``seeds``
-    replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
+    ``only``: shell patterns of names, separated by spaces, each of which must match a run unless ``may_be_empty``.
+    ``seeds`` replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
     kind = _other_kind(file.table)
@@ -427,7 +427,7 @@ def read_sweep(
     published, rows, baselines = head(file.path, table, {run.arm for run in runs} | set(table.get("commands", {})))
     title = table.get("title", "")
     notes = table.get("notes", "")
-    runs = chosen(runs, only, none, path)
+    runs = chosen(runs, only, may_be_empty, path)
     return Sweep(name, title, notes, cluster, runs, names, published, rows, baselines, folder)
 
 
@@ -450,14 +450,14 @@ class Named(Protocol):
 NamedType = TypeVar("NamedType", bound=Named)
 
 
-def chosen(runs: Sequence[NamedType], only: str | None, none: bool, path: str | Path) -> list[NamedType]:
-    """The runs that ``only`` selects. Raises ConfigError if one of its patterns matches none, unless ``none``."""
+def chosen(runs: Sequence[NamedType], only: str | None, may_be_empty: bool, path: str | Path) -> list[NamedType]:
+    """The runs that ``only`` selects. Raises ConfigError if one of its patterns matches none, unless ``may_be_empty``."""
     if only is None:
         return list(runs)
     names = [run.name for run in runs]
     selected = [run for run in runs if is_chosen(run.name, only)]
     unmatched = [pattern for pattern in only.split() if not any(is_chosen(name, pattern) for name in names)]
-    if (unmatched or not selected) and not none:
+    if (unmatched or not selected) and not may_be_empty:
         raise no_match(path, " ".join(unmatched) or only, names)
     return selected
 

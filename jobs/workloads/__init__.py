@@ -2,7 +2,7 @@
 
 - ``workload.py``: the interface. ``Workload`` is what a job does, ``SweepRun`` that of a resolved run of a sweep, and
   ``RequestedRun`` a run as its sweep file asks for it. ``Place``: where and on what it runs.
-- ``loading.py``: ``requested_runs`` reads a sweep file and chooses the kind of its runs, once.
+- ``loading.py``: ``requested_runs`` chooses the kind of the runs of a sweep file, once.
 - ``training_request.py`` and ``training.py``: ``TrainingRequest.workload_at`` resolves a configuration to a
   ``TrainingWorkload``; ``extension.py``: the configuration that continues a changed run; ``training_page.py``: its
   lines in a dry run.

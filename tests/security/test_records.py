@@ -190,12 +190,12 @@ def read_by_commands(run, desired_runs):
     shown += [explain.page(facts), json.dumps(facts)]
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(runs)
     scanned = plan.scan_runs(folder, ["victim", "sound"])
-    planned = plan.compare(desired_runs, scanned, folder, retry=True)
+    planned = plan.compare(desired_runs, scanned, folder, options=plan.PlanOptions(retry=True))
     assert planned.actions[1].kind in ("changed", "complete") and scanned["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [
-        render.summary(planned, desired, ClusterProfile()),
-        render.details(planned, desired, ClusterProfile(), {}),
+        render.summary(render.PlanView(planned, desired, ClusterProfile())),
+        render.details(render.PlanView(planned, desired, ClusterProfile())),
     ]
     shown += [printed(run_outcomes.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:

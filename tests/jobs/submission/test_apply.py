@@ -21,6 +21,7 @@ from jobs.local import backend as local
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as submission
 from jobs.submission import plan as planning
+from jobs.submission.plan import PlanOptions
 from jobs.submission.snapshot import Snapshot
 from jobs.submitted_runs import clusters
 from tests.jobs.outcomes import wanted
@@ -266,7 +267,7 @@ def sweep(tmp_path):
 
     def plan(*names, **options):
         resolved_runs = [wanted(name) for name in names]
-        return planning.compare(resolved_runs, planning.scan_runs(place, names), place, **options)
+        return planning.compare(resolved_runs, planning.scan_runs(place, names), place, (), PlanOptions(**options))
 
     plan.place = place
     plan.snapshot = Snapshot("new", place / ".code" / "new", ())
@@ -334,7 +335,9 @@ def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster)
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     resolved = wanted("a", mask="0.75")
-    plan = planning.compare([resolved], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
+    plan = planning.compare(
+        [resolved], planning.scan_runs(sweep.place, ["a"]), sweep.place, (), PlanOptions(changed="restart")
+    )
     assert apply(sweep, plan, cluster) == ["a"] and submission.cancelled_meanwhile(plan) == []
 
 

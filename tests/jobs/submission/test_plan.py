@@ -28,7 +28,7 @@ from jobs.local import supervisor
 from jobs.planning.run_cost import estimate
 from jobs.submission import apply
 from jobs.submission import plan as planning
-from jobs.submission.plan import ExistingRun
+from jobs.submission.plan import ExistingRun, PlanOptions
 from jobs.submission.snapshot import Snapshot, digest_of
 from jobs.submitted_runs import clusters as cluster
 from jobs.workloads.training import TrainingWorkload
@@ -73,10 +73,12 @@ def existing(state, stored_identity=None, **fields):
     return ExistingRun(state, "why", identity(config(**fields), "") if stored_identity is None else stored_identity)
 
 
+def compare(resolved_runs, existing_runs, folder, names=(), **options):
+    return planning.compare(resolved_runs, existing_runs, folder, names, PlanOptions(**options))
+
+
 def decide(state, retry=False, changed="", **fields):
-    (action,) = planning.compare(
-        [wanted(**fields)], {"a": existing(state)}, "runs", retry=retry, changed=changed
-    ).actions
+    (action,) = compare([wanted(**fields)], {"a": existing(state)}, "runs", retry=retry, changed=changed).actions
     return action.kind, action.starts
 
 
@@ -99,7 +101,7 @@ def test_plan_derives_action_from_state_of_existing_run(state, kind, starts, wit
 
 
 def test_plan_starts_runs_without_existing_directory():
-    plan = planning.compare([wanted("a"), wanted("b", mask="0")], {}, "runs")
+    plan = compare([wanted("a"), wanted("b", mask="0")], {}, "runs")
     assert [(action.kind, action.starts) for action in plan.actions] == [("new", True)] * 2
     assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours == 0
 
@@ -107,7 +109,7 @@ def test_plan_starts_runs_without_existing_directory():
 def test_plan_refuses_run_with_changed_configuration(tmp_path):
     assert decide("complete", mask="0.75") == ("changed", False)
     assert decide("complete", mask="0.75", retry=True) == ("changed", False)
-    plan = planning.compare([wanted(mask="0.75")], {"a": existing("complete")}, tmp_path)
+    plan = compare([wanted(mask="0.75")], {"a": existing("complete")}, tmp_path)
     with pytest.raises(ConfigError, match=r"stages.pretrain.mask: '0.5' -> '0.75'.*--changed keep"):
         plan.refuse_changed()
     with pytest.raises(ConfigError, match="is running.*Cancel it first"):
@@ -116,13 +118,13 @@ def test_plan_refuses_run_with_changed_configuration(tmp_path):
         (None, "cannot be read"),
         ({**wanted().identity, "hash": "old"}, "does not match its hash"),
     ):
-        (action,) = planning.compare([wanted()], {"a": ExistingRun("stopped", "", stored)}, tmp_path).actions
+        (action,) = compare([wanted()], {"a": ExistingRun("stopped", "", stored)}, tmp_path).actions
         assert action.kind == "changed" and message in action.reason
 
 
 def planned(resolved_runs, existing_runs, names=(), **options):
     """Plan the runs, and return (directory, kind, starts) of each run."""
-    plan = planning.compare(resolved_runs, existing_runs, "runs", names, **options)
+    plan = compare(resolved_runs, existing_runs, "runs", names, **options)
     return [(action.name, action.kind, action.starts) for action in plan.actions]
 
 
@@ -144,7 +146,7 @@ def test_plan_continues_fork_with_matching_configuration():
     stopped = {"a": existing("stopped", mask="0.5"), "a-v2": existing("stopped", mask="0.9")}
     assert planned([resolved], stopped) == [("a-v2", "changed", False)], "the run is stored in its newest fork"
     assert planned([resolved], stopped, changed="restart") == [("a-v2", "changed", True)]
-    plan = planning.compare([resolved], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
+    plan = compare([resolved], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
     assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
 
 
@@ -156,17 +158,17 @@ def test_forks_are_grouped_by_run_and_ordered_by_number():
 
 def test_plan_prunes_dropped_runs_on_request_unless_majority(tmp_path):
     existing_runs = {name: existing("complete") for name in "abcd"}
-    plan = planning.compare([wanted("a")], existing_runs, tmp_path, ["a", "b"])
+    plan = compare([wanted("a")], existing_runs, tmp_path, ["a", "b"])
     assert list(plan.dropped) == ["c", "d"] and not plan.pruned, "the sweep file contains b, but the request omits it"
-    planning.compare([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True).refuse_prune()
+    compare([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True).refuse_prune()
     three_runs = {name: existing_runs[name] for name in "abc"}
     with pytest.raises(ConfigError, match="2 of 3 runs"):
-        planning.compare([wanted("a")], three_runs, tmp_path, prunes=True).refuse_prune()
-    plan = planning.compare([wanted("a")], existing_runs, tmp_path, prunes=True)
+        compare([wanted("a")], three_runs, tmp_path, prunes=True).refuse_prune()
+    plan = compare([wanted("a")], existing_runs, tmp_path, prunes=True)
     with pytest.raises(ConfigError, match="3 of 4 runs.*more than half.*'b, c, d'.*--allow-prune-majority"):
         plan.refuse_prune()
     plan.refuse_prune(most=True)
-    lost = planning.compare([wanted("a")], {**existing_runs, "b": existing("unknown")}, tmp_path, prunes=True)
+    lost = compare([wanted("a")], {**existing_runs, "b": existing("unknown")}, tmp_path, prunes=True)
     with pytest.raises(ConfigError, match="it is unknown whether it runs: why"):
         lost.refuse_prune(most=True)
 
@@ -176,13 +178,13 @@ def test_plan_refuses_to_trash_run_with_pinned_checkpoint(tmp_path):
     base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
     for run in (base, child, score):
         run.path.mkdir(parents=True)
-    both = planning.compare([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True)
-    alone = planning.compare([wanted("a")], existing_runs, tmp_path, ["a", "b", "d"], prunes=True)
+    both = compare([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True)
+    alone = compare([wanted("a")], existing_runs, tmp_path, ["a", "b", "d"], prunes=True)
     checkpoint_folder.pin(base, child, "pretrain", 64)
     both.refuse_pinned()
     with pytest.raises(ConfigError, match=f"a checkpoint of it is needed by {child.path}.*Wait until"):
         alone.refuse_pinned()
-    restart = planning.compare([wanted("c", mask="0.75")], existing_runs, tmp_path, list("abcd"), changed="restart")
+    restart = compare([wanted("c", mask="0.75")], existing_runs, tmp_path, list("abcd"), changed="restart")
     with pytest.raises(ConfigError, match=f"needed by {child.path}"):
         restart.refuse_pinned()
     write_json(child.result, {})
@@ -202,12 +204,12 @@ def test_plan_names_changed_keys_and_marks_changed_defaults():
     resolved = wanted(mask="0.75")
     resolved.config.optim.eps = 1e-6
     resolved = replace(resolved, identity=identity(resolved.config, ""), given=frozenset({"stages.pretrain.mask"}))
-    (action,) = planning.compare([resolved], {"a": existing("complete", stored)}, "runs").actions
+    (action,) = compare([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; " in action.reason
     assert action.reason.endswith("(optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; "
         "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
     stored["config"]["optim"]["beta1"] = 0.5
-    (action,) = planning.compare([resolved], {"a": existing("complete", stored)}, "runs").actions
+    (action,) = compare([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: it was edited" in action.reason
 
 
@@ -251,7 +253,7 @@ def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
 def test_apply_writes_complete_run_directories_before_submission(tmp_path, snapshot, monkeypatch):
     cluster = Fake()
     folder = tmp_path / "demo"
-    plan = planning.compare([wanted("a"), wanted("b", mask="0")], {}, folder)
+    plan = compare([wanted("a"), wanted("b", mask="0")], {}, folder)
     runs = [job.run for job in apply.create_and_submit(plan, snapshot, cluster, {"name": "demo"})]
     assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
     assert read_config(runs[1].config) == config("0")
@@ -276,15 +278,15 @@ def test_apply_needs_source_of_run_only_until_its_first_checkpoint(tmp_path, sna
     run.config.write_text(dump(run_config))
     present = {"a": ExistingRun("stopped", "", resolved.identity)}
     other = {"a": ExistingRun("stopped", "", wanted("a").identity)}
-    restart = planning.compare([resolved], other, folder, changed="restart")
-    for plan in (planning.compare([resolved], present, folder), restart):
+    restart = compare([resolved], other, folder, changed="restart")
+    for plan in (compare([resolved], present, folder), restart):
         with pytest.raises(DataError, match="no longer exists"):
             apply.create_and_submit(plan, snapshot, cluster, {"name": "demo"})
     assert run.path.exists() and not cluster.jobs
     place = checkpoint_folder.folder(run, "pretrain", 12_800, 1)
     place.mkdir(parents=True)
     checkpoint_folder.complete_checkpoint(place, {"stage": "pretrain", "samples": 12_800, "attempt": 1})
-    apply.create_and_submit(planning.compare([resolved], present, folder), snapshot, cluster, {"name": "demo"})
+    apply.create_and_submit(compare([resolved], present, folder), snapshot, cluster, {"name": "demo"})
     assert [job.run.name for job in cluster.jobs] == ["a"]
 
 
@@ -300,18 +302,18 @@ def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapsho
     monkeypatch.setattr(apply, "write_json", full)
     cluster = Fake()
     with pytest.raises(StorageError, match="No space left"):
-        apply.create_and_submit(planning.compare([wanted("a"), wanted("b")], {}, folder), snapshot, cluster, {})
+        apply.create_and_submit(compare([wanted("a"), wanted("b")], {}, folder), snapshot, cluster, {})
     assert sorted(path.name for path in folder.iterdir()) == [".code"] and not cluster.jobs
 
 
 def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
     cluster = Fake()
     folder = tmp_path / "demo"
-    apply.create_and_submit(planning.compare([wanted()], {}, folder), snapshot, cluster, {})
+    apply.create_and_submit(compare([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
     existing_runs = planning.scan_runs(folder, ["a"])
     apply.create_and_submit(
-        planning.compare([wanted(mask="0.75")], existing_runs, folder, changed="restart"), snapshot, cluster, {}
+        compare([wanted(mask="0.75")], existing_runs, folder, changed="restart"), snapshot, cluster, {}
     )
     assert read_config(folder / "a" / "config.yaml").stages[0].mask == "0.75"
     (trashed,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
@@ -324,33 +326,31 @@ def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
 def test_plan_adopts_other_data_only_on_request(state, starts):
     resolved = wanted(data="other")
     existing_runs = {"a": existing(state)}
-    plan = planning.compare([resolved], existing_runs, Path("runs"))
+    plan = compare([resolved], existing_runs, Path("runs"))
     with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it continues with the new data\)"):
         plan.refuse_changed()
-    (action,) = planning.compare([resolved], existing_runs, "runs", changed="data").actions
+    (action,) = compare([resolved], existing_runs, "runs", changed="data").actions
     assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
 
 
 def test_plan_refuses_to_adopt_other_changes_or_data_of_running_run():
-    (action,) = planning.compare(
-        [wanted(data="other", mask="0.75")], {"a": existing("stopped")}, "runs", changed="data"
-    ).actions
+    (action,) = compare([wanted(data="other", mask="0.75")], {"a": existing("stopped")}, "runs", changed="data").actions
     assert (action.kind, action.starts) == ("changed", False)
     with pytest.raises(ConfigError, match="Cancel it first"):
-        planning.compare([wanted(data="other")], {"a": existing("running")}, "runs", changed="data")
+        compare([wanted(data="other")], {"a": existing("running")}, "runs", changed="data")
 
 
 def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     folder = tmp_path / "demo"
     cluster = Fake()
-    apply.create_and_submit(planning.compare([wanted()], {}, folder), snapshot, cluster, {})
+    apply.create_and_submit(compare([wanted()], {}, folder), snapshot, cluster, {})
     checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
     resolved = wanted(data="other")
     old = wanted().identity["hash"]
     existing_runs = planning.scan_runs(folder, ["a"])
-    apply.create_and_submit(planning.compare([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
+    apply.create_and_submit(compare([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
     assert (
         stored["hash"] == resolved.identity["hash"] != old
@@ -359,15 +359,15 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     (before,) = stored["before"]
     assert (before["samples"], before["hash"]) == (96, old)
     assert [change["key"] for change in before["changes"]] == ["data.manifest"]
-    assert [
-        (a.kind, a.starts) for a in planning.compare([resolved], planning.scan_runs(folder, ["a"]), folder).actions
-    ] == [("stopped", True)]
+    assert [(a.kind, a.starts) for a in compare([resolved], planning.scan_runs(folder, ["a"]), folder).actions] == [
+        ("stopped", True)
+    ]
 
 
 def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
     folder = tmp_path / "demo"
     resolved = wanted()
-    apply.create_and_submit(planning.compare([resolved], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     old = older_code(folder)
     for state, code in (("never started", snapshot.path), ("stopped", old), ("failed", snapshot.path)):
         if state == "never started":
@@ -377,7 +377,7 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": old.name})
         cluster = Fake()
         existing_runs = {"a": ExistingRun(state, "", resolved.identity)}
-        apply.create_and_submit(planning.compare([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
+        apply.create_and_submit(compare([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].host_snapshot) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
@@ -385,7 +385,7 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
 def test_run_whose_code_has_another_version_is_refused_before_it_is_queued(tmp_path, snapshot):
     folder = tmp_path / "demo"
     resolved = wanted()
-    apply.create_and_submit(planning.compare([resolved], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     code = folder / ".code" / "older"
     code.mkdir()
@@ -394,18 +394,18 @@ def test_run_whose_code_has_another_version_is_refused_before_it_is_queued(tmp_p
     cluster = Fake()
     with pytest.raises(FormatError, match="other messages of node agents") as error:
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
-        apply.create_and_submit(planning.compare([resolved], existing_runs, folder), snapshot, cluster, {})
+        apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, cluster, {})
     assert error.value.code == 78 and not cluster.jobs
     assert f"mv {code} {code}.other" in error.value.remedy
     code.rename(f"{code}.other")
-    apply.create_and_submit(planning.compare([resolved], existing_runs, folder), snapshot, cluster, {})
+    apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, cluster, {})
     assert cluster.jobs[0].snapshot == snapshot.path
 
 
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
     folder = tmp_path / "demo"
     resolved = wanted()
-    apply.create_and_submit(planning.compare([resolved], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     old = older_code(folder)
     path = folder / "a" / "config.yaml"
@@ -416,7 +416,7 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
         path.write_text(dump_yaml(stored))
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
-        apply.create_and_submit(planning.compare([resolved], existing_runs, folder), snapshot, Fake(), {})
+        apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, Fake(), {})
         older = code != snapshot.path.name
         written = read_yaml(path)
         assert ("loss_tf32" not in written["compute"]) is older and ("schedule" not in written["stages"][0]) is older
@@ -428,7 +428,7 @@ def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, co
     """Other users may have written identity.json, so a path in it is not trusted."""
     folder = tmp_path / "demo"
     resolved = wanted()
-    apply.create_and_submit(planning.compare([resolved], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     (tmp_path / "elsewhere").mkdir()
     if isinstance(code, str):
@@ -436,7 +436,7 @@ def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, co
     write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
     cluster = Fake()
     existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
-    apply.create_and_submit(planning.compare([resolved], existing_runs, folder), snapshot, cluster, {})
+    apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, cluster, {})
     assert cluster.jobs[0].snapshot == snapshot.path
 
 
@@ -456,7 +456,7 @@ def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch
 
 def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snapshot):
     folder = tmp_path / "demo"
-    apply.create_and_submit(planning.compare([wanted()], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([wanted()], {}, folder), snapshot, Fake(), {})
     resolved = wanted()
     resolved.config.checkpoint.minutes = 77
     resolved.config.data.workers = 3
@@ -470,7 +470,7 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
                 "the stored configuration is updated before submission"
             )
 
-    assert apply.create_and_submit(planning.compare([resolved], existing_runs, folder), snapshot, Looks(), {})
+    assert apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, Looks(), {})
 
 
 def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapshot):
@@ -485,7 +485,7 @@ def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapsh
     data = dataset_facts(requested)
     first = finish(requested, big, data, [folder / "a"]).config
     resolved = TrainingWorkload("a", first, identity(first, ""), estimate(first, ClusterProfile()))
-    apply.create_and_submit(planning.compare([resolved], {}, folder), snapshot, Fake(), {})
+    apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     again = finish(requested, small, data, [folder / "a"]).config
     assert (
         identity(again, "")["hash"]

@@ -19,6 +19,7 @@ from jobs.planning.run_cost import estimate, makespan
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
 from jobs.submission.plan import Action, Plan
+from jobs.submission.render import PlanView
 from jobs.sweeps.sweep_file import read_sweep
 from jobs.workloads.training import TrainingWorkload
 from tests.harness.common import ROOT
@@ -65,7 +66,7 @@ def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
         Check(OK, "55,070 samples in 9 shards, /data/of/a/long/path", name="data set"): [],
         Check(UNKNOWN, HOSTILE, name="Slurm"): [],
     }
-    page = render.details(plan, sweep, profile, checks, batches=jobs, script=True)
+    page = render.details(PlanView(plan, sweep, profile, checks, batches=jobs, script=True))
     if columns is None:
         golden(GOLDEN / f"plan-{name}-piped.txt", page)
         return
@@ -106,7 +107,7 @@ def test_plan_page_shows_range_and_spares(monkeypatch):
     profile = load_profile("h100")
     plan, sweep = planned("masking", profile, overrides=["resources.nodes=[2, 4]", "resources.spares=1"])
     shape = plan.actions[0].wanted.resources
-    page = render.details(plan, sweep, profile, {}, batches=[PlannedJob([plan.actions[0].name], shape, "", "")])
+    page = render.details(PlanView(plan, sweep, profile, batches=[PlannedJob([plan.actions[0].name], shape, "", "")]))
     assert "nodes        2: 16 ranks" in page and "1 spare: 25 % more nodes than work" in page
     assert "2-5 nodes, 8 ranks a node" in page
 
@@ -157,7 +158,7 @@ def test_seeds_of_one_configuration_are_one_row():
         resolved = TrainingWorkload(run.name, config, identity(config, ""), estimate(config, profile), profile=profile)
         actions.append(Action(resolved, "new", starts=True))
     actions[1] = replace(actions[1], kind="failed")
-    page = render.details(Plan(Path("/runs/masking"), actions), sweep, profile, {})
+    page = render.details(PlanView(Plan(Path("/runs/masking"), actions), sweep, profile))
     (table,) = [part for part in page.parts if not isinstance(part, str) and "run" in part.rows[0]]
     names = [row["run"] for row in table.rows]
     first, second = [run.name for run in sweep.runs if run.config.seed == 0][:2]
