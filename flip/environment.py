@@ -76,12 +76,12 @@ def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
         lines = Path(cpuinfo).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    facts: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())  # of the first core
-    name = facts.get("model name") or platform.machine()
-    numbers = ", ".join(f"{word} {facts[key]}" for key, word in _GENERATION.items() if facts.get(key))
+        values.setdefault(key.strip(), value.strip())  # of the first core
+    name = values.get("model name") or platform.machine()
+    numbers = ", ".join(f"{word} {values[key]}" for key, word in _GENERATION.items() if values.get(key))
     if numbers:
         name += f" ({numbers})"
     return name

@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     how = "train it again (all runs that are not in FLIP_RUNS), with the same lengths; its page goes to FOLDER"
     action.add_argument("--again", type=Path, metavar="FOLDER", help=how)
-    about = "a file of lab/studies (default: masking)"
-    parser.add_argument("--study", choices=studies(), default="masking", help=about)
+    help_text = "a file of lab/studies (default: masking)"
+    parser.add_argument("--study", choices=studies(), default="masking", help=help_text)
     how = "train for at most M minutes; the next call continues (default: until all is complete)"
     parser.add_argument("--minutes", type=AMOUNT, default=float("inf"), metavar="M", help=how)
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")

@@ -299,11 +299,11 @@ class _SaveSteps:
         if not self._world.is_rank0:
             return
         saving = time.perf_counter() - self._start_time
-        facts = self._record | {"world": self._world.size, "saving": saving}
+        record = self._record | {"world": self._world.size, "saving": saving}
         if self.remote is not None:
-            facts["url"] = self.remote.url
-            self.remote.put(checkpoint_folder.COMMIT_FILE, to_json(facts | {"files": self.files}).encode())
-        checkpoint_folder.complete_checkpoint(self._path, facts, self.files)
+            record["url"] = self.remote.url
+            self.remote.put(checkpoint_folder.COMMIT_FILE, to_json(record | {"files": self.files}).encode())
+        checkpoint_folder.complete_checkpoint(self._path, record, self.files)
 
     def read_back(self) -> None:
         """Verify this rank's part of the checkpoint. Raises what ``verify`` raises."""

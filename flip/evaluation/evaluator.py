@@ -66,9 +66,9 @@ class Evaluator:
         results = tasks[data.task](data, images)
         encoder = self.encoder
         view = {"view": encoder.view_id, "precision": encoder.precision}
-        about = self.ranks.on_rank0(lambda: {"data": images.digest, **view})
+        origin = self.ranks.on_rank0(lambda: {"data": images.digest, **view})
         seconds = time.perf_counter() - start_time
-        common = {"set": data.name, "task": data.task, "role": role, "seconds": seconds, **about}
+        common = {"set": data.name, "task": data.task, "role": role, "seconds": seconds, **origin}
         scores = [{"name": data.name + suffix, **result, **common} for suffix, result in results.items()]
         for score in scores:
             if notes := [note for note in (data.note, score.get("note")) if note]:
@@ -97,8 +97,8 @@ class Evaluator:
                     groups = columns[:, 1].numpy()
                 answers = Answers(labels.numpy(), nearest[0], groups)
                 scores |= {"metric": data.metric, "score": METRICS[data.metric](answers)}
-            about = scores["predictions"], images.root, data.prompts.names, images.names(embedded.ids.tolist())
-            self.predictions[data.name] = Predictions(*about, labels.numpy(), *nearest)
+            subject = scores["predictions"], images.root, data.prompts.names, images.names(embedded.ids.tolist())
+            self.predictions[data.name] = Predictions(*subject, labels.numpy(), *nearest)
             return scores
 
         return {"": self.ranks.on_rank0(result)}
@@ -140,8 +140,8 @@ class Evaluator:
             assert embedded is not None and cues is not None
             check_finite(embedded.features, data.name)
             scores = association.score(instances, embedded.features, cues)
-            about = {"metric": "jaccard", "score": scores["top1"], "images": len(embedded.labels), "chance": 0.0}
-            return scores | about
+            summary = {"metric": "jaccard", "score": scores["top1"], "images": len(embedded.labels), "chance": 0.0}
+            return scores | summary
 
         return {"": self.ranks.on_rank0(result)}
 

@@ -121,11 +121,11 @@ def _refuse_other_files(target: Path) -> None:
 def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, variant: str) -> dict[str, Any]:
     """Write all files to ``folder``, which is renamed to ``target`` later; export.json last."""
     config = loaded.config
-    about: dict[str, Any] = {"variant": variant}
+    fields: dict[str, Any] = {"variant": variant}
     if form == "open_clip":
         _write_open_clip(folder, target, loaded, variant)
     else:
-        about = {"format": form, **_logit_parameters(loaded.model)}
+        fields = {"format": form, **_logit_parameters(loaded.model)}
         if form == "onnx":
             _write_onnx(folder, loaded)
         else:
@@ -135,8 +135,8 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
     write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json(normalized))
     _json(folder / "tokenizer_config.json", format.tokenizer_config(config.model))
     write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
-    about = {**about, "differences": differences(config, form), **provenance(loaded)}
-    record = {"form": EXPORT_NUMBER, **about}
+    fields = {**fields, "differences": differences(config, form), **provenance(loaded)}
+    record = {"form": EXPORT_NUMBER, **fields}
     write_text(folder / "README.md", format.model_card(record, config))
     record["files"] = _fsync_and_hash(folder)
     write_json(folder / export_record.EXPORT_FILE, record)
@@ -219,16 +219,16 @@ def _logit_parameters(model: CLIPModel) -> dict[str, float]:
 def provenance(loaded: TrainedModel) -> dict[str, Any]:
     """Origin of a model: run, checkpoint, data set, identity, code, and its scores at that checkpoint."""
     source = loaded.source
-    about = {name: source.record[name] for name in _OF_CHECKPOINT if name in source.record}
+    origin = {name: source.record[name] for name in _OF_CHECKPOINT if name in source.record}
     if "variant" in source.record:  # an export that is exported again
-        return about | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
+        return origin | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
     scores = shown(read_scores(run, at=(source.stage, source.samples_seen)))
     fields = (
         "name", "task", "role", "n", "top1", "top5", "interval", "chance", "classes", "precision", "metric", "score",
     )  # fmt: skip
-    return about | {
+    return origin | {
         "run": f"{run.sweep}/{run.name}", "identity": identity.get("hash"), "code": identity.get("code"),
         "evaluations": [{key: score[key] for key in fields if key in score} for score in scores],
     }  # fmt: skip

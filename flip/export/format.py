@@ -100,8 +100,8 @@ def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
             chance = "-"
         else:
             chance = f"{score.chance:.2%}"
-        about = result["name"], result["task"], result["role"], f"{result['n']:,}", score.label
-        row = *about, f"{score.value:.2%}", interval, chance, precision(result)
+        first_cells = result["name"], result["task"], result["role"], f"{result['n']:,}", score.label
+        row = *first_cells, f"{score.value:.2%}", interval, chance, precision(result)
         yield f"| {' | '.join(row)} |\n"
     if any(precision(result) != "fp32" for result in scored):
         yield (

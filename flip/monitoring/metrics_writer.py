@@ -159,9 +159,9 @@ class MetricsWriter:
         """Add a point to each curve; the first has the description of the curve."""
         assert self._events is not None
         for tag, value in points.items():
-            about = None if tag in self._described else _metadata(tag)
+            tag_metadata = None if tag in self._described else _metadata(tag)
             self._described.add(tag)
-            point = Summary.Value(tag=tag, simple_value=value, metadata=about)
+            point = Summary.Value(tag=tag, simple_value=value, metadata=tag_metadata)
             self._events.file_writer.add_summary(Summary(value=[point]), samples_seen)  # type: ignore[attr-defined]
 
     def status(self, every: float = 0.0, **fields: Any) -> None:

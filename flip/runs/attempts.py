@@ -18,12 +18,12 @@ REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")
 INTERRUPTED = ("stopped", "timeout", "node")  # causes that are no fault of the run
 
 
-def start_attempt(run: RunDir, facts: Dict[str, Any], after: Optional[int] = None) -> int:
+def start_attempt(run: RunDir, fields: Dict[str, Any], after: Optional[int] = None) -> int:
     """Win the next attempt and return its number. Earlier attempts should have an end.
 
     ``after``: win only the attempt that follows this one; returns 0 if another process has won it.
 
-    Its start.json has ``facts`` and: host; ``resumes_from``, S of the newest checkpoint (0: none); ``first_commit``,
+    Its start.json has ``fields`` and: host; ``resumes_from``, S of the newest checkpoint (0: none); ``first_commit``,
     whether this attempt must save after its first step, because the previous one was interrupted without a checkpoint;
     ``after``.
     """
@@ -35,7 +35,7 @@ def start_attempt(run: RunDir, facts: Dict[str, Any], after: Optional[int] = Non
         "first_commit": cut_off or bool(unended(run)),
         "after": submitted_after(run),
     }
-    return run.start_attempt(dict(start, **facts), after)
+    return run.start_attempt(dict(start, **fields), after)
 
 
 def end_attempt(

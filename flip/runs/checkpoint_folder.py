@@ -114,10 +114,10 @@ def validate_record(record: Any) -> None:
         raise ValueError("`url` is not text")
     if not isinstance(record["files"], dict):
         raise ValueError("`files` is not a mapping")
-    for name, facts in record["files"].items():
+    for name, file_record in record["files"].items():
         if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
             raise ValueError("`files` names %r, which is not a file of this folder" % name)
-        if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+        if type(file_record["bytes"]) is not int or not isinstance(file_record["sha256"], str):
             raise ValueError("`files` lacks the bytes or sha256 of %r" % name)
 
 

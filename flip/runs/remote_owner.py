@@ -104,5 +104,5 @@ def inherited(run: RunDir, url: str, entries: Iterable[checkpoint_folder.SavedCh
             continue
         folder = folders.setdefault(address, InheritedFolder(address, place))
         folder.checkpoints += 1
-        folder.bytes += sum(int(facts["bytes"]) for facts in entry.record["files"].values())
+        folder.bytes += sum(int(file_record["bytes"]) for file_record in entry.record["files"].values())
     return list(folders.values())

@@ -400,12 +400,12 @@ class RunDir:
     def has_progress(self, n: int) -> bool:
         return exists(self.attempt(n) / "progress.json")
 
-    def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
+    def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **fields: Any) -> bool:
         """Record why this process ends: {cause, code, reason, rank, time, ...facts}. The first cause of a rank counts.
 
         Returns False, and writes nothing, if the rank has a cause already.
         """
-        record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
+        record = dict(fields, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
     def causes(self, n: int) -> List[Dict[str, Any]]:

@@ -102,8 +102,8 @@ def limit_reason(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
 
 def why_no_progress(run: RunDir, limit: float) -> str:
     """The reason of an end at the wall limit, in seconds, without a new checkpoint."""
-    known = measured(run)
-    suffix = " (%s)" % known if known else ""
+    in_words = measured(run)
+    suffix = " (%s)" % in_words if in_words else ""
     return "the wall limit of %s passed, and nothing new was kept%s" % (format_seconds(limit), suffix)
 
 

@@ -79,8 +79,8 @@ class CompiledCode(Callback):
         saved = torch.compiler.save_cache_artifacts()
         if saved is None:
             return
-        data, about = saved
-        parts = _count(about)
+        data, contents = saved
+        parts = _count(contents)
         if parts < self._parts:
             return
         try:
@@ -92,5 +92,5 @@ class CompiledCode(Callback):
         self._parts = parts
 
 
-def _count(about: torch.compiler.CacheInfo) -> int:
-    return sum(map(len, about.artifacts.values()))
+def _count(contents: torch.compiler.CacheInfo) -> int:
+    return sum(map(len, contents.artifacts.values()))

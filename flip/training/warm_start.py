@@ -87,8 +87,12 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
 
 def digest(source: checkpoint_folder.SavedCheckpoint) -> str:
     """16 hex digits over a checkpoint's stage, S and the checksums of its files, independent of its path."""
-    facts = [source.stage, source.samples_seen, sorted((n, f["sha256"]) for n, f in source.record["files"].items())]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    identifying = [
+        source.stage,
+        source.samples_seen,
+        sorted((n, f["sha256"]) for n, f in source.record["files"].items()),
+    ]
+    return hashlib.sha256(json.dumps(identifying).encode()).hexdigest()[:16]
 
 
 def resolve_init(config: Config, folders: Sequence[Path]) -> Init:

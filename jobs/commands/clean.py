@@ -25,21 +25,21 @@ DAYS = 14.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    about = "Delete folders that runs no longer need: by default, run directories in the trash. Asks first."
-    parser = Parser(prog="flip clean", description=about, epilog=EXAMPLES)
+    help_text = "Delete folders that runs no longer need: by default, run directories in the trash. Asks first."
+    parser = Parser(prog="flip clean", description=help_text, epilog=EXAMPLES)
     parser.add_argument("target", nargs="*", metavar="SWEEP", help="names of sweeps, or patterns; default: all sweeps")
     add_root_option(parser)
     kinds = parser.add_argument_group("what is deleted, one or more; default: --trash")
     kinds.add_argument("--trash", action="store_true", help="run directories in the trash")
-    about = "logs of earlier attempts; those of the newest attempt and of the newest failed one stay"
-    kinds.add_argument("--logs", action="store_true", help=about)
-    about = "code that torch compiled, of complete runs, and such code that came with copies of runs"
-    kinds.add_argument("--compiled", action="store_true", help=about)
-    about = "snapshots of the code that no run names, if no run of the sweep is active"
-    kinds.add_argument("--code", action="store_true", help=about)
+    help_text = "logs of earlier attempts; those of the newest attempt and of the newest failed one stay"
+    kinds.add_argument("--logs", action="store_true", help=help_text)
+    help_text = "code that torch compiled, of complete runs, and such code that came with copies of runs"
+    kinds.add_argument("--compiled", action="store_true", help=help_text)
+    help_text = "snapshots of the code that no run names, if no run of the sweep is active"
+    kinds.add_argument("--code", action="store_true", help=help_text)
     kinds.add_argument("--all", action="store_true", help="all of these")
-    about = "only folders in which nothing has changed for this many days (default: %(default)g)"
-    parser.add_argument("--older", type=Number(float, least=0), default=DAYS, metavar="DAYS", help=about)
+    help_text = "only folders in which nothing has changed for this many days (default: %(default)g)"
+    parser.add_argument("--older", type=Number(float, least=0), default=DAYS, metavar="DAYS", help=help_text)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--dry-run", action="store_true", help="list the folders, delete nothing")
     action.add_argument("--yes", action="store_true", help="do not ask for confirmation")

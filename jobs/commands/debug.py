@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         json=False,
     )
     add_sweep_arguments(parser)
-    about = "the run, as in the plan of `flip submit --dry-run`"
-    parser.add_argument("--run", required=True, metavar="NAME", help=about)
+    help_text = "the run, as in the plan of `flip submit --dry-run`"
+    parser.add_argument("--run", required=True, metavar="NAME", help=help_text)
     add_root_option(parser)
     parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a checkpoint")
     parser.add_argument(

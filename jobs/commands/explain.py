@@ -40,12 +40,12 @@ def explain(args: argparse.Namespace) -> int:
     from jobs.reporting import run_details
     from jobs.submitted_runs import select
 
-    facts = [run_details.explain(run) for run in select.chosen(args)]
+    documents = [run_details.explain(run) for run in select.chosen(args)]
     if args.json:
-        document = facts[0] if len(facts) == 1 else facts
+        document = documents[0] if len(documents) == 1 else documents
         print(json.dumps(document, indent=1))
         return 0
-    for i, each in enumerate(facts):
+    for i, each in enumerate(documents):
         if i:
             print(end="\n\n", flush=True)
         show(page(each))
@@ -55,38 +55,38 @@ def explain(args: argparse.Namespace) -> int:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def page(facts: Mapping[str, Any]) -> Page:
+def page(document: Mapping[str, Any]) -> Page:
     """The details; control characters from files are escaped."""
     from flip.runs.rundir import RunDir
     from jobs.common.terminal import Page, TextTable
     from jobs.workloads import submitted
 
-    next_ = facts["next"]
+    next_ = document["next"]
     heads = [
-        ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
-        *submitted.of_run(RunDir(facts["folder"])).rows(facts),
-        ("code", _code(facts["code"])),
-        ("state", _state(facts["state"])),
-        *_decision(facts["evidence"], facts["state"].get("reason") or ""),
-        *_start(facts["start"]),
+        ("run", f"{document['sweep']}/{document['run']}, in {document['folder']}"),
+        *submitted.of_run(RunDir(document["folder"])).rows(document),
+        ("code", _code(document["code"])),
+        ("state", _state(document["state"])),
+        *_decision(document["evidence"], document["state"].get("reason") or ""),
+        *_start(document["start"]),
         ("next", _coming(next_)),
     ]
-    heads += [("inherited", inherited_text(folder)) for folder in facts["inherited"]]
-    heads += [("damaged", damage) for damage in facts["damaged"]]
-    if facts["verdict"]:
-        heads += [("speed", facts["verdict"])]
-    if files := facts["anomalies"]:
+    heads += [("inherited", inherited_text(folder)) for folder in document["inherited"]]
+    heads += [("damaged", damage) for damage in document["damaged"]]
+    if document["verdict"]:
+        heads += [("speed", document["verdict"])]
+    if files := document["anomalies"]:
         heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")]
     lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]
-    if attempts := _history(facts["attempts"], facts["evidence"]):
+    if attempts := _history(document["attempts"], document["evidence"]):
         drop = ("nodes", "S from", "to", "took", "started")
         lines += ["", "attempts", TextTable(attempts, {"cause of end": 12, "decided": 8}, drop, indent="  ")]
-        lines += _environment_changes(facts["attempts"])
+        lines += _environment_changes(document["attempts"])
     else:
         lines += ["", "no attempt has started"]
-    if facts["incidents"]:
-        lines += ["", "incidents", TextTable(_counts(facts["incidents"]), indent="  ")]
-    return Page(*lines, "", *_spent(facts["goodput"]))
+    if document["incidents"]:
+        lines += ["", "incidents", TextTable(_counts(document["incidents"]), indent="  ")]
+    return Page(*lines, "", *_spent(document["goodput"]))
 
 
 def _code(code: Mapping[str, Any]) -> str:

@@ -88,17 +88,19 @@ def main(arguments: list[str] | None = None) -> int:
         prog="flip new", description="Write NAME.yaml, a short commented sweep on your own data.", epilog=EXAMPLES
     )
     parser.add_argument("file", metavar="NAME", help="name of the sweep and of its file, which must not exist")
-    about = "folder of the manifest, see `shards index` (default: %(default)s)"
-    parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
-    about = "manifest of images that are scored at the end (default: MANIFEST/test if it exists)"
-    parser.add_argument("--test", metavar="FOLDER", help=about)
-    about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
-    parser.add_argument("--tokenizer", metavar="FILE", help=about)
+    help_text = "folder of the manifest, see `shards index` (default: %(default)s)"
+    parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=help_text)
+    help_text = "manifest of images that are scored at the end (default: MANIFEST/test if it exists)"
+    parser.add_argument("--test", metavar="FOLDER", help=help_text)
+    help_text = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
+    parser.add_argument("--tokenizer", metavar="FILE", help=help_text)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
-    about = "clip is for transformers, and needs `flip tokenizer train --kind bpe` (default: as the tokenizer needs)"
-    parser.add_argument("--recipe", choices=list(RECIPES), help=about)
-    about = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
-    parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
+    help_text = (
+        "clip is for transformers, and needs `flip tokenizer train --kind bpe` (default: as the tokenizer needs)"
+    )
+    parser.add_argument("--recipe", choices=list(RECIPES), help=help_text)
+    help_text = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
+    parser.add_argument("--cluster", default="local", metavar="NAME", help=help_text)
     return run_command(new, parser.parse_args(arguments))
 
 
@@ -156,8 +158,8 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
     data = _place(args.data)
     record = manifest_record(data) or {}
     tokenizer = _tokenizer(args.tokenizer, data)
-    known = _known_tokenizer(tokenizer)
-    recipe = _recipe(args.recipe, known)
+    own_tokenizer = _known_tokenizer(tokenizer)
+    recipe = _recipe(args.recipe, own_tokenizer)
     test = _test_manifest(args.test, data)
     sets = NO_SETS
     if test:
@@ -165,8 +167,8 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
     text = ""
     if small and recipe == "clip":
         entries = USUAL_ENTRIES
-        if known:
-            entries = known.size
+        if own_tokenizer:
+            entries = own_tokenizer.size
         text = SMALL_TEXT.format(entries=entries)
     lengths = SMALL if small else LARGE
     return {

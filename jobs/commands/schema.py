@@ -23,10 +23,10 @@ KINDS = ("sweep", "recipe", "profile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = "Print the JSON Schema of a kind of YAML file, or of a document that --json prints."
-    parser = Parser(prog="flip schema", description=about, epilog=EXAMPLES)
-    about = "kind of file or document; default: sweep"
-    parser.add_argument("kind", nargs="?", choices=(*KINDS, *DOCUMENTS), default="sweep", help=about)
+    help_text = "Print the JSON Schema of a kind of YAML file, or of a document that --json prints."
+    parser = Parser(prog="flip schema", description=help_text, epilog=EXAMPLES)
+    help_text = "kind of file or document; default: sweep"
+    parser.add_argument("kind", nargs="?", choices=(*KINDS, *DOCUMENTS), default="sweep", help=help_text)
     parser.add_argument("--write", action="store_true", help="write those of files to sweeps/schemas")
     return run_command(schema, parser.parse_args(arguments))
 

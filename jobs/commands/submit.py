@@ -187,13 +187,13 @@ def _stop_runs(paths: Sequence[Path], reason: BaseException) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # an error of the terminal may have come before it
     _write("cancelled: the runs save a checkpoint and end; to continue them, submit with --retry")
     runs = [RunDir(path) for path in paths]
-    known = states(runs)
-    request_cancel([run for run in runs if known[run.path].state not in ENDED], f"submit --foreground: {reason}")
-    while any(known[run.path].state not in ENDED for run in runs):
+    state_by_run = states(runs)
+    request_cancel([run for run in runs if state_by_run[run.path].state not in ENDED], f"submit --foreground: {reason}")
+    while any(state_by_run[run.path].state not in ENDED for run in runs):
         time.sleep(poll_interval(runs))
-        known = states(runs)
+        state_by_run = states(runs)
     _write(str(terminal_page(outcomes(runs))))
-    return worst_exit_code((run, known[run.path].state) for run in runs)
+    return worst_exit_code((run, state_by_run[run.path].state) for run in runs)
 
 
 def _write(line: str) -> None:

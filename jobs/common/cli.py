@@ -185,23 +185,23 @@ def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) ->
 
     ``all_runs``: whether no argument means all runs; else one is required.
     """
-    about = "sweeps, SWEEP/RUN, patterns of it, or folders; with a leading ! they exclude runs"
+    help_text = "sweeps, SWEEP/RUN, patterns of it, or folders; with a leading ! they exclude runs"
     if all_runs:
         number = "*"
         default = "; default: all runs"
     else:
         number = "+"
         default = ""
-    parser.add_argument("target", nargs=number, help=about + default)
+    parser.add_argument("target", nargs=number, help=help_text + default)
     add_root_option(parser)
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``, and --sweep for the first."""
-    about = "the sweep file, or its name in this folder or in sweeps/"
-    parser.add_argument("name", nargs="?", metavar="SWEEP", help=about)
-    about = "settings that override those of the sweep"
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", action=_SweepWords, help=about)
+    help_text = "the sweep file, or its name in this folder or in sweeps/"
+    parser.add_argument("name", nargs="?", metavar="SWEEP", help=help_text)
+    help_text = "settings that override those of the sweep"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", action=_SweepWords, help=help_text)
     parser.add_argument("--sweep", metavar="SWEEP", help="the sweep as an option")
 
 

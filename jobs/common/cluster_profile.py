@@ -124,14 +124,14 @@ class ClusterProfile:
     @property
     def tflops(self) -> float:
         """Dense bf16 peak of a GPU, TFLOP/s; 0: unknown."""
-        known = find_accelerator(self.gpu)
-        return self.peak_tflops or (known.tflops if known else 0.0)
+        accelerator = find_accelerator(self.gpu)
+        return self.peak_tflops or (accelerator.tflops if accelerator else 0.0)
 
     @property
     def gpu_bytes(self) -> int:
         """Memory of a GPU in bytes; 0: unknown."""
-        known = find_accelerator(self.gpu)
-        return int(1e9 * (self.gpu_memory_gb or (known.memory_gb if known else 0)))
+        accelerator = find_accelerator(self.gpu)
+        return int(1e9 * (self.gpu_memory_gb or (accelerator.memory_gb if accelerator else 0)))
 
     def scheduler_cpus(self, cores: int) -> int:
         """The CPUs to request from Slurm for a number of cores."""
@@ -181,8 +181,8 @@ def profile_path(name: str) -> Path:
     else:
         path = PROFILES / f"{name}.yaml"
     if not path.exists():
-        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
+        names = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+        remedy = f"{suggestion(name, names)} There are: {', '.join(names)}; or give a YAML file.".strip()
         remedy = f"{other_kind(name, 'cluster profile')} {remedy}".strip()
         raise ConfigError("no such cluster profile", str(path), name, remedy)
     here = Path(f"{name}.yaml")

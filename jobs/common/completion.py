@@ -9,13 +9,13 @@ from typing import Any
 from jobs.common import paths
 
 
-def command(known: Iterable[str]) -> str:
+def command(commands: Iterable[str]) -> str:
     """The command on the line that the shell completes. If that is the word to complete: print those that fit, exit."""
     line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
     completed = [word for word in line[:-1] if word]
     if len(completed) < 2:
         parser = argparse.ArgumentParser(add_help=False)
-        parser.add_argument("command", choices=sorted(known))
+        parser.add_argument("command", choices=sorted(commands))
         complete(parser)
     os.environ["_ARGCOMPLETE"] = "2"  # argcomplete drops the word flip, and this one
     if len(completed) > 1:

@@ -40,10 +40,10 @@ class Guard:
         self._beat_due = 0.0
         self._fork()
 
-    def say(self, **facts: Any) -> None:
+    def say(self, **fields: Any) -> None:
         """Let the guard know these facts."""
-        self._facts.update({name: str(value) for name, value in facts.items()})
-        self._send(facts)
+        self._facts.update({name: str(value) for name, value in fields.items()})
+        self._send(fields)
 
     def beat(self) -> None:
         """Say that the owner is at work, if that is due. Also notices that the guard was killed."""
@@ -57,10 +57,10 @@ class Guard:
         self._beat_seconds = HURRIED_BEAT_SECONDS
         self._beat_due = 0.0
 
-    def _send(self, facts: Dict[str, Any]) -> None:
+    def _send(self, fields: Dict[str, Any]) -> None:
         if self._is_behind:
-            facts = dict(self._facts, **facts)
-        text = "".join("%s=%s\n" % pair for pair in sorted(facts.items()))
+            fields = dict(self._facts, **fields)
+        text = "".join("%s=%s\n" % pair for pair in sorted(fields.items()))
         try:
             os.write(self._pipe, text.encode())
             self._is_behind = False

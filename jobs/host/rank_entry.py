@@ -84,8 +84,8 @@ def missing_module(module: str, environ: Mapping[str, str]) -> str:
         "Restore that code, or submit the run again. If the module belongs to the site, a TaskProlog that exports"
         " PYTHONPATH may have replaced its folder: ask for one that extends the value.\n"
     )
-    known = (environ["RANK"], environ.get("SLURMD_NODENAME"), module, environ["PYTHONPATH"])
-    return text % known + remedy
+    values = (environ["RANK"], environ.get("SLURMD_NODENAME"), module, environ["PYTHONPATH"])
+    return text % values + remedy
 
 
 def unstarted_code(error: OSError) -> int:

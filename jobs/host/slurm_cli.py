@@ -200,8 +200,8 @@ def queue(names: Iterable[str]) -> Dict[Tuple[str, int], QueueRow]:
         name, index, id_, state, nodes, rest = cells
         reason, start, comment = REASON_START_COMMENT.findall(rest)[0]
         key = (name, parse_int(index) or 0)
-        known = rows.get(key)
-        if known is None or (parse_int(known.id) or 0) < (parse_int(id_) or 0):
+        earlier_row = rows.get(key)
+        if earlier_row is None or (parse_int(earlier_row.id) or 0) < (parse_int(id_) or 0):
             rows[key] = QueueRow(id_, state, reason, nodes, start, comment)
     return rows
 

@@ -233,10 +233,16 @@ class Supervisor:
         gpus = self.free_gpus(job) or []
         self.refuse_untrusted_program(job)
         job = {key: job[key] for key in agents.JOB_KEYS}  # a damaged record raises before an attempt starts
-        facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
+        start_record = {
+            "launcher": os.getpid(),
+            "world": job["world"],
+            "snapshot": job["snapshot"],
+            "job": "",
+            "gpus": gpus,
+        }
         agent = self.take_agent(run, job)
         try:
-            n = attempts.start_attempt(run, {**facts, "warm": agent is not None})
+            n = attempts.start_attempt(run, {**start_record, "warm": agent is not None})
         except OSError:
             if agent is not None:
                 self.dismiss(agent)

@@ -83,11 +83,11 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
     manifests = [checked_manifest(name) for name in args.data]
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
-    facts = machine.describe_machine(gpus)
-    rows = chosen(local_rows(device, len(gpus), facts.cores, manifests, share_of(minutes)), args.only)
-    earlier = earlier_rows(folder / FILE, facts, args.force)
+    this_machine = machine.describe_machine(gpus)
+    rows = chosen(local_rows(device, len(gpus), this_machine.cores, manifests, share_of(minutes)), args.only)
+    earlier = earlier_rows(folder / FILE, this_machine, args.force)
     root = usable_root(runs_root(profile.runs_root), FREE_BYTES[device])
-    if not args.yes and not confirm(question(facts.cores, len(gpus), minutes, root)):
+    if not args.yes and not confirm(question(this_machine.cores, len(gpus), minutes, root)):
         return None
 
     def report(so_far: Measurement) -> None:
@@ -97,7 +97,7 @@ def measure_here(args: argparse.Namespace, profile: ClusterProfile, minutes: flo
 
     with writing(folder, "Name another folder with --out."):
         output_folder(folder)
-        measured = machine.measure(rows, facts, root, minutes, args.names, earlier, report)
+        measured = machine.measure(rows, this_machine, root, minutes, args.names, earlier, report)
         write_pages(folder, page.blocks(measured), page.TITLE, "report")
     return measured
 
@@ -185,14 +185,14 @@ def question(cores: int, gpus: int, minutes: float, root: Path) -> str:
 
 def chosen(rows: Sequence[RowPlan], only: Sequence[str] | None) -> list[RowPlan]:
     """The rows that ``--only`` names; all without it. Raises ConfigError for an unknown name."""
-    known = [row.name for row in rows]
+    names = [row.name for row in rows]
     for name in only or ():
-        if name not in known:
-            raise ConfigError("no such row", "--only", name, f"Rows: {', '.join(known)}.")
+        if name not in names:
+            raise ConfigError("no such row", "--only", name, f"Rows: {', '.join(names)}.")
     return [row for row in rows if not only or row.name in only]
 
 
-def earlier_rows(path: Path, facts: machine.Machine, force: bool) -> dict[str, MeasuredRow]:
+def earlier_rows(path: Path, this_machine: machine.Machine, force: bool) -> dict[str, MeasuredRow]:
     """Measured rows of an earlier call on this machine, which this one continues; none with ``force``.
 
     Raises ConfigError if the file is of another machine.
@@ -200,7 +200,7 @@ def earlier_rows(path: Path, facts: machine.Machine, force: bool) -> dict[str, M
     if force or not path.exists():
         return {}
     earlier = read_measurement(str(path))
-    if earlier.machine != facts or earlier.outdated():
+    if earlier.machine != this_machine or earlier.outdated():
         remedy = "Name another folder with --out, or add --force to replace it."
         raise ConfigError("a measurement of another machine or of other versions", str(path), remedy=remedy)
     return {row.name: row for row in earlier.rows if row.status == MEASURED}

@@ -29,7 +29,7 @@ def blocks(first: Measurement, second: Measurement, names: Sequence[str] = ("A",
         parts += [heading("Versions that differ"), Table(rows, text=[a, b])]
     verdicts = list(_changed_verdicts(first, second))
     if verdicts:
-        rows = [{"what": about, a: before, b: after} for about, before, after in verdicts]
+        rows = [{"what": subject, a: before, b: after} for subject, before, after in verdicts]
         parts += [heading("Verdicts that differ"), Table(rows, text=[a, b])]
     return [*parts, heading("Numbers"), _numbers(first, second, a, b)]
 
@@ -100,9 +100,9 @@ def _known(measurement: Measurement) -> dict[str, str]:
 
 def _changed_verdicts(first: Measurement, second: Measurement) -> Iterator[tuple[str, str, str]]:
     before, after = ({each.about: each.verdict for each in judge(measured)} for measured in (first, second))
-    for about in dict.fromkeys((*before, *after)):
-        if before.get(about) != after.get(about):
-            yield about, before.get(about, "-"), after.get(about, "-")
+    for subject in dict.fromkeys((*before, *after)):
+        if before.get(subject) != after.get(subject):
+            yield subject, before.get(subject, "-"), after.get(subject, "-")
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, float]]:

@@ -106,15 +106,15 @@ def measure(
     """
     start_time = time.monotonic()
     end = time.monotonic() + 60 * minutes
-    known = environment.environment()
+    installed = environment.environment()
     empty = Measurement(
         date=datetime.date.today().isoformat(),
         nodes=1,
         machine=machine,
-        packages=known["packages"],
+        packages=installed["packages"],
         rows=(),
         names=[socket.gethostname()] if names else [],
-        python=known["python"],
+        python=installed["python"],
     )
     so_far = empty
     busy = []

@@ -75,32 +75,32 @@ def _measure(run: RunDir, request: Mapping[str, Any], rendezvous: Rendezvous, st
     path = run_folder(run.path / "nodes") / f"{rendezvous.node}.json"
     gpus = machine.gpu_names()
     device = "cuda" if gpus else "cpu"
-    facts = machine.describe_machine(gpus)
+    this_machine = machine.describe_machine(gpus)
     earlier = {}
     if exists(path):
         earlier = {row.name: row for row in read_measurement(str(path)).rows if row.status == MEASURED}
-    own_facts = {"earlier": sorted(earlier), "environment": environment.environment(), "host": socket.gethostname()}
-    known = rendezvous.exchange("start", own_facts, RENDEZVOUS_SECONDS)
-    names = [each["host"] for each in known] if request["names"] else []
+    of_this_node = {"earlier": sorted(earlier), "environment": environment.environment(), "host": socket.gethostname()}
+    of_nodes = rendezvous.exchange("start", of_this_node, RENDEZVOUS_SECONDS)
+    names = [each["host"] for each in of_nodes] if request["names"] else []
     rendezvous.names = lambda: names  # from here on, errors become rows of the measurement
     together = _missing_gpus(int(request["gpus"]), len(gpus))
     together += _between_nodes(
-        run, rendezvous, set(known[0]["earlier"]), earlier, device, end, request["only"], stopped
+        run, rendezvous, set(of_nodes[0]["earlier"]), earlier, device, end, request["only"], stopped
     )
     rows = [
         row
-        for row in local_rows(device, len(gpus), facts.cores, request["manifests"], request["share"])
+        for row in local_rows(device, len(gpus), this_machine.cores, request["manifests"], request["share"])
         if row.name not in ("link_network", *SCHEDULED, *(each.name for each in together))
         and _is_wanted(row, request["only"])
     ]
     left = (end - time.monotonic()) / 60
     own = machine.measure(
-        rows, facts, run.path, left, request["names"], earlier,
+        rows, this_machine, run.path, left, request["names"], earlier,
         lambda so_far: write_json(path, _joined(together, so_far).as_dict()), stopped,
     )  # fmt: skip
     own = _joined(together, own)
     write_json(path, own.as_dict())
-    return _gathered(rendezvous, own, [each["environment"] for each in known], max(60.0, end - time.monotonic()))
+    return _gathered(rendezvous, own, [each["environment"] for each in of_nodes], max(60.0, end - time.monotonic()))
 
 
 def _scheduled_names() -> list[str]:
@@ -168,7 +168,7 @@ def _nodes_row(rendezvous: Rendezvous, root: Path) -> MeasuredRow:
 
 
 def _gathered(
-    rendezvous: Rendezvous, own: Measurement, known: Sequence[Mapping[str, Any]], seconds: float
+    rendezvous: Rendezvous, own: Measurement, environments: Sequence[Mapping[str, Any]], seconds: float
 ) -> Measurement | None:
     """The measurements of all nodes as one; those of nodes that do not answer are missing."""
     if rendezvous.node:
@@ -181,13 +181,13 @@ def _gathered(
         names = rendezvous.names() or own.names
         return dataclasses.replace(own, nodes=rendezvous.nodes, rows=(*own.rows, lost), names=names)
     names = rendezvous.names()
-    return merged([parsed(content, node_name(names, node)) for node, content in enumerate(contents)], known)
+    return merged([parsed(content, node_name(names, node)) for node, content in enumerate(contents)], environments)
 
 
-def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> Measurement:
+def merged(nodes: Sequence[Measurement], environments: Sequence[Mapping[str, Any]]) -> Measurement:
     """One measurement of several nodes: the rows of the first one, failures of others, and the nodes compared.
 
-    ``known``: the environment of each node.
+    ``environments``: the environment of each node.
     """
     first = nodes[0]
     rows = list(first.rows)
@@ -201,8 +201,8 @@ def merged(nodes: Sequence[Measurement], known: Sequence[Mapping[str, Any]]) -> 
     if len(nodes) > 1:
         differences = [
             f"{node_name(names, number)}: {', '.join(changed)}"
-            for number, each in enumerate(known[1:], 1)
-            if (changed := environment.changes(known[0], each))
+            for number, each in enumerate(environments[1:], 1)
+            if (changed := environment.changes(environments[0], each))
         ]
         values = {"slow": slow_nodes(nodes), "versions": [{"difference": text} for text in differences]}
         rows.append(MeasuredRow("peers", "nodes compared", MEASURED, values))

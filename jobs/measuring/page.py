@@ -78,9 +78,9 @@ def named(verdicts: Sequence[MachineVerdict]) -> list[str]:
     """What does not work, what is slow, and what is not measured, by name: a line each."""
     lines = []
     for kind in ORDER[:-1]:
-        about = [verdict.about for verdict in verdicts if verdict.verdict == kind]
-        if about:
-            lines.append(f"{kind[0].upper()}{kind[1:]}: {'; '.join(about)}.")
+        subjects = [verdict.about for verdict in verdicts if verdict.verdict == kind]
+        if subjects:
+            lines.append(f"{kind[0].upper()}{kind[1:]}: {'; '.join(subjects)}.")
     return lines
 
 
@@ -108,10 +108,10 @@ def described(measurement: Measurement) -> str:
 
 
 def versions(measurement: Measurement) -> dict[str, str]:
-    known = {"python": measurement.python, **measurement.packages}
+    of_packages = {"python": measurement.python, **measurement.packages}
     if measurement.machine.driver:
-        known["driver"] = measurement.machine.driver
-    return known
+        of_packages["driver"] = measurement.machine.driver
+    return of_packages
 
 
 def terminal_text(measurement: Measurement) -> str:

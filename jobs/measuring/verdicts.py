@@ -131,11 +131,11 @@ def _failures(measurement: Measurement) -> Iterator[MachineVerdict]:
 def _left_out(measurement: Measurement) -> Iterator[MachineVerdict]:
     """One verdict for all rows for which no time was left."""
     late = [row.what for row in measurement.rows if row.status == SKIPPED and row.detail == NO_TIME]
-    about = f"{len(late)} rows"
+    subject = f"{len(late)} rows"
     if len(late) == 1:
-        about = late[0]
+        subject = late[0]
     if late:
-        yield MachineVerdict(about, UNKNOWN, f"no time was left for {'; '.join(late)}", MORE)
+        yield MachineVerdict(subject, UNKNOWN, f"no time was left for {'; '.join(late)}", MORE)
 
 
 def _arithmetic(measurement: Measurement) -> Iterator[MachineVerdict]:
@@ -184,7 +184,7 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
         model = values["size"]
         if values.get("device") == "cpu":
             model = f"a small model ({model})"
-        about = f"training of {model}, mask {values['mask']}"
+        subject = f"training of {model}, mask {values['mask']}"
         share = number(row, "utilisation")
         words = f"{values['samples_per_second']:,.0f} samples/s"
         if share:
@@ -198,15 +198,15 @@ def _steps(measurement: Measurement) -> Iterator[MachineVerdict]:
             )
         if values.get("recompilations"):
             because = f"{words}; {values['recompilations']} graphs were compiled again after the first steps"
-            yield MachineVerdict(about, SLOW, because, "Report it with this page")
+            yield MachineVerdict(subject, SLOW, because, "Report it with this page")
         elif share and share < LOW_UTILISATION:
             because, remedy = _low_because(measurement, values)
-            yield MachineVerdict(about, SLOW, f"{words}; {because}", remedy)
+            yield MachineVerdict(subject, SLOW, f"{words}; {because}", remedy)
         elif float(values.get("spread", 0)) > SPREAD and not is_busy(measurement):
             because = f"{words}, but the slowest step takes {100 * float(values['spread']):.0f} % of the median longer"
-            yield MachineVerdict(about, SLOW, because, "Measure again while nothing else runs")
+            yield MachineVerdict(subject, SLOW, because, "Measure again while nothing else runs")
         else:
-            yield MachineVerdict(about, WORKS, words)
+            yield MachineVerdict(subject, WORKS, words)
 
 
 def _low_because(measurement: Measurement, step: Mapping[str, Any]) -> tuple[str, str]:
@@ -230,11 +230,11 @@ def _low_because(measurement: Measurement, step: Mapping[str, Any]) -> tuple[str
 
 
 def _links(measurement: Measurement) -> Iterator[MachineVerdict]:
-    for name, about in (("link_node", "communication in a node"), ("link_network", "communication between nodes")):
+    for name, subject in (("link_node", "communication in a node"), ("link_network", "communication between nodes")):
         row = measurement.row(name)
         if row is not None:
             backend = "gloo between processes" if row.values.get("device") == "cpu" else "NCCL"
-            yield MachineVerdict(about, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
+            yield MachineVerdict(subject, WORKS, f"{row.values['gbps']:,.1f} Gbit/s per rank and direction ({backend})")
             yield from _slow_links(row)
 
 
@@ -262,7 +262,7 @@ def _input(measurement: Measurement) -> Iterator[MachineVerdict]:
 
 def _input_of(measurement: Measurement, row: MeasuredRow) -> MachineVerdict:
     """The verdict of a data set: can the cores feed the GPUs, and what takes most of the time of a sample?"""
-    about = f"input{row.what.partition(',')[2]}"
+    subject = f"input{row.what.partition(',')[2]}"
     fastest = min(row.values["rows"], key=lambda each: float(each["microseconds"]))
     per_core = 1e6 / float(fastest["microseconds"])
     kernel = "with" if fastest["kernel"] else "without"
@@ -271,11 +271,11 @@ def _input_of(measurement: Measurement, row: MeasuredRow) -> MachineVerdict:
     needed = _needed_cores(measurement, row)
     if needed > measurement.machine.cores:
         because = f"{words}: the GPUs of a node need {needed:,} cores, and it has {measurement.machine.cores}"
-        return MachineVerdict(about, SLOW, because, f"Store smaller images: {RECODE}")
+        return MachineVerdict(subject, SLOW, because, f"Store smaller images: {RECODE}")
     if not fastest["kernel"] and row.values.get("without_kernel_because"):
         because = f"{words}: {row.values['without_kernel_because']}"
-        return MachineVerdict(about, SLOW, because, "Install the kernel: make install")
-    return MachineVerdict(about, WORKS, words)
+        return MachineVerdict(subject, SLOW, because, "Install the kernel: make install")
+    return MachineVerdict(subject, WORKS, words)
 
 
 def _needed_cores(measurement: Measurement, costs: MeasuredRow) -> int:

@@ -398,12 +398,12 @@ def _set_ticks(plot: Plot, axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     room = max(3, int(axes.bbox.width // 75))
-    for axis, log, about in ((axes.xaxis, plot.log_x, room), (axes.yaxis, plot.log_y, 6)):
+    for axis, log, most_ticks in ((axes.xaxis, plot.log_x, room), (axes.yaxis, plot.log_y, 6)):
         low, high = axis.get_view_interval()
         powers = None
         if log:
-            powers = LogLocator(subs=(1.0,) if high > 1e3 * low else (1.0, 3.0), numticks=about + 1)
-        narrow = MaxNLocator(about, steps=[1, 2, 5, 10])
+            powers = LogLocator(subs=(1.0,) if high > 1e3 * low else (1.0, 3.0), numticks=most_ticks + 1)
+        narrow = MaxNLocator(most_ticks, steps=[1, 2, 5, 10])
         axis.set_major_locator(powers if powers and high > 20 * low else narrow)
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(lambda value, _: tick(value))

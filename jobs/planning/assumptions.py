@@ -110,20 +110,20 @@ def described_arithmetic(profile: ClusterProfile) -> str:
 
 def described_links(profile: ClusterProfile) -> str:
     """The speeds of links and their sources, in words."""
-    known = []
+    speeds = []
     unknown = []
     for name in LINKS:
         speed = link_gbps(profile, name)
         measured = measurement_of(profile)
         if speed and measured:
-            known.append(f"{speed:,.0f} Gbit/s ({name}, {measured.origin})")
+            speeds.append(f"{speed:,.0f} Gbit/s ({name}, {measured.origin})")
         elif getattr(profile, name):
-            known.append(f"{getattr(profile, name):g} Gbit/s ({name})")
+            speeds.append(f"{getattr(profile, name):g} Gbit/s ({name})")
         else:
             unknown.append(name)
     words = "no communication"
-    if known:
-        words = f"communication at {' and '.join(known)} a GPU"
+    if speeds:
+        words = f"communication at {' and '.join(speeds)} a GPU"
     if unknown:
         words += f"; set {' and '.join(unknown)} in the profile to count that of runs with such links"
     return words

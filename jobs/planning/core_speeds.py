@@ -69,7 +69,7 @@ class SpeedTable:
         An image without pixels costs ``FIXED_COST``. Beyond the largest images the last line continues.
         """
         rows = self._like(kernel, images.markers)
-        nearest = min({row.size for row in rows}, key=lambda known: abs(known - size))
+        nearest = min({row.size for row in rows}, key=lambda measured_size: abs(measured_size - size))
         rows = [row for row in rows if row.size == nearest]
         sides = sorted({row.short for row in rows})
         pixels = [0, *(side**2 for side in sides)]

@@ -78,14 +78,14 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
         stages = [row | asdict(cost) | device.as_dict() for row, cost, device in rows]
-        known: dict[str, Any] = {
+        known_numbers: dict[str, Any] = {
             "parameters": self.parameters,
             "wall_hours": self.wall_hours,
             "attempts": self.attempts,
         }
         if self.nodes:
-            known["nodes"] = self.nodes
-        return {**self.numbers, **known, "stages": stages, "cost": asdict(self.cost)}
+            known_numbers["nodes"] = self.nodes
+        return {**self.numbers, **known_numbers, "stages": stages, "cost": asdict(self.cost)}
 
 
 def estimate(config: Config, profile: ClusterProfile) -> Estimate:
@@ -198,13 +198,13 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 def makespan(hours: Sequence[float | None], profile: ClusterProfile) -> float | None:
     """Hours until runs of these lengths have ended, if as many run at once as the profile admits; None if unknown."""
-    known = [length for length in hours if length is not None]
-    if not known or len(known) < len(hours):
+    known_hours = [length for length in hours if length is not None]
+    if not known_hours or len(known_hours) < len(hours):
         return None
-    at_once = profile.parallel or (1 if profile.kind == "local" else len(known))
-    if len(known) > 1:
-        return max(*known, sum(known) / at_once)
-    return known[0]
+    at_once = profile.parallel or (1 if profile.kind == "local" else len(known_hours))
+    if len(known_hours) > 1:
+        return max(*known_hours, sum(known_hours) / at_once)
+    return known_hours[0]
 
 
 def assumption(profile: ClusterProfile, gpus: bool = True) -> str:

@@ -133,9 +133,9 @@ def _usual_requeue(
 ) -> float | None:
     """Seconds of start and restore of a requeue of this run."""
     requeued = [fault.seconds for fault in faults if fault.place == REQUEUED]
-    known = [(parts["start"] or 0.0) + (parts["restore"] or 0.0) for parts in requeued if parts["start"] is not None]
-    if known:
-        return median(known)
+    seconds = [(parts["start"] or 0.0) + (parts["restore"] or 0.0) for parts in requeued if parts["start"] is not None]
+    if seconds:
+        return median(seconds)
     if waited is None or "time" not in ready[0]:
         return None
     return waited + max(0.0, ready[0]["time"] - attempts[0].start["time"])

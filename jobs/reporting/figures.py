@@ -324,5 +324,5 @@ def loss(grouped: Sequence[SeedGroup], styles: Styles) -> list[Block]:
 def _logged(outcome: Outcome, field: str) -> tuple[Column, Column]:
     """Samples and finite values of the logged steps."""
     values = outcome.metrics[field]
-    known = np.isfinite(values)
-    return outcome.metrics["samples"][known], (100.0 if field == "accuracy" else 1.0) * values[known]
+    is_measured = np.isfinite(values)
+    return outcome.metrics["samples"][is_measured], (100.0 if field == "accuracy" else 1.0) * values[is_measured]

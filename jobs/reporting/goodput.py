@@ -97,9 +97,9 @@ def attempt_times(
         return times
     parts = times.parts
     from_ = attempt.start.get("resumes_from", 0)
-    known = np.isfinite(lines["time"]) & (lines["samples_per_second"] > 0)
-    timed = {name: column[known] for name, column in lines.items()}
-    if not known.any():
+    is_timed = np.isfinite(lines["time"]) & (lines["samples_per_second"] > 0)
+    timed = {name: column[is_timed] for name, column in lines.items()}
+    if not is_timed.any():
         if ready:
             parts["starting"] = max(0.0, min(ready["time"], ended) - start_time)
         rest = ended - start_time - parts["starting"]
@@ -176,8 +176,8 @@ def _end(
     signs += lines["time"][-1:].tolist()
     if status.get("attempt") == attempt.number:
         signs += [status.get("time")]
-    known = [sign for sign in signs if sign is not None and not math.isnan(sign)]
-    return max(known, default=None), False
+    finite_signs = [sign for sign in signs if sign is not None and not math.isnan(sign)]
+    return max(finite_signs, default=None), False
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -277,10 +277,10 @@ def of_runs(runs: Iterable[RunDir]) -> list[Account]:
 
     from jobs.submitted_runs.clusters import states
 
-    known = states(runs := list(runs))
+    state_by_run = states(runs := list(runs))
     now = time.time()
-    running = {path for path, state in known.items() if state.state == "running"}
-    return with_sums([read_run(run.path, known[run.path]) for run in runs], running, now)
+    running = {path for path, state in state_by_run.items() if state.state == "running"}
+    return with_sums([read_run(run.path, state_by_run[run.path]) for run in runs], running, now)
 
 
 def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: float | None = None) -> list[Account]:

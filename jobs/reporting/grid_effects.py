@@ -50,8 +50,8 @@ class Effect:
 
 def effects(grid: Sequence[GridAxis], standings: Sequence[Scored]) -> list[Effect]:
     """The effect of each axis on one set, of the axes with enough pairs."""
-    known = [standing for standing in standings if all(axis.positions[standing.index] is not None for axis in grid)]
-    return [effect for axis in grid if (effect := _effect(axis, grid, known)) is not None]
+    in_grid = [standing for standing in standings if all(axis.positions[standing.index] is not None for axis in grid)]
+    return [effect for axis in grid if (effect := _effect(axis, grid, in_grid)) is not None]
 
 
 def explanation(name: str, found: Sequence[Effect]) -> str:
@@ -74,11 +74,11 @@ def _effect(axis: GridAxis, grid: Sequence[GridAxis], standings: Sequence[Scored
     means = {value: fmean(pairs[pair] for pair in common) for value, pairs in scores.items()}
     best = max(means, key=lambda value: means[value])
     compared = {value: paired.difference(scores[best], pairs) for value, pairs in scores.items() if value != best}
-    known = [(value, difference) for value, difference in compared.items() if difference is not None]
-    if len(known) < len(compared):
+    differences = [(value, difference) for value, difference in compared.items() if difference is not None]
+    if len(differences) < len(compared):
         return None
-    known.sort(key=lambda item: item[1].mean)
-    return Effect(axis.name, axis.values[best], [(axis.values[value], difference) for value, difference in known])
+    differences.sort(key=lambda item: item[1].mean)
+    return Effect(axis.name, axis.values[best], [(axis.values[value], difference) for value, difference in differences])
 
 
 def _by_value(axis: GridAxis, grid: Sequence[GridAxis], standings: Sequence[Scored]) -> dict[int, dict[Any, float]]:

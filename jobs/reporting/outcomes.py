@@ -20,8 +20,8 @@ from jobs.submitted_runs.clusters import states
 
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     """Outcomes of the runs in the order of their sweep, with states from their cluster."""
-    known = states(runs)
-    results = [read_run(run.path, known[run.path]) for run in runs]
+    state_by_run = states(runs)
+    results = [read_run(run.path, state_by_run[run.path]) for run in runs]
     with ThreadPoolExecutor(2) as pool:  # reading metric lines releases the GIL
         list(pool.map(lambda outcome: outcome.metrics, results))
     return by_sweep_order(results)

@@ -182,28 +182,28 @@ def _sentence(name: str, ranked: Sequence[Standing]) -> str:
     if len(ranked) > MAX_RANKED:
         parts.append(f"and {len(ranked) - MAX_RANKED} more")
     where = _where(name, ranked)
-    about = _about(ranked)
+    remarks = _about(ranked)
     if len(ranked) == 1:
-        return f"{parts[0]} on {where}{about}"
+        return f"{parts[0]} on {where}{remarks}"
     if _clear_best(ranked) is None:
-        return f"No clear winner on {where}: {', '.join(parts)}{about}"
+        return f"No clear winner on {where}: {', '.join(parts)}{remarks}"
     by_seeds = compare(ranked[0], ranked[1]).difference is not None
-    return f"{'Best' if by_seeds else 'Highest'} on {where}: {', '.join(parts)}{about}"
+    return f"{'Best' if by_seeds else 'Highest'} on {where}: {', '.join(parts)}{remarks}"
 
 
 def _about(ranked: Sequence[Standing]) -> str:
     """In brackets: the number of seeds, and the chance level if it is known."""
-    facts = []
+    remarks = []
     seeds = sorted({standing.score.runs for standing in ranked if not standing.group.is_published})
     if seeds == [1]:
-        facts.append("one seed each" if len(ranked) > 1 else "one seed")
+        remarks.append("one seed each" if len(ranked) > 1 else "one seed")
     elif seeds:
-        facts.append(f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds")
+        remarks.append(f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds")
     chance = next((standing.score.chance for standing in ranked if standing.score.chance), None)
     if chance is not None:
-        facts.append(f"chance {level_percent(chance)}")
-    if facts:
-        return f" ({', '.join(facts)})"
+        remarks.append(f"chance {level_percent(chance)}")
+    if remarks:
+        return f" ({', '.join(remarks)})"
     return ""
 
 
@@ -215,8 +215,8 @@ def _explanation(name: str, ranked: Sequence[Standing]) -> str:
     if differences:
         sentences.append(f"Paired by seed on {name}, with 95 % intervals: {'; '.join(differences)}.")
     if close:
-        known = all(standing.score.low is not None for standing in ranked[:MAX_RANKED])
-        if known:
+        has_intervals = all(standing.score.low is not None for standing in ranked[:MAX_RANKED])
+        if has_intervals:
             why = "their intervals overlap"
         else:
             why = "not all have intervals"

@@ -46,15 +46,15 @@ def findings(
 ) -> list[Block]:
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
     ``images``: test images to show."""
-    about = seed_groups.sweep_record(outcomes)
+    sweep_record = seed_groups.sweep_record(outcomes)
     grouped = axes.in_order(seed_groups.group_by_seed(outcomes))
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
     blocks += _headlines(grouped, outcomes)
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
-    if about.get("notes"):
-        blocks += [Text(about["notes"])]
+    if sweep_record.get("notes"):
+        blocks += [Text(sweep_record["notes"])]
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), *_grid(grouped, outcomes), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), varying_throughput(outcomes)) if note]
@@ -81,8 +81,8 @@ def _headlines(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> lis
 
 
 def title(outcomes: Sequence[Outcome]) -> str:
-    about = seed_groups.sweep_record(outcomes)
-    return about.get("title") or about.get("name") or ", ".join(_folders(outcomes))
+    sweep_record = seed_groups.sweep_record(outcomes)
+    return sweep_record.get("title") or sweep_record.get("name") or ", ".join(_folders(outcomes))
 
 
 def _folders(outcomes: Sequence[Outcome]) -> list[str]:
@@ -223,9 +223,9 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
     columns["training"] = {i: group.progress("seconds") for i, group in steady.items()}
     columns[unit] = {i: group.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, group in steady.items()}
     for column, values in columns.items():
-        known = {i: value for i, value in values.items() if value is not None}
+        measured = {i: value for i, value in values.items() if value is not None}
         highest = column == "samples/s"
-        if marked := _distinct_best(known, highest):
+        if marked := _distinct_best(measured, highest):
             best[column] = marked
     return best
 
@@ -424,15 +424,15 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
         for outcome in group.outcomes:
             progress = outcome.progress
             work = seed_groups.hours(outcome, unit)
-            facts = [f"{outcome.run.name}: {outcome.state}"]
+            words = [f"{outcome.run.name}: {outcome.state}"]
             if progress["samples"] is not None and progress["samples_per_second"]:
                 steady = {None: "", True: ", throughput varies", False: ", steady"}[outcome.throughput_varies]
-                facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
-                facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
-            facts += [f"{count(samples)} at W = {world}" for world, samples in outcome.samples_by_world.items()]
+                words.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
+                words.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
+            words += [f"{count(samples)} at W = {world}" for world, samples in outcome.samples_by_world.items()]
             if work is not None:
-                facts.append(f"{goodput.hours_text(work)} {unit}")
-            blocks.append(Text(", ".join([*facts, f"folder {outcome.run.path}"]), tone="quiet"))
+                words.append(f"{goodput.hours_text(work)} {unit}")
+            blocks.append(Text(", ".join([*words, f"folder {outcome.run.path}"]), tone="quiet"))
         details = [*_scores(group.outcomes), *_attempts(group.outcomes)]
         if details:
             blocks += [Fold(f"Scores and attempts of {label}", details)]

@@ -42,8 +42,8 @@ class GroupScore:
     """Seed -> score of its run; empty for models of others."""
 
     def __str__(self) -> str:
-        known = self.low is not None and self.high is not None
-        return percent(self.mean) + (f" ({percent(self.low)}-{percent(self.high)})" if known else "")
+        has_interval = self.low is not None and self.high is not None
+        return percent(self.mean) + (f" ({percent(self.low)}-{percent(self.high)})" if has_interval else "")
 
 
 @dataclass(frozen=True)

@@ -524,9 +524,9 @@ class NodeAgent:
         if kills <= self._memory_kills:
             return
         self._memory_kills = kills
-        facts = {"host": contact.own_facts(os.environ)["node"], "out_of_memory": True}
+        evidence = {"host": contact.own_facts(os.environ)["node"], "out_of_memory": True}
         with contextlib.suppress(OSError):
-            self.run.write_cause(self.attempt, rank.rank, "crash", CAUSES["crash"], OUT_OF_MEMORY, **facts)
+            self.run.write_cause(self.attempt, rank.rank, "crash", CAUSES["crash"], OUT_OF_MEMORY, **evidence)
 
     def _look_for_stopped(self) -> None:
         """Kill ranks that have been stopped by a signal for a while."""

@@ -301,8 +301,10 @@ def _partition(profile: ClusterProfile) -> dict[str, str]:
     for row in rows:
         if name or row.get("Default") == "YES":
             return row
-    known = ", ".join(row["PartitionName"] for row in rows)
-    raise ConfigError("the site has no default partition", "--partition", remedy=f"Name one of: {known or 'none'}.")
+    partition_names = ", ".join(row["PartitionName"] for row in rows)
+    raise ConfigError(
+        "the site has no default partition", "--partition", remedy=f"Name one of: {partition_names or 'none'}."
+    )
 
 
 def parse_nodes(text: str) -> Counter[Node]:

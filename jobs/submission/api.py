@@ -30,8 +30,8 @@ class SubmittedRuns:
 
     def states(self) -> dict[str, RunState]:
         """Run -> its state now."""
-        known = clusters.states(self.runs)
-        return {run.name: known[run.path] for run in self.runs}
+        state_by_run = clusters.states(self.runs)
+        return {run.name: state_by_run[run.path] for run in self.runs}
 
     def wait(self, timeout: float | None = None) -> dict[str, RunState]:
         """Return the states when every run is complete, failed, cancelled or stopped.
@@ -44,7 +44,7 @@ class SubmittedRuns:
             limit = time.monotonic() + timeout
         while True:
             states = self.states()
-            active = [name for name, known in states.items() if known.state not in ENDED]
+            active = [name for name, state in states.items() if state.state not in ENDED]
             if not active:
                 return states
             if time.monotonic() >= limit:

@@ -165,9 +165,9 @@ def _needs_source(action: Action, folder: Path) -> bool:
     )
 
 
-def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
-    """Names of runs that were to start but are cancelled, except those ``known``."""
-    names = [action.name for action in plan.starting if action.name not in known]
+def cancelled_meanwhile(plan: Plan, cancelled_before: Collection[str] = ()) -> list[str]:
+    """Names of runs that were to start but are cancelled, except those ``cancelled_before``."""
+    names = [action.name for action in plan.starting if action.name not in cancelled_before]
     return [name for name in names if RunDir(plan.folder / name).cancel.exists()]
 
 
@@ -270,8 +270,8 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     clusters.request_cancel(active, why, repeat_kills=False)
     end = time.monotonic() + PRUNE_SECONDS
     while active and time.monotonic() < end:
-        known = clusters.states(active)
-        active = [run for run in active if known[run.path].state not in ENDED]
+        state_by_run = clusters.states(active)
+        active = [run for run in active if state_by_run[run.path].state not in ENDED]
         if active:
             time.sleep(clusters.poll_interval(active))
     left = [run.name for run in active]

@@ -86,13 +86,13 @@ def listing(roots: Iterable[Path], words: Sequence[str], kinds: Collection[str],
     Raises ConfigError if a word names no sweep.
     """
     result = Listing()
-    known = {root: _sweeps(root) for root in _distinct(roots)}
-    names = sorted(set().union(*known.values()))
+    sweeps_by_root = {root: _sweeps(root) for root in _distinct(roots)}
+    names = sorted(set().union(*sweeps_by_root.values()))
     for word in words:
         if not any(fnmatchcase(name, word) for name in names):
             near = f"{suggestion(word, names)} There are: {', '.join(names) or 'none'}.".strip()
-            raise ConfigError("no such sweep", ", ".join(map(str, known)), word, plain(near))
-    for root, sweeps in known.items():
+            raise ConfigError("no such sweep", ", ".join(map(str, sweeps_by_root)), word, plain(near))
+    for root, sweeps in sweeps_by_root.items():
         for sweep in sorted(sweeps):
             if not words or any(fnmatchcase(sweep, word) for word in words):
                 for kind in kinds:

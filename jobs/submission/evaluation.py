@@ -72,11 +72,11 @@ def listing(data: str, as_json: bool = False) -> Page:
     return Page(f"data root: {root}", TextTable(rows, {"get": 12}, ("images", "task")), "suites:", *suites)
 
 
-def _progress(jobs: Sequence[RunDir], known: Mapping[Path, RunState]) -> tuple[int, int, str]:
+def _progress(jobs: Sequence[RunDir], state_by_run: Mapping[Path, RunState]) -> tuple[int, int, str]:
     """(images or texts done, their number, what is done) of one job; of several jobs, how many have ended."""
     if len(jobs) > 1:
-        return sum(known[job.path].state in ENDED for job in jobs), len(jobs), "jobs"
-    state = known[jobs[0].path]
+        return sum(state_by_run[job.path].state in ENDED for job in jobs), len(jobs), "jobs"
+    state = state_by_run[jobs[0].path]
     status = read_lenient(jobs[0].status)
     if status.get("attempt") != state.attempt or not status.get("total"):
         return 0, 0, ": ".join(filter(None, [state.state, state.detail]))
@@ -99,16 +99,16 @@ class EvaluateCommand:
     def run(self) -> int:
         """Returns the exit code."""
         if self.args.root:
-            known = [self.root]
+            roots_to_search = [self.root]
         else:
-            known = list(dict.fromkeys([self.root, *roots()]))
+            roots_to_search = list(dict.fromkeys([self.root, *roots()]))
         folder_of_model = (self.args.model or "").partition(":")[2]
         for word in (*self.args.target, folder_of_model):
             refuse_pickle(word)
         if self.args.model:
             subjects = [self.builder.published_model()]
         else:
-            subjects = select.select_many(self.args.target, known)
+            subjects = select.select_many(self.args.target, roots_to_search)
         programs = [path for _, path in executed_files(self.profile)]
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
@@ -178,17 +178,17 @@ class EvaluateCommand:
         jobs = list(self.jobs.values())
         try:
             with ProgressBar("evaluating") as bar:
-                known = states(jobs)
-                while not all(state.state in ENDED for state in known.values()):
-                    bar(*_progress(jobs, known))
+                state_by_run = states(jobs)
+                while not all(state.state in ENDED for state in state_by_run.values()):
+                    bar(*_progress(jobs, state_by_run))
                     time.sleep(poll_interval(jobs))
-                    known = states(jobs)
+                    state_by_run = states(jobs)
         except KeyboardInterrupt:
             note(f"\nthe jobs continue: {command('status', *(job.path for job in jobs))}")
             return INTERRUPTED
         results = list[dict[str, Any]]()
         for subject, job in self.jobs.items():
-            state = known[job.path]
+            state = state_by_run[job.path]
             if state.state == "complete":
                 named = {}
                 if len(jobs) > 1:
@@ -204,7 +204,7 @@ class EvaluateCommand:
             notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
             drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
             show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
-        return worst_exit_code((job, known[job.path].state) for job in jobs)
+        return worst_exit_code((job, state_by_run[job.path].state) for job in jobs)
 
 
 def _make(evaluation: EvaluationWorkload) -> RunDir:

@@ -218,7 +218,7 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
     present = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
     runs = [RunDir(folder / name) for name in dict.fromkeys([*names, *present]) if (folder / name).exists()]
     cancelled = {run.name for run in runs if os.path.exists(run.cancel)}  # before states: a later cancel is new
-    known = states(runs)
+    state_by_run = states(runs)
     existing = {}
     for run in runs:
         stored = None
@@ -227,7 +227,7 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
             stored = read_record(run.identity)
         except (OSError, ValueError) as error:
             defect = str(error)
-        state = known[run.path]
+        state = state_by_run[run.path]
         submitter = other_submitter(run)
         existing[run.name] = ExistingRun(state.state, state.detail, stored, run.name in cancelled, submitter, defect)
     return existing

@@ -168,14 +168,14 @@ def _question(plan: Plan, take_over: bool) -> str:
 def _costs(plan: Plan) -> list[str]:
     """Parts of the question about runs of high or unknown costs."""
     unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
-    known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
-    cost = total(action.wanted.estimate.cost for action in known)
+    estimated = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
+    cost = total(action.wanted.estimate.cost for action in estimated)
     asked = []
     if cost.gpu_hours is not None and cost.gpu_hours > CONFIRM_ABOVE:
         price = ""
         if cost.price is not None:
             price = f", a price of {cost.price:,.0f}"
-        asked.append(f"starts {counted(len(known), 'run')} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+        asked.append(f"starts {counted(len(estimated), 'run')} of {cost.gpu_hours:,.0f} GPU-hours{price}")
     if unknown:
         asked.append(f"starts {counted(len(unknown), 'run')} of unknown GPU-hours ({', '.join(unknown)})")
     return asked

@@ -42,8 +42,8 @@ class Removal:
     @property
     def remote_bytes(self) -> int:
         """Of its checkpoints in object storage."""
-        files = [facts for entry in self.checkpoints for facts in entry.record["files"].values()]
-        return sum(int(facts["bytes"]) for facts in files)
+        files = [file_record for entry in self.checkpoints for file_record in entry.record["files"].values()]
+        return sum(int(file_record["bytes"]) for file_record in files)
 
 
 def plan(runs: Sequence[RunDir]) -> tuple[list[Removal], dict[Path, str]]:

@@ -190,7 +190,7 @@ def _designs(plan: Plan) -> list[list[Action]]:
     designs: dict[tuple[Any, ...], list[Action]] = {}
     for action in plan.actions:
         alike = (action.kind, action.starts, action.lacks_checkpoint, action.reason, action.wanted.cluster)
-        designs.setdefault((*alike, action.wanted.about.design), []).append(action)
+        designs.setdefault((*alike, action.wanted.description.design), []).append(action)
     return list(designs.values())
 
 
@@ -251,18 +251,18 @@ def _hours(plan: Plan) -> bool:
 
 def _run(same: Sequence[Action]) -> list[str | TextTable]:
     action = same[0]
-    about = action.wanted.about
+    description = action.wanted.description
     title = f"{_title(same)}: {action.kind}"
     if action.reason:
         title += f" ({plain(action.reason)})"
     lines = [title]
     if len(same) > 1:
-        lines.append(f"  seeds        {', '.join(str(each.wanted.about.seed) for each in same)}")
+        lines.append(f"  seeds        {', '.join(str(each.wanted.description.seed) for each in same)}")
     return [
         *lines,
-        *about.page,
-        *(f"  warning: {text}" for text in about.warnings),
-        *(f"  note: {note}" for note in about.notes),
+        *description.page,
+        *(f"  warning: {text}" for text in description.warnings),
+        *(f"  note: {note}" for note in description.notes),
     ]
 
 
@@ -277,11 +277,11 @@ def _dropped(plan: Plan) -> list[str]:
 
 def _warnings(plan: Plan) -> list[str]:
     """The warnings about runs that start, each once with the names of its runs."""
-    about: dict[str, list[str]] = {}
+    names_by_warning: dict[str, list[str]] = {}
     for action in plan.starting:
-        for text in action.wanted.about.warnings:
-            about.setdefault(text, []).append(action.name)
-    return [f"warning{_about(names)}: {text}" for text, names in about.items()]
+        for text in action.wanted.description.warnings:
+            names_by_warning.setdefault(text, []).append(action.name)
+    return [f"warning{_about(names)}: {text}" for text, names in names_by_warning.items()]
 
 
 def _advice(plan: Plan) -> list[str]:
@@ -328,7 +328,7 @@ def as_dict(view: PlanView) -> dict[str, Any]:
 
 def _run_as_dict(action: Action, inherited: Sequence[InheritedFolder]) -> dict[str, Any]:
     wanted = action.wanted
-    about = wanted.about
+    description = wanted.description
     return {
         "name": wanted.name,
         "directory": action.name,
@@ -339,12 +339,12 @@ def _run_as_dict(action: Action, inherited: Sequence[InheritedFolder]) -> dict[s
         "copied_from": action.submitter,
         "inherited": [folder.as_dict() for folder in inherited],
         "cluster": wanted.cluster,
-        "differs": about.differs,
-        "base": [change._asdict() for change in about.against_base],
+        "differs": description.differs,
+        "base": [change._asdict() for change in description.against_base],
         "changes": [change._asdict() for change in action.changes],
         "identity": action.identity_hash,
-        "notes": list(about.notes),
-        "warnings": list(about.warnings),
+        "notes": list(description.notes),
+        "warnings": list(description.warnings),
         **wanted.estimate.as_dict(),
     }
 

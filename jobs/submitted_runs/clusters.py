@@ -46,8 +46,8 @@ def seen(runs: Iterable[RunDir]) -> dict[Path, SchedulerView]:
 def states(runs: Iterable[RunDir]) -> dict[Path, RunState]:
     """Path of a run -> its state (``flip.runs.lifecycle``), by its files and its backend."""
     runs = list(runs)
-    known = lifecycle.states(runs, seen(runs))
-    return {run.path: _with_command(run, known[run.path]) for run in runs}
+    state_by_run = lifecycle.states(runs, seen(runs))
+    return {run.path: _with_command(run, state_by_run[run.path]) for run in runs}
 
 
 def cancellable(runs: Iterable[RunDir]) -> list[RunDir]:
@@ -55,10 +55,10 @@ def cancellable(runs: Iterable[RunDir]) -> list[RunDir]:
     Slurm may have held it after it was cancelled, and may start it if it is released."""
     runs = list(runs)
     shown = seen(runs)
-    known = lifecycle.states(runs, shown)
+    state_by_run = lifecycle.states(runs, shown)
     chosen = []
     for run in runs:
-        state = known[run.path].state
+        state = state_by_run[run.path].state
         waits = shown[run.path].kind in (QUEUED, HELD)
         if state not in FINAL or (waits and state != "complete"):
             chosen.append(run)

@@ -94,14 +94,14 @@ def command(run: RunDir, retry: bool = False, diverged: bool = False) -> tuple[s
     if newest != run.name:
         back = f" after restoring its old values in the sweep file, which now means {newest}"
     cluster = record.get("cluster")
-    known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
+    is_shipped = not cluster or (PROFILES / f"{cluster}.yaml").exists()
     if argv:
         how = f"to {_resuming(run)}{back}"
         if diverged:
             how = "change its learning rate or warm-up in the sweep file, then start it as a new run"
         return how, _line(run, argv, stored.folder, options)
     to = ""
-    if not known:
+    if not is_shipped:
         to = f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 

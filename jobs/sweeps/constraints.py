@@ -50,11 +50,11 @@ class Condition:
     place: SourceLocation
     any: tuple[_Comparison, ...]
 
-    def check(self, known: Collection[str]) -> None:
+    def check(self, settings: Collection[str]) -> None:
         """Raise ConfigError for a key that no run has."""
-        for key in (key for comparison in self.any for key in comparison.keys if key not in known):
+        for key in (key for comparison in self.any for key in comparison.keys if key not in settings):
             last = key.rpartition(".")[2]
-            near = nearest(key, known) or [name for name in known if name.endswith("." + last)]
+            near = nearest(key, settings) or [name for name in settings if name.endswith("." + last)]
             remedy = "Give the full key, for example stages.pretrain.mask."
             if near:
                 remedy = f"Did you mean {' or '.join(near[:3])}?"

@@ -50,8 +50,8 @@ def names(folder: Path) -> list[str]:
 
 
 def _profile(profiles: Iterable[str] | None) -> Node:
-    known = sorted(names(PROFILES) if profiles is None else profiles)
-    return {"anyOf": [{"enum": known}, {"type": "string", "pattern": r"\.ya?ml$"}]}
+    profile_names = sorted(names(PROFILES) if profiles is None else profiles)
+    return {"anyOf": [{"enum": profile_names}, {"type": "string", "pattern": r"\.ya?ml$"}]}
 
 
 def _settings(cluster: Node) -> dict[str, Node]:

@@ -86,5 +86,5 @@ def _recipe(name: str) -> dict[str, Any]:
 def published(entry: Mapping[str, Any]) -> Published:
     """A row from its mapping in sweep.json, which may hold only numbers."""
     top1 = {key: value for key, value in entry.items() if key not in RESERVED}
-    known = {key: entry[key] for key in RESERVED if key in entry and key != "title"}
-    return Published(**{"row": "", **known}, top1=top1)
+    texts = {key: entry[key] for key in RESERVED if key in entry and key != "title"}
+    return Published(**{"row": "", **texts}, top1=top1)

@@ -196,8 +196,8 @@ def _recipe(file: _File, name: Any) -> tuple[LocatedDict, Path]:
     for path in (folder / f"{name}.yaml" for folder in folders):
         if path.exists():
             return read_yaml(path), path
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    remedy = f"{suggestion(str(name), known)} There are: {', '.join(known)}.".strip()
+    recipes = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    remedy = f"{suggestion(str(name), recipes)} There are: {', '.join(recipes)}.".strip()
     raise file.error("recipe", "no such recipe", name, remedy)
 
 
@@ -249,10 +249,10 @@ def _filter(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> 
     """Indices of the points that satisfy their conditions. Raises ConfigError for a condition that excludes all."""
     conditions = dict.fromkeys(condition for point in points for condition in point.where)
     settings = [flatten(to_dict(config)) for config in configs]
-    known = {key for values in settings for key in values}
+    keys = {key for values in settings for key in values}
     failing: set[int] = set()
     for condition in conditions:
-        condition.check(known)
+        condition.check(keys)
         concerned = [i for i, point in enumerate(points) if condition in point.where]
         failed = [i for i in concerned if not condition.holds(points[i].name, settings[i])]
         if len(failed) == len(concerned):
@@ -451,7 +451,7 @@ NamedType = TypeVar("NamedType", bound=Named)
 
 
 def chosen(runs: Sequence[NamedType], only: str | None, may_be_empty: bool, path: str | Path) -> list[NamedType]:
-    """The runs that ``only`` selects. Raises ConfigError if one of its patterns matches none, unless ``may_be_empty``."""
+    """The runs that ``only`` selects. Raises ConfigError if a pattern matches none, unless ``may_be_empty``."""
     if only is None:
         return list(runs)
     names = [run.name for run in runs]
@@ -506,8 +506,8 @@ def _similar_files(path: Path) -> str:
     if folder.is_dir():
         own = {file.stem: str(folder / file.name) for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES}
     shipped = {file.stem: file.stem for file in sorted(SWEEPS.glob("*.yaml"))}
-    known = {**shipped, **own}
-    near = [known[name] for name in nearest(path.stem, known)]
+    sweep_files = {**shipped, **own}
+    near = [sweep_files[name] for name in nearest(path.stem, sweep_files)]
     near += [file for name, file in own.items() if name.startswith(path.stem) and file not in near]
     if near:
         return f"Did you mean {' or '.join(near)}?"

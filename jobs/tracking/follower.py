@@ -62,9 +62,9 @@ def tracked_run(run: RunDir, tracker: str, project: str) -> TrackedRun:
     settings = results.read_run(run.path).settings
     first = load_record(run.attempt(1) / "start.json")
     original = [*identity.get("before", []), identity][0].get("hash")  # before it continued with other data
-    about = [original, project, os.path.realpath(run.path), first.get("host"), first.get("time")]
+    origin = [original, project, os.path.realpath(run.path), first.get("host"), first.get("time")]
     config = {key: scrub(value) if isinstance(value, str) else value for key, value in settings.items()}
-    id_ = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    id_ = hashlib.sha256(repr(origin).encode()).hexdigest()[:16]
     return TrackedRun(id_, project, run.name, run.sweep, config, run.path / "trackers" / tracker)
 
 

@@ -66,8 +66,8 @@ class SubmittedWork(Protocol):
     def details(self, outcome: Outcome) -> dict[str, Any]:
         """The keys ``about`` and ``evaluation`` of ``flip explain --json``."""
 
-    def rows(self, facts: Mapping[str, Any]) -> Rows:
-        """What it does, for the page of ``flip explain``. ``facts``: with the keys of ``details``."""
+    def rows(self, document: Mapping[str, Any]) -> Rows:
+        """What it does, for the page of ``flip explain``. ``document``: with the keys of ``details``."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,18 @@ class SubmittedTraining:
     def details(self, outcome: Outcome) -> dict[str, Any]:
         return {"about": _about(outcome), "evaluation": None}
 
-    def rows(self, facts: Mapping[str, Any]) -> Rows:
-        about = facts["about"]
-        if not about["stages"]:
+    def rows(self, document: Mapping[str, Any]) -> Rows:
+        summary = document["about"]
+        if not summary["stages"]:
             return [("what", "a training; its config.yaml cannot be read")]
-        stages = [f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]]
-        total = f"{count(about['samples'])} samples ({'; '.join(stages)})"
-        differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
+        stages = [
+            f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in summary["stages"]
+        ]
+        total = f"{count(summary['samples'])} samples ({'; '.join(stages)})"
+        differs = ", ".join(f"{key} = {value}" for key, value in summary["differs"].items()) or "in nothing"
         return [
-            ("what", ", ".join(filter(None, [about["size"], total]))),
-            *_origin(about["init"]),
+            ("what", ", ".join(filter(None, [summary["size"], total]))),
+            *_origin(summary["init"]),
             ("differs", f"{differs} (from the other runs of its sweep)"),
         ]
 
@@ -153,8 +155,8 @@ class SubmittedEvaluation:
             "masks": [mask for mask, _ in request.views],
         }
 
-    def rows(self, facts: Mapping[str, Any]) -> Rows:
-        job = facts["evaluation"]
+    def rows(self, document: Mapping[str, Any]) -> Rows:
+        job = document["evaluation"]
         if job is None:
             return [("what", "an evaluation; its request cannot be read")]
         evaluated = ", ".join([job["model"], *job["commits"]])

@@ -26,7 +26,7 @@ from jobs.planning import preflight, step_time, user_files
 from jobs.planning.run_cost import Estimate
 from jobs.tracking import tracker
 from jobs.workloads import extension, training_page
-from jobs.workloads.workload import About
+from jobs.workloads.workload import RunDescription
 
 NOT_YET = "0" * 16
 """Stands for the digest of a checkpoint that another run of the sweep will save (``init.commit``)."""
@@ -99,11 +99,11 @@ class TrainingWorkload:
         return TrainingCheckpoints(self.config)
 
     @cached_property
-    def about(self) -> About:
+    def description(self) -> RunDescription:
         # each seed may start from a source of its own seed
         init = self.config.init
         of_any_seed = replace(init, run=init.run.removesuffix(f"-s{self.config.seed}"), commit="")
-        return About(
+        return RunDescription(
             design=repr(replace(self.config, seed=0, init=of_any_seed)),
             seed=self.config.seed,
             page=training_page.lines(self.config, self.estimate, self.against_base),
@@ -178,9 +178,9 @@ class TrainingWorkload:
                 write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``adopt``
         settings = to_dict(self.config)
         if older and run.config.exists():
-            known = read_yaml(run.config)
-            settings = _without_new_keys(settings, known)
-            missing = self._callbacks_without_code(known)
+            stored_settings = read_yaml(run.config)
+            settings = _without_new_keys(settings, stored_settings)
+            missing = self._callbacks_without_code(stored_settings)
             if "callbacks" in settings["monitor"]:
                 entries = settings["monitor"]["callbacks"]
                 settings["monitor"]["callbacks"] = [entry for entry in entries if entry not in missing]
@@ -210,8 +210,8 @@ class TrainingWorkload:
 
     def _callbacks_without_code(self, stored: Mapping[str, Any]) -> list[str]:
         """Entries of ``monitor.callbacks`` that the code of a run does not contain. ``stored``: its config.yaml."""
-        known = (stored.get("monitor") or {}).get("callbacks") or []
-        return [entry for entry in self.config.monitor.callbacks if entry not in known]
+        stored_entries = (stored.get("monitor") or {}).get("callbacks") or []
+        return [entry for entry in self.config.monitor.callbacks if entry not in stored_entries]
 
 
 @dataclass(frozen=True)

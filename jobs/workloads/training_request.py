@@ -175,11 +175,11 @@ class _Resolution:
         if not all((each / "identity.json").exists() for each in (self.directories[0], path)):
             return config
         try:
-            known = [read_record(each / "identity.json") or {} for each in self.directories]
-            if any(is_same_run(stored, config) for stored in known):
+            stored_identities = [read_record(each / "identity.json") or {} for each in self.directories]
+            if any(is_same_run(stored, config) for stored in stored_identities):
                 return config
             existing = read_config(path / "config.yaml")
-            ignored_out += diff_identity(known[-1], config)
+            ignored_out += diff_identity(stored_identities[-1], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
         return existing
@@ -190,16 +190,16 @@ class _Resolution:
             return None
         for earlier in extension.earlier_extensions(self.run.config, self.directories):
             with suppress(ConfigError):  # the new settings do not fit that extension: it is another run
-                known, notes, _ = self._finish_at_place(earlier)
-                if self._holder(known) is not None:
-                    return FinishedConfig(known, notes)
+                finished, notes, _ = self._finish_at_place(earlier)
+                if self._holder(finished) is not None:
+                    return FinishedConfig(finished, notes)
         if self.place.changed != "extend":
             return None
         own = self._extended(config)
         if own is None:
             return None
-        known, notes, _ = self._finish_at_place(own)
-        return FinishedConfig(known, notes)
+        finished, notes, _ = self._finish_at_place(own)
+        return FinishedConfig(finished, notes)
 
     def _extended(self, config: Config) -> Config | None:
         """The configuration of a changed run that continues it from its newest checkpoint; None if it cannot, or is
@@ -218,19 +218,19 @@ class _Resolution:
         with a checkpoint that a run of the sweep will make."""
         init = asked.init
         folder = self.place.folder
-        known = self._stored_init(init)
+        own_init = self._stored_init(init)
         try:
             return warm_start.resolve_init(asked, [folder, folder.parent])
         except warm_start.SourceMissing:
             will_come = init.run in self.place.names and init.samples and not self._has_passed(init)
-            if known is None and self.place.dry and will_come:
+            if own_init is None and self.place.dry and will_come:
                 stage = init.stage or stage_at(asked, init.samples).name
-                known = replace(
+                own_init = replace(
                     init, stage=stage, commit=NOT_YET
                 )  # enough to plan: the sweep itself saves the checkpoint
-            if known is None:
+            if own_init is None:
                 raise
-            return known
+            return own_init
 
     def _has_passed(self, init: Init) -> bool:
         """Whether the run that ``init`` names is complete or has a later checkpoint, so that it never saves that

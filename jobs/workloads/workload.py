@@ -148,7 +148,7 @@ class SweepRun(Workload, Protocol):
     def checkpoints(self) -> CheckpointPlace: ...
 
     @property
-    def about(self) -> About: ...
+    def description(self) -> RunDescription: ...
 
     # -- comparison with its directory
 
@@ -213,7 +213,7 @@ class CheckpointPlace(CheckpointNeed, Protocol):
 
 
 @dataclass(frozen=True)
-class About:
+class RunDescription:
     """A run in a plan."""
 
     design: str

@@ -59,22 +59,22 @@ def build(data: DemoData, options: argparse.Namespace) -> int:
     else:
         cache = cache_root()
     start_time = time.monotonic()
-    facts = None
+    record = None
     if not options.force:
-        facts = data.ready(cache / data.name)
-    state = "ready" if facts else "built"
-    facts = facts or data.build(cache, options.force)
-    facts |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / data.name)}
-    print(json.dumps(facts, indent=1, sort_keys=True) if options.json else _text(facts))
+        record = data.ready(cache / data.name)
+    state = "ready" if record else "built"
+    record = record or data.build(cache, options.force)
+    record |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / data.name)}
+    print(json.dumps(record, indent=1, sort_keys=True) if options.json else _text(record))
     return 0
 
 
-def _text(facts: dict) -> str:
-    lines = [f"{facts['state']}: {facts['path']} ({facts['seconds']} s)"]
-    lines.append(", ".join(f"{name} {count:,}" for name, count in facts["counts"].items()))
-    for name, item in sorted(facts["sets"].items()):
+def _text(record: dict) -> str:
+    lines = [f"{record['state']}: {record['path']} ({record['seconds']} s)"]
+    lines.append(", ".join(f"{name} {count:,}" for name, count in record["counts"].items()))
+    for name, item in sorted(record["sets"].items()):
         lines.append(f"  {name:12} {item['role']:10} {item['samples']:7,d} samples  {item['digest'][:12]}")
-    for family, item in facts.get("leakage", {}).items():
+    for family, item in record.get("leakage", {}).items():
         before, after = (f"{100 * item[key]:.1f} %" for key in ("near_before", "near_after"))
         lines.append(f"  {family}: {before} of its images had a near-duplicate in training, now {after}")
     return "\n".join(lines)

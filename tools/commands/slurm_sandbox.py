@@ -151,10 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], str]):
-        about = run.__doc__
-        command = commands.add_parser(name, help=about, description=about, epilog=EXAMPLES)
-        about = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
-        command.add_argument("--folder", type=Path, help=about)
+        help_text = run.__doc__
+        command = commands.add_parser(name, help=help_text, description=help_text, epilog=EXAMPLES)
+        help_text = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
+        command.add_argument("--folder", type=Path, help=help_text)
         command.set_defaults(run=run, show=show)
         return command
 
@@ -179,20 +179,22 @@ def _start_options(command: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Options):
         option = f"--{field.name.replace('_', '-')}"
         default = field.default
-        about = field.metadata["help"]
+        help_text = field.metadata["help"]
         if field.name == "grace":
             default = 30
         if default is True:
-            command.add_argument(f"--no-{option[2:]}", dest=field.name, action="store_false", help=about)
+            command.add_argument(f"--no-{option[2:]}", dest=field.name, action="store_false", help=help_text)
         elif default is False:
-            command.add_argument(option, action="store_true", help=about)
+            command.add_argument(option, action="store_true", help=help_text)
         elif isinstance(default, int):
-            about += f" (default: {default})"
-            command.add_argument(option, type=INDEX, default=default, metavar="N", help=about)
+            help_text += f" (default: {default})"
+            command.add_argument(option, type=INDEX, default=default, metavar="N", help=help_text)
         elif field.name == "settings":
-            command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=about)
+            command.add_argument(
+                "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=help_text
+            )
         elif field.name == "job_submit":
-            command.add_argument(option, type=Path, metavar="FILE", help=about)
+            command.add_argument(option, type=Path, metavar="FILE", help=help_text)
         else:
-            command.add_argument(option, choices=field.metadata["choices"], default=default, help=about)
+            command.add_argument(option, choices=field.metadata["choices"], default=default, help=help_text)
     command.add_argument("--keep", action="store_true", help="keep the jobs and job numbers of the last start")

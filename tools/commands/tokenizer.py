@@ -32,19 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
     train_.add_argument("--vocabulary", type=COUNT, required=True, metavar="N", help="maximum number of entries")
-    about = "wordpiece, as BERT's (default), or bpe: byte pairs, as CLIP's, for recipe clip"
-    train_.add_argument("--kind", choices=KINDS, default="wordpiece", help=about)
+    help_text = "wordpiece, as BERT's (default), or bpe: byte pairs, as CLIP's, for recipe clip"
+    train_.add_argument("--kind", choices=KINDS, default="wordpiece", help=help_text)
     train_.set_defaults(run=train)
     table_ = commands.add_parser("table", help="write a token table", description=table.__doc__, epilog=EXAMPLES)
     table_.add_argument("tokenizer", help="a tokenizer.json")
-    about = "tag words by TextBlob (pip install textblob), for text_masking: syntax"
-    table_.add_argument("--parts-of-speech", action="store_true", help=about)
+    help_text = "tag words by TextBlob (pip install textblob), for text_masking: syntax"
+    table_.add_argument("--parts-of-speech", action="store_true", help=help_text)
     table_.set_defaults(run=table)
     for parser_ in (train_, table_):
-        about = "text files with one caption per line, or manifests"
-        parser_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
-        about = "member of a sample that holds captions, or json:FIELD (default: txt, or the captions of parquet files)"
-        parser_.add_argument("--member", help=about)
+        help_text = "text files with one caption per line, or manifests"
+        parser_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=help_text)
+        help_text = (
+            "member of a sample that holds captions, or json:FIELD (default: txt, or the captions of parquet files)"
+        )
+        parser_.add_argument("--member", help=help_text)
         parser_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
     show_.add_argument("tokenizer", help="a tokenizer.json, or CLIP's bpe_simple_vocab_16e6.txt.gz")

@@ -137,10 +137,10 @@ def register(subject: RunDir, folder: str) -> None:
     if subject.is_complete():
         return
     settings = _settings(folder)
-    about = {"run": subject.name, "stage": PUBLISHED, "samples": 0, "evaluations": [], "attempts": 0}
+    result = {"run": subject.name, "stage": PUBLISHED, "samples": 0, "evaluations": [], "attempts": 0}
     record = {"hash": identity.digest(settings), "schema": RUN_NUMBER, "code": "", "config": settings}
     write_json(subject.identity, record)
-    create_json(subject.result, about)
+    create_json(subject.result, result)
 
 
 def _settings(folder: str) -> dict[str, dict[str, str]]:

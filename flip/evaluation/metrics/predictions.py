@@ -51,8 +51,8 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write the file atomically; its folder is created. Raises OSError."""
-        about = {"set": path.name.partition(".predictions.")[0], "predictions": self.digest, "where": self.where}
-        lines: list[dict[str, Any]] = [about | {"names": list(self.names)}]
+        header = {"set": path.name.partition(".predictions.")[0], "predictions": self.digest, "where": self.where}
+        lines: list[dict[str, Any]] = [header | {"names": list(self.names)}]
         columns = (
             self.images,
             self.labels.tolist(),
@@ -74,7 +74,7 @@ def read(path: Path) -> Predictions:
     """Raises OSError if the file is absent or unreadable, ValueError with its path if it is invalid."""
     try:
         first, *rest = read_regular(path, LIMIT).splitlines()
-        about = records.checked(records.parse(first), _ABOUT)
+        header = records.checked(records.parse(first), _ABOUT)
         rows = [records.checked(records.parse(line), _IMAGE) for line in rest[:MAX_IMAGES]]
         images = [
             records.checked(row["image"], records.COUNT if type(row["image"]) is int else records.PATH) for row in rows
@@ -84,9 +84,9 @@ def read(path: Path) -> Predictions:
         if (
             classes.ndim != 2
             or classes.shape != scores.shape
-            or max(labels.max(), classes.max()) >= len(about["names"])
+            or max(labels.max(), classes.max()) >= len(header["names"])
         ):
             raise ValueError("classes, scores and names do not fit together")
     except (ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"{path}: invalid predictions: {error}") from error
-    return Predictions(about["predictions"], about["where"], about["names"], images, labels, classes, scores)
+    return Predictions(header["predictions"], header["where"], header["names"], images, labels, classes, scores)

@@ -157,11 +157,11 @@ def probe(
     fitted = fit(features, labels, classes, C, progress=progress)
     scores = torch.cat([fitted.scores(part.to(device)).cpu() for part in test[0].split(TILE)])
     result = accuracy(rank_of_target(scores, test[1]), (1, 5), 1 / len(set(train[1].tolist())))
-    about: dict[str, Any] = {"classes": classes, "cost": C, "C": C, "converged": fitted.converged}
+    summary: dict[str, Any] = {"classes": classes, "cost": C, "C": C, "converged": fitted.converged}
     if notes := list(_notes(fitted.converged, C, not given)):
-        about["note"] = "; ".join(notes)
-        log.warning("%s: %s", name, about["note"])
-    return result | about | {"predictions": digest_of_predictions(scores.argmax(dim=1))}
+        summary["note"] = "; ".join(notes)
+        log.warning("%s: %s", name, summary["note"])
+    return result | summary | {"predictions": digest_of_predictions(scores.argmax(dim=1))}
 
 
 def _notes(converged: bool, C: float, chosen: bool) -> Iterator[str]:

@@ -201,25 +201,25 @@ class Channel:
     def close(self) -> None:
         self.socket.close()
 
-    def greet(self, facts: Mapping[str, Any], seconds: float) -> None:
-        """As an agent, answer ``welcome`` with ``facts`` about this node, and wait for the answer of the coordinator.
+    def greet(self, fields: Mapping[str, Any], seconds: float) -> None:
+        """As an agent, answer ``welcome`` with ``fields`` about this node, and wait for the answer of the coordinator.
 
         If this is not ``accepted``, but ``leave``, it is the next message. Raises ChannelError, also after ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        self.hello(self._next(deadline), facts)
+        self.hello(self._next(deadline), fields)
         answer = self._next(deadline)
         if answer["is"] == "accepted":
             self.accepted = True
         else:
             self._early.insert(0, answer)
 
-    def hello(self, welcome: Message, facts: Mapping[str, Any]) -> None:
+    def hello(self, welcome: Message, fields: Mapping[str, Any]) -> None:
         """The first part of ``greet``."""
         _check_protocol(welcome)
         self._signer.bind(str(welcome.get("number")))
         number = os.urandom(16).hex()
-        self.send(dict(facts, **{"is": "hello", "protocol": AGENT_NUMBER, "number": number}))
+        self.send(dict(fields, **{"is": "hello", "protocol": AGENT_NUMBER, "number": number}))
         self._signer.bind(number)
 
     def _next(self, deadline: float) -> Message:

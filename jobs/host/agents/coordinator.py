@@ -92,7 +92,7 @@ class Agent:
         self.channel = channel
         self.node = ""
         """Name of its node; empty before its hello."""
-        self.facts: Message = {}
+        self.reported: Message = {}
         self.index = 0
         """Number of its node in the allocation."""
         self.is_ready = False
@@ -168,8 +168,8 @@ class Coordinator:
         """Whether agents may still come."""
         return self._clock() < self._patient_until
 
-    def start(self, attempt: int, ranks: Sequence[Sequence[int]], facts: Message) -> None:
-        """Start an attempt. ``ranks``: those of each of the first ready agents. ``facts``: for each ``start`` message,
+    def start(self, attempt: int, ranks: Sequence[Sequence[int]], fields: Message) -> None:
+        """Start an attempt. ``ranks``: those of each of the first ready agents. ``fields``: for each ``start`` message,
         as the address of rank 0."""
         if self.state is not State.GATHER or attempt <= self.attempt:
             raise ValueError("attempt %d cannot start after %d, in state %s" % (attempt, self.attempt, self.state))
@@ -181,21 +181,21 @@ class Coordinator:
         self.attempt = attempt
         for node, agent in enumerate(agents):
             self.running.update((rank, agent) for rank in ranks[node])
-        self._send_places(agents, ranks, dict(facts, **{"is": "start", "attempt": attempt}))
+        self._send_places(agents, ranks, dict(fields, **{"is": "start", "attempt": attempt}))
 
-    def measure_network(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], facts: Message) -> None:
+    def measure_network(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], fields: Message) -> None:
         """Ask agents without ranks to measure the network between them; each adds the result to its ``health``.
 
-        ``ranks``: those of each agent. ``facts``: for each message.
+        ``ranks``: those of each agent. ``fields``: for each message.
         """
         self.measuring = set(agents)
         nodes = [agent.node for agent in agents]
-        self._send_places(agents, ranks, dict(facts, **{"is": "network", "nodes": nodes}))
+        self._send_places(agents, ranks, dict(fields, **{"is": "network", "nodes": nodes}))
 
-    def _send_places(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], facts: Message) -> None:
+    def _send_places(self, agents: Sequence[Agent], ranks: Sequence[Sequence[int]], fields: Message) -> None:
         world = sum(len(own) for own in ranks)
         for node, agent in enumerate(agents):
-            self._send(agent, dict(facts, world=world, node=node, ranks=list(ranks[node])))
+            self._send(agent, dict(fields, world=world, node=node, ranks=list(ranks[node])))
 
     def stop(self, signal_name: str, seconds: float) -> None:
         """Ask all ranks to save and stop; they are killed after ``seconds``. Repeated until they have ended."""
@@ -261,7 +261,7 @@ class Coordinator:
         elif kind == "exit":
             self._on_exit(agent, message)
         elif kind == "health":
-            agent.facts = dict(agent.facts, health=message.get("health"))
+            agent.reported = dict(agent.reported, health=message.get("health"))
             self.measuring.discard(agent)
         elif kind != "beat":
             self.lost(agent, "it says %s, which is not known here" % kind)
@@ -342,7 +342,7 @@ class Coordinator:
             return
         agent.index = index
         agent.node = node
-        agent.facts = message
+        agent.reported = message
         self._send(agent, {"is": "accepted"})
         if self.state is State.LEFT:
             self._send(agent, self._farewell)
@@ -354,7 +354,7 @@ class Coordinator:
         self._ready_agents += 1
         agent.order = self._ready_agents
         agent.is_ready = True
-        agent.facts = dict(agent.facts, **message)
+        agent.reported = dict(agent.reported, **message)
         self._log("the agent of %s is ready" % agent.node)
 
     def _on_exit(self, agent: Agent, message: Message) -> None:

@@ -66,11 +66,11 @@ def judge(results: Mapping[str, Sequence[Check]]) -> NodeVerdict:
     bytes per second of the faster one).
     """
     failures: Dict[str, Dict[str, str]] = {}
-    known: Dict[str, int] = {}
+    results_by_check: Dict[str, int] = {}
     shared: Set[str] = set()
     for node, rows in results.items():
         for row in rows:
-            known[row.name] = known.get(row.name, 0) + (row.state != UNKNOWN)
+            results_by_check[row.name] = results_by_check.get(row.name, 0) + (row.state != UNKNOWN)
             if row.state in (FAILS, FAILS_FOR_ALL):
                 failures.setdefault(row.name, {})[node] = row.text
             if row.state == FAILS_FOR_ALL:
@@ -79,7 +79,7 @@ def judge(results: Mapping[str, Sequence[Check]]) -> NodeVerdict:
     excluded: Dict[str, List[str]] = {}
     common = {}
     for check, nodes in failures.items():
-        if check in shared or _is_common(check, len(nodes), known.get(check, len(results))):
+        if check in shared or _is_common(check, len(nodes), results_by_check.get(check, len(results))):
             node, evidence = next(iter(nodes.items()))
             common[check] = "%s on %d of %d nodes, as %s: %s" % (check, len(nodes), len(results), node, evidence)
             continue
@@ -88,11 +88,11 @@ def judge(results: Mapping[str, Sequence[Check]]) -> NodeVerdict:
     return NodeVerdict({node: "; ".join(texts) for node, texts in excluded.items()}, common)
 
 
-def _is_common(check: str, failed: int, known: int) -> bool:
+def _is_common(check: str, failed: int, results: int) -> bool:
     """Whether a check fails on most nodes. An only node is to blame for its own parts, not for the shared folder."""
-    if known == 1:
+    if results == 1:
         return check == SHARED_FOLDER
-    return 2 * failed > known
+    return 2 * failed > results
 
 
 def _slow(results: Mapping[str, Sequence[Check]]) -> Dict[str, Dict[str, str]]:

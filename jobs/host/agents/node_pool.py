@@ -154,7 +154,7 @@ class NodePool:
         if len(agents) * self.nodes.ranks_per_node < 2 or self._on_network.issuperset(nodes):
             return
         self._on_network.update(nodes)
-        unable = [agent.node for agent in agents if not agent.facts.get("network")]
+        unable = [agent.node for agent in agents if not agent.reported.get("network")]
         if unable:
             self._log("network: not measured: the agent of %s has not imported torch, or cannot fork" % unable[0])
             return
@@ -203,7 +203,7 @@ class NodePool:
         """Read the results of the agents that are ready."""
         for agent in self.coordinator.ready():
             try:
-                self._health[agent.node] = [check_of(row) for row in agent.facts.get("health", [])]
+                self._health[agent.node] = [check_of(row) for row in agent.reported.get("health", [])]
             except (AttributeError, TypeError, ValueError) as error:
                 self._log("%s: %s" % (agent.node, error))
 

@@ -122,8 +122,8 @@ def _locks_exclude(path: Path) -> bool:
 
 
 def _free_bytes(place: Path) -> int:
-    facts = os.statvfs(place)
-    return facts.f_bavail * facts.f_frsize
+    filesystem = os.statvfs(place)
+    return filesystem.f_bavail * filesystem.f_frsize
 
 
 def _median(work: Callable[[int], object]) -> float:

@@ -106,8 +106,8 @@ def fault(
     bad = [f"{name} {_described(state, scheduler)}" for name, state in unfinished.items()]
     if bad:
         raise SystemExit("; ".join(bad))
-    facts = {"device": device, "scheduler": scheduler, "nodes": nodes, "ranks": nodes * ranks}
-    return facts | _result(runs.folder, disturbed, pause)
+    conditions = {"device": device, "scheduler": scheduler, "nodes": nodes, "ranks": nodes * ranks}
+    return conditions | _result(runs.folder, disturbed, pause)
 
 
 def _disturbed_seconds(run: RunDir, kind: str, profile: ClusterProfile, runs: SubmittedRuns, end: float) -> float:

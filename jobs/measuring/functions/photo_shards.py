@@ -104,8 +104,8 @@ def write(pairs: list[tuple[bytes, str]], folder: Path, shards: int) -> list[Pat
         with create_file(path) as file, tarfile.open(fileobj=file, mode="w|") as tar:
             for i in range(len(pairs) * shard // shards, len(pairs) * (shard + 1) // shards):
                 image, text = pairs[i]
-                facts = {"caption": text, "key": f"{i:09d}", "status": "success", "sha256": "0" * 64}
-                members = {"jpg": image, "json": json.dumps(facts).encode(), "txt": text.encode()}
+                json_member = {"caption": text, "key": f"{i:09d}", "status": "success", "sha256": "0" * 64}
+                members = {"jpg": image, "json": json.dumps(json_member).encode(), "txt": text.encode()}
                 for extension, content in members.items():
                     tar.addfile(_member(f"{i:09d}.{extension}", len(content)), io.BytesIO(content))
     return paths

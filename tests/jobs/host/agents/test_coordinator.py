@@ -491,7 +491,7 @@ def test_agents_measure_network_until_they_answer_or_are_lost():
     places = [{"is": "network", "world": 3, "node": i, "ranks": [i], "nodes": names, "port": 9} for i in range(3)]
     assert [agent.messages for agent in group.agents] == [[place] for place in places]
     group.agents[0].say("health", health=[{"name": "network"}])
-    assert group.coordinator.ready()[0].facts["health"] == [{"name": "network"}]
+    assert group.coordinator.ready()[0].reported["health"] == [{"name": "network"}]
     assert [agent.node for agent in sorted(group.coordinator.measuring, key=lambda agent: agent.node)] == ["n1", "n2"]
     group.coordinator.lost(group.agents[1].agent, "connection lost")
     group.agents[2].say("health", health=[])

@@ -124,12 +124,12 @@ def test_next_agent_follows_one_that_dies_when_its_ranks_have_died(task, number)
     before = task.start()
     (agent,) = task.coordinator.ready()
     starts = {record["pid"]: sessions.start_time(record["pid"]) for record in before}
-    os.kill(agent.facts["pid"], number)
+    os.kill(agent.reported["pid"], number)
     task.until(lambda: task.coordinator.ready() and task.coordinator.ready()[0] is not agent)
     assert not any(sessions.alive(pid, start) for pid, start in starts.items())
     assert task.coordinator.outcome.lost == ("n7",)
     after = task.start_next()
-    assert {record["parent"] for record in after} == {task.coordinator.ready()[0].facts["pid"]}
+    assert {record["parent"] for record in after} == {task.coordinator.ready()[0].reported["pid"]}
     task.coordinator.leave()
     assert task.process.wait(30) == 0 and task.left() == []
 
