@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 
 from flip.common.shutdown import SIGNALS
 from flip.files import python_path
+from flip.runs import temporary_folders
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError, describe
-from flip.runs.rundir import OWNER, write_json
+from flip.runs.rundir import OWNER, RunDir
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -46,7 +47,7 @@ def prepare_forkserver() -> None:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
             forkserver.ensure_running()
-            _record_owner()
+            _claim_folder()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -62,12 +63,15 @@ def _avoid_long_tmpdir() -> None:
             tempfile.tempdir = usual
 
 
-def _record_owner() -> None:
-    """Write run and attempt to multiprocessing's folder: a later attempt deletes the folders of killed ranks."""
-    if {"FLIP_RUN", "FLIP_ATTEMPT"} <= os.environ.keys():
-        owner = {"run": os.environ["FLIP_RUN"], "attempt": int(os.environ["FLIP_ATTEMPT"])}
-        with contextlib.suppress(OSError):
-            write_json(Path(util.get_temp_dir()) / OWNER, owner)
+def _claim_folder() -> None:
+    """Record who owns multiprocessing's folder, and delete those of processes that were killed."""
+    folder = Path(util.get_temp_dir())
+    with contextlib.suppress(OSError):
+        if {"FLIP_RUN", "FLIP_ATTEMPT"} <= os.environ.keys():
+            temporary_folders.claim(folder, RunDir(os.environ["FLIP_RUN"]), int(os.environ["FLIP_ATTEMPT"]))
+        elif not (folder / OWNER).exists():
+            temporary_folders.claim(folder)
+    temporary_folders.delete_left()
 
 
 def leave_with_parent() -> None:

@@ -18,6 +18,7 @@
 - ``wall_limit``: the time limit of a job, compared with the measured times of its run.
 - ``cgroup``: memory of the host and of its cgroups, and what their limits have stopped.
 - ``node_address``: the address of a name on this node.
+- ``temporary_folders``: who owns a temporary folder, and the only cleaner of those that killed processes leave.
 - ``checks``: the row of all checks before ranks work, and lists of rules.
 - ``errors``: the errors that users see, with their causes and exit codes.
 

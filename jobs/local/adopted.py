@@ -8,10 +8,10 @@ import socket
 import time
 from collections.abc import Sequence
 
+from flip.runs import temporary_folders
 from flip.runs.rundir import RunDir, read_record
 from jobs.host import processes
 from jobs.host.sessions import HAS_PROC, is_rank, kill_session
-from jobs.local.stores import delete_stores
 
 TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts may be lost
 
@@ -85,7 +85,7 @@ class AdoptedAttempt:
                     os.kill(rank.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        delete_stores(self.run, self.n)
+        temporary_folders.delete_left(self.run, self.n)
 
 
 def adopt(run: RunDir, n: int, patience: float) -> AdoptedAttempt:

@@ -28,13 +28,17 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from flip.common.shutdown import LIFELINE_VARIABLE, ORPHAN_GRACE_SECONDS, SIGNALS
+from flip.files import deletion
 from flip.files.creation import RefusedPath, open_append
+from flip.runs import temporary_folders
 from flip.runs.cgroup import memory_kills
 from flip.runs.checks import UNKNOWN, Check
 from flip.runs.errors import CAUSES
@@ -188,8 +192,9 @@ class NodeAgent:
         # OpenBLAS starts its threads when it is loaded. Training does not use it.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         try:
-            for name in preloads(self.module):
-                importlib.import_module(name)
+            with _folder_of_imports():
+                for name in preloads(self.module):
+                    importlib.import_module(name)
         except ImportError as error:  # a rank reports it as the cause of its end
             note(f"ranks start in new interpreters: {error}")
             return
@@ -513,6 +518,8 @@ class NodeAgent:
                 code = rank.code
             elif status == signal.SIGKILL and not self._is_killing:
                 self._look_for_memory_kill(rank)
+            if not self.ranks:  # those that were killed have left theirs
+                temporary_folders.delete_left(self.run, self.attempt)
             self._send(**{"is": "exit"}, attempt=self.attempt, rank=rank.rank, code=code, killed=killed)
 
     def _look_for_memory_kill(self, rank: RankProcess) -> None:
@@ -552,6 +559,22 @@ class NodeAgent:
     def _kill_ranks(self) -> None:
         for rank in self.ranks:
             sessions.kill_session(rank.pid, rank.start)
+
+
+@contextlib.contextmanager
+def _folder_of_imports() -> Iterator[None]:
+    """The folder for compiled code that torch._dynamo creates when it is imported; its default stays for good."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="flip-import-"))
+        temporary_folders.claim(folder)
+    except OSError:  # a full disk: ranks report it
+        yield
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    try:
+        yield
+    finally:
+        deletion.discard_own_folder(folder)
 
 
 def without_coordinator(reason: ChannelError) -> int:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.common import shutdown
-from flip.files import deletion, ownership, python_path
+from flip.files import deletion, python_path
 from flip.files.creation import RefusedPath, close_umask
+from flip.runs import temporary_folders
 from flip.runs.checks import Rule, require
 from flip.runs.errors import (
     CAUSES,
@@ -34,7 +34,7 @@ from flip.runs.errors import (
     start_logging,
 )
 from flip.runs.restart_policy import PEER_GONE
-from flip.runs.rundir import OWNER, RunDir, load_record, read_json, write_bytes
+from flip.runs.rundir import RunDir, load_record, write_bytes
 
 FLIGHT_RECORD_SECONDS = 10.0  # a process that hangs may hold the recorder's lock
 
@@ -55,7 +55,7 @@ def main(path: str, work: Work | None = None) -> int:
     attempt = int(os.environ["FLIP_ATTEMPT"])
     os.environ["FLIP_RUN"] = str(run.path)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        clear_temporaries(run, attempt)
+        temporary_folders.delete_left(run, attempt - 1)  # of ranks and supervisors that were killed
     if rank == 0:
         flag.on_set(lambda: _record_stop(run, attempt, flag))
     cause, reason, trace = _run_work(work or _train, run, attempt, flag)
@@ -71,22 +71,6 @@ def main(path: str, work: Work | None = None) -> int:
     elif cause != "complete":
         logging.error("%s", reason)
     return CAUSES[cause]
-
-
-def clear_temporaries(run: RunDir, attempt: int) -> None:
-    """Delete temporary folders that earlier attempts of the run left on this node: multiprocessing's of killed ranks,
-    and stores of attempts whose supervisor was killed. A folder that cannot be deleted stays.
-
-    They are identified by the record that ``flip.data.worker_pool`` and ``jobs.local.agents`` write into each.
-    """
-    temporary = Path(tempfile.gettempdir())
-    for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if not ownership.is_mine(mark) or not ownership.is_mine(mark.parent):
-                continue
-            owner = read_json(mark) or {}
-            if owner["run"] == str(run.path) and owner["attempt"] < attempt:
-                deletion.discard_own_folder(mark.parent)
 
 
 def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from flip.runs import temporary_folders
 from flip.runs.rundir import RunDir
 from jobs.commands.submit import main as submit_main
-from jobs.local import stores
 from jobs.submission import start_runs
 from jobs.submission.snapshot import Snapshot
 from tests.harness.command_line import SubmitCommandLine
@@ -38,7 +38,7 @@ def field(tmp_path):
     for name in sweep.worlds:  # of supervisors that a test killed, and that have no successor
         run = RunDir(sweep.sweep / name)
         with contextlib.suppress(NotADirectoryError):  # a test has replaced its folder of attempts
-            stores.delete_stores(run, run.newest_attempt())
+            temporary_folders.delete_left(run, run.newest_attempt())
 
 
 @pytest.fixture

@@ -371,10 +371,10 @@ START = """
 import os, sys, tempfile
 from flip.distributed.parallel import set_compile_caches
 from flip.runs.rundir import RunDir
-from jobs.runtime.rank_process import clear_temporaries
+from flip.runs.temporary_folders import delete_left
 for tempfile.tempdir in sys.argv[2:]:
     set_compile_caches()
-    clear_temporaries(RunDir(sys.argv[1]), 2)
+    delete_left(RunDir(sys.argv[1]), 1)
     print(tempfile.tempdir, os.environ.pop("TORCHINDUCTOR_CACHE_DIR"), os.environ.pop("TRITON_CACHE_DIR"))
 """
 

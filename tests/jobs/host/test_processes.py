@@ -4,15 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from flip.runs.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir
 from jobs.host import processes
-from jobs.runtime import rank_process
 
 ROOT = Path(__file__).resolve().parents[3]
 JOB = {"SLURM_JOB_ID": "58", "SLURM_JOB_NAME": "demo.77aa", "SLURM_CLUSTER_NAME": "lab"}
@@ -99,27 +97,3 @@ def test_kill_orphans_leaves_programs_that_are_no_owner(start, run, word):
     other = start("bash", "-c", "while :; do sleep 0.1; done", word, FLIP_RUN=str(run.path), FLIP_ATTEMPT="1")
     assert processes.kill_orphans(str(run.path), 2, "58", 1) == []
     assert process.poll() is None and other.poll() is None
-
-
-def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):
-    program = "import os\nfrom flip import concurrency as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # with a TMPDIR too long for sockets the folders are in /tmp
-        monkeypatch.setattr("tempfile.tempdir", short)
-        place = Path(short)
-        for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
-            named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": short, "PYTHONPATH": str(ROOT)}
-            subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
-        (place / "pymp-unowned").mkdir()
-        assert len(list(place.glob("pymp-*"))) == 4
-        rank_process.clear_temporaries(run, 2)
-        left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, place.glob("pymp-*/flip.json")))
-        assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (place / "pymp-unowned").exists()
-
-
-def test_clear_temporaries_keeps_folders_with_damaged_owner_records(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for i, record in enumerate([[], {"run": str(run.path)}, {"run": str(run.path), "attempt": "1"}]):
-        (tmp_path / f"pymp-{i}").mkdir()
-        write_json(tmp_path / f"pymp-{i}" / "flip.json", record)
-    rank_process.clear_temporaries(run, 2)
-    assert len(list(tmp_path.glob("pymp-*"))) == 3

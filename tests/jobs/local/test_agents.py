@@ -16,7 +16,6 @@ from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.host import sessions
 from jobs.host.agents.coordinator import AttemptOutcome, State
 from jobs.local import adopted, agents, stores, supervisor
-from jobs.runtime import rank_process
 from tests.threads import only_first_thread_ended
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -118,17 +117,6 @@ def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
                 process.kill()
             process.wait(30)
     assert [process.returncode for process in tasks] == [0, 0], (run.logs / "1" / "node0.err").read_text()
-
-
-def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store = stores.make_store(run, 1)
-    other = stores.make_store(RunDir(tmp_path / "sweep" / "other"), 1)
-    assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
-    rank_process.clear_temporaries(run, 1)
-    assert store.exists()
-    rank_process.clear_temporaries(run, 2)
-    assert not store.exists() and other.exists()
 
 
 def test_adopted_attempt_deletes_its_store(run, tmp_path, monkeypatch):
