@@ -9,19 +9,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from flip.data.storage.base import RequestError
-from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import DEFAULT_POLICY, ErrorWording, OutageDetector, RetryPolicy, RetryState
+from flip.data.storage.storages import open_storage
 from flip.files import ownership
 from flip.files.creation import atomic_write
 from flip.runs import checkpoint_folder
 from flip.runs.addresses import as_url, require_admitted, scheme_of
 from flip.runs.errors import PermissionDenied
-
-if TYPE_CHECKING:
-    from flip.data.storage.s3 import S3Storage
 
 PART_BYTES = 1 << 24
 PARALLEL_FILES = 4
@@ -51,7 +48,7 @@ class RemoteCheckpoint:
         else:
             self._place = self.url
         self._outages = OutageDetector()
-        self._storage = _storage(self.url, retry_policy.timeout)
+        self._storage = open_storage(self.url, retry_policy.timeout)
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
         """Write a file and return its record: bytes, and the ETag if the storage has ETags."""
@@ -160,14 +157,6 @@ class RemoteCheckpoint:
 
         state = RetryState(self._retry_policy, self._has_answered, wording=wording, outages=self._outages)
         return state.until_success(key, recorded, self._storage.reconnect)
-
-
-def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
-    if scheme_of(url) != "s3":
-        return FsspecStorage()
-    from flip.data.storage.s3 import S3Storage  # brings libraries that checkpoints on disk do not need
-
-    return S3Storage(timeout)
 
 
 def verify(source: checkpoint_folder.SavedCheckpoint, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:

@@ -63,7 +63,7 @@ def check_fields(config: Config) -> None:
     reason = config.checkpoint.url and addresses.why_refused(config.checkpoint.url)
     if reason:
         what = f"checkpoint.url: is no address of a storage: {reason}"
-        raise ConfigError(what, value=config.checkpoint.url, remedy=addresses.REMEDY)
+        raise ConfigError(what, value=config.checkpoint.url, remedy=addresses.admitted_forms(addresses.CHECKPOINTS))
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
 

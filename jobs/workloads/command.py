@@ -22,7 +22,7 @@ from jobs.planning import preflight
 from jobs.planning.program_files import ProgramFiles
 from jobs.planning.run_cost import Cost, Estimate
 from jobs.sweeps.command_file import CommandRun
-from jobs.workloads.workload import About, Place
+from jobs.workloads.workload import Place, RunDescription
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ class CommandWorkload:
         return ProgramCheckpoints()
 
     @property
-    def about(self) -> About:
+    def description(self) -> RunDescription:
         parameters = dict(self.run.parameters)
         seed = parameters.pop("seed", 0)
-        return About(
+        return RunDescription(
             design=repr((self.run.program, sorted(parameters.items()), self.shape)),
             seed=seed if type(seed) is int else 0,
             page=self._page(),

@@ -23,6 +23,7 @@ from flip.data.manifest.row_texts import Columns
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.parquet.page_table import LINE
 from flip.data.storage.base import ObjectStat, is_remote
+from flip.runs.addresses import lists
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands import parquet_folders
@@ -191,8 +192,13 @@ def local_matches(pattern: str) -> list[str]:
 
 
 def objects(pattern: str) -> dict[str, ObjectStat]:
-    """List the objects below the fixed prefix of a pattern; none if it has no wildcard."""
+    """List the objects below the fixed prefix of a pattern; none if it has no wildcard.
+
+    The storage of a pattern with ``*`` must have listings; ? belongs to the addresses of web servers.
+    """
     prefix = _WILDCARD.split(pattern)[0]
+    if not lists(pattern) and "*" not in pattern:
+        return {}
     if prefix == pattern:
         return {}
     return ChunkReader(deadline=60.0).list(prefix)

@@ -13,6 +13,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import shard_key, stat_shards
 from flip.data.manifest.manifest import Manifest, with_rows, write
 from flip.data.storage.base import ObjectStat, is_remote
+from flip.runs.addresses import lists
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import manifest_facts
@@ -32,7 +33,7 @@ def move(options: argparse.Namespace) -> CommandResult:
     keys = replace_prefix(old.keys[:count], options.prefix, shard_key(options.to).rstrip("/"))
     claim(out)
     with ProgressBar("listing") as bar:
-        known = _list_folders(sorted({f"{dirname(key)}/" for key in keys if is_remote(key)}), bar)
+        known = _list_folders(sorted({f"{dirname(key)}/" for key in keys if is_remote(key) and lists(key)}), bar)
     with ProgressBar("checking") as bar:
         shards, missing = stat_shards(keys, known, bar)
     wrong = {key: error.what for key, error in missing.items()}
@@ -69,7 +70,7 @@ def replace_prefix(keys: Sequence[str], prefix: str | None, to: str) -> list[str
         folder = shard_key(prefix).rstrip("/")
     else:
         folder = dirname(commonprefix([f"{dirname(key)}/" for key in keys]))
-    if not prefix and folder in ("", "/", "s3:"):
+    if not prefix and (folder in ("", "/") or folder.endswith(":")):
         remedy = "Name the part of their paths to replace."
         raise ConfigError("the shards have no common folder", "--from", remedy=remedy)
     moved = [to + key.removeprefix(folder) if key.startswith(f"{folder}/") else key for key in keys]

@@ -33,6 +33,8 @@ from flip.data.manifest.scan_parquet import ParquetScan, scan_parquet
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import BLOCK, crc32_combine
 from flip.data.storage.client import StorageClient
+from flip.runs.addresses import SHARDS, admitted_forms, require_admitted, scheme_of, why_refused
+from flip.runs.credentials import exposes
 from flip.runs.errors import ConfigError, DataError, FlipError
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ _NAMED = 3
 """Damaged shards that an error names."""
 _FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
 _CHAINED = re.compile(":{2}")
+_URL_IN_CHAIN = re.compile(r":{2}[A-Za-z0-9+.-]+://")
 _URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
@@ -107,16 +110,26 @@ def as_path(shard: str) -> str:
 
 
 def shard_key(shard: str) -> str:
-    """An s3:// URL or an absolute path. Raises ConfigError for URLs of other storages and for several shards."""
+    """An admitted URL or an absolute path. Raises ConfigError for URLs of other storages and for several shards."""
     shard = as_path(shard)
-    if "::s3://" in shard or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
+    if _URL_IN_CHAIN.search(shard) or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
         raise ConfigError("several shards in one name", shard, remedy="Name them one by one, or as {a,b}.tar.")
     if is_remote(shard):
+        if scheme_of(shard) != "s3":  # keys of S3 may have any characters
+            require_admitted(shard, thing=SHARDS)
+            refuse_credentials(shard)
         return shard
     if _URL.match(shard) and not os.path.lexists(shard):
-        remedy = "Fetch it first; of a storage that speaks S3 (AWS_ENDPOINT_URL) name it s3://BUCKET/KEY."
-        raise ConfigError("shards are files or s3:// objects, and this is neither", shard, remedy=remedy)
+        what = f"shards are files or objects, and this is neither: {why_refused(shard, SHARDS)}"
+        raise ConfigError(what, shard, remedy=admitted_forms(SHARDS))
     return os.path.abspath(shard)
+
+
+def refuse_credentials(address: str) -> None:
+    """Raise ConfigError for an address with a user or secret parameters: others can read the manifest."""
+    if exposes(address):
+        remedy = "Name it without them. docs/reading.md says where credentials belong."
+        raise ConfigError("the address of a shard contains credentials", scheme_of(address), remedy=remedy)
 
 
 def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:

@@ -6,7 +6,7 @@
                        dropped by reason: of filtered samples; labels, if samples have a `cls` member: counts, of up to
                        65,536 labels, and unusable ones, which are no whole numbers; `shards exclude` drops labels;
                        images, if `shards make` wrote the shards: transparent, turned by EXIF, duplicates)
-    keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
+    keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute one, or a URL
     etags.txt          per shard: the ETag of the object that was indexed; empty for files
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
     offsets.u32        per chunk: start of its first sample in its shard, in blocks of 512 bytes, as uint32
@@ -56,6 +56,7 @@ from numpy.typing import NDArray
 
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
+from flip.data.manifest.trust import KEYS, require_trust
 from flip.data.parquet.page_table import CHUNK, FILE, PageTable
 from flip.data.parquet.streams import STREAM
 from flip.data.storage.base import is_remote
@@ -293,7 +294,7 @@ class Manifest(ChunkTable):
         shards = arrays["shards.i64"].reshape(-1, 3)
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(
-            [line if is_remote(line) or os.path.isabs(line) else below + line for line in _lines(folder / "keys.txt")],
+            [line if is_remote(line) or os.path.isabs(line) else below + line for line in _lines(folder / KEYS)],
             shards,
             facts["chunk"],
             arrays.get("offsets.u32", np.empty(0, dtype=np.uint32)),
@@ -301,6 +302,7 @@ class Manifest(ChunkTable):
             SampleFilter(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "tars.u32" in arrays else None,
             _page_table(facts["chunk"], shards, arrays) if "pages.i64" in arrays else None,
         )
+        require_trust(folder, self.keys)
         self.folder = folder
         self.digest: str = facts["digest"]
         self.mean_bytes: float = facts["mean_bytes"]
@@ -331,7 +333,7 @@ class Manifest(ChunkTable):
             "digest": not isinstance(self.digest, str),
             "mean_bytes": type(self.mean_bytes) not in (int, float) or not 0 <= self.mean_bytes < float("inf"),
             "settings": not isinstance(self.settings, dict),
-            "keys.txt": len(self.keys) != len(shards) or len(self.etags) != len(shards),
+            KEYS: len(self.keys) != len(shards) or len(self.etags) != len(shards),
             "exceptions.jsonl": not all(
                 type(id) is int and 0 <= id < self.samples and isinstance(why, str)
                 for id, why in self.exceptions.items()
@@ -472,7 +474,7 @@ def _contents(
         shard, ordinal = table.locate(id)
         records.append({"id": id, "shard": os.path.basename(shard), "ordinal": ordinal, "reason": reason})
     contents = {
-        "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
+        KEYS: "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
         _ETAGS: "".join(f"{etag}\n" for etag in table.etags).encode(),
         "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
         "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
@@ -515,7 +517,7 @@ def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _names(facts: Mapping[str, Any]) -> list[str]:
     """All files but manifest.json."""
-    return ["keys.txt", *_arrays(facts), "exceptions.jsonl", _ETAGS]
+    return [KEYS, *_arrays(facts), "exceptions.jsonl", _ETAGS]
 
 
 def _refuse_other_files(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ class ObjectStat(NamedTuple):
 
     size: int
     etag: str
-    """ETag of an object; empty for a file."""
+    """ETag of an object, or another text that names its version; empty for a file, and if the storage has none."""
     changed: int = 0
     """Time of the last change of a file, in ns; 0 for an object."""
 
@@ -67,7 +67,7 @@ class RequestError(Exception):
 
 
 class Storage(Protocol):
-    """What storage clients need of a storage. Keys are ``s3://bucket/path`` or paths of files.
+    """What storage clients need of a storage. Keys are addresses, such as ``s3://bucket/path``, or paths of files.
 
     Methods and futures raise RequestError if a request failed, and FlipError if no retry can help.
     """
@@ -107,7 +107,7 @@ def completed_future(function: Callable[..., _T], *arguments: object) -> Future[
 
 
 def is_remote(key: str) -> bool:
-    """Whether a key is in object storage, and not a path."""
+    """Whether a key is an address, and not a path."""
     return key.startswith(SHARD_PREFIXES)
 
 

@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 from flip.data.storage import base, retry
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, Storage, completed_future
 from flip.data.storage.retry import DEFAULT_POLICY, Clock, Outage, RetryPolicy, RetryState
+from flip.data.storage.storages import open_storage
+from flip.runs.addresses import scheme_of
 
 _T = TypeVar("_T")
 
@@ -105,7 +107,7 @@ def _refuse_changed(etag: str, expected: str) -> None:
 
 
 class StorageClient:
-    """Reads local files and, for keys ``s3://bucket/path``, object storage. Threads may share an instance.
+    """Reads local files and, for keys that are addresses, the storages of ``STORAGES``. Threads may share an instance.
 
     Args:
         deadline: seconds of outage after which a read fails; replaces the deadline of ``retry_policy``.
@@ -125,7 +127,10 @@ class StorageClient:
         self._hedge = retry.HedgePolicy(self.retry_policy.hedge)
         self._outages = retry.OutageDetector(report, self._clock)
         self._local = base.LocalStorage(self.retry_policy.absent_is_outage)
-        self._remote = remote
+        self._remote: dict[str, Any] = {}
+        """Scheme -> storage."""
+        if remote is not None:
+            self._remote["s3"] = remote
         self._lock = threading.Lock()
         self._counters = IOStats()
         self._ever_succeeded = False
@@ -257,12 +262,11 @@ class StorageClient:
     def _storage(self, key: str) -> Storage:
         if not base.is_remote(key):
             return self._local
+        scheme = scheme_of(key)
         with self._lock:
-            if self._remote is None:
-                from flip.data.storage.s3 import S3Storage  # not needed for local shards
-
-                self._remote = S3Storage(self.retry_policy.timeout)
-            return self._remote
+            if scheme not in self._remote:
+                self._remote[scheme] = open_storage(key, self.retry_policy.timeout)
+            return self._remote[scheme]  # type: ignore[no-any-return]
 
     def _count(self, kind: str = "", **more: float) -> None:
         """Add to counters by name; ``kind``: of a failed attempt."""

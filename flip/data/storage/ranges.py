@@ -8,7 +8,7 @@ from typing import Any
 from flip.data.storage.base import SLOWEST, RequestError, ends_early, redirected
 
 _PIECE = 1 << 20
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 # Error codes of S3 and compatible servers, by kind (``retry.ACTION_BY_KIND``).
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
@@ -34,7 +34,7 @@ def check_range(key: str, length: int | None, content_range: str, start: int, st
     length = length or 0  # chunked bodies have none
     if start and not content_range:
         raise range_ignored(f"the response to bytes {start}-{stop - 1} is the object from its first byte")
-    match = _RANGE.match(content_range or f"bytes 0-{length - 1}/{length}")
+    match = RANGE.match(content_range or f"bytes 0-{length - 1}/{length}")
     if match:
         first, last, size = map(int, match.groups())
     else:

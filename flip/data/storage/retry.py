@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flip.data.storage.base import RequestError, is_remote
+from flip.runs.addresses import SCHEMES, scheme_of
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 
 log = logging.getLogger("flip.data")
@@ -216,6 +217,12 @@ def _denied(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
     """The error for missing permissions."""
     if not is_remote(key):
         return PermissionDenied(f"{wording.thing} may not be read: {error}", key, remedy="Grant read access to it.")
+    if scheme_of(key) != "s3":
+        what = f"the storage does not let us {wording.verb}: {error}"
+        row = SCHEMES.get(scheme_of(key))
+        name = row.storage if row else "the storage"
+        remedy = f"Check the credentials of {name}, and that they give the right to {wording.verb} this."
+        return PermissionDenied(what, key, remedy=remedy)
     remedy = (
         "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's policy. "
         "Storage answers the same for a missing key if listing is not allowed."

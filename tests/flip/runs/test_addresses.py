@@ -40,7 +40,7 @@ def test_setting_is_refused_like_a_record(address):
     with pytest.raises(ConfigError):
         RemoteCheckpoint(address, POLICY)
     with pytest.raises(ConfigError):
-        FsspecStorage().stat(address)
+        FsspecStorage().put(address, b"")
     with pytest.raises(ConfigError, match="checkpoint.url: "):
         check_fields(merge([("x.yaml", {"checkpoint": {"url": address}})]))
 
@@ -53,10 +53,23 @@ def test_chain_is_not_read(tmp_path):
 
 
 def test_shards_use_the_same_table(monkeypatch):
-    assert is_remote("s3://b/0.tar") and not is_remote("gs://b/0.tar") and not is_remote("/s3://b")
-    for address in ("reference::s3://b/0.tar", "gs://b/0.tar", "https://h/0.tar"):
-        with pytest.raises(ConfigError):
-            shard_key(address)
+    assert is_remote("s3://b/0.tar") and is_remote("gs://b/0.tar") and not is_remote("/s3://b")
+    for address in ("gs://b/0.tar", "https://h/0.tar?download=true", "abfs://container@account/0.tar"):
+        assert shard_key(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reference::s3://b/0.tar", "simplecache::gs://b/0.tar", "gs://b/0.tar::file:///c", "filecache::https://h/0.tar",
+        "s3://b/0.tar::https://h/0.tar", "github://o:r@main/0.tar", "zip://0.tar", "HTTPS://h/0.tar", "pipe:cat",
+        "https://user:secret@h/0.tar", "https://h/0.tar?token=secret", "sftp://me@h/0.tar",
+    ],
+)  # fmt: skip
+def test_address_of_shard_is_refused_without_its_secret(address):
+    with pytest.raises(ConfigError) as error:
+        shard_key(address)
+    assert error.value.code == 78 and "secret" not in str(error.value)
 
 
 def test_new_storage_is_a_row(monkeypatch):
