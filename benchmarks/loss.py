@@ -161,7 +161,7 @@ def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: in
     from flip.loss_kinds import LOSSES
     from flip.models.tiled_loss import _TiledLoss
 
-    loss, _ = _TiledLoss.apply(LOSSES["clip"], 0, tile, None, image, texts, scale)
+    loss, _ = _TiledLoss.apply(LOSSES["clip"], 0, tile, None, {}, image, texts, scale)
     torch.autograd.grad(loss, [image, texts, scale])
 
 

@@ -31,17 +31,19 @@ class Tiles:
         parameters: the learned parameters of ``loss`` in the order of ``Loss.parameters``, () or (1,) each.
         tile: columns of a tile; the last one may have fewer.
         group: the ranks of all texts; None: a single rank.
+        fields: name -> (b,) fp64, the numbers of this rank's samples (``data.fields``).
     """
 
     def __init__(
         self, loss: Loss, image: Tensor, texts: Tensor, scale: Tensor, parameters: Sequence[Tensor], first: int,
-        tile: int, group: Any,
+        tile: int, group: Any, fields: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         self.image = image
         self.texts = texts
         self.parameters = tuple(parameters)
         self.first = first
         self.group = group
+        self.fields = fields
         self.scaled = scale * image
         """(b, E): a row times a text is a logit."""
         self._loss = loss
@@ -59,6 +61,17 @@ class Tiles:
         import torch
 
         return torch.arange(self.first, self.first + len(self.image), device=self.image.device)
+
+    def of_all_ranks(self, values: Tensor) -> Tensor:
+        """(B,) of all ranks, in the order of ``texts``, from the values (b,) of each. Collective: on several ranks an
+        all-reduce of B numbers, which belongs into ``Loss.reductions``."""
+        from torch import distributed
+
+        everyone = values.new_zeros(len(self.texts))
+        everyone[self.own] = values
+        if self.group is not None:
+            distributed.all_reduce(everyone, group=self.group)
+        return everyone
 
     def positive_pairs(self, columns: slice, logits: Tensor) -> Tensor:
         """A view of the positive pairs' elements in the tile ``logits`` (b, tile) of these columns; may be empty."""
@@ -108,6 +121,9 @@ class Loss(ABC):
 
     terms: int = 1
     """Terms per image of which the loss is the mean: ``gradient`` is divided by b times this."""
+
+    uses_fields: bool = False
+    """Whether it uses ``Tiles.fields``. ``data.fields`` is refused for others, which would ignore them."""
 
     def shift(self, logits: Tensor, *parameters: Tensor) -> Tensor:
         """Add to logits (b, tile), in place, what does not depend on features. Default: nothing."""

@@ -191,6 +191,9 @@ class Data:
     captions: list[str] = option(["txt"])
     """Where captions are: members with one per line (``txt``), members that are one caption (``txt:whole``), or fields
     of a JSON member (``json:caption``: a string or a list of strings). One caption is drawn by the counter hash."""
+    fields: list[str] = option([], omit_if=[])
+    """Numbers of each sample that the loss of ``model.objective`` uses: fields at the top level of the ``json`` member,
+    for example ``[similarity]``. A sample without one of them counts as damaged (docs/fields.md)."""
     workers: int = option(-1, auto=-1, ge=-1, le=1024, identity=False)
     """Loader processes per rank; 0: load in the trainer's process; -1: auto (with GPUs 8, or as many as they need if
     that is more, within a node's cores if the profile gives them; on CPUs at most 1)."""

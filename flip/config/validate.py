@@ -66,6 +66,9 @@ def check_fields(config: Config) -> None:
         raise ConfigError(what, value=config.checkpoint.url, remedy=addresses.admitted_forms(addresses.CHECKPOINTS))
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
+    names = config.data.fields
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError("data.fields: needs names, each once", value=names, remedy="Example: [similarity]")
 
 
 def _check_augment(key: str, augment: Augment) -> None:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -464,6 +465,31 @@ def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
     if not captions:
         raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")
     return [text for texts in captions for text in texts if text] or [""]
+
+
+def fields_of(sample: Sample, names: Sequence[str]) -> list[float]:
+    """The numbers in these fields at the top level of a sample's ``json`` member (``data.fields``).
+
+    Raises DecodeError if one is missing, or is no finite number.
+    """
+    if not names:
+        return []
+    if "json" not in sample:
+        raise DecodeError(f"no json with the fields {list(names)} among its members {sorted(sample)}")
+    content = _parse(sample, "json")
+    return [_number(content, name) for name in names]
+
+
+def _number(content: dict[str, Any], name: str) -> float:
+    """A field of a JSON object as a number. Raises DecodeError."""
+    if name not in content:
+        raise DecodeError(f"no field {name!r} in its json")
+    value = content[name]
+    if type(value) in (int, float):
+        with contextlib.suppress(OverflowError):  # a whole number above 1e308
+            if math.isfinite(value):
+                return float(value)
+    raise DecodeError(f"field {name!r} in its json is no finite number: {str(value)[:40]!r}")
 
 
 def captions_are_utf8(sample: Sample, members: Sequence[str]) -> bool:

@@ -53,6 +53,8 @@ class Batch(NamedTuple):
     """(b, 77) int32: the distinct tokens of each caption, then -1; None: the stage classifies none."""
     texts: list[str] | None = None
     """The b captions, if there is no tokenizer."""
+    fields: torch.Tensor | None = None
+    """(b, F) float64: the numbers of ``data.fields``, a column for each; None: none are named."""
 
     def images(self) -> torch.Tensor:
         """(b, 3, size, size) uint8: whole images, RGB. Raises ConfigError if patches are hidden."""
@@ -163,12 +165,14 @@ class Loader:
         tensors = [torch.from_numpy(field) for field in buffers]
         if self._pinned:
             tensors = [tensor.pin_memory() for tensor in tensors]  # new memory: a device may still copy from the last
-        patches, keep_indices, tokens, position_ids, ids, epochs, targets = tensors
+        patches, keep_indices, tokens, position_ids, ids, epochs, targets, fields = tensors
         batch = Batch(patches, keep_indices, tokens, ids, epochs, filled.replaced, end)
         if masks.tokens < self.config.text.length:
             batch = batch._replace(position_ids=position_ids)
         if masks.targets:
             batch = batch._replace(targets=targets)
+        if self.config.data.fields:
+            batch = batch._replace(fields=fields)
         if not self.config.text.length:
             batch = batch._replace(texts=filled.texts)
         return batch

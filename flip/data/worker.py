@@ -69,6 +69,7 @@ class BatchBuffers(NamedTuple):
     ids: NDArray[np.int64]
     epochs: NDArray[np.int64]
     targets: NDArray[np.int32]
+    fields: NDArray[np.float64]
 
     @staticmethod
     def shapes(config: WorkerConfig, samples: int, masks: MaskSpec) -> list[tuple[tuple[int, ...], str]]:
@@ -81,6 +82,7 @@ class BatchBuffers(NamedTuple):
             ((samples,), "i8"),
             ((samples,), "i8"),
             ((samples, masks.targets), "i4"),
+            ((samples, len(config.data.fields)), "f8"),
         ]
 
 
@@ -229,7 +231,7 @@ class DatasetStream:
                 for n in places:
                     i = row = len(captions)
                     write_visible = partial(self._write_visible, draws, row, out.patches[i])
-                    m, (image, texts) = self._next_decodable(lane, k, block_ids, n, notes, write_visible)
+                    m, (image, texts, numbers) = self._next_decodable(lane, k, block_ids, n, notes, write_visible)
                     drawn = draws
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
@@ -241,6 +243,7 @@ class DatasetStream:
                     if image is not None:
                         with decode.noting_place(partial(decode.place_of, self.manifest, int(block_ids[m]))):
                             self._write_patches(image, drawn, row, out.patches[i])
+                    out.fields[i] = numbers
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
@@ -292,8 +295,8 @@ class DatasetStream:
     def _next_decodable(
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
         write_visible: Callable[[Sample], str],
-    ) -> tuple[int, tuple[Pixels | None, list[str]]]:  # fmt: skip
-        """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic.
+    ) -> tuple[int, tuple[Pixels | None, list[str], list[float]]]:  # fmt: skip
+        """(m, (pixels, captions, ``data.fields``)) of the first decodable place m of block k from n on, cyclic.
 
         ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches,
         and returned no reason.
@@ -304,7 +307,7 @@ class DatasetStream:
         prefetcher = self._prefetcher
         assert prefetcher is not None
 
-        def load(id: int) -> tuple[Pixels | None, list[str]]:
+        def load(id: int) -> tuple[Pixels | None, list[str], list[float]]:
             with decode.noting_place(partial(decode.place_of, self.manifest, id)):
                 sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
                 image = None
@@ -316,8 +319,9 @@ class DatasetStream:
                 captions = [""]
                 if data.captions:
                     captions = decode.captions_of(sample, data.captions)
+                numbers = decode.fields_of(sample, data.fields)
             self._count(reason)
-            return image, captions
+            return image, captions, numbers
 
         decodable = decode.next_decodable(ids, n, self.bad, load)
         if decodable is None:

@@ -10,7 +10,7 @@ gradients of gathered texts are summed over ranks, and the average over ranks tu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ _reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distrib
 def contrastive_loss(
     objective: str, image: Tensor, text: Tensor, scale: Tensor, *parameters: Tensor, group: Any = None,
     tile: int = LOSS_TILE, tf32: bool = False, gather: TextGather | None = None,
+    fields: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss and accuracy over this rank's rows of the logits, both () fp32, or fp64 if the features are.
 
@@ -41,6 +42,7 @@ def contrastive_loss(
         tile: columns of logits computed at once (``flip.model_costs.loss_bytes``).
         tf32: multiply in TF32 on CUDA, forward and backward.
         gather: of ``text`` over ``group``, if it was started before.
+        fields: ``Tiles.fields``, on the device of the features.
 
     Accuracy is the share of images whose own text has the largest logit.
     """
@@ -60,7 +62,9 @@ def contrastive_loss(
         ranks = None
         if world_size > 1:
             ranks = group or distributed.group.WORLD
-        value, correct = _TiledLoss.apply(loss_kind(objective), first, tile, ranks, image, texts, scale, *parameters)
+        value, correct = _TiledLoss.apply(
+            loss_kind(objective), first, tile, ranks, fields or {}, image, texts, scale, *parameters
+        )
     return value, correct.detach()
 
 
@@ -151,14 +155,14 @@ class _TiledLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Loss, first: int, tile: int, group: Any, image: Tensor, texts: Tensor, scale: Tensor,
-        *parameters: Tensor,
+        ctx: Any, loss: Loss, first: int, tile: int, group: Any, fields: Mapping[str, Tensor], image: Tensor,
+        texts: Tensor, scale: Tensor, *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        tiles = Tiles(loss, image, texts, scale, parameters, first, tile, group)
+        tiles = Tiles(loss, image, texts, scale, parameters, first, tile, group, fields)
         accuracy = Accuracy(image)
         value, saved = loss.forward(tiles, accuracy)
         ctx.save_for_backward(image, texts, scale, *parameters, *saved)
-        ctx.arguments = loss, first, tile, group
+        ctx.arguments = loss, first, tile, group, fields
         ctx.count = len(parameters)
         ctx.tf32 = torch.backends.cuda.matmul.allow_tf32
         correct = accuracy.mean(tiles.own)
@@ -170,13 +174,13 @@ class _TiledLoss(torch.autograd.Function):
         image, texts, scale, *others = ctx.saved_tensors
         parameters = others[: ctx.count]
         saved = others[ctx.count :]
-        loss, first, tile, group = ctx.arguments
+        loss, first, tile, group, fields = ctx.arguments
         factor = gradients[0] / (loss.terms * len(image))
         grad_image = torch.zeros_like(image)
         grad_text = torch.empty_like(texts)
         sums = [image.new_zeros(()) for _ in parameters]
         with _allow_tf32(ctx.tf32), torch.autocast(image.device.type, enabled=False):
-            tiles = Tiles(loss, image, texts, scale, parameters, first, tile, group)
+            tiles = Tiles(loss, image, texts, scale, parameters, first, tile, group, fields)
             for columns, logits in tiles:
                 grad, parts = loss.gradient(tiles, columns, logits, saved)
                 del logits  # the products below need memory
@@ -189,7 +193,7 @@ class _TiledLoss(torch.autograd.Function):
             grad_image.mul_(factor * scale)
             grad_text.mul_(factor * scale)
         of_parameters = [(factor * total).reshape(value.shape) for total, value in zip(sums, parameters, strict=True)]
-        return None, None, None, None, grad_image, grad_text, grad_scale, *of_parameters
+        return None, None, None, None, None, grad_image, grad_text, grad_scale, *of_parameters
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ learning batch size"). The masks travel with the batch, so this is exact. It cos
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ def grad_cache_backward(
     tf32: bool = False,
     classification: Classification | None = None,
     on_features: Callable[[PairFeatures], object] | None = None,
+    fields: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy, and the
     loss of the text classification head if there is a ``classification``.
@@ -64,20 +65,21 @@ def grad_cache_backward(
     ``num_micro_batches`` divides b. Results are (), of this rank's rows of the logits, without a graph.
     ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. ``on_features`` is called
     with the features of all micro-batches, before the backward pass; they share memory with those of the loss, so it
-    must not write to them. Collective.
+    must not write to them. ``fields``: ``Tiles.fields``, on the host. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     targets: list[TokenTargets | None] = [None] * num_micro_batches
     if classification is not None:
         targets = [*_targets(classification, num_micro_batches, device, tile)]
     objective: Any = model.objective
+    numbers = dict(zip(fields or {}, _copy([*(fields or {}).values()], device), strict=True))
     if num_micro_batches == 1:
         gather = TextGather()
         outputs = _encode(model, batches[0], device, autocast, gather.start, targets[0])
         of_head = [outputs.pop()] if classification else []
         if on_features is not None:
             on_features(PairFeatures(outputs[0].detach(), outputs[1].detach()))
-        loss, accuracy = contrastive_loss(objective, *outputs, tile=tile, tf32=tf32, gather=gather)
+        loss, accuracy = contrastive_loss(objective, *outputs, tile=tile, tf32=tf32, gather=gather, fields=numbers)
         total = loss
         if classification:
             total = loss + classification.weight * of_head[0]
@@ -90,7 +92,7 @@ def grad_cache_backward(
         on_features(PairFeatures(leaves[0].detach(), leaves[1].detach()))
     for leaf in leaves:
         leaf.requires_grad_()
-    loss, accuracy = contrastive_loss(objective, *leaves, tile=tile, tf32=tf32)
+    loss, accuracy = contrastive_loss(objective, *leaves, tile=tile, tf32=tf32, fields=numbers)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
     losses = list[Tensor]()

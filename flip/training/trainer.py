@@ -338,9 +338,13 @@ class Trainer:
         if batch.targets is not None:
             assert self.token_weights is not None
             classification = grad_cache.Classification(span.stage.classification, batch.targets, self.token_weights)
+        numbers = {}
+        if batch.fields is not None:
+            numbers = dict(zip(self.config.data.fields, batch.fields.unbind(dim=1), strict=True))
         statistics = grad_cache.grad_cache_backward(
             self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile,
             compute.loss_tf32 == "yes", classification, self.set_features if self.config.monitor.callbacks else None,
+            numbers,
         )  # fmt: skip
         requests = self.coordinated_stop.requests(self.world.device)
         loss, accuracy, *of_head = mean_over_ranks(torch.stack(statistics), self.world.size, requests)

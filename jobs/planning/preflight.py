@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flip import loss_kinds
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.common.host import Host, cores, others_since
 from flip.config.derived import DatasetLanes, at_world, dataset_lanes, stage_spans, usable_nodes, world_sizes
@@ -28,7 +29,7 @@ from flip.config.schema import Config, TextTower
 from flip.config.validate import warnings
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_json_members
+from flip.data.decode import DecodeError, captions_of, fields_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.manifest import labels
 from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
@@ -105,6 +106,15 @@ def _json_captions(start: Start) -> None:
     refuse_json_members(data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
+def _unused_fields(start: Start) -> None:
+    """ConfigError if the loss of the run would ignore ``data.fields``."""
+    config = start.config
+    objective = config.model.objective
+    if config.data.fields and not loss_kinds.declared(objective).uses_fields:
+        remedy = "Leave it out, or name a class with uses_fields = True as model.objective (docs/fields.md)."
+        raise ConfigError(f"data.fields: objective {objective} ignores them", value=config.data.fields, remedy=remedy)
+
+
 def _blank_blocks(start: Start) -> None:
     """DataError if the run would reach a block of which the manifest excludes every sample: training stops there."""
     config = start.config
@@ -167,7 +177,7 @@ def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check
             UNKNOWN, f"the {count(facts.dataset_size)} samples are nominal: there is no manifest yet", name=name
         )
     detail = _check_shards(share.manifest)
-    _first_samples(share.manifest, tuple(config.data.captions))
+    _first_samples(share.manifest, tuple(config.data.captions), tuple(config.data.fields))
     return Check(OK, detail, name=name)
 
 
@@ -261,7 +271,7 @@ def _digest(folder: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
+def _first_samples(folder: str, captions: tuple[str, ...], numbers: tuple[str, ...] = ()) -> None:
     """DataError if none of the first samples is usable; training replaces single bad ones."""
     bad: list[tuple[int, DecodeError]] = []
     manifest = Manifest.load(folder)
@@ -269,6 +279,7 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
         try:
             image_of(sample, "pillow")
             captions_of(sample, list(captions))
+            fields_of(sample, numbers)
             return
         except DecodeError as error:
             bad.append((id, error))
@@ -277,6 +288,8 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
         what = f"none of the first {len(bad)} samples can be trained on; the first: {bad[0][1]}"
         fields = ", ".join(dict.fromkeys(_fields(folder)))
         remedy = f"Name what holds captions in data.captions{f'; JSON fields with text: {fields}' if fields else ''}."
+        if numbers:
+            remedy += " Name fields with numbers in data.fields."
         raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
 
 
@@ -528,6 +541,7 @@ SCHEDULER = Rule("Slurm", _scheduler, "can jobs be submitted from here?")
 SPACE = Rule("free space", _space, "does the file system have it for the checkpoints of all runs that start?")
 """Of all runs of a submission, for the arguments of its function."""
 CAPTIONS = Rule("captions", _json_captions, "is no source text of JSON members a caption?")
+FIELDS = Rule("fields of samples", _unused_fields, "does the loss use `data.fields`?")
 BLOCKS = Rule("blocks", _blank_blocks, "does no block of the order lack usable samples?")
 LIBRARIES = Rule(
     "libraries",
@@ -588,7 +602,7 @@ HOURS = Rule(
     "is time left to train before the signal to save?",
 )
 TRAINING = (
-    LIBRARIES, ENVIRONMENT, CAPTIONS, BLOCKS, DATA_SETS, KERNEL, TOKENIZER, EVALUATION_SETS, CONTAINER, CORES,
+    LIBRARIES, ENVIRONMENT, CAPTIONS, FIELDS, BLOCKS, DATA_SETS, KERNEL, TOKENIZER, EVALUATION_SETS, CONTAINER, CORES,
     GPU_SOFTWARE, MEMORY, RUNS_ROOT, BUCKET, SAVE_TIME, HOURS,
 )  # fmt: skip
 """Of a run that trains, for a ``Start``. Another kind of work has a list of its own, with rules of this file or new
