@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip import loss_kinds, optimizer_kinds
+from flip import loss_kinds, optimizer_kinds, tower_kinds
 from flip.config.derived import (
     dataset_lanes,
     for_stage,
-    patches,
     target_count,
     visible_patch_count,
     visible_token_count,
     world_size,
 )
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
+from flip.tower_kinds import block_flops, block_parameters
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once by default."""
@@ -63,18 +63,17 @@ _SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
 
 def parameters(model: Model) -> dict[str, int]:
     """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale and those of the loss."""
-    image = model.image
     text = model.text
-    # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
-    learned = 0
-    if image.positions == "learned":
-        learned = 1 + patches(image)
-    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1 + learned
     counts = {
-        "image": vectors * image.width + _blocks(image) + image.width * model.embed,
-        "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
+        "image": tower_kinds.declared(model.image.tower).parameters(model),
+        "text": (text.vocabulary + text.length) * text.width + block_parameters(text) + text.width * model.embed,
     }
     return counts | {"total": sum(counts.values()) + 1 + len(loss_kinds.declared(model.objective).parameters)}
+
+
+def image_tokens(image: ImageTower, visible: int) -> int:
+    """Tokens of an image in the blocks of its tower, with so many visible patches."""
+    return visible + tower_kinds.declared(image.tower).prefix_tokens(image)
 
 
 def block_matrices(model: Model) -> list[tuple[int, int]]:
@@ -123,14 +122,12 @@ def forward_flops(model: Model, mask: str, positions: float | None = None) -> di
 
     ``positions``: mean number of computed caption positions, if text masking or masked padding leaves fewer than all.
     """
-    image = model.image
     text = model.text
-    visible = visible_patch_count(image, mask)
+    visible = visible_patch_count(model.image, mask)
     counts = {
-        "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
-        "text": _forward(text, text.length if positions is None else positions),
+        "image": tower_kinds.declared(model.image.tower).flops(model, visible),
+        "text": block_flops(text, text.length if positions is None else positions) + 2 * text.width * model.embed,
     }
-    counts = {name: count + 2 * getattr(model, name).width * model.embed for name, count in counts.items()}
     return counts | {"total": sum(counts.values())}
 
 
@@ -197,9 +194,13 @@ def activations(
     visible = visible_patch_count(model.image, mask)
     size = value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
-    stem = pixels + ((visible + 1) * image.width if image.norm_pre else 0)
+    tokens = image_tokens(image, visible)
+    stem = pixels + (tokens * image.width if image.norm_pre else 0)
     text = _saved(model, model.text, captions or model.text.length, compute, ranks, pooled_only=True)
-    images = _saved(model, image, visible + 1, compute, ranks, pooled_only=image.pool == "class")
+    pooled_only = image.pool == "class" and image.tower == ImageTower.tower
+    images = _saved(model, image, tokens, compute, ranks, pooled_only)
+    if image.qk_norm:  # queries and keys before their norms
+        images += 2 * image.layers * tokens * image.width
     return {
         "image_activations": micro * size * (images + stem),
         "text_activations": micro * size * text,
@@ -345,16 +346,6 @@ def peak_flops(name: str, precision: str) -> float | None:
     return 1e12 * entry.tflops * _SPEED[precision]
 
 
-def _blocks(tower: ImageTower | TextTower) -> int:
-    """Parameters of the blocks of a tower and of the LayerNorm after them."""
-    return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
-
-
-def _forward(tower: ImageTower | TextTower, length: float) -> int:
-    """Forward FLOPs of the blocks of a tower for one sequence of ``length`` tokens."""
-    return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
-
-
 def _constant_memory(
     model: Model, compute: Compute, local: int, mask: str, ranks: int, optimizer: str
 ) -> dict[str, int]:
@@ -390,7 +381,7 @@ def _peaks(model: Model, compute: Compute, local: int, mask: str, ranks: int, ca
     size = value_bytes(compute)
     gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
     work = {
-        "image": micro * size * TEMPORARY * (visible + 1) * model.image.width,
+        "image": micro * size * TEMPORARY * image_tokens(model.image, visible) * model.image.width,
         "text": micro * size * TEMPORARY * captions * model.text.width,
     }
     # Between micro-batches each rank holds all gradients unsharded.

@@ -99,11 +99,14 @@ def folder() -> Path:
 
 
 def content(name: UserClass) -> tuple[Path, bytes]:
-    """(path, content) of the copy of a file. Raises ConfigError if it has another hash, StorageError if it cannot be
-    read."""
+    """(path, content) of the copy of a file. Raises ConfigError if it is missing or has another hash, StorageError if
+    it cannot be read."""
     path = folder() / name.copy
     try:
         text = read_regular(path, LIMIT)
+    except FileNotFoundError as error:
+        remedy = "Only the run that was submitted with the file executes it; flip.load, evaluate and export do not."
+        raise ConfigError("there is no copy of a file of yours here", str(path), str(name), remedy) from error
     except (OSError, ValueError) as error:
         remedy = "Submit the run again: that copies the file."
         raise StorageError(f"the copy of a file of yours cannot be read: {error}", str(path), remedy=remedy) from error

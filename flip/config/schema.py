@@ -55,6 +55,9 @@ def walk_fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
 class ImageTower:
     """The image encoder: a pre-norm ViT (docs/recipe.md, Image encoder)."""
 
+    tower: str = option("flip", choices=("flip", "timm"), omit_if="flip", user_class="UserImageTower")
+    """``flip``: the toolkit's own. ``timm``: of timm's blocks, for registers, qk_norm and pool attention
+    (docs/variants.md, Image towers). Or a class of your own, FILE.py:Class."""
     size: int = option(224, ge=1, le=2**14)
     """Side of the square input, pixels."""
     patch: int = option(16, ge=1, le=2**14)
@@ -62,9 +65,14 @@ class ImageTower:
     width: int = option(768, ge=1, le=2**20)
     layers: int = option(12, ge=1, le=2**12)
     heads: int = option(12, ge=1, le=2**12)
-    pool: str = option("patches", choices=("all", "patches", "class"))
+    pool: str = option("patches", choices=("all", "patches", "class", "attention"))
     """``all``: mean over class token and patches (recipe: paper). ``patches``: over patches only (recipe: portable).
-    ``class``: the class token (recipe: clip)."""
+    ``class``: the class token (recipe: clip). ``attention``: a learned query attends to the patches, then an MLP,
+    without class token, as in SigLIP; tower timm only."""
+    registers: int = option(0, ge=0, le=1024, omit_if=0)
+    """Learned tokens without a position, which no mask hides and no mean includes but that of all; tower timm only."""
+    qk_norm: bool = option(False, omit_if=False)
+    """A LayerNorm of the queries and one of the keys of each head; tower timm only."""
     positions: str = option("sincos", choices=("sincos", "learned"), omit_if="sincos")
     """``sincos``: a fixed table, in which the class token has no position. ``learned``: a parameter, with a row for the
     class token and for each patch (recipe: clip)."""

@@ -125,6 +125,12 @@ def _check_towers(config: Config) -> None:
             remedy = f"Set the width to {_nearest_multiples(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
+    if image.tower == ImageTower.tower:
+        lacking = {"registers": image.registers, "qk_norm": image.qk_norm, "pool": image.pool == "attention"}
+        for key, is_set in lacking.items():
+            if is_set:
+                what = f"model.image.{key}: the tower flip has none"
+                raise ConfigError(what, value=getattr(image, key), remedy="Set model.image.tower: timm.")
     scale = 1 / config.model.temperature
     most = config.model.max_logit_scale
     if not 1 <= scale <= most:

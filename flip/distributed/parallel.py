@@ -226,7 +226,7 @@ def apply_parallelism(
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         for block in (*model.image.blocks, *model.text.blocks):  # type: ignore[union-attr, misc]
             block.compile(dynamic=False)  # type: ignore[operator]
-        if world.device.type == "cuda":
+        if world.device.type == "cuda" and hasattr(model.image, "scale_pixels"):
             model.image.scale_pixels = torch.compile(model.image.scale_pixels, dynamic=False)  # type: ignore
     if world.size > 1:
         _shard(model, compute, mesh or _mesh(world, compute.replicate))

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from flip import tower_kinds
 from flip.checkpoint import export_record
 from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
@@ -28,6 +29,7 @@ from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")
+_OTHER_FORM = "Use --to open_clip --variant timm-tower, which holds all settings of the towers flip and timm."
 VARIANTS = ("native", "extra-block", "timm-tower")
 """Form of the image encoder in open_clip: its own ViT; the same with one computed block more; a model of timm."""
 _OF_CHECKPOINT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")
@@ -39,6 +41,9 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
         raise ConfigError("no such format", "--to", form, f"There are: {', '.join(FORMATS)}.")
     if form == "open_clip":
         return choose_variant(model, variant)
+    lacking = tower_kinds.declared(model.image.tower).why_not_exported(model.image, form)
+    if lacking:
+        raise ConfigError(f"{form} cannot hold {lacking}", f"--to {form}", remedy=_OTHER_FORM)
     if variant:
         raise ConfigError("variants are for --to open_clip only", "--variant", variant)
     missing = missing_in_transformers(model)
@@ -57,9 +62,15 @@ def choose_variant(model: Model, requested: str = "") -> str:
         natural = "extra-block"
     else:
         natural = "native"
+    kind = tower_kinds.declared(model.image.tower)
+    if kind.why_not_exported(model.image, natural):
+        natural = "timm-tower"
     variant = requested or natural
     if variant not in VARIANTS:
         raise ConfigError("no such variant", "variant", variant, f"There are: {', '.join(VARIANTS)}.")
+    lacking = kind.why_not_exported(model.image, variant)
+    if lacking:
+        raise ConfigError(f"the variant {variant} of open_clip cannot hold {lacking}", "variant", remedy=_OTHER_FORM)
     if variant not in (natural, "timm-tower"):
         what = f"cannot hold this pooling (model.image.pool: {model.image.pool})"
         raise ConfigError(what, "variant", variant, f"Use {natural}, timm-tower.")

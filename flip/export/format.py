@@ -180,15 +180,23 @@ def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
 def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
     """timm/config.json. All sizes are in ``model_args``; the name of the architecture selects the class and its eps."""
     image = model.image
-    pool = "token" if image.pool == "class" else "avg"
+    pool = {"class": "token", "attention": "map"}.get(image.pool, "avg")
+    features: dict[str, Any] = {}
+    if image.registers:
+        features["reg_tokens"] = image.registers
+    if image.qk_norm:
+        features["qk_norm"] = True
+    if image.pool == "attention":
+        features["class_token"] = False
     name = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}[model.norm_eps]
     return {
         "architecture": name, "num_classes": 0, "num_features": image.width, "global_pool": pool,
         "model_args": {
             "img_size": image.size, "patch_size": image.patch, "embed_dim": image.width, "depth": image.layers,
-            "num_heads": image.heads, "no_embed_class": image.positions == "sincos", "global_pool": pool,
+            "num_heads": image.heads, "global_pool": pool,
+            "no_embed_class": image.positions == "sincos" or image.registers > 0,
             "fc_norm": False, "pool_include_prefix": image.pool == "all", "act_layer": model.activation,
-            "pre_norm": image.norm_pre,
+            "pre_norm": image.norm_pre, **features,
         },
         "pretrained_cfg": {
             "input_size": [3, image.size, image.size], "fixed_input_size": True, "interpolation": "bicubic",

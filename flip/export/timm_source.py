@@ -202,7 +202,7 @@ def _grid(source: TimmWeights, positions: int, learned: bool) -> int:
 
 
 def _refuse_other_table(source: TimmWeights, grid: int, width: int) -> None:
-    """Raise ConfigError if the positions are not the fixed table of ``flip.models.clip.sincos``."""
+    """Raise ConfigError if the positions are not the fixed table of ``flip.models.image_encoder.sincos``."""
     with safe_open(source.path, framework="np") as tensors:
         positions = tensors.get_tensor("pos_embed")[0].astype(np.float64)
     if np.abs(positions - _table(grid, width)).max() > TABLE_TOLERANCE:

@@ -31,7 +31,9 @@ _BLOCK = {
     "mlp.fc2.": "mlp.c_proj.",
 }
 """Parts of a block here and in timm -> in open_clip. All fuse q, k and v in this order."""
-_SAME_BLOCK = [(part, part) for part in _BLOCK]
+_SAME_BLOCK = [(part, part) for part in (*_BLOCK, "attn.q_norm.", "attn.k_norm.")]
+_ATTENTION_POOL = "attn_pool."
+"""Start of the names of timm's pooling by attention, here below ``image.``."""
 _LEAVES = ("weight", "bias")
 _NORMS = [f"{norm}.{leaf}" for norm in ("norm", "norm_pre") for leaf in _LEAVES]
 """LayerNorms of the image encoder outside blocks, here and in timm."""
@@ -121,11 +123,18 @@ def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     """
     if "image.positions" in state:
         positions = state["image.positions"]
-    tower = {
-        "patch_embed.proj.weight": as_convolution(state["image.patch.weight"]),
-        "cls_token": state["image.class_token"][None, None],
-        "pos_embed": positions[None],
-    }
+    tower = {"patch_embed.proj.weight": as_convolution(state["image.patch.weight"])}
+    if "image.class_token" in state:
+        first = state["image.class_token"]
+        if "image.positions" in state and "image.registers" in state:  # which have no position here
+            first = first + positions[0]
+            positions = positions[1:]
+        tower["cls_token"] = first[None, None]
+    tower["pos_embed"] = positions[None]
+    if "image.registers" in state:
+        tower["reg_token"] = state["image.registers"][None]
+    pool = [name.removeprefix("image.") for name in state if name.startswith(f"image.{_ATTENTION_POOL}")]
+    tower |= {name: state[f"image.{name}"] for name in pool}
     if "image.patch.bias" in state:
         tower["patch_embed.proj.bias"] = state["image.patch.bias"]
     tower |= {name: state[f"image.{name}"] for name in _NORMS if f"image.{name}" in state}
@@ -134,14 +143,19 @@ def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
 
 def from_timm(tower: StateDict, learned_positions: bool) -> dict[str, Tensor]:
     """The inverse of ``to_timm``. ``learned_positions``: whether positions are parameters here."""
-    state = {
-        "image.patch.weight": as_matrix(tower["patch_embed.proj.weight"]),
-        "image.class_token": tower["cls_token"][0, 0],
-    }
+    state = {"image.patch.weight": as_matrix(tower["patch_embed.proj.weight"])}
+    if "cls_token" in tower:
+        state["image.class_token"] = tower["cls_token"][0, 0]
+    if "reg_token" in tower:
+        state["image.registers"] = tower["reg_token"][0]
+    state |= {f"image.{name}": tower[name] for name in tower if name.startswith(_ATTENTION_POOL)}
     if "patch_embed.proj.bias" in tower:
         state["image.patch.bias"] = tower["patch_embed.proj.bias"]
     if learned_positions:
-        state["image.positions"] = tower["pos_embed"][0]
+        positions = tower["pos_embed"][0]
+        if "reg_token" in tower and "cls_token" in tower:  # which has its position
+            positions = torch.cat([torch.zeros_like(positions[:1]), positions])
+        state["image.positions"] = positions
     state |= {f"image.{name}": tower[name] for name in _NORMS if name in tower}
     return state | _rename_blocks(tower, "blocks.", "image.blocks.", _SAME_BLOCK)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flip.config import schema
+from flip.model_costs import image_tokens
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def stage_shapes(model: schema.Model, visible: int) -> list[Shape]:
     """The shapes of a stage that keeps so many patches of an image, without the packed blocks of ``varlen_kernel``."""
     image = model.image
     text = model.text
-    tokens = visible + 1
+    tokens = image_tokens(image, visible)
     masks = [""]
     if text.causal:
         masks = ["causal", "padding"]
@@ -100,7 +101,7 @@ def stage_shapes(model: schema.Model, visible: int) -> list[Shape]:
         Shape("text", text.heads, text.length, text.length, text.width // text.heads, masks[0]),
         Shape("text", text.heads, 1, text.length, text.width // text.heads, masks[-1]),
     ]
-    if image.pool == "class":
+    if image.pool == "class" and image.tower == schema.ImageTower.tower:
         shapes.insert(1, shapes[0]._replace(queries=1))
     return shapes
 

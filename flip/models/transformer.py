@@ -199,6 +199,16 @@ _CHECKPOINT_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def recomputed(how: str, forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``forward(*arguments)`` of a block. ``how``: ``compute.recompute``, what its backward pass computes again."""
+    if how == "no" or not torch.is_grad_enabled():
+        return forward(*arguments)
+    # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
+    options = _CHECKPOINT_OPTIONS[how]
+    out: Tensor = checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
+    return out
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm block. ``activation_checkpointing``: ``no``, ``selective`` or ``block`` (``compute.recompute``)."""
 
@@ -214,14 +224,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, layout: PackedLayout | None = None, pooled_only: bool = False) -> Tensor:
         """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens: the
         first ones, or those of the layout."""
-        if self.activation_checkpointing == "no" or not torch.is_grad_enabled():
-            return self._forward(x, layout, pooled_only)
-        # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
-        options = _CHECKPOINT_OPTIONS[self.activation_checkpointing]
-        out: Tensor = checkpoint(
-            self._forward, x, layout, pooled_only, use_reentrant=False, preserve_rng_state=False, **options
-        )
-        return out
+        return recomputed(self.activation_checkpointing, self._forward, x, layout, pooled_only)
 
     def _forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
         y = self.attn(self.norm1(x), layout, pooled_only)

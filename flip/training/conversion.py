@@ -80,13 +80,13 @@ def resample_patch_embed(weight: Tensor, patch: int) -> Tensor:
 
 
 def resample_positions(positions: Tensor, rows: int) -> Tensor:
-    """Learned positions (1 + P, D) -> (``rows``, D): that of the class token stays, the grid is resampled (bicubic,
-    antialiased), as in timm and open_clip.
+    """Learned positions -> (``rows``, D): that of the class token, if there is one, stays, the grid is resampled
+    (bicubic, antialiased), as in timm and open_clip.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 
-    grid = round((rows - 1) ** 0.5)
-    return resample_abs_pos_embed(positions[None], [grid, grid], num_prefix_tokens=1)[0]
+    grid = int(rows**0.5)
+    return resample_abs_pos_embed(positions[None], [grid, grid], num_prefix_tokens=rows - grid**2)[0]
 
 
 def resize_text_positions(positions: Tensor, length: int) -> Tensor:

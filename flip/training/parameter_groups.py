@@ -16,6 +16,9 @@ from flip.optimizer_kinds import KIND, is_block_matrix, optimizer_kind
 PART = 2**27
 """Elements whose norms are computed together; their copies take twice 4 bytes each."""
 
+NORMS = ("norm", "q_norm", "k_norm")
+"""Starts of the names of LayerNorms."""
+
 
 def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
     """All parameters except biases, gains of LayerNorm, positions, and those of losses."""
@@ -24,7 +27,7 @@ def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
     owner, _, leaf = name.rpartition(".")
     if not owner:  # of the loss
         return False
-    return leaf not in ("bias", "positions") and not owner.rpartition(".")[2].startswith("norm")
+    return leaf not in ("bias", "positions") and not owner.rpartition(".")[2].startswith(NORMS)
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.Optimizer:

@@ -50,7 +50,7 @@ class SourceMissing(ConfigError):
 _EQUAL = (
     "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
     "model.text.layers", "model.text.heads", "model.text.vocabulary", "model.text.causal", "model.image.positions",
-    "model.image.norm_pre",
+    "model.image.norm_pre", "model.image.tower", "model.image.registers", "model.image.qk_norm",
 )  # fmt: skip
 #: If these differ, the weights are converted; the moments of the optimiser cannot be.
 _CONVERTED = ("model.image.patch", "model.text.length", "model.objective")
@@ -79,6 +79,10 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
                 free = "image size, patch, text length, pool, objective"
             remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
             raise ConfigError(f"cannot start from {where}", key, lookup(config, key), remedy)
+    pools = lookup(config, "model.image.pool"), lookup(source, "model.image.pool")
+    if pools[0] != pools[1] and "attention" in pools:  # which has parameters of its own, and no class token
+        remedy = f"Use {pools[1]!r}, the value of the source."
+        raise ConfigError(f"cannot start from {where}", "model.image.pool", pools[0], remedy)
     keys = (*_CONVERTED, *_WARNED)
     return {
         key: [lookup(source, key), lookup(config, key)] for key in keys if lookup(config, key) != lookup(source, key)

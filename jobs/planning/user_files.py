@@ -119,8 +119,10 @@ def base(name: str) -> Any:
     from flip.data.text_masking import TextMasking
     from flip.loss_kinds import Loss
     from flip.optimizer_kinds import OptimizerKind
+    from flip.tower_kinds import UserImageTower
 
-    return {each.__name__: each for each in (AugmentationStep, TextMasking, Loss, OptimizerKind)}[name]
+    kinds = (AugmentationStep, TextMasking, Loss, OptimizerKind, UserImageTower)
+    return {each.__name__: each for each in kinds}[name]
 
 
 def _refuse_neighbours(path: Path, content: bytes, key: str) -> None:

@@ -22,6 +22,7 @@ def choices_page() -> str:
     from flip.loss_kinds import LOSSES, all_parameters
     from flip.optimizer_kinds import OPTIMIZERS
     from flip.tokenizer import TOKENIZERS
+    from flip.tower_kinds import IMAGE_TOWERS
 
     learned = {name: (f"`{name}`", f"`model.{name}`", what) for name, what in all_parameters().items()}
     steps = {
@@ -30,6 +31,9 @@ def choices_page() -> str:
     }
     parts = [
         _HEAD,
+        _section(
+            "Image towers", "`model.image.tower` (`IMAGE_TOWERS`, flip/tower_kinds.py):", ("tower",), IMAGE_TOWERS,
+        ),
         _section("Losses", "`model.objective` (`LOSSES`, flip/loss_kinds.py):", ("loss",), LOSSES),
         "Learned parameters of losses, which are metrics too:\n",
         table(("parameter", "first value", "meaning"), learned.values()),

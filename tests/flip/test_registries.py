@@ -25,6 +25,7 @@ from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import TOKENIZERS
+from flip.tower_kinds import IMAGE_TOWERS
 from flip.traffic import step_phases
 from flip.training import grad_cache, parameter_groups
 from lab.documentation import choices
@@ -36,6 +37,7 @@ from tools.commands.tokenizer import KINDS
 REGISTRIES = {
     "model.objective": (LOSSES, schema.Model, "objective"),
     "optim.name": (OPTIMIZERS, schema.Optim, "name"),
+    "model.image.tower": (IMAGE_TOWERS, schema.ImageTower, "tower"),
     "stages.text_masking": (TEXT_MASKINGS, schema.Stage, "text_masking"),
 }
 #: Purposes of draws of others (docs/contracts.md, Randomness).
@@ -62,7 +64,7 @@ def missing_choices():
 
 
 def missing_descriptions():
-    for registry in (LOSSES, OPTIMIZERS, TEXT_MASKINGS, TOKENIZERS, AUGMENTATIONS):
+    for registry in (LOSSES, OPTIMIZERS, TEXT_MASKINGS, TOKENIZERS, AUGMENTATIONS, IMAGE_TOWERS):
         for name, entry in registry.items():
             if not choices.description(entry):
                 yield f"{name}: its class needs a docstring, which the page of choices shows"

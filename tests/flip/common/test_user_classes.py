@@ -90,6 +90,9 @@ def test_file_with_another_hash_is_not_executed(copied, tmp_path):
     with pytest.raises(ConfigError, match="executed by its hash alone"):
         user_classes.load("mine.py:Backwards", TextMasking)
     path.unlink()
+    with pytest.raises(ConfigError, match="no copy of a file of yours here.*flip.load"):
+        user_classes.load(str(name), TextMasking)
+    path.mkdir()
     with pytest.raises(StorageError, match="cannot be read"):
         user_classes.load(str(name), TextMasking)
 

@@ -10,7 +10,7 @@ from timm.layers.patch_embed import resample_patch_embed as timm_resample
 from flip.config import merge
 from flip.config.derived import for_stage
 from flip.export import weights
-from flip.models import clip
+from flip.models import clip, image_encoder
 from flip.training.conversion import convert, copy_weights, resample_patch_embed, resize_text_positions
 
 
@@ -66,7 +66,8 @@ def test_copy_weights_copies_same_shapes_and_converts_others():
     assert changed == ["image.patch.weight", "text.positions"]
     for name, value in target.named_parameters():
         assert torch.equal(value, convert(name, values[name], value.shape) if name in changed else values[name]), name
-    assert torch.equal(target.image.positions, clip.sincos(4, 64)), "positions belong to the grid of the new stage"
+    table = image_encoder.sincos(4, 64)
+    assert torch.equal(target.image.positions, table), "positions belong to the grid of the new stage"
 
 
 def test_convert_rejects_new_shape_of_unsupported_parameter():

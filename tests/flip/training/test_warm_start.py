@@ -17,7 +17,7 @@ from flip.config.schema import Compute, Init
 from flip.config.validate import validate
 from flip.distributed import parallel
 from flip.export import exporter
-from flip.models import clip
+from flip.models import clip, image_encoder
 from flip.runs import checkpoint_folder
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.formats import EXPORT_NUMBER
@@ -337,7 +337,7 @@ def test_load_converted_at_higher_resolution_copies_all_weights(exported):
     pair, config = fresh(tokenizer, "model.image.size=96")
     differs = load_converted(pair, config, folder)
     assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in pair.state_dict().items())
-    assert torch.equal(pair.image.positions, clip.sincos(12, 64))
+    assert torch.equal(pair.image.positions, image_encoder.sincos(12, 64))
     assert differs == {"model.image.size": [64, 96]}
     # If only the 8 x 8 patches at the top left of 12 x 12 are visible, the input equals that of the smaller model.
     patches = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 192), dtype=np.uint8))
@@ -354,7 +354,7 @@ def test_load_converted_with_other_patch_size_changes_patch_weights_only(exporte
     own = pair.state_dict()
     source = loaded.model.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
-    assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
+    assert torch.equal(pair.image.positions, image_encoder.sincos(grid, 64))
     # A uniform image has no detail that resizing could change: both patch embeddings are equal.
     even = torch.ones(3).repeat(patch**2) @ own["image.patch.weight"].T
     assert torch.allclose(even, torch.ones(192) @ source["image.patch.weight"].T, atol=1e-4)
