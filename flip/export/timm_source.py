@@ -33,7 +33,11 @@ CLASSIFIER = "head."
 """Start of the names of the classifier, which is left out."""
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 _PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-_POOLS = {"token": "class", "avg": "patches"}
+_POOLS = {"token": "class", "avg": "patches", "map": "attention"}
+_QK_NORMS = ("attn.q_norm", "attn.k_norm")
+_ATTENTION_POOL = "attn_pool."
+"""Start of the names of pooling by attention; its parts follow."""
+_POOL_PARTS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 TABLE_TOLERANCE = 1e-4
 """Largest difference of positions from the fixed table, whose values are at most 1."""
@@ -84,7 +88,7 @@ def source_config(path: Path, like: Config) -> Config:
     Raises ConfigError with the part of the model that this toolkit lacks, DataError if the weights cannot be read.
     """
     source = _read(path)
-    _refuse_other_parts(source)
+    _refuse_other_parts(source, like.model.image.tower)
     shapes = source.shapes
     width, _, patch, _ = shapes["patch_embed.proj.weight"]
     positions = shapes["pos_embed"][1]
@@ -102,6 +106,8 @@ def source_config(path: Path, like: Config) -> Config:
         heads=int(arguments.get("num_heads") or like.model.image.heads),
         pool=_pool(source, like.model.image.pool),
         norm_pre="norm_pre.weight" in shapes,
+        registers=_registers(shapes),
+        qk_norm=f"blocks.0.{_QK_NORMS[0]}.weight" in shapes,
     )
     activation = _ACTIVATIONS.get(str(arguments.get("act_layer")), like.model.activation)
     model = replace(like.model, image=image, activation=activation, norm_eps=_eps(source, like.model.norm_eps))
@@ -154,22 +160,47 @@ def _described(path: Path) -> dict[str, Any]:
         raise DataError(f"is no configuration of timm: {type(error).__name__} {error}", path) from error
 
 
-def _refuse_other_parts(source: TimmWeights) -> None:
+def _registers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if "reg_token" in shapes:
+        return shapes["reg_token"][-2]
+    return 0
+
+
+def _more_parts(shapes: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
+    """(names of tensors, parts of blocks) that the tower ``timm`` has beside those of ``flip``, as far as the file has
+    them."""
+    names = {"reg_token"} & shapes.keys()
+    if any(name.startswith(_ATTENTION_POOL) for name in shapes):
+        stems = [f"{_ATTENTION_POOL}{part}" for part in _POOL_PARTS]
+        names |= {f"{_ATTENTION_POOL}latent", *(f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias"))}
+    parts = set()
+    if f"blocks.0.{_QK_NORMS[0]}.weight" in shapes:
+        parts = set(_QK_NORMS)
+    return names, parts
+
+
+def _refuse_other_parts(source: TimmWeights, tower: str) -> None:
+    names, parts = set[str](), set[str]()
+    if tower == "timm":
+        names, parts = _more_parts(source.shapes)
     stems = ["patch_embed.proj", "norm"]
     if "norm_pre.weight" in source.shapes:
         stems.append("norm_pre")
     for number in range(max(1, _layers(source.shapes))):
-        stems += [f"blocks.{number}.{part}" for part in _PARTS]
-    wanted = {"cls_token", "pos_embed", *(f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias"))}
+        stems += [f"blocks.{number}.{part}" for part in (*_PARTS, *sorted(parts))]
+    first = {"cls_token"}
+    if f"{_ATTENTION_POOL}latent" in names:
+        first = set()
+    wanted = {*first, *names, "pos_embed", *(f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias"))}
     other = sorted(source.shapes.keys() - wanted)
     if other:
-        raise _lacking(f"it has {other[0]}, for which the toolkit has no parameter", source)
+        raise _lacking(f"it has {other[0]}, for which the tower {tower} has no parameter", source)
     missing = sorted(wanted - source.shapes.keys() - {"patch_embed.proj.bias"})
     if missing:
         raise _lacking(f"it has no {missing[0]}", source)
-    ranks = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    ranks = {"cls_token": 3, "reg_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     for name, rank in ranks.items():
-        if len(source.shapes[name]) != rank:
+        if name in source.shapes and len(source.shapes[name]) != rank:
             raise _lacking(f"{name} has the shape {source.shapes[name]}", source)
     width, channels, height, side = source.shapes["patch_embed.proj.weight"]
     if channels != 3 or height != side:
@@ -192,7 +223,8 @@ def _grid(source: TimmWeights, positions: int, learned: bool) -> int:
     """Patches per side. Positions are of all patches, or also of the class token, which only learned ones have here."""
     for count in (positions, positions - 1):
         grid = round(count**0.5)
-        if grid * grid == count and (learned or count == positions):
+        is_whole = count == positions
+        if grid * grid == count and (is_whole or (learned and "reg_token" not in source.shapes)):
             return grid
     if round((positions - 1) ** 0.5) ** 2 == positions - 1:
         has = "a learned position of the class token"
@@ -218,9 +250,11 @@ def _table(grid: int, width: int) -> NDArray[Any]:
 def _pool(source: TimmWeights, otherwise: str) -> str:
     arguments = source.described.get("model_args") or {}
     pool = arguments.get("global_pool") or source.described.get("global_pool")
+    if f"{_ATTENTION_POOL}latent" in source.shapes:
+        return _POOLS["map"]
     if not pool:
         return otherwise
-    if pool not in _POOLS:
+    if pool not in _POOLS or pool == "map":
         raise _lacking(f"global_pool is {pool}", source)
     if pool == "avg" and arguments.get("pool_include_prefix"):
         return "all"
@@ -238,6 +272,7 @@ def _eps(source: TimmWeights, otherwise: float) -> float:
 def _lacking(why: str, source: TimmWeights) -> ConfigError:
     remedy = (
         "A ViT of timm with a class token fits: with model.image.positions: learned, or with the fixed positions of an"
-        " export (docs/export.md)."
+        " export (docs/export.md). With model.image.tower: timm also registers, norms of queries and keys, and pooling"
+        " by attention without a class token fit."
     )
     return ConfigError(f"init.export: cannot start from this model of timm, because {why}", source.path, remedy=remedy)

@@ -221,6 +221,7 @@ def test_state_of_another_order_is_refused(original, tmp_path):
         ({"tokenizer": "missing.json"}, "missing.json: no such tokenizer"),
         ({"augment": {"flips": 1}}, "augment.flips: unknown key.*Did you mean augment.flip?"),
         ({"augment": {"flip": 2}}, "augment.flip: must be.*found: 2"),
+        ({"augment": {"steps": ["a.py:B"]}}, "takes no FILE.py:Class.*found: 'a.py:B'.*flip submit"),
         ({"worker": 2}, "data.worker: unknown key.*Did you mean data.workers?"),
         ({"captions": "txt"}, "data.captions: needs a list.*found: 'txt'"),
         ({"seed": -1}, "seed: must be at least 0.*found: -1"),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from flip.config.schema import Init
 from flip.data.decode import patches
 from flip.export import exporter, timm_source
+from flip.export.load import load
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
 from flip.training import warm_start
@@ -78,6 +79,37 @@ def test_image_encoder_starts_with_the_features_of_timm(models, tmp_path, recipe
     pixels = torch.from_numpy(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
     features = encoder(pixels) @ model.image.projection.weight.T
     assert torch.allclose(model.image(rows_of(image.size, image.patch)), features, atol=1e-5)
+
+
+TOWERS = {
+    "registers": ("registers=2", "qk_norm=true", "positions=learned"),
+    "attention": ("pool=attention", "registers=3"),
+}
+"""What is special -> settings of ``model.image``."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("special", TOWERS)
+def test_tower_of_timm_is_exported_loaded_and_a_source(tokenizer, tmp_path, special):
+    """Its export has the features of timm's model, ``flip.load`` reads it, and a run starts from either."""
+    settings = ["tower=timm", *TOWERS[special]]
+    config = configured("portable", tokenizer, "tiny", *(f"model.image.{setting}" for setting in settings))
+    loaded = loaded_of(config, tmp_path)
+    record = exporter.export(loaded, tmp_path / "model")
+    assert record["variant"] == "timm-tower"
+    image = config.model.image
+    rows = rows_of(image.size, image.patch)
+    expected = loaded.model.image(rows)
+    again = load(tmp_path / "model")
+    assert torch.allclose(again.model.image(rows), expected, atol=1e-6)
+    for source in (tmp_path / "model", tmp_path / "model" / "timm"):
+        model = built(config)
+        assert warm_start.load_converted(model, config, source) == {}
+        model.image.projection.weight.copy_(loaded.model.image.projection.weight)
+        assert torch.allclose(model.image(rows), expected, atol=1e-6)
+    plain = configured("portable", tokenizer, "tiny", "model.image.positions=learned")
+    with pytest.raises(ConfigError, match="for which the tower flip has no parameter.*model.image.tower: timm"):
+        warm_start.load_converted(built(plain), plain, tmp_path / "model" / "timm")
 
 
 def test_larger_image_is_converted_and_named(models, tokenizer):
