@@ -11,6 +11,7 @@ from flip.config.identity import identity
 from flip.config.merge import read_config
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.submission import snapshot, start_runs
+from tests.flip.training.test_user_classes import FILE as FOUR_CLASSES
 from tests.harness.common import ROOT, metric_lines, run_script, wait_until
 
 FILE = "class GradNoise:\n    every = {every}\n\n    def step(self, view):\n        pass\n"
@@ -148,3 +149,23 @@ def test_class_that_changes_results_is_pinned_and_an_edit_makes_another_run(desk
     assert code == 0, err
     (fork,) = (path for path in run.path.parent.glob("half*") if path.name != "half")
     assert read_config(fork / "config.yaml").optim.name == f"mine.py:Mine@{checksum(file)}"
+
+
+@pytest.mark.long
+def test_run_executes_its_copy_in_ranks_and_loader_processes(desk):
+    """The file is replaced before the run starts to train. The plan has not executed it."""
+    file = desk.folder / "mine.py"
+    file.write_text(FOUR_CLASSES)
+    settings = {
+        "optim.name": "mine.py:Lion", "model.objective": "mine.py:Margin", "augment.steps": "[mine.py:Erase]",
+        "stages.pretrain.text_mask": "0.5", "stages.pretrain.text_masking": "mine.py:Backwards", "data.workers": 1,
+    }  # fmt: skip
+    planned = desk.submit("--only", "half", "--dry-run", *(f"{key}={value}" for key, value in settings.items()))
+    assert planned.returncode == 0 and "mine.py:Lion, sha256" in planned.stdout, planned.stdout + planned.stderr
+    done = desk.submit("--only", "half", *(f"{key}={value}" for key, value in settings.items()))
+    assert done.returncode == 0, done.stderr
+    file.write_text("raise SystemExit\n")
+    run = RunDir(desk.runs / "demo" / "half")
+    wait_until(run.result.exists, "the end of the run", 240)
+    assert read_json(run.result)["samples"] > 0
+    assert "margin" in metric_lines(run)[-1]
