@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.config.schema import Augment, Config, Model, TextTower
+from flip.config.schema import Augment, Config, ImageTower, Model, TextTower
 from flip.evaluation.metrics.result_files import precision
 from flip.evaluation.metrics.score import score_of
 from flip.export import fold_padding
@@ -131,10 +131,7 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
     }  # fmt: skip
     if variant == "timm-tower":
         vision = {"image_size": image.size, "timm_model_name": f"local-dir:{timm}"}
-        if image.pool == "class":
-            vision["timm_pool"] = "token"
-        else:
-            vision["timm_pool"] = "avg"
+        vision["timm_pool"] = _timm_pool(image)
         vision["timm_proj"] = "linear"
     return {
         "model_cfg": {
@@ -152,6 +149,11 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
             "resize_mode": "shortest",
         },
     }  # fmt: skip
+
+
+def _timm_pool(image: ImageTower) -> str:
+    """timm's ``global_pool``."""
+    return {"class": "token", "attention": "map"}.get(image.pool, "avg")
 
 
 def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
 def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
     """timm/config.json. All sizes are in ``model_args``; the name of the architecture selects the class and its eps."""
     image = model.image
-    pool = {"class": "token", "attention": "map"}.get(image.pool, "avg")
+    pool = _timm_pool(image)
     features: dict[str, Any] = {}
     if image.registers:
         features["reg_tokens"] = image.registers

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -100,6 +101,11 @@ def test_tower_of_timm_is_exported_loaded_and_a_source(tokenizer, tmp_path, spec
     image = config.model.image
     rows = rows_of(image.size, image.patch)
     expected = loaded.model.image(rows)
+    images = np.stack([draw_image(i, image.size) for i in range(3)]) / np.float32(255)
+    pixels = (images - np.float32(config.augment.mean)) / np.float32(config.augment.std)
+    other = open_clip.create_model(f"local-dir:{tmp_path / 'model'}").eval()
+    features = other.encode_image(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), normalize=True)
+    assert torch.allclose(features, loaded.model.encode_image(rows), atol=1e-5)
     again = load(tmp_path / "model")
     assert torch.allclose(again.model.image(rows), expected, atol=1e-6)
     for source in (tmp_path / "model", tmp_path / "model" / "timm"):
