@@ -55,7 +55,27 @@ FORMS = [
     for compression in ("none", "zstd", "snappy")
     for version in ("1.0", "2.0")
     for dictionary in (True, False)
-] + [path.read_bytes() for path in sorted(FILES.glob("*.parquet"))]
+] + [
+    (FILES / f"{name}.parquet").read_bytes()
+    for name in (
+        "datasets-2.21.0",
+        "datasets-5.2.0",
+        "duckdb-2.0.1",
+        "fastparquet-2026.9.0",
+        "pandas-3.1.1",
+        "polars-2.1.0",
+        "datasets-4.0.0",
+        "img2dataset-1.47.0",
+        "pyspark-4.3.0",
+        "datasets-4.0.0-nulls",
+        "duckdb-2.0.1-nulls",
+        "fastparquet-2026.9.0-nulls",
+        "img2dataset-1.47.0-nulls",
+        "pandas-3.1.1-nulls",
+        "polars-2.1.0-nulls",
+        "pyspark-4.3.0-nulls",
+    )  # new ones at the end: seeds of the fuzzer count on the order
+]
 
 
 def read(path):
@@ -86,9 +106,9 @@ def oracle(path):
 def test_samples_are_images_of_their_rows(tmp_path, data):
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
-    expected = oracle(path)
-    found = read(path)
-    assert found == [(row, image) for row, image in enumerate(expected) if image is not None]
+    captions = pq.read_table(path, columns=["caption"])["caption"].to_pylist()
+    expected = [(row, image) for row, image in enumerate(oracle(path)) if image is not None and captions[row]]
+    assert read(path) == expected
 
 
 def check(path, data):

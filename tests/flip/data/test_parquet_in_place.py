@@ -139,7 +139,7 @@ def test_batches_are_equal_for_two_ranks_and_after_resume_at_another_number(imag
         assert digest(manifest, tokenizer, layouts) == reference
 
 
-@pytest.mark.parametrize("name", ["none", "default", "mixed pages", "zstd", "version 2"])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_dropped_rows_are_counted_and_batches_equal_tars_of_others(images, tokenizer, tmp_path, name):
     rows = table(images)
     present = [None if i % 11 == 3 else image for i, image in enumerate(images)]
@@ -260,17 +260,47 @@ def test_views_of_images_have_format_that_decoders_accept(images, tokenizer, tmp
 
 
 OTHER_WRITERS = sorted(path.name for path in FILES.glob("*.parquet"))
+RESUMED = [(2, 3), (1, 2), (4, STEPS - 5)]
+
+
+def rows_of(name):
+    """(image, caption, number) of each row of a recorded file."""
+    rows = pq.read_table(FILES / name).to_pylist()
+    images = [row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"] for row in rows]
+    return [(image, row["caption"], row["number"]) for image, row in zip(images, rows, strict=True)]
+
+
+def test_files_of_all_writers_are_recorded():
+    writers = {name.split("-")[0] for name in OTHER_WRITERS}
+    assert writers == {"datasets", "duckdb", "fastparquet", "img2dataset", "pandas", "polars", "pyspark"}
+    assert {name[:10] for name in OTHER_WRITERS if name.startswith("datasets")} == {
+        "datasets-2",
+        "datasets-4",
+        "datasets-5",
+    }
+    assert {name.split("-")[0] for name in OTHER_WRITERS if "nulls" in name} == writers
 
 
 @pytest.mark.parametrize("name", OTHER_WRITERS)
 def test_batches_of_files_of_other_writers_equal_those_of_tars(tokenizer, tmp_path, name):
-    rows = pq.read_table(FILES / name).to_pylist()
-    bytes_of = [row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"] for row in rows]
-    assert bytes_of == [jpeg(seed) for seed in range(24)]
+    rows = rows_of(name)
+    if "nulls" not in name:
+        assert [image for image, _, _ in rows] == [jpeg(seed) for seed in range(24)]
     manifest = indexed([str(FILES / name)], tmp_path / "m", chunk=2)
-    pairs = [(image, {"caption": row["caption"]}) for image, row in zip(bytes_of, rows, strict=True)]
-    expected = tars(pairs, tmp_path / "tars", 2)
-    assert digest(manifest, tokenizer) == digest(expected, tokenizer)
+    kept = [(image, {"caption": caption}) for image, caption, _ in rows if image and caption]
+    assert len(kept) == 18 if "nulls" in name else 24
+    expected = digest(tars(kept, tmp_path / "tars", 2), tokenizer)
+    for layouts in ([(1, STEPS)], [(2, STEPS)], [(4, STEPS)], RESUMED):
+        assert digest(manifest, tokenizer, layouts) == expected
+
+
+@pytest.mark.parametrize("name", OTHER_WRITERS)
+def test_batches_of_filtered_files_of_other_writers_equal_those_of_tars(tokenizer, tmp_path, name):
+    chosen = filters.parse(["number>=3", "number<20"], "")
+    manifest = indexed([str(FILES / name)], tmp_path / "m", chosen, chunk=2)
+    rows = rows_of(name)
+    kept = [(image, {"caption": caption}) for image, caption, n in rows if image and caption and 3 <= n < 20]
+    assert digest(manifest, tokenizer) == digest(tars(kept, tmp_path / "tars", 2), tokenizer)
 
 
 def test_manifest_in_another_folder_has_same_digest_and_own_rows(images, tmp_path):
