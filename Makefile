@@ -6,7 +6,7 @@ BIN := .venv/bin
 CHECKED := flip jobs tools lab tests benchmarks kernel
 
 # The quick and the steady ones first; each says in the end what it took.
-BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume storage stream step recovery
+BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume storage parquet stream step recovery
 PEERS := .venv-bench/bin
 
 # Tests of `make check` have none of these markers.

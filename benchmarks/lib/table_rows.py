@@ -267,6 +267,48 @@ def order(result: Found) -> list[Row]:
     ]
 
 
+def parquet(result: Found) -> list[Row]:
+    """Parquet files read in place, beside tars of the same rows."""
+    tars = result["tars_read_us"]
+    rows = [row for case in result["cases"] for row in _parquet_case(case, tars)]
+    peers = [row for row in result["peers"] if row["read_us"] is not None]
+    if peers:
+        fastest = min(peers, key=lambda row: row["read_us"])
+        own = result["cases"][0]["read_us"]
+        peer = f"{fastest['peer']} {number(fastest['read_us'])} us, in order"
+        rows.append(Row("reading in random order, plain", f"{number(own)} us", peer, own / fastest["read_us"]))
+    return rows
+
+
+def _parquet_case(case: Mapping[str, Any], tars: float) -> list[Row]:
+    name = case["writer"]
+    most_read = 1.05
+    most_memory = 80
+    if name == "plain":
+        most_read = 1.01
+        most_memory = 5
+    own = f"{number(case['read_us'])} us"
+    cost = goal(case["to_tars"], "<=", 0.6)
+    speed = case["indexed_per_core_second"]
+    memory = case["memory_beyond_tars_MB"]
+    rows = [
+        Row(
+            f"processor time of reading, {name}",
+            own,
+            f"{number(tars)} us (tars)",
+            case["to_tars"],
+            spread(case),
+            **cost,
+        ),
+        Row(f"memory beyond that of tars, {name}", f"{number(memory)} MB", **goal(memory, "<=", most_memory, " MB")),
+        Row(f"rows indexed per second of a core, {name}", number(speed), **goal(speed, ">=", 40_000)),
+    ]
+    if not name.startswith("zstd"):  # its pages are read as a whole
+        read = case["read_per_used"]
+        rows.append(Row(f"bytes read per byte used, {name}", f"{read:.3f}", **goal(read, "<=", most_read)))
+    return rows
+
+
 def prefetch(result: Found) -> list[Row]:
     """The loader's rule against waiting for each read, by simulation."""
     rows = []
@@ -387,6 +429,6 @@ RECOVERY = {
 ROWS: dict[str, Callable[[Found], list[Row]]] = {
     "step": step, "loss": loss, "stream": stream, "storage": storage, "resume": resume, "checkpoint": checkpoint,
     "memory": memory, "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation,
-    "report": report, "recovery": recovery,
+    "report": report, "recovery": recovery, "parquet": parquet,
 }  # fmt: skip
 """Name of a file of results -> its rows."""

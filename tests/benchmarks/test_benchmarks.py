@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import prefetch, storage, stream, table
+from benchmarks import parquet, prefetch, storage, stream, table
 from benchmarks.lib import steady, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import SampleOrder
@@ -52,6 +52,14 @@ def test_order_benchmark_reports_disk_size_and_first_batch_times(tmp_path):
     assert [(row["passes"], row["W"]) for row in results["first_batch"][:4]] == [(0, 1), (0, 8), (0, 512), (0.01, 1)]
     assert [row["W"] for row in results["afterwards"]] == [8, 512] and results["chunk_reads_per_second"] > 0
     assert [row["check"] for row in results["load"]] == [False, True]
+
+
+def test_parquet_benchmark_measures_each_writer_and_names_absent_peers(tmp_path):
+    results = report("parquet", "--quick", cwd=tmp_path)
+    assert [case["writer"] for case in results["cases"]] == list(parquet.WRITERS)
+    assert results["cases"][0]["read_per_used"] < 1.01
+    assert [row["peer"] for row in results["peers"]] == list(parquet.PEERS)
+    assert all((row["read_us"] is None) == (row["note"] == "not installed") for row in results["peers"])
 
 
 def test_prefetch_benchmark_repeats_without_stalls_at_constant_latency(tmp_path):
