@@ -2,21 +2,28 @@
 
 import hashlib
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.retry import RetryPolicy
-from flip.runs.errors import STORAGE
+from flip.runs.errors import STORAGE, DataError
+from tests.harness.training_run import TrainingRun, configuration
 from tests.s3.conftest import on_nanio
-from tests.s3.servers import BUCKET, files
+from tests.s3.servers import BUCKET, environment, files
+from tests.synthetic import make_dataset, make_tokenizer
 from tests.tools.shards_commands.test_parquet_files import write
+from tests.verdicts import check_equal
 from tools.commands.shards import main
 
 pytestmark = pytest.mark.s3
@@ -68,6 +75,68 @@ def test_faults_leave_samples_equal(server, proxied, objects, tmp_path, fault):
     reader = ChunkReader(retry_policy=RetryPolicy(deadline=30, timeout=5, first=0.05))
     assert digest(manifest, reader) == expected
     assert sum(reader.counters.retries.values()) > 0
+
+
+@on_nanio
+def test_flipped_byte_in_bucket_is_named_by_chunk_and_command_that_excludes_it(server, proxied, objects, tmp_path):
+    proxy = proxied(server)
+    manifest = index(objects[0], tmp_path / "remote")
+    expected = [bytes(sample["jpg"]) for _, sample in ChunkReader().samples(manifest)]
+    key, start, _, _ = manifest.chunk_reads(2)[0]
+    proxy.rotten = key.removeprefix("s3:/").encode(), start + 600
+    with pytest.raises(DataError, match=r"chunk 2 \(samples 16 to 23\) is damaged") as error:
+        digest(manifest)
+    assert proxy.counts["rot"] >= 2
+    command = re.search(r"flip (shards exclude .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
+    assert command[2] == "16-23"
+    assert main([*shlex.split(command[1])[1:], str(tmp_path / "repaired")]) == 0
+    repaired = Manifest.load(tmp_path / "repaired")
+    assert [bytes(sample["jpg"]) for _, sample in ChunkReader().samples(repaired)] == expected[:16] + expected[24:]
+
+
+def parquet_of(data, folder):
+    """The rows of a data set of tars as two parquet files."""
+    samples = [sample for _, sample in ChunkReader().samples(Manifest.load(data))]
+    images = [bytes(sample["png"]) for sample in samples]
+    captions = [bytes(sample["txt"]).decode().split("\n") for sample in samples]  # two each
+    texts = {"caption": [first for first, _ in captions], "other": [second for _, second in captions]}
+    rows = pa.table({"image": pa.array(images, pa.binary()), **texts})
+    folder.mkdir()
+    pq.write_table(rows.slice(0, 90), folder / "train-00000.parquet", compression="none", use_dictionary=False)
+    pq.write_table(rows.slice(90), folder / "train-00001.parquet")
+    return sorted(folder.glob("*.parquet"))
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+@on_nanio
+def test_weights_of_training_on_parquet_in_bucket_under_faults_are_those_of_tars(server, proxied, tmp_path):
+    """A run of two ranks on local tars, and one on parquet objects behind a proxy with faults, which is killed once."""
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    proxy = proxied(server)
+    store = files(server.address)
+    for path in parquet_of(data, tmp_path / "parquet"):
+        store.pipe_file(f"{BUCKET}/weights/{path.name}", path.read_bytes())
+    columns = ["--image", "image", "--caption", "caption,other", "--chunk", "4"]
+    assert main(["index", f"s3://{BUCKET}/weights/", *columns, "--out", str(tmp_path / "remote")]) == 0
+    calm, storm = (TrainingRun(tmp_path, name, configuration(data, 2, (16, 4))) for name in ("calm", "storm"))
+    for run in (calm, storm):
+        run.config.evaluate.every = 0
+        run.save_config()
+    calm.submit()
+    storm.config.data.manifest = str(tmp_path / "remote")
+    storm.config.data.captions = ["json:caption", "json:other"]
+    storm.save_config()
+    storm.env |= environment(proxy.address)
+    proxy.plan(["slowdown", "server", "reset", "short", "flip"], 0.2, 7)
+    storm.submit()
+    storm.wait_step(7)
+    storm.kill(rank=1)
+    storm.wait_over()
+    calm.wait_over()
+    assert proxy.counts["flip"] and proxy.counts["reset"]
+    check_equal(calm, storm, scores=3)
 
 
 @on_nanio
