@@ -26,7 +26,7 @@ from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import fold_padding, weights
 from flip.export.preprocess import ImageInput, Preprocess, as_images, as_texts
 from flip.models import clip
-from flip.runs import checkpoint_folder
+from flip.runs import checkpoint_folder, command_record
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
@@ -132,6 +132,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
         if at:
             raise ConfigError("an export holds one checkpoint, none can be chosen", str(run.path), at)
         return TrainedModel(*_load_export(run.path), device)
+    command_record.refuse(run, "Only trainings are exported and loaded.")
     if not run.config.is_file():
         if run.path.is_dir():
             what = "no run here: the folder has neither config.yaml nor export.json"

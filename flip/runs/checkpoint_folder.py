@@ -27,6 +27,8 @@ from flip.runs.side_jobs import is_side_job
 log = logging.getLogger(__name__)
 
 COMMIT_FILE = deletion.COMMIT_FILE
+#: ``kind`` in commit.json of a checkpoint whose files are a program's (``flip.runs.command_record``): never deleted.
+EXTERNAL = "external"
 #: The file of one rank, by its number from 1.
 SHARD_FILE = "shard-%05d-model-00001-of-00001.safetensors"
 #: A folder of a checkpoint, with the attempt's number.
@@ -238,6 +240,7 @@ def apply_retention(
     last_of_stage = {c.stage: c.path for c in present}
     needed = set(named) | set(last_of_stage.values())
     needed |= {c.path for c in present[-keep:]}
+    needed |= {c.path for c in present if c.record.get("kind") == EXTERNAL}
     needed |= {c.path for c in present if (c.stage, c.samples_seen) in pins or c.samples_seen in keep_at}
     deleted = []
     failed: Optional[Exception] = None

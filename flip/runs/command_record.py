@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from flip.files.creation import run_folder
 from flip.runs import checkpoint_folder, formats
-from flip.runs.checkpoint_folder import COMMIT_FILE, SavedCheckpoint
+from flip.runs.checkpoint_folder import COMMIT_FILE, EXTERNAL, SavedCheckpoint
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import SUBMIT_AGAIN, RunDir, read_record, read_trusted_record, write_json
 
@@ -25,8 +25,6 @@ from flip.runs.rundir import SUBMIT_AGAIN, RunDir, read_record, read_trusted_rec
 COMMAND = "command.json"
 #: Stage of all checkpoints of a program.
 STAGE = "command"
-#: ``kind`` in commit.json of a checkpoint whose files are a program's.
-EXTERNAL = "external"
 #: Placeholders besides parameters: the run directory, the attempt, the copied code, the newest complete checkpoint.
 PLACES = ("run", "attempt", "code", "checkpoint")
 #: Working directory of the program, below the run directory: links to the copied code, and what the program writes.
@@ -55,6 +53,14 @@ def text_of(value: Any) -> str:
 def is_command(run: RunDir) -> bool:
     """Whether a run directory executes a program. Raises OSError if that is unknown."""
     return os.path.lexists(str(run.path / COMMAND))
+
+
+def has_files(run: RunDir) -> bool:
+    """Whether a program has written files below the run directory, besides what this version writes."""
+    if not is_command(run):
+        return False
+    work = run.path / WORK
+    return work.is_dir() and any(not entry.is_symlink() for entry in work.iterdir())
 
 
 def read_command(run: RunDir) -> Dict[str, Any]:
@@ -135,9 +141,12 @@ def record_checkpoint(run: RunDir, n: int, samples_seen: int, path: Path, conten
     return SavedCheckpoint(folder, record)
 
 
-def is_external(checkpoint: SavedCheckpoint) -> bool:
-    """Whether the files of a checkpoint are a program's."""
-    return checkpoint.record.get("kind") == EXTERNAL
+def refuse(run: RunDir, what: str) -> None:
+    """Raise ConfigError if a run executes a program. ``what``: what is done with trainings alone, as a sentence."""
+    if is_command(run):
+        reason = "this run executes a program, whose checkpoints only that program reads. %s" % what
+        remedy = "Load them with the code of the program; flip explain names the newest one."
+        raise ConfigError(reason, run.path, remedy=remedy)
 
 
 def newest_intact(recorded: List[SavedCheckpoint]) -> Optional[SavedCheckpoint]:

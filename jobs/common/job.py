@@ -81,6 +81,8 @@ class Job:
     """The folder from which relative paths of the command's sweep file start; empty: it has none."""
     waits_for: str = ""
     """Name of the canary, in the same call, that must pass before this run starts."""
+    has_steps: bool = True
+    """Whether it logs steps, without which it is no canary."""
     trackers: Sequence[str] = ()
     """Names of the trackers that follow it (``jobs.tracking``)."""
     host_snapshot: Path | None = None

@@ -18,7 +18,8 @@ from flip.common.shutdown import RunWatcher, StopFlag
 from flip.common.user_classes import FOLDER
 from flip.files.creation import replace_link, run_folder
 from flip.runs.cgroup import memory_kills
-from flip.runs.command_record import EXTERNAL, STAGE, WORK, filled, read_command, text_of
+from flip.runs.checkpoint_folder import EXTERNAL
+from flip.runs.command_record import STAGE, WORK, filled, read_command, text_of
 from flip.runs.errors import CAUSES, PeerLost, StorageError
 from flip.runs.restart_policy import PEER_GONE
 from flip.runs.rundir import RunDir, create_json, read_lenient, read_record

@@ -172,6 +172,7 @@ class ProgramMetrics:
         self._last: tuple[int, float] | None = None
         """(S, time) of the newest line."""
         self._is_ready = False
+        self._first: tuple[int, float] | None = None
         self._lines = open_append(run_folder(run.metrics) / f"{n}.jsonl", "utf-8")
         self._status: dict[str, Any] = {"attempt": n, "samples": start, "phase": "starting", "reason": ""}
         if self.total:
@@ -238,19 +239,17 @@ class ProgramMetrics:
         self.status(STATUS_SECONDS, phase="training", eta_seconds=remaining, **shown)
 
     def _record_ready(self, position: int, now: float, speed: float | None) -> None:
-        """Record once that the program works. Without a speed the steps until its first line count as start-up."""
+        """Record once since when the program works: its first line, less the steps before it at the first speed."""
         if self._is_ready:
             return
+        self._first = self._first or (position, now)
+        if not speed:
+            return
         self._is_ready = True
-        if speed:
-            ready = min(now, max(self._started, now - max(0, position - self._start) / speed))
-            self._write_ready(self._start, ready)
-        else:
-            self._write_ready(position, now)
-
-    def _write_ready(self, samples_seen: int, at: float) -> None:
-        path = self._run.attempt(self._n) / "ready.json"
-        write_json(path, {"samples": samples_seen, "environment": {}, "restoring": 0.0, "accumulate": 1, "time": at})
+        reached, at = self._first
+        ready = max(self._started, at - max(0, reached - self._start) / speed)
+        record = {"samples": self._start, "environment": {}, "restoring": 0.0, "accumulate": 1, "time": ready}
+        write_json(self._run.attempt(self._n) / "ready.json", record)
 
     def _position_of(self, entry: Entry) -> int | None:
         for name in POSITIONS:

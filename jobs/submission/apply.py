@@ -174,10 +174,13 @@ def cancelled_meanwhile(plan: Plan, cancelled_before: Collection[str] = ()) -> l
 def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     """The same jobs with canaries: of several jobs with equal resources and code, the first becomes the canary unless
     a run of the folder has already passed ``steps`` with them."""
-    groups = [canary.group_of({**job.execution(), "cluster": job.cluster}) for job in jobs]
+    groups = [
+        (canary.group_of({**job.execution(), "cluster": job.cluster}), "" if job.has_steps else job.run.name)
+        for job in jobs
+    ]
 
-    def is_proven(group: Hashable) -> bool:
-        return any(_proves(RunDir(path.parent), group, steps) for path in folder.glob("[!.]*/job.json"))
+    def is_proven(group: tuple[Hashable, str]) -> bool:
+        return any(_proves(RunDir(path.parent), group[0], steps) for path in folder.glob("[!.]*/job.json"))
 
     assigned = []
     for i, (job, first) in enumerate(zip(jobs, canary.choose(groups, steps, is_proven), strict=True)):

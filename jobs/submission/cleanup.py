@@ -21,10 +21,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shlex import quote
 
 from flip.files import deletion
 from flip.files.ownership import user_name
-from flip.runs import attempts
+from flip.runs import attempts, command_record
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
 from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.rundir import RunDir, list_names, parse_file_number, read_record
@@ -189,6 +190,11 @@ def _add_trash(result: Listing, root: Path, sweep: Path, days: float) -> None:
         result.spared[sweep] = "is a symbolic link"
     elif _is_own_folder(sweep):
         for path in _entries(sweep):
+            if command_record.has_files(RunDir(path)):
+                result.spared[path] = (
+                    f"holds files of a program, which are never deleted here: rm -r {quote(str(path))}"
+                )
+                continue
             _append(result, "trash", root, path, [path], days)
 
 

@@ -30,7 +30,7 @@ from flip.config.merge import assignment
 from flip.config.resolve import is_relative_profile
 from flip.runs.command_record import PLACES, placeholders, text_of
 from flip.runs.errors import ConfigError, suggestion
-from flip.runs.records import EXACT, LIST, MAPPING, Field
+from flip.runs.records import EXACT, LIST, MAPPING, Field, FieldType
 from jobs.sweeps import expansion, sweep_file
 from jobs.sweeps.expansion import NAME, NAME_RULE, Point
 from jobs.sweeps.sweep_file import Sweep, seed_tail
@@ -41,8 +41,10 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """The name of an environment variable."""
 METRICS = ("step", "samples", "epoch", "loss", "accuracy", "samples_per_second")
 """Names of metrics that have a meaning."""
+WORDS = FieldType("a list of words", lambda value: isinstance(value, (list, str)), schema=LIST.schema)
+"""A text has an error of its own: ``_words``."""
 SECTION = {
-    "command": Field(LIST, "The words of the program that each rank executes, without a shell."),
+    "command": Field(WORDS, "The words of the program that each rank executes, without a shell."),
     "code": Field(EXACT, "Folder whose files are copied at submission; by default that of the sweep file."),
     "env": Field(MAPPING, "Environment variables of the program."),
     "resources": Field(MAPPING, "Nodes, processes, GPUs, cores and hours."),

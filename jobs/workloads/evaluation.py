@@ -37,6 +37,7 @@ class EvaluationWorkload:
 
     kind = "evaluate"
     rank_module = "jobs.evaluator"
+    has_steps = True
 
     @property
     def subject(self) -> RunDir:

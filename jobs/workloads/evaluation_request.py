@@ -19,7 +19,7 @@ from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.encoding.open_clip_folder import conversion, is_pickle
 from flip.evaluation.request import CONFIGURED, EvaluationRequest
-from flip.runs import checkpoint_folder
+from flip.runs import checkpoint_folder, command_record
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from jobs.common.cli import note
@@ -44,6 +44,7 @@ class EvaluationBuilder:
     def evaluation(self, subject: RunDir) -> EvaluationWorkload:
         """What the job of a run does, and with which resources. Raises FlipError if it cannot."""
         config = None
+        command_record.refuse(subject, "Only trainings and published models are evaluated.")
         if not self.args.model:
             config = merge.read_config(subject.config)
         resources = self._resources()

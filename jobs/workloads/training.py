@@ -56,6 +56,7 @@ class TrainingWorkload:
 
     kind = "train"
     rank_module = "jobs.worker"
+    has_steps = True
 
     @property
     def cluster(self) -> str:

@@ -107,6 +107,10 @@ class Workload(Protocol):
         """Added to the environment of ranks. It is stored in files, so it must not contain secrets."""
 
     @property
+    def has_steps(self) -> bool:
+        """Whether it logs steps, without which it is no canary."""
+
+    @property
     def trackers(self) -> Sequence[str]:
         """Names of the trackers that follow it (``jobs.tracking``)."""
 
@@ -248,5 +252,6 @@ def job_of(workload: Workload, run: RunDir, snapshot: Path, **fields: Any) -> Jo
         kind=workload.kind,
         module=workload.rank_module,
         trackers=workload.trackers,
+        has_steps=workload.has_steps,
         **fields,
     )

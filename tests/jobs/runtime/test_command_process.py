@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from flip.files.creation import RefusedPath
+from flip.runs.command_record import read_command
+from jobs.local.supervisor import is_served
 from tests.harness.command_sweep import CommandSweep, count_result
 
 pytestmark = pytest.mark.long
@@ -94,3 +97,72 @@ def test_two_ranks_meet_and_continue_exactly(sweep):
     assert all(torch.equal(last[0]["model"][key], value) for key, value in last[1]["model"].items())
     lines = (sweep.run("whole").metrics / "1.jsonl").read_text().splitlines()
     assert len(lines) == 40 and json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
+
+
+BAD_ENDS = {
+    "early": ("failed", 3, "it ended with 0 at 0 of 10 (metrics.total)"),
+    "forever75": ("failed", 3, "it ended with 75 without a stop request and without a new checkpoint"),
+    "usage": ("failed", 1, "it ended with 2 (usage: read its log)"),
+    "input": ("failed", 3, "EOFError: EOF when reading a line"),
+    "data": ("failed", 1, "it ended with 65: a shard is missing"),
+    "hangs": ("failed", 3, "no output, metrics or checkpoint for 0.1 min"),
+    "binary": ("complete", 1, ""),
+    "words": ("complete", 1, ""),
+}
+
+
+def test_programs_that_misbehave(sweep):
+    """Each end has its cause and its limit; none restarts for ever, and none counts as complete too early."""
+    sweep.add("misbehaves.py")
+    sweep.table |= {
+        "command": ["python3", "misbehaves.py", "{case}", "a b", "line\nbreak", "$HOME"],
+        "set": {},
+        "runs": {case: {"case": case} for case in BAD_ENDS},
+        "resume": {"folder": "out", "pattern": "never-*"},
+        "metrics": {"pattern": r"step (?P<step>\d+)", "total": 10},
+        "stop": {"hang_minutes": 0.1},
+    }
+    sweep.submit("--no-canary")
+    sweep.until(lambda: not is_served(sweep.runs / "demo"), "the end of all", 200)
+    for case, (state, number, reason) in BAD_ENDS.items():
+        row = sweep.state(case)
+        assert (row["state"], row["attempts"]) == (state, number), case
+        assert reason in sweep.reason(number, case)
+    assert "resume.pattern 'never-*' matches nothing below" in sweep.reason(3, "early")
+
+
+def test_edit_of_the_code_does_not_reach_a_submitted_run(sweep):
+    sweep.submit()
+    sweep.until_saved(1)
+    sweep.write("count.py", "raise SystemExit('edited')")
+    os.kill(sweep.program(1), signal.SIGKILL)
+    sweep.until_over()
+    assert sweep.final() == count_result(60, 0.1)
+
+
+def test_other_commands_leave_files_of_a_program_alone(sweep):
+    sweep.table["command"] += ["--seconds", "0.01"]
+    sweep.submit()
+    sweep.until_over()
+    folder = str(sweep.run().path)
+    assert "executes a program" in sweep.type("export", folder, code=78)
+    assert "executes a program" in sweep.type("evaluate", "demo/demo", code=78)
+    sweep.type("rm", "demo/demo", "--yes")
+    text = sweep.type("clean", "demo", "--older", "0", "--yes")
+    assert "holds files of a program" in text
+    assert len(list(sweep.runs.glob(".trash/*/demo/demo/work/out/final"))) == 1
+
+
+def test_command_json_of_another_user_is_not_executed(sweep):
+    """It has the rule of job.json: a file that others may write to is refused."""
+    sweep.submit()
+    sweep.until_saved(1)
+    (sweep.run().path / "command.json").chmod(0o666)
+    os.kill(sweep.rank(1), signal.SIGKILL)
+    sweep.until_over()
+    with pytest.raises(RefusedPath):
+        read_command(sweep.run())
+    assert sweep.run().newest_attempt() == 1, "no attempt starts"
+    sweep.submit()
+    sweep.until_over()
+    assert sweep.state()["state"] == "complete", "a submission writes it anew"
