@@ -28,7 +28,7 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from jobs.__main__ import PACKAGES
 from jobs.common.cluster_profile import load_profile
-from jobs.sweeps import expansion, sweep_file
+from jobs.sweeps import command_file, expansion, sweep_file
 from tests.synthetic import make_dataset
 from tools.shards_commands.manifest import excepting
 
@@ -314,6 +314,8 @@ def test_yaml_blocks_on_pages_are_valid(page, text, tmp_path):
     keys = {key.split(".")[0] for key in read_yaml(path)}
     if keys <= Config.__dataclass_fields__.keys():
         merge([(page, read_yaml(path))])
+    elif "command" in keys:
+        command_file.load(path)
     elif keys <= sweep_file.KEYS.keys():
         path.write_text(text if keys & set(expansion.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
         sweep_file.read_sweep(path)

@@ -200,7 +200,10 @@ def beside(path: Path, seeds: Sequence[int] | None = None) -> list[CommandRun]:
             raise here.error("needs a mapping with `command`", entry)
         known = {**{key: sweep_file.KEYS[key] for key in (*VARIED, "seeds")}, **SECTION}
         read_fields(entry, {key: known[key].kind for key in known}, here)
-        runs += runs_of(entry, here, path, name, (), seeds, prefix=name)
+        own_seeds = seeds
+        if not any("seed" in placeholders(str(word)) for word in _words(entry.get("command"), here)):
+            own_seeds = None  # it has none, so that --seeds is about the others
+        runs += runs_of(entry, here, path, name, (), own_seeds, prefix=name)
     refuse_shared_folders(runs, str(path))
     return runs
 

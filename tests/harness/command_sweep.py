@@ -57,7 +57,7 @@ class CommandSweep:
         rows = json.loads(self.type("status", "demo", "--json"))
         return next(row for row in rows if row["run"] == name)
 
-    def until(self, condition, event, seconds=60.0):
+    def until(self, condition, event, seconds=300.0):
         return wait_until(condition, event, seconds, 0.05, lambda: self.type("status", "demo") + self.logs())
 
     def until_over(self):

@@ -123,7 +123,7 @@ def test_programs_that_misbehave(sweep):
         "stop": {"hang_minutes": 0.1},
     }
     sweep.submit("--no-canary")
-    sweep.until(lambda: not is_served(sweep.runs / "demo"), "the end of all", 200)
+    sweep.until(lambda: not is_served(sweep.runs / "demo"), "the end of all", 400)
     for case, (state, number, reason) in BAD_ENDS.items():
         row = sweep.state(case)
         assert (row["state"], row["attempts"]) == (state, number), case
