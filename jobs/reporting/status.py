@@ -194,6 +194,7 @@ def render(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunDir] = ()) -> Pa
     """
     parts: list[str | TextTable] = []
     without = {run.sweep for run in runs} - {run.sweep for run in runs if submitted.of_run(run).has_progress}
+    without_stages = {run.sweep for run in runs} - {run.sweep for run in runs if submitted.of_run(run).has_stages}
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
         members = list(group)
         hidden = set()
@@ -205,9 +206,9 @@ def render(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunDir] = ()) -> Pa
             hidden.add("test score")
         if sweep in without:
             hidden.update(PROGRESS)
-        cells = [_shown(r) for r in members]
-        hidden.update(key for key in OF_TRAININGS if all(row[key] is None for row in cells))
-        shown = [{key: cell for key, cell in row.items() if key not in hidden} for row in cells]
+        if sweep in without_stages:
+            hidden.update(OF_TRAININGS)
+        shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
         if parts:
             parts.append("")
         parts += [sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]

@@ -48,6 +48,10 @@ class SubmittedWork(Protocol):
     def has_progress(self) -> bool:
         """Whether it has stages, steps and a loss, which status tables show."""
 
+    @property
+    def has_stages(self) -> bool:
+        """Whether it has stages and an accuracy within the batch."""
+
     def missing(self) -> str:
         """Which file without which it cannot start is missing, in words; empty: none."""
 
@@ -76,6 +80,7 @@ class SubmittedTraining:
 
     run: RunDir
     has_progress = True
+    has_stages = True
 
     def missing(self) -> str:
         try:
@@ -123,6 +128,7 @@ class SubmittedEvaluation:
 
     run: RunDir
     has_progress = False
+    has_stages = False
 
     def missing(self) -> str:
         return ""  # its state reports a missing request
@@ -169,6 +175,7 @@ class SubmittedCommand:
 
     run: RunDir
     has_progress = True
+    has_stages = False
 
     def missing(self) -> str:
         try:
