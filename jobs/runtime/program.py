@@ -31,7 +31,7 @@ _ERROR = re.compile(r"error|fatal|exception|assert", re.IGNORECASE)
 
 
 class Program:
-    """A running program. ``on_line``: gets each line of standard output, on a thread."""
+    """A running program. ``on_line``: gets each line of its output, also of standard error, on two threads."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class Program:
             stderr=subprocess.PIPE,
         )
         assert self._process.stdout is not None and self._process.stderr is not None
-        streams = ((self._process.stdout, 1, on_line), (self._process.stderr, 2, lambda line: None))
+        streams = ((self._process.stdout, 1), (self._process.stderr, 2))
         self._readers = [
-            threading.Thread(target=self._copy, args=(stream.fileno(), target, read), daemon=True)
-            for stream, target, read in streams
+            threading.Thread(target=self._copy, args=(stream.fileno(), target, on_line), daemon=True)
+            for stream, target in streams
         ]
         for reader in self._readers:
             reader.start()

@@ -103,7 +103,7 @@ class MetricSettings:
     file: str = ""
     """File to which it appends a line of JSON per entry; by default metrics.jsonl in its working directory."""
     pattern: str = ""
-    """Regular expression with named groups for the lines that rank 0 prints: ``step (?P<step>\\d+)``."""
+    """Regular expression with named groups for the lines that rank 0 prints or logs: ``step (?P<step>\\d+)``."""
     tensorboard: str = ""
     """Folder of event files of TensorBoard."""
     names: dict[str, str] = field(default_factory=dict)

@@ -73,6 +73,14 @@ def test_bytes_that_are_no_text_stop_nothing(start, capfd):
     assert len(capfd.readouterr().out) > 100_000
 
 
+def test_lines_of_standard_error_are_read_too(start):
+    """Python's logging writes there."""
+    program, lines = start("import logging; logging.basicConfig(level='INFO'); logging.info('step 5')")
+    assert program.wait(30) == 0
+    program.close()
+    assert lines == ["INFO:root:step 5"]
+
+
 def test_error_is_the_recorded_one_or_the_last_line_that_names_one(start, tmp_path):
     text = "import sys; print('ValueError: no such mode', file=sys.stderr); print('bye', file=sys.stderr)"
     program, _ = start(text)
