@@ -95,6 +95,20 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     return in_process(run, n, args.no_pdb, code)
 
 
+def _refuse_program(args: argparse.Namespace) -> None:
+    """Raise ConfigError if the run executes a program: its own debugger starts it."""
+    from flip.runs.errors import ConfigError
+    from jobs.sweeps.sweep_file import find_sweep
+    from jobs.workloads.command_request import CommandRequest
+    from jobs.workloads.loading import requested_runs
+
+    file = find_sweep(args.sweep)
+    for run in requested_runs(file, only=args.run, may_be_empty=True).runs:
+        if isinstance(run, CommandRequest):
+            remedy = "Start its command by hand: `flip submit SWEEP --dry-run` shows the words."
+            raise ConfigError("this run executes a program, and debug runs trainings alone", file, run.name, remedy)
+
+
 def resolved_run(
     args: argparse.Namespace, local: bool, below: list[str], above: list[str]
 ) -> tuple[SweepRun, RunDir, Mapping[str, bytes]]:
@@ -115,6 +129,7 @@ def resolved_run(
         overrides = [*below, *args.overrides, *above, *more]
         return read_request(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True, root=args.root))
 
+    _refuse_program(args)
     requested = request()
     real = RunDir(requested.folder / requested.sweep.runs[0].name)
     needed = settings_of_checkpoints(real)

@@ -74,6 +74,12 @@ def test_trainings_and_programs_share_a_sweep_and_its_report(sweep, data):
     assert all(hours > 0 for hours in useful.values())
 
 
+def test_debug_refuses_a_program(sweep):
+    sweep.table["command"] += ["--seconds", "0.01"]
+    (sweep.folder / "demo.yaml").write_text(yaml.safe_dump(sweep.table, sort_keys=False))
+    assert "this run executes a program" in sweep.type("debug", "--run", "demo", "demo.yaml", code=78)
+
+
 def test_helper_needs_nothing_but_its_file(sweep):
     shutil.copy(ROOT / "sweeps/programs/run_helper.py", sweep.code)
     sweep.add("helped.py")

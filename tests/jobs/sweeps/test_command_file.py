@@ -5,7 +5,7 @@ import yaml
 
 from flip.runs.errors import ConfigError
 from jobs.sweeps import command_file
-from jobs.workloads.loading import load
+from jobs.workloads.loading import requested_runs
 
 FILE = {
     "command": ["python3", "train.py", "--lr", "{lr}"],
@@ -89,10 +89,10 @@ def test_program_runs_beside_trainings(tmp_path):
     entry = {**FILE, "grid": {"lr": [0.1, 0.2]}}
     table = {"recipe": "portable", "runs": {"half": {"stages.pretrain.mask": 0.5}}, "commands": {"other": entry}}
     path.write_text(yaml.safe_dump(table, sort_keys=False))
-    sweep = load(path)
+    sweep = requested_runs(path)
     assert [run.name for run in sweep.runs] == ["half", "other-lr0.1", "other-lr0.2"]
-    assert [run.name for run in load(path, only="other*").runs] == ["other-lr0.1", "other-lr0.2"]
+    assert [run.name for run in requested_runs(path, only="other*").runs] == ["other-lr0.1", "other-lr0.2"]
     table["commands"] = {"half": FILE}
     path.write_text(yaml.safe_dump(table, sort_keys=False))
     with pytest.raises(ConfigError, match="a run has this name already"):
-        load(path)
+        requested_runs(path)
