@@ -51,7 +51,10 @@ FOUND = ("found", "hangs")
 
 @dataclass(frozen=True)
 class Fault:
-    """A changed line of a file. ``outcome``: found, hangs, missed, or empty if it was not tried."""
+    """A changed line of a file.
+
+    ``outcome``: found, hangs, missed, or empty if it was not tried or the tests last too long without the fault, too.
+    """
 
     package: str
     file: str
@@ -151,7 +154,7 @@ def attempt(fault: Fault, clone: Path) -> Fault:
     outcome = "missed"
     test = ""
     if failed is None:
-        outcome = "hangs"
+        outcome = "hangs" if failures(files, clone) == [] else ""
     elif failed:
         test = failed[0]
         words = [test] if "::" in test else files  # a file that cannot be imported has no test
