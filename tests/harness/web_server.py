@@ -94,8 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault in ("short", "stall"):
             body = body[: len(body) // 2]
-        self.wfile.write(body)
         self.server.sent += len(body)
+        self.wfile.write(body)
         if fault == "stall":
             time.sleep(1.5)
         if fault in ("short", "stall"):

@@ -43,7 +43,7 @@ def test_obstore_reads_are_unchanged_by_network_fault(server, proxied, remote, f
     manifest = remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(manifest, reader)
-    assert isinstance(reader._remote["s3"], obstore_storage.ObstoreStorage)
+    assert isinstance(reader._storages["s3"], obstore_storage.ObstoreStorage)
     before = reader.counters.requests
     proxy.plan([fault], 0.3, seed=1, limit=3)
     assert texts(manifest, reader) == expected

@@ -127,10 +127,10 @@ class StorageClient:
         self._hedge = retry.HedgePolicy(self.retry_policy.hedge)
         self._outages = retry.OutageDetector(report, self._clock)
         self._local = base.LocalStorage(self.retry_policy.absent_is_outage)
-        self._remote: dict[str, Any] = {}
+        self._storages: dict[str, Any] = {}
         """Scheme -> storage."""
         if remote is not None:
-            self._remote["s3"] = remote
+            self._storages["s3"] = remote
         self._lock = threading.Lock()
         self._counters = IOStats()
         self._ever_succeeded = False
@@ -264,9 +264,9 @@ class StorageClient:
             return self._local
         scheme = scheme_of(key)
         with self._lock:
-            if scheme not in self._remote:
-                self._remote[scheme] = open_storage(key, self.retry_policy.timeout)
-            return self._remote[scheme]  # type: ignore[no-any-return]
+            if scheme not in self._storages:
+                self._storages[scheme] = open_storage(key, self.retry_policy.timeout)
+            return self._storages[scheme]  # type: ignore[no-any-return]
 
     def _count(self, kind: str = "", **more: float) -> None:
         """Add to counters by name; ``kind``: of a failed attempt."""

@@ -55,12 +55,12 @@ def counts(reader):
 def test_hedge_uses_second_response_if_first_request_hangs():
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     assert read(reader) == GOOD.data and counts(reader) == (2, 1, 1, 10)
-    assert reader._remote.sent[0].cancelled() and not any(reader.counters.retries.values())
+    assert reader._storages["s3"].sent[0].cancelled() and not any(reader.counters.retries.values())
 
 
 def test_hedge_uses_first_response_if_it_comes_before_second():
     reader = reading(lambda sent: sent[0].set_result(GOOD) if len(sent) == 2 else None)
-    assert read(reader) == GOOD.data and counts(reader) == (2, 1, 0, 10) and reader._remote.sent[1].cancelled()
+    assert read(reader) == GOOD.data and counts(reader) == (2, 1, 0, 10) and reader._storages["s3"].sent[1].cancelled()
 
 
 @pytest.mark.parametrize("failing", [0, 1])
