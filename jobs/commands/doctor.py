@@ -207,7 +207,8 @@ def requested_profile(args: argparse.Namespace) -> ClusterProfile:
         profile = ClusterProfile(kind="slurm")
     require_trusted_programs(profile)
     if profile.kind != "slurm":
-        raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
+        remedy = "Name a profile with kind: slurm. To measure this machine: flip doctor --measure."
+        raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind, remedy)
     settings = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
     return replace(profile, **settings)
 

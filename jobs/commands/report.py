@@ -142,6 +142,9 @@ def _check_folder(target: str | None) -> None:
     path = Path(target or "-").expanduser().absolute()
     if target not in (None, "-") and path.is_dir():
         raise ConfigError("a folder, where a file is written", str(path), remedy="Name a file, or use --folder.")
+    if target not in (None, "-") and path.parent.exists() and not path.parent.is_dir():
+        remedy = f"{path.parent} is a file: name another place."
+        raise ConfigError("not in a folder", str(path), remedy=remedy)
     if target not in (None, "-") and not path.parent.is_dir():
         raise ConfigError("its folder does not exist", str(path), remedy=f"Create it: mkdir -p {path.parent}")
 

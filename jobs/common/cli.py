@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,11 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             from flip.runs.errors import nearest
 
-            near = [nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
+            parser = self._chosen(sys.argv[1:] if args is None else args)
+            near = [nearest(word.partition("=")[0], parser._options())[:1] for word in unknown]
             hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
             unknown_arguments = (word + hint for word, hint in zip(unknown, hints, strict=True))
-            self.error(f"unrecognized arguments: {' '.join(unknown_arguments)}")
+            parser.error(f"unrecognized arguments: {' '.join(unknown_arguments)}")
         return options
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -158,6 +159,13 @@ class Parser(argparse.ArgumentParser):
 
             error.message = f"{error.message} {suggestion(str(value), map(str, action.choices or ()))}".rstrip()
             raise
+
+    def _chosen(self, words: Sequence[str]) -> "Parser":
+        """The parser of the subcommand among ``words``: options of others do not help. Without one, this parser."""
+        choices: dict[str, Parser] = {}
+        for action in self._subparsers._group_actions if self._subparsers else ():
+            choices |= {name: each for name, each in (action.choices or {}).items()}  # type: ignore[attr-defined]
+        return next((choices[word] for word in words if word in choices), self)
 
     def _options(self) -> set[str]:
         """Long options, including those of subcommands."""

@@ -129,7 +129,8 @@ def read_measurement(path: str) -> Measurement:
     try:
         content = json.loads(read_regular(path, LIMIT))
     except (OSError, ValueError) as error:
-        raise ConfigError("no measurement can be read", path, str(error), REMEDY) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError("no measurement can be read", path, reason, REMEDY) from error
     return parsed(content, path)
 
 

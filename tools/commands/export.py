@@ -65,7 +65,7 @@ def export(options: argparse.Namespace) -> int:
 
     sources = select.models(options.runs, options.root)
     if options.out and len(sources) > 1:
-        raise ConfigError(f"one folder for {len(sources)} models", "--out", options.out, "Export them one by one.")
+        raise ConfigError(f"one folder for {len(sources)} models", "--out", str(options.out), "Export them one by one.")
     if len(sources) > 1:
         sources = _without_exports(sources, options)
     reports = []

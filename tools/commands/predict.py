@@ -54,6 +54,11 @@ def predict(options: argparse.Namespace) -> int:
     else:
         run = select.select_single(options.run, roots(options.root)).path
     if options.classes:
+        if not Path(options.classes).exists():
+            from flip.runs.errors import ConfigError
+
+            remedy = "It is a JSON file with the lists names and templates. To type labels: --labels 'cat, dog'."
+            raise ConfigError("no such file of class names", "--classes", options.classes, remedy)
         classes = prompts.read_prompts(options.classes)
         names = classes.names
         templates = classes.templates

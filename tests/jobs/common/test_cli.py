@@ -62,6 +62,11 @@ def test_logs_exits_silently_with_141_if_stdout_is_closed(tmp_path):
         ("jobs/report", ["--markdwon", "x.md"], "--markdwon (did you mean --markdown?)"),
         ("jobs/evaluate", ["a/b", "--set", "x"], "--set (did you mean --sets?)"),
         ("tools/shards", ["info", "x", "--jsn"], "--jsn (did you mean --json?)"),
+        (
+            "tools/shards",
+            ["inspect", "x", "--sample", "1"],
+            "--sample (did you mean --samples?)",
+        ),
         ("jobs/cancel", ["a", "--zzz"], "--zzz"),
     ],
 )
@@ -243,3 +248,22 @@ def test_text_that_is_no_number_is_a_usage_error(capsys):
     with pytest.raises(SystemExit) as caught:
         parser.parse_args(["--hours", "four"])
     assert caught.value.code == 2 and "argument --hours: must be a number (found: 'four')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script, words, parts",
+    [
+        ("tools/predict", [".", "a.jpg", "--classes", "cat"], ["--classes: no such file", "--labels 'cat, dog'"]),
+        ("jobs/report", [".", "--out", __file__ + "/page.html"], ["test_cli.py is a file: name another place"]),
+        (
+            "jobs/doctor",
+            ["--cluster", "local"],
+            ["not a profile of a Slurm cluster", "Name a profile with kind: slurm"],
+        ),
+        ("jobs/doctor", ["--measure", "--compare", "a", "b"], ["(found: 'No such file or directory')"]),
+    ],
+)
+def test_wrong_places_and_kinds_of_files_are_answered_with_a_remedy(capsys, script, words, parts):
+    assert importlib.import_module(script.replace("/", ".commands.")).main(words) == 78
+    message = capsys.readouterr().err
+    assert all(part in message for part in parts), message
