@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from flip.common import user_classes
 from flip.common.host import Host
 from flip.config.derived import check_position, rank_lanes
 from flip.config.finish import finish
@@ -58,6 +59,10 @@ def loop_config(
     if config.augment.steps:
         remedy = "Apply it to the batches of your own loop. Classes in files need a run: flip submit."
         raise ConfigError("flip.batches takes no FILE.py:Class", "augment.steps", config.augment.steps[0], remedy)
+    way = config.stages[0].patch_masking
+    if user_classes.is_entry(way):
+        remedy = "Name a row of PATCH_MASKINGS. Classes in files need a run: flip submit."
+        raise ConfigError("flip.batches takes no FILE.py:Class", "patch_masking", way, remedy)
     return finish(config, _HOST, dataset_facts(config, nominal=False), adjust=at_world).config
 
 

@@ -352,6 +352,11 @@ class Stage:
     """B, the global batch of contrasted pairs."""
     mask: str = option("0.5", decimal=True)
     """Share of patches dropped, a decimal number; floor(P * (1 - mask)) stay, in exact arithmetic."""
+    patch_masking: str = option(
+        "uniform", choices=("uniform", "block", "grid"), omit_if="uniform", user_class="PatchMasking"
+    )
+    """Which patches are dropped. ``uniform``: any. ``block``: rectangles. ``grid``: a regular grid (docs/variants.md,
+    Masking of patches). Or a class of your own, FILE.py:Class."""
     text_mask: str = option("0", decimal=True, omit_if="0")
     """The same for the positions of a caption, padding included; the first one, which is pooled, always stays."""
     text_masking: str = option(

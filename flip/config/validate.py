@@ -386,6 +386,8 @@ def warnings(config: Config) -> list[str]:
         if stage.batch > config.data.samples:
             what = f"a batch of {stage.batch} has more pairs than the data set ({config.data.samples})"
             result.append(f"{name}: {what}: a pair is then its own negative. Reduce the batch")
+        if stage.patch_masking != Stage.patch_masking and not Fraction(stage.mask):
+            result.append(f"{name}: patch_masking {stage.patch_masking} has no effect, as mask is 0")
         if stage.text_masking != Stage.text_masking and not Fraction(stage.text_mask):
             result.append(f"{name}: text_masking {stage.text_masking} has no effect, as text_mask is 0")
     return result
@@ -454,6 +456,7 @@ def plan_numbers(config: Config) -> dict[str, Any]:
         {
             "name": span.stage.name, "samples": span.stage.samples, "batch": span.stage.batch,
             "local_batch": span.stage.batch // ranks, "mask": span.stage.mask, "image": model.image.size,
+            "patch_masking": span.stage.patch_masking,
             "patches": patches(model.image), "kept": visible_patch_count(model.image, span.stage.mask),
             "positions": visible_token_count(model.text, span.stage.text_mask),
             "steps": span.steps, "start": span.start, "end": span.end,

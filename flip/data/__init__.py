@@ -5,6 +5,7 @@
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``kernel``: the same without decoding what is hidden;
   ``decode_counts``: how many images each of them decoded.
 - ``view``: images as evaluation sees them.
+- ``patch_masking``: which patches stay.
 - ``text_masking``: which tokens stay; ``token_table``: how often each token occurs, and its part of speech.
 - ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` returns tensors.
 - ``batches``: the loader for any training loop. ``webdataset_adapter``: the same samples, not decoded.

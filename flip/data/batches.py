@@ -30,7 +30,7 @@ def batches(
     manifest: str | os.PathLike[str], *, batch: int, start: int = 0, mask: str = "0.5", size: int = 224,
     patch: int = 16, tokenizer: str | os.PathLike[str] | None = None, length: int = 77, seed: int = 0, rank: int = 0,
     world: int = 1, workers: int = 0, augment: Mapping[str, Any] | None = None, lanes: int | None = None,
-    block: int | None = None, **data: Any,
+    block: int | None = None, patch_masking: str = "uniform", **data: Any,
 ) -> BatchStream:  # fmt: skip
     """An endless iterator over this rank's part of global batches, exactly resumable at any batch.
 
@@ -52,6 +52,7 @@ def batches(
         lanes: L, parallel streams of samples. Default: the most, at most 4096, that divide ``batch`` and leave the
             shuffle buffer of all ranks below 8 GiB. Another number is another order.
         block: Q, chunks of a lane that are shuffled together; 4 by default. Another number is another order.
+        patch_masking: which patches are hidden, a row of ``PATCH_MASKINGS``: "uniform", "block" or "grid".
         data: further fields of ``data`` (flip/config/schema.py), for example ``captions=["json:caption"]``;
             ``captions=[]`` reads none.
 
@@ -62,7 +63,7 @@ def batches(
         path_text(manifest), batch, whole_number("start", start, 0), rank, world, lanes, block, tokenizer, data,
         {
             "seed": seed, "model.image": {"size": size, "patch": patch}, "augment": {} if augment is None else augment,
-            "data.workers": workers, "stages.loop.mask": mask,
+            "data.workers": workers, "stages.loop.mask": mask, "stages.loop.patch_masking": patch_masking,
             "model.text": {"length": length, "prepend_cls": True, "repair": True},
         },
     )  # fmt: skip
@@ -85,8 +86,11 @@ class _Request:
     settings: Mapping[str, Any]
     """The others, by dotted keys of a configuration."""
 
-    def loader(self) -> tuple[Loader, str]:
-        """The loader, and the mask in canonical form. Raises ConfigError, DataError or PermissionDenied."""
+    def loader(self) -> tuple[Loader, str, str]:
+        """The loader, the mask in canonical form, and ``patch_masking``.
+
+        Raises ConfigError, DataError or PermissionDenied.
+        """
         settings = dict(self.settings)
         settings |= {f"data.{name}": value for name, value in self.data.items()}
         has_captions = self.data.get("captions") != []
@@ -100,7 +104,9 @@ class _Request:
         if not has_captions:
             config.data.captions = []
         text = self._text(config.model.text, config.data.tokenizer)
-        return Loader(replace(WorkerConfig.of(config), text=text), self.rank, self.world), config.stages[0].mask
+        stage = config.stages[0]
+        loader = Loader(replace(WorkerConfig.of(config), text=text), self.rank, self.world)
+        return loader, stage.mask, stage.patch_masking
 
     def _text(self, text: TextTower, tokenizer: str) -> TextTower:
         """The text tower of the tokenizer's kind, or without one of length 0."""
@@ -119,7 +125,7 @@ class BatchStream(IterableDataset[Batch]):
 
     def __init__(self, request: _Request) -> None:
         self._request = request
-        self._loader, self._mask = request.loader()
+        self._loader, self._mask, self._patch_masking = request.loader()
         self._batches: Generator[Batch, None, None] | None = None
         self._finish: Callable[[], object] = self._loader.close
         self.samples_seen = request.start
@@ -148,7 +154,9 @@ class BatchStream(IterableDataset[Batch]):
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            self._batches = self._loader.batches(self.samples_seen, self._request.batch, self._mask)
+            self._batches = self._loader.batches(
+                self.samples_seen, self._request.batch, self._mask, patch_masking=self._patch_masking
+            )
             self._finish = weakref.finalize(self, self._batches.close)  # also at the end of the program
         try:
             batch = next(self._batches)
@@ -183,7 +191,7 @@ class BatchStream(IterableDataset[Batch]):
                 raise _other_state(name, value, state[name])
         start = whole_number("samples_seen", state["samples_seen"], 0)
         request = replace(self._request, start=start, lanes=state["lanes"], block=state["block"])
-        loader, _ = request.loader()
+        loader, _, _ = request.loader()
         self.close()
         self._request = replace(self._request, start=start)
         self._loader = loader

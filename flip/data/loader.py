@@ -13,6 +13,7 @@ from flip.config.derived import check_position, dataset_lanes, rank_lanes, visib
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
+from flip.data.patch_masking import patch_masking as patch_masking_of
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
 from flip.data.text_masking import text_masking as masking_class
@@ -95,7 +96,7 @@ class Loader:
 
     def batches(
         self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random",
-        config: WorkerConfig | None = None, targets: int = 0,
+        config: WorkerConfig | None = None, targets: int = 0, patch_masking: str = "uniform",
     ) -> Generator[Batch, None, None]:  # fmt: skip
         """Yield local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
@@ -109,7 +110,9 @@ class Loader:
         check_position(start, batch, config.data.lanes)
         tokens = visible_token_count(config.text, text_mask)
         masking = masking_class(text_masking).of(config.data)
-        masks = MaskSpec(visible_patch_count(config.image, mask), tokens, masking, config.text.causal, targets)
+        visible = visible_patch_count(config.image, mask)
+        way = patch_masking_of(patch_masking)
+        masks = MaskSpec(visible, tokens, masking, config.text.causal, targets, way)
         self._counted = self.counters()
         self._decoded = self.decoded()
         self._producer = None

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.patch_masking import MASK as MASK
+from flip.data.patch_masking import UNIFORM, PatchMasking, patch_ranks
 from flip.data.text_masking import Captions, TextMasking
-from flip.rng import Keys, key, uniform
+from flip.rng import key, uniform
 
 CROP = 1
 FLIP = 2
-MASK = 3
 TEXT = 4
 CAPTION = 5
 AUGMENT = 6
-"""Purposes of draws. 7 is in ``flip.data.text_masking``."""
+"""Purposes of draws. 3, 9 and 10 are in ``flip.data.patch_masking``, 7 in ``flip.data.text_masking``."""
 
 
 class MaskSpec(NamedTuple):
@@ -34,6 +35,8 @@ class MaskSpec(NamedTuple):
     """Whether the end token, which has the highest id, is pooled, and padding follows it."""
     targets: int = 0
     """Most tokens of a caption that are classified, of all of it; 0: none."""
+    patch_masking: PatchMasking = UNIFORM
+    """Which patches stay."""
 
 
 def draw(seed: int, epochs: Any, ids: Any, purpose: int, i: Any) -> NDArray[np.float64]:
@@ -41,16 +44,17 @@ def draw(seed: int, epochs: Any, ids: Any, purpose: int, i: Any) -> NDArray[np.f
     return uniform(key(seed, epochs, ids, purpose, i))
 
 
-def visible_patches(seed: int, epochs: Any, ids: Any, patches: int, count: int) -> NDArray[np.int16]:
-    """Indices of the visible patches, ascending, (n, count): those with the smallest keys, ties by index.
+def visible_patches(
+    seed: int, epochs: Any, ids: Any, patches: int, count: int, way: PatchMasking = UNIFORM
+) -> NDArray[np.int16]:
+    """Indices of the visible patches, ascending, (n, count): those that ``way`` ranks lowest, ties by index.
 
-    ``epochs`` and ``ids``: (n,). ``patches``: P. ``count``: K. Each subset of K patches has the same probability, as in
-    FLIP (Li et al. 2023).
+    ``epochs`` and ``ids``: (n,). ``patches``: P. ``count``: K.
     """
-    ids = np.asarray(ids).reshape(-1, 1)
+    ids = np.asarray(ids).reshape(-1)
     if count == patches:
         return np.tile(np.arange(patches, dtype=np.int16), (len(ids), 1))
-    return argsmallest(key(seed, np.asarray(epochs).reshape(-1, 1), ids, MASK, np.arange(patches)), count)
+    return argsmallest(patch_ranks(seed, epochs, ids, patches, count, way), count)
 
 
 def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], masks: MaskSpec) -> NDArray[np.int16]:
@@ -77,7 +81,7 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     return np.sort(order, axis=1).astype(np.int16)
 
 
-def argsmallest(keys: Keys, count: int) -> NDArray[np.int16]:
+def argsmallest(keys: NDArray[Any], count: int) -> NDArray[np.int16]:
     """Columns (n, count) of the smallest ``keys`` (n, P) of each row, ascending; of equal keys the first ones."""
     chosen = keys <= np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
     columns = np.nonzero(chosen)[1]

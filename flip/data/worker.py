@@ -370,5 +370,8 @@ class _Draws:
         self.epochs = epochs
         self.ids = ids + stream.first_id
         self.view = augmenting.draw(stream.config.augment, seed, epochs, self.ids)
-        self.keep_indices = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
+        masks = stream.masks
+        self.keep_indices = masking.visible_patches(
+            seed, epochs, self.ids, stream.config.patches, masks.patches, masks.patch_masking
+        )
         self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)

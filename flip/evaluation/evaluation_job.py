@@ -181,8 +181,12 @@ class Evaluation:
         model.eval()
         tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         eval_view = EvaluationView.of(config)
-        make = partial(ModelEncoder, model, tokenizer, config.model.image, device, self.autocast)
-        return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.request.views}
+        ways = {stage.name: stage.patch_masking for stage in config.stages}
+        make = partial(
+            ModelEncoder, model, tokenizer, config.model.image, device, self.autocast,
+            precision=compute.precision, view=eval_view, patch_masking=ways.get(source.stage, "uniform"),
+        )  # fmt: skip
+        return {view: make(*view) for view in self.request.views}
 
     # -- results -----------------------------------------------------------------------------------------------------
 

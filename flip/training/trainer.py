@@ -261,7 +261,7 @@ class Trainer:
             self.token_weights = token_weights(self.config).to(self.world.device)
         batches = self.loader.batches(
             self.samples_seen, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
-            WorkerConfig.of(self.stage_config), derived.target_count(stage),
+            WorkerConfig.of(self.stage_config), derived.target_count(stage), stage.patch_masking,
         )  # fmt: skip
         self.callbacks.call("start_stage", self)
         is_first = True

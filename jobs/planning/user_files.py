@@ -116,12 +116,13 @@ def _pinned(setting: _Setting, entry: str, folder: Path) -> str:
 def base(name: str) -> Any:
     """The class of this name from which a user's are derived."""
     from flip.data.augment import AugmentationStep
+    from flip.data.patch_masking import PatchMasking
     from flip.data.text_masking import TextMasking
     from flip.loss_kinds import Loss
     from flip.optimizer_kinds import OptimizerKind
     from flip.tower_kinds import UserImageTower
 
-    kinds = (AugmentationStep, TextMasking, Loss, OptimizerKind, UserImageTower)
+    kinds = (AugmentationStep, PatchMasking, TextMasking, Loss, OptimizerKind, UserImageTower)
     return {each.__name__: each for each in kinds}[name]
 
 

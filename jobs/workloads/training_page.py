@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
@@ -47,7 +47,7 @@ def _stages(estimate: Estimate) -> list[dict[str, Any]]:
             "stage": stage["name"],
             **cost.cells(),
             "batch": f"{stage['batch']:,}",
-            "mask": stage["mask"],
+            "mask": _mask(stage),
             "px": stage["image"],
             "kept": f"{stage['kept']} of {stage['patches']}",
             "passes": _passes(stage["passes"]),
@@ -60,6 +60,14 @@ def _stages(estimate: Estimate) -> list[dict[str, Any]]:
     if estimate.cost.gpu_hours:
         return rows
     return [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
+
+
+def _mask(stage: Mapping[str, Any]) -> str:
+    """The share of patches that are hidden, and which, unless any."""
+    way = stage["patch_masking"].partition("@")[0]
+    if way == "uniform":
+        return str(stage["mask"])
+    return f"{stage['mask']} {way}"
 
 
 def _steps(estimate: Estimate) -> list[str]:

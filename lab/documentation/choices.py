@@ -18,6 +18,7 @@ The implementations that a setting selects by its name, from the tables in the c
 def choices_page() -> str:
     """The page."""
     from flip.data.augment import AUGMENTATIONS
+    from flip.data.patch_masking import PATCH_MASKINGS
     from flip.data.text_masking import TEXT_MASKINGS
     from flip.loss_kinds import LOSSES, all_parameters
     from flip.optimizer_kinds import OPTIMIZERS
@@ -43,6 +44,10 @@ def choices_page() -> str:
             "In this order (`AUGMENTATIONS`, flip/data/augment.py). Draws: purpose and i of "
             "[contracts.md](../contracts.md#randomness).",
             ("step", "fields; all 0: off", "draws"), AUGMENTATIONS, steps,
+        ),
+        _section(
+            "Masking of patches", "`patch_masking` of a stage (`PATCH_MASKINGS`, flip/data/patch_masking.py):",
+            ("way", ), PATCH_MASKINGS,
         ),
         _section(
             "Masking of texts", "`text_masking` of a stage (`TEXT_MASKINGS`, flip/data/text_masking.py):",

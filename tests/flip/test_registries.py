@@ -17,6 +17,7 @@ from flip.config.schema import Augment
 from flip.data import augment as augmenting
 from flip.data import masking
 from flip.data.augment import AUGMENTATIONS, AugmentationStep
+from flip.data.patch_masking import BLOCK, GRID, PATCH_MASKINGS
 from flip.data.text_masking import TEXT_MASKINGS
 from flip.distributed import parallel
 from flip.loss_kinds import LOSSES, Loss, SigmoidLoss
@@ -38,10 +39,11 @@ REGISTRIES = {
     "model.objective": (LOSSES, schema.Model, "objective"),
     "optim.name": (OPTIMIZERS, schema.Optim, "name"),
     "model.image.tower": (IMAGE_TOWERS, schema.ImageTower, "tower"),
+    "stages.patch_masking": (PATCH_MASKINGS, schema.Stage, "patch_masking"),
     "stages.text_masking": (TEXT_MASKINGS, schema.Stage, "text_masking"),
 }
 #: Purposes of draws of others (docs/contracts.md, Randomness).
-OTHER_PURPOSES = {masking.MASK, masking.TEXT, masking.CAPTION, 7, 8}
+OTHER_PURPOSES = {masking.MASK, masking.TEXT, masking.CAPTION, 7, 8, BLOCK, GRID}
 #: Fields that had a value other than off before steps were registered.
 FIRST_FIELDS = {"crop_area", "crop_aspect", "flip", "rotate", "translate", "zoom"}
 FIRST_FIELDS |= {"brightness", "contrast", "saturation", "grey"}
@@ -64,7 +66,7 @@ def missing_choices():
 
 
 def missing_descriptions():
-    for registry in (LOSSES, OPTIMIZERS, TEXT_MASKINGS, TOKENIZERS, AUGMENTATIONS, IMAGE_TOWERS):
+    for registry in (LOSSES, OPTIMIZERS, PATCH_MASKINGS, TEXT_MASKINGS, TOKENIZERS, AUGMENTATIONS, IMAGE_TOWERS):
         for name, entry in registry.items():
             if not choices.description(entry):
                 yield f"{name}: its class needs a docstring, which the page of choices shows"

@@ -19,12 +19,12 @@ from torch.nn.functional import normalize
 
 from flip.config import schema
 from flip.config.derived import patches, visible_patch_count
-from flip.data import decode, masking
+from flip.data import decode
 from flip.data.decode import Pixels
+from flip.data.patch_masking import PATCH_MASKINGS, UNIFORM, PatchMasking, patch_ranks
 from flip.data.view import EvaluationView
 from flip.evaluation.encoding import open_clip_folder
 from flip.models.clip import CLIPModel
-from flip.rng import key
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 
@@ -36,15 +36,15 @@ GREY: Pixels = np.full((32, 32, 3), 127, dtype=np.uint8)
 class ModelEncoder:
     """The model of a run. Under sharding every call is collective.
 
-    ``mask``: share of patches to hide ("0": none), drawn as in training with seed 0 and epoch 0. ``ensemble``: average
-    over as many masks as show every patch (paper, Table 1d). ``precision``: of ``model`` under ``autocast``, recorded
-    in results. ``view``: default, that of recipe paper.
+    ``mask``: share of patches to hide ("0": none), drawn as in training with seed 0 and epoch 0, by ``patch_masking``,
+    a row of ``PATCH_MASKINGS``. ``ensemble``: average over as many masks as show every patch (paper, Table 1d).
+    ``precision``: of ``model`` under ``autocast``, recorded in results. ``view``: default, that of recipe paper.
     """
 
     def __init__(
         self, model: CLIPModel, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
         autocast: contextlib.AbstractContextManager[Any] = FULL_PRECISION, mask: str = "0", ensemble: bool = False,
-        precision: str = "fp32", view: EvaluationView | None = None,
+        precision: str = "fp32", view: EvaluationView | None = None, patch_masking: str = "uniform",
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
@@ -56,6 +56,10 @@ class ModelEncoder:
         self.ensemble = ensemble
         if self.visible_patch_count < 1:
             raise ConfigError("the mask leaves no patch", "mask", mask, "Mask less.")
+        if self.masked and patch_masking not in PATCH_MASKINGS:
+            what = "evaluation executes no class of a user, so it cannot draw the masks of this run"
+            raise ConfigError(what, "stages.patch_masking", patch_masking, "Score without a mask.")
+        self._patch_masking = PATCH_MASKINGS.get(patch_masking, UNIFORM)
         self.width = model.image.projection.out_features
         self.precision = precision
         self._view = view or EvaluationView(tower.size)
@@ -64,6 +68,8 @@ class ModelEncoder:
             self.view_id += f"-ensemble{mask}"
         elif self.masked:
             self.view_id += f"-mask{mask}"
+        if self.masked and patch_masking != "uniform":
+            self.view_id += f"-{patch_masking}"
 
     @property
     def masked(self) -> bool:
@@ -79,7 +85,8 @@ class ModelEncoder:
         if not self.masked:
             return self._encode(views, None)
         total = torch.zeros(len(views), self.width)
-        for mask in masks(ids.numpy(), self.patches, self.visible_patch_count, self.ensemble):
+        count = self.visible_patch_count
+        for mask in masks(ids.numpy(), self.patches, count, self.ensemble, self._patch_masking):
             keep = torch.from_numpy(mask.astype(np.int64))
             total += self._encode(views.gather(1, keep[..., None].expand(-1, -1, views.shape[2])), keep)
         return normalize(total, dim=-1)
@@ -104,14 +111,16 @@ class ModelEncoder:
         return field.to(self.device, non_blocking=True)
 
 
-def masks(ids: NDArray[np.int64], count: int, visible: int, every: bool) -> list[NDArray[np.int16]]:
+def masks(
+    ids: NDArray[np.int64], count: int, visible: int, every: bool, way: PatchMasking = UNIFORM
+) -> list[NDArray[np.int16]]:
     """Visible patches (n, K), ascending: of one mask, or with ``every`` of as many masks as show all ``count`` patches.
 
-    The first is the mask of training with seed 0 and epoch 0. The next takes the following K patches in the same random
-    order; if K does not divide ``count``, the last one overlaps the one before.
+    The first is the mask of training with seed 0 and epoch 0. The next takes the following K patches in the order of
+    the same ranks; if K does not divide ``count``, the last one overlaps the one before.
     """
-    keys = key(0, 0, ids.reshape(-1, 1), masking.MASK, np.arange(count))
-    order = np.argsort(keys, axis=1, kind="stable").astype(np.int16)
+    ranks = patch_ranks(0, 0, ids, count, visible, way)
+    order = np.argsort(ranks, axis=1, kind="stable").astype(np.int16)
     end = 1
     if every:
         end = count
