@@ -124,6 +124,15 @@ class StopSettings:
     """Minutes without output, metrics and checkpoint after which rank 0 is killed and starts again; 0: never."""
 
 
+SECTION_KINDS = {
+    "resources": CommandResources,
+    "resume": ResumeSettings,
+    "metrics": MetricSettings,
+    "stop": StopSettings,
+}
+"""Key of ``SECTION`` -> what its mapping holds; ``resume`` also has ``arguments``."""
+
+
 @dataclass(frozen=True)
 class ProgramSettings:
     """A program, as a sweep file describes it. Words and values of ``env`` are templates."""

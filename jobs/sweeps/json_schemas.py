@@ -6,9 +6,9 @@ from pathlib import Path
 from flip.config import json_schema
 from flip.config.json_schema import Node, closed, reference, references
 from flip.config.schema import MODEL_PRESETS, Config
-from flip.runs.records import EXACT
+from flip.runs.records import EXACT, MAPPING, Field
 from jobs.common.paths import PROFILES, SWEEPS
-from jobs.sweeps import expansion
+from jobs.sweeps import command_file, expansion
 from jobs.sweeps.sweep_file import KEYS
 
 _HEAD: Node = {"$schema": json_schema.DIALECT}
@@ -36,7 +36,27 @@ def sweep(recipes: Iterable[str] | None = None, profiles: Iterable[str] | None =
         "patternProperties": _values(members),
         "additionalProperties": {"anyOf": [{"type": "array"}, reference("axis")]},
     }
-    return {**_HEAD, "title": "Sweep", **closed({**keys, **keywords}), "definitions": definitions}
+    definitions["program"] = closed(_program_keys(definitions))
+    keys["commands"] |= {"additionalProperties": reference("program")}
+    shared = {name: keys[name] for name in command_file.TOP}
+    of_program = closed({**shared, **references("program", definitions["program"]["properties"])})
+    kinds = {"if": {"required": ["command"]}, "then": of_program, "else": closed({**keys, **keywords})}
+    return {**_HEAD, "title": "Sweep", "type": "object", **kinds, "definitions": definitions}
+
+
+def _program_keys(definitions: dict[str, Node]) -> dict[str, Node]:
+    """The keys of a program, in a file or below ``commands``. Adds its sections to ``definitions``."""
+    keys = {name: json_schema.of_table(KEYS[name]) for name in (*command_file.VARIED, "seeds")}
+    keys["set"] = json_schema.of_table(Field(MAPPING, "Parameters that all runs share."))
+    for name, key in command_file.SECTION.items():
+        keys[name] = json_schema.of_table(key)
+        if kind := command_file.SECTION_KINDS.get(name):
+            definitions |= json_schema.definitions(kind)
+            keys[name] = {**reference(kind.__name__), "description": key.meaning}
+    definitions[command_file.ResumeSettings.__name__]["properties"]["arguments"] = {
+        **json_schema.of_table(command_file.WORDS), "description": "Words that are added once a checkpoint exists.",
+    }  # fmt: skip
+    return keys
 
 
 def _values(fields: Mapping[str, Node]) -> Node:

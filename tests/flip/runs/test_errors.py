@@ -19,7 +19,6 @@ OWN = {
     "flip/runs/errors.py": set(CODES.values()),
     "flip/files/ownership.py": {ownership.REFUSED},  # nothing of flip.runs
     "jobs/__main__.py": {errors.CONFIG},  # for a Python that is too old
-    "tools/documentation/json_documents.py": set(CODES.values()),  # the sentences of the documentation
 }
 
 

@@ -15,7 +15,7 @@ from flip.runs.errors import ConfigError
 from jobs.commands.schema import KINDS, schema_json
 from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import SWEEPS
-from jobs.sweeps import sweep_file
+from jobs.sweeps import command_file, sweep_file
 from jobs.sweeps.json_schemas import SCHEMAS
 
 FOLDERS = {"sweep": SWEEPS, "recipe": SWEEPS / "recipes", "profile": SWEEPS / "clusters"}
@@ -68,6 +68,35 @@ def test_loader_and_schema_accept_valid_sweep(validators, values, tmp_path):
     (tmp_path / "some.yaml").write_text(values)
     sweep_file.read_sweep(tmp_path / "some.yaml")
     validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
+
+
+PROGRAM = "command: [python, train.py, --lr, '{lr}']\n"
+
+
+@pytest.mark.parametrize("values", [
+    PROGRAM + "set: {lr: 0.1}",
+    PROGRAM + "grid: {lr: [0.1, 0.2]}\nresources: {processes: 2}\nresume: {folder: out, arguments: [--resume]}",
+    PROGRAM + "set: {lr: 0.1}\ntitle: Mine\nmetrics: {total: 10, names: {loss: a}}\nstop: {signal: USR1}",
+])  # fmt: skip
+def test_loader_and_schema_accept_valid_program(validators, values, tmp_path):
+    (tmp_path / "some.yaml").write_text(values)
+    command_file.load(tmp_path / "some.yaml")
+    validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
+    entry = "\n".join(f"    {line}" for line in values.splitlines() if not line.startswith("title"))
+    validators["sweep"].validate(plain(parse_yaml(f"runs: {{a: }}\ncommands:\n  other:\n{entry}", "some.yaml")))
+
+
+@pytest.mark.parametrize("values", [
+    "command: 5", PROGRAM + "set: 5", PROGRAM + "set: {lr: 1}\nresources: {nodes: 0}",
+    PROGRAM + "set: {lr: 1}\nresume: {folders: out}", PROGRAM + "set: {lr: 1}\nrecipe: portable",
+    PROGRAM + "set: {lr: 1}\nstop: {signal: HUP}",
+])  # fmt: skip
+def test_loader_and_schema_refuse_broken_program(validators, values, tmp_path):
+    (tmp_path / "some.yaml").write_text(values)
+    with pytest.raises(ConfigError):
+        command_file.load(tmp_path / "some.yaml")
+    with pytest.raises(jsonschema.ValidationError):
+        validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
 
 
 BROKEN = [
