@@ -230,11 +230,15 @@ def _tokenizer(path: str, data: str) -> str:
 
 
 def _known_tokenizer(path: str) -> Tokenizer | None:
-    """The tokenizer at ``path``; None if there is none yet. Raises ConfigError if it is damaged."""
+    """The tokenizer at ``path``; None if there is none yet. Raises ConfigError if it is damaged, or a folder."""
     from flip.config.resolve import resolve_path
+    from flip.runs.errors import ConfigError
     from flip.tokenizer import Tokenizer
 
     file = resolve_path(path)
+    if os.path.isdir(file):
+        remedy = f"Name the file: --tokenizer {os.path.join(path, 'tokenizer.json')}"
+        raise ConfigError("a folder, and a tokenizer is a file", "--tokenizer", path, remedy)
     if not os.path.isfile(file):
         return None
     return Tokenizer(file, length=1, prepend_cls=False)

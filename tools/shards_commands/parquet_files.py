@@ -3,6 +3,7 @@
 A file is read from its start to its end in batches of a few MiB: pyarrow reads a page at a time, not a row group.
 """
 
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,8 @@ def table_errors(path: str) -> Iterator[None]:
         what = f"the table cannot be read: {error.strerror or error}"
         if error.errno in STORAGE_ERRNOS:
             raise StorageError(what, path, remedy="Give the same command again when it can be read.") from error
-        raise ConfigError(what, path) from error
+        remedy = "Give the path of a table, or of a folder of images." if error.errno == errno.ENOENT else ""
+        raise ConfigError(what, path, remedy=remedy) from error
     except (ValueError, RecursionError, NotImplementedError) as error:
         raise ConfigError(f"the table cannot be read: {error}", path) from error
 

@@ -107,6 +107,13 @@ def test_new_sweep_scores_captions_of_test_set_without_classes(tmp_path, data, m
     assert "flip shards make SOURCE --split" in capsys.readouterr().err and not (tmp_path / "other.yaml").exists()
 
 
+def test_folder_in_place_of_tokenizer_names_the_file(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert new.main(["mine", "--data", str(data), "--tokenizer", str(data)]) == 78
+    assert f"--tokenizer {data}/tokenizer.json" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_images_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "birds" / "wren").mkdir(parents=True)

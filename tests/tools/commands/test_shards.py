@@ -42,7 +42,7 @@ def test_shards_indexes_shows_and_excepts_samples(tmp_path):
         (
             ["make", "nowhere.csv", "--out", "m"],
             78,
-            "nowhere.csv: the table cannot be read: No such file or directory.",
+            "No such file or directory. Give the path of a table, or of a folder of images.",
         ),
         (["make", "good.csv", "--out", "m", "--per-shard", "0"], 78, "--per-shard"),
         (["make", "good.csv", "--out", "good.csv/m"], 78, "a file is where a folder must be"),
