@@ -145,6 +145,8 @@ INTERNALS = {
     "flip.data.text_masking": "names of text maskings",
     "flip.loss_kinds": "names of losses",
     "flip.optimizer_kinds": "names of optimisers",
+    "flip.tower_kinds": "names of image towers",
+    "flip.data.patch_masking": "names of ways to mask patches",
     "flip.monitoring.curves": "fields of metric lines, and their curves",
     "flip.runs.checks": "stages of checks",
     "flip.runs.metric_lines": "the newest line of metrics, for a figure",

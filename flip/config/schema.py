@@ -55,9 +55,6 @@ def walk_fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Fiel
 class ImageTower:
     """The image encoder: a pre-norm ViT (docs/recipe.md, Image encoder)."""
 
-    tower: str = option("flip", choices=("flip", "timm"), omit_if="flip", user_class="UserImageTower")
-    """``flip``: the toolkit's own. ``timm``: of timm's blocks, for registers, qk_norm and pool attention
-    (docs/variants.md, Image towers). Or a class of your own, FILE.py:Class."""
     size: int = option(224, ge=1, le=2**14)
     """Side of the square input, pixels."""
     patch: int = option(16, ge=1, le=2**14)
@@ -78,6 +75,9 @@ class ImageTower:
     class token and for each patch (recipe: clip)."""
     norm_pre: bool = option(False, omit_if=False)
     """A LayerNorm before the first block; the embedding of patches then has no bias (recipe: clip)."""
+    tower: str = option("flip", choices=("flip", "timm"), omit_if="flip", user_class="UserImageTower")
+    """``flip``: the toolkit's own. ``timm``: of timm's blocks, for registers, qk_norm and pool attention
+    (docs/variants.md, Image towers). Or a class of your own, FILE.py:Class."""
 
 
 @dataclass

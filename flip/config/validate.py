@@ -129,7 +129,7 @@ def _check_towers(config: Config) -> None:
         lacking = {"registers": image.registers, "qk_norm": image.qk_norm, "pool": image.pool == "attention"}
         for key, is_set in lacking.items():
             if is_set:
-                what = f"model.image.{key}: the tower flip has none"
+                what = f"model.image.{key}: no setting of this tower"
                 raise ConfigError(what, value=getattr(image, key), remedy="Set model.image.tower: timm.")
     scale = 1 / config.model.temperature
     most = config.model.max_logit_scale

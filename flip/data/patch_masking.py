@@ -28,7 +28,7 @@ _LEVEL = 56
 
 
 @dataclass(frozen=True)
-class Samples:
+class MaskedSamples:
     """Samples whose patches are ranked, and the counters of their draws."""
 
     seed: int
@@ -56,7 +56,7 @@ class PatchMasking:
     """Any patches: each subset of K has the same probability (FLIP, arXiv 2212.00794); and the base of the other
     ways."""
 
-    def ranks(self, samples: Samples) -> NDArray[Any]:
+    def ranks(self, samples: MaskedSamples) -> NDArray[Any]:
         """(n, P): low ranks stay."""
         return samples.keys(MASK, np.arange(samples.patches))
 
@@ -70,7 +70,7 @@ class BlockMasking(PatchMasking):
     height / width is about 0.3 to 3.3. Of the last one, its upper rows stay.
     """
 
-    def ranks(self, samples: Samples) -> NDArray[Any]:
+    def ranks(self, samples: MaskedSamples) -> NDArray[Any]:
         grid = samples.grid
         patches = samples.patches
         least = max(1, 16 * patches // 196)
@@ -108,7 +108,7 @@ class GridMasking(PatchMasking):
     next kind. Which of the four come first is drawn.
     """
 
-    def ranks(self, samples: Samples) -> NDArray[Any]:
+    def ranks(self, samples: MaskedSamples) -> NDArray[Any]:
         row, column = np.divmod(np.arange(samples.patches), samples.grid)
         start = samples.keys(GRID, 0) >> np.uint64(62)  # 0 .. 3
         place = (
@@ -152,7 +152,7 @@ def patch_ranks(seed: int, epochs: Any, ids: Any, patches: int, count: int, way:
     (n,). Raises ConfigError if a user's class returns another shape or no numbers."""
     ids = np.asarray(ids).reshape(-1, 1)
     epochs = np.broadcast_to(np.asarray(epochs).reshape(-1, 1), ids.shape)
-    ranks = way.ranks(Samples(seed, epochs, ids, patches, count))
+    ranks = way.ranks(MaskedSamples(seed, epochs, ids, patches, count))
     if not isinstance(ranks, np.ndarray) or ranks.shape != (len(ids), patches) or ranks.dtype.kind not in "iuf":
         found = f"{getattr(ranks, 'dtype', type(ranks).__name__)} {getattr(ranks, 'shape', '')}".strip()
         what = f"ranks() needs an array of numbers of shape {(len(ids), patches)}: samples, patches"

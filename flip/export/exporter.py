@@ -29,7 +29,7 @@ from flip.runs.formats import EXPORT_NUMBER
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")
-_OTHER_FORM = "Use --to open_clip --variant timm-tower, which holds all settings of the towers flip and timm."
+_OTHER_FORM = "Use --to open_clip --variant timm-tower, which holds all settings of both towers."
 VARIANTS = ("native", "extra-block", "timm-tower")
 """Form of the image encoder in open_clip: its own ViT; the same with one computed block more; a model of timm."""
 _OF_CHECKPOINT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")

@@ -45,6 +45,7 @@ class Program:
         self.active_at = time.monotonic()
         """When it has last printed something."""
         self._stop_signal = signal.Signals[f"SIG{stop_signal}"]
+        self._others = set(_children())
         self._tails = [deque[str](maxlen=TAIL), deque[str](maxlen=TAIL)]
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(START), stop_signal, str(os.getpid()), *words],
@@ -83,10 +84,10 @@ class Program:
         Returns the names of processes that were still at work after ``patience`` seconds.
         """
         until = time.monotonic() + patience
-        left = _children()
+        left = self._left()
         while left and time.monotonic() < until:
             time.sleep(0.05)
-            left = _children()
+            left = self._left()
         names = [" ".join(processes.arguments(pid))[:80] or str(pid) for pid in left]
         for _ in range(100):  # the children of a killed process become those of this one
             if not left:
@@ -95,10 +96,14 @@ class Program:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-            left = _children()
+            left = self._left()
         for reader in self._readers:
             reader.join(DRAIN_SECONDS)
         return names
+
+    def _left(self) -> list[int]:
+        """Children of this process that it did not have before the program."""
+        return [pid for pid in _children() if pid not in self._others]
 
     def error(self, record: Path) -> str:
         """Its error: the message in ``record``, TORCHELASTIC_ERROR_FILE, or the last line of output that names one."""

@@ -5,6 +5,7 @@ A kind is a row of ``KINDS``: a class with the methods of ``SubmittedWork``.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -242,7 +243,7 @@ def of_run(run: RunDir, record: Mapping[str, Any] | None = None) -> SubmittedWor
     kind = KINDS.get(str(record.get("job_kind")))
     if kind is None and is_side_job(run):
         kind = SubmittedEvaluation
-    if kind is None and (run.path / COMMAND).is_file():
+    if kind is None and os.path.isfile(run.path / COMMAND):
         kind = SubmittedCommand
     return (kind or SubmittedTraining)(run)
 

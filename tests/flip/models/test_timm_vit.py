@@ -148,7 +148,7 @@ def test_flip_refuses_settings_of_timm_by_name():
     for fields in ({"registers": 4}, {"qk_norm": True}, {"pool": "attention"}):
         ((key, _),) = fields.items()
         config = merge([("test", {"model.image": fields})])
-        with pytest.raises(ConfigError, match=rf"model\.image\.{key}: the tower flip has none.*tower: timm"):
+        with pytest.raises(ConfigError, match=rf"model\.image\.{key}: no setting of this tower.*tower: timm"):
             _check_towers(config)
         _check_towers(merge([("test", {"model.image": {**fields, "tower": "timm"}})]))
 

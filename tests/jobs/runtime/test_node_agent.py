@@ -153,10 +153,10 @@ def test_agent_adds_the_network_to_its_health(node):
     node.start_agent()
     node.until(node.coordinator.ready)
     (agent,) = node.coordinator.ready()
-    assert agent.facts["network"] is False
+    assert agent.reported["network"] is False
     node.coordinator.measure_network([agent], [[0, 1]], {"environment": {"MASTER_PORT": "none"}})
     node.until(lambda: not node.coordinator.measuring)
-    (row,) = agent.facts["health"]
+    (row,) = agent.reported["health"]
     assert row["name"] == "network" and row["state"] == "unknown"
     (record, _) = node.start()
     assert record["forked"]

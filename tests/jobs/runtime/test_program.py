@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -47,9 +48,15 @@ def start(tmp_path):
 
 
 def test_daemon_is_named_and_killed(start):
-    program, _ = start(DAEMON)
-    assert program.wait(30) == 0
-    assert program.close(patience=0.5) == ["sleep 600"]
+    other = subprocess.Popen(["sleep", "601"])
+    try:
+        program, _ = start(DAEMON)
+        assert program.wait(30) == 0
+        assert program.close(patience=0.5) == ["sleep 600"]
+        assert other.poll() is None, "a child that is older than the program is not its own"
+    finally:
+        other.kill()
+        other.wait()
     assert not [pid for pid in children() if processes.arguments(pid) == ["sleep", "600"]]
 
 

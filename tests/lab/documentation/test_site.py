@@ -95,9 +95,7 @@ def test_command_page_shows_all_that_help_shows(command_page, name):
 
 def test_page_of_exit_codes_has_every_code():
     page = json_documents.json_documents_page()
-    codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
-    assert codes == set(errors.CAUSES.values())
-    assert {str(code) for code in codes} <= set(re.findall(r"^\| (\d+) \|", page, re.MULTILINE))
+    assert {str(code) for code in errors.CAUSES.values()} <= set(re.findall(r"^\| (\d+) \|", page, re.MULTILINE))
 
 
 @pytest.mark.parametrize("state", lifecycle.STATES)
