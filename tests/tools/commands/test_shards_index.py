@@ -176,18 +176,25 @@ def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
     assert code == 78 and "filters do not go with --add" in text and not part_folder(tmp_path / "y").exists()
 
 
+REASONS = (
+    "shards are files or objects, and this is neither", "several shards in one name", "contains credentials",
+    "a web server has no listing", "gs:// needs the package gcsfs",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "arguments",
     [*zip((
-        "https://h/x/00000.tar", "https://me:secret@h/{00000..00003}.tar", "https://h/*.tar", "gs://bucket/00000.tar",
+        "https://me:secret@h/{00000..00003}.tar", "https://h/*.tar", "gs://bucket/00000.tar",
         "pipe:aws s3 cp s3://b/00000.tar -", "S3://bucket/00000.tar", "s3:/bucket/00000.tar", "file://host/00000.tar",
-        "00000.tar::00001.tar", "s3://b/00000.tar::s3://b/00001.tar", "hdfs://h:9000/00000.tar",
+        "00000.tar::00001.tar", "s3://b/00000.tar::s3://b/00001.tar",
     )), ("gs://b/0.tar", "--part", "2/2"), ("gs://b/0.tar", "--skip-damaged"), ("gs://b/0.tar", "--add", "data")],
 )  # fmt: skip
 def test_index_rejects_unsupported_urls(data, tmp_path, capsys, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     code, text = call(capsys, "index", "more/*.tar", *arguments, "--out", "m")
-    assert code == 78 and ("shards are files or s3:// objects" in text) != ("several shards in one name" in text)
+    assert code == 78
+    assert any(reason in text for reason in REASONS)
     assert text.count("\n") == 1 and "secret" not in text and os.listdir(tmp_path) == ["data"]
 
 
