@@ -86,7 +86,7 @@ def clipped(config, world, folder=None):
     fields = [field[world.rank * share : (world.rank + 1) * share] for field in (visible(patches, keep), keep, tokens)]
     for limit in (0.0, CLIP):
         trainer = Trainer.__new__(Trainer)
-        trainer.config = SimpleNamespace(compute=config, optim=schema.Optim(clip=limit))
+        trainer.config = SimpleNamespace(compute=config, optim=schema.Optim(clip=limit), monitor=schema.Monitor())
         trainer.world = world
         trainer.model = built(config, world)
         trainer.samples_seen = 0
