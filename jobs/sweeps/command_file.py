@@ -48,7 +48,7 @@ SECTION = {
     "code": Field(EXACT, "Folder whose files are copied at submission; by default that of the sweep file."),
     "env": Field(MAPPING, "Environment variables of the program."),
     "resources": Field(MAPPING, "Nodes, processes, GPUs, cores and hours."),
-    "resume": Field(MAPPING, "Where the program saves, and how it is told to continue."),
+    "resume": Field(MAPPING, "Where the program saves, and the words with which it continues."),
     "metrics": Field(MAPPING, "Where its numbers are."),
     "stop": Field(MAPPING, "How it is asked to save and end."),
 }
