@@ -183,13 +183,22 @@ class FsspecStorage:
             files = self._file_systems.get(name)
             if files is None:
                 try:
-                    files = kind(**options, skip_instance_cache=True)
+                    files = _one_attempt(kind, scheme, options)
                 except ImportError as error:
                     raise _missing_package(scheme, key, error) from error
                 except (ValueError, TypeError) as error:  # the rest of the address, or a setting of fsspec
                     raise ConfigError(f"this address cannot be used: {scrub(str(error))}", key) from error
                 self._file_systems[name] = files
         return files
+
+
+def _one_attempt(kind: Any, scheme: str, options: dict[str, Any]) -> Any:
+    """A file system that repeats no request itself: ``flip.data.storage.retry`` does, and counts the attempts."""
+    if scheme != "s3":
+        return kind(**options, skip_instance_cache=True)
+    files = kind(**options, config_kwargs={"retries": {"total_max_attempts": 1}}, skip_instance_cache=True)
+    files.retries = 1  # s3fs has a loop of its own around that of botocore
+    return files
 
 
 def _finish(future: Future[_T], result: Any = None, error: BaseException | None = None) -> None:
@@ -268,9 +277,10 @@ def _status(error: BaseException | None) -> int:
     """The HTTP status of an error, which each package stores under another name; 0 if it has none."""
     while error is not None:
         response = getattr(error, "response", None)
+        of_boto = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
         places = (
             getattr(error, "status", None), getattr(error, "status_code", None), getattr(error, "code", None),
-            getattr(response, "status_code", None), getattr(response, "status", None),
+            getattr(response, "status_code", None), getattr(response, "status", None), of_boto.get("HTTPStatusCode"),
         )  # fmt: skip
         for place in places:
             if str(place).isdecimal() and 300 <= int(str(place)) < 600:

@@ -65,7 +65,7 @@ def test_move_lists_missing_and_different_shards_and_writes_nothing(moved, tmp_p
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--to", "https://server/x"], "shards are files or s3:// objects"),
+        (["--to", "gopher://server/x"], "shards are files or objects, and this is neither"),
         (["--to", "new", "--from", "nowhere"], "no shard is below this prefix"),
         (["--to", "new", "--out", "old"], "there is a manifest already"),
     ],
