@@ -11,6 +11,8 @@ import flip
 from flip.config.derived import stage_spans
 from flip.config.identity import identity
 from flip.config.schema import StageImage
+from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.weights import write_weights
 from flip.runs import checkpoint_folder
 from flip.runs.rundir import read_json, write_json
 from flip.tokenizer import train_byte_pairs
@@ -256,6 +258,33 @@ def test_clip_recipe_with_two_resolutions_resumes_to_same_bits(data, tmp_path):
     model = flip.load(calm.run.path)
     assert model.model.image.positions.shape == (1 + 144, 64)
     assert model.classify(np.zeros((2, 40, 50, 3), np.uint8), ["a red square", "a blue ring"]).shape == (2, 2)
+
+
+def test_run_with_weights_has_the_same_order_in_any_world_and_resumes_to_same_bits(data, tmp_path):
+    """Samples have one or two views in an epoch, and each view another mask."""
+    values = np.repeat(np.resize([2.0, 2.0, 1.0], 50), 4)
+    write_weights(tmp_path / "weights", Manifest.load(data), [values], 0.0, "a test")
+    arenas = []
+    for name, world in (("calm", 2), ("storm", 2), ("alone", 1)):
+        config = configuration(data, world, samples=(16, 6))
+        config.data.weights = str(tmp_path / "weights")
+        config.data.lanes = 2
+        config.data.block = 1
+        config.evaluate.every = 0
+        arenas.append(TrainingRun(tmp_path, name, config, pause=0.05 * (name == "storm")))
+        arenas[-1].submit()
+    calm, storm, alone = arenas
+    for attempt, step in enumerate((7, 18), start=1):
+        storm.wait_attempt(attempt)
+        storm.wait_step(step)
+        storm.kill(rank=1)
+    for arena in arenas:
+        arena.wait_over()
+    check_equal(calm, storm, scores=3)
+    assert storm.run.newest_attempt() == 3
+    assert {checkpoint.record["order"] for checkpoint in checkpoint_folder.checkpoints(storm.run)} == {2}
+    for arena in (storm, alone):
+        check_data(arena, decoded_images(data))
 
 
 @pytest.mark.slow

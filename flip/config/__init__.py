@@ -5,6 +5,7 @@
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
 - ``resolve``: ``resolve_auto`` replaces ``auto`` and 0 by values for a machine and its data. ``callback_names``:
   ``monitor.callbacks``.
+- ``weights``: the header of a file of weights, and whether a run can use it.
 - ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller; ``loop_config``
   is the caller for loops without a run.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flip.common.plain_data import ConfigChange, compare, digest
@@ -92,7 +91,8 @@ def file_digest(path: str) -> str:
     """The checksum of a file's content, or its path if it does not exist."""
     try:
         if path:
-            return f"sha256:{hashlib.sha256(Path(resolve_path(path)).read_bytes()).hexdigest()}"
+            with open(resolve_path(path), "rb") as file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         return path
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return path

@@ -12,7 +12,7 @@ import mimetypes
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flip.common.host import Host
 from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
 from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
+from flip.config.weights import WeightFacts, check_facts, read_facts, refuse_unfit
 from flip.runs import formats
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
 from flip.runs.records import MANIFEST_LIMIT
@@ -59,6 +60,8 @@ class DatasetFacts:
     chunk: int
     mean_bytes: float
     nominal: bool
+    weights: WeightFacts | None = None
+    """Of ``data.weights``."""
 
 
 def resolve_auto(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
@@ -91,6 +94,9 @@ def resolve_auto(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Conf
     section.buffer = section.buffer or on.memory // 4 * fewest
     if section.lanes == 0 and config.stages:
         section.lanes = default_lanes(config, data, section.buffer)
+    if data[0].weights:
+        for stage in config.stages:
+            refuse_unfit(data[0].weights, section.weights, section.lanes, section.block, stage.batch)
     if section.sets:
         section.samples = sum(dataset.samples for dataset in section.sets)
         if not any(dataset.lanes for dataset in section.sets):
@@ -140,7 +146,17 @@ def dataset_facts(config: Config, nominal: bool = True) -> list[DatasetFacts]:
     """
     data = config.data
     if not data.sets:
-        return [_read_facts(data, "data", nominal)]
+        facts = _read_facts(data, "data", nominal)
+        if not data.weights:
+            return [facts]
+        path = resolve_path(data.weights)
+        weights = read_facts(path)
+        record = manifest_record(data.manifest) or {}
+        check_facts(weights, path, facts.dataset_size, facts.chunk, record.get("digest", ""))
+        return [replace(facts, weights=weights)]
+    if data.weights:
+        remedy = "Index all shards into one manifest (flip shards index --add), or leave data.weights out."
+        raise ConfigError("data.weights: several data sets (data.sets) have none", value=data.weights, remedy=remedy)
     if data.manifest or data.chunk:
         remedy = "Set data.manifest to '' and data.chunk to 0, and give all data sets in data.sets."
         raise ConfigError("data.sets: data.manifest or data.chunk is given too", value=data.manifest, remedy=remedy)
@@ -158,8 +174,8 @@ def default_chunk(samples: int) -> int:
 def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> int:
     """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
 
-    Each of several data sets must get at least one lane, and its weight within WEIGHT_TOLERANCE. If no number fits, L
-    is W, and ``validate`` reports what to change.
+    With weights, no views of a sample may share a batch. Each of several data sets must get at least one lane, and its
+    weight within WEIGHT_TOLERANCE. If no number fits, L is W, and ``validate`` reports what to change.
     """
     ranks = world_size(config)
     common = math.gcd(*(stage.batch for stage in config.stages))
@@ -171,6 +187,11 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
         parts = list(zip(allocate_lanes(lanes, weights), data, strict=True))
         fits = all(0 < 2 * count * block <= facts.dataset_size // facts.chunk for count, facts in parts)
         size = sum(buffer_bytes(count, block, facts.chunk, facts.mean_bytes) for count, facts in parts)
+        fits = fits and not any(
+            facts.weights and facts.weights.why_unfit(lanes, block, stage.batch)
+            for facts in data
+            for stage in config.stages
+        )
         if fits and size <= buffer and weight_error([count for count, _ in parts], weights) <= WEIGHT_TOLERANCE:
             return lanes
     return ranks

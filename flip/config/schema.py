@@ -194,6 +194,8 @@ class Data:
     token_table: str = option("", path="file", omit_if="")
     """Path of a table by ``flip tokenizer table``; for ``text_masking: frequency`` or ``syntax``, or
     ``classification``, of a stage."""
+    weights: str = option("", path="file", omit_if="")
+    """Path of a file by ``flip shards weights``: each sample's expected views in an epoch (docs/weights.md)."""
     frequency_threshold: float = option(1e-6, gt=0, le=1, omit_if=1e-6)
     """t of ``text_masking: frequency``: a token with share f of all tokens is kept with probability sqrt(t / f)."""
     captions: list[str] = option(["txt"])

@@ -251,6 +251,9 @@ def _check_datasets(config: Config) -> None:
     weights = [dataset.weight for dataset in data.sets]
     if not data.sets:
         return
+    if data.weights:
+        remedy = "Index all shards into one manifest (flip shards index --add), or leave data.weights out."
+        raise ConfigError("data.weights: several data sets (data.sets) have none", value=data.weights, remedy=remedy)
     if min(lanes) < 1 or sum(lanes) != data.lanes:
         what = f"data.sets: they have {' + '.join(map(str, lanes))} lanes, the run has {data.lanes}"
         raise ConfigError(

@@ -1,6 +1,7 @@
 """How does S, the number of samples seen, become a batch?
 
-- ``order``: which sample ids batch S holds, in any world, of one or several data sets.
+- ``order``: which sample ids batch S holds, in any world; ``weighted_order``: with weights of samples; ``sources``: of
+  one or several data sets.
 - ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``kernel``: the same without decoding what is hidden;
   ``decode_counts``: how many images each of them decoded.

@@ -20,7 +20,6 @@ from flip.config.schema import TextTower
 from flip.data.loader import Batch, Loader
 from flip.data.worker import WorkerConfig
 from flip.runs.errors import ConfigError
-from flip.runs.formats import ORDER_NUMBER
 from flip.tokenizer import Tokenizer
 
 _WORKERS_REMEDY = "Use DataLoader(..., batch_size=None, num_workers=0), and flip.batches(..., workers=N)."
@@ -218,7 +217,7 @@ class BatchStream(IterableDataset[Batch]):
         config = self._loader.config
         return {
             "manifest": self.digest, "seed": config.seed, "lanes": self.lanes, "block": self.block,
-            "order": ORDER_NUMBER,
+            "order": self._loader.order_number,
         }  # fmt: skip
 
 

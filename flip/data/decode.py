@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -611,13 +610,13 @@ def label_of(sample: Sample, member: str = "cls") -> int:
 
 
 def next_decodable(
-    ids: Sequence[int] | NDArray[np.int64], n: int, bad: dict[int, str], load: Callable[[int], _T]
+    ids: Sequence[int] | NDArray[np.int64], places: Iterable[int], bad: dict[int, str], load: Callable[[int], _T]
 ) -> tuple[int, _T] | None:
-    """(m, load(id)) of the first index m of ``ids`` from n on, cyclic, whose sample can be used; None if there is none.
+    """(m, load(id)) of the first of ``places`` in ``ids`` whose sample can be used; None if there is none.
 
     ``bad``: reasons of unusable samples by id; samples for which ``load`` raises DecodeError are added.
     """
-    for m in chain(range(n, len(ids)), range(n)):
+    for m in places:
         id = int(ids[m])
         if id not in bad:
             try:

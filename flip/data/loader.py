@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 
 from flip.config.derived import check_position, dataset_lanes, rank_lanes, visible_patch_count, visible_token_count
+from flip.config.weights import refuse_unfit
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
-from flip.data.order import datasets_digest, load_sources
 from flip.data.patch_masking import patch_masking as patch_masking_of
+from flip.data.sources import datasets_digest, load_sources, order_number
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
 from flip.data.text_masking import text_masking as masking_class
@@ -83,6 +84,8 @@ class Loader:
         self.sources = load_sources(data)
         self._check_chunks()
         self.digest: str = datasets_digest(self.sources)
+        self.order_number = order_number(data)
+        """The version of the order of samples."""
         self.lanes = rank_lanes(data.lanes, rank, world_size)
         if not 0 <= data.workers <= len(self.lanes):
             what = f"a rank has {len(self.lanes)} lanes, and every worker needs one"
@@ -108,6 +111,10 @@ class Loader:
         self.close()
         self.config = config = config or self.config
         check_position(start, batch, config.data.lanes)
+        for source in self.sources:
+            if source.weights:
+                lanes, block = config.data.lanes, config.data.block
+                refuse_unfit(source.weights.facts, config.data.weights, lanes, block, batch)
         tokens = visible_token_count(config.text, text_mask)
         masking = masking_class(text_masking).of(config.data)
         visible = visible_patch_count(config.image, mask)

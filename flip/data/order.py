@@ -2,23 +2,19 @@
 
 Letters: N samples, R samples per chunk, Q chunks per block, L lanes, S samples seen so far, C = N div R chunks per
 epoch. Only the current blocks of the lanes are held, so that the first batch costs the same at any S. A run with
-several data sets (``DatasetSource``) gives each of them lanes and an order of its own.
+several data sets (``flip.data.sources``) gives each of them lanes and an order of its own. ``flip.data.weighted_order``
+is version 2, with weights.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.config.derived import dataset_lanes
-from flip.config.schema import Data
-from flip.data.manifest.manifest import Manifest
 from flip.rng import key
 
 IDS = 1 << 48
@@ -27,7 +23,8 @@ IDS = 1 << 48
 Ints = NDArray[np.int64]
 
 _CHUNKS = 1 << 63
-_SHUFFLE = _CHUNKS + 1
+SHUFFLE = _CHUNKS + 1
+"""Purpose of the keys that shuffle a block."""
 _SETS = _CHUNKS + 2
 _U = np.uint64
 ROUNDS = 4
@@ -96,7 +93,7 @@ class SampleOrder:
         c = lane + self.lanes * (k * self.block + np.arange(self.block))
         epochs = c // self.chunks
         chunks = permute(self.seed, c // self.chunks, self.chunks, c % self.chunks)
-        keys = key(self.seed, _SHUFFLE, lane, k, np.arange(self.block_samples))
+        keys = key(self.seed, SHUFFLE, lane, k, np.arange(self.block_samples))
         order = np.argsort(keys, axis=-1, kind="stable")
         ids = np.take_along_axis(chunks, order // self.chunk, axis=-1) * self.chunk + order % self.chunk
         return ids, np.take_along_axis(epochs, order // self.chunk, axis=-1)
@@ -153,6 +150,17 @@ class SampleOrder:
         ids, epochs = (np.concatenate(field, axis=1) for field in zip(*pieces, strict=True))
         return ids, epochs
 
+    def replacements(self, ids: Sequence[int] | Ints, n: int, count: int) -> Iterator[int]:
+        """Places of a block whose sample may take place n, in the order in which they are tried, n itself first.
+
+        ``ids``: of the block. ``count``: samples that a batch takes of a lane.
+        """
+        return chain(range(n, len(ids)), range(n))
+
+    def replacement_epoch(self, epochs: Ints, n: int, m: int) -> int:
+        """Epoch of the sample that takes place n of a block with these epochs, if it is that of place m."""
+        return int(epochs[m])
+
     def batch(self, start: int, batch: int, lanes: range | None = None) -> tuple[Ints, Ints]:
         """Ids and epochs of the global batch at S = start, or some lanes' share of it; lanes in order, shape (n,).
 
@@ -163,46 +171,3 @@ class SampleOrder:
         lanes = range(self.lanes) if lanes is None else lanes
         ids, epochs = self.positions(lanes, start // self.lanes, batch // self.lanes)
         return ids.reshape(-1), epochs.reshape(-1)
-
-
-@dataclass(frozen=True)
-class DatasetSource:
-    """One data set of a run. Inside it, lanes and samples are numbered from 0."""
-
-    number: int
-    """s, its index among the data sets."""
-    manifest: Manifest
-    lanes: range
-    """Its lanes among the L lanes of the run."""
-
-    @property
-    def first_id(self) -> int:
-        """Offset of its sample ids in batches."""
-        return self.number * IDS
-
-    def order(self, seed: int, block: int) -> SampleOrder:
-        """The order of its lanes in a run with this seed and Q = ``block``."""
-        manifest = self.manifest
-        return SampleOrder.of_set(self.number, seed, manifest.samples, manifest.chunk, block, len(self.lanes))
-
-    def own_lanes(self, lanes: range) -> range:
-        """Those of the run's ``lanes`` that belong to it, by their numbers inside it."""
-        first = max(lanes.start, self.lanes.start)
-        return range(first - self.lanes.start, max(first, min(lanes.stop, self.lanes.stop)) - self.lanes.start)
-
-
-def load_sources(data: Data, lanes: range | None = None, check: bool = True) -> list[DatasetSource]:
-    """The data sets of a resolved configuration, or only those with some of ``lanes``. Raises as ``Manifest.load``."""
-    return [
-        DatasetSource(number, Manifest.load(share.manifest, check), share.lanes)
-        for number, share in enumerate(dataset_lanes(data))
-        if lanes is None or range(max(lanes[0], share.lanes[0]), min(lanes[-1], share.lanes[-1]) + 1)
-    ]
-
-
-def datasets_digest(sources: Sequence[DatasetSource]) -> str:
-    """The manifest's digest of a single data set; of several, a digest over their digests and numbers of lanes."""
-    if len(sources) == 1:
-        return sources[0].manifest.digest
-    text = json.dumps([[source.manifest.digest, len(source.lanes)] for source in sources])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -82,7 +82,8 @@ class Samples:
 
     def _usable(self, ids: NDArray[np.int64], n: int) -> int:
         """The first place of a block, from place n on, whose sample the manifest does not exclude."""
-        usable = next_decodable(ids, n, self.manifest.exceptions, lambda id: None)
+        places = self.order.replacements(ids, n, self.count)
+        usable = next_decodable(ids, places, self.manifest.exceptions, lambda id: None)
         if usable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             what = f"the manifest excludes all {len(ids)} samples of this block"

@@ -20,8 +20,8 @@ from flip.data.decode import Pixels
 from flip.data.decode_counts import REPLACEMENT, DecodeCounts
 from flip.data.kernel import VisiblePatches, why_unused
 from flip.data.masking import MaskSpec
-from flip.data.order import DatasetSource
 from flip.data.prefetch import HANG_SECONDS, Prefetch, chunk_bytes
+from flip.data.sources import DatasetSource
 from flip.data.storage.client import IOStats
 from flip.data.storage.obstore_storage import ObstoreStorage
 from flip.data.storage.retry import Outage, RetryPolicy
@@ -236,7 +236,8 @@ class DatasetStream:
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
                         row = 0
-                        drawn = _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
+                        epoch = self.order.replacement_epoch(block_epochs, n, m)
+                        drawn = _Draws(self, np.array([epoch]), block_ids[m : m + 1])
                         out.ids[i] = drawn.ids[0]
                         out.keep_indices[i] = drawn.keep_indices[0]
                         out.epochs[i] = drawn.epochs[0]
@@ -296,7 +297,7 @@ class DatasetStream:
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
         write_visible: Callable[[Sample], str],
     ) -> tuple[int, tuple[Pixels | None, list[str], list[float]]]:  # fmt: skip
-        """(m, (pixels, captions, ``data.fields``)) of the first decodable place m of block k from n on, cyclic.
+        """(m, (pixels, captions, ``data.fields``)) of the first decodable place m of block k that may take place n.
 
         ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches,
         and returned no reason.
@@ -323,7 +324,7 @@ class DatasetStream:
             self._count(reason)
             return image, captions, numbers
 
-        decodable = decode.next_decodable(ids, n, self.bad, load)
+        decodable = decode.next_decodable(ids, self.order.replacements(ids, n, self.count), self.bad, load)
         if decodable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             raise DataError(
@@ -332,8 +333,10 @@ class DatasetStream:
                 self.bad[int(ids[n])],
                 f"Look for what is bad: flip shards verify {shlex.quote(str(self.manifest.folder))}",
             )
-        for step in range((decodable[0] - n) % len(ids)):
-            id = int(ids[(n + step) % len(ids)])
+        for m in self.order.replacements(ids, n, self.count):
+            if m == decodable[0]:
+                break
+            id = int(ids[m])
             if id not in self._logged:
                 self._logged.add(id)
                 notes.append(ReplacedSample(id, *self.manifest.locate(id), self.bad[id]))

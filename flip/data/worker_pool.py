@@ -36,7 +36,7 @@ from flip.concurrency import (
 )
 from flip.data.decode_counts import DecodeCounts
 from flip.data.masking import MaskSpec
-from flip.data.order import load_sources
+from flip.data.sources import load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
 from flip.data.worker import BatchBuffers, BatchProducer, Filled, ReplacedSample, WorkerConfig

@@ -247,7 +247,7 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
 
 def _strip_local_paths(config: Config) -> Config:
     data = dataclasses.replace(
-        config.data, manifest="", tokenizer=export_record.TOKENIZER, cache="", token_table="",
+        config.data, manifest="", tokenizer=export_record.TOKENIZER, cache="", token_table="", weights="",
         sets=[dataclasses.replace(item, manifest="") for item in config.data.sets],
     )  # fmt: skip
     sets = [dataclasses.replace(item, manifest="", classes="", train="") for item in config.evaluate.sets]

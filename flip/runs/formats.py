@@ -19,6 +19,8 @@ MANIFEST_NUMBER = 2
 FILTERED_MANIFEST_NUMBER = 3
 PARQUET_MANIFEST_NUMBER = 4
 ORDER_NUMBER = 1
+#: With weights of samples.
+WEIGHTED_ORDER_NUMBER = 2
 EXPORT_NUMBER = 1
 MEASUREMENT_NUMBER = 1
 #: ``check_code`` reads this line in the code of a run.
@@ -68,8 +70,8 @@ MANIFEST = Format(
 ORDER = Format(
     "commit.json",
     "order",
-    (ORDER_NUMBER,),
-    "the order of samples, and the state of training by it",
+    (ORDER_NUMBER, WEIGHTED_ORDER_NUMBER),
+    "the order of samples, and the state of training by it; %d with weights" % WEIGHTED_ORDER_NUMBER,
     _RUN_REMEDY,
 )
 EXPORT = Format(

@@ -41,7 +41,6 @@ from flip.distributed.collectives import mean_over_ranks
 from flip.models import attention, clip
 from flip.monitoring.rank_counters import RankCounters
 from flip.runs.errors import FlipError
-from flip.runs.formats import ORDER_NUMBER
 from flip.runs.rundir import RunDir
 from flip.training import anomaly, conversion, grad_cache, parameter_groups, warm_start
 from flip.training.callbacks import TrainingStopped
@@ -218,7 +217,7 @@ class Trainer:
         state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
             state, span.stage.name, self.samples_seen,
-            step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=ORDER_NUMBER,
+            step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=self.loader.order_number,
             replaced=self.counters.totals()[0], peak_memory=self.counters.peak_memory(),
         )  # fmt: skip
         self.callbacks.call("save", self)

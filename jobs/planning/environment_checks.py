@@ -59,6 +59,7 @@ def paths_read(config: Config) -> Iterator[tuple[str, str]]:
         yield from _set(f"data.sets.{share.name}.manifest" if share.name else "data.manifest", share.manifest)
     yield "data.tokenizer", config.data.tokenizer
     yield "data.token_table", config.data.token_table
+    yield "data.weights", config.data.weights
     for item in config.evaluate.sets:
         yield from _set(f"evaluate.sets.{item.name}.manifest", item.manifest)
         yield from _set(f"evaluate.sets.{item.name}.train", item.train)

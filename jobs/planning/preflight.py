@@ -35,6 +35,7 @@ from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
+from flip.data.weighted_order import check_content
 from flip.evaluation.datasets import prompts
 from flip.evaluation.datasets.catalog import PROBE_REMEDY, probe_defect
 from flip.runs import wall_limit as wall
@@ -136,6 +137,8 @@ def _blank_blocks(start: Start) -> None:
 
 def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:
     """(lane of the run, S) of the start of the first block without a usable sample; None if there is none."""
+    if config.data.weights:  # excluded samples have the weight 0
+        return None
     chunks = _blank_chunks(share.manifest)
     lanes = config.data.lanes
     source = order.SampleOrder.of_set(
@@ -178,6 +181,9 @@ def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check
         )
     detail = _check_shards(share.manifest)
     _first_samples(share.manifest, tuple(config.data.captions), tuple(config.data.fields))
+    if facts.weights:
+        check_content(config.data.weights)
+        detail += f"; weights: {facts.weights.described(stage_spans(config)[-1].end)}"
     return Check(OK, detail, name=name)
 
 

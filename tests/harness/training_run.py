@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from flip.checkpoint.remote import local_copy
 from flip.config import merge
 from flip.config.derived import for_stage, patches, visible_patch_count, world_size
 from flip.data import augment, masking
-from flip.data.order import SampleOrder
+from flip.data.sources import load_sources
 from flip.runs import attempts, checkpoint_folder
 from flip.runs.rundir import read_json
 from flip.training.sample_log import patch_hashes
@@ -187,9 +186,7 @@ class TrainingRun:
         return {s: tuple(sum((part[s][field] for part in parts), []) for field in fields) for s in sorted(shared)}
 
     def order(self):
-        manifest = json.loads((Path(self.config.data.manifest) / "manifest.json").read_text())
-        data = self.config.data
-        return SampleOrder(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
+        return load_sources(self.config.data)[0].order(self.config.seed, self.config.data.block)
 
     def weights(self):
         """Return the samples and all tensors of the last checkpoint, by shard file and name."""
@@ -235,8 +232,7 @@ def seen_hashes(config, span, samples, images):
     staged = for_stage(config, span.stage)
     image = staged.model.image
     data = config.data
-    manifest = json.loads((Path(data.manifest) / "manifest.json").read_text())
-    order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
+    order = load_sources(data)[0].order(config.seed, data.block)
     ids, epochs = order.batch(samples, span.stage.batch)
     draws = augment.draw(staged.augment, config.seed, epochs, ids)
     keep = masking.visible_patches(

@@ -16,6 +16,7 @@ ALLOWED = {
     ("flip/data/manifest/uids.py", "numpy.load"): "allow_pickle=False",
     ("flip/evaluation/metrics/measures.py", "numpy.load"): "allow_pickle=False",
     ("lab/icons/drawings.py", "numpy.load"): "allow_pickle=False",
+    ("tools/shards_commands/weights.py", "numpy.load"): "allow_pickle=False",
     ("jobs/common/terminal.py", "getattr(sys, name)"): "stdout and stderr, named in the file itself",
     ("jobs/common/terminal.py", "setattr(sys, name, above)"): "stdout and stderr, named in the file itself",
     ("jobs/tracking/tracker.py", "importlib.import_module"): "modules are named in the file itself",

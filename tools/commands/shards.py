@@ -24,6 +24,8 @@ EXAMPLES = """examples:
   flip shards make captions.csv --split 0.2 --out data/mine    (a fifth goes to data/mine/test)
   flip shards move data/manifest --to s3://bucket/laion --out manifests/laion
   flip shards recode data/manifest --short 256 --quality 85 --out data/small
+  flip shards weights data/manifest --values views.npy --cap 10 --out data/weights
+  flip shards weights data/manifest --field score --out data/weights
   flip shards exclude data/manifest --ids 512-767 --out data/manifest-2
   flip shards drop data/manifest-2 --out data/manifest-3
   flip shards verify data/manifest --sample 0.01
@@ -180,6 +182,7 @@ def _deriving(commands: _Commands) -> None:
     command.add_argument("--sizes-only", action="store_true", help="do not compare ETags")
     command.add_argument("--out", required=True, help="folder of the new manifest")
     _recoding(commands)
+    _weighting(commands)
     help_text = "Write a new manifest of the same shards that excludes further samples."
     command = commands.add("exclude", "manifest:exclude", help_text, "except")
     command.add_argument("manifest", help="its folder; it stays as it is")
@@ -217,6 +220,26 @@ def _recoding(commands: _Commands) -> None:
     command.add_argument("--batch", type=COUNT, default=4096, help=help_text)
     command.add_argument("--workers", type=INDEX, default=0, help="processes (default: one per core)")
     command.add_argument("--out", required=True, help="folder of the new shards and their manifest")
+
+
+def _weighting(commands: _Commands) -> None:
+    help_text = (
+        "Write a file of weights for data.weights: how often training sees each sample of a manifest in an epoch, on "
+        "average. Samples that the manifest excludes get 0."
+    )
+    command = commands.add("weights", "weights:weights", help_text)
+    command.add_argument("manifest", help="its folder")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--values", metavar="FILE", help="a .npy file with a number per sample, by ascending id")
+    source.add_argument("--field", metavar="NAME", help="a number in the json member of each sample; reads all shards")
+    help_text = (
+        "a .npy file of uids (u8,u8), each row a view, or of uids with numbers (u8,u8,f8); samples whose uid is not "
+        "listed get 0; reads all shards"
+    )
+    source.add_argument("--table", metavar="FILE", help=help_text)
+    help_text = "soft cap: a weight w above C becomes C (2 - C / w), which is below 2 C (default: none)"
+    command.add_argument("--cap", type=Number(float, above=0), default=0.0, metavar="C", help=help_text)
+    command.add_argument("--out", required=True, metavar="FILE", help="the new file")
 
 
 def _checking(commands: _Commands) -> None:

@@ -11,6 +11,7 @@ for ``--json``, an exit code, and the text for the terminal.
 - `parquet_folders`: folders of parquet files that `index` reads in place.
 - `recode`: write shards again with smaller images; `recode_image`: one of them.
 - `move`: the manifest of shards that were copied elsewhere.
+- `weights`: the file of weights of a manifest's samples.
 - `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again.
 - `inspect_samples`: one sample, or the samples of a training step.

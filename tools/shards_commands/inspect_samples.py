@@ -30,7 +30,7 @@ from flip.data.decode import (
 )
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import DatasetSource, load_sources
+from flip.data.sources import DatasetSource, load_sources
 from flip.files.creation import create_file
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record
@@ -192,22 +192,23 @@ def _of_set(
         for position in positions:
             k, n = divmod(position, order.block_samples)
             ids, epochs = (field[0].tolist() for field in order.cached_block(range(lane, lane + 1), k))
-            usable = next_decodable(ids, n, bad, load)
+            usable = next_decodable(ids, order.replacements(ids, n, len(positions)), bad, load)
             if usable is None:
                 shard, ordinal = manifest.locate(ids[n])
                 what = f"none of the {len(ids)} samples of its block can be decoded"
                 raise DataError(what, f"{shard}, sample {ordinal}")
             m, loaded = usable
             id = source.first_id + ids[m]
+            epoch = order.replacement_epoch(epochs, n, m)
             caption = None
             is_utf8 = True
             if loaded is not None:
                 texts, is_utf8 = loaded
-                caption = texts[int(masking.draw(config.seed, epochs[m], id, masking.CAPTION, 0) * len(texts))]
+                caption = texts[int(masking.draw(config.seed, epoch, id, masking.CAPTION, 0) * len(texts))]
             stands_for = None
             if m != n:
                 stands_for = source.first_id + ids[n]
-            yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption, is_utf8)
+            yield Taken(source.lanes[lane], epoch, id, *manifest.locate(ids[m]), stands_for, caption, is_utf8)
 
 
 def inspect(options: argparse.Namespace) -> CommandResult:

@@ -78,10 +78,15 @@ class UidList:
 
 def _uid(sample: Sample, view: memoryview) -> bytes | None:
     at, size = sample.members.get(MEMBER, (0, 0))
-    if not 0 < size <= JSON_LIMIT:
+    return parse_uid(view[at : at + size])
+
+
+def parse_uid(member: memoryview) -> bytes | None:
+    """The 16 bytes of the uid in a JSON member; None if it has none."""
+    if not 0 < len(member) <= JSON_LIMIT:
         return None
     try:
-        uid = bytes.fromhex(json.loads(bytes(view[at : at + size]))["uid"])
+        uid = bytes.fromhex(json.loads(bytes(member))["uid"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return uid if len(uid) == 16 else None

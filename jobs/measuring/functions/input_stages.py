@@ -27,7 +27,8 @@ from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.masking import MaskSpec
-from flip.data.order import DatasetSource, permute
+from flip.data.order import permute
+from flip.data.sources import DatasetSource
 from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 from flip.runs.cgroup import total_memory
 from flip.runs.errors import ConfigError, DataError

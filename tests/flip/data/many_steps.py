@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from flip.config import schema
-from flip.data import order
+from flip.data import sources
 from flip.data.masking import MaskSpec
 from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 
@@ -31,7 +31,7 @@ def streams(folder, lanes):
     text = schema.TextTower(length=8, vocabulary=300)
     config = WorkerConfig(data, schema.Augment(), image, text, seed=11)
     out = BatchBuffers(*(np.empty(shape, kind) for shape, kind in BatchBuffers.shapes(config, len(lanes), KEPT)))
-    return BatchProducer(config, order.load_sources(data), lanes, 0, LANES, KEPT), out
+    return BatchProducer(config, sources.load_sources(data), lanes, 0, LANES, KEPT), out
 
 
 def main(folder):

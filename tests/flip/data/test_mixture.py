@@ -8,7 +8,8 @@ from flip.config import schema
 from flip.data import masking
 from flip.data.loader import Loader
 from flip.data.manifest.build import index
-from flip.data.order import IDS, DatasetSource, SampleOrder, datasets_digest, load_sources
+from flip.data.order import IDS, SampleOrder
+from flip.data.sources import DatasetSource, datasets_digest, load_sources
 from flip.data.worker import WorkerConfig
 from flip.rng import key
 from flip.runs.errors import ConfigError, DataError

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import webdataset
 
@@ -15,6 +16,7 @@ from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
+from flip.data.manifest.weights import write_weights
 from flip.data.order import SampleOrder
 from flip.runs import checkpoint_folder
 from flip.runs.checks import UNKNOWN, run_rules
@@ -84,6 +86,26 @@ def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, 
     capsys.readouterr()
     code, output = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
     assert code == 0 and "127 samples" in output, output
+
+
+def test_plan_says_what_weights_do_and_refuses_those_that_do_not_fit(desk, data, tmp_path, monkeypatch, capsys):
+    manifest = Manifest.load(data)
+    path = tmp_path / "weights"
+    write_weights(path, manifest, [np.resize([4.0, 2.0, 0.0, 4.0], manifest.samples)], 0.0, "a test")
+    weighted = [f"data.weights={path}", "data.block=1", "data.lanes=2", "--dry-run"]
+    code, output = submitted(desk, data, monkeypatch, capsys, *weighted)
+    assert code == 0 and "weights: 96 of 128 samples, as many as 89 of equal weight" in output, output
+    assert "views of the rarest sample: 2 an epoch" in output, output
+    code, output = submitted(desk, data, monkeypatch, capsys, *weighted, "data.lanes=4", "data.block=4")
+    assert code == 78 and "two views of a sample could share a batch" in output, output
+    content = bytearray(path.read_bytes())
+    content[-512] ^= 1
+    path.write_bytes(content)
+    code, output = submitted(desk, data, monkeypatch, capsys, *weighted)
+    assert code == 65 and "do not have the digest" in output, output
+    sets = ["data.manifest=''", f"data.sets=[{{name: a, manifest: {data}}}, {{name: b, manifest: {data}}}]"]
+    code, output = submitted(desk, data, monkeypatch, capsys, *weighted, *sets)
+    assert code == 78 and "data.weights: several data sets" in output, output
 
 
 def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from flip.config import schema
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.order import DatasetSource, SampleOrder
+from flip.data.order import SampleOrder
+from flip.data.sources import DatasetSource
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
