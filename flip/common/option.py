@@ -55,6 +55,7 @@ def option(
     decimal: bool = False,
     path: str | None = None,
     least: str | None = None,
+    weights: str | None = None,
     user_class: str | None = None,
 ) -> Any:
     """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
@@ -71,12 +72,14 @@ def option(
         path: the text is a path, which ``resolve_auto`` makes absolute. In the config hash a ``manifest`` is
             replaced by its digest and a ``file`` by its checksum; a ``folder`` stays.
         least: users may write a range [LEAST, MOST]: the field has MOST, and the field of this name LEAST.
+        weights: users may write a mapping of members to weights: the list has the members, and the field of this name
+            the weights.
         user_class: the text may also be FILE.py:Class, a user's class derived from the class of this name; without
             ``choices`` it must be (``flip.common.user_classes``).
     """
     given = {
         "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
-        "auto": auto, "decimal": decimal, "path": path, "least": least, "user_class": user_class,
+        "auto": auto, "decimal": decimal, "path": path, "least": least, "weights": weights, "user_class": user_class,
     }  # fmt: skip
     rules = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, type):

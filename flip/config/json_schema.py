@@ -162,7 +162,10 @@ def _value(hint: Any, rules: Mapping[str, Any]) -> Node:
     if rules.get("decimal"):
         return dict(_SHARE)
     if typing.get_origin(hint) is list:
-        return {"type": "array", "items": _value(typing.get_args(hint)[0], rules)}
+        array = {"type": "array", "items": _value(typing.get_args(hint)[0], rules)}
+        if rules.get("weights"):
+            return {"anyOf": [array, {"type": "object", "additionalProperties": {"type": "number"}}]}
+        return array
     if rules.get("user_class"):
         entry: Node = {"type": "string", "pattern": f"^{user_classes.PATTERN}$"}
         if rules.get("choices"):

@@ -251,6 +251,9 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             if rules.get("least"):
                 item, least = _split_range(item, here)
                 fields.setdefault(rules["least"], least)
+            if rules.get("weights"):
+                item, weights = _split_weights(item, here)
+                fields.setdefault(rules["weights"], weights)
             fields[name] = _coerce(fields_of(kind)[name], item, (old or {}).get(name), here)
             if rules.get("decimal"):
                 fields[name] = _canonical_decimal(fields[name], here)
@@ -281,6 +284,17 @@ def _split_range(value: Any, place: SourceLocation) -> tuple[Any, int]:
     if not 1 <= least < most:
         raise place.error("a range needs 1 <= LEAST < MOST", value, "Example: [8, 16]")
     return most, least
+
+
+def _split_weights(value: Any, place: SourceLocation) -> tuple[Any, list[float]]:
+    """(members, weights) of a mapping of members to weights; a list has none. Raises ConfigError."""
+    if not isinstance(value, Mapping):
+        return value, []
+    for name, weight in value.items():
+        if isinstance(weight, Mapping):
+            remedy = f"Write a list, and the weights in the same order as `{place.key.rpartition('.')[2]}` needs them."
+            raise place.child(name).error("a name with a dot cannot have its weight in a mapping", remedy=remedy)
+    return list(value), [_coerce_scalar(float, weight, place.child(name)) for name, weight in value.items()]
 
 
 def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:

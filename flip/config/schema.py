@@ -198,9 +198,13 @@ class Data:
     """Path of a file by ``flip shards weights``: each sample's expected views in an epoch (docs/weights.md)."""
     frequency_threshold: float = option(1e-6, gt=0, le=1, omit_if=1e-6)
     """t of ``text_masking: frequency``: a token with share f of all tokens is kept with probability sqrt(t / f)."""
-    captions: list[str] = option(["txt"])
+    captions: list[str] = option(["txt"], weights="caption_weights")
     """Where captions are: members with one per line (``txt``), members that are one caption (``txt:whole``), or fields
-    of a JSON member (``json:caption``: a string or a list of strings). One caption is drawn by the counter hash."""
+    of a JSON member (``json:caption``: a string or a list of strings). One caption is drawn by the counter hash. As a
+    mapping to weights, ``{txt: 1, json:synthetic: 3}``: first one of those that the sample has, then one of its
+    captions."""
+    caption_weights: list[float] = option([], gt=0, le=10**9, omit_if=[])
+    """The weights of ``captions``, in their order, if these are a list; empty: every caption is equally likely."""
     fields: list[str] = option([], omit_if=[])
     """Numbers of each sample that the loss of ``model.objective`` uses: fields at the top level of the ``json`` member,
     for example ``[similarity]``. A sample without one of them counts as damaged (docs/fields.md)."""

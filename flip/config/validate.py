@@ -66,6 +66,10 @@ def check_fields(config: Config) -> None:
         raise ConfigError(what, value=config.checkpoint.url, remedy=addresses.admitted_forms(addresses.CHECKPOINTS))
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
+    weights = config.data.caption_weights
+    if weights and len(weights) != len(config.data.captions):
+        remedy = "Give a weight for each of data.captions, as in {txt: 1, json:synthetic: 3}, or none."
+        raise ConfigError("data.caption_weights: as many as data.captions are needed", value=weights, remedy=remedy)
     names = config.data.fields
     if "" in names or len(set(names)) < len(names):
         raise ConfigError("data.fields: needs names, each once", value=names, remedy="Example: [similarity]")

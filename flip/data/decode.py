@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 Pixels = NDArray[np.uint8]
+CaptionGroups = list[tuple[float, list[str]]]
+"""Weight and texts of members with captions."""
 """(height, width, 3), RGB."""
 
 LIMIT = 1 << 26
@@ -464,6 +467,35 @@ def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
     if not captions:
         raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")
     return [text for texts in captions for text in texts if text] or [""]
+
+
+def caption_groups(sample: Sample, members: Sequence[str], weights: Sequence[float]) -> CaptionGroups:
+    """The captions of a sample for ``choose_caption``: (weight, texts) of each of ``members`` that has any.
+
+    Without weights, all in one group; without ``members``, an empty caption. Raises as ``captions_of``.
+    """
+    if not members:
+        return [(1.0, [""])]
+    if not weights:
+        return [(1.0, captions_of(sample, members))]
+    found = [(weight, _texts(sample, name)) for name, weight in zip(members, weights, strict=True)]
+    if all(texts is None for _, texts in found):
+        raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")
+    groups = [(weight, [text for text in texts or () if text]) for weight, texts in found]
+    return [(weight, texts) for weight, texts in groups if texts] or [(1.0, [""])]
+
+
+def choose_caption(groups: CaptionGroups, weights: Sequence[float], first: float, second: float) -> str:
+    """The caption that two draws, uniform in [0, 1), choose. ``weights``: ``data.caption_weights``.
+
+    Without weights, ``first`` chooses of all; with weights, ``first`` chooses a group, and ``second`` one of its texts.
+    """
+    if not weights:
+        texts = groups[0][1]
+        return texts[int(first * len(texts))]
+    sums = list(accumulate(weight for weight, _ in groups))
+    texts = groups[next(i for i, total in enumerate(sums) if total > first * sums[-1])][1]
+    return texts[int(second * len(texts))]
 
 
 def fields_of(sample: Sample, names: Sequence[str]) -> list[float]:

@@ -245,7 +245,9 @@ class DatasetStream:
                         with decode.noting_place(partial(decode.place_of, self.manifest, int(block_ids[m]))):
                             self._write_patches(image, drawn, row, out.patches[i])
                     out.fields[i] = numbers
-                    captions.append(texts[int(drawn.caption[row] * len(texts))])
+                    weights = self.config.data.caption_weights
+                    first, second = (draws_of[row] for draws_of in drawn.caption)
+                    captions.append(decode.choose_caption(texts, weights, first, second))
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
         self.position += self.count
@@ -296,7 +298,7 @@ class DatasetStream:
     def _next_decodable(
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
         write_visible: Callable[[Sample], str],
-    ) -> tuple[int, tuple[Pixels | None, list[str], list[float]]]:  # fmt: skip
+    ) -> tuple[int, tuple[Pixels | None, decode.CaptionGroups, list[float]]]:  # fmt: skip
         """(m, (pixels, captions, ``data.fields``)) of the first decodable place m of block k that may take place n.
 
         ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches,
@@ -308,7 +310,7 @@ class DatasetStream:
         prefetcher = self._prefetcher
         assert prefetcher is not None
 
-        def load(id: int) -> tuple[Pixels | None, list[str], list[float]]:
+        def load(id: int) -> tuple[Pixels | None, decode.CaptionGroups, list[float]]:
             with decode.noting_place(partial(decode.place_of, self.manifest, id)):
                 sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
                 image = None
@@ -317,9 +319,7 @@ class DatasetStream:
                     reason = write_visible(sample)
                 if reason:
                     image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.decoded.fallbacks)
-                captions = [""]
-                if data.captions:
-                    captions = decode.captions_of(sample, data.captions)
+                captions = decode.caption_groups(sample, data.captions, data.caption_weights)
                 numbers = decode.fields_of(sample, data.fields)
             self._count(reason)
             return image, captions, numbers
@@ -377,4 +377,4 @@ class _Draws:
         self.keep_indices = masking.visible_patches(
             seed, epochs, self.ids, stream.config.patches, masks.patches, masks.patch_masking
         )
-        self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)
+        self.caption = [masking.draw(seed, epochs, self.ids, masking.CAPTION, i) for i in (0, 1)]

@@ -19,9 +19,12 @@ from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import (
     CAPTION_NOT_UTF8,
+    CaptionGroups,
     DecodeError,
+    caption_groups,
     captions_are_utf8,
     captions_of,
+    choose_caption,
     file_name,
     image_of,
     next_decodable,
@@ -175,7 +178,7 @@ def _of_set(
     bad = dict(manifest.exceptions)
     chunks = dict[int, list[Sample]]()
 
-    def load(id: int) -> tuple[list[str], bool] | None:
+    def load(id: int) -> tuple[CaptionGroups, bool] | None:
         """The captions of a sample, and whether they are UTF-8. Raises DecodeError if training cannot use it."""
         if reader is None:
             return None
@@ -185,7 +188,8 @@ def _of_set(
         taken = chunks[j][index]
         with noting_place(partial(place_of, manifest, id)):
             image_of(taken, data.decoder, data.to_rgb, data.exif)
-            return captions_of(taken, data.captions), captions_are_utf8(taken, data.captions)
+            groups = caption_groups(taken, data.captions, data.caption_weights)
+            return groups, captions_are_utf8(taken, data.captions)
 
     for lane in range(order.lanes):
         chunks.clear()
@@ -204,7 +208,8 @@ def _of_set(
             is_utf8 = True
             if loaded is not None:
                 texts, is_utf8 = loaded
-                caption = texts[int(masking.draw(config.seed, epoch, id, masking.CAPTION, 0) * len(texts))]
+                draws = [float(masking.draw(config.seed, epoch, id, masking.CAPTION, i)) for i in (0, 1)]
+                caption = choose_caption(texts, data.caption_weights, *draws)
             stands_for = None
             if m != n:
                 stands_for = source.first_id + ids[n]
