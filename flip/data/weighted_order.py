@@ -37,6 +37,7 @@ class Weights:
     """A file of weights, mapped into memory. Raises as ``read_header``."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self.facts, first, header = read_header(path)
         kinds = {"weights": "<u4", "sums": "<u8"}
         arrays = {}

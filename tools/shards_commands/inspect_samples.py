@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from flip.config import merge, schema
 from flip.config.derived import StageSpan, dataset_lanes, stage_spans
+from flip.config.identity import file_digest
+from flip.config.weights import UNIT
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import (
@@ -34,6 +36,7 @@ from flip.data.decode import (
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.sources import DatasetSource, load_sources
+from flip.data.weighted_order import VIEWS
 from flip.files.creation import create_file
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record
@@ -144,6 +147,10 @@ class Taken(NamedTuple):
     """The drawn caption; None if samples are not read."""
     is_utf8: bool = True
     """Whether its captions are read without replacement characters."""
+    view: int = 0
+    """h, the number of this view of the sample in its epoch; 0 without weights."""
+    weight: float | None = None
+    """Its expected views in an epoch; None without weights."""
 
 
 def batch(
@@ -213,7 +220,12 @@ def _of_set(
             stands_for = None
             if m != n:
                 stands_for = source.first_id + ids[n]
-            yield Taken(source.lanes[lane], epoch, id, *manifest.locate(ids[m]), stands_for, caption, is_utf8)
+            view, visit = divmod(epoch, VIEWS)
+            weight = None
+            if source.weights:
+                weight = int(source.weights.weights[ids[m]]) / UNIT
+            place = (*manifest.locate(ids[m]), stands_for)
+            yield Taken(source.lanes[lane], visit, id, *place, caption, is_utf8, view, weight)
 
 
 def inspect(options: argparse.Namespace) -> CommandResult:
@@ -266,6 +278,10 @@ def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> Non
             what = f"until S = {period['samples']} the run had other data"
             was = "; ".join(f"{change['key']} {change.get('was')}" for change in period.get("changes", ()))
             raise ConfigError(what, str(run.identity), was, "Inspect that manifest: inspect MANIFEST --id N.")
+    weights = str(data.get("weights", ""))
+    if weights.startswith("sha256:") and sources[0].weights and file_digest(sources[0].weights.path) != weights:
+        what = "not the weights that the run was submitted with"
+        raise DataError(what, sources[0].weights.path, remedy="Restore the file at the path in the run's config.yaml.")
     for was, source in zip(map(str, submitted), sources, strict=False):
         if was.startswith("digest:") and was != f"digest:{source.manifest.digest}":
             remedy = "Restore the run's manifest at the path in its config.yaml."
@@ -308,6 +324,8 @@ def _step(options: argparse.Namespace) -> CommandResult:
 
 def _row(item: Taken) -> str:
     place = f"lane {item.lane}  id {item.id}  visit {item.visit}  {plain(Path(item.shard).name)}, sample {item.ordinal}"
+    if item.weight is not None:
+        place += f"  view {item.view}  weight {item.weight:.3g}"
     instead = ""
     if item.stands_for is not None:
         instead = f"  (for id {item.stands_for})"

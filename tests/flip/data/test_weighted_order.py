@@ -97,7 +97,7 @@ def test_weighted_order_matches_golden_digest(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 16, 256])
 def test_views_of_each_weight_are_within_four_standard_deviations(tmp_path, chunk):
-    """2^22 draws of 2^14 samples; benchmarks/weights.py does 2^26 of 2^16."""
+    """About 2^22.7 draws of 2^14 samples."""
     samples = 2**14
     values = drawn(samples)
     weights = weights_file(tmp_path / "w", values, chunk)

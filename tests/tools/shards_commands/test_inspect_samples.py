@@ -3,12 +3,15 @@
 import dataclasses
 import os
 
+import numpy as np
 import pytest
 
 from flip.config import schema
 from flip.data.manifest.manifest import Manifest, write
+from flip.data.manifest.weights import write_weights
 from flip.data.order import SampleOrder
-from flip.data.sources import DatasetSource
+from flip.data.sources import DatasetSource, load_sources
+from flip.data.weighted_order import VIEWS
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
@@ -39,6 +42,21 @@ def test_sample_returns_members_and_position(original):
     for id in (-1, SAMPLES):
         with pytest.raises(ConfigError, match="0 .. 202"):
             inspect_samples.sample(manifest, id)
+
+
+def test_batch_shows_views_and_weights(original, tmp_path):
+    manifest = Manifest.load(original)
+    values = np.repeat(np.resize([1.0, 2.0, 4.0], manifest.chunks), CHUNK)[:SAMPLES]
+    write_weights(tmp_path / "weights", manifest, [values], 0.0, "a test")
+    weighted = config(manifest=str(original), weights=str(tmp_path / "weights"), lanes=4, block=1)
+    sources = load_sources(weighted.data)
+    shown = [item for step in range(60) for item in inspect_samples.batch(weighted, sources, 8 * step, 8)]
+    batches = take(loader(original, weights=weighted.data.weights, lanes=4, block=1), 0, 60, 8)
+    assert [item.id for item in shown] == [id for batch in batches for id in batch.ids.tolist()]
+    epochs = [epoch for batch in batches for epoch in batch.epochs.tolist()]
+    assert [item.visit + VIEWS * item.view for item in shown] == epochs
+    assert all(item.weight == values[item.id] for item in shown) and len({item.view for item in shown}) > 3
+    assert inspect_samples._row(shown[0]).endswith(f"weight {shown[0].weight:.3g}  {shown[0].caption}")
 
 
 def test_sample_reports_exception_and_damage(folder):
