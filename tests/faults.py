@@ -3,7 +3,8 @@
 Before tests are shortened, ``draw`` chooses five faults in each of eight packages, and ``try`` notes in
 tests/faults.json which test finds each. Afterwards ``try --again FILE`` plays the same faults with the tests of the
 present commit: none that was found may be missed. A fault is a changed line, as tests/mutants.py changes it: another
-operator, constant or order of arguments, a negated condition, a missing statement.
+operator, constant or order of arguments, a negated condition, a missing statement. A line that has moved since the draw
+is found by its text, also in another file.
 
 A fault is tried in a clone of the commit, with the test files of the faulted module: in the folder that mirrors its
 package, those that have its name or import it, or all if there are none. A failure counts if the same test passes
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.counts.code import PRODUCT
 from tests.mutants import changes, places
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,12 +120,32 @@ def _parses(lines: list[str]) -> bool:
 
 
 def faulted(text: str, fault: Fault) -> str:
-    """The text of the file with the fault. Raises ValueError if the line has changed."""
+    """The text of the file with the fault. Raises ValueError if no line is that of the draw."""
     lines = text.splitlines(keepends=True)
-    if lines[fault.line - 1].rstrip("\n") != fault.before:
+    same = [i for i, line in enumerate(lines) if line.strip() == fault.before.strip()]
+    if not same:
         raise ValueError(f"the line has changed since the draw: {fault}")
-    lines[fault.line - 1] = fault.after + "\n"
+    nearest = min(same, key=lambda i: abs(i - fault.line + 1))
+    line = lines[nearest]
+    indentation = line[: len(line) - len(line.lstrip())]
+    lines[nearest] = indentation + fault.after.strip() + "\n"
     return "".join(lines)
+
+
+def located(fault: Fault, root: Path = ROOT) -> str:
+    """The file that has the line now: that of the draw, or the only one in the product to which it was moved."""
+    if _has_line(root / fault.file, fault):
+        return fault.file
+    moved = [path for folder in PRODUCT for path in (root / folder).rglob("*.py") if _has_line(path, fault)]
+    if len(moved) != 1:
+        raise ValueError(f"{len(moved)} files have the line: {fault}")
+    return moved[0].relative_to(root).as_posix()
+
+
+def _has_line(path: Path, fault: Fault) -> bool:
+    if not path.is_file():
+        return False
+    return fault.before.strip() in map(str.strip, path.read_text(encoding="utf-8").splitlines())
 
 
 def tests_of(file: str, root: Path = ROOT) -> list[str]:
@@ -143,8 +165,11 @@ def tests_of(file: str, root: Path = ROOT) -> list[str]:
 def attempt(fault: Fault, clone: Path) -> Fault:
     """Try a fault in a clone of the tree; returns it with its outcome."""
     start = time.monotonic()
-    files = tests_of(fault.file, clone)
-    source = clone / fault.file
+    file = located(fault, clone)
+    files = tests_of(file, clone)
+    if file != fault.file:
+        files = sorted({*files, *(name for name in fault.tests if (clone / name).is_file())})
+    source = clone / file
     text = source.read_text(encoding="utf-8")
     source.write_text(faulted(text, fault), encoding="utf-8")
     try:
@@ -218,9 +243,10 @@ def main() -> int:
         return try_all(chosen.package, chosen.again)
     elif chosen.command == "apply":
         fault = read(LIST)[chosen.number - 1]
-        path = ROOT / fault.file
+        file = located(fault)
+        path = ROOT / file
         path.write_text(faulted(path.read_text(encoding="utf-8"), fault), encoding="utf-8")
-        print(f"{fault}\n{' '.join(tests_of(fault.file))}")
+        print(f"{fault}\n{' '.join(tests_of(file))}")
     else:
         print(table(read(LIST)))
     return 0
@@ -240,7 +266,11 @@ def try_all(package: str | None, again: Path | None) -> int:
         for i, fault in enumerate(listed):
             if (fault.outcome and not again) or package not in (None, fault.package):
                 continue
-            listed[i] = attempt(fault, clone)
+            try:
+                listed[i] = attempt(fault, clone)
+            except ValueError as error:  # the line was rewritten: no test is missed by it
+                print(f"{i + 1:2} not tried: {error}", flush=True)
+                continue
             lost += fault.outcome in FOUND and listed[i].outcome not in FOUND
             print(f"{i + 1:2} {listed[i].outcome:6} {listed[i].seconds:5.0f} s  {fault}  {listed[i].test}", flush=True)
             write(listed, target)

@@ -38,7 +38,19 @@ def test_fault_of_a_changed_line_is_refused():
         faults.faulted(TEXT, fault)
 
 
+def test_fault_follows_its_line_within_the_file_and_to_another(tmp_path):
+    fault = Fault("flip/data", "flip/data/x.py", 2, "    g(a, b)", "    g(b, a)")
+    moved = tmp_path / "flip" / "base" / "y.py"
+    moved.parent.mkdir(parents=True)
+    moved.write_text(TEXT)
+    assert faults.located(fault, tmp_path) == "flip/base/y.py"
+    assert faults.faulted(TEXT, fault).splitlines()[5] == "        g(b, a)"
+    moved.with_name("z.py").write_text(TEXT)
+    with pytest.raises(ValueError, match="2 files have the line"):
+        faults.located(fault, tmp_path)
+
+
 def test_module_has_the_tests_of_its_name_and_those_that_import_it():
     assert "tests/flip/data/test_order.py" in faults.tests_of("flip/data/order.py")
     assert "tests/flip/checkpoint/test_restorer.py" in faults.tests_of("flip/checkpoint/remote.py")
-    assert len(faults.tests_of("flip/data/manifest/thrift.py")) > 5, "it has no test of its own"
+    assert len(faults.tests_of("flip/data/parquet/thrift.py")) > 5, "it has no test of its own"
