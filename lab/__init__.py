@@ -5,6 +5,7 @@ Users never need this folder, and a wheel does not contain it. Each program is `
 - ``study``: trains the studies on the demonstration data and writes their pages; ``studies`` are their designs.
 - ``records``: the fewest core-seconds to an accuracy, and their page.
 - ``icons``: the data of the scaling study, drawings with their names.
+- ``recordings``: records files of other programs, which tests of parsers read.
 - ``documentation``: the site, the references from the code, and the figures of the README.
 - ``audit``: known vulnerabilities of the installed packages.
 

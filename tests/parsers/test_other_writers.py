@@ -1,7 +1,7 @@
 """Tests that tars of further writers, and of none, yield webdataset's samples, or that the index refuses them.
 
 ``foreign_tars.tar.xz`` holds tars of writers that the machines of tests lack (Go, Rust, Java, node, busybox and others,
-by ``tests.parsers.writers.record``); ``hand_made_tars`` writes what no writer at hand makes.
+by ``lab.recordings.tars``); ``hand_made_tars`` writes what no writer at hand makes.
 """
 
 import tarfile

@@ -53,6 +53,21 @@ ALLOWED = {
     ("lab/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
     ("tools/sandbox/config.py", "gpu.symlink_to"): "in a folder of a test cluster, closed to others",
 }
+RECORDED = "in a temporary folder of mode 0700; by hand, on the machine of a maintainer"
+RECORDER = "lab/recordings/tars.py"
+ALLOWED |= {
+    **{(RECORDER, f"(place / 'crate' / {name}).mkdir"): RECORDED for name in ("'src'", "'.cargo'")},
+    **{
+        (RECORDER, f"(place / 'crate' / {name}).write_text"): RECORDED
+        for name in ("'Cargo.toml'", "'.cargo' / 'config.toml'")
+    },
+    **{(RECORDER, f"(place / {name}"): RECORDED for name in ("'in').mkdir", "'names').write_text")},
+    **{(RECORDER, f"given{name}.write_text"): RECORDED for name in ("", ".with_suffix('.json')")},
+    **{(RECORDER, f"path.{name}"): RECORDED for name in ("mkdir", "parent.mkdir", "write_text", "symlink_to")},
+    **{(RECORDER, f"shutil.{name}"): RECORDED for name in ("copy", "rmtree")},
+    (RECORDER, "['busybox', 'tar', '--no-recursion', '-cf', '{out}', '{names}']"): "its program tar, without a shell",
+    (RECORDER, "tarfile.open(mode)"): "replaces the committed archive of the checkout",
+}
 #: The modules that make folders, open files to write, and delete: the reasons that do not count there.
 OWN_REASONS = {"flip/files/creation.py": (FOLDER, WRITES), "flip/files/deletion.py": (DELETES,)}
 

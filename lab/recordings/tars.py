@@ -1,6 +1,6 @@
 """Records ``tests/parsers/foreign_tars.tar.xz``: small tars of writers that the machines of tests do not have.
 
-    python -m tests.parsers.writers.record GO RUST_DEPENDENCIES JAVA_CLASS_PATH NODE_TAR
+    python -m lab.recordings.tars GO RUST_DEPENDENCIES JAVA_CLASS_PATH NODE_TAR
 
 The arguments are the program go, a folder of vendored crates of Rust, the class path of Apache Commons
 Compress, and the folder of node's module tar. busybox, cpio, pax, 7z, perl and git must be on the PATH.
@@ -19,8 +19,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ARCHIVES = HERE.parent / "foreign_tars.tar.xz"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).with_name("tar_writers")
+ARCHIVES = ROOT / "tests" / "parsers" / "foreign_tars.tar.xz"
 TIME = 1_700_000_000.0
 CRATE = """[package]
 name = "w"
@@ -93,53 +94,55 @@ def on_disk(place, members):
 
 
 def programs(go, crates, java, node_tar, place):
-    """Build the programs. Returns (writer, format) -> function that gives the command for IN, FOLDER, OUT, names."""
-    run = {"check": True, "cwd": place}
+    """Build the programs. Returns (writer, format) -> the words of its command, with the names of ``filled``."""
+    built = str(place / "go")
     subprocess.run(
-        [go, "build", "-o", place / "go", HERE / "write.go"], env={**os.environ, "GO111MODULE": "off"}, **run
+        [go, "build", "-o", built, PROGRAMS / "write.go"], env={**os.environ, "GO111MODULE": "off"}, check=True
     )
     (place / "crate" / "src").mkdir(parents=True)
-    shutil.copy(HERE / "write.rs", place / "crate" / "src" / "main.rs")
+    shutil.copy(PROGRAMS / "write.rs", place / "crate" / "src" / "main.rs")
     (place / "crate" / "Cargo.toml").write_text(CRATE)
     (place / "crate" / ".cargo").mkdir()
     (place / "crate" / ".cargo" / "config.toml").write_text(
         f'[source.crates-io]\nreplace-with = "here"\n[source.here]\ndirectory = "{crates}"\n'
     )
     subprocess.run(["cargo", "build", "--offline", "-q"], check=True, cwd=place / "crate")
-    subprocess.run(["javac", "-cp", java, "-d", place, HERE / "Write.java"], **run)
-    rust = place / "crate" / "target" / "debug" / "w"
-    commands = {}
+    subprocess.run(["javac", "-cp", java, "-d", place, PROGRAMS / "Write.java"], check=True, cwd=place)
+    rust = str(place / "crate" / "target" / "debug" / "w")
+    commands: dict[tuple[str, str], list[str]] = {}
     for form in ("ustar", "pax", "gnu", "any"):
-        commands["go", form] = lambda given, out, names, form=form: [
-            place / "go",
-            form,
-            given.with_suffix(".json"),
-            out,
-        ]
+        commands["go", form] = [built, form, "{json}", "{out}"]
     for form in ("gnu", "ustar", "old"):
-        commands["rust", form] = lambda given, out, names, form=form: [rust, form, given, out]
+        commands["rust", form] = [rust, form, "{given}", "{out}"]
     for form in ("gnu", "pax"):
-        commands["java", form] = lambda given, out, names, form=form: [
-            "java", "-cp", f"{java}:{place}", "Write", form, given, out,
-        ]  # fmt: skip
-    commands["perl", "ustar"] = lambda given, out, names: ["perl", HERE / "write.pl", "ustar", given, out]
+        commands["java", form] = ["java", "-cp", f"{java}:{place}", "Write", form, "{given}", "{out}"]
+    commands["perl", "ustar"] = ["perl", str(PROGRAMS / "write.pl"), "ustar", "{given}", "{out}"]
     for form in ("pax", "npm", "ustar"):
-        commands["node", form] = lambda given, out, names, form=form: [
-            "node", HERE / "write.js", form, node_tar, given.parent / "in", out, *names,
-        ]  # fmt: skip
-    commands["busybox", "gnu"] = lambda given, out, names: ["busybox", "tar", "--no-recursion", "-cf", out, *names]
+        commands["node", form] = ["node", str(PROGRAMS / "write.js"), form, node_tar, "{folder}", "{out}", "{names}"]
+    commands["busybox", "gnu"] = ["busybox", "tar", "--no-recursion", "-cf", "{out}", "{names}"]
     for form in ("ustar", "tar"):
-        commands["cpio", form] = lambda given, out, names, form=form: ["cpio", "-o", "-H", form, "-F", out]
-        commands["pax", form] = lambda given, out, names, form=form: ["pax", "-w", "-d", "-x", form, "-f", out]
+        commands["cpio", form] = ["cpio", "-o", "-H", form, "-F", "{out}"]
+        commands["pax", form] = ["pax", "-w", "-d", "-x", form, "-f", "{out}"]
     for form in ("gnu", "pax", "posix"):
-        commands["7zip", form] = lambda given, out, names, form=form: [
-            "7z", "a", "-ttar", f"-mm={form}", "-snl", "-snh", out, f"@{given.parent / 'names'}",
-        ]  # fmt: skip
-    commands["git", "archive"] = lambda given, out, names: ["git", "archive", "-o", out, "HEAD"]
+        commands["7zip", form] = ["7z", "a", "-ttar", f"-mm={form}", "-snl", "-snh", "{out}", "@{listed}"]
+    commands["git", "archive"] = ["git", "archive", "-o", "{out}", "HEAD"]
     return commands
 
 
-def archive(command, writer, members, place):
+def filled(words, given, out, names):
+    """A command. ``{names}``: a word for each member."""
+    places = {"given": given, "json": given.with_suffix(".json"), "folder": given.parent / "in", "out": out}
+    places["listed"] = given.parent / "names"
+    command = []
+    for word in words:
+        if word == "{names}":
+            command += names
+        else:
+            command.append(word.format(**places))
+    return command
+
+
+def archive(words, writer, members, place):
     """The bytes of an archive, or None if the writer refuses these members."""
     shutil.rmtree(place, ignore_errors=True)
     (place / "in").mkdir(parents=True)
@@ -152,10 +155,10 @@ def archive(command, writer, members, place):
     (place / "names").write_text(listed)
     if writer == "git":
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=x"]
-        for words in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "x"]):
-            subprocess.run(["git", *identity, *words], cwd=place / "in", check=True)
+        for arguments in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "x"]):
+            subprocess.run(["git", *identity, *arguments], cwd=place / "in", check=True)
     done = subprocess.run(
-        command(given, out, [name.rstrip("/") for name in names]), cwd=place / "in", input=listed.encode(),
+        filled(words, given, out, [name.rstrip("/") for name in names]), cwd=place / "in", input=listed.encode(),
         capture_output=True, env=os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}, timeout=60,
     )  # fmt: skip
     if done.returncode != 0 or not out.exists():
@@ -168,10 +171,10 @@ def main(go, crates, java, node_tar):
     new = ARCHIVES.with_suffix(".new")  # replaces the committed file once it is complete
     with tempfile.TemporaryDirectory() as folder, tarfile.open(new, "w:xz") as archives:
         place = Path(folder)
-        for (writer, form), command in programs(go, crates, java, node_tar, place).items():
+        for (writer, form), words in programs(go, crates, java, node_tar, place).items():
             for content, members in CONTENTS.items():
                 name = f"{writer}-{form}-{content}"
-                data = archive(command, writer, members, place / "case")
+                data = archive(words, writer, members, place / "case")
                 if data is None:
                     refused.append(name)
                     continue
