@@ -52,7 +52,8 @@ def test_address_keeps_name_and_follows_configured_url(run, tmp_path):
     first = claimed(run, f"{tmp_path}/full")
     name = first.rpartition("/")[2]
     assert first == claimed(run, f"file://{tmp_path}/full/") == f"file://{tmp_path}/full/sweep/{name}"
-    assert name.startswith("run-") and read_json(run.checkpoints / "url.json") == {
+    assert name.startswith("run-")
+    assert read_json(run.checkpoints / "url.json") == {
         "url": first,
         "folder": str(run.path),
     }
@@ -169,7 +170,7 @@ def test_links_below_url_are_neither_written_nor_deleted_through(run, tmp_path, 
     assert len(before) == 2 and after == before
 
 
-def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path):
+def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path, caplog):
     folder = RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({}))
     folder.claim()
     store = RemoteCheckpoint(folder.url, POLICY)
@@ -178,8 +179,10 @@ def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(
     assert copied_runs.owner(folder.url) == str(run.path)
     for damaged in (b"", b"{", b'{"folder": 3, "id": "0"}', b"[" * (1 << 17)):
         store.put(OWNER_FILE, damaged)
+        caplog.clear()
         with pytest.raises(PermissionDenied, match="a damaged owner.json"):
             folder.check_owner()
+        assert f"{folder.url}/{OWNER_FILE} is damaged: " in caplog.text
     assert claimed(run, f"{tmp_path}/there") == folder.url, "the next attempt knows its folder from url.json"
 
 

@@ -49,7 +49,8 @@ def test_restorer_loads_remote_checkpoint_without_local_copy(saved):
     assert ranges == [(0, size)], "a single rank reads the file once to verify it"
     restored = state_of(*trained(steps=0))
     saver.restorer.load(newest, restored)
-    assert restored.keys() == expected.keys() and all(torch.equal(expected[name], restored[name]) for name in expected)
+    assert restored.keys() == expected.keys()
+    assert all(torch.equal(expected[name], restored[name]) for name in expected)
 
 
 def test_restorer_reads_only_header_and_bytes_of_requested_tensor(saved, monkeypatch):
@@ -74,6 +75,18 @@ def test_restorer_raises_data_error_if_remote_file_is_missing(saved):
         path.unlink()
     with pytest.raises(DataError, match="a file of the checkpoint is missing"):
         saver.restorer.load(newest, state_of(*trained(steps=0)))
+
+
+def test_run_without_a_checkpoint_starts_and_one_whose_checkpoints_are_all_damaged_does_not(saved, tmp_path, world):
+    run, saver, _, _ = saved
+    new = RunDir(tmp_path / "sweep" / "new")
+    new.start_attempt({})
+    assert CheckpointRestorer(new, 1, world, RetryPolicy(deadline=1.0), "").newest() is None
+    for path in run.path.parents[1].glob("there/**/*.safetensors"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="all checkpoints are damaged") as error:
+        saver.restorer.newest()
+    assert str(run.checkpoints) in str(error.value)
 
 
 def test_checkpoint_files_reject_object_with_other_etag(saved, monkeypatch):

@@ -84,6 +84,15 @@ def test_read_tensors_rejects_unknown_name_or_other_shape(tmp_path):
             read_tensors(files, {name: tensor})
 
 
+def test_read_tensors_names_three_of_the_parameters_that_the_model_lacks(tmp_path):
+    state = {f"model.{name}": torch.zeros(2) for name in "abcde"}
+    files = CheckpointFiles(tmp_path, write(tmp_path, state, 0))
+    with pytest.raises(DataError, match="the checkpoint has 4 parameters") as error:
+        read_tensors(files, {"model.a": torch.zeros(2)})
+    assert "model.b, model.c, model.d" in str(error.value)
+    assert "model.e" not in str(error.value)
+
+
 def test_read_tensors_fails_if_shard_is_missing(tmp_path):
     full = torch.zeros(4, 3)
     files = {}

@@ -24,6 +24,10 @@ def visible(way, tokens, n=1, seed=9):
     return masking.visible_tokens(seed, np.zeros(n), np.arange(n), rows, MaskSpec(1, KEPT, way))
 
 
+def test_names_of_text_maskings_are_those_of_sweep_files():
+    assert list(TEXT_MASKINGS) == ["random", "truncation", "prioritised", "frequency", "syntax"]
+
+
 def test_truncation_keeps_the_first_positions():
     assert visible(TEXT_MASKINGS["truncation"](), [7] * LENGTH, 3).tolist() == [[0, 1, 2, 3, 4]] * 3
 
@@ -37,9 +41,8 @@ def test_frequency_masking_prefers_padding_to_dropped_frequent_tokens():
     undropped = np.random.default_rng(0).binomial(5, 0.25, 10**6)  # 4 places for these and 2 rare words
     assert frequent.mean() == pytest.approx(np.minimum(undropped, undropped * 4 / (undropped + 2)).mean(), abs=0.05)
     assert (rare[padding > 0] == 2).all(), "the mask drops padding before rare words"
-    assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all(), (
-        "padding fills the other positions, not a dropped word"
-    )
+    # Padding fills the other positions, not a dropped word.
+    assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all()
     assert (visible(way, tokens, 4000) == rows).all() and (visible(way, tokens, 4000, seed=8) != rows).any()
 
 
@@ -51,9 +54,8 @@ def test_syntax_masking_prefers_nouns_then_adjectives_then_other_words():
     assert (np.sort(rows[:, :1], axis=1) == 0).all()
     kept_positions = [set(row) for row in rows.tolist()]
     assert all({0, 3, 4, 7} <= row for row in kept_positions), "the mask keeps nouns and their continuation pieces"
-    assert {frozenset(row - {0, 3, 4, 7}) for row in kept_positions} == {frozenset({2}), frozenset({6})}, (
-        "the remaining position holds an adjective"
-    )
+    # The remaining position holds an adjective.
+    assert {frozenset(row - {0, 3, 4, 7}) for row in kept_positions} == {frozenset({2}), frozenset({6})}
     short = visible(SyntaxMasking(parts), [1, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0])
     assert {0, 1, 2} <= set(short[0].tolist()), "the mask drops padding first"
 

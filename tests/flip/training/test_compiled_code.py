@@ -12,6 +12,7 @@ from flip.monitoring.collector import CompiledGraphs
 from flip.runs.rundir import RunDir
 from flip.training import compiled_code
 from flip.training.compiled_code import CompiledCode
+from flip.training.sample_log import VARIABLE
 from flip.training.standard_callbacks import standard_callbacks
 
 
@@ -163,3 +164,15 @@ def test_runs_on_gpus_have_the_callback(run, device, count):
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     callbacks = standard_callbacks(run, 1, config, world, None, None)
     assert [type(each) for each in callbacks.members].count(CompiledCode) == count
+
+
+def test_log_of_samples_is_a_file_of_the_attempt_and_rank_if_the_variable_asks(tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    config = Config(stages=[Stage(samples=256, batch=64)])
+    world = parallel.World(0, 1, torch.device("cpu"), None, None)
+    standard_callbacks(run, 3, config, world, None, None)
+    assert not (run.path / "witness").exists()
+    monkeypatch.setenv(VARIABLE, "1")
+    standard_callbacks(run, 3, config, world, None, None)
+    assert [path.name for path in (run.path / "witness").iterdir()] == ["3.0.jsonl"]

@@ -19,7 +19,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.data.manifest.weights import write_weights
 from flip.data.order import SampleOrder
 from flip.runs import checkpoint_folder
-from flip.runs.checks import UNKNOWN, run_rules
+from flip.runs.checks import OK, UNKNOWN, run_rules
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
@@ -58,7 +58,10 @@ def submitted(desk, folder, monkeypatch, capsys, *args):
 
 def test_submit_refuses_json_member_as_caption_and_names_its_fields(desk, with_json, monkeypatch, capsys):
     code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
-    assert code == 78 and "data.captions" in output and "as json:caption." in output and "json:url" in output, output
+    assert code == 78, output
+    assert "data.captions" in output, output
+    assert "as json:caption." in output, output
+    assert "json:url" in output, output
     without_data = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
     assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *without_data)[1]
     code, output = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # default caption member: txt
@@ -237,9 +240,9 @@ def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypat
     checkpoint = desk.runs / "demo" / "half" / "checkpoints" / "pretrain" / "16-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_bytes(bytes(75))
-    assert typed()[0] == 0 and typed.started == ["half", "whole"], (
-        "existing checkpoints of a run reduce its required space"
-    )
+    # Existing checkpoints of a run reduce its required space.
+    assert typed()[0] == 0
+    assert typed.started == ["half", "whole"]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,8 @@ def test_checks_list_their_runs(desk, typed):
     text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
     checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
     runs_by_check = {check["name"]: check["runs"] for check in checks}
-    assert runs_by_check["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
+    assert runs_by_check["tokenizer"] == []
+    assert sorted(c["runs"] for c in checks if c["name"] == "cores") == [
         ["half"],
         ["whole"],
     ]
@@ -351,3 +355,12 @@ def test_save_time_includes_three_steps(tmp_path):
     checkpoint_folder.complete_checkpoint(path, record)
     assert save_time(run, 175).startswith("50.0 s at most until now, a step 25.0 s, the warning")
     assert "raise" not in save_time(run, 175) and "raise signal_seconds" in save_time(run, 174)
+
+
+def test_evaluation_set_of_a_probe_is_checked_with_its_training_set(data):
+    config = Config()
+    config.evaluate.sets = [schema.EvaluationSet(name="probed", task="probe", manifest=str(data), train=str(data))]
+    (check,) = preflight._evaluations(config, nominal=False)
+    assert (check.state, check.name) == (OK, "evaluation set probed")
+    assert check.text.count("samples in ") == 2
+    assert f"{data}; fitted on " in check.text

@@ -1,10 +1,11 @@
-"""Tests CRC32, and that the CRCs of samples combine to that of their chunk."""
+"""Tests CRC32, that the CRCs of samples combine to that of their chunk, and ETags."""
 
+import hashlib
 import zlib
 
 import numpy as np
 
-from flip.data.storage.checksums import crc32, crc32_combine
+from flip.data.storage.checksums import ETag, crc32, crc32_combine
 
 
 def test_crc32_equals_zlib_and_published_check_value():
@@ -22,3 +23,15 @@ def test_crc32_combine_of_parts_equals_crc_of_concatenation():
     for part in parts:
         combined = crc32_combine(combined, zlib.crc32(part), len(part))
     assert combined == zlib.crc32(b"".join(parts))
+
+
+def test_etag_of_one_request_is_the_md5_and_of_parts_ends_with_their_number():
+    whole = ETag()
+    whole.update(b"abc")
+    assert whole.value() == hashlib.md5(b"abc").hexdigest()
+    parts = ETag([2, 2])
+    parts.update(b"ab")
+    assert parts.value().endswith("-1")
+    parts.update(b"cd")
+    digests = hashlib.md5(b"ab").digest() + hashlib.md5(b"cd").digest()
+    assert parts.value() == f"{hashlib.md5(digests).hexdigest()}-2"
