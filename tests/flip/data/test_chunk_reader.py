@@ -254,8 +254,7 @@ def test_chunk_cache_is_shared_by_threads(manifest, tmp_path):
     shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda j: fill(ChunkCache(tmp_path, 10**9), manifest, [j]), range(100)))
-    assert int((tmp_path / f"flip-chunks-{os.geteuid()}" / "size").read_text()) == sum(
-        path.stat().st_size for path in cached_files(tmp_path)
-    )
+    recorded = int((tmp_path / f"flip-chunks-{os.geteuid()}" / "size").read_text())
+    assert recorded == sum(path.stat().st_size for path in cached_files(tmp_path))
     shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
     assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and len(cached_files(tmp_path)) == 1

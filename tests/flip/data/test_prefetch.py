@@ -155,12 +155,8 @@ def test_prefetch_lookahead_follows_measured_rate_within_bound(storage, monkeypa
         clock[0] += 2.0
         prefetcher.update_rate(4)  # 2 samples a second
     assert prefetcher.lookahead == round(prefetch.LOOKAHEAD_SECONDS * 2)
-    assert (
-        chunks_due(
-            order.block_samples - prefetcher.lookahead - 1, order.block_samples - prefetcher.lookahead, order.block, 1.0
-        )
-        == order.block
-    )
+    due = order.block_samples - prefetcher.lookahead
+    assert chunks_due(due - 1, due, order.block, 1.0) == order.block
     for _ in range(100):
         clock[0] += 0.001
         prefetcher.update_rate(4)

@@ -62,11 +62,9 @@ def test_manifest_without_filters_has_pinned_bytes(tmp_path, monkeypatch):
             digest.update(path.name.encode() + path.read_bytes())
     assert digest.hexdigest() == "b643d73f5d332eb8bb61dd618bc7ef0f35b5a91e8e86f53b294aea78fbff25f2"
     everything = index(paths(tmp_path), tmp_path / "all", chunk=2, filters=filters.parse([], "1:"))
-    assert (
-        everything.digest == manifest.digest
-        and everything.sample_filter is None
-        and everything.total_samples_in_tars == 4
-    )
+    assert everything.digest == manifest.digest
+    assert everything.sample_filter is None
+    assert everything.total_samples_in_tars == 4
 
 
 shards = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 1100)), max_size=9), min_size=1, max_size=5)
@@ -112,12 +110,10 @@ def test_filtered_manifest_reads_like_shards_without_dropped_samples(tmp_path_fa
     keys = [inspect_samples.sample(filtered, id).key for id in range(filtered.samples)]
     assert keys == [str(ordinal) for _, ordinal in locations]
     assert filtered.read_bytes == sum(verify.chunk_bytes(filtered, j) for j in range(filtered.chunks))
-    assert filtered.total_samples_in_tars == sum(map(len, content)) and (filtered.sample_filter is None) == (
-        filtered.total_samples_in_tars == filtered.samples
-    )
-    assert filtered.digest == Manifest.load(root / "m").digest and (filtered.digest == rewritten.digest) == (
-        filtered.sample_filter is None
-    )
+    assert filtered.total_samples_in_tars == sum(map(len, content))
+    assert (filtered.sample_filter is None) == (filtered.total_samples_in_tars == filtered.samples)
+    assert filtered.digest == Manifest.load(root / "m").digest
+    assert (filtered.digest == rewritten.digest) == (filtered.sample_filter is None)
 
 
 # -- users of filtered manifests --------------------------------------------------------------------------------------
@@ -147,7 +143,8 @@ def test_filtered_manifest_and_rewritten_shards_train_and_evaluate_alike(origina
             for manifest in (filtered, rewritten)
         )
         for a, b in zip(actual, expected, strict=True):
-            assert all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("ids", "patches", "keep_indices", "tokens"))
+            for name in ("ids", "patches", "keep_indices", "tokens"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
     actual, expected = (
         [members for _, members in Shards(manifest).samples(range(manifest.samples))] for manifest in manifest_pair
     )
@@ -158,17 +155,13 @@ def test_verify_and_exceptions_count_only_selected_samples(manifest_pair, tmp_pa
     filtered, _ = manifest_pair
     report = checked(filtered, workers=1)
     assert (report.samples, report.bad, report.bytes) == (filtered.samples, {}, filtered.read_bytes)
-    assert (
-        verify.planned_bytes(filtered, verify.VerificationPlan(range(filtered.chunks)))
-        == filtered.read_bytes
-        < filtered.shards[:, 2].sum()
-    )
+    planned = verify.planned_bytes(filtered, verify.VerificationPlan(range(filtered.chunks)))
+    assert planned == filtered.read_bytes
+    assert planned < filtered.shards[:, 2].sum()
     excepted = write(tmp_path / "less", filtered, filtered.checksums, {7: "ugly"}, filtered.settings)
-    assert (
-        excepted.sample_filter is not None
-        and excepted.settings == filtered.settings
-        and excepted.digest != filtered.digest
-    )
+    assert excepted.sample_filter is not None
+    assert excepted.settings == filtered.settings
+    assert excepted.digest != filtered.digest
     assert checked(excepted).samples == filtered.samples - 1 and samples(excepted) == samples(filtered)
     shard, ordinal = filtered.locate(7)
     line = (tmp_path / "less" / "exceptions.jsonl").read_text()

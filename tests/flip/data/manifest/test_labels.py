@@ -78,9 +78,9 @@ def test_only_samples_that_filters_keep_are_counted(tmp_path):
 )
 def test_defect_of_labels_is_named(tmp_path, values, classes, words):
     counts = LabelCounts.of_manifest(build.index([shard(tmp_path, "a", values)], tmp_path / "m", 1))
-    assert (
-        counts.known and counts.defect(3, classes).startswith(words) and bool(words) == bool(counts.defect(3, classes))
-    )
+    assert counts.known
+    assert counts.defect(3, classes).startswith(words)
+    assert bool(words) == bool(counts.defect(3, classes))
 
 
 @pytest.mark.parametrize("value", [None, 3, {}, {"counts": 3, "unusable": 0}, {"counts": {"a": 1}, "unusable": 0}])

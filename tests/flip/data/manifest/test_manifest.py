@@ -51,7 +51,8 @@ def test_chunks_across_shards_hold_every_sample_once(folder):
     assert texts(manifest) == [caption(i) for i in range(61)]
     assert (manifest.samples, manifest.chunk, manifest.chunks, manifest.tail) == (61, 8, 8, 5)
     assert [len(manifest.chunk_reads(j)) for j in (0, 2, 7)] == [1, 2, 1]
-    assert manifest.locate(8) == (str(folder / "00001.tar"), 0) and manifest.locate(60) == (
+    assert manifest.locate(8) == (str(folder / "00001.tar"), 0)
+    assert manifest.locate(60) == (
         str(folder / "00006.tar"),
         8,
     )
@@ -116,11 +117,9 @@ def test_index_reads_ustar_gnu_and_pax_archives(tmp_path, format):
     ]  # fmt: skip
     manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=1)
     members_read = [ChunkReader().read_chunk(manifest, j)[0] for j in range(3)]
-    assert (
-        bytes(members_read[0]["seg.png"]) == b"2" * 513
-        and bytes(members_read[1]["txt"]) == bytes(1024)
-        and bytes(members_read[2]["txt"]) == b"3"
-    )
+    assert bytes(members_read[0]["seg.png"]) == b"2" * 513
+    assert bytes(members_read[1]["txt"]) == bytes(1024)
+    assert bytes(members_read[2]["txt"]) == b"3"
 
 
 def test_tar_samples_reads_base_256_sizes(tmp_path):

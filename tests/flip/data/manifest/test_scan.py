@@ -110,9 +110,8 @@ def test_etag_matches_multipart_and_single_part_md5(step):
         digests = [hashlib.md5(data[a:b]).digest() for a, b in pairwise(borders)]
         etag = ETag(parts)
         for piece in pieces(data, step):
-            assert etag.value() != f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}", (
-                "the ETag is complete only after the last piece"
-            )
+            # The ETag is complete only after the last piece.
+            assert etag.value() != f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}"
             etag.update(piece)
         assert etag.value() == f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}"
     etag = ETag()

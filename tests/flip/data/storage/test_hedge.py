@@ -139,19 +139,16 @@ def test_hedge_share_bounds_second_requests_if_all_are_late():
 
 
 def test_hedge_policy_reports_no_lateness_if_disabled_or_answered():
-    assert (
-        HedgePolicy(0.0).is_late(Future()) is False and HedgePolicy(1.0).is_late(completed_future(lambda: 1)) is False
-    )
+    assert HedgePolicy(0.0).is_late(Future()) is False
+    assert HedgePolicy(1.0).is_late(completed_future(lambda: 1)) is False
 
 
 def test_hedge_policy_long_delay_multiplies_usual_delay(monkeypatch):
     waited = []
     monkeypatch.setattr(retry, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
-    assert (
-        HedgePolicy(2.0).is_late(Future())
-        and HedgePolicy(2.0).is_late(Future(), long=True)
-        and waited == [2.0, 2.0 * LONG]
-    )
+    assert HedgePolicy(2.0).is_late(Future())
+    assert HedgePolicy(2.0).is_late(Future(), long=True)
+    assert waited == [2.0, 2.0 * LONG]
 
 
 def test_hedge_policy_delay_follows_quantile_of_recent_durations():

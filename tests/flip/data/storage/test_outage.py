@@ -67,11 +67,9 @@ def test_chunk_reader_reports_outage_and_its_end():
     reports = []
     reader = ChunkReader(clock=time.clock, remote=Down(), report=reports.append)
     assert reader.read("s3://b/k", 0, 10) == b"0123456789"
-    assert (
-        [outage.over for outage in reports][-1]
-        and not any(outage.over for outage in reports[:-1])
-        and len(reports) >= 3
-    )
+    assert [outage.over for outage in reports][-1]
+    assert not any(outage.over for outage in reports[:-1])
+    assert len(reports) >= 3
 
 
 def test_outage_logs_single_warning_at_start_and_end(caplog):

@@ -104,9 +104,8 @@ def test_object_that_changed_is_named_after_reconnecting(memory):
     assert reader.read(key, 0, 9, etag) == DATA[:9]
     time.sleep(0.001)
     memory.pipe_file("/set/a.tar", DATA[::-1])
-    assert reader.read(key, 0, 9, etag) == DATA[::-1][:9], (
-        "the caller compares a checksum, and reconnects if it differs"
-    )
+    # The caller compares a checksum, and reconnects if it differs.
+    assert reader.read(key, 0, 9, etag) == DATA[::-1][:9]
     reader._storage(key).reconnect()
     with pytest.raises(DataError, match="its ETag is .*, indexed was ") as error:
         reader.read(key, 0, 9, etag)
