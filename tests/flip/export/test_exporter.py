@@ -154,9 +154,8 @@ def assert_same_outputs(loaded, inputs, outputs, raw=True):
     encoder = ModelEncoder(pair, loaded.tokenizer, loaded.config.model.image)
     assert near(outputs["classes"], class_embeddings(encoder, inputs.names, TEMPLATES))
     probabilities = loaded.classify([Image.fromarray(array) for array in inputs.images], inputs.names, TEMPLATES)
-    assert near(outputs["scores"].softmax(-1), probabilities) and torch.equal(
-        outputs["scores"].argmax(-1), probabilities.argmax(-1)
-    )
+    assert near(outputs["scores"].softmax(-1), probabilities)
+    assert torch.equal(outputs["scores"].argmax(-1), probabilities.argmax(-1))
     pair.image.projection = torch.nn.Identity()
     pooled = pair.image(inputs.patches)
     assert near(outputs["timm0"], pooled) and near(outputs["head0"], pooled) and near(outputs["timm10"], pooled)
@@ -172,11 +171,9 @@ def assert_file_predictions(loaded, inputs, outputs, scratch, differences):
     gap = (outputs["file_scores"].softmax(-1) - probabilities).abs().amax(dim=1)
     differs = {name for name, value in zip(inputs.files, gap.tolist(), strict=True) if value > 1e-5}
     if loaded.config.evaluate.preprocess == "resize_crop":
-        assert (
-            not differs
-            and torch.equal(outputs["file_scores"].argmax(-1), probabilities.argmax(-1))
-            and differences == []
-        )
+        assert not differs
+        assert torch.equal(outputs["file_scores"].argmax(-1), probabilities.argmax(-1))
+        assert differences == []
         modes = [Image.open(scratch / name).mode for name in inputs.files]
         rgb = torch.tensor([mode == "RGB" for mode in modes])
         assert near(outputs["timm_file_views"][rgb], outputs["file_views"][rgb]) and rgb.sum() == 8
@@ -238,7 +235,8 @@ def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenize
     original = loaded.model.state_dict()
     assert float(restored.pop("logit_scale")) == np.float32(loaded.model.max_logit_scale)
     del original["logit_scale"]
-    assert restored.keys() == original.keys() and all(torch.equal(restored[name], original[name]) for name in original)
+    assert restored.keys() == original.keys()
+    assert all(torch.equal(restored[name], original[name]) for name in original)
     del reloaded, restored, original
     outputs = run_open_clip(folder, inputs, tmp_path)
     assert_file_predictions(loaded, inputs, outputs, tmp_path, record["differences"])
@@ -282,10 +280,8 @@ def test_open_clip_config_writes_keys_with_differing_defaults(tokenizer, tmp_pat
     )
     both = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
     assert vision.items() >= ({"no_ln_pre": True, "pool_type": "avg", "head_width": 80, "layers": 32} | both).items()
-    assert (
-        text.items()
-        >= ({"no_causal_mask": True, "pool_type": "first", "heads": 16, "hf_tokenizer_name": "local"} | both).items()
-    )
+    of_text = {"no_causal_mask": True, "pool_type": "first", "heads": 16, "hf_tokenizer_name": "local"}
+    assert text.items() >= (of_text | both).items()
     extra = format.open_clip_config(config.model, config.augment, "extra-block", tmp_path, 1e-6)
     extra = extra["model_cfg"]["vision_cfg"]
     assert (extra["pool_type"], extra["layers"]) == ("tok", 33)

@@ -106,7 +106,8 @@ def test_onnx_model_card_code_computes_model_logits(exported, tmp_path):
 def test_onnx_export_lists_its_files_and_is_rejected_by_load(exported, tmp_path, capsys):
     loaded, folder = exported("paper")
     record = json.loads((folder / "export.json").read_text())
-    assert record["format"] == "onnx" and set(record["files"]) == {
+    assert record["format"] == "onnx"
+    assert set(record["files"]) == {
         "README.md", "flip_config.yaml", "image_encoder.onnx", "image_encoder.onnx.data", "preprocessor_config.json",
         "text_encoder.onnx", "text_encoder.onnx.data", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip

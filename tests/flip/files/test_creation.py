@@ -333,7 +333,8 @@ def test_open_logs_leaves_copy_of_link_alone(tmp_path):
     folder = run.open_logs(1)
     (run.logs / "latest").unlink()
     (run.logs / "latest").mkdir()
-    assert run.open_logs(2) == folder.with_name("2") and sorted(path.name for path in run.logs.iterdir()) == [
+    assert run.open_logs(2) == folder.with_name("2")
+    assert sorted(path.name for path in run.logs.iterdir()) == [
         "1",
         "2",
         "latest",

@@ -64,9 +64,8 @@ def test_resolve_dataset_reads_clip_benchmark_layout(tmp_path, cache):
         "zeroshot",
         [i % 3 for i in range(10)],
     )
-    assert dataset.prompts == prompts.Prompts(
-        ["tench", "great white shark", "cock"], ["a photo of a {}.", "art of the {}."]
-    )
+    assert dataset.prompts.names == ["tench", "great white shark", "cock"]
+    assert dataset.prompts.templates == ["a photo of a {}.", "art of the {}."]
     (manifest,) = (cache / "manifests").iterdir()
     before = manifest.stat().st_mtime_ns
     assert catalog.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == dataset.location
@@ -112,9 +111,8 @@ def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, mon
 
     monkeypatch.setattr(catalog, "index", slow_index)
     location = catalog.locate_split(str(folder))
-    assert [str(path) for path in (cache / "manifests").iterdir()] == [
-        location.manifest
-    ] and location.open().count == 10
+    assert [str(path) for path in (cache / "manifests").iterdir()] == [location.manifest]
+    assert location.open().count == 10
 
 
 def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
@@ -290,9 +288,9 @@ def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
     }  # fmt: skip
     for folder, dataset_request in requests.items():
         dataset = catalog.resolve_dataset(dataset_request, str(tmp_path))
-        assert dataset.task == "retrieval" and [file.key.split("/")[-1] for file in dataset.location.files] == [
-            name for name, _ in expected[1:]
-        ], folder
+        assert dataset.task == "retrieval", folder
+        names = [file.key.split("/")[-1] for file in dataset.location.files]
+        assert names == [name for name, _ in expected[1:]], folder
         assert [captions_of(sample, ["txt"]) for sample in samples(dataset.location)] == [
             texts for _, texts in expected[1:]
         ]
@@ -363,9 +361,8 @@ def test_resolve_dataset_reads_unpacked_coco_folder(tmp_path):
         (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
     dataset = catalog.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
-    assert dataset.task == "retrieval" and [file.key for file in dataset.location.files] == [
-        str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
-    ]
+    assert dataset.task == "retrieval"
+    assert [file.key for file in dataset.location.files] == [str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)]
     assert [file.captions for file in catalog.locate_split(str(tmp_path), "train").files] == [("of 3",)]
 
 

@@ -27,15 +27,13 @@ def test_predictions_file_agrees_with_reported_accuracy(model, data, tmp_path):
     evaluator.predictions["synthetic"].write(path)
     loaded = predictions.read(path)
     assert (loaded.digest, loaded.where, loaded.images) == (result["predictions"], str(data), list(range(50)))
-    assert loaded.labels.tolist() == [i % 7 for i in range(50)] and loaded.classes.shape == loaded.scores.shape == (
-        50,
-        5,
-    )
+    assert loaded.labels.tolist() == [i % 7 for i in range(50)]
+    assert loaded.classes.shape == (50, 5)
+    assert loaded.scores.shape == (50, 5)
     assert int((loaded.classes[:, 0] == loaded.labels).sum()) == result["correct1"]
     assert int((loaded.classes == loaded.labels[:, None]).any(axis=1).sum()) == result["correct5"]
-    assert (np.diff(loaded.scores, axis=1) <= 0).all() and loaded.names == json.loads(
-        (data / "classes.json").read_text()
-    )["names"]
+    assert (np.diff(loaded.scores, axis=1) <= 0).all()
+    assert loaded.names == json.loads((data / "classes.json").read_text())["names"]
 
 
 def test_nearest_classes_puts_lower_class_first_if_scores_are_equal():
