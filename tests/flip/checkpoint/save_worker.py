@@ -185,12 +185,8 @@ def main(run, size, url):
             before = checkpoint_folder.checkpoints(run)[-1].samples_seen
             dead = round_of(run, size, victim, left, url)
             after = checkpoint_folder.checkpoints(run)[-1].samples_seen
-            assert after in ((before, before + INTERVAL) if dead else (before + INTERVAL,)), (
-                victim,
-                left,
-                before,
-                after,
-            )
+            expected = {before, before + INTERVAL} if dead else {before + INTERVAL}
+            assert after in expected, (victim, left, before, after)
             check(run, url)
             if not dead:
                 break

@@ -69,9 +69,8 @@ def test_interruptions_exclude_clean_stops_and_untrained_attempts(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
     n = run.start_attempt({})
-    assert manager.uptime_and_interruptions(run, n) == (180.0, 2), (
-        "a clean stop and an attempt without training are no interruptions"
-    )
+    # A clean stop and an attempt without training are no interruptions.
+    assert manager.uptime_and_interruptions(run, n) == (180.0, 2)
 
 
 def test_young_daly_interval_stays_within_its_bounds():
@@ -114,9 +113,8 @@ def test_uptime_skips_damaged_ready_and_end_records(tmp_path, text):
     attempts(run, (100.0, 75), (50.0, 75))
     (run.attempt(1) / "ready.json").write_text(text)
     (run.attempt(2) / "end.json").write_text(text)
-    assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (50.0, 1), (
-        "an unreadable end counts as an interruption"
-    )
+    # An unreadable end counts as an interruption.
+    assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (50.0, 1)
 
 
 def test_manager_restores_weights_and_moments_of_the_stage_of_the_checkpoint(tmp_path, world):

@@ -222,9 +222,8 @@ def test_save_on_full_disk_keeps_old_checkpoint_and_reports_bytes(run, world):
     saver.save(state_of(*trained()), "pretrain", 16)
     with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
-    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16] and len(
-        list(run.checkpoints.glob("*/*"))
-    ) == 1
+    assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16]
+    assert len(list(run.checkpoints.glob("*/*"))) == 1
     checkpoint_folder.verify(checkpoint_folder.checkpoints(run)[0])
 
 

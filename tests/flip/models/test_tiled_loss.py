@@ -69,9 +69,8 @@ def test_contrastive_loss_matches_definition_in_value_and_gradient(dtype, tolera
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     for gradient, reference in zip(torch.autograd.grad(loss, leaves), references, strict=True):
-        assert gradient.shape == reference.shape and torch.allclose(
-            gradient.double(), reference.double(), atol=tolerance * 10
-        )
+        assert gradient.shape == reference.shape
+        assert torch.allclose(gradient.double(), reference.double(), atol=tolerance * 10)
 
 
 def test_accuracy_is_share_of_images_nearest_to_their_text():
@@ -176,7 +175,5 @@ def test_contrastive_loss_on_two_ranks_matches_single_process(objective, tmp_pat
     single = step(*features(24, seed=7), objective)
     for rank in range(2):
         for name, value in single.items():
-            assert torch.allclose(torch.tensor(outputs[rank][name], dtype=torch.float64), value, atol=1e-12), (
-                rank,
-                name,
-            )
+            output = torch.tensor(outputs[rank][name], dtype=torch.float64)
+            assert torch.allclose(output, value, atol=1e-12), (rank, name)

@@ -74,9 +74,8 @@ def test_learning_rate_of_last_partial_step_is_not_zero():
     stage = Stage(samples=1001, batch=500, base_lr=1.0)
     rates = [parameter_groups.learning_rate(stage, seen) for seen in (0, 500, 1000)]
     assert rates == sorted(rates, reverse=True) and rates[-1] > 0.05 * rates[0]
-    assert parameter_groups.learning_rate(Stage(samples=10, batch=5, warmup=100, base_lr=1.0), 5) == pytest.approx(
-        5 / 256 * 7.5 / 100
-    )
+    warming = Stage(samples=10, batch=5, warmup=100, base_lr=1.0)
+    assert parameter_groups.learning_rate(warming, 5) == pytest.approx(5 / 256 * 7.5 / 100)
     assert math.isfinite(parameter_groups.learning_rate(Stage(samples=10, batch=5, warmup=10), 10))
 
 

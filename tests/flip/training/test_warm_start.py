@@ -66,9 +66,8 @@ def test_resolve_init_selects_checkpoint_by_samples_stage_or_end(source):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
         assert warm_start.open_checkpoint(init).samples_seen == samples
-    assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, (
-        "the source is in the same sweep"
-    )
+    # The source is in the same sweep.
+    assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800
     assert warm_start.resolve_init(replace_init(run=str(source.path)), []).samples == 12_800
 
 
@@ -156,9 +155,8 @@ def test_export_source_is_identified_by_digest_of_its_weights(export, tmp_path):
     run_config.model.image.size *= 2
     run_config.init = warm_start.resolve_init(run_config, [])
     assert run_config.init.export == str(export) and warm_start.open_export(run_config.init) == export
-    assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == run_config.init, (
-        "below the sweep or the runs root"
-    )
+    # Below the sweep or the runs root.
+    assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == run_config.init
     validate(run_config)
     hashes = {identity(variant, "")["hash"] for variant in (run_config, replace_init())}
     moved = tmp_path / "moved"
@@ -205,11 +203,8 @@ def test_stored_init_is_used_once_run_has_checkpoint(source, tmp_path):
     requested = Init(run="base/a", samples=6400)
     assert warm_start.stored_init(requested, run) is None, "nothing is saved"
     save(run, 128)
-    assert (
-        warm_start.stored_init(requested, run)
-        == run_config.init
-        == warm_start.stored_init(replace(requested, samples=0), run)
-    )
+    assert warm_start.stored_init(requested, run) == run_config.init
+    assert warm_start.stored_init(replace(requested, samples=0), run) == run_config.init
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         patch.setenv("FLIP_CACHE", str(tmp_path / "runs"))
@@ -273,9 +268,8 @@ def test_pinned_checkpoint_is_retained_until_dependent_run_completes(source, tmp
     warm_start.pin(run_config.init, dependent)
     write_json(dependent.result, {})
     checkpoint_folder.apply_retention(source, 1, keep=1)
-    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(source)] == [20_000], (
-        "the dependent run is complete"
-    )
+    # The dependent run is complete.
+    assert [saved.samples_seen for saved in checkpoint_folder.checkpoints(source)] == [20_000]
 
 
 def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
