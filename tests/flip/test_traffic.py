@@ -43,9 +43,11 @@ def test_collective_seconds_follow_ring_model():
     inside = Collective("gather", 8, 1, 2, 8_000_000)
     assert inside.seconds(H100) == pytest.approx(7e6 / (450e9 * PAYLOAD) + 2 * (CALL + 7 * NVLINK_HOP))
     across = Collective("scatter", 16, 1, 1, 16_000_000)  # two nodes: eight adapters of 50 GB/s are slower than NVLink
-    assert across.seconds(H100) == pytest.approx(15e6 / (400e9 * PAYLOAD) + CALL + 14 * NVLINK_HOP + NETWORK_HOP)
+    transfer = 15e6 / (400e9 * PAYLOAD)
+    assert across.seconds(H100) == pytest.approx(transfer + CALL + 14 * NVLINK_HOP + NETWORK_HOP)
     copies = Collective("reduction", 64, 8, 1, 64_000_000)  # one rank per node: its own adapter, both directions
-    assert copies.seconds(H100) == pytest.approx(2 * 63e6 / (50e9 * PAYLOAD) + CALL + 2 * 63 * NETWORK_HOP)
+    transfer = 2 * 63e6 / (50e9 * PAYLOAD)
+    assert copies.seconds(H100) == pytest.approx(transfer + CALL + 2 * 63 * NETWORK_HOP)
     assert copies.nodes(H100) == 64 and across.nodes(H100) == 2 and inside.nodes(H100) == 1
 
 
@@ -54,9 +56,8 @@ def test_exposed_seconds_shrink_with_longer_computation():
     slow, fast = (exposed_seconds(step, seconds, H100) for seconds in (0.001, 1.0))
     everything = sum(phase.times * collective.seconds(H100) for phase in step for collective in phase.collectives)
     assert 0 < fast < 0.2 * everything < slow < 1.1 * everything
-    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), (
-        "the first gather, the last sums and the reductions of the loss remain"
-    )
+    # The first gather, the last sums and the reductions of the loss remain.
+    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100)
     assert exposed_seconds(phases(ranks=1), 1.0, H100) == 0
 
 

@@ -78,9 +78,8 @@ def test_merge_overrides_named_list_members_by_name_or_position():
     assert [s.name for s in merge([BASE], ["stages=[{name: b}]"]).stages] == ["b"]
     three = ("x", {"stages": {name: {"samples": 50, "batch": 5} for name in "bc"}})
     for change, left in (({"0": None, "1": None}, "c"), ({"0": None, "1": {"batch": 7}}, "bc"), ({"2": None}, "pb")):
-        assert [s.name[0] for s in merge([BASE, three, ("y", {"stages": change})]).stages] == list(left), (
-            "positions are those before the change"
-        )
+        # Positions are those before the change.
+        assert [s.name[0] for s in merge([BASE, three, ("y", {"stages": change})]).stages] == list(left)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +120,8 @@ def test_merge_rejects_invalid_override_and_names_key(override, words):
 def test_merge_error_names_file_line_and_key(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("seed: 1\nmodel:\n  image:\n    width: wide\n")
-    assert f"{path}:4: model.image.width: needs a whole number (found: 'wide')." == mistake(
-        merge, [BASE, (str(path), read_yaml(path))]
-    )
+    message = mistake(merge, [BASE, (str(path), read_yaml(path))])
+    assert message == f"{path}:4: model.image.width: needs a whole number (found: 'wide')."
 
 
 def test_merge_expands_dotted_keys_of_stages_in_list():

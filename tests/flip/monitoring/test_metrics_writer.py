@@ -91,10 +91,8 @@ def test_curves_contain_all_known_values_of_metric_line(run):
     attempt(run, 0, (1, 2), loss=1.0).close("stopped")
     curves = {tag: [e.value for e in read(run).Scalars(tag)] for tag in read(run).Tags()["scalars"]}
     assert curves["system/grad_norm"] == [2, 2] and curves["system/update_norm"] == pytest.approx([0.1, 0.1])
-    assert (
-        curves["system/host_memory_peak_bytes"] == [1 << 30, 1 << 30]
-        and "system/device_memory_peak_bytes" not in curves
-    )
+    assert curves["system/host_memory_peak_bytes"] == [1 << 30, 1 << 30]
+    assert "system/device_memory_peak_bytes" not in curves
     shares = {tag for tag in curves if tag.startswith("system/time/")}
     assert shares == {f"system/time/{part}_share" for part in PARTS} - {"system/time/communication_share"}
     assert read_json(run.status)["verdict"] == "compute-bound"
@@ -111,9 +109,8 @@ def test_counter_curve_starts_at_first_nonzero_count(run):
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("system/storage/", "system/replaced"))]
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
     assert points == {"system/storage/retries": [(16, 2), (24, 0)], "system/replaced_samples": [(24, 3)]}
-    assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], (
-        "metric lines contain every counter"
-    )
+    # Metric lines contain every counter.
+    assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0]
 
 
 def test_curves_have_descriptions_in_tensorboard(run):
@@ -126,9 +123,8 @@ def test_curves_have_descriptions_in_tensorboard(run):
     assert len(shown) > 15 and all(shown.values()), shown
     about = events.SummaryMetadata("batch/loss")
     assert (about.display_name, about.summary_description) == ("batch/loss", "Loss of the global batch.")
-    assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), (
-        "TensorBoard's fast data server needs these values"
-    )
+    # TensorBoard's fast data server needs these values.
+    assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars")
 
 
 def test_tensorboard_opens_with_loss_accuracy_and_speed(run):

@@ -29,9 +29,9 @@ def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     assert len({tuple(row) for row in rows}) == 1, "the same keys in the same order"
     assert all(not isinstance(value, (dict, list)) for row in rows for value in row.values())
     assert rows[1]["test.twemoji.top1"] == 0.2 and rows[0]["test.twemoji.top1"] is None
-    assert rows[1]["stages.pretrain.mask"] == "0.5" and "seed" not in rows[1], (
-        "only settings that differ within a sweep"
-    )
+    # Only settings that differ within a sweep.
+    assert rows[1]["stages.pretrain.mask"] == "0.5"
+    assert "seed" not in rows[1]
     assert (rows[0]["samples"], rows[0]["steps"], rows[0]["seconds"]) == (3840, 30, 9.6)
     assert flip.read_runs(tmp_path) == rows
     shown = flip.read_runs(tmp_path, settings=["seed", "no.such"])

@@ -136,10 +136,8 @@ def test_end_attempt_counts_recorded_scores_as_progress(tmp_path):
     for _ in range(5):
         n = attempts.start_attempt(run, {})
         run.record_progress(n)
-        assert (
-            attempts.end_attempt(run, n, EndFacts(75, "RUNNING", limit_reason="its wall limit passed")).cause
-            == "stopped"
-        )
+        ended = attempts.end_attempt(run, n, EndFacts(75, "RUNNING", limit_reason="its wall limit passed"))
+        assert ended.cause == "stopped"
     ends = [
         attempts.end_attempt(
             run, attempts.start_attempt(run, {}), EndFacts(75, "RUNNING", limit_reason="its wall limit passed")

@@ -208,11 +208,9 @@ def test_complete_checkpoint_takes_known_files_without_reading_them(run):
         FIRST,
         SECOND,
     ]
-    assert (
-        "files" not in record
-        and len(known) == 2
-        and checkpoint_folder.read_checkpoint(path).record == checkpoint.record
-    )
+    assert "files" not in record
+    assert len(known) == 2
+    assert checkpoint_folder.read_checkpoint(path).record == checkpoint.record
     again = checkpoint_folder.complete_checkpoint(path, record)
     assert checkpoint_folder.COMMIT_FILE not in again.record["files"]
 
@@ -260,14 +258,10 @@ def test_summary_describes_checkpoint_of_given_samples(run):
     path = write(run, "pretrain", 16)
     digest = hashlib.sha256((path / checkpoint_folder.COMMIT_FILE).read_bytes()).hexdigest()
     expected = {"path": "pretrain/16-1", "stage": "pretrain", "samples": 16, "digest": digest}
-    assert (
-        checkpoint_folder.summary(checkpoint_folder.checkpoints(run)[-1])
-        == checkpoint_folder.summary_at(run, 16)
-        == expected
-    )
-    assert (
-        checkpoint_folder.summary_at(run, 8)["path"] == "pretrain/8-2" and checkpoint_folder.summary_at(run, 9) is None
-    )
+    assert checkpoint_folder.summary(checkpoint_folder.checkpoints(run)[-1]) == expected
+    assert checkpoint_folder.summary_at(run, 16) == expected
+    assert checkpoint_folder.summary_at(run, 8)["path"] == "pretrain/8-2"
+    assert checkpoint_folder.summary_at(run, 9) is None
 
 
 def test_summary_at_reads_only_the_matching_checkpoint(run, monkeypatch):
@@ -284,9 +278,8 @@ def resident(path):
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
         held = (ctypes.c_ubyte * -(-len(pages) // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(pages)
-        assert (
-            ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(pages)), held) == 0
-        )
+        address = ctypes.c_void_p(ctypes.addressof(start))
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(len(pages)), held) == 0
         del start
         return sum(page & 1 for page in held) / len(held)
 
@@ -416,9 +409,8 @@ def test_pin_ends_with_evaluation_that_does_not_continue(run, place, end):
     write_json(holder.path / ENDS[end][0], ENDS[end][1])
     over = end == "evaluated" or (place != "other" and end in ("cancelled", "failed"))
     assert checkpoint_folder.pin_holders(run) == (set() if over else {holder.path})
-    assert checkpoint_folder.apply_retention(run, 1, keep=1) == (
-        [checkpoint_folder.folder(run, "pretrain", 8, 1)] if over else []
-    )
+    oldest = checkpoint_folder.folder(run, "pretrain", 8, 1)
+    assert checkpoint_folder.apply_retention(run, 1, keep=1) == ([oldest] if over else [])
 
 
 def test_retention_deletes_others_if_a_checkpoint_cannot_be_deleted(run, monkeypatch):
@@ -436,10 +428,8 @@ def test_retention_deletes_others_if_a_checkpoint_cannot_be_deleted(run, monkeyp
     with pytest.raises(OSError, match="busy"):
         checkpoint_folder.apply_retention(run, 1, keep=1)
     assert [c.samples_seen for c in checkpoint_folder.checkpoints(run)] == [16, 32]
-    assert (
-        not checkpoint_folder.folder(run, "pretrain", 8, 1).exists()
-        and not checkpoint_folder.folder(run, "pretrain", 24, 1).exists()
-    )
+    assert not checkpoint_folder.folder(run, "pretrain", 8, 1).exists()
+    assert not checkpoint_folder.folder(run, "pretrain", 24, 1).exists()
 
 
 def test_retention_leaves_files_of_others_in_a_checkpoint_and_logs_them_once(run, caplog):
@@ -466,9 +456,8 @@ def test_retention_does_not_follow_links(run, tmp_path, linked):
     place.symlink_to(victim if linked == "8-1" else victim.parent)
     write(run, "pretrain" if linked == "8-1" else "unmasked", 16)
     assert victim not in checkpoint_folder.apply_retention(run, 1, keep=1)
-    assert checkpoint_folder.remove(checkpoint_folder.folder(run, "pretrain", 8, 1)).startswith(
-        "it, or a folder above it"
-    )
+    reason = checkpoint_folder.remove(checkpoint_folder.folder(run, "pretrain", 8, 1))
+    assert reason.startswith("it, or a folder above it")
     assert [c.samples_seen for c in checkpoint_folder.checkpoints(other)] == [8] and len(list(victim.iterdir())) == 3
 
 

@@ -38,7 +38,10 @@ def test_lines_of_an_attempt_in_order(run):
 
 def test_attempt_without_metrics(run):
     file = metric_file(run, 1)
-    assert list(file) == [] and list(file.newest_first()) == [] and file.complete_lines() == b"" and file.damaged == 0
+    assert list(file) == []
+    assert list(file.newest_first()) == []
+    assert file.complete_lines() == b""
+    assert file.damaged == 0
     append(run, 1, line(1))
     assert list(file) == [line(1)], "it may appear later"
 

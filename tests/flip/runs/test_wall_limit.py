@@ -53,10 +53,9 @@ def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
     attempt(run, ready=50, ended=60)
     saved(run, 20.0)
     assert wall_limit.why_too_short(run, 71) == ""
-    assert (
-        wall_limit.why_too_short(run, 70)
-        == "no attempt can make progress within the wall limit of 70 s: a start takes 50 s and a save 20 s"
-    )
+    reason = wall_limit.why_too_short(run, 70)
+    assert "the wall limit of 70 s" in reason
+    assert reason.endswith("a start takes 50 s and a save 20 s")
     assert wall_limit.why_too_short(run, 0) == "", "no limit is known"
 
 
