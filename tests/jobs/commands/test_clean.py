@@ -290,7 +290,8 @@ def test_nothing_of_run_in_unknown_state_is_deleted(desk, commands):
     (run.path / "compiled.of-bob-1764000000").mkdir()
     age(desk.runs)
     folders, spared = desk.listed("--all")
-    assert folders == [] and sorted(spared) == [
+    assert folders == []
+    assert sorted(spared) == [
         f"demo/.code/{OLD_CODE}",
         "demo/base/compiled.of-bob-1764000000",
         "demo/base/logs/1",
@@ -299,7 +300,8 @@ def test_nothing_of_run_in_unknown_state_is_deleted(desk, commands):
     age(path)
     folders, in_trash = desk.listed()
     assert folders == [] and list(in_trash) == [str(path.relative_to(desk.runs))]
-    assert all("base is unknown: Slurm does not answer" in reason for reason in [*spared.values(), *in_trash.values()])
+    for reason in [*spared.values(), *in_trash.values()]:
+        assert "base is unknown: Slurm does not answer" in reason
 
 
 def test_run_that_started_after_the_listing_stays(desk, monkeypatch):

@@ -73,11 +73,8 @@ def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeyp
     assert names(select.select(None, [root])) == ["one/a", "one/b", "two/a"]
     assert names(select.select("one", [root])) == ["one/a", "one/b"]
     assert names(select.select("sweeps/one.yaml", [root])) == ["one/a", "one/b"]
-    assert (
-        names(select.select("two/a", [root]))
-        == names([select.select_single(str(root / "two" / "a"), [root])])
-        == ["two/a"]
-    )
+    assert names(select.select("two/a", [root])) == ["two/a"]
+    assert names([select.select_single(str(root / "two" / "a"), [root])]) == ["two/a"]
     monkeypatch.chdir(root / "one")
     assert names(select.select("b", [root])) == ["one/b"]
     with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
@@ -300,9 +297,9 @@ def test_commands_search_runs_roots_of_all_profiles(root, tmp_path, monkeypatch,
     assert names(select.select("far", roots)) == names([select.select_single("far/x", roots)]) == ["far/x"]
     assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
     assert len(select.select_many([], roots)) == 5, "without a name, all runs of all roots"
-    assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (
-        "a pattern selects runs of a single root"
-    )
+    # A pattern selects runs of a single root.
+    assert len(select.select(None, roots)) == 5
+    assert len(select.select_many(["*"], roots)) == 3
     assert names(select.select_many(["f*"], roots)) == ["far/x"]
     for command, argv in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
         assert command.main(argv) == 0, capsys.readouterr().err
@@ -330,7 +327,9 @@ def test_cancel_selects_runs_by_pattern(root):
 def test_cancel_requires_confirmation_or_yes_option(root):
     write_json(root / "two" / "a" / "job.json", {"after": 0})
     refused = call("cancel", "--root", str(root), "two")
-    assert refused.returncode == 78 and "--yes" in refused.stderr and not (root / "two" / "a" / "cancel.json").exists()
+    assert refused.returncode == 78
+    assert "--yes" in refused.stderr
+    assert not (root / "two" / "a" / "cancel.json").exists()
     assert call("cancel", "--root", str(root), "two", "--yes").stdout == "cancelled: a\n"
     assert call("cancel", "--root", str(root), "two", "--yes").stdout.startswith("nothing to cancel")
 

@@ -110,14 +110,15 @@ def test_branch_starts_with_weights_of_other_run(desk):
     actual = weights(desk.run("branch"), 48)
     expected = weights(desk.run("base"), 32)
     assert actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
+    # From S = 0.
     assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(desk.run("branch"))] == [
         16,
         32,
         48,
-    ], "from S = 0"
-    assert list(desk.run("base").pins.iterdir()) and not checkpoint_folder.pinned(desk.run("base")), (
-        "the branch is complete"
-    )
+    ]
+    # The branch is complete.
+    assert list(desk.run("base").pins.iterdir())
+    assert not checkpoint_folder.pinned(desk.run("base"))
     assert read_config(desk.run("branch").config).init.run == str(desk.run("base").path)
     assert "nothing to start" in desk.type("submit", runs=runs), "the run is unchanged"
 
@@ -162,7 +163,8 @@ def test_branch_of_export_resamples_patches_and_needs_export_until_checkpoint(de
         16,
         32,
         48,
-    ] and run.newest_attempt() == 2
+    ]
+    assert run.newest_attempt() == 2
     shutil.rmtree(run.path)
     assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 

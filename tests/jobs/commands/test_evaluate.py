@@ -64,9 +64,8 @@ def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
             stored = predictions.read(predictions.path_of(run, "pretrain", 64, result["name"]))
             assert (stored.digest, len(stored.images)) == (result["predictions"], result["n"])
     assert len(list(run.eval.rglob("*.jsonl"))) == 6, "two sets in three views"
-    assert list((place / "cache" / "features").rglob("texts-*")) and list(
-        (place / "cache" / "features").rglob("images-*")
-    )
+    assert list((place / "cache" / "features").rglob("texts-*"))
+    assert list((place / "cache" / "features").rglob("images-*"))
     (row,) = flip.read_runs(run.path)
     assert row["test.flickr30k-text.top1"] == results[0]["top1"] and row["test.mnist-probe.n"] == 10
     assert report.main([str(run.path)]) == 0
@@ -123,9 +122,9 @@ def test_evaluate_scores_all_checkpoints_on_configured_sets(place, capsys):
         point["samples"]: [result["name"] for result in point["evaluations"]] for point in read_run(run.path).curve()
     }
     assert points[32] == ["own"] and "own" in points[64]
-    assert list(run.pins.iterdir()) and not checkpoint_folder.pinned(run), (
-        "the pin counts only until the evaluation is complete"
-    )
+    # The pin counts only until the evaluation is complete.
+    assert list(run.pins.iterdir())
+    assert not checkpoint_folder.pinned(run)
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
     assert RunDir(newest).has_progress(1), "each recorded score counts as progress, like a checkpoint"
 
@@ -319,10 +318,8 @@ def test_name_of_a_set_of_the_run_is_no_unknown_data_set(place, tmp_path, capsys
     own = [item.name for item in merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml").evaluate.sets]
     assert evaluate.main([*argv, own[0]]) == 78
     error = capsys.readouterr().err
-    assert (
-        "this is one of the run's own sets" in error
-        and f"Leave out --sets, which scores all of them: {own[0]}" in error
-    )
+    assert "this is one of the run's own sets" in error
+    assert f"Leave out --sets, which scores all of them: {own[0]}" in error
     assert evaluate.main([*argv, f"{own[0]}=nowhere"]) == 78 and "nowhere" in capsys.readouterr().err
 
 

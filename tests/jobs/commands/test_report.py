@@ -91,9 +91,8 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     score = group.score("twemoji")
     assert group.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
-    assert "20.0 (10.0-30.0)" in results.terminal_page(run_outcomes) and "cannot rank" not in results.terminal_page(
-        run_outcomes
-    )
+    assert "20.0 (10.0-30.0)" in results.terminal_page(run_outcomes)
+    assert "cannot rank" not in results.terminal_page(run_outcomes)
 
 
 def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
@@ -112,9 +111,8 @@ def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
     assert "24.0, 12.0" in markdown(findings(run_outcomes))
     config.seed = 0
     run.config.write_text(merge.dump(config), encoding="utf-8")
-    assert len(seed_groups.group_by_seed(outcomes(tmp_path / "demo"))) == 2, (
-        "one seed twice: the sweep compares the settings"
-    )
+    # One seed twice: the sweep compares the settings.
+    assert len(seed_groups.group_by_seed(outcomes(tmp_path / "demo"))) == 2
     assert {"data.workers", "data.sets.*.weight", "stages.*.compute.recompute", "monitor.wandb"} <= seed_groups.FREE
     changing = {"optim.clip", "stages.*.mask", "data.lanes", "resources.nodes", "compute.threads", "init.commit"}
     assert not changing & seed_groups.FREE
@@ -211,9 +209,8 @@ def test_arm_progress_averages_only_complete_seeds(tmp_path):
     run_outcomes = outcomes(tmp_path / "demo")
     (group,) = seed_groups.group_by_seed(run_outcomes)
     assert (group.progress("samples"), group.progress("seconds")) == (12_800, 32)
-    assert seed_groups.group_by_seed(run_outcomes[2:])[0].progress("samples") == 2560, (
-        "without a complete seed, incomplete seeds count"
-    )
+    # Without a complete seed, incomplete seeds count.
+    assert seed_groups.group_by_seed(run_outcomes[2:])[0].progress("samples") == 2560
     assert result_cells([group], run_outcomes)[0]["seeds"] == "2 of 3"
 
 
@@ -339,10 +336,8 @@ def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
     text = (out / "report.md").read_text(encoding="utf-8")
     named = re.findall(r"\]\((figures/[^)]+\.svg)\)", text)
     figures = {path.name for path in (out / "figures").iterdir()}
-    assert (
-        len(named) == 3 * 4 + 2
-        and {Path(name).name for name in named} | {Path(name).with_suffix(".png").name for name in named} == figures
-    )
+    assert len(named) == 3 * 4 + 2
+    assert {Path(name).name for name in named} | {Path(name).with_suffix(".png").name for name in named} == figures
     for name in figures:
         content = (out / "figures" / name).read_bytes()
         if name.endswith(".png"):
@@ -356,16 +351,16 @@ def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
 
 def test_report_markdown_has_headline_summary_and_tables(sweep):
     done = command("demo", "--markdown", "-", root=sweep.parent)
-    assert done.returncode == 0 and done.stdout.startswith(
-        "# A demonstration\n\n**Highest on twemoji: mask50 25.0 %, clip 20.0 % (one seed each, chance 0.0853 %);"
-        " openmoji agrees**\n"
-    )
+    assert done.returncode == 0
+    title, _, headline = done.stdout.splitlines()[:3]
+    assert title == "# A demonstration"
+    assert headline.startswith("**Highest on twemoji: mask50 25.0 %, clip 20.0 % (one seed each, chance 0.0853 %);")
+    assert headline.endswith("; openmoji agrees**")
     assert "\n\ndemo: 2 of 4 runs complete, 1 failed" in done.stdout and "| **25.0 (22.5-27.5)** |" in done.stdout
     tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
     for table in tables:
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, (
-            "all rows have the same number of cells"
-        )
+        # All rows have the same number of cells.
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert "| mask75 | failed | 50 % |" in done.stdout and "figures/" not in done.stdout
 
 
@@ -465,17 +460,15 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is stopped" and lines["1b, 75 %, 16k"].gap is None
-    assert "not comparable yet" in results.terminal_page(run_outcomes) and "agrees within 0.5" in results.terminal_page(
-        run_outcomes
-    )
+    assert "not comparable yet" in results.terminal_page(run_outcomes)
+    assert "agrees within 0.5" in results.terminal_page(run_outcomes)
     tuned = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),
         ("tuning/mask50", "not comparable yet"),
     ]
-    assert (
-        len({line.set for line in against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1d")}) == 5
-    ), "whole and masked images"
+    # Whole and masked images.
+    assert len({line.set for line in against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1d")}) == 5
 
 
 def test_paper_comparison_has_line_for_each_run_with_plain_numbers(sweep):

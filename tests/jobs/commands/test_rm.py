@@ -83,7 +83,9 @@ def test_active_run_pinned_run_and_link_stay(desk, capsys, monkeypatch):
     document = json.loads(call(capsys, "demo/pinned", "demo/link", "demo/active", "--yes", "--json"))
     assert document["runs"] == []
     left = {Path(path).name: why for path, why in document["left_alone"].items()}
-    assert str(holder.path) in left["pinned"] and "symbolic link" in left["link"] and "it is running" in left["active"]
+    assert str(holder.path) in left["pinned"]
+    assert "symbolic link" in left["link"]
+    assert "it is running" in left["active"]
     assert pinned.path.exists() and linked.path.exists() and active.path.exists()
 
 

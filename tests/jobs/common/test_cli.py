@@ -172,7 +172,9 @@ def test_run_main_reports_missing_package_with_install_command():
     main = "def main():\n    import no_such_package\n"
     code = f"import sys\nfrom jobs.common.cli import run_main\n{main}sys.exit(run_main(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 78 and "no_such_package is not installed" in done.stderr and "make install" in done.stderr
+    assert done.returncode == 78
+    assert "no_such_package is not installed" in done.stderr
+    assert "make install" in done.stderr
 
 
 def test_run_main_ends_without_traceback_on_keyboard_interrupt():

@@ -130,9 +130,8 @@ def test_display_follows_terminal_size():
                 screen.resize(*size)
                 display.draw(lambda *now: sizes.append(now) or Page("x" * 100))
         assert sizes == [(80, 24), (40, 10), (60, 10)]
-        assert screen.close().raw.count(b"\x1b[2J") == 1, (
-            "the screen is cleared only when the terminal becomes narrower"
-        )
+        # The screen is cleared only when the terminal becomes narrower.
+        assert screen.close().raw.count(b"\x1b[2J") == 1
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -177,9 +177,8 @@ def test_words_of_setup_that_are_executed():
     lines += ["if [ -e /q ]; then bash -l /r; fi", "cat /data > /dev/null"]
     words = [word for line in lines for word in cluster_profile._executed_words(line) if word.startswith("/")]
     assert words == ["/a/env.sh", "/c/d", "/x/y", "/r"]
-    assert executed_files(ClusterProfile(python=sys.executable, host_python="/usr/bin/env", setup=["/nowhere"])) == [
-        ("host_python", Path("/usr/bin/env"))
-    ]
+    profile = ClusterProfile(python=sys.executable, host_python="/usr/bin/env", setup=["/nowhere"])
+    assert executed_files(profile) == [("host_python", Path("/usr/bin/env"))]
 
 
 def test_shipped_profile_is_trusted_as_code_of_its_checkout(monkeypatch, tmp_path):
@@ -227,9 +226,8 @@ def test_bare_name_of_two_files_is_refused_with_both_paths(tmp_path, monkeypatch
     assert str(sweep_file.find_sweep("./quickstart.yaml")) == "quickstart.yaml"
     assert sweep_file.find_sweep(str(SWEEPS / "quickstart.yaml")) == SWEEPS / "quickstart.yaml"
     (tmp_path / "my.yaml").write_text("runs: {a: }\n")
-    assert str(sweep_file.find_sweep("my")) == str(sweep_file.find_sweep("my.yaml")) == "my.yaml", (
-        "as the tutorial types it"
-    )
+    # As the tutorial types it.
+    assert str(sweep_file.find_sweep("my")) == str(sweep_file.find_sweep("my.yaml")) == "my.yaml"
     (tmp_path / "my").write_text("")
     with pytest.raises(ConfigError, match="ambiguous: sweeps of this name are"):
         sweep_file.find_sweep("my")
