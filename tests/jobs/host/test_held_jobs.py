@@ -342,9 +342,8 @@ def test_waiting_runs_report_failed_canary_and_can_be_resubmitted(submitted, row
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
         apply.assign_canaries(jobs, a.path.parent, 50)
     )
-    assert calls(submitted, "scancel") == (["scancel 52_0 52_1"] if "Held" in row else []), (
-        "held jobs of the old submission are cancelled"
-    )
+    # Held jobs of the old submission are cancelled.
+    assert calls(submitted, "scancel") == (["scancel 52_0 52_1"] if "Held" in row else [])
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 

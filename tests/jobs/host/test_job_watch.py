@@ -55,9 +55,8 @@ def test_watch_notices_a_lowered_limit(watched):
     assert watched(HOUR, GONE, half, ending) == (["TIMEOUT"], [900.0, 60.0, 50.0], False)
     lowered = {"limit": "00:27:00"}
     silence = [GONE] * 3
-    assert watched(lowered, *silence, ending) == (["TIMEOUT"], [900.0, 60.0, 1.0, 1.0], False), (
-        "the limit passes during the silence"
-    )
+    # The limit passes during the silence.
+    assert watched(lowered, *silence, ending) == (["TIMEOUT"], [900.0, 60.0, 1.0, 1.0], False)
 
 
 @pytest.mark.parametrize(

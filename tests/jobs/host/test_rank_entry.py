@@ -74,9 +74,8 @@ def test_interface_returns_network_interface_of_address_except_loopback():
             address = probe.getsockname()[0]
         except OSError:  # a machine with only a loopback interface
             address = "127.0.0.1"
-    assert (
-        rank_entry.interface(address) in {name for _, name in socket.if_nameindex()} - {"lo"}
-    ) != address.startswith("127.")
+    of_network = {name for _, name in socket.if_nameindex()} - {"lo"}
+    assert (rank_entry.interface(address) in of_network) != address.startswith("127.")
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")

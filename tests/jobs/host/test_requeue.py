@@ -56,9 +56,8 @@ def test_requeue_retries_refusal_after_long_silence(commands, slept, tmp_path):
     start = slept[-1]
     with pytest.raises(slurm_cli.SlurmUnavailable):
         requeue.requeue("57", 0)
-    assert slurm_cli.RETRY_SECONDS < slept[-1] - start < slurm_cli.OUTAGE_SECONDS, (
-        "the retries end before the outage timeout"
-    )
+    # The retries end before the outage timeout.
+    assert slurm_cli.RETRY_SECONDS < slept[-1] - start < slurm_cli.OUTAGE_SECONDS
 
 
 def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):

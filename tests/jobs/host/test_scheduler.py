@@ -39,7 +39,7 @@ def test_see_reads_all_that_an_owner_needs_from_one_answer(slurm, commands):
     times = "EligibleTime=2026-11-30T08:00:00 StartTime=2026-11-30T09:00:30"
     more = f"echo ' NodeList=n1,n7 {times} Comment=away:2:0:5:69:n3 '"
     seen = slurm(1, more, restarts=1).see()
-    assert seen == JobSeen(
+    expected = JobSeen(
         state="RUNNING",
         used=TimeUsed(TEN_MINUTES, DAY, over=False, preempted=False),
         limit=DAY,
@@ -50,6 +50,7 @@ def test_see_reads_all_that_an_owner_needs_from_one_answer(slurm, commands):
         failed=FailedStarts(2, 5, 69, "n3"),
         ending="",
     )
+    assert seen == expected
     assert seen.is_ours and commands.calls() == ["scontrol show job 50_3"]
 
 

@@ -306,10 +306,8 @@ def test_adopted_rank_that_ignores_stop_is_killed(field):
     attempt = adopted.adopt(run, 1, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
-    assert (
-        supervisor.attempts.end_attempt(run, 1, EndFacts(attempt.code, "RUNNING")).cause == "node"
-        and not attempt.observed
-    )
+    assert supervisor.attempts.end_attempt(run, 1, EndFacts(attempt.code, "RUNNING")).cause == "node"
+    assert not attempt.observed
 
 
 def test_cancel_saves_running_run_and_lasts_until_resubmission(field):

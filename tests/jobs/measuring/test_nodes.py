@@ -191,10 +191,8 @@ def test_faults_in_jobs_are_rows_of_the_result(tmp_path, monkeypatch):
     assert [plan.name for plan in plans] == ["fault_agent", "fault_preemption"]
     assert all(plan.options["device"] == "cuda" and plan.options["profile"]["agents"] for plan in plans)
     judged = {each.about: each for each in judge(measured)}
-    assert (
-        "Slurm waits" not in judged["row fault_agent"].because
-        and "cred_expire" in judged["row fault_preemption"].because
-    )
+    assert "Slurm waits" not in judged["row fault_agent"].because
+    assert "cred_expire" in judged["row fault_preemption"].because
     assert list(tmp_path.iterdir()) == [], "the folder that the rows share is deleted"
     some = cluster.with_faults(example(), profile, tmp_path, 60.0, ["fault_preemption", "disk"])
     assert [each.name for each in some.rows] == ["fault_preemption"]

@@ -72,9 +72,9 @@ def test_rank_process_distinguishes_missing_data_from_replaced_data(run, tmp_pat
     data.rename(tmp_path / "kept")
     done = work(run)
     (cause,) = run.causes(1)
-    assert done.returncode == STORAGE and cause["cause"] == "storage", (
-        "missing data may be a missing file system of one node"
-    )
+    # Missing data may be a missing file system of one node.
+    assert done.returncode == STORAGE
+    assert cause["cause"] == "storage"
     assert "data.manifest: " in cause["reason"] and "data.tokenizer: " in cause["reason"]
     shutil.rmtree(tmp_path / "kept")
     make_dataset(data, samples=40, shards=1, chunk=1, seed=5)

@@ -333,7 +333,9 @@ def test_agents_of_suspended_job_are_not_lost_while_they_kill(is_asked):
     for agent in group.agents:
         agent.is_silent = False
     group.wait(5)
-    assert group.state is State.DECIDE and group.outcome.lost == () and not any(agent.closed for agent in group.agents)
+    assert group.state is State.DECIDE
+    assert group.outcome.lost == ()
+    assert not any(agent.closed for agent in group.agents)
 
 
 def test_second_agent_of_a_node_is_refused():

@@ -103,9 +103,8 @@ def test_strangers_are_counted_in_a_line_per_minute(place):
         assert len(place.lines) == 1, second
     place.wait(1.0)
     assert len(place.lines) == 2
-    assert place.lines[0].startswith(
-        "1 connections were closed that were no agents of this run, the last one from 10.0.0.8: connection "
-    )
+    assert place.lines[0].startswith("1 connections were closed that were no agents of this run, ")
+    assert "from 10.0.0.8: connection " in place.lines[0]
     place.wait(LOG_SECONDS)
     total = sum(int(line.split()[0]) for line in place.lines)
     assert total == 2 * LOG_SECONDS and "no hello for 10 s" in place.lines[-1]
