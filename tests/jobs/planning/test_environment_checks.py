@@ -111,9 +111,8 @@ def test_container_check_refuses_runs_root_with_colon_or_comma(folder, runtime, 
     with pytest.raises(ConfigError, match="PATH:TARGET.*must contain neither.*FLIP_RUNS=FOLDER") as caught:
         environment_checks.check_container(config(folder), profile, folder / name / "demo")
     assert caught.value.value == str(folder / name / "demo")
-    assert (
-        environment_checks.check_container(config(folder), ClusterProfile(kind="slurm"), folder / name / "demo") == []
-    )
+    no_container = ClusterProfile(kind="slurm")
+    assert environment_checks.check_container(config(folder), no_container, folder / name / "demo") == []
 
 
 def test_container_check_needs_no_mount_for_home_with_apptainer(folder):
@@ -165,6 +164,5 @@ def test_container_check_is_skipped_in_plan_without_data(folder):
 
 
 def test_container_check_needs_no_mount_for_urls():
-    assert not environment_checks._hidden("s3://bucket/manifest", []) and environment_checks._hidden(
-        str(Path("/data/m")), ["/dat"]
-    )
+    assert not environment_checks._hidden("s3://bucket/manifest", [])
+    assert environment_checks._hidden(str(Path("/data/m")), ["/dat"])

@@ -149,10 +149,8 @@ def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
     cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
     single_copy = model_costs.checkpoint_memory(planned(*cpu))
     assert single_copy == model_costs.state_bytes(planned()) // 2
-    assert (
-        model_costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
-        == single_copy
-    )
+    remote = planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x")
+    assert model_costs.checkpoint_memory(remote) == single_copy
     assert model_costs.checkpoint_memory(planned(*cpu, "checkpoint.url=gs://bucket/x")) == 2 * single_copy
     gpus = planned()
     assert model_costs.checkpoint_memory(gpus) == 2 * (2 * single_copy) // world_size(gpus)
@@ -189,7 +187,8 @@ def test_accelerator_table_has_sources_and_unique_names():
 def test_profile_derives_tflops_and_memory_from_card_name():
     known = ClusterProfile(gpu="a100")
     explicit = ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
-    assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (explicit.tflops, explicit.gpu_bytes) == (300, 80e9)
+    assert (known.tflops, known.gpu_bytes) == (312, 40e9)
+    assert (explicit.tflops, explicit.gpu_bytes) == (300, 80e9)
     assert (ClusterProfile().tflops, ClusterProfile().gpu_bytes) == (0, 0)
 
 

@@ -71,9 +71,8 @@ def test_step_time_includes_wait_for_input(monkeypatch):
     assert step.input_cores == pytest.approx(64 * step.total / (step.compute_seconds + step.communication_seconds))
     warning = step_time.input_warning(config, H100)
     assert f"needs {step.input_cores:.0f} cores" in warning and "has 64" in warning
-    assert not step_time.input_warning(planned(), ClusterProfile(kind="slurm")), (
-        "without a GPU model the demand is unknown"
-    )
+    # Without a GPU model the demand is unknown.
+    assert not step_time.input_warning(planned(), ClusterProfile(kind="slurm"))
     monkeypatch.setattr(SpeedTable, "microseconds", lambda *_: 1e6 / CORE_SAMPLES / 4)
     assert not step_time.input_warning(config, H100)
 

@@ -165,7 +165,9 @@ def test_complete_run_with_other_class_names_is_named_and_left_alone(desk, typed
     before = run.identity.read_bytes()
     (tmp_path / "names.json").write_text(json.dumps({"names": list("abcdefghij"), "templates": ["the {}"]}))
     code, out, _ = typed("--only", "half", f"evaluate.sets.small.classes={tmp_path}/names.json")
-    assert code == 0 and not typed.started and "class names of small have changed: its scores have the earlier" in out
+    assert code == 0
+    assert not typed.started
+    assert "class names of small have changed: its scores have the earlier" in out
     assert run.identity.read_bytes() == before
     assert "class names" not in typed("--only", "half")[1]
 

@@ -52,9 +52,9 @@ def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk,
     code, out, err = typed(sweep=sweep)
     assert code == 0 and "changed" not in out, err
     after = read_json(run.identity)
-    assert after["hash"] == stored["hash"] and after["user_files"] == {"my_metric.py": checksum(file)}, (
-        "not yet started"
-    )
+    # Not yet started.
+    assert after["hash"] == stored["hash"]
+    assert after["user_files"] == {"my_metric.py": checksum(file)}
 
     run.start_attempt({})
     write_json(run.path / "job.json", {"kind": "local", "uid": os.geteuid(), "token": "x"})

@@ -50,9 +50,9 @@ class Fake:
 
     def submit(self, jobs):
         for job in jobs:
-            assert job.run.config.exists() and job.run.identity.exists(), (
-                "the run directory is complete before submission"
-            )
+            # The run directory is complete before submission.
+            assert job.run.config.exists()
+            assert job.run.identity.exists()
         self.jobs += jobs
 
 
@@ -134,13 +134,11 @@ def test_plan_continues_fork_with_matching_configuration():
     assert planned([resolved], {"a": old}, changed="fork") == [("a-v2", "new", True)]
     assert planned([resolved], {"a": old, "a-v2": new}) == [("a-v2", "running", False)]
     assert planned([resolved], {"a": old, "a-v2": newer}, changed="fork") == [("a-v3", "new", True)]
-    assert planned([wanted()], {"a": old, "a-v2": new}) == [("a", "running", False)], (
-        "the old values match the original run"
-    )
+    # The old values match the original run.
+    assert planned([wanted()], {"a": old, "a-v2": new}) == [("a", "running", False)]
     assert planned([resolved, wanted("a-v2")], {"a": old, "a-v2": old}, changed="fork")[0] == ("a-v3", "new", True)
-    assert planned([resolved], {"a": old, "a-v2": new}, ["a", "a-v2"])[0][:2] == ("a", "changed"), (
-        "a-v2 is a run of the sweep file, not a fork"
-    )
+    # a-v2 is a run of the sweep file, not a fork.
+    assert planned([resolved], {"a": old, "a-v2": new}, ["a", "a-v2"])[0][:2] == ("a", "changed")
     tenth = {"a": old, "a-v2": old, "a-v10": newer}
     assert planned([resolved], tenth, changed="fork") == [("a-v11", "new", True)]
     stopped = {"a": existing("stopped", mask="0.5"), "a-v2": existing("stopped", mask="0.9")}
@@ -206,8 +204,9 @@ def test_plan_names_changed_keys_and_marks_changed_defaults():
     resolved = replace(resolved, identity=identity(resolved.config, ""), given=frozenset({"stages.pretrain.mask"}))
     (action,) = compare([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; " in action.reason
-    assert action.reason.endswith("(optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; "
-        "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
+    moved, _, changed = action.reason.partition("; ")
+    assert moved.endswith("(optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved")
+    assert changed == "stages.pretrain.mask: '0.5' -> '0.75')"
     stored["config"]["optim"]["beta1"] = 0.5
     (action,) = compare([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: it was edited" in action.reason
@@ -352,10 +351,8 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     existing_runs = planning.scan_runs(folder, ["a"])
     apply.create_and_submit(compare([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
-    assert (
-        stored["hash"] == resolved.identity["hash"] != old
-        and read_config(folder / "a" / "config.yaml") == resolved.config
-    )
+    assert stored["hash"] == resolved.identity["hash"] != old
+    assert read_config(folder / "a" / "config.yaml") == resolved.config
     (before,) = stored["before"]
     assert (before["samples"], before["hash"]) == (96, old)
     assert [change["key"] for change in before["changes"]] == ["data.manifest"]
@@ -466,9 +463,8 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
         def submit(self, jobs):
             (job,) = jobs
             stored = read_config(job.run.config)
-            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), (
-                "the stored configuration is updated before submission"
-            )
+            # The stored configuration is updated before submission.
+            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3)
 
     assert apply.create_and_submit(compare([resolved], existing_runs, folder), snapshot, Looks(), {})
 
@@ -487,16 +483,12 @@ def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapsh
     resolved = TrainingWorkload("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     apply.create_and_submit(compare([resolved], {}, folder), snapshot, Fake(), {})
     again = finish(requested, small, data, [folder / "a"]).config
-    assert (
-        identity(again, "")["hash"]
-        == resolved.identity["hash"]
-        != identity(resolve_auto(requested, small, data), "")["hash"]
-    )
+    assert identity(again, "")["hash"] == resolved.identity["hash"]
+    assert identity(resolve_auto(requested, small, data), "")["hash"] != resolved.identity["hash"]
     assert again.data.buffer == small.memory // 4, "the buffer depends on the memory of the present machine"
     requested.stages[0].batch = 96
-    assert finish(requested, small, data, [folder / "a"]).config == resolve_auto(requested, small, data), (
-        "a different run keeps no stored values"
-    )
+    # A different run keeps no stored values.
+    assert finish(requested, small, data, [folder / "a"]).config == resolve_auto(requested, small, data)
     (folder / "a" / "config.yaml").write_text("{")
     assert finish(requested, small, data, [folder / "a"]).config == resolve_auto(requested, small, data)
 

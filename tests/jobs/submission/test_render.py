@@ -117,10 +117,8 @@ def test_cpu_estimate_derives_wall_hours_from_core_gflops():
     profile = load_profile("local")
     run_estimate = action.wanted.estimate
     threads = action.wanted.config.compute.threads
-    assert (
-        run_estimate.wall_hours == pytest.approx(run_estimate.cost.flops / (threads * 100e9) / 3600)
-        and run_estimate.attempts == 1
-    )
+    assert run_estimate.wall_hours == pytest.approx(run_estimate.cost.flops / (threads * 100e9) / 3600)
+    assert run_estimate.attempts == 1
     twice = estimate(action.wanted.config, ClusterProfile(kind="slurm", core_gflops=profile.core_gflops / 2))
     assert twice.wall_hours == pytest.approx(2 * run_estimate.wall_hours)
     assert twice.as_dict()["wall_hours"] == twice.wall_hours and twice.as_dict()["attempts"] == 1
@@ -135,9 +133,8 @@ def test_gpu_estimate_derives_attempts_from_wall_limit():
     assert run_estimate.wall_hours == pytest.approx(run_estimate.cost.gpu_hours / world)
     config.resources.hours = run_estimate.wall_hours / 2.5
     assert estimate(config, profile).attempts == 3
-    assert estimate(config, ClusterProfile(kind="slurm")).attempts is None, (
-        "without a known GPU the number of attempts is unknown"
-    )
+    # Without a known GPU the number of attempts is unknown.
+    assert estimate(config, ClusterProfile(kind="slurm")).attempts is None
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,8 @@ def test_snapshot_copies_code_without_tests_and_ignored_files(repository, tmp_pa
     (repository / "sweeps" / "schemas").mkdir(parents=True)
     (repository / "sweeps" / "schemas" / "sweep.json").write_text("{}")
     snapshot = take(repository, tmp_path / "code")
-    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], (
-        "the copy has untracked files, but no tests and no ignored files"
-    )
+    # The copy has untracked files, but no tests and no ignored files.
+    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"]
     assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
     assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
     assert os.listdir(tmp_path / "code") == [snapshot.digest], "no temporary files remain"
@@ -156,9 +155,8 @@ def test_snapshot_restores_purged_and_truncated_files(repository, tmp_path):
     truncated.write_text("A")
     before = intact.stat()
     assert take(repository, tmp_path / "code") == first
-    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], (
-        "the copy is complete, and no temporary files remain"
-    )
+    # The copy is complete, and no temporary files remain.
+    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"]
     assert (purged.read_text(), truncated.read_text()) == ("B = 1\n", "A = 1\n")
     assert [path.stat().st_mode & 0o777 for path in (purged, truncated)] == [0o444, 0o444]
     assert (intact.stat().st_ino, intact.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

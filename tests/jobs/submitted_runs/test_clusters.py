@@ -59,9 +59,10 @@ def plan(desk, capsys, *args):
 def test_plan_batches_runs_by_cluster_and_shows_cluster_per_run(desk, slurm_commands, capsys):
     planned = json.loads(plan(desk, capsys, "--json", "--script"))
     assert {run["name"][:4]: run["cluster"] for run in planned["runs"]} == {"here": "near", "ther": "far"}
+    # Each cluster has a canary, after the runs that wait for it.
     assert [[name[:4] for name in batch["runs"]] for batch in planned["batches"]] == [
         ["here"] * 2, ["here"], ["ther"] * 2, ["ther"],
-    ], "each cluster has a canary, after the runs that wait for it"  # fmt: skip
+    ]  # fmt: skip
     assert ["--partition=far" in batch["script"] for batch in planned["batches"]] == [False, False, True, True]
     text = plan(desk, capsys)
     assert "6 runs on near, far, below" in text and "cluster" in text.split("all runs")[1]

@@ -75,10 +75,8 @@ def test_suggested_command_restarts_only_given_run_from_any_directory(desk, monk
     run = RunDir(desk.folder / "runs" / "other" / "half-s1")
     assert read_json(run.path / "job.json")["cluster"] == "here"
     description, suggested = next_step(run)
-    assert (
-        description
-        == "nothing automatically: no process supervises it; to start it again, without a checkpoint to resume from"
-    )
+    assert description.startswith("nothing automatically: no process supervises it; ")
+    assert description.endswith("to start it again, without a checkpoint to resume from")
     monkeypatch.chdir(desk.folder / "away")
     program, folder, name, *args = shlex.split(suggested)
     assert [program, folder, name] == [sys.executable, str(REPOSITORY / "jobs"), "submit"]

@@ -212,9 +212,8 @@ def test_obstacles_list_reasons_against_comparison(tmp_path):
         "not scored on imagenet",
     ):
         assert expected in reasons
-    assert not any("mask" in reason or "width" in reason for reason in reasons), (
-        "equal and derived settings are not listed"
-    )
+    # Equal and derived settings are not listed.
+    assert not any("mask" in reason or "width" in reason for reason in reasons)
     assert obstacles(row, [], "imagenet") == ["no run yet"]
     masked = Published("", {}, images={"twemoji": 5000})
     (reason,) = obstacles(masked, [outcome], "twemoji-mask0.5")

@@ -297,9 +297,8 @@ def test_each_seed_starts_from_run_of_its_own_seed(sweep):
 def test_where_restricts_seed_to_some_runs(sweep):
     text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
     assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
-    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], (
-        "overrides do not change which runs exist"
-    )
+    # Overrides do not change which runs exist.
+    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"]
 
 
 def test_overrides_take_precedence_and_only_selects_runs(sweep):
