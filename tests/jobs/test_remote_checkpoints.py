@@ -49,9 +49,8 @@ def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(remote)
         folder = Path(checkpoint.record["url"].removeprefix("file://"))
         assert folder.is_relative_to(remote.bucket)
         assert {path.name for path in folder.iterdir()} == {*checkpoint.record["files"], checkpoint_folder.COMMIT_FILE}
-        assert (folder / checkpoint_folder.COMMIT_FILE).read_bytes() == (
-            checkpoint.path / checkpoint_folder.COMMIT_FILE
-        ).read_bytes()
+        expected_record = (checkpoint.path / checkpoint_folder.COMMIT_FILE).read_bytes()
+        assert (folder / checkpoint_folder.COMMIT_FILE).read_bytes() == expected_record
     assert [evaluation["name"] for evaluation in read_json(run.result)["evaluations"]] == ["own"]
 
 
@@ -66,15 +65,13 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
     assert "branch: complete" in output and "extended: complete" in output
     actual = weights(remote.run("branch"), 48)
     expected = weights(remote.run("base"), 32)
-    assert (
-        expected and actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
-    )
+    assert expected
+    assert actual.keys() == expected.keys()
+    assert all((actual[name] == expected[name]).all() for name in actual)
     assert [checkpoint.samples_seen for checkpoint in checkpoint_folder.checkpoints(remote.run("extended"))] == [64]
     (extended,) = checkpoint_folder.checkpoints(remote.run("extended"))
-    assert (
-        extended.record["parent"] == str(checkpoint_folder.checkpoints(remote.run("base"))[-1].path)
-        and extended.record["step"] == 4
-    )
+    assert extended.record["parent"] == str(checkpoint_folder.checkpoints(remote.run("base"))[-1].path)
+    assert extended.record["step"] == 4
     assert before.items() <= remote.files().items(), "the remote files of the other run are unchanged"
 
 
@@ -94,9 +91,8 @@ def test_debug_leaves_remote_checkpoints_untouched(remote):
     assert "S = 32 of 48, 1 ranks" in output and read_json(copy.result)["samples"] == 48
     assert read_config(copy.config).checkpoint.url == ""
     for checkpoint in checkpoint_folder.checkpoints(copy):  # the copied checkpoint and the new checkpoint
-        assert "url" not in checkpoint.record and {path.name for path in checkpoint.path.iterdir()} > {
-            checkpoint_folder.COMMIT_FILE
-        }
+        assert "url" not in checkpoint.record
+        assert {path.name for path in checkpoint.path.iterdir()} > {checkpoint_folder.COMMIT_FILE}
 
 
 def test_evaluate_reads_remote_checkpoint(remote):

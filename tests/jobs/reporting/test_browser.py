@@ -85,16 +85,14 @@ KINDS = ("paper", "table", "half", "failed", "seeds")
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_fits_screen_width_without_cut_off_labels(browser, pages, kind, width):
     with PageView(browser, pages[kind], width) as view:
-        assert view.messages == [] and view.requests == [pages[kind].as_uri()], (
-            "the page has no errors and requests only itself"
-        )
-        assert view.evaluate("document.documentElement.scrollWidth") == width, (
-            "the page itself does not scroll sideways"
-        )
+        # The page has no errors and requests only itself.
+        assert view.messages == []
+        assert view.requests == [pages[kind].as_uri()]
+        # The page itself does not scroll sideways.
+        assert view.evaluate("document.documentElement.scrollWidth") == width
         view.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-        assert view.evaluate("document.documentElement.scrollWidth") == width, (
-            "the page does not scroll sideways with all details open"
-        )
+        # The page does not scroll sideways with all details open.
+        assert view.evaluate("document.documentElement.scrollWidth") == width
         letters = view.evaluate(
             "[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)"
             ".filter(height => height)"
@@ -170,9 +168,8 @@ def test_page_shows_problems_at_top_without_scrolling(browser, pages):
     with PageView(browser, pages["failed"], 390) as view:
         text = view.page.inner_text("p.bad")
         assert "mask0 is failed: CUDA error" in text and "explain" in text and "masking_small/mask0" in text
-        assert view.evaluate("document.querySelector('p.bad').getBoundingClientRect().top") < 900, (
-            "the problem is visible without scrolling"
-        )
+        # The problem is visible without scrolling.
+        assert view.evaluate("document.querySelector('p.bad').getBoundingClientRect().top") < 900
         assert view.page.locator("tr.trouble").count() == 2
     with PageView(browser, pages["half"], 390) as view:
         assert "3 of 8 runs complete, 2 running, 3 queued" in view.page.inner_text("p.quiet:has-text('runs complete')")
@@ -198,10 +195,8 @@ def test_page_escapes_html_in_names(browser, tmp_path):
 
 def test_chart_labels_series_on_wide_screen_and_switches_to_narrow_svg(browser, pages):
     with PageView(browser, pages["half"], 1280) as view:
-        assert (
-            view.page.locator(".large svg.full").is_visible()
-            and not view.page.locator(".large svg.narrow").is_visible()
-        )
+        assert view.page.locator(".large svg.full").is_visible()
+        assert not view.page.locator(".large svg.narrow").is_visible()
         texts = view.evaluate("[...document.querySelectorAll('.large svg.full text')].map(t => t.textContent)")
         assert {"s-half-113k 19.5", "s-half-225k 23.3", "s-all-225k"} <= set(texts)
     with PageView(browser, pages["half"], 390) as view:

@@ -55,9 +55,9 @@ def test_examples_show_images_and_worst_classes_of_best_run(tmp_path, data):
     best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
     blocks = example_blocks(worse, best)
     (images,) = [block for block in blocks if isinstance(block, CaptionedImages)]
-    assert len(images.items) == 12 < examples.IMAGES and example_blocks(worse, best)[2] == images, (
-        "every report shows the same images"
-    )
+    # Every report shows the same images.
+    assert len(images.items) == 12 < examples.IMAGES
+    assert example_blocks(worse, best)[2] == images
     for item in images.items:
         with Image.open(io.BytesIO(item.jpeg)) as image:
             assert max(image.size) <= 128

@@ -120,9 +120,8 @@ def test_foreign_model_has_no_seed_no_star_of_its_own_and_level_line(tmp_path):
     blocks = findings(outcomes)
     assert all("twemoji" not in block.best for block in blocks if isinstance(block, Table))
     plots = charts_of(blocks, "twemoji")
-    assert plots and all(
-        [level.name for level in plot.levels] == ["chance, 0.0853 %", "published 60.0"] for plot in plots
-    )
+    assert plots
+    assert all([level.name for level in plot.levels] == ["chance, 0.0853 %", "published 60.0"] for plot in plots)
     assert all([series.name for series in plot.series] == ["mask0"] for plot in plots)
     make(folder, "single", "0.75", top1=0.1)
     assert seed_groups.seeds_caution(grouped(folder)[0]).startswith("One seed of single cannot rank the runs: ")

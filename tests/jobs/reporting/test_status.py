@@ -126,18 +126,16 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
             )
     monkeypatch.setattr(time, "time", lambda: 12_600.0)
     row = run_status.row(run, RunState("running", 3))
-    assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), (
-        "the second attempt has neither an end nor metrics"
-    )
+    # The second attempt has neither an end nor metrics.
+    assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3)
     run.metrics.mkdir()
     lines = [{"step": 1, "samples": 8, "time": 6000}, {"step": 2, "samples": 16, "time": 6800}]
     (run.metrics / "2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run_status.row(run, RunState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
     (run.metrics / "2.jsonl").unlink()
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
-    assert run_status.row(run, RunState("unknown", 3))["wall_seconds"] == 7200, (
-        "the newest attempt counts up to its last status; what is known of earlier ones is not read again"
-    )
+    # The newest attempt counts up to its last status; what is known of earlier ones is not read again.
+    assert run_status.row(run, RunState("unknown", 3))["wall_seconds"] == 7200
     write_json(run.path / "job.json", {"shape": {"nodes": 2, "gpus": 4}, "after": 0, "time": 1.0})
     assert run_status.row(run, RunState("unknown", 3))["wall_seconds"] == 5400, "another run may be in its place"
 
@@ -234,7 +232,9 @@ def test_watch_interrupt_leaves_run_running(field):
     assert "run: " in watcher.stdout.readline(), "the watch command has started"
     watcher.send_signal(signal.SIGINT)
     output, _ = watcher.communicate(timeout=20)
-    assert watcher.returncode == 130 and command("status", run.path, "--watch") in output and "Traceback" not in output
+    assert watcher.returncode == 130
+    assert command("status", run.path, "--watch") in output
+    assert "Traceback" not in output
     time.sleep(0.3)
     assert field.state(run) == "running" and run.newest_attempt() == 1
 

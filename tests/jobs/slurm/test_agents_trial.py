@@ -76,12 +76,13 @@ def test_step_asks_for_no_gpus_and_for_what_selects_nodes(commands, tmp_path):
     assert (trial.nodes, trial.problem) == (["n1", "n2"], "")
     calls = {call.partition(" ")[0]: call for call in commands.calls()}
     name = calls["scancel"].partition("--name=")[2]
-    assert calls["srun"] == (
-        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1 --mem=512M --time=2 --immediate=30 "
-        f"--job-name={name} --chdir=/ --wait=0 --kill-on-bad-exit=0 --export=ALL --partition=gpu --account=vision "
-        "--qos=low --constraint=ib --exclude=n9 "
-        f"py -I -B {tmp_path}/code/jobs/host/agents/probe.py {tmp_path}/folder 60.0"
-    )
+    words = [
+        *("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=512M", "--time=2"),
+        *("--immediate=30", f"--job-name={name}", "--chdir=/", "--wait=0", "--kill-on-bad-exit=0", "--export=ALL"),
+        *("--partition=gpu", "--account=vision", "--qos=low", "--constraint=ib", "--exclude=n9"),
+        *("py", "-I", "-B", f"{tmp_path}/code/jobs/host/agents/probe.py", f"{tmp_path}/folder", "60.0"),
+    ]
+    assert calls["srun"].split(" ") == words
 
 
 def test_step_has_the_environment_of_jobs(commands, tmp_path, monkeypatch):

@@ -160,9 +160,8 @@ def test_states_distinguish_ends_of_runs(sweep):
     write_json(complete.result, {})
     assert state_of(complete) == ("complete", 0, "")
     by_hand = sweep("c", ("CANCELLED", "None"))
-    assert state_of(by_hand) == ("stopped", 0, "its job was cancelled in Slurm: submit again"), (
-        "no file records it, so it must not depend on how long Slurm lists the job"
-    )
+    # No file records it, so it must not depend on how long Slurm lists the job.
+    assert state_of(by_hand) == ("stopped", 0, "its job was cancelled in Slurm: submit again")
     cancelling = sweep("d", ("RUNNING", "None"))
     write_json(cancelling.cancel, {"who": "ann", "why": "a mistake"})
     assert state_of(cancelling) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
@@ -178,9 +177,8 @@ def test_states_distinguish_ends_of_runs(sweep):
     )
     record = read_json(unlisted.path / "job.json")
     write_json(unlisted.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
-    assert state_of(unlisted)[2].endswith(f": submit again: {resubmit.command(unlisted)[1]}"), (
-        "the detail ends with the command to resubmit"
-    )
+    # The detail ends with the command to resubmit.
+    assert state_of(unlisted)[2].endswith(f": submit again: {resubmit.command(unlisted)[1]}")
     assert state_of(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
 
 
@@ -294,9 +292,8 @@ def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, m
     submitted = jobs(tmp_path, small, large, small)
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm", env=["PROXY"])).submit(submitted)
     listed = (tmp_path / "sbatch.seen").read_text().split()
-    assert len(listed) == 3 + 5, (
-        "two job records and a list at the first sbatch, three records and two lists at the second"
-    )
+    # Two job records and a list at the first sbatch, three records and two lists at the second.
+    assert len(listed) == 3 + 5
     records = [read_json(job.run.path / "job.json") for job in submitted]
     assert [record["index"] for record in records] == [0, 0, 1] and records[0]["token"] == records[2]["token"]
     folder = tmp_path / "runs" / "demo" / ".slurm" / records[0]["token"]
@@ -319,11 +316,9 @@ def test_dry_run_shows_script_passed_to_sbatch(tmp_path, commands):
     backend.SlurmBackend(PROFILE).submit(submitted)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
     token = read_json(submitted[0].run.path / "job.json")["token"]
-    assert (
-        text.replace(token, dry_run.TOKEN) == shown_script
-        and token not in shown_script
-        and "--array=0-1" in shown_script
-    )
+    assert text.replace(token, dry_run.TOKEN) == shown_script
+    assert token not in shown_script
+    assert "--array=0-1" in shown_script
 
 
 TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on nodes n[1-2] in partition gpu"
@@ -455,7 +450,9 @@ def test_cancel_command_continues_after_unwritable_cancel_file(sweep, commands, 
     root = str(runs[0].path.parents[1])
     assert cancel.main(["demo", "--yes", "--root", root]) == 69
     stderr = capsys.readouterr().err
-    assert stderr.count("\n") == 1 and "b: No space left on device" in stderr and "The others are cancelled." in stderr
+    assert stderr.count("\n") == 1
+    assert "b: No space left on device" in stderr
+    assert "The others are cancelled." in stderr
     ends = [call for call in commands.calls() if "scancel" in call]
     assert ends == ["scancel --signal=USR2 57_0", "scancel 57_1", "scancel --signal=USR2 57_2"]
     assert [run.cancel.exists() for run in runs] == [True, False, True]

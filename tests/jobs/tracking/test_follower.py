@@ -216,7 +216,8 @@ def test_follow_command_waits_for_first_start_and_for_requeued_job(run, monkeypa
     root = str(run.path.parents[1])
     args = [str(run.path), "--tracker", "lines", "--project", "project", "--root", root]
     assert main([*args, "--once"]) == 0
-    assert capsys.readouterr().out == "sweep/run: has not started\n" and not (run.path / "trackers" / "lines").exists()
+    assert capsys.readouterr().out == "sweep/run: has not started\n"
+    assert not (run.path / "trackers" / "lines").exists()
     assert main(args) == 0
     assert [step for step, _ in sent(run)] == [1, 2, 3, 4, 5, 6]
     assert len({line["open"] for line in records(run, "open")}) == 1, "one run of the tracker"
