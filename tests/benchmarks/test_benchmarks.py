@@ -170,9 +170,8 @@ def test_resume_benchmark_times_first_batch_at_several_starts(tmp_path):
     assert starts == sorted(set(starts)) and starts[-1] < results["data"]["N"]
     assert all(row["first_batch_seconds"] > 0 and row["megabytes_read"] > 1 for row in results["ours"])
     assert [row["computed_seconds"] > 0 for row in results["webdataset"]] == [True] * 3
-    assert all(
-        row.get("note") == "not installed" or row["first_sample_seconds"] > 0 for row in results["mosaicml_streaming"]
-    )
+    measured = [row for row in results["mosaicml_streaming"] if row.get("note") != "not installed"]
+    assert all(row["first_sample_seconds"] > 0 for row in measured)
 
 
 @pytest.mark.slow

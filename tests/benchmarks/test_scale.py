@@ -49,11 +49,15 @@ def test_scale_script_fills_page_and_rejects_unknown_number(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
     events = page_numbers.shown(results["simulated"]["8_h_blocking"]["events"])
-    assert page.read_text(encoding="utf-8") == (
-        f"| | |\n| `run.gpus` | 512 | of them |\n\nat {RESULTS['run']['step_s']} (`run.step_s`) seconds\n\n"
-        "| | `events` |\n"
-        f"| `simulated.8_h_blocking` | {events} |\n"
-    )
+    assert page.read_text(encoding="utf-8").splitlines() == [
+        "| | |",
+        "| `run.gpus` | 512 | of them |",
+        "",
+        f"at {RESULTS['run']['step_s']} (`run.step_s`) seconds",
+        "",
+        "| | `events` |",
+        f"| `simulated.8_h_blocking` | {events} |",
+    ]
     assert results["slurm"]["calls"] == RESULTS["slurm"]["calls"] and results["reads"].keys() == RESULTS["reads"].keys()
     page.write_text("| `run.gpu` | 3 |\n", encoding="utf-8")
     assert "no number is called run.gpu" in run("scale", "--quick", "--page", page, cwd=tmp_path).stderr

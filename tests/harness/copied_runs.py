@@ -91,9 +91,9 @@ def copy_continues_past_retention(folder, world, url):
     assert address(copy).rpartition("/")[2].startswith("b-")
     assert (owner(address(run)), owner(address(copy))) == (str(run.path), str(copy.path))
     own = [entry for entry in checkpoint_folder.checkpoints(copy) if entry.record["url"].startswith(address(copy))]
-    assert [entry.samples_seen for entry in own] == [80] and len(files(address(copy))) == 3, (
-        "retention works for its own"
-    )
+    # Retention works for its own.
+    assert [entry.samples_seen for entry in own] == [80]
+    assert len(files(address(copy))) == 3
     check_whole(copy, 16, 32, 80)
     check_loads(copy, world, url, 80)
     save(run, world, url, 48)
@@ -203,9 +203,8 @@ def renamed_run_deletes_inherited_checkpoints_after_take_over(folder, world, url
     second.path.rename(third.path)
     old_folders = inherited(third, url)
     assert [(old.address, old.checkpoints) for old in old_folders] == [(first, 1), (middle, 1)]
-    assert old_folders[0].bytes == sum(
-        facts["bytes"] for facts in checkpoint_folder.checkpoints(third)[0].record["files"].values()
-    )
+    files_of_third = checkpoint_folder.checkpoints(third)[0].record["files"]
+    assert old_folders[0].bytes == sum(file["bytes"] for file in files_of_third.values())
     RemoteFolder(third, url, POLICY).take_over()
     assert inherited(third, url) == [] and owner(first) == owner(middle) == str(third.path)
     check_whole(third, 16, 32)

@@ -20,7 +20,8 @@ UNKNOWN = {"name": "torch", "skip_reason": "not found"}
 def test_summary_lists_vulnerabilities_and_skipped_packages():
     assert summary({"dependencies": [GOOD]}) == (["1 of 1 packages looked up: no known vulnerabilities"], 0)
     lines, count = summary({"dependencies": [GOOD, BAD, UNKNOWN]})
-    assert count == 2 and lines == [
+    assert count == 2
+    assert lines == [
         "jinja2 2.10: PYSEC-1, fixed in 2.10.1",
         "jinja2 2.10: CVE-2, fixed in no release yet",
         "not looked up, the index does not have these releases: torch",

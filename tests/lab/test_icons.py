@@ -203,7 +203,8 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
         "drawings": 156, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
     }  # fmt: skip
     sizes = {name: item["samples"] for name, item in facts["sets"].items()}
-    assert sizes == {"train": 89, "train-1of8": 11, "train-1of64": 1} | dict.fromkeys(families.HELD_OUT, 15) | {
+    assert sizes == {
+        "train": 89, "train-1of8": 11, "train-1of64": 1, **dict.fromkeys(families.HELD_OUT, 15),
         "tabler-all": 17, "carbon-all": 15, "game-icons-all": 15,
         "retrieval": 16, "probe/train": 30, "probe/test": 15,
     }  # fmt: skip
@@ -214,9 +215,8 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
     assert {item["near_after"] for item in facts["leakage"].values()} == {0.0}
 
     train = samples(folder / "train")
-    assert {key.split("_")[0] for key in train} == set(TRAINING), (
-        "held-out families and those left out are not trained on"
-    )
+    # Held-out families and those left out are not trained on.
+    assert {key.split("_")[0] for key in train} == set(TRAINING)
     assert "bb_boat" not in train and "bb_lamp" not in train and "aa_blank" not in train
     assert train["aa_fish"]["txt"].decode().split("\n")[:2] == ["fish", "an icon of fish"]
     for name, shards_used in build.SUBSETS.items():

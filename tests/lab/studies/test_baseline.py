@@ -63,7 +63,8 @@ def test_command_writes_nearest_neighbours(
     shapes = {row["set"]: row for row in nearest if row["by"] == "shape"}
     assert {name: row["top1"] for name, row in rows.items()} == {"validation": 1.0, "twemoji": 1.0, "openmoji": 0.75}
     assert shapes["twemoji"]["top1"] == 0.25, "without margins and colours all pictures are equal: the first one counts"
-    assert all(row["pictures"] == 4 and row["near"] == 1.0 for row in rows.values()), "shapes without margins are equal"
+    # Shapes without margins are equal.
+    assert all(row["pictures"] == 4 and row["near"] == 1.0 for row in rows.values())
     probes = {(row["by"], row["set"]): row["top1"] for row in written["sets"] if row.get("method") == baseline.PROBE}
     assert [probes["colour", name] for name in rows] == [1.0, 1.0, 0.75], "as the nearest picture"
     assert probes["shape", "twemoji"] == 0.25 and len(nearest) == len(probes) == 6
@@ -113,9 +114,8 @@ def test_probe_is_ridge_regression_on_random_features(monkeypatch: pytest.Monkey
     probed = baseline.probe(baseline.fit(learned, known, "colour"), shown, "colour")
     assert probed["pictures"] == (known >= 0).sum() and probed["top1"] > 0.95
     other = baseline.Reduced(shown.thumbnails, shown.shapes, [], 2 - labels[:500], keys[:500])
-    assert baseline.probe(baseline.fit(learned, known, "colour"), other, "colour")["top1"] == pytest.approx(
-        1 - probed["top1"]
-    )
+    inverted = baseline.probe(baseline.fit(learned, known, "colour"), other, "colour")
+    assert inverted["top1"] == pytest.approx(1 - probed["top1"])
 
 
 def test_answers_are_packed_and_checked() -> None:

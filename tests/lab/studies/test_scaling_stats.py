@@ -22,9 +22,9 @@ def test_contrast_interval_includes_all_points() -> None:
     interval = scaling_stats.contrast([(1.0, [10.0]), (-1.0, [3.0, 5.0, 3.0, 5.0])], Spread(2.0, 8))
     assert interval is not None and interval.value == 6.0
     assert (interval.low, interval.high) == pytest.approx((6 - 5.157, 6 + 5.157), abs=1e-2)
-    assert (
-        interval.verdict() == "shown" and interval.verdict(6.5) == "not shown" and interval.verdict(12.0) == "opposite"
-    )
+    assert interval.verdict() == "shown"
+    assert interval.verdict(6.5) == "not shown"
+    assert interval.verdict(12.0) == "opposite"
     assert not scaling_stats.is_clear(interval) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
     assert scaling_stats.contrast([(1.0, [10.0]), (-1.0, [])], Spread(2.0, 8)) is None
 

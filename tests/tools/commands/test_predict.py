@@ -25,17 +25,16 @@ def arguments(tmp_path):
 def test_predict_shows_images_with_nearest_captions(arguments, capsys):
     assert main(arguments) == 0
     head, *blocks = capsys.readouterr().out.split("\n\n")
-    assert (
-        "masked on twemoji: 3 of 12 images" in head
-        and "20.0 % are right, as the right caption is the nearest (chance 0.085 %)" in head
-    )
+    assert "masked on twemoji: 3 of 12 images" in head
+    assert "20.0 % are right, as the right caption is the nearest (chance 0.085 %)" in head
     assert len(blocks) == 3 and all(block.count("\n   0.") == 5 for block in blocks)
     for block in blocks:
         title, nearest, *_ = block.splitlines()
         assert (": right (image " in title) == nearest.endswith("<- right caption") != (": wrong (image " in title)
     assert main([*arguments, "--count", "12", "--top", "2", "--json"]) == 0
     rows = {row["image"].split()[-1]: row for row in json.loads(capsys.readouterr().out)}
-    assert len(rows) == 12 and rows["1"] == {
+    assert len(rows) == 12
+    assert rows["1"] == {
         "image": "image 1",
         "label": "dog",
         "captions": {"dog": 0.5, "<script>bird": 0.25},

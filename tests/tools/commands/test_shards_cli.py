@@ -65,12 +65,10 @@ def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys)
     with open(manifest.keys[0], "ab") as file:
         file.write(b"more")
     code, text = call(capsys, "verify", data.parent / "good", "--workers", 1, "--out", data.parent / "better")
-    assert (
-        code == 65
-        and "shard of a different length" in text
-        and "no manifest was written" in text
-        and not (data.parent / "better").exists()
-    )
+    assert code == 65
+    assert "shard of a different length" in text
+    assert "no manifest was written" in text
+    assert not (data.parent / "better").exists()
 
 
 def test_verify_accepts_labels_of_evaluation_set(tmp_path, capsys):
@@ -93,9 +91,10 @@ def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch)
     assert code == 69 and text.startswith("until then: 12 samples in 3 of 30 chunks") and "1 x ugly" in text
     assert text.endswith("there: away.\n") and not (data.parent / "new").exists()
     code, text = call(capsys, "verify", data, "--chunks", 6)
-    assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, (
-        "the first three chunks are not a random sample"
-    )
+    # The first three chunks are not a random sample.
+    assert code == 69
+    assert "until then: 12 samples in 3 of 30" in text
+    assert "%" not in text
 
 
 @pytest.mark.long
@@ -240,9 +239,9 @@ def test_inspect_accepts_run_name_and_rejects_other_manifest(a_run, data, capsys
 def test_index_filters_are_applied_and_recorded(data, capsys):
     index = ("index", data / "*.tar", "--chunk", 4)
     code, report = call(capsys, *index, "--caption-length", "42:", "--out", data.parent / "m", "--json")
-    assert (
-        code == 0 and report["seen"] == 120 and report["samples_read_per_sample"] == round(120 / report["samples"], 2)
-    )
+    assert code == 0
+    assert report["seen"] == 120
+    assert report["samples_read_per_sample"] == round(120 / report["samples"], 2)
     assert report["dropped"] == {"caption length 42:": 120 - report["samples"]}
     code, text = call(capsys, "info", data.parent / "m")
     assert "filters\n  caption length 42:\n" in text and "dropped\n  caption length 42:" in text
@@ -256,7 +255,10 @@ def test_index_filters_are_applied_and_recorded(data, capsys):
         (("--filter", "width>1"), 65, "00000.parquet: the parquet file of this shard is missing"),
     ):
         exit_code, text = call(capsys, *index, "--out", data.parent / "no", *arguments)
-        assert exit_code == code and expected in text and text.count("\n") == 1 and not (data.parent / "no").exists()
+        assert exit_code == code
+        assert expected in text
+        assert text.count("\n") == 1
+        assert not (data.parent / "no").exists()
 
 
 def test_drop_removes_excepted_samples(data, capsys):
@@ -361,10 +363,8 @@ def test_address_in_place_of_folder_is_refused(data, tmp_path, capsys, monkeypat
     before = sorted(tmp_path.iterdir())
     places = {"manifest": data, "--out": tmp_path / "out", option: "s3://bucket/set"}
     assert main(["recode", str(places["manifest"]), "--out", str(places["--out"])]) == 78
-    assert (
-        f"{option}: must be a path on this machine, not an address (found: 's3://bucket/set')"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert f"{option}: must be a path on this machine, not an address (found: 's3://bucket/set')" in error
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -133,9 +133,8 @@ def test_index_reports_or_skips_damaged_shards(data, tmp_path, capsys):
     code, text = call(capsys, *command, "--skip-damaged")
     assert code == 0 and text.count("not a whole tar: header cut off at byte 0\n") == 5 and "\nleft out\n" in text
     manifest = Manifest.load(tmp_path / "m")
-    assert manifest.samples == 20 and [entry["shard"] for entry in manifest.settings["left_out"]] == [
-        f"{data}/0000{i}.tar" for i in range(5)
-    ]
+    assert manifest.samples == 20
+    assert [entry["shard"] for entry in manifest.settings["left_out"]] == [f"{data}/0000{i}.tar" for i in range(5)]
     code, text = call(capsys, *command, "--part", "1/7")
     assert code == 78
     code, text = call(capsys, *command[:-1], tmp_path / "n", "--part", "1/7")
@@ -284,9 +283,8 @@ def test_index_rejects_data_set_of_incomplete_samples(data, tmp_path, capsys):
         code, text = call(capsys, *command, f"--min-complete={wrong}")
         assert code == 78 and f"--min-complete: must be {message}" in text
     write_tar(tmp_path / "labels.tar", [("a.jpg", b"x"), ("a.cls", b"1")])
-    assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, (
-        "an evaluation set needs no captions"
-    )
+    # An evaluation set needs no captions.
+    assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0
 
 
 def test_index_rejects_gzip_compressed_tar(data, tmp_path, capsys):

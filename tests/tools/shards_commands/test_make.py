@@ -61,9 +61,8 @@ def test_make_reads_table_of_image_paths(images, tmp_path, capsys, kind):
     out = tmp_path / "out"
     code, report = call(capsys, "make", table, "--out", out, "--per-shard", 2, "--json")
     assert code == 0 and (report["rows"], report["refused"], report["samples"], report["shards"]) == (5, 0, 5, 3)
-    assert report["manifest"] == str(out) and [path.name for path in tmp_path.iterdir() if "out" in path.name] == [
-        "out"
-    ]
+    assert report["manifest"] == str(out)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
     written = members(out)
     assert [sample["txt"].decode() for sample in written] == [f"number {i}," for i in range(5)]
     assert [sample["png"] for sample in written] == [encode(draw_image(i, 16)) for i in range(5)]
@@ -467,7 +466,9 @@ def test_make_refuses_files_outside_of_source(images, tmp_path, capsys):
     table = write_table(images / "t.csv", rows)
     command = ["make", table, "--json", "--min-complete", 0]
     code, report = call(capsys, *command, "--out", tmp_path / "table")
-    assert code == 0 and set(refusals(report)) == {"2", "3", "4"} and report["refused_by_reason"] == {
+    assert code == 0
+    assert set(refusals(report)) == {"2", "3", "4"}
+    assert report["refused_by_reason"] == {
         reason: 3 for reason in refusals(report).values()
     }  # fmt: skip
     code, report = call(capsys, *command, "--images", tmp_path / "private", "--out", tmp_path / "both")
@@ -587,7 +588,8 @@ def test_make_names_classes_by_the_schema_of_datasets(tmp_path, capsys):
     code, report = call(
         capsys, "make", path, "--label", "label", "--min-complete", 0, "--out", tmp_path / "out", "--json"
     )
-    assert code == 0 and [row["reason"] for row in report["refused_rows"]] == [
+    assert code == 0
+    assert [row["reason"] for row in report["refused_rows"]] == [
         "it has no label",
         "its label is a number without a name in the schema",
         "it has no label",

@@ -52,9 +52,8 @@ def test_move_lists_missing_and_different_shards_and_writes_nothing(moved, tmp_p
     code, text = call(capsys, *arguments)
     size = int(moved.shards[3, 1])
     assert code == 65 and "2 of 5 shards are missing there or differ" in text and text.count("\n") == 1
-    assert (
-        f"{tmp_path}/new/00001.tar: the shard is missing; {tmp_path}/new/00003.tar: {size + 1:,} bytes, indexed" in text
-    )
+    assert f"{tmp_path}/new/00001.tar: the shard is missing; {tmp_path}/new/00003.tar: " in text
+    assert f"00003.tar: {size + 1:,} bytes, indexed" in text
     assert main([*map(str, arguments), "--json"]) == 65
     assert json.loads(capsys.readouterr().err)["error"]["message"] == text.strip()
     code, report = call(capsys, *arguments, "--json")

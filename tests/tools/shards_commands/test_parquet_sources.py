@@ -396,11 +396,9 @@ def test_make_refuses_row_of_metadata_whose_file_is_absent(tmp_path, capsys):
     write_table(tmp_path / "set" / "metadata.jsonl", rows)
     code, report = call(capsys, "make", tmp_path / "set", "--out", tmp_path / "out", "--json")
     (refused,) = report["refused_rows"]
-    assert (
-        code == 0
-        and refused["row"].endswith("metadata.jsonl, row 2")
-        and "the image does not exist" in refused["reason"]
-    )
+    assert code == 0
+    assert refused["row"].endswith("metadata.jsonl, row 2")
+    assert "the image does not exist" in refused["reason"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
