@@ -142,11 +142,8 @@ def test_read_annotations_raises_only_data_error_on_any_list(tmp_path, text):
 def test_read_annotations_raises_only_data_error_on_any_csv(tmp_path, text):
     (tmp_path / "table.csv").write_bytes(text)
     with suppress(DataError):
-        assert all(
-            isinstance(caption, str)
-            for entry in annotations.read_annotations(tmp_path / "table.csv", "test")
-            for caption in entry.captions
-        )
+        for entry in annotations.read_annotations(tmp_path / "table.csv", "test"):
+            assert all(isinstance(caption, str) for caption in entry.captions)
 
 
 @given(

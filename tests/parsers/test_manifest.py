@@ -64,12 +64,10 @@ def read(files, folder, check=True):
     except (DataError, FormatError) as error:
         assert str(folder) in error.paragraph()
         return None
-    assert (
-        manifest.samples > 0
-        and 0 <= manifest.tail < manifest.chunk
-        and manifest.mean_bytes >= 0
-        and manifest.total_samples_in_tars >= manifest.samples
-    )
+    assert manifest.samples > 0
+    assert 0 <= manifest.tail < manifest.chunk
+    assert manifest.mean_bytes >= 0
+    assert manifest.total_samples_in_tars >= manifest.samples
     for j in range(manifest.chunks):
         ids = manifest.chunk_ids(j)
         assert sum(count for *_, count in manifest.chunk_reads(j)) == len(ids)
@@ -83,10 +81,8 @@ def read(files, folder, check=True):
 
 
 def test_manifest_loads_valid_files(good, manifest_folder):
-    assert (
-        read(good, manifest_folder).samples == 7
-        and read(sealed(good), manifest_folder).digest == read(good, manifest_folder).digest
-    )
+    assert read(good, manifest_folder).samples == 7
+    assert read(sealed(good), manifest_folder).digest == read(good, manifest_folder).digest
 
 
 @given(data=st.data(), check=st.booleans())

@@ -55,7 +55,8 @@ def test_read_checkpoint_verifies_or_rejects_any_record(run, commit_file, text):
     commit_file.write_bytes(text)
     try:
         checkpoint = checkpoint_folder.read_checkpoint(commit_file.parent)
-        assert all((checkpoint.path / name).resolve().parent == checkpoint.path for name in checkpoint.record["files"])
+        for name in checkpoint.record["files"]:
+            assert (checkpoint.path / name).resolve().parent == checkpoint.path
         checkpoint_folder.verify(checkpoint)
         checkpoint_folder.summary(checkpoint)
     except checkpoint_folder.CorruptCheckpoint:

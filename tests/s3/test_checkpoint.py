@@ -134,9 +134,8 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
     own.start()
     saver.save(state_of(*trained()), "pretrain", 64)
     saver.wait()
-    assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"], (
-        "the incomplete checkpoint at 48 samples is removed"
-    )
+    # The incomplete checkpoint at 48 samples is removed.
+    assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"]
 
 
 @on_nanio

@@ -31,9 +31,8 @@ def test_fsspec_reads_equal_those_of_the_fast_client(server, proxied, original):
     for key, stat in listed.items():
         assert general.stat(key) == fast.stat(key) == stat
         for start, stop in ((0, 1), (512, 4096), (0, stat.size)):
-            assert general.read(key, start, min(stop, stat.size), stat.etag) == fast.read(
-                key, start, min(stop, stat.size), stat.etag
-            )
+            piece = (key, start, min(stop, stat.size), stat.etag)
+            assert general.read(*piece) == fast.read(*piece)
 
 
 @on_nanio

@@ -53,6 +53,5 @@ def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
     desk.type("report", "demo")
     page = (desk.runs / "demo" / "report.html").read_text("utf-8")
     assert "one-v2" in page
-    assert json.loads(desk.type("doctor", "--cluster", desk.cluster, "--json")), (
-        "doctor exits with 0: all promises hold"
-    )
+    # Doctor exits with 0: all promises hold.
+    assert json.loads(desk.type("doctor", "--cluster", desk.cluster, "--json"))

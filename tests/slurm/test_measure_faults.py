@@ -31,8 +31,7 @@ def test_killed_agent_and_preemption_on_two_nodes(start_slurm, tmp_path, monkeyp
     assert (preemption.values["cause"], preemption.values["attempts"]) == ("stopped", 2)
     assert preemption.values["requeue_seconds"] == 6 and "cred_expire" in preemption.values["setting"]
     for row in (agent, preemption):
-        assert {f"{part}_seconds" for part in PARTS} <= row.values.keys(), (
-            "the end of a killed agent has all parts, too"
-        )
+        # The end of a killed agent has all parts, too.
+        assert {f"{part}_seconds" for part in PARTS} <= row.values.keys()
         assert (row.values["scheduler"], row.values["nodes"], row.values["ranks"]) == ("slurm", 2, 2)
     assert {verdict.verdict for verdict in judge(measured) if "bit for bit" in verdict.because} == {WORKS}

@@ -53,10 +53,8 @@ def test_foreign_site_enforces_its_limits_and_preempts_by_qos(foreign_site):
     with pytest.raises(FlipError, match="job submit limit"):  # MaxSubmitJobs
         submit(cluster, "--time=1", "--hold", "--array=0-40")
     assert job(cluster, submit(cluster, "--time=1", "--hold"))["Requeue"] == "0"
-    assert (
-        job(cluster, submit(cluster, "--time=1", "--hold", "--requeue", "--job-name=requeue_disabled"))["Requeue"]
-        == "0"
-    )
+    held = submit(cluster, "--time=1", "--hold", "--requeue", "--job-name=requeue_disabled")
+    assert job(cluster, held)["Requeue"] == "0"
     number = submit(cluster, "--time=9", "--requeue")
     until(cluster, number, JobState="RUNNING", Requeue="1", QOS="low", Account="acc")
     high = cluster.preempt(nodes=4, seconds=1)
