@@ -17,7 +17,7 @@ from tests.flip.files.test_acl import set_or_skip
 from tests.harness.job_records import write_job
 from tests.jobs.slurm.batch_stage import script
 from tests.security.test_other_users import submitted, supervise
-from tests.security.users import ROOT, TEAM, tree
+from tests.security.users import ROOT, TEAM
 
 pytestmark = pytest.mark.long
 
@@ -108,28 +108,6 @@ def test_access_control_list_that_lets_other_user_write_is_refused(users, desk):
     desk.until_complete(alice, users.shared)
 
 
-def test_profile_and_sweep_in_folder_of_other_user_are_not_executed(users, desk):
-    """Mallory prepares files in her folder, with names that Alice types there."""
-    alice = users.alice
-    mallory = users.mallory
-    place = users.shared / "data"
-    with mallory.acts():
-        place.mkdir(mode=0o755)
-        (place / "site.yaml").write_text("kind: local\npython: /bin/false\n")
-        (place / "local.yaml").write_text("kind: local\npython: /bin/false\n")
-        (place / "quickstart.yaml").write_text("runs: {a: }\n")
-    before = tree(place)
-    options = {"cwd": place, "FLIP_RUNS": alice.home / "runs"}
-    done = alice.python("jobs/submit.py", desk.sweep, "--cluster", "site.yaml", "--yes", **options)
-    assert done.returncode == 77, done.stderr
-    assert "site.yaml: the cluster profile is not trusted: it belongs to uid" in done.stderr
-    for words in (["quickstart", "--dry-run"], [desk.sweep, "--cluster", "local", "--dry-run"]):
-        done = alice.python("jobs/submit.py", *words, **options)
-        assert done.returncode == 78 and "ambiguous" in done.stderr, (words, done.stderr)
-        assert str(place) in done.stderr and "Type the path: ./" in done.stderr
-    assert tree(place) == before and not (alice.home / "runs").exists()
-
-
 def test_record_of_trusted_groups_of_other_user_is_ignored(users, desk, project):
     """XDG_CONFIG_HOME may lead to a folder that others may write to."""
     alice = users.alice
@@ -147,24 +125,6 @@ def test_record_of_trusted_groups_of_other_user_is_ignored(users, desk, project)
         os.chown(path, alice.uid, alice.uid)
     done = desk.submit(alice, project, "--dry-run", **options)
     assert done.returncode == 0 and "asked first" not in done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("line", ["python: {}", "notify: [{}, x]", "setup: ['. {} || exit 78']"])
-def test_program_of_other_user_in_own_profile_is_not_executed(users, desk, line):
-    alice = users.alice
-    mallory = users.mallory
-    program = users.shared / "tools" / "program"
-    profile = alice.home / "mine.yaml"
-    with mallory.acts():
-        program.parent.mkdir()
-        program.write_text('#!/bin/sh\ntouch "$HOME/executed"\n')
-        program.chmod(0o755)
-    with alice.acts():
-        profile.write_text(f"kind: local\n{line.format(program)}\n")
-    for words in (["--dry-run"], ["--yes"]):
-        done = alice.python("jobs/submit.py", desk.sweep, "--cluster", profile, *words, FLIP_RUNS=alice.home / "runs")
-        assert done.returncode == 77 and f"{program}: {line.partition(':')[0]}, in the cluster" in done.stderr, words
-    assert not (alice.home / "executed").exists() and not (alice.home / "runs").exists()
 
 
 def test_batch_script_executes_no_code_that_other_user_exchanged(users, monkeypatch):

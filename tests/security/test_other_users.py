@@ -143,33 +143,6 @@ def test_submit_refuses_sweep_folder_or_code_of_other_user(users, desk):
     desk.until_complete(users.alice, users.alice.home / "runs")
 
 
-def test_submit_refuses_callback_file_of_other_user(users, desk):
-    """It would be copied and executed with the rights of the submitter."""
-    text = "class Mine:\n    def step(self, view): pass\n"
-    file = desk.place / "mine.py"
-    with users.mallory.acts():
-        (users.mallory.home / "mine.py").write_text(text)
-        (users.mallory.home / "mine.py").chmod(0o644)
-    users.mallory.home.chmod(0o755)
-    setting = "monitor.callbacks=[mine.py:Mine]"
-    file.write_text(text)
-    os.chown(file, users.mallory.uid, users.mallory.uid)
-    done = desk.submit(users.alice, users.alice.home / "runs", setting)
-    assert done.returncode == 77 and f"{file}: " in done.stderr, done.stderr
-    assert f"it belongs to uid {users.mallory.uid}" in done.stderr
-    file.unlink()
-    file.symlink_to(users.mallory.home / "mine.py")
-    done = desk.submit(users.alice, users.alice.home / "runs", setting)
-    assert done.returncode == 77 and f"it belongs to uid {users.mallory.uid}" in done.stderr, done.stderr
-    assert not (users.alice.home / "ran").exists()
-    file.unlink()
-    file.write_text(text)
-    os.chown(file, users.alice.uid, users.alice.uid)
-    done = desk.submit(users.alice, users.alice.home / "runs", setting)
-    assert done.returncode == 0, done.stderr
-    desk.until_complete(users.alice, users.alice.home / "runs")
-
-
 def test_submit_uses_no_code_from_outside_sweep(users, desk):
     """The record of a copied run may name any folder as its code."""
     first = users.shared / "first"
@@ -468,19 +441,3 @@ def test_make_packs_no_private_file_that_another_user_linked(users, precious):
         assert ended.returncode == 0 and report["samples"] == 1 and report["refused"] == 2, ended.stderr
         assert all("outside of the source" in entry["reason"] for entry in report["refused_rows"])
         assert b"alice's" not in (users.alice.home / source.name / "00000.tar").read_bytes()
-
-
-def test_make_reads_no_metadata_file_that_another_user_linked(users):
-    """A table that only Alice can read would become the captions of shards that all can read."""
-    folder = users.shared / "imagefolder"
-    with users.alice.acts():
-        private = users.alice.home / "private.jsonl"
-        private.write_text('{"file_name": "cat.png", "text": "a secret"}\n')
-        private.chmod(0o600)
-    with users.mallory.acts(umask=0):
-        (folder / "train").mkdir(parents=True)
-        (folder / "train" / "cat.png").write_bytes(encode(draw_image(0, 16)))
-        (folder / "train" / "metadata.jsonl").symlink_to(private)
-    ended = users.alice.python("jobs", "shards", "make", folder, "--out", users.alice.home / "out")
-    assert ended.returncode == 78 and "outside of the source" in ended.stderr, ended.stderr
-    assert not (users.alice.home / "out").exists()
