@@ -84,6 +84,8 @@ def settings(path: Path) -> Dict[str, Any]:
             values["set.%s" % name] = value
     for name, value in record.get("resources", {}).items():
         values["resources.%s" % name] = value
+    for name, value in record.get("monitor", {}).items():
+        values["monitor.%s" % name] = value
     return values
 
 

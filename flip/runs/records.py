@@ -226,7 +226,7 @@ FIELDS: Dict[str, Any] = {
             "file": EXACT, "pattern": EXACT, "tensorboard": EXACT, "names": {"*": EXACT}, "per_epoch": COUNT,
             "total": COUNT,
         },
-        "stop": {"signal": NAME, "hang_minutes": NUMBER},
+        "stop": {"signal": NAME, "hang_minutes": NUMBER}, "monitor": {"*": EXACT},
     },
     "resume.json": {"path": PATH, "samples": COUNT},
     "url.json": {"url": EXACT.needed(), "folder": PATH.needed(), "taken": [EXACT]},

@@ -95,8 +95,8 @@ class CheckpointNeed(Protocol):
         """Empty: into its directory."""
 
     @property
-    def bytes(self) -> int:
-        """Most at any time."""
+    def bytes(self) -> int | None:
+        """Most at any time; None: unknown, for they are a program's own."""
 
 
 def _json_captions(start: Start) -> None:
@@ -439,7 +439,10 @@ def _space(
     Per run: the most that it needs at any time, less what its directory holds already.
     ``plan``: a dry run without data on any machine, which too little space does not refuse.
     """
-    here = {path: need.bytes for path, need in checkpoints.items() if not need.url}
+    unknown = sum(need.bytes is None for need in checkpoints.values())
+    here = {path: need.bytes for path, need in checkpoints.items() if not need.url and need.bytes is not None}
+    if unknown and not here:
+        return [Check(UNKNOWN, "a program's checkpoints have a size that only it knows")]
     if not here:
         urls = dict.fromkeys(need.url for need in checkpoints.values())
         if urls:
@@ -457,7 +460,10 @@ def _space(
             return [Check(UNKNOWN, f"{place}: only {what}")]
         remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {OTHER_ROOT}"
         raise StorageError(what, str(place), remedy=remedy)
-    return [Check(OK, f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
+    text = f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free"
+    if unknown:
+        text += "; without those of programs, whose size is unknown"
+    return [Check(OK, text)]
 
 
 def _bytes_below(folder: Path) -> int:

@@ -10,6 +10,7 @@ resources: {processes: 2, cpus: 1, hours: 1}
 resume: {folder: out, pattern: "*.pt", arguments: [--resume, "{checkpoint}"]}
 metrics: {file: metrics.jsonl, total: 1000}
 stop: {signal: TERM, hang_minutes: 30}
+monitor: {wandb: my-project}
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ SECTION = {
     "resume": Field(MAPPING, "Where the program saves, and the words with which it continues."),
     "metrics": Field(MAPPING, "Where its numbers are."),
     "stop": Field(MAPPING, "How it is asked to save and end."),
+    "monitor": Field(MAPPING, "Trackers that get its numbers."),
 }
 """Keys of a program, in a sweep file or an entry of ``commands``."""
 VARIED = ("set", "runs", "list", "zip", "grid", "where")
@@ -124,11 +126,20 @@ class StopSettings:
     """Minutes without output, metrics and checkpoint after which rank 0 is killed and starts again; 0: never."""
 
 
+@dataclass(frozen=True)
+class MonitorSettings:
+    """Where the numbers of a program are sent. A field per tracker, as in the configuration of trainings."""
+
+    wandb: str = ""
+    """Project of Weights & Biases, PROJECT or ENTITY/PROJECT; empty: none."""
+
+
 SECTION_KINDS = {
     "resources": CommandResources,
     "resume": ResumeSettings,
     "metrics": MetricSettings,
     "stop": StopSettings,
+    "monitor": MonitorSettings,
 }
 """Key of ``SECTION`` -> what its mapping holds; ``resume`` also has ``arguments``."""
 
@@ -145,6 +156,7 @@ class ProgramSettings:
     """Of ``resume``: added once a checkpoint exists."""
     metrics: MetricSettings
     stop: StopSettings
+    monitor: MonitorSettings
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,7 @@ def _program(table: LocatedDict, place: SourceLocation, path: Path) -> ProgramSe
     argv = _words(table.get("command"), place.child("command", line_of(table, "command")))
     if not argv:
         raise place.child("command", line_of(table, "command")).error("names no program")
-    sections = {key: _section(table, key, place) for key in ("resume", "metrics", "stop")}
+    sections = {key: _section(table, key, place) for key in ("resume", "metrics", "stop", "monitor")}
     resume_place = place.child("resume", line_of(table, "resume"))
     resume_table = LocatedDict(sections["resume"], sections["resume"].lines)
     words = resume_table.pop("arguments", [])
@@ -301,11 +313,13 @@ def _program(table: LocatedDict, place: SourceLocation, path: Path) -> ProgramSe
     metrics = MetricSettings(**read_section(MetricSettings, sections["metrics"], metrics_place))
     _check_metrics(metrics, metrics_place)
     stop = StopSettings(**read_section(StopSettings, sections["stop"], place.child("stop", line_of(table, "stop"))))
+    monitor_place = place.child("monitor", line_of(table, "monitor"))
+    monitor = MonitorSettings(**read_section(MonitorSettings, sections["monitor"], monitor_place))
     env = _variables(_section(table, "env", place), place.child("env", line_of(table, "env")))
     code = (path.absolute().parent / Path(table.get("code", ".")).expanduser()).resolve()
     if not code.is_dir():
         raise place.child("code", line_of(table, "code")).error("no such folder", str(code))
-    return ProgramSettings(tuple(argv), code, env, resume, tuple(arguments), metrics, stop)
+    return ProgramSettings(tuple(argv), code, env, resume, tuple(arguments), metrics, stop, monitor)
 
 
 def _section(table: LocatedDict, key: str, place: SourceLocation) -> LocatedDict:

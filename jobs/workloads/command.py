@@ -16,12 +16,14 @@ from flip.runs.checks import DEGRADED, OK, UNKNOWN, Check, Rule, run_rules
 from flip.runs.command_record import COMMAND, filled, text_of
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_lenient, to_json, write_text
+from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobResources
 from jobs.planning import preflight
 from jobs.planning.program_files import ProgramFiles
 from jobs.planning.run_cost import Cost, Estimate
 from jobs.sweeps.command_file import CommandRun
+from jobs.tracking import tracker
 from jobs.workloads.workload import Place, RunDescription
 
 
@@ -76,7 +78,7 @@ class CommandWorkload:
 
     @property
     def trackers(self) -> Sequence[str]:
-        return ()
+        return [name for name in tracker.TRACKERS if getattr(self.run.program.monitor, name)]
 
     @property
     def code(self) -> Mapping[str, bytes]:
@@ -107,6 +109,7 @@ class CommandWorkload:
             "resume": {**asdict(program.resume), "arguments": list(program.arguments)},
             "metrics": asdict(program.metrics),
             "stop": asdict(program.stop),
+            "monitor": asdict(program.monitor),
         }
 
     def pin(self, run: RunDir) -> None:
@@ -144,6 +147,7 @@ class CommandWorkload:
             differs=self.run.differs,
             against_base=self.run.against_base,
             notes=self._notes(),
+            warnings=tracker.warnings(self.trackers),
         )
 
     def _page(self) -> list[str]:
@@ -215,7 +219,7 @@ class ProgramCheckpoints:
     """The checkpoints of a program: where it likes, of unknown size."""
 
     url = ""
-    bytes = 0
+    bytes = None
 
     def take_over(self, run: RunDir) -> None:
         """Nothing of them is remote."""
@@ -257,9 +261,44 @@ def _check_program(work: CommandWorkload) -> Check:
     return Check(OK if place else UNKNOWN, f"{word}: {place or 'not on this machine'}")
 
 
+def _check_folder(work: CommandWorkload) -> Iterator[Check]:
+    """Raise ConfigError if another run of any sweep below this root saves into the same folder."""
+    values = {name: text_of(value) for name, value in work.run.parameters.items()}
+    folder = _shared_folder(work.run.program.resume.folder, values)
+    if folder is None:
+        return
+    place = work.place
+    own = place.directories(work.name)
+    remedy = "Give resume.folder a {parameter} that differs, or begin it with {run}/."
+    stored = [read_lenient(each / "identity.json").get("hash") for each in own]
+    if place.changed == "fork" and any(stored) and work.identity["hash"] not in stored:
+        raise ConfigError(
+            "resume.folder: the fork would save into the folder of its original", str(folder), remedy=remedy
+        )
+    for file in sorted(place.folder.parent.glob("[!.]*/[!.]*/command.json")):
+        if file.parent in own:
+            continue
+        record = read_lenient(file)
+        others = {name: text_of(value) for name, value in record.get("parameters", {}).items()}
+        if _shared_folder(record.get("resume", {}).get("folder", ""), others) == folder:
+            name = f"{file.parent.parent.name}/{file.parent.name}"
+            what = f"resume.folder: the run {name} saves into it already"
+            raise ConfigError(what, str(folder), remedy=f"{remedy} Or remove that run: {command('rm', name)}")
+    yield Check(OK, f"{folder}: no other run below {place.folder.parent} saves into it")
+
+
+def _shared_folder(template: str, values: Mapping[str, str]) -> Path | None:
+    """The folder of checkpoints, if other runs can have the same one; else it is below the run directory."""
+    folder = Path(filled(template, values)).expanduser()
+    if folder.is_absolute():
+        return Path(os.path.normpath(folder))
+    return None
+
+
 RULES = (
     Rule("cores", _check_machine, "has a node the GPUs, hours and cores that are asked for?"),
     Rule("program", _check_program, "does the first word name a program?"),
+    Rule("checkpoint folder", _check_folder, "does any other run save into the folder of its checkpoints?"),
     preflight.RUNS_ROOT,
 )
 """Of a run that executes a program, for its ``CommandWorkload``."""

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from flip.runs.command_record import COMMAND, content_of, record_checkpoint
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.lifecycle import RunState
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, write_json
 from jobs.commands.follow import main
+from jobs.runtime.program_metrics import Pattern, ProgramMetrics
 from jobs.submitted_runs import clusters
 from jobs.tracking import follower, tracker
 from jobs.tracking.follower import Follower
@@ -249,3 +251,25 @@ def test_follow_command_ends_at_ctrl_c_before_all_is_sent(run, monkeypatch, caps
 def test_follower_refuses_run_without_project(run):
     with pytest.raises(ConfigError, match="--project"):
         Follower(run, "wandb")
+
+
+def test_follower_sends_the_numbers_of_a_program(run, tmp_path):
+    """The project is in command.json. A step is sent once the program has saved it."""
+    run.config.unlink()
+    record = {"argv": ["true"], "parameters": {"lr": 0.1}, "code": "c", "world": 1, "monitor": {"lines": "project"}}
+    write_json(run.path / COMMAND, record)
+    n = run.start_attempt({})
+    source = Pattern(r"step (?P<step>\d+) loss (?P<loss>\S+)")
+    for step in range(1, 6):
+        source.on_line(f"step {step} loss {1 / step}")
+    metrics = ProgramMetrics(run, n, source, {}, 0)
+    metrics.finish()
+    metrics.close("training")
+    saved = tmp_path / "step-3"
+    saved.write_text("weights")
+    record_checkpoint(run, n, 3, saved, content_of(saved))
+    sender = Follower(run, "lines")
+    sender.send()
+    sender.close()
+    assert sent(run) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert records(run, "open")[0]["config"]["set.lr"] == 0.1
