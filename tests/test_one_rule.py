@@ -60,7 +60,7 @@ COMPARISONS = {
     ("jobs/reporting/run_details.py", "_incidents"): "display",
     ("jobs/reporting/run_details.py", "_next"): "display: the advice",
     ("jobs/runtime/command_process.py", ""): "exit codes of programs, by their causes",
-    ("jobs/runtime/command_process.py", "_execute_first"): "what a rank records of its own end",
+    ("jobs/runtime/command_process.py", "_train"): "what a rank records of its own end",
     ("jobs/runtime/command_process.py", "_wait_for_peers"): "what a rank records of its own end",
     ("jobs/runtime/rank_process.py", "main"): "what a rank prints of its own end",
     ("jobs/runtime/rank_process.py", "record_end"): "what a rank records of its own end",

@@ -29,6 +29,8 @@ STAGE = "command"
 PLACES = ("run", "attempt", "code", "checkpoint")
 #: Working directory of the program, below the run directory: links to the copied code, and what the program writes.
 WORK = "work"
+#: File of metric lines there, if command.json names no source.
+DEFAULT_METRICS = "metrics.jsonl"
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 

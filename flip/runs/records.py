@@ -227,6 +227,11 @@ FIELDS: Dict[str, Any] = {
             "total": COUNT,
         },
         "stop": {"signal": NAME, "hang_minutes": NUMBER}, "monitor": {"*": EXACT},
+        "evaluate": {"command": [EXACT], "pattern": EXACT},
+    },
+    "trained.json": {
+        "samples": COUNT, "steps": COUNT, "seconds": NUMBER, "samples_per_second": NUMBER, "checkpoint": PATH,
+        "attempt": COUNT,
     },
     "resume.json": {"path": PATH, "samples": COUNT},
     "url.json": {"url": EXACT.needed(), "folder": PATH.needed(), "taken": [EXACT]},

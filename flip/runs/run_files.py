@@ -31,6 +31,7 @@ RUN_FILES = {
         "verdict (bottleneck), unsteady (speed), storage (a current outage; null: none), reason (why the "
         "attempt ended), `callbacks` (disabled classes of `monitor.callbacks`, and why)"
     ),
+    "trained.json": "of a program with an evaluation: that it ended well, where, and its last checkpoint",
     "cancel.json": "who cancelled it and why",
     "attempts/<n>/start.json": (
         "host, world, resumes_from (S), first_commit; locally `gpus`, the devices of the attempt, and `warm`,"

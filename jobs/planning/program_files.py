@@ -34,8 +34,11 @@ class ProgramFiles:
 
 
 @lru_cache(maxsize=64)
-def read(folder: Path, runs: Path) -> ProgramFiles:
+def read(folder: Path, runs: Path, outputs: tuple[str, ...] = ()) -> ProgramFiles:
     """The files below ``folder``, without those below ``runs``, the folder of all runs.
+
+    Nor those at or below ``outputs``: relative paths to which the program writes, such as checkpoints of an earlier
+    start by hand. A link to a copy of them would lead the program into its copied code.
 
     In a work tree of git, tracked files and those that git does not ignore. Raises ConfigError if they are too many.
     """
@@ -44,7 +47,8 @@ def read(folder: Path, runs: Path) -> ProgramFiles:
     total = 0
     for path in _paths(folder):
         file = folder / path
-        if file.is_relative_to(runs) or not file.is_file():
+        is_output = any(Path(path).is_relative_to(output) for output in outputs)
+        if is_output or file.is_relative_to(runs) or not file.is_file():
             continue
         is_secret = not path.endswith(".py") and any(fnmatch(file.name.lower(), pattern) for pattern in SECRETS)
         if is_secret or not file.resolve().is_relative_to(folder.resolve()):

@@ -19,13 +19,14 @@ from flip.common.user_classes import FOLDER
 from flip.files.creation import replace_link, run_folder
 from flip.runs.cgroup import memory_kills
 from flip.runs.checkpoint_folder import EXTERNAL
-from flip.runs.command_record import STAGE, WORK, filled, read_command, text_of
+from flip.runs.command_record import DEFAULT_METRICS, STAGE, WORK, filled, read_command, text_of
 from flip.runs.errors import CAUSES, PeerLost, StorageError
 from flip.runs.restart_policy import PEER_GONE
 from flip.runs.rundir import RunDir, create_json, read_lenient, read_record
 from jobs.host.rank_entry import port
 from jobs.runtime.program import Program
 from jobs.runtime.program_checkpoints import CheckpointFollower
+from jobs.runtime.program_evaluation import ScoreLines
 from jobs.runtime.program_metrics import EventFiles, JsonLines, NumberSource, Pattern, ProgramMetrics
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,12 @@ RESUME_SECONDS = 300.0
 USAGE = {2: "usage", 126: "not executable", 127: "no such program"}
 """Exit codes that no other start would change."""
 NAMED = {code: cause for cause, code in CAUSES.items() if cause not in ("complete", "stopped", "peer_lost", "crash")}
-METRICS_FILE = "metrics.jsonl"
+PHASES = {"complete": "complete", "stopped": "interrupted"}
+"""Cause of the end of an attempt -> its phase in status.json; others: failed."""
+TRAINED = "trained.json"
+"""Of a run: what it has reached when all its ranks had ended well, and its evaluation had not."""
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+"""Environment of an evaluation, which is one process."""
 
 
 def execute(run: RunDir, attempt: int, flag: StopFlag) -> tuple[str, str]:
@@ -69,6 +75,17 @@ class Rank:
     def _execute_first(self) -> tuple[str, str]:
         self._link_code()
         RunWatcher(self.run, self.attempt, self.flag).start()
+        trained = read_record(self.run.path / TRAINED)
+        if trained is not None:
+            source = JsonLines(self._metrics_file())
+            settings = self.record.get("metrics", {})
+            metrics = ProgramMetrics(self.run, self.attempt, source, settings, int(trained.get("samples") or 0))
+            cause, reason = self._evaluate(trained, metrics)
+            metrics.close(PHASES.get(cause, "failed"), reason)
+            return cause, reason
+        return self._train()
+
+    def _train(self) -> tuple[str, str]:
         metrics: ProgramMetrics | None = None
 
         def position() -> int | None:
@@ -106,9 +123,8 @@ class Rank:
             why += [checkpoints.why_none(), metrics.why_none()]
         reason = "; ".join(filter(None, why))
         if cause == "complete":
-            self._complete(checkpoints, metrics)
-        phase = {"complete": "complete", "stopped": "interrupted"}.get(cause, "failed")
-        metrics.close(phase, reason)
+            cause, reason = self._complete(checkpoints, metrics)
+        metrics.close(PHASES.get(cause, "failed"), reason)
         return cause, reason
 
     def _follow(self, program: Program, checkpoints: CheckpointFollower, metrics: ProgramMetrics) -> int | None:
@@ -171,28 +187,73 @@ class Rank:
                 return "stopped", f"{self.flag.reason}, before all ranks had ended"
             time.sleep(POLL_SECONDS)
 
-    def _complete(self, checkpoints: CheckpointFollower, metrics: ProgramMetrics) -> None:
+    def _complete(self, checkpoints: CheckpointFollower, metrics: ProgramMetrics) -> tuple[str, str]:
+        """Write result.json, after the evaluation if there is one."""
         newest = checkpoints.newest
         start = read_lenient(self.run.attempt(1) / "start.json").get("time")
         seconds = metrics.seconds or (time.time() - start if start else 0.0)
         samples = metrics.position or (newest.samples_seen if newest else 0)
         speed = samples / seconds if samples and seconds and metrics.position else None
-        result: dict[str, Any] = {
-            "kind": EXTERNAL,
-            "stage": STAGE,
+        reached: dict[str, Any] = {
             "samples": samples,
             "steps": metrics.last_step,
             "seconds": seconds,
             "samples_per_second": speed,
-            "world": int(os.environ.get("WORLD_SIZE", "1")),
-            "evaluations": [],
-            "time": time.time(),
         }
-        create_json(self.run.result, {key: value for key, value in result.items() if value is not None})
+        reached = {key: value for key, value in reached.items() if value is not None}
+        if not self._scorer:
+            self._write_result(reached, [])
+            return "complete", ""
+        checkpoint = newest.record["path"] if newest else ""
+        create_json(self.run.path / TRAINED, {**reached, "checkpoint": checkpoint, "attempt": self.attempt})
+        return self._evaluate({**reached, "checkpoint": checkpoint}, metrics)
+
+    def _write_result(self, reached: Mapping[str, Any], scores: list[dict[str, Any]]) -> None:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        result = {"kind": EXTERNAL, "stage": STAGE, **reached, "world": world, "evaluations": scores}
+        create_json(self.run.result, {**result, "time": time.time()})
+
+    @property
+    def _scorer(self) -> list[str]:
+        """Words of the evaluation; empty: there is none."""
+        return list(self.record.get("evaluate", {}).get("command", []))
+
+    def _evaluate(self, trained: Mapping[str, Any], metrics: ProgramMetrics) -> tuple[str, str]:
+        """Score what the program has reached, and write result.json."""
+        metrics.status(phase="evaluating")
+        lines = ScoreLines(self.record.get("evaluate", {}).get("pattern", ""))
+        chosen = {"path": trained.get("checkpoint", ""), "samples": trained.get("samples", 0)}
+        values = {**self.values, "checkpoint": str(chosen["path"])}
+        words = [filled(word, values) for word in self._scorer]
+        environ = self._environment(chosen, values) | ALONE
+        program = self._launch(words, environ, lines.on_line)
+        limit = 60 * float(self.record.get("stop", {}).get("hang_minutes") or 0.0)
+        asked = False
+        while (code := program.wait(POLL_SECONDS)) is None:
+            if self.flag and not asked:
+                asked = True
+                program.request_stop()
+            if limit and time.monotonic() - program.active_at > limit:
+                program.kill()
+                program.close(0.0)
+                return "hang", f"evaluate: no output for {limit / 60:g} min"
+        program.close()
+        if self.flag:
+            return "stopped", f"{self.flag.reason}: the evaluation starts again"
+        if code == CAUSES["stopped"]:
+            return "crash", "evaluate: it ended with 75 without a stop request"
+        if code:
+            cause, reason = self._cause_of_code(code, program)
+            return cause, f"evaluate: {reason}"
+        reached = {key: value for key, value in trained.items() if key not in ("checkpoint", "attempt")}
+        self._write_result(reached, lines.scores())
+        return "complete", ""
 
     # -- the parts of other ranks --------------------------------------------------------------------------------------
 
     def _execute_other(self) -> tuple[str, str]:
+        if (self.run.path / TRAINED).exists():  # since an earlier attempt: rank 0 alone has work
+            return "complete", ""
         program = self._start(self._chosen())
         asked = False
         while (code := program.wait(POLL_SECONDS)) is None:
@@ -250,7 +311,9 @@ class Rank:
         if chosen:
             words += self.record.get("resume", {}).get("arguments", [])
         words = [filled(word, values) for word in words]
-        environ = self._environment(chosen, values)
+        return self._launch(words, self._environment(chosen, values), on_line)
+
+    def _launch(self, words: list[str], environ: Mapping[str, str], on_line: Any) -> Program:
         self._memory_kills = memory_kills()
         log.info("starts %s", words)
         signal_name = self.record.get("stop", {}).get("signal", "TERM")
@@ -291,7 +354,7 @@ class Rank:
         return JsonLines(self._metrics_file()), lambda line: None
 
     def _metrics_file(self) -> Path:
-        return self._path(self.record.get("metrics", {}).get("file", "")) or self.work / METRICS_FILE
+        return self._path(self.record.get("metrics", {}).get("file", "")) or self.work / DEFAULT_METRICS
 
     def _path(self, template: str) -> Path | None:
         """A path of command.json, in the working directory of the program; None if it is empty."""
@@ -306,8 +369,13 @@ class Rank:
             raise StorageError("the copied code of the program is missing", self.code)
         for entry in sorted(self.code.iterdir()):
             place = self.work / entry.name
-            if entry.name == "__pycache__" or (place.exists() and not place.is_symlink()):
-                continue  # the program has a file of its own there
+            is_link = place.is_symlink()
+            if entry.name == "__pycache__" or (place.is_dir() and not is_link):
+                continue  # the program has a folder of its own there
+            if place.exists() and not is_link:
+                aside = self.work / f"{entry.name}.changed-{self.attempt - 1}"
+                log.warning("the program has replaced its copied file %s: moved to %s", entry.name, aside.name)
+                os.replace(place, aside)
             replace_link(place, str(entry))
 
 

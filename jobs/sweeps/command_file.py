@@ -11,6 +11,7 @@ resume: {folder: out, pattern: "*.pt", arguments: [--resume, "{checkpoint}"]}
 metrics: {file: metrics.jsonl, total: 1000}
 stop: {signal: TERM, hang_minutes: 30}
 monitor: {wandb: my-project}
+evaluate: {command: [python, score.py, "{checkpoint}"]}
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ SECTION = {
     "metrics": Field(MAPPING, "Where its numbers are."),
     "stop": Field(MAPPING, "How it is asked to save and end."),
     "monitor": Field(MAPPING, "Trackers that get its numbers."),
+    "evaluate": Field(MAPPING, "A command that scores its last checkpoint."),
 }
 """Keys of a program, in a sweep file or an entry of ``commands``."""
 VARIED = ("set", "runs", "list", "zip", "grid", "where")
@@ -134,14 +136,23 @@ class MonitorSettings:
     """Project of Weights & Biases, PROJECT or ENTITY/PROJECT; empty: none."""
 
 
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How the last checkpoint of a program is scored, by rank 0, after all ranks have ended well."""
+
+    pattern: str = ""
+    """Regular expression with the groups ``score`` and ``name`` for lines of output; empty: lines of JSON with them."""
+
+
 SECTION_KINDS = {
     "resources": CommandResources,
     "resume": ResumeSettings,
     "metrics": MetricSettings,
     "stop": StopSettings,
     "monitor": MonitorSettings,
+    "evaluate": EvaluateSettings,
 }
-"""Key of ``SECTION`` -> what its mapping holds; ``resume`` also has ``arguments``."""
+"""Key of ``SECTION`` -> what its mapping holds; ``resume`` also has ``arguments``, ``evaluate`` ``command``."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,9 @@ class ProgramSettings:
     metrics: MetricSettings
     stop: StopSettings
     monitor: MonitorSettings
+    evaluate: EvaluateSettings
+    scorer: tuple[str, ...] = ()
+    """Words of ``evaluate``; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +316,7 @@ def _program(table: LocatedDict, place: SourceLocation, path: Path) -> ProgramSe
     argv = _words(table.get("command"), place.child("command", line_of(table, "command")))
     if not argv:
         raise place.child("command", line_of(table, "command")).error("names no program")
-    sections = {key: _section(table, key, place) for key in ("resume", "metrics", "stop", "monitor")}
+    sections = {key: _section(table, key, place) for key in ("resume", "metrics", "stop", "monitor", "evaluate")}
     resume_place = place.child("resume", line_of(table, "resume"))
     resume_table = LocatedDict(sections["resume"], sections["resume"].lines)
     words = resume_table.pop("arguments", [])
@@ -315,11 +329,25 @@ def _program(table: LocatedDict, place: SourceLocation, path: Path) -> ProgramSe
     stop = StopSettings(**read_section(StopSettings, sections["stop"], place.child("stop", line_of(table, "stop"))))
     monitor_place = place.child("monitor", line_of(table, "monitor"))
     monitor = MonitorSettings(**read_section(MonitorSettings, sections["monitor"], monitor_place))
+    evaluate, scorer = _evaluation(sections["evaluate"], place.child("evaluate", line_of(table, "evaluate")))
     env = _variables(_section(table, "env", place), place.child("env", line_of(table, "env")))
     code = (path.absolute().parent / Path(table.get("code", ".")).expanduser()).resolve()
     if not code.is_dir():
         raise place.child("code", line_of(table, "code")).error("no such folder", str(code))
-    return ProgramSettings(tuple(argv), code, env, resume, tuple(arguments), metrics, stop, monitor)
+    return ProgramSettings(tuple(argv), code, env, resume, tuple(arguments), metrics, stop, monitor, evaluate, scorer)
+
+
+def _evaluation(table: LocatedDict, place: SourceLocation) -> tuple[EvaluateSettings, tuple[str, ...]]:
+    """(how scores are read, words of the command)."""
+    settings = LocatedDict(table, table.lines)
+    words = _words(settings.pop("command", []), place.child("command", line_of(table, "command")))
+    evaluate = EvaluateSettings(**read_section(EvaluateSettings, settings, place))
+    if table and not words:
+        raise place.error("needs `command`: the words that score a checkpoint")
+    if evaluate.pattern and "score" not in _compiled(evaluate.pattern, place.child("pattern")).groupindex:
+        what = "has no group named score"
+        raise place.child("pattern").error(what, evaluate.pattern, r"For example (?P<name>\w+): (?P<score>[\d.]+).")
+    return evaluate, tuple(words)
 
 
 def _section(table: LocatedDict, key: str, place: SourceLocation) -> LocatedDict:
@@ -443,6 +471,7 @@ def _templates(program: ProgramSettings) -> dict[str, str]:
     named = {f"command.{i}": word for i, word in enumerate(program.argv)}
     named |= {f"resume.arguments.{i}": word for i, word in enumerate(program.arguments)}
     named |= {f"env.{name}": value for name, value in program.env.items()}
+    named |= {f"evaluate.command.{i}": word for i, word in enumerate(program.scorer)}
     named |= {"resume.folder": program.resume.folder, "metrics.file": program.metrics.file}
     named["metrics.tensorboard"] = program.metrics.tensorboard
     return named
@@ -452,14 +481,16 @@ def _refuse_placeholders(program: ProgramSettings, parameters: Mapping[str, Any]
     """Raise ConfigError for a placeholder that nothing fills."""
     for key, template in _templates(program).items():
         known = [*parameters, *PLACES]
-        if not key.startswith("resume.arguments"):
+        if not key.startswith(("resume.arguments", "evaluate.command")):
             known.remove("checkpoint")
         for name in placeholders(template):
+            if name == "checkpoint" and key.startswith("evaluate.command") and not program.resume.folder:
+                raise place.child(key).error("needs resume.folder: where the program saves", "{checkpoint}")
             if name in known:
                 continue
             remedy = suggestion(name, known) or f"Parameters and places: {', '.join(known)}."
             if name == "checkpoint":
-                remedy = "It exists from the second attempt on: use it in resume.arguments."
+                remedy = "It exists from the second attempt on: use it in resume.arguments, or in evaluate.command."
             raise place.child(key).error("an unknown placeholder", f"{{{name}}}", remedy)
 
 

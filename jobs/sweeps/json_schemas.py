@@ -56,6 +56,9 @@ def _program_keys(definitions: dict[str, Node]) -> dict[str, Node]:
     definitions[command_file.ResumeSettings.__name__]["properties"]["arguments"] = {
         **json_schema.of_table(command_file.WORDS), "description": "Words that are added once a checkpoint exists.",
     }  # fmt: skip
+    definitions[command_file.EvaluateSettings.__name__]["properties"]["command"] = {
+        **json_schema.of_table(command_file.WORDS), "description": "Words of the command; {checkpoint}: the last one.",
+    }  # fmt: skip
     return keys
 
 

@@ -110,6 +110,7 @@ class CommandWorkload:
             "metrics": asdict(program.metrics),
             "stop": asdict(program.stop),
             "monitor": asdict(program.monitor),
+            "evaluate": {**asdict(program.evaluate), "command": list(program.scorer)},
         }
 
     def pin(self, run: RunDir) -> None:
@@ -157,6 +158,8 @@ class CommandWorkload:
         if program.resume.folder:
             where = filled(program.resume.folder, values)
             lines.append(f"  checkpoints  {program.resume.pattern} below {where}")
+        if program.scorer:
+            lines.append(f"  evaluation   {json.dumps([filled(word, values) for word in program.scorer])}")
         lines.append(f"  ranks        {self.shape.world_size}, {self.shape.cpus} cores each")
         return lines
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flip.common.plain_data import ConfigChange, compare, digest
+from flip.runs.command_record import DEFAULT_METRICS, filled, text_of
 from flip.runs.errors import ConfigError
 from flip.runs.formats import RUN_NUMBER
 from flip.runs.rundir import read_lenient
@@ -56,7 +58,7 @@ class CommandRequest:
 
     def workload_at(self, place: Place) -> CommandWorkload:
         run, ignored = self._kept(place)
-        files = program_files.read(run.program.code, place.folder.parent)
+        files = program_files.read(run.program.code, place.folder.parent, _outputs(run))
         return CommandWorkload(
             run,
             identity=_identity(run),
@@ -90,6 +92,15 @@ class CommandRequest:
             what = f"cannot be kept: it has {stored['world']} ranks"
             raise ConfigError(what, str(directories[-1]), wanted["world"], "Restore resources.")
         return kept, changes
+
+
+def _outputs(run: CommandRun) -> tuple[str, ...]:
+    """Relative paths to which the program writes, as far as they have no place of the launcher."""
+    values = {name: text_of(value) for name, value in run.parameters.items()}
+    metrics = run.program.metrics
+    templates = (run.program.resume.folder, metrics.file, metrics.tensorboard, DEFAULT_METRICS)
+    paths = [os.path.normpath(filled(template, values)) for template in templates if template]
+    return tuple(path for path in paths if path != "." and not path.startswith(("/", "~", "..", "{")))
 
 
 def _canonical(run: CommandRun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from flip.files.creation import RefusedPath
 from flip.runs.command_record import read_command
+from jobs.host import processes
 from jobs.local.supervisor import is_served
 from tests.harness.command_sweep import CommandSweep, count_result
 
@@ -138,6 +139,61 @@ def test_edit_of_the_code_does_not_reach_a_submitted_run(sweep):
     os.kill(sweep.program(1), signal.SIGKILL)
     sweep.until_over()
     assert sweep.final() == count_result(60, 0.1)
+
+
+CHANGES_ITSELF = """
+import os, pathlib
+if os.environ["RUN_ATTEMPT"] == "1":
+    pathlib.Path("new").write_text("raise SystemExit('edited')")
+    os.replace("new", "count.py")
+"""
+
+
+def test_program_that_replaces_its_own_code_starts_again_with_the_submitted_one(sweep):
+    sweep.write("count.py", CHANGES_ITSELF + (sweep.code / "count.py").read_text())
+    sweep.submit()
+    sweep.until_saved(1)
+    os.kill(sweep.program(1), signal.SIGKILL)
+    sweep.until_over()
+    assert sweep.final() == count_result(60, 0.1)
+    work = sweep.run().path / "work"
+    assert (work / "count.py").is_symlink() and "edited" in (work / "count.py.changed-1").read_text()
+    assert (work / "count.py").stat().st_mode & 0o222 == 0, "the copied code is read-only"
+
+
+def test_program_that_ignores_the_stop_signal_is_killed_and_continues(sweep):
+    (sweep.folder / "own.yaml").write_text("kind: local\nsignal_seconds: 3\n")
+    text = (sweep.code / "count.py").read_text()
+    sweep.write("count.py", text.replace("lambda *_: stop.append(True)", "signal.SIG_IGN"))
+    sweep.table |= {"cluster": "own.yaml"}
+    sweep.table["command"] += ["--seconds", "0.5"]
+    sweep.submit()
+    sweep.until_saved(1)
+    program = sweep.program(1)
+    sweep.type("cancel", "demo", "--yes")
+    sweep.until_over()
+    sweep.until(lambda: processes.has_ended(processes.read_stat(program)[1]), "the end of the program", 10)
+    assert sweep.state()["state"] == "cancelled" and 0 < sweep.ends()[0][1] < 60
+
+
+def test_program_of_a_missing_interpreter_is_named(sweep):
+    (sweep.code / "run.sh").write_text("#!/opt/none/bin/python\n")
+    sweep.table["command"] = ["./run.sh", "{lr}"]
+    sweep.submit()
+    sweep.until_over()
+    assert sweep.state()["attempts"] == 1 and "it ended with 127" in sweep.reason(1)
+
+
+def test_files_that_the_program_writes_are_not_copied(sweep):
+    """Checkpoints of a start by hand would be linked, and the program would save into its copied code."""
+    (sweep.code / "out").mkdir()
+    (sweep.code / "out" / "step-60.json").write_text("[60, 'of another run']")
+    (sweep.code / "metrics.jsonl").write_text('{"step": 60}')
+    sweep.table["command"] += ["--seconds", "0.01"]
+    sweep.submit()
+    sweep.until_over()
+    assert sweep.final() == count_result(60, 0.1)
+    assert not (sweep.run().path / "work" / "out").is_symlink()
 
 
 def test_other_commands_leave_files_of_a_program_alone(sweep):

@@ -70,6 +70,9 @@ def test_words_are_kept_as_they_are(read):
         ({"env": {"A B": "x"}}, "not the name of an environment variable"),
         ({"code": "nowhere"}, "no such folder"),
         ({"resources": {"processes": 0}}, "must be at least 1"),
+        ({"evaluate": {"pattern": "x"}}, "needs `command`"),
+        ({"evaluate": {"command": ["./score"], "pattern": "(?P<name>.)"}}, "has no group named score"),
+        ({"evaluate": {"command": ["{checkpoint}"]}, "resume": {}}, "needs resume.folder"),
         ({"resume": {"folder": "/data/out"}, "grid": {"lr": [1, 2]}}, "would save into the same folder"),
     ],
 )
