@@ -9,6 +9,7 @@ deletes or changes the program's own files. Standard library, Python >= 3.6.
 """
 
 import hashlib
+import json
 import os
 import re
 import stat
@@ -31,6 +32,11 @@ PLACES = ("run", "attempt", "code", "checkpoint")
 WORK = "work"
 #: File of metric lines there, if command.json names no source.
 DEFAULT_METRICS = "metrics.jsonl"
+
+#: Bytes at the end of a zip archive that hold the end of its directory, with the longest comment.
+ZIP_END = 22 + 0xFFFF
+#: The longest head of a safetensors file, bytes.
+SAFETENSORS_HEAD = 100_000_000
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]*)\}")
 
@@ -111,6 +117,35 @@ def content_of(path: Path) -> Optional[Content]:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Content(total, digest.hexdigest()[:32])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the files of a checkpoint end as their format says; True for files of other formats.
+
+    A writer that stands still looks complete. But a file of ``torch.save``, a zip archive, ends with its directory, and
+    the head of a safetensors file says how long it is.
+    """
+    try:
+        return all(_ends_as_it_should(path / name if name else path, info.st_size) for name, info in _members(path))
+    except OSError:
+        return False
+
+
+def _ends_as_it_should(path: Path, size: int) -> bool:
+    with open(str(path), "rb") as file:
+        head = file.read(8)
+        if head.startswith(b"PK\x03\x04"):
+            file.seek(max(0, size - ZIP_END))
+            return b"PK\x05\x06" in file.read()
+        length = int.from_bytes(head, "little")
+        if not path.name.endswith(".safetensors") or not 2 <= length <= SAFETENSORS_HEAD:
+            return True
+        try:
+            table = json.loads(file.read(length).decode("utf-8"))
+            ends = [row["data_offsets"][1] for name, row in table.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+        return size >= 8 + length + max(ends, default=0)
 
 
 def _members(path: Path) -> List[Tuple[str, os.stat_result]]:

@@ -223,8 +223,8 @@ FIELDS: Dict[str, Any] = {
             "renames": FLAG,
         },
         "metrics": {
-            "file": EXACT, "pattern": EXACT, "tensorboard": EXACT, "names": {"*": EXACT}, "per_epoch": COUNT,
-            "total": COUNT,
+            "file": EXACT, "pattern": EXACT, "tensorboard": EXACT, "names": {"*": EXACT}, "batch": COUNT,
+            "per_epoch": COUNT, "total": COUNT,
         },
         "stop": {"signal": NAME, "hang_minutes": NUMBER}, "monitor": {"*": EXACT},
         "evaluate": {"command": [EXACT], "pattern": EXACT},

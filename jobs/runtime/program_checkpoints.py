@@ -1,7 +1,8 @@
 """Follows the checkpoints of a program, and records the complete ones (``flip.runs.command_record``).
 
 A path is complete if it is unchanged between two looks of the attempt that wrote it, or when the program has ended with
-0 or 75. What a killed attempt leaves unfinished never is: the next attempt sees it before its program starts.
+0 or 75. A file of torch or safetensors must also end as its format says. What a killed attempt leaves unfinished never
+is: the next attempt sees it before its program starts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from flip.runs import checkpoint_folder
 from flip.runs.checkpoint_folder import SavedCheckpoint
-from flip.runs.command_record import Content, content_of, newest_intact, record_checkpoint
+from flip.runs.command_record import Content, content_of, is_whole, newest_intact, record_checkpoint
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir
 
@@ -67,7 +68,7 @@ class CheckpointFollower:
         if self._resume.get("renames") and self._n > 1:
             known = {(c.record["path"], c.record["content"]) for c in self._recorded}
             for path, content in self._before.items():
-                if (str(path), content.digest) not in known:
+                if (str(path), content.digest) not in known and is_whole(path):
                     self._record(path, content)
         if not self._recorded:
             return None
@@ -92,7 +93,7 @@ class CheckpointFollower:
         for path, content in present.items():
             is_new = self._before.get(path) != content
             is_stable = self._seen.get(path) == content or final or self._resume.get("renames")
-            if is_new and is_stable:
+            if is_new and is_stable and is_whole(path):
                 self._record(path, content)
                 self._before[path] = content
         self._seen = present

@@ -164,6 +164,7 @@ class ProgramMetrics:
         self._run = run
         self._n = n
         self._names = dict(settings.get("names") or {})
+        self._batch = int(settings.get("batch") or 1)
         self._per_epoch = int(settings.get("per_epoch") or 0)
         self._start = start
         self._started = time.time()
@@ -258,7 +259,11 @@ class ProgramMetrics:
                 continue
             if name == "epoch" and not self._per_epoch:
                 continue
-            return round(number * self._per_epoch) if name == "epoch" else int(number)
+            if name == "epoch":
+                return round(number * self._per_epoch)
+            if name == "step":
+                return int(number) * self._batch
+            return int(number)
         return None
 
     def _number(self, entry: Entry, name: str) -> float | None:

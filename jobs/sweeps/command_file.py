@@ -112,6 +112,8 @@ class MetricSettings:
     """Folder of event files of TensorBoard."""
     names: dict[str, str] = field(default_factory=dict)
     """Name of a metric here -> its name in the program: ``{loss: train/loss}``."""
+    batch: int = option(0, ge=0)
+    """Samples of a step, for a program that counts steps alone: its S then counts samples, as that of trainings."""
     per_epoch: int = option(0, ge=0)
     """Steps or samples of an epoch, for a program that counts epochs alone."""
     total: int = option(0, ge=0)

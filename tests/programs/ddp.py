@@ -15,6 +15,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--seconds", type=float, default=0.1)
 parser.add_argument("--out", default="out")
+parser.add_argument("--pause", type=float, default=0.0, help="write checkpoints in place, in two parts")
 parser.add_argument("--resume")
 options = parser.parse_args()
 
@@ -39,7 +40,17 @@ def save():
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "saving")
-        os.replace(out / "saving", out / f"step-{step}.pt")
+        if options.pause and step < options.steps:
+            write_in_parts((out / "saving").read_bytes(), out / f"step-{step}.pt")
+        else:
+            os.replace(out / "saving", out / f"step-{step}.pt")
+
+
+def write_in_parts(data, path):
+    with open(path, "wb", 0) as file:
+        file.write(data[: len(data) // 2])
+        time.sleep(options.pause)
+        file.write(data[len(data) // 2 :])
 
 
 while step < options.steps:

@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flip.runs import checkpoint_folder
 from flip.runs.errors import DataError
@@ -129,3 +131,27 @@ def test_retention_keeps_what_is_a_program_s(follow, out):
         follower.look(final=True)
     assert checkpoint_folder.apply_retention(follow.run, 1, keep=1) == []
     assert len(saved(follow)) == 5 and len(list(out.iterdir())) == 5
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "folder"])
+def test_writer_that_stands_still_is_not_complete(follow, out, kind):
+    """Half of a file of a known format, unchanged for many looks, or at an end with 0, is no checkpoint."""
+    whole = out.parent / "whole"
+    if kind == "safetensors":
+        save_file({"weight": torch.ones(9, 9)}, whole)
+    else:
+        torch.save({"weight": torch.ones(9, 9)}, whole)
+    data = whole.read_bytes()
+    path = out / "step-1.pt"
+    if kind != "torch":
+        path.mkdir()
+        path = path / f"weights.{kind}"
+    follower, _ = follow(1)
+    path.write_bytes(data[: len(data) // 2])
+    for _ in range(3):
+        follower.look()
+    follower.look(final=True)
+    assert saved(follow) == []
+    path.write_bytes(data)
+    follower.look(final=True)
+    assert saved(follow) == [(10, 1)]

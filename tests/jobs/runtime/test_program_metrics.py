@@ -47,6 +47,12 @@ def test_epochs_become_positions(run):
     ]
 
 
+def test_steps_become_samples_with_the_batch(run):
+    source = Pattern(r"step (?P<step>\d+)")
+    source.on_line("step 3")
+    assert lines(run, source, {"batch": 128}) == [{"samples": 384, "step": 3, "loss": None}]
+
+
 def test_event_files_of_tensorboard_are_read(run, tmp_path):
     with SummaryWriter(str(tmp_path / "old")) as old:
         old.add_scalar("loss", 9.0, 1)
