@@ -8,7 +8,6 @@ import contextlib
 import copy
 import itertools
 import math
-import mimetypes
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from flip.common.cache import cache_root
 from flip.common.host import Host
+from flip.common.image_formats import is_image_name
 from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
 from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
@@ -263,11 +263,11 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
 
 def source_remedy(path: str) -> str:
     """The remedy if ``path`` has images, or a table of them, in place of a manifest; empty if it has none."""
-    is_source = _is_image(path) or Path(path).suffix.lower() in TABLES
+    is_source = is_image_name(path) or Path(path).suffix.lower() in TABLES
     if not is_source and "://" not in path:
         with contextlib.suppress(OSError):
-            is_source = any(_is_image(name) for name in _names_below(path))
-    if _is_image(path):
+            is_source = any(is_image_name(name) for name in _names_below(path))
+    if is_image_name(path):
         path = os.path.dirname(path) or "."
     if is_source:
         return f"Make shards and a manifest of it: flip shards make {shlex.quote(path)} --out data/mine"
@@ -328,10 +328,6 @@ def _names_below(folder: str) -> Iterator[str]:
     for inner in folders[:1]:
         with os.scandir(inner) as entries:
             yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
-
-
-def _is_image(name: str) -> bool:
-    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
 
 
 def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
-from flip.data.manifest import tar
+from flip.common import image_formats
 from flip.data.manifest.labels import parse_label
 from flip.runs.errors import ConfigError, FlipError
 
@@ -60,11 +60,6 @@ _TURNS = {
 }  # fmt: skip
 """EXIF orientation -> the operation that turns the image upright (EXIF 2.32, tag 0x0112)."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_STARTS = {
-    "JPEG": (b"\xff\xd8",), "PNG": (b"\x89PNG",), "GIF": (b"GIF8",), "BMP": (b"BM",),
-    "TIFF": (b"II*\0", b"MM\0*"), "PPM": (b"P5", b"P6"),
-}  # fmt: skip
 _WHITE = (255, 255, 255)
 _JPEG = b"\xff\xd8\xff"
 _INKS = ("CMYK", "YCCK")
@@ -306,18 +301,15 @@ def check_header(data: bytes | memoryview) -> tuple[str, bool]:
 
 def format_name(data: bytes | memoryview) -> str:
     """The format of a file by its first bytes, for counts: "PNG", or "not a known format"."""
-    head = bytes(data[:12])
-    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
-        return "WebP"
-    for name, starts in _STARTS.items():
-        if head.startswith(starts):
-            return name
-    return "not a known format"
+    form = image_formats.by_start(data)
+    if form is None:
+        return "not a known format"
+    return form.name
 
 
 def is_transparent(data: bytes | memoryview) -> bool:
     """Whether a part of an image is not opaque (``data.to_rgb``). Raises DecodeError."""
-    if bytes(data[:2]) == b"\xff\xd8":  # JPEG has no transparency
+    if bytes(data[:3]) == _JPEG:  # JPEG has no transparency
         return False
     image = open_image(data)
     if not _has_alpha(image):
@@ -366,7 +358,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 @contextmanager
-def _opened(data: bytes | memoryview, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
+def _opened(data: bytes | memoryview, formats: tuple[str, ...] = image_formats.PILLOW) -> Iterator[Image.Image]:
     """The image of a file, not yet decoded. Raises DecodeError."""
     try:
         with PILLOW:
@@ -390,7 +382,7 @@ def _why_unidentified(head: bytes) -> str:
         return "an empty file"
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head")):
         return "a web page, not an image"
-    return f"not an image of a known format ({', '.join(_FORMATS)})"
+    return f"not an image of a known format ({image_formats.NAMES})"
 
 
 def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
@@ -450,7 +442,7 @@ def image_of(
 
 def encoded_image(sample: Sample) -> memoryview:
     """The encoded image of a sample. Raises DecodeError if it has none."""
-    for extension in tar.EXTENSIONS:
+    for extension in image_formats.EXTENSIONS:
         if extension in sample:
             return sample[extension]
     raise DecodeError(f"no image among its members {sorted(sample)}")

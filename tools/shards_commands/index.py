@@ -14,13 +14,13 @@ from typing import Any
 import braceexpand
 
 from flip.common.host import cores
+from flip.common.image_formats import is_image_name
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.row_texts import Columns
-from flip.data.manifest.tar import EXTENSIONS
 from flip.data.parquet.page_table import LINE
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.addresses import lists
@@ -82,7 +82,7 @@ def index(options: argparse.Namespace) -> CommandResult:
 
 def _refuse_images(shards: Sequence[str]) -> None:
     """Raise ConfigError if images are named in place of tar files."""
-    images = [name for name in shards if os.path.splitext(name)[1][1:].lower() in EXTENSIONS]
+    images = [name for name in shards if is_image_name(name)]
     if images:
         folder = os.path.dirname(images[0]) or "."
         remedy = f"Make shards of images, which indexes them too: flip shards make {shlex.quote(folder)} --out FOLDER"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flip.common import image_formats
 from flip.config import merge, schema
 from flip.config.derived import StageSpan, dataset_lanes, stage_spans
 from flip.config.identity import file_digest
@@ -33,7 +34,6 @@ from flip.data.decode import (
     noting_place,
     place_of,
 )
-from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.sources import DatasetSource, load_sources
 from flip.data.weighted_order import VIEWS
@@ -87,7 +87,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
         key = read.keys()[id % manifest.chunk]
     except DataError as error:
         damage = error.paragraph()
-    name = next((extension for extension in tar.EXTENSIONS if extension in members), None)
+    name = next((extension for extension in image_formats.EXTENSIONS if extension in members), None)
     image = None
     if name:
         image = name, bytes(members[name])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flip.common import image_formats
 from flip.runs.errors import ConfigError
 
 HEAD = 512
@@ -74,8 +75,6 @@ _MAGIC = (
     (b"PK\x03\x04", "a zip archive", "zip"),
     (b"ARROW1", "an arrow file", "arrow"),
     (b"\x89HDF", "an HDF5 file", "h5"),
-    (b"\x89PNG", "an image (PNG)", "png"),
-    (b"\xff\xd8\xff", "an image (JPEG)", "jpg"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", ""),
     (b"<!doctype", "a web page", "html"),
     (b"<html", "a web page", "html"),
@@ -222,6 +221,9 @@ def _by_magic(head: bytes) -> tuple[str, str]:
     for mark, name, suffix in _MAGIC:
         if head.startswith(mark) or lower.startswith(mark):
             return name, suffix
+    image = image_formats.by_start(head)
+    if image and min(map(len, image.starts)) > 2:  # two letters may begin a table
+        return f"an image ({image.name})", image.extensions[0]
     return "", ""
 
 

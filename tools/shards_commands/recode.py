@@ -29,13 +29,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flip.common.host import cores
+from flip.common.image_formats import EXTENSIONS
 from flip.concurrency import map_in_processes
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError
 from flip.data.manifest import build
 from flip.data.manifest.build import ScanResults
 from flip.data.manifest.manifest import RECODED, Manifest, refuse_existing
-from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import is_remote
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, atomic_write, open_lock, output_folder

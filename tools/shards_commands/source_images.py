@@ -3,6 +3,7 @@
 import struct
 from typing import NamedTuple
 
+from flip.common import image_formats
 from flip.data import decode
 
 DECODE = "decode"
@@ -12,8 +13,6 @@ CHECKS = (DECODE, HEADER)
 _JPEG = b"\xff\xd8\xff"
 _EXIF_MARKER = 0xE1
 _START_OF_SCAN = 0xDA
-_EXTENSIONS = {"jpeg": "jpg", "mpo": "jpg"}
-"""Format -> extension of the member. MPO: a JPEG file with further images at its end."""
 
 
 class ImageFacts(NamedTuple):
@@ -34,8 +33,7 @@ def image_facts(image: bytes, check: str) -> ImageFacts:
         form = decode.header(image)["format"]
     else:
         form, transparent = decode.check_header(image)
-    form = form.lower()
-    return ImageFacts(_EXTENSIONS.get(form, form), transparent, decode.is_turned(image))
+    return ImageFacts(image_formats.by_pillow(form).member, transparent, decode.is_turned(image))
 
 
 def _may_be_turned(image: bytes) -> bool:

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from flip.common.image_formats import is_image_name
 from flip.data.decode import DecodeError
-from flip.data.manifest.tar import EXTENSIONS
 from flip.runs.errors import ConfigError, read_error
 from tools.shards_commands import image_folders, other_formats, parquet_files
 from tools.shards_commands.image_folders import FILE_NAME
@@ -154,7 +154,7 @@ def _images(folder: Path, files: SourceFiles, above: frozenset[Path] = frozenset
     for path, is_folder in paths:
         if is_folder:
             yield from _images(path, files, above | {real})
-        elif path.suffix[1:].lower() in EXTENSIONS:
+        elif is_image_name(path):
             text = path.with_suffix(".txt")
             yield path, str(text) if text in names else "", ""
 

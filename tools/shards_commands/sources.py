@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from flip.data.manifest.tar import EXTENSIONS
+from flip.common.image_formats import EXTENSIONS, is_image_name
 from flip.runs.errors import ConfigError
 from tools.shards_commands import other_formats
 from tools.shards_commands.index import expand
@@ -85,7 +85,7 @@ def _names_below(folder: str) -> tuple[list[str], bool]:
         inner = os.path.relpath(place, folder)
         folders[:] = sorted(name for name in folders if name[0] != ".")
         visible = sorted(name for name in files if name[0] != ".")
-        if any(Path(name).suffix[1:].lower() in EXTENSIONS for name in visible):
+        if any(map(is_image_name, visible)):
             return [], True
         names += [os.path.normpath(os.path.join(inner, name)) for name in (*visible, *folders)]
     return names, False

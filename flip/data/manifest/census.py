@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from flip.common.image_formats import EXTENSIONS
 from flip.data.manifest import labels
 from flip.data.manifest.labels import LabelCounts
-from flip.data.manifest.tar import EXTENSIONS, Sample
+from flip.data.manifest.tar import Sample
 from flip.runs.errors import DataError
 
 MOST = 256

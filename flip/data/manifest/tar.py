@@ -19,8 +19,6 @@ SAMPLE_LIMIT = 256 << 20
 """Bytes of a sample, or of members between two samples, in an indexed shard. A reader holds a complete sample."""
 EXTENSION_LIMIT = 1 << 20
 """Bytes of the extension headers of one member."""
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
-"""Members that can be the image of a sample, in order of preference."""
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""

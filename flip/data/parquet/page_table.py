@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.common import image_formats
 from flip.data.parquet import streams
 from flip.data.parquet.streams import Part
 
@@ -34,8 +35,6 @@ CHUNK = np.dtype([
     ("end", "<i8"),
     ("line", "<i8"),  # the byte of the first row's line
 ])  # fmt: skip
-MEMBERS = (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif")
-"""First bytes of an image, and the name of its member; others are jpg."""
 LINE = "json"
 """The member that is a row's line."""
 
@@ -226,7 +225,7 @@ def _lines(text: memoryview) -> list[memoryview]:
 
 
 def _member(image: memoryview) -> str:
-    for magic, name in MEMBERS:
-        if image[: len(magic)] == magic:
-            return name
-    return "jpg"
+    form = image_formats.by_start(image)
+    if form is None:
+        return "jpg"
+    return form.member

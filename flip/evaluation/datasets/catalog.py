@@ -25,13 +25,13 @@ from typing import Any
 
 from flip.common.cache import cache_root
 from flip.common.host import cores
+from flip.common.image_formats import is_image_name
 from flip.common.yaml_io import read_yaml
 from flip.config.schema import EvaluationSet
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.labels import LabelCounts, defect_of
 from flip.data.manifest.manifest import MARK, Manifest
-from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.evaluation.datasets import associations
@@ -470,7 +470,7 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix[1:].lower() in EXTENSIONS and path.is_file()
+    return is_image_name(path) and path.is_file()
 
 
 def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) -> tuple[DatasetLocation, str]:

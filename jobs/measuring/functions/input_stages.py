@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from flip.common.image_formats import EXTENSIONS
 from flip.config import derived, schema
 from flip.data import decode, kernel
 from flip.data.chunk_reader import Chunk, ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
-from flip.data.manifest.tar import EXTENSIONS
 from flip.data.masking import MaskSpec
 from flip.data.order import permute
 from flip.data.sources import DatasetSource
