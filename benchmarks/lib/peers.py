@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.lib import formats
 from benchmarks.lib.work import AUGMENT, LENGTH, SHUFFLE, SIZE, Finish, Work, batched, torchvisions_crop
 from flip.data import decode
-from flip.data.decode import captions_of
+from flip.data.sample_members import captions_of
 from flip.tokenizer import Tokenizer
 
 SAMPLES_IN_A_ROW = 100

@@ -17,12 +17,12 @@ from benchmarks.lib.results import rounded
 from benchmarks.lib.work import AUGMENT, LENGTH, PATCH, SIZE, Work
 from flip.config import schema
 from flip.data import augment as augmenting
-from flip.data import decode, masking
+from flip.data import decode, masking, sample_members
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import captions_of, image_of
 from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
+from flip.data.sample_members import captions_of, image_of
 from flip.data.storage.checksums import crc32
 from flip.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def _pixels(
     kernel = VisiblePatches.of(data, AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH))
     rows = range(len(samples))
     if kernel is not None:
-        contents = [decode.encoded_image(sample) for sample in samples]
+        contents = [sample_members.encoded_image(sample) for sample in samples]
         out = np.empty((keep.shape[1], 3 * PATCH * PATCH), np.uint8)
         return {"visible patches": lambda: (kernel.write(contents[row], draws, row, keep[row], out) for row in rows)}
     images = [image_of(sample, "simplejpeg") for sample in samples]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode
-from flip.data.decode import captions_of
+from flip.data.sample_members import captions_of
 from flip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@
 - ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``kernel``: the same without decoding what is hidden;
   ``decode_counts``: how many images each of them decoded.
+- ``sample_members``: captions, numbers, label and image of a sample.
 - ``view``: images as evaluation sees them.
 - ``patch_masking``: which patches stay.
 - ``text_masking``: which tokens stay; ``token_table``: how often each token occurs, and its part of speech.

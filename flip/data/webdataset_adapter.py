@@ -17,10 +17,10 @@ from flip.concurrency import data_loader_workers
 from flip.config.derived import rank_lanes
 from flip.config.loop_config import loop_config
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import next_decodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
 from flip.data.prefetch import Prefetch, chunk_bytes
+from flip.data.sample_members import next_decodable
 from flip.runs.errors import ConfigError, DataError
 
 

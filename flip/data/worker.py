@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flip.config import derived, schema
 from flip.data import augment as augmenting
-from flip.data import decode, masking
+from flip.data import decode, masking, sample_members
 from flip.data.chunk_reader import ChunkCache, ChunkReader, Sample
 from flip.data.decode import Pixels
 from flip.data.decode_counts import REPLACEMENT, DecodeCounts
@@ -247,7 +247,7 @@ class DatasetStream:
                     out.fields[i] = numbers
                     weights = self.config.data.caption_weights
                     first, second = (draws_of[row] for draws_of in drawn.caption)
-                    captions.append(decode.choose_caption(texts, weights, first, second))
+                    captions.append(sample_members.choose_caption(texts, weights, first, second))
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
         self.position += self.count
@@ -276,7 +276,7 @@ class DatasetStream:
         is written."""
         if self.kernel is None:
             return self._no_kernel
-        content = decode.encoded_image(sample)
+        content = sample_members.encoded_image(sample)
         if self.kernel.write(content, draws.view, row, draws.keep_indices[row], out, self._verified):
             return ""
         if self.kernel.error:
@@ -298,7 +298,7 @@ class DatasetStream:
     def _next_decodable(
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample],
         write_visible: Callable[[Sample], str],
-    ) -> tuple[int, tuple[Pixels | None, decode.CaptionGroups, list[float]]]:  # fmt: skip
+    ) -> tuple[int, tuple[Pixels | None, sample_members.CaptionGroups, list[float]]]:  # fmt: skip
         """(m, (pixels, captions, ``data.fields``)) of the first decodable place m of block k that may take place n.
 
         ``write_visible``: tried for the sample of place n itself; the pixels are None if it has written the patches,
@@ -310,7 +310,7 @@ class DatasetStream:
         prefetcher = self._prefetcher
         assert prefetcher is not None
 
-        def load(id: int) -> tuple[Pixels | None, decode.CaptionGroups, list[float]]:
+        def load(id: int) -> tuple[Pixels | None, sample_members.CaptionGroups, list[float]]:
             with decode.noting_place(partial(decode.place_of, self.manifest, id)):
                 sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
                 image = None
@@ -318,13 +318,15 @@ class DatasetStream:
                 if id == first:
                     reason = write_visible(sample)
                 if reason:
-                    image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif, self.decoded.fallbacks)
-                captions = decode.caption_groups(sample, data.captions, data.caption_weights)
-                numbers = decode.fields_of(sample, data.fields)
+                    image = sample_members.image_of(
+                        sample, data.decoder, data.to_rgb, data.exif, self.decoded.fallbacks
+                    )
+                captions = sample_members.caption_groups(sample, data.captions, data.caption_weights)
+                numbers = sample_members.fields_of(sample, data.fields)
             self._count(reason)
             return image, captions, numbers
 
-        decodable = decode.next_decodable(ids, self.order.replacements(ids, n, self.count), self.bad, load)
+        decodable = sample_members.next_decodable(ids, self.order.replacements(ids, n, self.count), self.bad, load)
         if decodable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             raise DataError(

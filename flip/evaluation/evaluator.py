@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flip.data.chunk_reader import Sample
-from flip.data.decode import DecodeError, captions_of, label_of
+from flip.data.decode import DecodeError
+from flip.data.sample_members import captions_of, label_of
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation.datasets import associations

@@ -19,11 +19,12 @@ from flip.config.resolve import manifest_record, resolve_path
 from flip.config.schema import Data
 from flip.data import kernel
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import DecodeError, encoded_image
+from flip.data.decode import DecodeError
 from flip.data.decode_counts import reasons_text, share_text
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.prefetch import chunk_bytes
+from flip.data.sample_members import encoded_image
 from flip.runs.errors import FlipError
 
 _T = TypeVar("_T")

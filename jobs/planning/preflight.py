@@ -29,10 +29,11 @@ from flip.config.schema import Config, TextTower
 from flip.config.validate import warnings
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, captions_of, fields_of, image_of, json_fields, label_of, refuse_json_members
+from flip.data.decode import DecodeError
 from flip.data.manifest import labels
 from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
+from flip.data.sample_members import captions_of, fields_of, image_of, json_fields, label_of, refuse_json_members
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.data.weighted_order import check_content

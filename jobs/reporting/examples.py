@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, encoded_image, file_name, open_image, to_rgb
+from flip.data.decode import DecodeError, open_image, to_rgb
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
+from flip.data.sample_members import encoded_image, file_name
 from flip.data.storage.base import is_remote
 from flip.evaluation.metrics import predictions
 from flip.evaluation.metrics.predictions import Predictions

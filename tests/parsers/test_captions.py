@@ -13,7 +13,8 @@ from PIL import Image
 
 from flip.config.schema import TextTower
 from flip.data import decode
-from flip.data.decode import DecodeError, captions_of, json_fields, label_of
+from flip.data.decode import DecodeError
+from flip.data.sample_members import captions_of, json_fields, label_of
 from flip.data.storage.base import RequestError
 from flip.data.storage.checksums import ETag
 from flip.data.storage.ranges import check_range

@@ -416,7 +416,7 @@ def test_tokenizer_and_filters_bound_memory_for_huge_captions(tmp_path):
     program = f"""
         from flip.data.decode import DecodeError
         from flip.data.manifest.filters import Length, _by_length
-        from flip.data.decode import captions_of
+        from flip.data.sample_members import captions_of
         from flip.data.manifest.tar import Sample
         from flip.tokenizer import Tokenizer
         tokenizer = Tokenizer({str(tmp_path / "tokenizer.json")!r}, 8, False)

@@ -162,8 +162,9 @@ def captions(source: str, member: str | None = None) -> Iterator[str]:
 
     if Path(source).is_dir():
         from flip.data.chunk_reader import ChunkReader
-        from flip.data.decode import DecodeError, captions_of, refuse_json_members
+        from flip.data.decode import DecodeError
         from flip.data.manifest.manifest import Manifest
+        from flip.data.sample_members import captions_of, refuse_json_members
         from tools.shards_commands.output import parquet_captions
 
         manifest = Manifest.load(source)

@@ -20,10 +20,11 @@ from flip.config.identity import file_digest
 from flip.config.weights import UNIT
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import (
+from flip.data.decode import DecodeError, noting_place, place_of
+from flip.data.manifest.manifest import Manifest
+from flip.data.sample_members import (
     CAPTION_NOT_UTF8,
     CaptionGroups,
-    DecodeError,
     caption_groups,
     captions_are_utf8,
     captions_of,
@@ -31,10 +32,7 @@ from flip.data.decode import (
     file_name,
     image_of,
     next_decodable,
-    noting_place,
-    place_of,
 )
-from flip.data.manifest.manifest import Manifest
 from flip.data.sources import DatasetSource, load_sources
 from flip.data.weighted_order import VIEWS
 from flip.files.creation import create_file

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.data.decode import refuse_json_members
 from flip.data.manifest.build_parquet import PARQUET
 from flip.data.manifest.manifest import Manifest, refuse_existing
+from flip.data.sample_members import refuse_json_members
 from flip.files import deletion
 from flip.files.creation import OUTPUT_MODE, atomic_write, output_folder
 from flip.runs.errors import ConfigError, PermissionDenied

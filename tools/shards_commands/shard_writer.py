@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from flip.data.decode import FILE_FIELD, DecodeError, noting_place
+from flip.data.decode import DecodeError, noting_place
 from flip.data.manifest.tar import split
+from flip.data.sample_members import FILE_FIELD
 from flip.evaluation.datasets.prompts import fill_templates
 from flip.files.creation import create_file, fsync_path
 from tools.shards_commands.output import writing

@@ -24,17 +24,10 @@ import numpy as np
 from flip import concurrency
 from flip.common.host import cores
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import (
-    CAPTION_NOT_UTF8,
-    DecodeError,
-    captions_are_utf8,
-    captions_of,
-    image_of,
-    noting_place,
-    place_of,
-)
+from flip.data.decode import DecodeError, noting_place, place_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.prefetch import chunk_bytes
+from flip.data.sample_members import CAPTION_NOT_UTF8, captions_are_utf8, captions_of, image_of
 from flip.data.storage.base import is_remote
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
 from jobs.common.cli import INTERRUPTED, command

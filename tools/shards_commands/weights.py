@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from flip.config.weights import UNIT, WeightFacts
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import DecodeError, fields_of, noting_place, place_of
+from flip.data.decode import DecodeError, noting_place, place_of
 from flip.data.manifest import npy_header
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.uids import MEMBER, parse_uid
 from flip.data.manifest.weights import piece_size, pieces, write_weights
+from flip.data.sample_members import fields_of
 from flip.files.creation import open_regular
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar

@@ -21,9 +21,10 @@ from PIL import Image
 
 from flip.common.host import cores
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import DecodeError, encoded_image, noting_place, open_image
+from flip.data.decode import DecodeError, noting_place, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
+from flip.data.sample_members import encoded_image
 from flip.data.storage.base import ObjectStat
 from flip.data.storage.retry import DEFAULT_POLICY, RetryPolicy
 from flip.runs.errors import ConfigError, DataError

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flip.data.chunk_reader import Sample
-from flip.data.decode import DecodeError, label_of
+from flip.data.decode import DecodeError
 from flip.data.manifest import npy_header
+from flip.data.sample_members import label_of
 from flip.evaluation.metrics.score import score_of
 from flip.runs.errors import Diverged
 

@@ -21,13 +21,14 @@ import numpy as np
 
 from flip.common.image_formats import EXTENSIONS
 from flip.config import derived, schema
-from flip.data import decode, kernel
+from flip.data import decode, kernel, sample_members
 from flip.data.chunk_reader import Chunk, ChunkReader, Sample
-from flip.data.decode import DecodeError, captions_of, image_of
+from flip.data.decode import DecodeError
 from flip.data.kernel import VisiblePatches
 from flip.data.manifest.manifest import Manifest
 from flip.data.masking import MaskSpec
 from flip.data.order import permute
+from flip.data.sample_members import captions_of, image_of
 from flip.data.sources import DatasetSource
 from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 from flip.runs.cgroup import total_memory
@@ -112,7 +113,7 @@ def caption_members(sample: Sample) -> list[str]:
     if "txt" in sample:
         return ["txt"]
     texts = [name for name in sample if name not in EXTENSIONS and not name.endswith("json")]
-    return [*decode.json_fields(sample), *texts][:1]
+    return [*sample_members.json_fields(sample), *texts][:1]
 
 
 def find_bottleneck(stages: list[PipelineStage], with_kernel: bool = False) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _median_short_side(samples: list[Sample]) -> int:
     sides = []
     for sample in samples:
         with suppress(DecodeError):
-            header = decode.header(decode.encoded_image(sample))
+            header = decode.header(sample_members.encoded_image(sample))
             sides.append(min(header["width"], header["height"]))
     if not sides:
         raise DataError("no image of a chunk has a readable header", "input_cost", remedy=VERIFY)

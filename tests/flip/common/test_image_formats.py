@@ -9,7 +9,7 @@ from PIL import Image
 
 from flip.common import image_formats
 from flip.common.image_formats import FORMATS
-from flip.data import decode
+from flip.data import decode, sample_members
 from flip.data.parquet import page_table
 from tests.synthetic import draw_image
 from tools.shards_commands.source_images import CHECKS, image_facts
@@ -32,7 +32,7 @@ def test_format_is_recognised_decoded_and_packed(form, tmp_path):
     assert decode.format_name(data) == form.name
     assert decode.header(data)["format"] in form.pillow
     assert np.array_equal(decode.decode(data).shape, (32, 32, 3))
-    assert form.member in form.extensions and decode.encoded_image({form.member: memoryview(data)}) == data
+    assert form.member in form.extensions and sample_members.encoded_image({form.member: memoryview(data)}) == data
     assert page_table._member(memoryview(data)) == form.member
     assert {image_facts(data, check).extension for check in CHECKS} == {form.member}
 

@@ -13,8 +13,9 @@ from flip import rng
 from flip.config.merge import dump, merge
 from flip.config.schema import Config
 from flip.config.validate import check_fields
-from flip.data.decode import DecodeError, caption_groups, choose_caption
+from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
+from flip.data.sample_members import caption_groups, choose_caption
 from flip.runs.errors import ConfigError
 from tests.synthetic import draw_image, encode
 

@@ -9,7 +9,7 @@ import torch
 import webdataset
 
 import flip
-from flip.data import decode
+from flip.data import sample_members
 from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
 from flip.runs.errors import DataError
@@ -108,14 +108,14 @@ def test_training_stops_above_the_limit_of_replaced_samples(folders):
 @pytest.mark.parametrize("content", [content for content in BAD.values() if content is not None])
 def test_reason_names_the_field(content):
     with pytest.raises(DecodeError, match="field '(similarity|rank)' in its json"):
-        decode.fields_of({"json": json.dumps(content).encode()}, NAMES)
+        sample_members.fields_of({"json": json.dumps(content).encode()}, NAMES)
 
 
 def test_fields_are_numbers_of_the_top_level():
     sample = {"json": b'{"a": 3, "b": -0.25, "c": {"a": 1}}', "txt": b"x"}
-    assert decode.fields_of(sample, ["b", "a"]) == [-0.25, 3.0] and decode.fields_of({}, []) == []
+    assert sample_members.fields_of(sample, ["b", "a"]) == [-0.25, 3.0] and sample_members.fields_of({}, []) == []
     with pytest.raises(DecodeError, match="no json with the fields"):
-        decode.fields_of({"txt": memoryview(b"x")}, ["a"])
+        sample_members.fields_of({"txt": memoryview(b"x")}, ["a"])
 
 
 def test_loop_of_ones_own_gets_the_numbers(folders):

@@ -11,10 +11,10 @@ import webdataset
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import masking
-from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
+from flip.data.sample_members import captions_of, label_of
 from flip.data.text_masking import TEXT_MASKINGS
 from flip.data.view import EvaluationView
 from flip.evaluation.datasets.image_sources import Shards, prepare

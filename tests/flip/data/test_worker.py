@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from flip.data.decode import DecodeError, captions_of, image_of, json_fields
+from flip.data.decode import DecodeError
+from flip.data.sample_members import captions_of, image_of, json_fields
 from flip.tokenizer import clean
 from tests.synthetic import draw_image, encode
 

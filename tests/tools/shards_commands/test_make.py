@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flip.data.decode import label_of
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest
+from flip.data.sample_members import label_of
 from flip.evaluation.datasets import catalog
 from flip.evaluation.datasets.catalog import DatasetRequest
 from flip.evaluation.datasets.prompts import Prompts

@@ -11,8 +11,8 @@ from open_clip import zero_shot_metadata
 
 from flip.common.host import cores
 from flip.config.schema import EvaluationSet
-from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
+from flip.data.sample_members import captions_of, label_of
 from flip.evaluation.datasets import catalog, prompts
 from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
 from flip.runs.errors import ConfigError, DataError

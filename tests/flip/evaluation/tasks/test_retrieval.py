@@ -6,7 +6,8 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.data.decode import DecodeError, captions_of
+from flip.data.decode import DecodeError
+from flip.data.sample_members import captions_of
 from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.datasets.image_sources import File, ImageFiles, Shards
 from flip.evaluation.evaluator import Evaluator, _captions
