@@ -1,7 +1,7 @@
 """Can a training run, how fast, and at what cost? Writes nothing.
 
-- ``preflight.py``: checks of data, tokenizer, paths, space, memory and checkpoints. A failed rule raises the error
-  that the job would have ended with.
+- ``preflight.py``: the lists of checks before a job is queued. A failed rule raises the error that the job would have
+  ended with. ``data_checks.py``: of what a run reads; ``storage_checks.py``: of what it writes.
 - ``user_files.py``: the files of a user's classes, checked, pinned by hash and never imported; ``callback_files.py``:
   those of ``monitor.callbacks``.
 - ``program_files.py``: the files of a user's program, which a snapshot holds.

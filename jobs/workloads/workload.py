@@ -23,8 +23,8 @@ from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.common.terminal import TextTable
-from jobs.planning.preflight import CheckpointNeed
 from jobs.planning.run_cost import Estimate
+from jobs.planning.storage_checks import CheckpointNeed
 from jobs.submitted_runs.resubmit import NO_COMMAND, SubmitCommand
 
 

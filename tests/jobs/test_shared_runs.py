@@ -20,7 +20,7 @@ from flip.runs.rundir import read_json, write_json
 from jobs.commands import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.planning import preflight
+from jobs.planning import storage_checks
 from jobs.slurm import backend
 from jobs.submission import apply
 from jobs.submission import plan as planning
@@ -192,7 +192,7 @@ def test_runs_root_that_cannot_be_entered_hides_no_run_of_others(sweep, tmp_path
             with pytest.raises(ConfigError, match="There are: demo"):
                 select.select_many(words, roots)
         profile = ClusterProfile(name="far", kind="slurm", runs_root=str(closed / "runs"))
-        assert preflight._writable(profile, closed / "runs" / "new", dry=True).state == UNKNOWN
+        assert storage_checks.check_folder(profile, closed / "runs" / "new", dry=True).state == UNKNOWN
 
 
 def test_stale_mount_hides_no_run_of_other_roots_and_is_reported_once(sweep, tmp_path, monkeypatch, capsys):

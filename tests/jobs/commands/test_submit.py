@@ -22,7 +22,7 @@ from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.local.backend import live_ranks
-from jobs.planning import preflight
+from jobs.planning import storage_checks
 from jobs.reporting.goodput import of_run
 from jobs.submission import confirm
 from jobs.submission import plan as planning
@@ -124,13 +124,13 @@ def test_submit_refuses_invalid_settings_and_writes_nothing(desk, data, tmp_path
 
 
 def test_dry_run_checks_writability_without_writing(desk, monkeypatch):
-    monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
+    monkeypatch.setattr(storage_checks, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
-    assert "writable" in preflight._writable(ClusterProfile(name="local"), place, True).text
+    assert "writable" in storage_checks.check_folder(ClusterProfile(name="local"), place, True).text
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(PermissionDenied):
-            preflight._writable(ClusterProfile(name="local"), place, True)
+            storage_checks.check_folder(ClusterProfile(name="local"), place, True)
 
 
 def test_confirm_treats_end_of_input_as_refusal(monkeypatch):

@@ -25,7 +25,7 @@ from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.commands.submit import main as submit_main
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning import preflight, software_checks
+from jobs.planning import data_checks, preflight, software_checks, storage_checks
 from jobs.planning.preflight import Start
 from jobs.slurm import site
 from jobs.submission import plan as planning
@@ -164,16 +164,16 @@ def test_preflight_compares_all_labels_with_class_names_without_reading_the_set(
     refused = desk.submit(*small)
     assert refused.returncode == 65 and "48 of 64 labels have no class name: the largest is 7, with 2" in refused.stderr
     manifest = Manifest.load(labelled)
-    assert preflight._labels(str(labelled), str(labelled / "classes.json"), 8) == "8 of 8 classes"
+    assert data_checks.check_labels(str(labelled), str(labelled / "classes.json"), 8) == "8 of 8 classes"
     old = write(tmp_path / "old", manifest, manifest.checksums)  # of a release that counted no labels
     done = desk.submit("--dry-run", f"evaluate.sets.small.manifest={old.folder}", small[2])
     assert done.returncode == 0 and "no counts of labels: the job compares them before its" in done.stdout, done.stderr
     reads = []
-    read_chunk = preflight.ChunkReader.read_chunk
+    read_chunk = data_checks.ChunkReader.read_chunk
     monkeypatch.setattr(
-        preflight.ChunkReader, "read_chunk", lambda self, *where: reads.append(where) or read_chunk(self, *where)
+        data_checks.ChunkReader, "read_chunk", lambda self, *where: reads.append(where) or read_chunk(self, *where)
     )
-    preflight._labels(str(old.folder), "names.json", 9)
+    data_checks.check_labels(str(old.folder), "names.json", 9)
     assert len(reads) == 1
 
 
@@ -208,13 +208,13 @@ def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch,
     """gcsfuse and vfat have no links, so the end of an attempt cannot be recorded there."""
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
-        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
+        storage_checks.check_folder(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     assert site.write_problem(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StorageError, match="No space left"):
-        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
+        storage_checks.check_folder(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     monkeypatch.undo()
-    assert preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).state != UNKNOWN
+    assert storage_checks.check_folder(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).state != UNKNOWN
     assert not list(tmp_path.iterdir()), "the check leaves no files"
 
 
@@ -231,7 +231,7 @@ def test_submit_refuses_damaged_or_missing_shards(desk, tmp_path):
 def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypatch):
     """Each run needs 100 bytes, and 150 bytes are free."""
     monkeypatch.setattr(TrainingCheckpoints, "bytes", 100)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    monkeypatch.setattr(storage_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     for args in ([], ["--dry-run"]):
         code, _, err = typed(*args)
         assert code == 69 and "checkpoints of 2 runs" in err and not typed.started and not desk.runs.exists(), err
@@ -251,7 +251,7 @@ def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypat
 def test_disk_check_counts_runs_with_active_jobs(state, code, desk, typed, monkeypatch):
     """Of 150 free bytes, the new run needs 100, and so does the other one while it has a job."""
     monkeypatch.setattr(TrainingCheckpoints, "bytes", 100)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    monkeypatch.setattr(storage_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     assert typed("--only", "half")[0] == 0
     monkeypatch.setattr(planning, "states", lambda runs: {run.path: RunState(state) for run in runs})
     assert typed()[0] == code and typed.started == ([] if code else ["whole"])
@@ -322,11 +322,11 @@ def test_disk_check_refuses_full_disk_except_in_plan_without_data(desk, typed):
 
 def test_probe_url_writes_to_folder_and_leaves_no_files(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert "can be written" in preflight.probe_url(str(tmp_path / "checkpoints"))
+    assert "can be written" in storage_checks.probe_url(str(tmp_path / "checkpoints"))
     assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FlipError):
-        preflight.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
+        storage_checks.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
 
 
 def save_time(run, seconds):

@@ -6,7 +6,7 @@ import pytest
 
 from flip.runs.checks import OK, Check
 from flip.runs.errors import ConfigError
-from jobs.planning import preflight
+from jobs.planning import data_checks
 from jobs.submission.check import CheckRows, check_runs
 from jobs.submission.confirm import confirm_plan
 from jobs.submission.plan_runs import plan_runs
@@ -42,7 +42,7 @@ def test_resolve_runs_no_check(typed, desk, monkeypatch):
     def fail(*_):
         pytest.fail("a check ran")
 
-    monkeypatch.setattr(preflight, "_check_shards", fail)
+    monkeypatch.setattr(data_checks, "check_shards", fail)
     desk.sweep.write_text(desk.text + "  last: {stages.pretrain.batch: 15, resources.processes: 2}\n")
     request = read_request(SubmitOptions(sweep=str(desk.sweep), cluster="local"))
     with pytest.raises(ConfigError, match=r"run last: stages\.pretrain\.batch"):
