@@ -2,7 +2,8 @@
 
 - ``job.py``: ``Owner``, the process that owns a job from its first attempt to its last; the batch script executes it.
 - ``job_watch.py``: what it looks at while it waits; ``job_restart.py``: how it restarts the job; ``job_nodes.py``: the
-  numbers of nodes of a job; ``end_evidence.py``: what is known of the end of an attempt.
+  numbers of nodes of a job; ``attempt_start.py``: whether an attempt may start, and its record; ``end_evidence.py``:
+  what is known of its end.
 - ``guard.py``: the process that restarts the job if its owner is killed or hangs.
 - ``scheduler.py``: ``Scheduler``, what the owner needs of a scheduler, and Slurm behind it.
 - ``job_processes.py``: the step of a job and the followers of trackers; ``rank_step.py``: ranks that srun starts

@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Dict, Mapping, Optional
+from typing import Callable, Dict, Mapping, Optional
 
 from flip.files.creation import RefusedPath
 from flip.runs import attempts, bad_nodes, wall_limit
@@ -10,7 +10,7 @@ from flip.runs.errors import FULL_DISK_ERRNOS
 from flip.runs.next_step import Evidence
 from flip.runs.restart_policy import EndFacts
 from flip.runs.rundir import RunDir, read_record
-from jobs.host.scheduler import JobSeen
+from jobs.host.scheduler import JobSeen, Scheduler
 
 
 def evidence_of_end(
@@ -42,6 +42,22 @@ def evidence_of_end(
     )
     suspect = bad_nodes.find_suspect(run, n, time.time())
     return attempts.evidence_of(run, n, end, suspect, _met(run, n, last_error))
+
+
+def end_abandoned(run: RunDir, scheduler: Scheduler, log: Callable[[str], None], before: Optional[int] = None) -> bool:
+    """Record ends of attempts that ended unobserved, of those before number ``before``; returns whether there were any.
+
+    The comment of the job names the one whose end could not be written. If Slurm does not answer they stay open,
+    since their cause is not known; the end of this attempt or the next start asks again.
+    """
+    if not [n for n in attempts.unended(run) if before is None or n < before]:
+        return False
+    failed = scheduler.see().failed
+    if failed is None:
+        log("%s: Slurm does not say how the last attempt ended; it is asked again later" % run.path)
+        return False
+    attempts.end_abandoned(run, failed.attempt, before)
+    return True
 
 
 def _met(run: RunDir, n: int, last_error: Optional[OSError]) -> Dict[str, str]:

@@ -43,7 +43,7 @@ try:
     from flip.runs.next_step import DONE, HERE, LEAVE, REQUEUE, STOP, Allocation, Evidence, Step, next_step
     from flip.runs.restart_policy import EndFacts
     from flip.runs.rundir import RunDir, exists, read_record
-    from jobs.host import end_evidence, held_jobs, notify, own_job, rank_entry, requeue, slurm_cli
+    from jobs.host import attempt_start, end_evidence, held_jobs, notify, rank_entry, requeue, slurm_cli
     from jobs.host.agents.channel import CONTACT, NO_AGENTS
     from jobs.host.agents.coordinator import AttemptOutcome
     from jobs.host.agents.node_pool import POLL_SECONDS, NodePool, exit_code, open_server
@@ -263,7 +263,7 @@ class Owner:
         if not n:
             return int(code)
         self._won(n)
-        self.retry(lambda error: self._open_logs())
+        self.retry(lambda error: attempt_start.open_logs(self.run, n))
         outcome, unhealthy = self._first_attempt()
         while True:
             code = exit_code(outcome)
@@ -286,13 +286,13 @@ class Owner:
             raise ConfigError("the run directory does not exist", str(run.path), remedy=remedy)
         run.close()  # before it is read: then no other user can exchange it
         record = run.read_job()
-        idle = self._reason_to_be_idle(record)
+        idle = attempt_start.reason_to_be_idle(run, self.options.token, record)
         if idle:
             self.log("%s: not started: %s" % (run.path, idle))
             if run.is_complete():
                 self._settle_canary(DONE)
             return 0, COMPLETE
-        abandoned = self._end_abandoned(None)
+        abandoned = end_evidence.end_abandoned(run, self.scheduler, self.log)
         previous = attempts.current_end(run)
         if previous is not None and previous["action"] == "stop":
             self.log("%s: not started: %s" % (run.path, previous["reason"]))
@@ -304,52 +304,9 @@ class Owner:
         run.refuse_other_version(record)
         self.nodes = nodes_of_job(record)
         self.canary.watch(canary.canary_of(record))
-        n = attempts.start_attempt(run, self._start_record(self.nodes.most))
+        n = attempts.start_attempt(run, attempt_start.start_record(self.nodes, self.nodes.most))
         self.scheduler.end_leftovers(run.path, n)
         return n, 0
-
-    def _open_logs(self) -> None:
-        """Prepare the logs of the attempt that was won. It stays the same one if this is tried again."""
-        try:
-            self.run.open_logs(self.n)
-        except RefusedPath as error:
-            end = EndFacts(CAUSES["permission"], None)
-            attempts.end_attempt(self.run, self.n, end, met={"permission": str(error)})
-            raise
-
-    def _reason_to_be_idle(self, record: Dict[str, Any]) -> str:
-        """Why no attempt starts; empty if one may. ``record``: job.json."""
-        if self.options.token is not None and record.get("token") != self.options.token:
-            return "it was submitted again since, as another job"
-        if requeue.superseded(self.run, os.environ):
-            return "another job has continued it"
-        if self.run.is_complete():
-            return "it is complete"
-        if read_record(self.run.cancel) is not None:  # opened, not stat: NFS caches for a while that a file is absent
-            return attempts.cancel_reason(self.run)
-        return ""
-
-    def _end_abandoned(self, before: Optional[int]) -> bool:
-        """Record ends of attempts that ended unobserved, of those before number ``before``; returns whether there were
-        any.
-
-        The comment of the job names the one whose end could not be written. If Slurm does not answer they stay open,
-        since their cause is not known; the end of this attempt or the next start asks again.
-        """
-        if not [n for n in attempts.unended(self.run) if before is None or n < before]:
-            return False
-        failed = self.scheduler.see().failed
-        if failed is None:
-            self.log("%s: Slurm does not say how the last attempt ended; it is asked again later" % self.run.path)
-            return False
-        attempts.end_abandoned(self.run, failed.attempt, before)
-        return True
-
-    def _start_record(self, nodes: int) -> Dict[str, str]:
-        """Where an attempt runs, for its start.json."""
-        names = {"restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST"}
-        values = {key: os.environ[name] for key, name in names.items() if name in os.environ}
-        return dict(values, world=str(nodes * self.nodes.ranks_per_node), job=own_job.own_job(os.environ))
 
     def _won(self, n: int) -> None:
         """This process has started attempt n."""
@@ -452,13 +409,7 @@ class Owner:
         """Those of ``nodes`` that Slurm has taken out of the job. It is not asked if they would end the job."""
         if not self.nodes.is_elastic:
             return ()
-        seen = self.scheduler.see(slurm_cli.SHORT_DEADLINE)
-        if seen.state != RUNNING:
-            return ()
-        held = self.scheduler.held_nodes(seen)
-        if held is None:
-            return ()
-        return [node for node in nodes if node not in held]
+        return self.scheduler.lost_nodes(nodes)
 
     # -- DECIDE ----------------------------------------------------------------------------------------------------
 
@@ -474,7 +425,7 @@ class Owner:
     ) -> Step:
         n = self.n
         if seen.state is not None:
-            self._end_abandoned(n)
+            end_evidence.end_abandoned(self.run, self.scheduler, self.log, n)
         state = self._state_of_end(seen)
         self._evidence = end_evidence.evidence_of_end(self.run, n, code, state, seen, unhealthy, error)
         self._allocation = self._what_is_held(seen)
@@ -560,7 +511,8 @@ class Owner:
             return attempts.record_cancel(self.run, self.n)
         if step.do != HERE:
             return step
-        n = attempts.start_attempt(self.run, self._start_record(step.nodes), after=self.n)
+        record = attempt_start.start_record(self.nodes, step.nodes)
+        n = attempts.start_attempt(self.run, record, after=self.n)
         if not n:
             return next_step(evidence._replace(superseded=True))
         self._won(n)

@@ -87,6 +87,16 @@ class Scheduler:
         """Names of the nodes that the job had when it was seen; None: unknown."""
         raise NotImplementedError
 
+    def lost_nodes(self, nodes: Sequence[str]) -> Sequence[str]:
+        """Those of ``nodes`` that the job, which runs, has no longer; empty without an answer in a short time."""
+        seen = self.see(slurm_cli.SHORT_DEADLINE)
+        if seen.state != RUNNING:
+            return ()
+        held = self.held_nodes(seen)
+        if held is None:
+            return ()
+        return [node for node in nodes if node not in held]
+
     def delay_start(self, delay: float) -> str:
         """Let the job, which the scheduler has requeued, start in ``delay`` seconds; returns an error or ""."""
         raise NotImplementedError
