@@ -6,10 +6,10 @@ from flip.runs import attempts
 from flip.runs.rundir import read_json, write_json
 from jobs.host.agents.orphaned_task import PATIENCE_SECONDS
 from jobs.host.job import RETRY_SECONDS
-from jobs.host.job_processes import STEP_EXIT_SECONDS
 from jobs.submitted_runs.clusters import states
 from tests.fakeslurm.storage import trouble
 from tests.harness.simulated_scene import staged
+from tests.slurm.agent_cases import CASES, SPARE
 from tests.slurm.scenarios import AGAIN, LONG, SHORT
 
 
@@ -26,14 +26,25 @@ def life(scene):
     return scene._jobs()[0].life
 
 
-def test_lost_node_without_spare_is_requeued(tmp_path):
-    """The coordinator learns of it at once, Slurm later."""
-    with staged("lost", tmp_path, kill_wait=5.0, node_timeout=30.0) as scene:
-        scene.submit(AGAIN, agents=True, peer_seconds=2)
+@pytest.mark.parametrize("name", CASES)
+def test_case_of_agents_ends_as_on_a_real_slurm(name, tmp_path):
+    case = CASES[name]
+    with staged("case", tmp_path, kill_wait=5.0, node_timeout=case.node_timeout) as scene:
+        scene.submit(case.play, agents=True, hours=case.hours, shape=case.shape, **case.options)
         scene.ready()
-        scene.controller.lose(scene.facts(1)["node"])
+        before = scene.nodes()
+        case.act(scene)
+        scene.patience = 300.0
         scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
+        (run,) = scene.runs
+        assert (tuple(ends(scene)), restarts(scene)) == (case.causes, str(case.restarts))
+        assert states(scene.runs)[run.path].state == case.state
+        if case.shape == SPARE and not case.restarts:
+            assert scene.facts(0, 2)["node"] == before[0]
+            assert scene.facts(1, 2)["node"] not in before
+        if case.worlds:
+            worlds = [read_json(run.attempt(n) / "start.json")["world"] for n in run.attempt_numbers()]
+            assert tuple(worlds) == case.worlds
 
 
 @pytest.mark.parametrize("is_early", [True, False])
@@ -120,51 +131,6 @@ def test_job_whose_batch_step_was_killed_is_left_alone_if_its_run_is_over(tmp_pa
         assert (run.attempt_numbers(), restarts(scene)) == ([1], "0")
 
 
-def test_killed_agent_is_replaced(tmp_path):
-    with staged("agent", tmp_path) as scene:
-        scene.submit(AGAIN, agents=True)
-        scene.ready()
-        life(scene).body.agents[1].kill()
-        scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
-
-
-def test_killed_task_is_requeued(tmp_path):
-    with staged("task", tmp_path) as scene:
-        scene.submit(AGAIN, agents=True, peer_seconds=2)
-        scene.ready()
-        life(scene).body.agents[1].kill_task()
-        scene.patience = 300.0
-        scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "1")
-
-
-def test_spare_node_replaces_lost_one_in_job(tmp_path):
-    with staged("spare", tmp_path, node_timeout=30.0) as scene:
-        scene.submit(AGAIN, agents=True, shape={"spares": 1})
-        scene.ready()
-        lost = scene.facts(1)["node"]
-        spare = life(scene).nodes[2].name
-        scene.controller.lose(lost)
-        scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
-        assert [scene.facts(rank, 2)["node"] for rank in (0, 1)] == [scene.facts(0)["node"], spare]
-
-
-def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_noticed(tmp_path):
-    """srun would wait for the task of that node for ever."""
-    with staged("back", tmp_path, node_timeout=3600.0) as scene:
-        scene.submit(AGAIN, agents=True, shape={"spares": 1})
-        scene.ready()
-        lost = scene.facts(1)["node"]
-        scene.controller.lose(lost)
-        scene.ready(2)
-        scene.controller.bring_back(lost)
-        scene.patience = STEP_EXIT_SECONDS + 60.0
-        scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
-
-
 def test_spare_node_replaces_silent_one_when_slurm_has_noticed(tmp_path):
     """No connection ends. The coordinator's own patience is 120 s."""
     with staged("silent", tmp_path, node_timeout=20.0) as scene:
@@ -177,18 +143,6 @@ def test_spare_node_replaces_silent_one_when_slurm_has_noticed(tmp_path):
         assert 20.0 < scene.clock.now - start < 2.5 * 20.0 + 15.0
         scene.over()
         assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
-
-
-def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(tmp_path):
-    """The wall limit is near enough."""
-    with staged("range", tmp_path, node_timeout=30.0) as scene:
-        scene.submit(AGAIN, agents=True, hours=0.25, shape={"least_nodes": 1, "usable": (1, 2)})
-        scene.ready()
-        scene.controller.lose(scene.facts(1)["node"])
-        scene.patience = 300.0
-        scene.over()
-        assert (ends(scene), restarts(scene)) == (["node", "complete"], "0")
-        assert [read_json(scene.runs[0].attempt(n) / "start.json")["world"] for n in (1, 2)] == ["2", "1"]
 
 
 def test_job_that_has_lost_its_first_node_is_requeued_by_another(tmp_path):

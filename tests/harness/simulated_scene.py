@@ -54,12 +54,21 @@ class SimulatedScene(SlurmScene):
         nodes = tuple(self.nodes(index))
         self.controller.submit(name="high", nodes_wanted=len(nodes), limit=60.0, seconds=seconds, nodelist=nodes)
 
-    def kill(self, rank, index=0):
+    def kill(self, rank, index=0, n=1):
         (life,) = [job.life for job in self._jobs() if (job.index or 0) == index]
         life.body.kill_ranks({life.nodes[rank].name})
 
+    def kill_agent(self, rank, n=1):
+        self._jobs()[0].life.body.agents[rank].kill()
+
+    def kill_task(self, rank):
+        self._jobs()[0].life.body.agents[rank].kill_task()
+
     def kill_shell(self):
         self._jobs()[0].life.kill_owner()
+
+    def kill_batch_step(self, spared=""):
+        self._jobs()[0].life.kill_batch_step()
 
     def _calls(self, run, n, by):
         calls = []

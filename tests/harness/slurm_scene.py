@@ -130,9 +130,26 @@ class SlurmScene:
         """Submit a job of higher priority to the nodes of a run."""
         return self.here.preempt(nodes=2, seconds=seconds, nodelist=",".join(self.nodes(index)))
 
-    def kill(self, rank, index=0):
-        """Send SIGKILL to a rank, as the kernel does when memory runs out."""
-        os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
+    def kill(self, rank, index=0, n=1):
+        """Send SIGKILL to a rank of attempt n, as the kernel does when memory runs out."""
+        os.kill(self.facts(rank, n, index)["pid"], signal.SIGKILL)
+
+    def agent(self, rank, n=1):
+        """Pid of the node agent that has started a rank."""
+        return parent(self.facts(rank, n)["pid"])
+
+    def kill_agent(self, rank, n=1):
+        os.kill(self.agent(rank, n), signal.SIGKILL)
+
+    def kill_task(self, rank):
+        """Send SIGKILL to Slurm's task in which the agent of a rank runs."""
+        os.kill(parent(self.agent(rank)), signal.SIGKILL)
+
+    def lose(self, rank):
+        """Lose the node of a rank; returns its name."""
+        node = self.facts(rank)["node"]
+        self.here.lose(node)
+        return node
 
     def owner_and_guard(self):
         """Return the pids of the owner of the job and of its guard."""

@@ -19,6 +19,7 @@ from tests.harness.leftovers import Leftovers
 from tests.harness.slurm_scene import SlurmScene, profile, slurm
 from tests.harness.training_run import TrainingRun, configuration
 from tests.jobs.host.agents.task import processes_of
+from tests.slurm.agent_cases import CASES, IN_CI, ONE_NODE, SPARE, lost_first_node, lost_node, lost_node_is_back
 from tests.slurm.scenarios import AGAIN, GRACE, HERE, LONG, SHORT, WAITING_MINUTE
 from tests.slurm_site import require
 from tests.synthetic import make_dataset, make_tokenizer
@@ -27,8 +28,6 @@ from tests.verdicts import check_equal, check_ids
 pytestmark = pytest.mark.slurm
 UNREACHABLE = """sed -i 's/"port": [0-9]*/"port": 9/' "$FLIP_RUN/attempts/$FLIP_ATTEMPT/coordinator.json" || :"""
 """A setup line that lets agents search for the owner where nobody listens."""
-TWICE = {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}}
-"""Finishes in its third attempt."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +55,6 @@ def submit(scene, play=AGAIN, **fields):
     scene.ready()
 
 
-def agent(scene, rank, n=1):
-    """Pid of the agent that has started a rank."""
-    return int(processes.read_stat(scene.facts(rank, n)["pid"])[1][1])
-
-
 def end(scene):
     """Wait for the end of the job; returns (causes of the attempts, restarts of the job, state of the run)."""
     scene.over()
@@ -73,15 +67,37 @@ def end(scene):
     return [row.get("cause") for row in ends], int(record["job"]["Restarts"]), record["end"]["state"]
 
 
-def test_run_goes_on_in_its_job_after_killed_rank_and_killed_agent(scene):
-    submit(scene, TWICE)
-    scene.kill(rank=1)
-    scene.ready(2)
-    os.kill(agent(scene, 0, 2), signal.SIGKILL)
-    assert end(scene) == (["crash", "node", "complete"], 0, "complete")
-    first, *others = [read_json(scene.runs[0].attempt(n) / "start.json") for n in (1, 2, 3)]
-    assert all((row["job"], row["nodes"], row["world"]) == (first["job"], first["nodes"], "2") for row in others)
-    assert [scene.facts(rank, 3)["node"] for rank in (0, 1)] == scene.nodes(), "the ranks keep their nodes"
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == IN_CI else pytest.mark.slow) for name in CASES]
+)
+def test_case_of_agents_ends_as_on_the_simulated_slurm(scene, name):
+    case = CASES[name]
+    scene.patience = 300.0
+    submit(scene, case.play, hours=case.hours, shape=case.shape, **case.options)
+    before = scene.nodes()
+    try:
+        case.act(scene)
+        causes, restarts, state = end(scene)
+        assert (restarts, state) == (case.restarts, case.state)
+        assert causes[0] in (case.causes[0], *case.also) and tuple(causes[1:]) == case.causes[1:]
+        (run,) = scene.runs
+        starts = [read_json(run.attempt(n) / "start.json") for n in run.attempt_numbers()]
+        if case.worlds:
+            assert tuple(start["world"] for start in starts) == case.worlds
+        if not case.restarts:
+            assert {start["job"] for start in starts} == {starts[0]["job"]}
+        if case.shape == SPARE and not case.restarts:
+            assert (scene.facts(0, 2)["node"] == before[0]) and scene.facts(1, 2)["node"] not in before
+        if name == IN_CI:
+            assert [scene.facts(rank, 3)["node"] for rank in (0, 1)] == before, "the ranks keep their nodes"
+        if case.act is lost_node_is_back:
+            assert scene.record()["job"]["ExitCode"] == "0:0"
+            errors = (run.logs / "2" / "job.err").read_text()
+            assert "srun was killed: all node agents have left" in errors
+    finally:
+        if case.act in (lost_node, lost_first_node):
+            for node in before:
+                scene.here.bring_back(node)
 
 
 @pytest.mark.slow
@@ -104,34 +120,14 @@ def test_suspended_run_goes_on(scene):
 @pytest.mark.slow
 def test_stopped_agent_is_replaced(scene):
     submit(scene)
-    os.kill(agent(scene, 1), signal.SIGSTOP)
+    os.kill(scene.agent(1), signal.SIGSTOP)
     assert end(scene) == (["node", "complete"], 0, "complete")
-
-
-@pytest.mark.slow
-def test_second_fault_during_recovery(scene):
-    """The agent of the second node is killed, and when it is back, a rank of the first node."""
-    submit(scene, TWICE)
-    os.kill(agent(scene, 1), signal.SIGKILL)
-    scene.ready(2)
-    os.kill(scene.facts(0, 2)["pid"], signal.SIGKILL)
-    assert end(scene) == (["node", "crash", "complete"], 0, "complete")
 
 
 @pytest.mark.slow
 def test_crash_loop_restarts_once_here_then_by_requeue_and_stops(scene):
     scene.submit({"exit": 1}, agents=True)
     assert end(scene) == (["crash", "crash", "crash"], 1, "failed")
-
-
-@pytest.mark.slow
-def test_killed_task_is_requeued(scene):
-    """Slurm does not start a task again: its node has no agent any more."""
-    submit(scene, peer_seconds=2)
-    (task,) = {int(processes.read_stat(agent(scene, 1))[1][1])}
-    os.kill(task, signal.SIGKILL)
-    causes, restarts, state = end(scene)
-    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "crash", "stopped")
 
 
 @pytest.mark.slow
@@ -148,26 +144,6 @@ def test_preempted_run_saves_and_is_requeued(scene, grace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["scancel", "cancel"])
-def test_cancelled_run_does_not_go_on(scene, how):
-    submit(scene)
-    if how == "scancel":
-        scene.call("scancel", scene.id())
-    else:
-        scene.cancel()
-    assert end(scene) == (["cancelled"], 0, "cancelled")
-
-
-@pytest.mark.slow
-def test_run_is_preempted_after_restart_in_its_job(scene):
-    submit(scene, TWICE)
-    scene.kill(rank=0)
-    scene.ready(2)
-    scene.preempt()
-    assert end(scene) == (["crash", "stopped", "complete"], 1, "complete")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [[], ["USR2", "TERM", "USR1"]])
 def test_run_at_its_time_limit_is_requeued(scene, ignored):
     """Ranks that obey the warning save; others are killed with the owner, which has requeued the job."""
@@ -175,23 +151,6 @@ def test_run_at_its_time_limit_is_requeued(scene, ignored):
     scene.submit({**AGAIN, "ignore": ignored}, agents=True, hours=WAITING_MINUTE, signal_seconds=30)
     causes, restarts, state = end(scene)
     assert (restarts, state) == (1, "complete") and causes in (["stopped", "complete"], ["timeout", "complete"])
-
-
-@pytest.mark.slow
-def test_warning_to_owner_reaches_ranks(scene):
-    submit(scene)
-    scene.call("scancel", "--batch", "--signal=USR1", scene.id())
-    assert end(scene) == (["stopped", "complete"], 1, "complete")
-
-
-@pytest.mark.slow
-def test_killed_owner_is_replaced_by_requeue_of_its_guard(scene):
-    submit(scene, TWICE)
-    scene.kill(rank=0)
-    scene.ready(2)
-    scene.kill_shell()
-    causes, restarts, state = end(scene)
-    assert (len(causes), restarts, state) == (3, 1, "complete")
 
 
 @pytest.mark.slow
@@ -204,73 +163,18 @@ def test_run_goes_on_without_a_break_after_kill_of_guard(scene):
     assert end(scene) == (["complete"], 0, "complete")
 
 
-ONE_NODE = {"nodes": 1, "processes": 2}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("shape, spared", [({}, ""), (ONE_NODE, ""), (ONE_NODE, "srun")])
-def test_job_whose_batch_step_was_killed_is_requeued_by_a_task(scene, shape, spared):
-    """Owner, guard and srun at once, as cgroups do: nothing on the first node can restart the job but the tasks of the
-    agents. Their ranks save."""
-    submit(scene, shape=shape)
-    scene.kill_batch_step(spared)
+def test_job_whose_batch_step_was_killed_without_srun_is_requeued_by_a_task(scene):
+    submit(scene, shape=ONE_NODE)
+    scene.kill_batch_step(spared="srun")
     assert end(scene) == (["stopped", "complete"], 1, "complete")
-
-
-@pytest.mark.slow
-def test_job_whose_batch_step_was_killed_is_requeued_before_its_ranks_are_killed(scene):
-    """They save for longer than KillWait."""
-    submit(scene, {**AGAIN, "save": 30.0}, shape=ONE_NODE)
-    scene.kill_batch_step()
-    causes, restarts, state = end(scene)
-    assert (len(causes), restarts, state) == (2, 1, "complete")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [1, 0])
-def test_lost_node_is_requeued_by_slurm(scene, rank):
-    """Without a spare node. Rank 0 runs on the node of the owner."""
-    submit(scene)
-    node = scene.facts(rank)["node"]
-    scene.here.lose(node)
-    scene.ready(2)
-    causes, restarts, state = end(scene)
-    scene.here.bring_back(node)
-    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "stopped", "crash")
-
-
-@pytest.mark.slow
-def test_spare_node_replaces_lost_one_in_job(scene):
-    submit(scene, shape={"spares": 1})
-    first, lost = (scene.facts(rank)["node"] for rank in (0, 1))
-    scene.here.lose(lost)
-    scene.ready(2)
-    spare = scene.facts(1, 2)["node"]
-    causes, restarts, state = end(scene)
-    scene.here.bring_back(lost)
-    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
-    assert scene.facts(0, 2)["node"] == first and spare not in (first, lost)
-
-
-@pytest.mark.slow
-def test_job_ends_with_its_run_although_a_lost_node_is_back_before_slurm_has_noticed(scene):
-    """srun would wait for the task of that node for ever."""
-    submit(scene, shape={"spares": 1})
-    lost = scene.facts(1)["node"]
-    scene.here.lose(lost)
-    scene.ready(2)
-    scene.here.bring_back(lost)
-    assert end(scene) == (["node", "complete"], 0, "complete")
-    assert scene.record()["job"]["ExitCode"] == "0:0"
-    errors = (scene.runs[0].logs / "2" / "job.err").read_text()
-    assert "srun was killed: all node agents have left" in errors
 
 
 @pytest.mark.slow
 def test_code_of_ranks_counts_although_a_task_was_killed_before(scene):
     """srun ends with the highest code of its tasks: 137."""
     submit(scene, {"steps": LONG, "save": 1.0, "attempts": {"2": {"exit": 65}}}, shape={"spares": 1})
-    task = int(processes.read_stat(agent(scene, 1))[1][1])
+    task = int(processes.read_stat(scene.agent(1))[1][1])
     os.kill(task, signal.SIGKILL)
     assert end(scene) == (["node", "data"], 0, "failed")
     assert read_json(scene.runs[0].attempt(2) / "end.json")["code"] == 65
@@ -297,33 +201,6 @@ def test_spare_node_replaces_silent_one_when_slurm_has_noticed(scene, is_back):
     assert end(scene) == (["node", "complete"], 0, "complete")
     assert scene.record()["job"]["ExitCode"] == "0:0" and scene.facts(0, 2)["node"] == first
     scene.here.bring_back(lost)
-
-
-@pytest.mark.slow
-def test_job_that_has_lost_its_first_node_is_requeued_by_another(scene):
-    """Slurm lets a job with a spare node go on without its owner, the guard and srun."""
-    scene.patience = 300.0
-    submit(scene, shape={"spares": 1})
-    lost = scene.facts(0)["node"]
-    scene.here.lose(lost)
-    scene.ready(2)
-    causes, restarts, state = end(scene)
-    scene.here.bring_back(lost)
-    assert (restarts, state) == (1, "complete") and causes[0] in ("node", "stopped", "crash")
-
-
-@pytest.mark.slow
-def test_run_goes_on_in_job_with_fewer_nodes_of_its_range(scene):
-    """It waits a minute for the agent of the lost node to come back. The wall limit is near enough."""
-    scene.patience = 240.0
-    submit(scene, hours=0.25, shape={"least_nodes": 1, "usable": (1, 2)})
-    lost = scene.facts(1)["node"]
-    scene.here.lose(lost)
-    causes, restarts, state = end(scene)
-    scene.here.bring_back(lost)
-    assert (causes, restarts, state) == (["node", "complete"], 0, "complete")
-    starts = [read_json(scene.runs[0].attempt(n) / "start.json")["world"] for n in (1, 2)]
-    assert starts == ["2", "1"]
 
 
 @pytest.mark.slow
