@@ -30,6 +30,10 @@ PYTHON = "import sys; sys.version_info >= (3, 6) or sys.exit('it is Python %d.%d
 #: Limits on submitted jobs in Slurm's accounting database, as sacctmgr names them.
 QOS_LIMITS = ("MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs")
 ASSOCIATION_LIMITS = ("MaxSubmitJobs", "GrpSubmitJobs")
+#: What a job that requests no memory gets, by a partition or by the site.
+MEMORY_DEFAULTS = ("DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU")
+#: Modes of preemption, the worst for a run first: a cancelled job does not come back.
+PREEMPT_MODES = ("CANCEL", "SUSPEND", "REQUEUE", "OFF")
 #: Prefixes of the types of shared file systems.
 SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "orangefs", "panfs", "pvfs2", "wekafs")
 
@@ -153,7 +157,7 @@ class Site:
     """
 
     config: Mapping[str, str] = field(default_factory=dict)  # scontrol show config
-    partition: Mapping[str, str] = field(default_factory=dict)  # scontrol show partition
+    partition: Mapping[str, str] = field(default_factory=dict)  # scontrol show partition; of several the strictest
     qos: Mapping[str, str] = field(default_factory=dict)  # preempt, grace, wall, QOS_LIMITS of the jobs' QOS, if known
     association: Mapping[str, str] = field(default_factory=dict)  # account, qos, ASSOCIATION_LIMITS of the user
     nodes: Mapping[Node, int] = field(default_factory=dict)  # resources -> number of usable nodes of the partition
@@ -183,7 +187,7 @@ class Site:
         if not modes or modes == "CLUSTER":
             modes = self.config.get("PreemptMode", "").upper()
         mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in modes), "")
-        return mode, slurm_cli.parse_duration(grace) or parse_int(grace) or 0
+        return mode, _seconds(grace)
 
     @property
     def kill_wait(self) -> int:
@@ -222,7 +226,7 @@ class Site:
         if "MEMORY" not in self.config.get("SelectTypeParameters", "").upper():
             return ""
         for source in (self.partition, self.config):
-            for key in ("DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU"):
+            for key in MEMORY_DEFAULTS:
                 if parse_int(source.get(key, "")):
                     return f"{key}={source[key]}"
         return ""
@@ -236,7 +240,7 @@ def read(profile: ClusterProfile) -> Site:
         config = slurm_cli.config()
     except slurm_cli.SlurmUnavailable as error:
         raise _no_answer(profile.name, error) from error
-    partition = _partition(profile)
+    partition = _partition(profile, config)
     association = _association(errors, profile, config)
     qos = _qos(errors, profile.qos or association.get("qos", ""))
     name = partition["PartitionName"]
@@ -287,24 +291,71 @@ def query(errors: dict[str, str], name: str, *argv: str) -> str:
         return ""
 
 
-def _partition(profile: ClusterProfile) -> dict[str, str]:
-    """The fields of the profile's (first) partition, or of the site's default one."""
-    name = profile.partition.partition(",")[0]
-    names = [name] if name else []
-    try:
-        text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *names, deadline=DEADLINE)
-    except slurm_cli.SlurmUnavailable as error:
-        if not name or "did not answer" in str(error):
-            raise _no_answer(profile.name, error) from error
-        raise ConfigError("no such partition", "--partition", name, "`sinfo` lists all partitions.") from error
-    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("PartitionName=")]
+def _partition(profile: ClusterProfile, config: Mapping[str, str]) -> dict[str, str]:
+    """The fields of the profile's partition, of several the strictest, or the fields of the site's default one."""
+    names = list(filter(None, profile.partition.split(",")))
+    if names:
+        return strictest([_show_partitions(profile, name)[0] for name in names], config)
+    rows = _show_partitions(profile)
     for row in rows:
-        if name or row.get("Default") == "YES":
+        if row.get("Default") == "YES":
             return row
     partition_names = ", ".join(row["PartitionName"] for row in rows)
     raise ConfigError(
         "the site has no default partition", "--partition", remedy=f"Name one of: {partition_names or 'none'}."
     )
+
+
+def _show_partitions(profile: ClusterProfile, name: str = "") -> list[dict[str, str]]:
+    """The fields of the partition, or of all; ConfigError if there is none of this name."""
+    names = [name] if name else []
+    unknown = ConfigError("no such partition", "--partition", name, "`sinfo` lists all partitions.")
+    try:
+        text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *names, deadline=DEADLINE)
+    except slurm_cli.SlurmUnavailable as error:
+        if not name or "did not answer" in str(error):
+            raise _no_answer(profile.name, error) from error
+        raise unknown from error
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("PartitionName=")]
+    if name and not rows:
+        raise unknown
+    return rows
+
+
+def strictest(rows: Sequence[Mapping[str, str]], config: Mapping[str, str]) -> dict[str, str]:
+    """Fields that hold in each of the partitions: Slurm starts a job in any of them.
+
+    The shortest wall limit and grace time, the worst mode of preemption, and a default of memory if any has one.
+    """
+    fields = dict(rows[0])
+    if len(rows) == 1:
+        return fields
+    fields["PartitionName"] = ",".join(row["PartitionName"] for row in rows)
+    limits = [(slurm_cli.parse_duration(row.get("MaxTime", "")), row.get("MaxTime", "")) for row in rows]
+    if finite := [limit for limit in limits if limit[0]]:
+        fields["MaxTime"] = min(finite)[1]
+    modes = [_preempt_mode(row.get("PreemptMode", ""), config) for row in rows]
+    fields["PreemptMode"] = min(modes, key=_badness)
+    fields["GraceTime"] = str(min(_seconds(row.get("GraceTime", "")) for row in rows))
+    for key in MEMORY_DEFAULTS:
+        fields[key] = next((row[key] for row in rows if parse_int(row.get(key, ""))), fields.get(key, ""))
+    return fields
+
+
+def _preempt_mode(mode: str, config: Mapping[str, str]) -> str:
+    if mode.upper() in ("", "CLUSTER"):
+        return config.get("PreemptMode", "")
+    return mode
+
+
+def _badness(mode: str) -> int:
+    """The place of a mode in PREEMPT_MODES; an unknown one stands last."""
+    places = [place for place, name in enumerate(PREEMPT_MODES) if name in mode.upper()]
+    return min(places, default=len(PREEMPT_MODES))
+
+
+def _seconds(text: str) -> int:
+    return slurm_cli.parse_duration(text) or parse_int(text) or 0
 
 
 def parse_nodes(text: str) -> Counter[Node]:

@@ -21,6 +21,7 @@ VALUES = {
     "NAMES": r"[^,]+(,[^,]+)*",
     "NODES": r"[^,\s]+(,[^,\s]+)*",
     "PARTITION": r"[\w-]+",
+    "PARTITIONS": r"[\w-]+(,[\w-]+)*",
     "COMMENT": r"[\w:.-]*",
     "ACCOUNT": r"\w+",
     "QOS": r"\w+",
@@ -81,7 +82,7 @@ class CommandLine:
 
 LINES = [
     CommandLine("sinfo -h -N -p <PARTITION> -o %N|%T"),
-    CommandLine("sinfo -h -N -p <PARTITION> -o %N|%c|%m|%G|%T|%z"),
+    CommandLine("sinfo -h -N -p <PARTITIONS> -o %N|%c|%m|%G|%T|%z"),
     CommandLine("scontrol show config"),
     CommandLine("scontrol -a show partition <PARTITION>"),
     CommandLine("scontrol -a -o show partition [<PARTITION>]"),
@@ -102,11 +103,11 @@ LINES = [
     CommandLine("sbatch <FILE>"),
     CommandLine("sbatch --test-only", script=True),
     CommandLine(
-        "sbatch --test-only [--partition=<PARTITION>] --nodes=<N> --ntasks=<N> --time=<N> --requeue "
+        "sbatch --test-only [--partition=<PARTITIONS>] --nodes=<N> --ntasks=<N> --time=<N> --requeue "
         "[--gpus-per-node=<N>] --wrap=true"
     ),
     CommandLine(
-        "sbatch --test-only [--partition=<PARTITION>] [--account=<ACCOUNT>] [--qos=<QOS>] --nodes=<N> --ntasks=<N> "
+        "sbatch --test-only [--partition=<PARTITIONS>] [--account=<ACCOUNT>] [--qos=<QOS>] --nodes=<N> --ntasks=<N> "
         "--time=<N> --requeue [--gpus-per-node=<N>] [--qos=<QOS>] --wrap=true",
         accounting=True,
     ),

@@ -92,6 +92,7 @@ def values(cluster, job, folder):
     script.write_text(SCRIPT)
     return {
         "JOB": job, "JOBS": job, "NAMES": "lines,other.0123abcd", "NODES": "n2,n2", "PARTITION": "low", "N": "1",
+        "PARTITIONS": "low,high",
         "COMMENT": "away:1:0:0:127:n3", "FILE": str(script), "UID": str(os.geteuid()), "USER": cluster.site.user,
         "CLUSTER": "here", "ACCOUNT": "acc", "QOS": "low", "WORDS": "true",
     }  # fmt: skip

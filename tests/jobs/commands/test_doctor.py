@@ -497,6 +497,28 @@ def test_doctor_reports_wrong_arguments_on_single_line(far, words, said, capsys)
     assert said in err and len(err.splitlines()) == 1
 
 
+def test_doctor_takes_the_strictest_limits_of_several_partitions(far, tmp_path, capsys):
+    """Slurm starts a job in any of them, so the profile and the checks must hold in each."""
+    spot = "PartitionName=spot PreemptMode=CANCEL GraceTime=30 MaxTime=04:00:00"
+    far("scontrol", f'[ "$*" = "-a -o show partition spot" ] && echo "{spot}" && exit\n{far.text}')
+    target = tmp_path / "both.yaml"
+    doctor.main(["--partition", "gpu,spot", "--write", str(target)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Slurm cluster far, partition gpu,spot" in printed
+    assert "PreemptMode=CANCEL" in printed
+    written = load_profile(str(target))
+    assert (written.partition, written.hours) == ("gpu,spot", 4.0)
+    assert any(call.startswith("sinfo") and "-p gpu,spot" in call for call in far.calls())
+    assert doctor.main(["--partition", "gpu,none"]) == 78
+    assert "no such partition" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limits", [("UNLIMITED", "2-00:00:00"), ("2-00:00:00", "UNLIMITED")])
+def test_unlimited_partition_beside_a_limited_one_has_its_limit(limits):
+    rows = [{"PartitionName": name, "MaxTime": limit} for name, limit in zip("ab", limits, strict=True)]
+    assert reading.strictest(rows, CONFIG)["MaxTime"] == "2-00:00:00"
+
+
 def test_doctor_reports_missing_commands_controller_or_default_partition(far, tmp_path, monkeypatch, capsys):
     far("scontrol", "[ $2 = config ] && exit 0; echo 'PartitionName=cpu Default=NO'")
     assert doctor.main([]) == 78 and "Name one of: cpu" in capsys.readouterr().err
