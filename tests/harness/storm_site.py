@@ -225,14 +225,18 @@ class StormSite:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
 
-    def submit_again(self):
-        for cluster, (_, names) in self.profiles.items():
-            self._again.append(self._command(self.tree, "storm.yaml", cluster, self.runs, "--only", *names))
+    def submit_again(self, name):
+        """Submit one run whatever its state. The others are left: one of them may just be lost by a fault of its own,
+        which the command would end."""
+        self._again.append(self._command(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name))
 
     def resubmit(self, name, *options):
         """Submit one run as a person does whose run has stopped."""
+        self._submit(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name, *options)
+
+    def _cluster(self, name):
         (cluster,) = [cluster for cluster, (_, names) in self.profiles.items() if name in names]
-        self._submit(self.tree, "storm.yaml", cluster, self.runs, "--only", name, *options)
+        return cluster
 
     def submissions(self):
         """Return (number of repeated commands, outputs of failed commands, number of submissions to Slurm).

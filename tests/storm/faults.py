@@ -223,7 +223,7 @@ def checkpoint_damaged(run):
 @kind(4)
 def submitted_twice(run):
     """Submit again, whatever the state of the run; a proof checks the result at the end."""
-    run.scene.submit_again()
+    run.scene.submit_again(run.run.name)
     return "the same submit command again"
 
 
