@@ -120,7 +120,7 @@ def test_check_site_gives_verdicts_for_any_slurm_output(answers, config, partiti
     answers |= {"scontrol": partition}
     profile = ClusterProfile(name="x", kind="slurm", gpus_per_node=8, partition="p")
     try:
-        fields = site._partition(profile)
+        fields = site._partition(profile, read)
     except ConfigError:
         fields = {}
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))

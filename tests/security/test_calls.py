@@ -49,7 +49,7 @@ ALLOWED = {
     ("flip/data/storage/fsspec_storage.py", "files.rm_file"): "one request, for flip.files.deletion",
     ("flip/checkpoint/remote.py", "self._storage.delete"): "one file of a folder, for flip.files.deletion",
     ("flip/checkpoint/remote_folder.py", "remote.delete"): "passed to flip.files.deletion, which chooses the names",
-    ("jobs/planning/preflight.py", "remote.delete"): "an object with a random name that the line above has written",
+    ("jobs/planning/storage_checks.py", "remote.delete"): "an object with a random name, just written",
     ("lab/documentation/build.py", "shutil.copyfile"): "in a temporary folder of mode 0700",
     ("tools/sandbox/config.py", "gpu.symlink_to"): "in a folder of a test cluster, closed to others",
 }

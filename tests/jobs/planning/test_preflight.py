@@ -360,7 +360,7 @@ def test_save_time_includes_three_steps(tmp_path):
 def test_evaluation_set_of_a_probe_is_checked_with_its_training_set(data):
     config = Config()
     config.evaluate.sets = [schema.EvaluationSet(name="probed", task="probe", manifest=str(data), train=str(data))]
-    (check,) = preflight._evaluations(config, nominal=False)
+    (check,) = data_checks.check_evaluation_sets(config, nominal=False)
     assert (check.state, check.name) == (OK, "evaluation set probed")
     assert check.text.count("samples in ") == 2
     assert f"{data}; fitted on " in check.text
