@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.common import first_process
 from jobs.common.cli import INDEX, Parser, add_sweep_arguments, discard_output, note, run_command
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
     check_options(parser, args)
+    if args.foreground and first_process.is_first():
+        return first_process.run_below(lambda: run_command(submit, args), END_SIGNALS)
     return run_command(submit, args)
 
 

@@ -7,7 +7,7 @@
 - ``completion.py``: words that a shell completes.
 - ``documents.py``: what commands print with ``--json``; ``next_commands.py``: the commands that usually follow.
 - ``filesystem.py``: locks and file errors with exit codes. ``trust.py``: folders in which others can exchange files.
-- ``submitter.py``: which user submitted a run.
+- ``first_process.py``: a command as process 1 of a container. ``submitter.py``: which user submitted a run.
 - ``text.py``: aligned tables, numbers and durations as text; ``terminal.py``: tables that fit its width, progress.
 - ``paths.py``: paths in the repository, and the folder of runs.
 

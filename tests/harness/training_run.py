@@ -64,6 +64,17 @@ def configuration(data, world, samples=(44, 16), precision="fp32", decoder="pill
     return merge.merge([("test", layer)])
 
 
+def last_weights(run):
+    """All tensors of the last checkpoint of a run, by shard file and name."""
+    tensors_by_key = {}
+    with local_copy(checkpoint_folder.checkpoints(run)[-1]) as folder:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    tensors_by_key[file.name, name] = tensors.get_tensor(name)
+    return tensors_by_key
+
+
 class TrainingRun:
     """A run directory, with methods to start, damage and watch the run."""
 
@@ -189,15 +200,8 @@ class TrainingRun:
         return load_sources(self.config.data)[0].order(self.config.seed, self.config.data.block)
 
     def weights(self):
-        """Return the samples and all tensors of the last checkpoint, by shard file and name."""
-        last = checkpoint_folder.checkpoints(self.run)[-1]
-        tensors_by_key = {}
-        with local_copy(last) as folder:
-            for file in sorted(folder.glob("*.safetensors")):
-                with safe_open(file, "pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118
-                        tensors_by_key[file.name, name] = tensors.get_tensor(name)
-        return last.samples_seen, tensors_by_key
+        """Return the samples of the last checkpoint, and ``last_weights``."""
+        return checkpoint_folder.checkpoints(self.run)[-1].samples_seen, last_weights(self.run)
 
     def leftovers(self):
         """Return processes that name this run, and files with temporary names."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from flip.config import merge as load_module
 from flip.config import schema
@@ -28,6 +29,8 @@ from jobs.submission import confirm
 from jobs.submission import plan as planning
 from jobs.workloads import training_request
 from tests.harness.common import wait_until
+from tests.harness.first_process import UNSHARE, first_process_of, why_no_namespace
+from tests.harness.training_run import last_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
@@ -261,6 +264,43 @@ def test_foreground_submit_with_retry_continues_stopped_runs(desk):
     again.send_signal(signal.SIGTERM)
     assert again.wait(timeout=120) == 75
     assert checkpoints(run)[-1].samples_seen > before
+
+
+@pytest.mark.long
+@pytest.mark.skipif(bool(why_no_namespace()), reason=why_no_namespace())
+def test_life_of_pod_ends_with_bits_of_undisturbed_run(desk):
+    """Three pods one after the other, each a PID namespace: one is asked to end, one is killed, one completes."""
+    words = ("--only", "half", "stages.pretrain.samples=4800", "checkpoint.samples=160", "compute.deterministic=yes")
+    calm = desk.submit(*words, "--watch", "--root", str(desk.folder / "calm"))
+    assert calm.returncode == 0, calm.stderr
+    run = RunDir(desk.runs / "demo" / "half")
+
+    def pod():
+        argv = [*UNSHARE, sys.executable, str(ROOT / "jobs" / "submit.py"), str(desk.sweep), "--foreground", "--retry"]
+        environment = os.environ | {"FLIP_RUNS": str(desk.runs)}
+        return subprocess.Popen([*argv, *words], cwd=desk.folder, env=environment, stdout=subprocess.DEVNULL)
+
+    def samples():
+        return (read_json(run.status) or {}).get("samples", 0)
+
+    ended = pod()
+    wait_until(lambda: samples() > 48, "the first steps")
+    os.kill(first_process_of(ended), signal.SIGTERM)
+    assert ended.wait(timeout=120) == 75
+    saved = checkpoints(run)[-1].samples_seen
+    assert read_run(run.path).state == "cancelled" and saved > 0
+    killed = pod()
+    wait_until(lambda: checkpoints(run)[-1].samples_seen > saved + 160, "another checkpoint")
+    os.kill(first_process_of(killed), signal.SIGKILL)
+    assert killed.wait(timeout=120) != 0
+    last = pod()
+    assert last.wait(timeout=240) == 0
+    outcome = read_run(run.path)
+    assert (outcome.state, len(outcome.attempts)) == ("complete", 3)
+    expected = last_weights(RunDir(desk.folder / "calm" / "demo" / "half"))
+    actual = last_weights(run)
+    assert actual.keys() == expected.keys() and len(actual) > 50
+    assert [key for key in actual if not torch.equal(actual[key], expected[key])] == []
 
 
 @pytest.mark.parametrize(
