@@ -1,4 +1,4 @@
-"""``flip.submit``: a sweep from Python, as ``flip submit`` does from a shell."""
+"""``flip.submit`` and ``flip.plan``: a sweep from Python, as ``flip submit`` and its ``--dry-run`` do from a shell."""
 
 import os
 import time
@@ -15,14 +15,24 @@ from jobs.submission.request import SubmitOptions
 from jobs.submission.submission import Submission
 from jobs.submitted_runs import clusters
 
+_SHOWN = 5
+"""Names in the repr of submitted runs."""
+_Changed = Literal["keep", "extend", "fork", "restart", "data"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SubmittedRuns:
     """The runs of a submitted sweep. They do not depend on this process: it may end before them."""
 
     folder: Path
     """RUNS_ROOT/<sweep>."""
     names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.names[:_SHOWN])
+        if len(self.names) > _SHOWN:
+            shown += f" and {len(self.names) - _SHOWN} more"
+        return f"<SubmittedRuns {self.folder}: {shown}>"
 
     @property
     def runs(self) -> list[RunDir]:
@@ -68,7 +78,7 @@ def submit(
     only: str | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Sequence[str] = (),
-    changed: Literal["keep", "extend", "fork", "restart", "data"] | None = None,
+    changed: _Changed | None = None,
     retry: bool = False,
     yes: bool = False,
 ) -> SubmittedRuns:
@@ -96,3 +106,30 @@ def submit(
     if paths is None:
         raise StorageError("the state of no run is known", str(submission.folder), remedy="Submit again later.")
     return SubmittedRuns(submission.folder, tuple(path.name for path in paths))
+
+
+def plan(
+    sweep: str | os.PathLike[str],
+    cluster: str | None = "local",
+    *,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    changed: _Changed | None = None,
+    retry: bool = False,
+    yes: bool = False,
+) -> dict[str, Any]:
+    """What ``submit`` with the same arguments would do, its checks and its cost. Prints, writes and starts nothing.
+
+    Returns:
+        the document of ``flip submit SWEEP --dry-run --json`` (docs/automation.md): ``runs``, ``cost``, ``checks`` and
+        more. ``yes`` changes nothing: ``question`` is what it would confirm.
+
+    Raises:
+        FlipError: the message of the command.
+    """
+    options = SubmitOptions(
+        sweep=os.fspath(sweep), cluster=cluster, only=only, seeds=None if seeds is None else list(seeds),
+        overrides=list(overrides), changed=changed, retry=retry, yes=yes, dry_run=True, json=True,
+    )  # fmt: skip
+    return Submission(options).plan()

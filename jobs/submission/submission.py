@@ -70,10 +70,20 @@ class Submission:
             note("\n  ".join(["next:", *following]))
         return COMPLETE, None
 
+    def plan(self) -> dict[str, Any]:
+        """The document of ``--dry-run --json``. Prints, writes and starts nothing. Raises FlipError of a refusal."""
+        refuse_other_file(self.request)
+        planned = plan_runs(check_runs(resolve_runs(self.request)))
+        planned.refuse()
+        document = _document(_view(planned), SubmitOutcome(), planned.next_commands())
+        read_back: dict[str, Any] = json.loads(json.dumps(document))
+        return read_back
+
     def _carry_out(self, planned: Planned) -> list[str]:
         """Show the plan, and carry it out unless this is a dry run. Returns the commands that can follow."""
         options = self.request.options
-        shown = _show(planned)
+        view = _view(planned)
+        _show(view, options)
         outcome = SubmitOutcome()
         following: list[str] = []
         try:
@@ -86,27 +96,33 @@ class Submission:
                 following = commands_of_runs(planned.plan)
         finally:
             if options.json:
-                print(json.dumps({**shown, "outcome": outcome.as_dict(), "next": following}, indent=1))
+                print(json.dumps(_document(view, outcome, following), indent=1))
         return following
 
 
-def _show(planned: Planned) -> dict[str, Any]:
-    """Print the plan, unless --json prints it in the end with the outcome. Returns it for programs."""
+def _view(planned: Planned) -> render.PlanView:
     request = planned.request
-    options = request.options
-    view = render.PlanView(
+    return render.PlanView(
         planned.plan,
         request.sweep,
         request.profile,
         planned.rows.by_runs(len(request.sweep.runs)),
         planned.questions,
         planned.batches,
-        options.script,
+        request.options.script,
         planned.files,
-        options.take_over,
+        request.options.take_over,
     )
+
+
+def _show(view: render.PlanView, options: SubmitOptions) -> None:
+    """Print the plan, unless --json prints it in the end with the outcome."""
     if options.dry_run and not options.json:
         show(render.details(view))
     elif not options.json:
         show(render.summary(view))
-    return render.as_dict(view)
+
+
+def _document(view: render.PlanView, outcome: SubmitOutcome, following: list[str]) -> dict[str, Any]:
+    """The document ``plan`` of ``jobs.common.documents``."""
+    return {**render.as_dict(view), "outcome": outcome.as_dict(), "next": following}

@@ -1,5 +1,7 @@
 """Tests of ``flip.submit`` from Python: same options and errors as the command, and typed results."""
 
+import inspect
+import json
 import re
 import subprocess
 import sys
@@ -42,6 +44,38 @@ def test_submit_accepts_options_of_command(typed, desk, capsys):
     assert runs.names == ("half", "half-s1", "whole", "whole-s1")
     assert [row["state"] for row in runs.results()] == ["stopped"] * 4, "the backend of this test starts nothing"
     assert "4 runs on local" in capsys.readouterr().out
+
+
+def test_plan_is_document_of_dry_run_and_changes_nothing(typed, desk, capsys):
+    code, text, _ = typed("--dry-run", "--json", "--cluster", "local", "--only", "half", "stages.pretrain.samples=64")
+    document = json.loads(text)
+    before = sorted(desk.folder.rglob("*"))
+    planned = flip.plan(desk.sweep, only="half", overrides=["stages.pretrain.samples=64"])
+    assert (code, capsys.readouterr().out) == (0, "") and sorted(desk.folder.rglob("*")) == before
+    for each in (planned, document):
+        del each["checks"]  # they name free space and the load of the machine
+    assert planned == document and typed.started == []
+    assert [(run["name"], run["starts"]) for run in planned["runs"]] == [("half", True)]
+    assert planned["cost"]["samples"] == 64 and not any(planned["outcome"].values()) and planned["next"]
+    with pytest.raises(ConfigError, match="no such sweep file"):
+        flip.plan("nothing-of-this-name")
+
+
+def test_plan_raises_what_submit_would(typed, desk):
+    flip.submit(desk.sweep, only="half")
+    with pytest.raises(ConfigError, match="holds another configuration"):
+        flip.plan(desk.sweep, only="half", overrides=["seed=1"])
+    (run,) = flip.plan(desk.sweep, only="half", overrides=["seed=1"], changed="fork")["runs"]
+    assert (run["directory"], run["starts"]) == ("half-v2", True)
+
+
+def test_plan_takes_arguments_of_submit():
+    assert inspect.signature(flip.plan).parameters == inspect.signature(flip.submit).parameters
+
+
+def test_submitted_runs_show_folder_and_names(tmp_path):
+    assert repr(SubmittedRuns(tmp_path, ("a", "b"))) == f"<SubmittedRuns {tmp_path}: a, b>"
+    assert repr(SubmittedRuns(tmp_path, tuple("abcdefg"))).endswith(": a, b, c, d, e and 2 more>")
 
 
 def test_submit_warns_if_tracker_is_not_installed(typed, desk, capsys, monkeypatch):
