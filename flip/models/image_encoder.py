@@ -38,6 +38,28 @@ def scale_pixels(patches: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dt
     return (patches * scale).add_(offset).to(dtype)
 
 
+def register_constants(encoder: nn.Module, tower: schema.ImageTower, augment: schema.Augment) -> None:
+    """Give an encoder its constants, which no checkpoint has: positions that are not learned, and the normalisation."""
+    with torch.device("cpu"):  # also in a model on the meta device
+        if tower.positions != "learned":
+            encoder.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
+        mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
+        encoder.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
+        encoder.register_buffer("pixel_offset", -mean / std, persistent=False)
+
+
+def visible_positions(positions: Tensor, keep_indices: Tensor | None) -> Tensor:
+    """(P, D) -> (b, K, D) of the visible patches, or all of them."""
+    if keep_indices is None:
+        return positions
+    return F.embedding(keep_indices.long(), positions)
+
+
+def mean_token(x: Tensor, pool: str, prefix: int) -> Tensor:
+    """(b, T, D) -> (b, D) fp32: the mean of all tokens, or of those of patches, which follow ``prefix`` others."""
+    return (x if pool == "all" else x[:, prefix:]).mean(dim=1, dtype=torch.float32)
+
+
 class ImageEncoder(nn.Module):
     """Vision transformer of the visible patches and a class token; pooled at it, or by the mean over patches or all
     tokens."""
@@ -64,12 +86,7 @@ class ImageEncoder(nn.Module):
         self.blocks = build_blocks(tower, model, attention)
         self.norm = nn.LayerNorm(tower.width, eps=eps)
         self.projection = nn.Linear(tower.width, model.embed, bias=False)
-        with torch.device("cpu"):  # constants, also in a model on the meta device
-            if not self.learned_positions:
-                self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
-            mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
-            self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-            self.register_buffer("pixel_offset", -mean / std, persistent=False)
+        register_constants(self, tower, augment)
 
     def forward(
         self, patches: Tensor, keep_indices: Tensor | None = None, with_pooled: bool = False
@@ -84,14 +101,14 @@ class ImageEncoder(nn.Module):
         if self.learned_positions:
             first = first + positions[0]
             positions = positions[1:]
-        x = x + (positions if keep_indices is None else F.embedding(keep_indices.long(), positions))
+        x = x + visible_positions(positions, keep_indices)
         x = torch.cat([first.expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)
         x = self.norm_pre(x).to(x.dtype)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, pooled_only=self.pool == "class" and number == len(self.blocks))
         x = self.norm(x)
         if self.pool != "class":
-            x = (x if self.pool == "all" else x[:, 1:]).mean(dim=1, dtype=torch.float32)
+            x = mean_token(x, self.pool, prefix=1)
         features = project(x, self.projection)
         return (features, x) if with_pooled else features
 

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from flip.config import derived, schema
 from flip.models.attention import is_fused
-from flip.models.image_encoder import project, scale_pixels, sincos
+from flip.models.image_encoder import mean_token, project, register_constants, scale_pixels, visible_positions
 from flip.models.transformer import ACTIVATIONS, recomputed
 from flip.tower_kinds import has_class_token
 
@@ -88,12 +87,7 @@ class TimmViT(nn.Module):
             )
             self.attn_pool.fused_attn = is_fused(attention)  # type: ignore[misc, assignment]
         self.projection = nn.Linear(tower.width, model.embed, bias=False)
-        with torch.device("cpu"):  # constants, also in a model on the meta device
-            if not self.learned_positions:
-                self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
-            mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
-            self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-            self.register_buffer("pixel_offset", -mean / std, persistent=False)
+        register_constants(self, tower, augment)
 
     def forward(
         self, patches: Tensor, keep_indices: Tensor | None = None, with_pooled: bool = False
@@ -110,7 +104,7 @@ class TimmViT(nn.Module):
             tokens.append(first.expand(x.shape[0], 1, -1))
         if self.registers is not None:
             tokens.append(self.registers.to(x.dtype).expand(x.shape[0], -1, -1))
-        x = x + (positions if keep_indices is None else F.embedding(keep_indices.long(), positions))
+        x = x + visible_positions(positions, keep_indices)
         x = torch.cat([*tokens, x], dim=1)  # (b, prefix + K, D)
         prefix = x.shape[1] - patches.shape[1]
         x = self.norm_pre(x).to(x.dtype)
@@ -122,7 +116,7 @@ class TimmViT(nn.Module):
         elif self.pool == "class":
             x = x[:, 0]
         else:
-            x = (x if self.pool == "all" else x[:, prefix:]).mean(dim=1, dtype=torch.float32)
+            x = mean_token(x, self.pool, prefix)
         features = project(x, self.projection)
         return (features, x) if with_pooled else features
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,12 @@ from jobs.common.job import JobResources
 from jobs.planning import program_files
 from jobs.sweeps.command_file import CommandRun
 from jobs.workloads.command import CommandWorkload
-from jobs.workloads.workload import Place
+from jobs.workloads.workload import Place, RunOfSweepFile
 
 
 @dataclass(frozen=True)
-class CommandRequest:
+class CommandRequest(RunOfSweepFile[CommandRun]):
     """A run of a program. ``jobs.workloads.workload.RequestedRun`` describes it."""
-
-    run: CommandRun
-    file: Path
-    """The sweep file."""
-
-    @property
-    def name(self) -> str:
-        return self.run.name
-
-    @property
-    def arm(self) -> str:
-        return self.run.arm
 
     @property
     def cluster(self) -> str:
@@ -48,10 +36,6 @@ class CommandRequest:
     @property
     def programs(self) -> Sequence[Path]:
         return [self.run.program.code]
-
-    @property
-    def differs(self) -> Mapping[str, Any]:
-        return self.run.differs
 
     def is_default(self, key: str) -> bool:
         return False

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flip.common import user_classes
 from flip.common.plain_data import ConfigChange, flatten
@@ -26,24 +25,12 @@ from jobs.planning.run_cost import estimate
 from jobs.sweeps.sweep_file import Run
 from jobs.workloads import extension
 from jobs.workloads.training import NOT_YET, TrainingWorkload, advice
-from jobs.workloads.workload import Place
+from jobs.workloads.workload import Place, RunOfSweepFile
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class TrainingRequest(RunOfSweepFile[Run]):
     """A run of a sweep file. ``jobs.workloads.workload.RequestedRun`` describes it."""
-
-    run: Run
-    file: Path
-    """The sweep file."""
-
-    @property
-    def name(self) -> str:
-        return self.run.name
-
-    @property
-    def arm(self) -> str:
-        return self.run.arm
 
     @property
     def cluster(self) -> str:
@@ -56,10 +43,6 @@ class TrainingRequest:
     @property
     def programs(self) -> Sequence[Path]:
         return user_files.paths(self.run.config, self.file.absolute().parent)
-
-    @property
-    def differs(self) -> Mapping[str, Any]:
-        return self.run.differs
 
     def is_default(self, key: str) -> bool:
         section = key.partition(".")[0]

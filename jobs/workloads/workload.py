@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from flip.common.host import Host
 from flip.common.plain_data import ConfigChange
@@ -86,6 +86,43 @@ class RequestedRun(Protocol):
 
     def workload_at(self, place: Place) -> SweepRun:
         """The run with all its values. Raises FlipError if they do not fit each other or the place."""
+
+
+class _RunOfFile(Protocol):
+    """A run as the reader of its sweep file returns it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def differs(self) -> Mapping[str, Any]: ...
+
+
+_Run = TypeVar("_Run", bound=_RunOfFile)
+
+
+@dataclass(frozen=True)
+class RunOfSweepFile(Generic[_Run]):
+    """The members of ``RequestedRun`` that are the same for all kinds of work."""
+
+    run: _Run
+    file: Path
+    """The sweep file."""
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def arm(self) -> str:
+        return self.run.arm
+
+    @property
+    def differs(self) -> Mapping[str, Any]:
+        return self.run.differs
 
 
 class Workload(Protocol):
