@@ -94,9 +94,12 @@ def test_make_leaves_no_part_of_a_data_set(way, images, tmp_path, started):
     assert not left or (way == CLOSED and left == ["out"] and (tmp_path / "out" / "manifest.json").exists()), left
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("words", [["status", "--watch"], ["logs", "-f"]], ids=" ".join)
-def test_watching_ends_and_leaves_the_run_alone(way, words, field, started):
+@pytest.mark.parametrize(
+    "words, way",
+    # Of a closed pipe `logs -f` hears at its next line, as `tail -f` does.
+    [*((("status", "--watch"), way) for way in WAYS), *((("logs", "-f"), way) for way in (CTRL_C, TERM))],
+)
+def test_watching_ends_and_leaves_the_run_alone(words, way, field, started):
     run = field.run(total=10_000, step=0.1)
     field.submit(run)
     field.until_moving(run, 1)
