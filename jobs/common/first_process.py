@@ -21,7 +21,7 @@ def is_first() -> bool:
     return os.getpid() == 1
 
 
-def run_below(command: Callable[[], int], forwarded: Sequence[signal.Signals]) -> int:
+def run_below(work: Callable[[], int], forwarded: Sequence[signal.Signals]) -> int:
     """Run a command in a child process, pass signals on to it, and reap all processes. Returns its exit code.
 
     Call it before threads start. As long as the command runs, ``forwarded`` reach it alone.
@@ -32,7 +32,7 @@ def run_below(command: Callable[[], int], forwarded: Sequence[signal.Signals]) -
     if child == 0:
         _lead_terminal()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
-        return command()
+        return work()
     for number in forwarded:
         if handlers[number] is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: _send(child, number))
