@@ -119,7 +119,7 @@ def test_run_restarts_from_its_agent_to_same_bits(data, tmp_path, tmp_path_facto
     one agent; those of a killed agent save. Nothing of an attempt is left when the next one steps."""
     config = configuration(data, world=2, samples=(24, 4))
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
-    storm = TrainingRun(tmp_path, "storm", config)
+    storm = TrainingRun(tmp_path, "storm", config, pause=0.3)  # ranks that live when a slow machine lets the test look
     calm.submit()
     calm.wait_over()
     left = Leftovers(tmp_path_factory.mktemp("t"))

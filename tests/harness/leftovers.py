@@ -20,6 +20,8 @@ class Leftovers:
 
     def note(self, pids):
         """Note ranks that must end, with all that descends from them, and their shared memory."""
+        pids = list(pids)
+        assert pids, "no rank lives"
         assert any(self.temporary.iterdir()), "ranks use another folder for temporary files"
         for pid in family(pids):
             self._processes[pid] = sessions.start_time(pid)
