@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -260,14 +261,14 @@ def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_pat
 
 
 @pytest.mark.long
-def test_load_rejects_damaged_checkpoint(run):
-    """This test must run last, because it damages the run."""
-    shard = sorted(checkpoint_folder.checkpoints(run[0])[-1].path.glob("*.safetensors"))[1]
+def test_load_rejects_damaged_checkpoint(run, tmp_path):
+    copy = RunDir(shutil.copytree(run[0].path, tmp_path / "run"))
+    shard = sorted(checkpoint_folder.checkpoints(copy)[-1].path.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match="checksum"):
-        flip.load(run[0].path)
+        flip.load(copy.path)
 
 
 def test_package_import_does_not_load_torch():
