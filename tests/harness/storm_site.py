@@ -231,8 +231,9 @@ class StormSite:
         self._again.append(self._command(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name))
 
     def resubmit(self, name, *options):
-        """Submit one run as a person does whose run has stopped."""
-        self._submit(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name, *options)
+        """Submit one run as a person does whose run has stopped. No other fault may silence the controller meanwhile."""
+        with self.hands:
+            self._submit(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name, *options)
 
     def _cluster(self, name):
         (cluster,) = [cluster for cluster, (_, names) in self.profiles.items() if name in names]
