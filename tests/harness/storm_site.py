@@ -231,7 +231,7 @@ class StormSite:
         self._again.append(self._command(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name))
 
     def resubmit(self, name, *options):
-        """Submit one run as a person does whose run has stopped. No other fault may silence the controller meanwhile."""
+        """Submit one run as the owner of a stopped run does. No other fault may silence the controller meanwhile."""
         with self.hands:
             self._submit(self.tree, "storm.yaml", self._cluster(name), self.runs, "--only", name, *options)
 
