@@ -193,7 +193,7 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     if state is None:
         state = lifecycle.states([run], {})[run.path]
     damaged = tuple(files.damaged)
-    reason = state.detail or important
+    reason = state.reason or important
     return Outcome(run, state.state, reason, settings, result or {}, status or {}, attempts, damaged)
 
 

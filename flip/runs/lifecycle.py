@@ -55,7 +55,7 @@ class SchedulerView(NamedTuple):
     """Expected start, as the scheduler prints it; empty: unknown."""
     needs: str = ""
     """What a person must do before the job can start; empty: nothing."""
-    detail: str = ""
+    evidence: str = ""
     """Further evidence, as a sentence. QUEUED, HELD: how its last starts failed. LISTED_AS_ENDED: how its batch
     script failed, which counts if the newest attempt has no recorded end."""
 
@@ -99,18 +99,18 @@ class RunFacts(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """State of a run: ``state`` is one of STATES; ``detail`` is a sentence for users."""
+    """State of a run: ``state`` is one of STATES; ``reason`` is a sentence for users."""
 
     state: str
     attempt: int = 0
     """The newest attempt; 0: none."""
-    detail: str = ""
+    reason: str = ""
     starts: str = ""
     """Expected start, as the scheduler prints it; empty: unknown."""
     resubmit: bool = False
-    """Whether ``detail`` ends in "submit again", to which ``jobs.submitted_runs.clusters.states`` adds the command."""
+    """Whether ``reason`` ends in "submit again", to which ``jobs.submitted_runs.clusters.states`` adds the command."""
     needs: str = ""
-    """What a person must do before a queued or waiting run can start, as ``detail`` says too; empty: nothing."""
+    """What a person must do before a queued or waiting run can start, as ``reason`` says too; empty: nothing."""
     waits_for: str = ""
     """Name of the canary for which a queued run waits; empty: none."""
 
@@ -152,7 +152,7 @@ def state_of(
         if held == canary.WAITING:
             return RunState("queued", n, "waits for its canary %s" % facts.waits_for, waits_for=facts.waits_for)
         if held == canary.LOST:
-            reason = canary.lost_reason(facts.waits_for, first.state, first.detail)
+            reason = canary.lost_reason(facts.waits_for, first.state, first.reason)
             return RunState("stopped", n, reason, resubmit=True)
     if seen.kind in (QUEUED, HELD):
         return _idle(facts, seen)
@@ -174,7 +174,7 @@ def damaged_state(n: int, error: Exception, path: Path, seen: SchedulerView = NO
 
 
 def _activity(facts: RunFacts, seen: SchedulerView) -> str:
-    """What an active job does, for ``RunState.detail``; empty if it simply trains."""
+    """What an active job does, for ``RunState.reason``; empty if it simply trains."""
     if facts.cancelled:
         return "%s: it saves and stops" % facts.cancelled
     if seen.kind == ENDING:
@@ -193,22 +193,22 @@ def _activity(facts: RunFacts, seen: SchedulerView) -> str:
 def _idle(facts: RunFacts, seen: SchedulerView) -> RunState:
     """Queued, or waiting if an attempt of this submission has ended."""
     reason = _last_reason(facts)
-    if facts.open and not seen.detail:
+    if facts.open and not seen.evidence:
         if facts.time_limit:
             reason = LIMIT_REASON
         else:
             reason = UNSEEN_REASON
     elif facts.end is not None and facts.end["delay"] > 0 and not seen.reason:
         reason += "; starts again %g s after that" % facts.end["delay"]
-    detail = "; ".join(filter(None, [reason, seen.detail, seen.reason]))
-    return RunState("waiting" if facts.started else "queued", facts.attempt, detail, seen.start, needs=seen.needs)
+    why = "; ".join(filter(None, [reason, seen.evidence, seen.reason]))
+    return RunState("waiting" if facts.started else "queued", facts.attempt, why, seen.start, needs=seen.needs)
 
 
 def _stopped(facts: RunFacts, seen: SchedulerView) -> RunState:
     """Stopped: no scheduler has a job of this run, and nothing starts it again."""
     evidence = ""
     if facts.open or not facts.started:
-        evidence = seen.detail
+        evidence = seen.evidence
     gone = "; ".join(filter(None, [_last_reason(facts), seen.reason, evidence]))
     return RunState("stopped", facts.attempt, "%s: submit again" % gone, resubmit=True)
 

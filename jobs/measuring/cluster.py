@@ -144,7 +144,7 @@ def _wait(run: RunDir) -> None:
     try:
         while True:
             state = states([run])[run.path]
-            words = f"{state.state}: {state.detail}".rstrip(": ")
+            words = f"{state.state}: {state.reason}".rstrip(": ")
             if words != last:
                 note(words)
                 last = words

@@ -78,7 +78,7 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         moving = live
     submitted_again = state.state in ("queued", "running") and last.get("attempt", 0) <= job.get("after", 0)
     stale = submitted_again or state.state == "complete"
-    reason = state.detail
+    reason = state.reason
     if not reason and not stale:
         reason = str(last.get("reason", ""))
     gpu_hours = None

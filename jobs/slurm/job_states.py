@@ -85,7 +85,7 @@ def _ended(run: RunDir, row: QueueRow) -> SchedulerView:
     failure = ""
     if row.state in KILLED_STATES:
         failure = _script_failure(run)
-    return SchedulerView(LISTED_AS_ENDED, f"its job ended ({row.state})", detail=failure)
+    return SchedulerView(LISTED_AS_ENDED, f"its job ended ({row.state})", evidence=failure)
 
 
 def _script_failure(run: RunDir) -> str:

@@ -165,8 +165,8 @@ def _spare_active(result: Listing) -> None:
         if active:
             state = states[active[0]]
             reason = f"{active[0].name} is {state.state}"
-            if state.detail:
-                result.spared[folder.path] = f"{reason}: {state.detail}"
+            if state.reason:
+                result.spared[folder.path] = f"{reason}: {state.reason}"
             else:
                 result.spared[folder.path] = reason
         else:

@@ -79,7 +79,7 @@ def _progress(jobs: Sequence[RunDir], state_by_run: Mapping[Path, RunState]) -> 
     state = state_by_run[jobs[0].path]
     status = read_lenient(jobs[0].status)
     if status.get("attempt") != state.attempt or not status.get("total"):
-        return 0, 0, ": ".join(filter(None, [state.state, state.detail]))
+        return 0, 0, ": ".join(filter(None, [state.state, state.reason]))
     return status["samples"], status["total"], status["phase"]
 
 
@@ -196,8 +196,8 @@ class EvaluateCommand:
                 scores = load_record(job.result).get("evaluations", [])
                 results += [{**named, **score, "next": [command("report", subject.path.parent)]} for score in scores]
                 continue
-            detail = f"{state.state}: {state.detail} ({command('logs', job.path)})"
-            print(plain(detail), file=sys.stderr)
+            reason = f"{state.state}: {state.reason} ({command('logs', job.path)})"
+            print(plain(reason), file=sys.stderr)
         if self.args.json:
             print(json.dumps(results, indent=1))
         elif results:

@@ -37,7 +37,7 @@ class ExistingRun:
     """
 
     state: str
-    detail: str = ""
+    reason: str = ""
     identity: Mapping[str, Any] | None = None
     cancel: bool = False
     submitter: str = ""
@@ -183,7 +183,7 @@ class Plan:
         """ConfigError if more than half of the existing runs would go, unless ``most``, or if a state is unknown."""
         for name, run in self.pruned.items():
             if run.state == "unknown":
-                what = f"it is unknown whether it runs: {run.detail}"
+                what = f"it is unknown whether it runs: {run.reason}"
                 raise ConfigError(what, str(self.folder / name), remedy="Once its state is known it can be pruned.")
         gone = len(self.pruned)
         if gone > self.left and not most:
@@ -229,7 +229,7 @@ def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
             defect = str(error)
         state = state_by_run[run.path]
         submitter = other_submitter(run)
-        existing[run.name] = ExistingRun(state.state, state.detail, stored, run.name in cancelled, submitter, defect)
+        existing[run.name] = ExistingRun(state.state, state.reason, stored, run.name in cancelled, submitter, defect)
     return existing
 
 
@@ -274,7 +274,7 @@ def _action(
     outdated = ""
     if existing.state == "complete":
         outdated = wanted.outdated(existing.identity or {})
-    reason = "; ".join(filter(None, [existing.detail, unchanged, outdated]))
+    reason = "; ".join(filter(None, [existing.reason, unchanged, outdated]))
     return Action(wanted, existing.state, reason, starts, fork=fork, submitter=existing.submitter)
 
 

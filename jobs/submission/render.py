@@ -312,7 +312,7 @@ def as_dict(view: PlanView) -> dict[str, Any]:
         "files": [str(file) for file in view.files],
         "runs": runs,
         "dropped": [
-            {"name": name, "state": run.state, "reason": run.detail, "prunes": plan.prunes}
+            {"name": name, "state": run.state, "reason": run.reason, "prunes": plan.prunes}
             for name, run in plan.dropped.items()
         ],
         "cost": asdict(plan.cost),

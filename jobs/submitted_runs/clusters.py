@@ -74,7 +74,7 @@ def _with_command(run: RunDir, state: RunState) -> RunState:
     except UNREADABLE as error:
         return lifecycle.damaged_state(state.attempt, error, run.path)
     if command:
-        return state._replace(detail=f"{state.detail}: {command}")
+        return state._replace(reason=f"{state.reason}: {command}")
     return state
 
 

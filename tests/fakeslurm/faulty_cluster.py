@@ -391,7 +391,7 @@ class World:
                 self._extend_excuse()
             self.orders.append((self.clock.now, names))
             for name in names:
-                ahead = STUCK.match(existing[name].detail)
+                ahead = STUCK.match(existing[name].reason)
                 if ahead and (ahead[1] in names or existing[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:

@@ -96,7 +96,7 @@ def _ended(world, name, state, run_attempts):
         if total != world.likes[name].total:
             yield f"complete with S = {total}"
     elif state.state == "failed":
-        if not state.detail or last.action != "stop":
+        if not state.reason or last.action != "stop":
             yield f"failed without a reason: {last}"
     elif state.state != "cancelled" or name not in world.cancelled:
         yield f"at the end it is {state}"

@@ -245,7 +245,7 @@ class SlurmScene:
         return {
             "queued": self._states(index, 0),
             "attempts": [self._attempt(index, n) for n in run.attempt_numbers()],
-            "end": {"state": state.state, "detail": state.detail},
+            "end": {"state": state.state, "detail": state.reason},
             "job": {key: job.get(key, "") for key in ("JobState", "Restarts", "ExitCode")},
             "own_id": job.get("JobId") == job.get("ArrayJobId"),
         }

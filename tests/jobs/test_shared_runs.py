@@ -80,7 +80,7 @@ def sweep(tmp_path, commands):
 def states_for_other_user(sweep):
     with another(*sweep.tokens):
         states = clusters.states(sweep.runs)
-    return [(states[run.path].state, states[run.path].detail) for run in sweep.runs]
+    return [(states[run.path].state, states[run.path].reason) for run in sweep.runs]
 
 
 WAITS = ("queued", "waits for its canary a")
@@ -113,7 +113,7 @@ def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkey
     def read_states(settings):
         sweep("scontrol", f"printf '%s\\n' 'ClusterName = far' {settings}")
         states = clusters.states([run, own, complete])
-        return states[run.path].detail, *(state.state for state in states.values())
+        return states[run.path].reason, *(state.state for state in states.values())
 
     visible = (SUBMITTED, "stopped", "stopped", "complete")
     reason = f"this Slurm hides the jobs of {user_name(uid)} from other users (PrivateData)"

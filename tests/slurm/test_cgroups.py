@@ -86,7 +86,7 @@ def test_killed_owner(site, tmp_path):
     wait_until(lambda: fields(run)["JobState"] == "FAILED", "its end", story=story(run))
     assert not owner_and_guard(site, job)
     shown = state(run)
-    assert shown.state == "stopped" and "its batch script was killed before it could act" in shown.detail, shown
+    assert shown.state == "stopped" and "its batch script was killed before it could act" in shown.reason, shown
     assert run.causes(1)[0]["cause"] == "stopped"
     send(run)
     wait_until(lambda: state(run).state == "complete", "its second attempt", 120, story=story(run))

@@ -93,7 +93,7 @@ def test_failed_starts_are_shown_until_the_interpreter_is_back(site):
     try:
         run = submit(site, "lacking", {"steps": SHORT}, host_python=str(folder / "python"))
         failed = f"on {fields(run).get('BatchHost', 'n1')}: the batch script's Python is missing there (log: "
-        wait_until(lambda: failed in state(run).detail, failed, 60, story=lambda: (state(run), fields(run)))
+        wait_until(lambda: failed in state(run).reason, failed, 60, story=lambda: (state(run), fields(run)))
         assert state(run).state == "queued"
         assert any(line.endswith("No such file or directory") for line in run_details.explain(run)["start"]["lines"])
     finally:
@@ -122,7 +122,7 @@ def test_owner_releases_job_that_slurm_holds_after_failed_prolog(site):
     cluster, folder = site
     (folder / "fail").touch()
     run = submit(site, "held", {"steps": SHORT})
-    wait_until(lambda: "held" in state(run).detail, "a held job", story=lambda: (state(run), fields(run)))
+    wait_until(lambda: "held" in state(run).reason, "a held job", story=lambda: (state(run), fields(run)))
     step = run_details.explain(run)["next"]["what"]
     assert step.startswith("nothing until a person acts: release it with `scontrol release ")
     for node in ("n1", "n2"):  # Slurm drains the node whose prolog failed
@@ -138,7 +138,7 @@ def test_bad_constraints_end_with_the_printed_command(site):
     job = fields(run)["JobId"]
     cluster.call("scontrol", "update", f"JobId={job}", "ExcNodeList=n1")
     cluster.call("scontrol", "release", job)
-    wait_until(lambda: "BadConstraints" in state(run).detail, "BadConstraints", story=lambda: (state(run), fields(run)))
+    wait_until(lambda: "BadConstraints" in state(run).reason, "BadConstraints", story=lambda: (state(run), fields(run)))
     step = run_details.explain(run)["next"]["what"]
     cluster.call(*step.split("`")[3].split())
     complete(run)

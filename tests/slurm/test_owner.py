@@ -86,7 +86,7 @@ def test_run_is_shown_as_stopped_after_kill_of_owner_and_guard(home, tmp_path):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: state(run) == "stopped", "the end of the job", 60)
     shown = states([run])[run.path]
-    assert "its batch script was killed before it could act: submit again" in shown.detail, shown
+    assert "its batch script was killed before it could act: submit again" in shown.reason, shown
     submit(tmp_path / "both", "run")
     wait_until(lambda: state(run) == "complete", "its second attempt", 60)
     assert run.newest_attempt() == 2

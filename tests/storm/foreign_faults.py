@@ -72,7 +72,7 @@ def held(run):
     state = run.wait_shown(lambda state: state.needs, "a held job")
     command = run_details.explain(run.run)["next"]["what"].split("`")[1]
     run.slurm(*command.split())
-    run.intervene(f"`{command}`; status: {state.state}, {state.detail}")
+    run.intervene(f"`{command}`; status: {state.state}, {state.reason}")
     run.wait_end()
     return "scontrol requeuehold"
 
@@ -89,12 +89,12 @@ def scancelled(run):
     state = run.wait_shown(_is_cancelled, "a cancelled run")
     run.wait(lambda: not run.owners(number), "the end of the job")
     run.scene.resubmit(run.run.name, "--retry")
-    run.intervene(f"submitted again with --retry; status: {state.state}, {state.detail}")
+    run.intervene(f"submitted again with --retry; status: {state.state}, {state.reason}")
     return "scancel"
 
 
 def _is_cancelled(state):
-    return state.state == "cancelled" or (state.state == "stopped" and "cancelled in Slurm" in state.detail)
+    return state.state == "cancelled" or (state.state == "stopped" and "cancelled in Slurm" in state.reason)
 
 
 @kind(14, sites=SITE)

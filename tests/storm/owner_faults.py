@@ -106,7 +106,7 @@ def _is_lost(run):
 def _submit_again(run):
     state = run.state()
     # After an attempt with a recorded end, status repeats its reason, and does not judge the next script.
-    assert state.state == "stopped" and "its job ended (FAILED)" in state.detail, state
-    assert "submit again" in state.detail, state
+    assert state.state == "stopped" and "its job ended (FAILED)" in state.reason, state
+    assert "submit again" in state.reason, state
     run.scene.resubmit(run.run.name)
-    run.intervene(f"submitted again; status: {state.state}, {state.detail}")
+    run.intervene(f"submitted again; status: {state.state}, {state.reason}")

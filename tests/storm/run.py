@@ -19,8 +19,9 @@ from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
 
 LOOK = 0.1
-LONG = 240
-"""Seconds between two checks of a run, and maximum time to wait for anything."""
+LONG = 600
+"""Seconds between two checks of a run, and maximum time to wait for anything. Faults add up: with the slurmstepd of its
+ranks gone, a run may notice a killed rank only after 160 s, and Slurm holds its node for a minute more."""
 
 
 class GivenUp(Exception):

@@ -145,10 +145,10 @@ def _parts(disturbed: RunDir) -> dict[str, float]:
 
 
 def _described(state: RunState, kind: str) -> str:
-    """The state of a run, for the page. The detail of a job goes to standard error: it may name hosts."""
+    """The state of a run, for the page. The reason of a job goes to standard error: it may name hosts."""
     if kind == "local":
-        return f"{state.state}: {state.detail}"
-    print(state.detail, file=sys.stderr)
+        return f"{state.state}: {state.reason}"
+    print(state.reason, file=sys.stderr)
     return state.state
 
 

@@ -121,7 +121,7 @@ def submit(sweep: Mapping[str, Any], profile: str, seconds: float, is_over: Call
             raise Unfinished(STOPPED) from None
     failed = {name: state for name, state in states.items() if state.state != "complete"}
     for name, state in failed.items():
-        print(f"{sweep['name']}/{name}: {state.state}: {state.detail}", file=sys.stderr)
+        print(f"{sweep['name']}/{name}: {state.state}: {state.reason}", file=sys.stderr)
     if failed:
         raise Unfinished(CRASH)
 

@@ -100,7 +100,7 @@ def state_of(run, **seen):
     state = lifecycle.states([run], {run.path.parent / name: SchedulerView(kind) for name, kind in seen.items()})[
         run.path
     ]
-    return state.state, state.detail
+    return state.state, state.reason
 
 
 def test_states_of_a_run_that_waits(runs):

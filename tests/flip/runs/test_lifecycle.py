@@ -133,7 +133,7 @@ END = {"action": "requeue", "cause": "storage", "reason": "503", "delay": 60.0}
 OPEN = RunFacts(attempt=2, started=True, open=True)
 
 
-@pytest.mark.parametrize("facts, seen, state, detail", [
+@pytest.mark.parametrize("facts, seen, state, reason", [
     # what a job on nodes does
     (RunFacts(attempt=1), SchedulerView(ACTIVE), "running", "starting"),
     (OPEN, SchedulerView(ACTIVE), "running", ""),
@@ -150,7 +150,7 @@ OPEN = RunFacts(attempt=2, started=True, open=True)
     (RunFacts(), SchedulerView(QUEUED, "in Slurm: Priority"), "queued", "in Slurm: Priority"),
     (OPEN, SchedulerView(QUEUED), "waiting", "ended unseen: preempted, or its node failed"),
     (OPEN._replace(time_limit=True), SchedulerView(QUEUED), "waiting", "its wall limit came before it had saved"),
-    (OPEN, SchedulerView(QUEUED, "in Slurm: X", detail="a start failed"), "waiting", "a start failed; in Slurm: X"),
+    (OPEN, SchedulerView(QUEUED, "in Slurm: X", evidence="a start failed"), "waiting", "a start failed; in Slurm: X"),
     (OPEN._replace(open=False, end=END), SchedulerView(QUEUED, "in Slurm: BeginTime"),
      "waiting", "503; in Slurm: BeginTime"),
     (OPEN._replace(open=False, end=END), SchedulerView(QUEUED), "waiting", "503; starts again 60 s after that"),
@@ -158,9 +158,9 @@ OPEN = RunFacts(attempt=2, started=True, open=True)
     (RunFacts(), SchedulerView(ABSENT, "no supervisor is running"), "stopped",
      "no supervisor is running: submit again"),
     (OPEN._replace(open=False, end=END),
-     SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
+     SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", evidence="its script failed"), "stopped",
      "503; its job ended (FAILED): submit again"),
-    (OPEN, SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", detail="its script failed"), "stopped",
+    (OPEN, SchedulerView(LISTED_AS_ENDED, "its job ended (FAILED)", evidence="its script failed"), "stopped",
      "its job ended (FAILED); its script failed: submit again"),
     (RunFacts(copied=True), SchedulerView(ACTIVE), "stopped",
      "copied or moved to this folder, and not submitted since"),
@@ -168,10 +168,10 @@ OPEN = RunFacts(attempt=2, started=True, open=True)
     (OPEN._replace(cancelled="cancelled by ann: x"), SchedulerView(UNKNOWN, "no answer"), "unknown",
      "cancelled by ann: x; no answer"),
 ])  # fmt: skip
-def test_detail_names_the_evidence(facts, seen, state, detail):
+def test_detail_names_the_evidence(facts, seen, state, reason):
     known = state_of(facts, seen)
-    assert (known.state, known.detail, known.attempt) == (state, detail, facts.attempt)
-    assert known.resubmit == detail.endswith("submit again")
+    assert (known.state, known.reason, known.attempt) == (state, reason, facts.attempt)
+    assert known.resubmit == reason.endswith("submit again")
 
 
 def test_start_and_needed_hand_of_a_job_that_waits_are_passed_on():
@@ -187,4 +187,4 @@ def test_unreadable_file_is_unknown_whatever_the_scheduler_shows(run):
     run.attempts.write_text("no folder")
     for kind in (UNKNOWN, QUEUED, ABSENT, ACTIVE):
         state = lifecycle.states([run], {run.path: SchedulerView(kind)})[run.path]
-        assert state.state == "unknown" and "it cannot be read" in state.detail
+        assert state.state == "unknown" and "it cannot be read" in state.reason

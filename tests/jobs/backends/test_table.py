@@ -30,7 +30,7 @@ def test_run_of_unknown_backend_has_unknown_state_and_hides_no_other_run(tmp_pat
         write_json(run.path / "job.json", {"kind": kind, "folder": str(run.path), "after": 0})
     states = clusters.states(runs)
     assert states[runs[0].path].state == "unknown"
-    assert "there is no backend pbs" in states[runs[0].path].detail
+    assert "there is no backend pbs" in states[runs[0].path].reason
     assert states[runs[1].path].state != "unknown"
     assert clusters.poll_interval(runs) == BACKENDS["local"].poll_seconds
     with pytest.raises(ConfigError, match="no backend pbs"):

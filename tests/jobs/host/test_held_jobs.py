@@ -41,7 +41,7 @@ def job(tmp_path, name, shape=ONE, code="code", **fields):
 
 def state_of(run):
     state = clusters.states([run])[run.path]
-    return state.state, state.detail
+    return state.state, state.reason
 
 
 # -- choice of the canary ----------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_local_runs_start_after_canary_has_passed(field):
     submit_with_canary(field, 5, first, other)
     field.until_moving(first, 1)
     assert field.state(other) == "queued" and other.newest_attempt() == 0
-    assert clusters.states([other])[other.path].detail == "waits for its canary a"
+    assert clusters.states([other])[other.path].reason == "waits for its canary a"
     log(first, 1, 1, 5)
     field.until_moving(first, 1, step=30)
     assert other.newest_attempt() == 0, "the canary needs another step"
@@ -106,7 +106,7 @@ def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
     field.until(lambda: not field.left())
     for run in waiting:
         state = clusters.states([run])[run.path]
-        assert state.state == "stopped" and state.detail.startswith("its canary a is failed (exit code 78")
+        assert state.state == "stopped" and state.reason.startswith("its canary a is failed (exit code 78")
     submit_with_canary(field, 5, *waiting)
     field.until(lambda: not field.left())
     assert [field.state(run) for run in (first, *waiting)] == ["failed", "complete", "complete"]

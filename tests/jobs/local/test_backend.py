@@ -112,7 +112,7 @@ def test_run_fails_after_three_crashes_and_restarts_after_resubmission(field):
     field.submit(run)
     field.until_state(run, "failed")
     assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("stop", "crash")]
-    assert "3 failed attempts" in clusters.states([run])[run.path].detail
+    assert "3 failed attempts" in clusters.states([run])[run.path].reason
     field.until(lambda: not field.left())
     field.submit(run)
     field.until_state(run, "complete")
@@ -374,7 +374,7 @@ def test_missing_python_interpreter_fails_run_and_is_named(field):
     field.cluster.profile.python = "/nowhere/python"
     field.submit(run)
     field.until_state(run, "failed")
-    assert "/nowhere/python" in clusters.states([run])[run.path].detail
+    assert "/nowhere/python" in clusters.states([run])[run.path].reason
 
 
 def test_supervisor_records_missing_end_of_complete_run(field):
@@ -490,7 +490,7 @@ def test_damaged_records_of_a_run_do_not_affect_other_runs(field):
     field.until(lambda: not field.left())
     assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
     assert (field.state(bad), field.state(good)) == ("failed", "complete")
-    assert "damaged" in clusters.states([bad])[bad.path].detail
+    assert "damaged" in clusters.states([bad])[bad.path].reason
 
 
 def test_run_with_moved_folder_ends_without_supervisor_error(field):

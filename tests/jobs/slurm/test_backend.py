@@ -58,7 +58,7 @@ def ended(run, cause="stopped", code=75, state="RUNNING", **fields):
 
 def state_of(run):
     state = clusters.states([run])[run.path]
-    return state.state, state.attempt, state.detail
+    return state.state, state.attempt, state.reason
 
 
 def test_states_distinguish_queued_running_and_waiting_runs(sweep):
@@ -116,12 +116,12 @@ def test_states_show_failed_starts_from_comment_of_job(sweep):
 def test_next_step_of_waiting_job_follows_reason_of_slurm(sweep, reason, step):
     run = sweep("a", ("PENDING", reason))
     ended(run)
-    (detail,) = state_of(run)[2:]
+    (shown,) = state_of(run)[2:]
     what = run_details.explain(run)["next"]["what"]
     if not step:
-        assert what == "it restarts automatically" and detail.endswith(f"in Slurm: {reason}")
+        assert what == "it restarts automatically" and shown.endswith(f"in Slurm: {reason}")
     else:
-        assert what.startswith("nothing until a person acts: ") and step in what and step in detail
+        assert what.startswith("nothing until a person acts: ") and step in what and step in shown
 
 
 def test_state_names_batch_script_that_was_killed_before_it_could_act(sweep):
@@ -177,7 +177,7 @@ def test_states_distinguish_ends_of_runs(sweep):
     )
     record = read_json(unlisted.path / "job.json")
     write_json(unlisted.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
-    # The detail ends with the command to resubmit.
+    # The reason ends with the command to resubmit.
     assert state_of(unlisted)[2].endswith(f": submit again: {resubmit.command(unlisted)[1]}")
     assert state_of(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
 
@@ -245,7 +245,7 @@ def test_states_are_unknown_if_squeue_fails_unless_files_decide(sweep, commands)
     commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     states = clusters.states(runs)
     assert [states[run.path].state for run in runs] == ["unknown", "complete", "failed", "cancelled", "unknown"]
-    assert states[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
+    assert states[running.path].reason == "Slurm does not answer: squeue: Unable to contact slurm controller"
 
 
 def test_states_of_runs_on_other_cluster_are_unknown(sweep):
@@ -259,7 +259,7 @@ def test_states_of_other_runs_survive_damaged_job_record(sweep):
     (bad.path / "job.json").write_text("{")
     states = lifecycle.states([bad, good], job_states.seen([bad, good]))
     assert (states[bad.path].state, states[good.path].state) == ("unknown", "running")
-    assert "job.json" in states[bad.path].detail
+    assert "job.json" in states[bad.path].reason
 
 
 def test_states_call_squeue_once_for_many_runs(sweep, commands):

@@ -283,7 +283,7 @@ def test_status_says_why_a_task_could_not_restart_the_job(slurm, environ, run, c
     assert text.endswith("; submit again")
     state = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
     assert state.state == "stopped"
-    assert "its job has lost its batch script (FAILED), and n1 could not restart it: scontrol: exit" in state.detail
+    assert "its job has lost its batch script (FAILED), and n1 could not restart it: scontrol: exit" in state.reason
 
 
 def test_wait_goes_on_if_files_of_the_run_are_away(slurm, environ, commands, monkeypatch):
@@ -384,10 +384,10 @@ def test_status_says_what_to_do_if_slurm_cannot_be_asked_on_the_node(run, enviro
         ask_for(orphaned_task.PATIENCE_SECONDS, environ(node))
     state = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ACTIVE))
     assert state.state == "running"
-    assert state.detail.startswith("its first node does not answer, and n2 could not restart job 57: ")
-    assert state.detail.endswith(": Slurm does not answer; `scancel 57`, then submit again")
+    assert state.reason.startswith("its first node does not answer, and n2 could not restart job 57: ")
+    assert state.reason.endswith(": Slurm does not answer; `scancel 57`, then submit again")
     gone = lifecycle.state_of(lifecycle.read_run_facts(run), lifecycle.SchedulerView(lifecycle.ABSENT))
-    assert gone.state == "stopped" and gone.detail.startswith("the job has lost its first node; ")
+    assert gone.state == "stopped" and gone.reason.startswith("the job has lost its first node; ")
 
 
 def test_job_that_cannot_be_ended_after_its_successor_is_left_to_user(slurm, environ, commands, tmp_path, monkeypatch):
