@@ -262,11 +262,18 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
 
 
 def source_remedy(path: str) -> str:
-    """The remedy if ``path`` has images, or a table of them, in place of a manifest; empty if it has none."""
+    """The remedy if ``path`` has tars, images or a table of images in place of a manifest; empty if it has none."""
+    tars = path if path.endswith(".tar") else ""
     is_source = is_image_name(path) or Path(path).suffix.lower() in TABLES
-    if not is_source and "://" not in path:
+    if not is_source and not tars and "://" not in path:
         with contextlib.suppress(OSError):
-            is_source = any(is_image_name(name) for name in _names_below(path))
+            for file in _files_below(path):
+                if file.endswith(".tar"):
+                    tars = os.path.join(os.path.dirname(file), "*.tar")
+                    break
+                is_source |= is_image_name(file)
+    if tars:
+        return f"Index the shards: flip shards index {shlex.quote(tars)} --out data/manifest"
     if is_image_name(path):
         path = os.path.dirname(path) or "."
     if is_source:
@@ -313,8 +320,8 @@ def _loss_tile(config: Config) -> int:
     return max(CPU_TILE, 2 ** int(math.log2(TILE_VALUES / max(1, local))))
 
 
-def _names_below(folder: str) -> Iterator[str]:
-    """Some names of files in a folder and in its first subfolder: images often lie in a folder per class.
+def _files_below(folder: str) -> Iterator[str]:
+    """Some files of a folder and of its first subfolder: images often lie in a folder per class.
 
     Raises OSError.
     """
@@ -324,10 +331,10 @@ def _names_below(folder: str) -> Iterator[str]:
             if entry.is_dir():
                 folders.append(entry.path)
             else:
-                yield entry.name
+                yield entry.path
     for inner in folders[:1]:
         with os.scandir(inner) as entries:
-            yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
+            yield from (entry.path for entry in itertools.islice(entries, LOOKED_AT))
 
 
 def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
@@ -343,7 +350,7 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy = f"Give the folder of a manifest (flip shards index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     if source := source_remedy(resolve_path(data.manifest)):
-        raise DataError("no manifest, but images", resolve_path(data.manifest), remedy=source)
+        raise DataError("no manifest, but data to make one from", resolve_path(data.manifest), remedy=source)
     if data.samples:
         plan = "--dry-run plans without them."
     else:

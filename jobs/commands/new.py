@@ -189,14 +189,14 @@ def _fields(args: argparse.Namespace, target: Path) -> dict[str, object]:
 
 def _missing_data(data: str) -> str:
     """A note if there is no manifest yet; empty if there is one."""
-    from flip.config.resolve import manifest_record
+    from flip.config.resolve import manifest_record, source_remedy
 
     if manifest_record(data):
         return ""
-    return (
-        f"{data}: no manifest yet. Make it before the dry run, from tar files (flip shards index) or from images (flip"
-        " shards make)."
+    remedy = source_remedy(data) or (
+        "Make it before the dry run, from tar files (flip shards index) or from images (flip shards make)."
     )
+    return f"{data}: no manifest yet. {remedy}"
 
 
 def _schema(target: Path) -> Path:

@@ -130,6 +130,19 @@ def test_images_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypatc
     assert shards_main(["info", "empty"]) == 65 and "flip shards index SHARDS" in capsys.readouterr().err
 
 
+def test_tars_in_place_of_manifest_name_shards_index(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "laion").mkdir()
+    (tmp_path / "laion" / "00000.tar").touch()
+    tars = {".": "'{}/laion/*.tar'", "laion": "'{}/laion/*.tar'", "laion/00000.tar": "{}/laion/00000.tar"}
+    for i, (name, pattern) in enumerate(tars.items()):
+        remedy = f"flip shards index {pattern.format(tmp_path)} --out data/manifest"
+        assert new.main([f"of{i}", "--data", name, "--tokenizer", str(data / "tokenizer.json")]) == 0
+        assert remedy in " ".join(capsys.readouterr().out.split())
+        assert submit.main([f"of{i}.yaml", "--dry-run"]) == 65
+        assert remedy in capsys.readouterr().err
+
+
 def test_new_sweep_gets_the_wall_limit_of_its_profile(tmp_path, data, monkeypatch, capsys):
     """A site may limit jobs to less than a day; of a longer limit, a day is used."""
     monkeypatch.chdir(tmp_path)
