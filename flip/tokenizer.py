@@ -430,7 +430,8 @@ def train(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -
     """Train a lower-case WordPiece tokenizer.json on captions and return its number of entries.
 
     The file does not depend on the order of captions. The ids of SPECIAL come first, [PAD] is 0. There are fewer than
-    ``vocabulary`` entries if the captions do not contain more. The most common MAX_ALPHABET characters are entries.
+    ``vocabulary`` entries if the captions do not contain more. The most common MAX_ALPHABET characters are entries, at
+    the start of a word and inside. Raises ConfigError if ``vocabulary`` has no room for words beside them.
     """
     tokenizer = _wordpiece({}, lowercase=True)
     lines = sorted(_without_surrogates(clean(text)) for text in texts)
@@ -441,11 +442,16 @@ def train(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -
             counts.update(word)
             inside.update(word[1:])
     letters = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:MAX_ALPHABET]
+    later = sorted("##" + letter for letter in inside.intersection(letters))
+    fixed = len(SPECIAL) + len(letters) + len(later)
+    if vocabulary <= fixed:
+        what = f"the captions have {len(letters)} different characters, which need {fixed} entries"
+        raise ConfigError(what, "--vocabulary", vocabulary, f"Give more than {fixed}, for pieces of words.")
     # The trainer orders letters, and letters inside words, by a hash map and breaks ties by their numbers. Listing both
     # beforehand makes the result a function of the captions.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocabulary,
-        special_tokens=[*SPECIAL, *sorted("##" + letter for letter in inside.intersection(letters))],
+        special_tokens=[*SPECIAL, *later],
         initial_alphabet=letters,
         limit_alphabet=len(letters),
         show_progress=False,

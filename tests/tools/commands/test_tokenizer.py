@@ -35,6 +35,18 @@ def test_train_yields_equal_tokenizers_from_lines_and_manifest(tmp_path, capsys)
     assert "red:" in capsys.readouterr().out
 
 
+def test_vocabulary_without_room_for_words_is_refused(tmp_path, capsys):
+    """The characters of the captions were entries all the same, more than --vocabulary."""
+    lines = tmp_path / "captions.txt"
+    lines.write_text("red square\n" * 9)
+    words = ["train", "--captions", str(lines), "--out", str(tmp_path / "t.json"), "--vocabulary"]
+    # 7 letters, 6 of them inside of words, and 5 special tokens
+    assert tokenizer.main([*words, "18"]) == 78
+    assert "have 7 different characters" in (error := capsys.readouterr().err) and "more than 18" in error
+    assert not (tmp_path / "t.json").exists()
+    assert tokenizer.main([*words, "19"]) == 0 and Tokenizer(tmp_path / "t.json", 32, True).size == 19
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "utf-16"])
 def test_train_refuses_captions_that_are_no_text(tmp_path, capsys, kind):
     """Bytes of an image became words of a vocabulary."""
