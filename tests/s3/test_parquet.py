@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.retry import RetryPolicy
 from flip.runs.errors import STORAGE, DataError
+from tests.harness.common import wait_until
 from tests.harness.training_run import TrainingRun, configuration
 from tests.s3.conftest import on_nanio
 from tests.s3.servers import BUCKET, environment, files
@@ -148,20 +148,26 @@ def test_index_detects_byte_flipped_by_network(server, proxied, objects, tmp_pat
 
 
 @on_nanio
-def test_killed_index_continues(server, proxied, tmp_path, objects):
-    out = tmp_path / "m"
-    folder = write(tmp_path / "many", files=12)
-    command = [sys.executable, str(JOBS), "shards", "index", str(folder), *COLUMNS, "--workers", "1", "--out", str(out)]
-    running = subprocess.Popen(command, cwd=JOBS.parent)
-    journal = tmp_path / "m.part"
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in journal.glob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    done = subprocess.run([*command, "--json"], cwd=JOBS.parent, capture_output=True, text=True)
-    assert done.returncode in (0, 78), done.stderr
-    if done.returncode == 0:
-        report = json.loads(done.stdout)
-        assert report["shards_scanned_before"] + report["shards_scanned"] == 12
-    assert digest(Manifest.load(out)) == digest(index(folder, tmp_path / "again"))
+def test_killed_index_of_bucket_continues(server, proxied, tmp_path, capsys):
+    """A request in the middle never gets an answer; the command is killed at this point."""
+    proxy = proxied(server)
+    store = files(server.address)
+    for path in write(tmp_path / "local", files=8).glob("*.parquet"):
+        store.pipe_file(f"{BUCKET}/{tmp_path.name}/{path.name}", path.read_bytes())
+    command = ["index", f"s3://{BUCKET}/{tmp_path.name}/", *COLUMNS, "--workers", "1", "--json", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    reference = json.loads(capsys.readouterr().out)
+    gets = proxy.counts["gets"]
+    assert gets % 8 == 0, "as many for each file"
+
+    proxy.plan(["silence"], 1, after=gets // 2)
+    child = subprocess.Popen([sys.executable, JOBS, "shards", *command, str(tmp_path / "m")])
+    wait_until(lambda: proxy.counts["silence"] or child.poll() is not None, "the request without an answer", 60)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not (tmp_path / "m").exists()
+    proxy.plan((), 0)
+    assert main([*command, str(tmp_path / "m")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["shards_scanned"], report["shards_scanned_before"], proxy.counts["gets"]) == (4, 4, gets // 2)
+    assert report["digest"] == reference["digest"]
+    assert digest(Manifest.load(tmp_path / "m")) == digest(Manifest.load(tmp_path / "whole"))
