@@ -61,7 +61,7 @@ def completer_of(argument: str, is_option: bool) -> Callable[..., list[str]] | N
 
 def _sweeps(prefix: str, **_: Any) -> list[str]:
     """Names in sweeps/, and files in the folder of the prefix."""
-    shipped = [path.stem for path in paths.SWEEPS.glob("*.yaml") if path.name != "paper.yaml"]
+    shipped = [path.stem for path in paths.SWEEPS.glob("*.yaml")]
     return shipped + [str(path) for path in Path(os.path.dirname(prefix)).glob("*.yaml")]
 
 

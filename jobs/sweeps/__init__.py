@@ -6,7 +6,7 @@
 - ``expansion.py``: ``runs``, ``grid``, ``zip`` and ``list`` -> points with names.
 - ``constraints.py``: the conditions of ``where``, which select points.
 - ``json_schemas.py``: the JSON Schemas that ``flip schema`` writes for editors.
-- ``published.py``: rows of the paper's tables (sweeps/paper.yaml), and which run reproduces which row.
+- ``published.py``: rows of the paper's tables (sweeps/published/paper.yaml), and which run reproduces which row.
 
 Reads files and writes nothing. Errors name the file and the line. May import ``flip.config`` and
 ``jobs.common``, and reads no run directory.

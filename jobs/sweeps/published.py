@@ -1,4 +1,4 @@
-"""Results of the paper from sweeps/paper.yaml: rows of tables, and the settings that a run needs to reproduce them."""
+"""Results of the paper (sweeps/published/paper.yaml): rows of tables, and the settings that a row needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.records import PUBLISHED
 from jobs.common.paths import SWEEPS
 
-RESULTS = SWEEPS / "paper.yaml"
+RESULTS = SWEEPS / "published" / "paper.yaml"
 
 RESERVED = PUBLISHED.keys() - {"*"}
 """Keys of a row other than evaluation sets."""
@@ -41,7 +41,7 @@ class Published:
 
 
 def rows(table: str) -> dict[str, dict[str, Any]]:
-    """Rows of a table of sweeps/paper.yaml by their full names (``1a, mask 50 %``), with the settings that they need.
+    """Rows of a table of the paper by their full names (``1a, mask 50 %``), with the settings that they need.
 
     Raises ConfigError if the table does not exist.
     """

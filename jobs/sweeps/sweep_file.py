@@ -353,7 +353,9 @@ def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
             paper_rows[arm] = _row(file, f"paper.{arm}", partial(paper.row, numbers))
             continue
         if not isinstance(numbers, Mapping):
-            remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
+            remedy = (
+                f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/published/paper.yaml: {arm}: 8, baseline"
+            )
             raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
         paper_rows[arm] = _scores(file, f"paper.{arm}", numbers)
     return paper_rows

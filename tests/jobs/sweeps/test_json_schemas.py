@@ -19,12 +19,7 @@ from jobs.sweeps import command_file, sweep_file
 from jobs.sweeps.json_schemas import SCHEMAS
 
 FOLDERS = {"sweep": SWEEPS, "recipe": SWEEPS / "recipes", "profile": SWEEPS / "clusters"}
-FILES = [
-    (kind, path)
-    for kind, folder in FOLDERS.items()
-    for path in sorted(folder.glob("*.yaml"))
-    if path.name != "paper.yaml"
-]
+FILES = [(kind, path) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("*.yaml"))]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from jobs.sweeps.published import Published, published
 from jobs.sweeps.sweep_file import read_sweep
 from tests.jobs.outcomes import make
 
-FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")
+FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get("table")]
 SINGLE = ["data_scaling", "joint_scaling", "model_scaling", "schedule_scaling"]
 OF_OTHERS = ["clipa", "clipa_v2", "cheapest"]
