@@ -66,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     except Unfinished as error:
         print("the study is not complete; run the same command again to continue", file=sys.stderr)
         return int(error.args[0])
+    except BrokenPipeError:
+        raise  # the reader of the output has gone; the folder can be written
     except OSError as error:
         raise unwritable(error, options.docs, "Choose another --docs.") from error
     return 0

@@ -9,8 +9,9 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,8 @@ def run_main(main: Callable[[], int]) -> int:
     """Call ``main()``, flush its output, and return its exit code.
 
     The exit code is CUT_OFF if the pipe is closed, STORAGE if standard output cannot be written, INTERRUPTED after
-    Ctrl-C, and CONFIG if a package is missing or the current folder was deleted.
+    Ctrl-C, and CONFIG if a package is missing or the current folder was deleted. SIGTERM ends the command by
+    SystemExit, unless it has a handler of its own.
 
     The current folder, which may hold files of another user, is not on the module path of the command and its children.
     """
@@ -295,10 +297,11 @@ def run_main(main: Callable[[], int]) -> int:
         return CONFIG
     leave_current_folder()
     try:
-        try:
-            return main()
-        finally:
-            print(end="", flush=True)
+        with _sigterm_as_exit():
+            try:
+                return main()
+            finally:
+                print(end="", flush=True)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("flip", "jobs", "tools"):
             raise
@@ -320,6 +323,22 @@ def run_main(main: Callable[[], int]) -> int:
     except Exception:
         _scrub_traceback()
         raise
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM: temporary folders go, child processes end and the terminal shows its cursor again.
+
+    The default action would end the process at once and do none of it.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # ignored by who started the command
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def output_failed(error: OSError) -> int:

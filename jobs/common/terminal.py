@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import sys
 import textwrap
 import threading
@@ -248,7 +247,7 @@ class Display:
     """The lowest lines of a terminal, redrawn in place until the block ends.
 
     Everything that this process prints meanwhile to a terminal, log lines too, appears above them. The cursor is
-    restored, on SIGTERM too. ``transient``: the lines disappear at the end.
+    restored, on SIGTERM too (``cli.run_main``). ``transient``: the lines disappear at the end.
     """
 
     def __init__(self, file: TextIO, transient: bool = False) -> None:
@@ -273,9 +272,6 @@ class Display:
                     if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
                         self._stack.callback(handler.setStream, stream)
                         handler.setStream(above)
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-            self._stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
         self._stack.enter_context(self._live)
         return self
 

@@ -3,6 +3,7 @@
 Each ends at once with the exit code of docs/commands.md, without a traceback, and leaves nothing that is half done.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,12 @@ class Command:
         return error.decode()
 
 
+def processes_of(process):
+    """Ids of the processes that a command, which has a session of its own, has left."""
+    listed = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True, timeout=60)
+    return listed.stdout.split()
+
+
 @pytest.fixture
 def started():
     commands = []
@@ -107,6 +114,31 @@ def test_watching_ends_and_leaves_the_run_alone(words, way, field, started):
     assert watch.process.stdout.read(1)
     watch.end(way)
     assert field.state(run) == "running" and run.newest_attempt() == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_measurement_ends_with_its_processes_and_keeps_its_rows(way, tmp_path, started, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    rows = ["matmul", "step_emoji_0.5", "fault_rank"]
+    words = ["doctor", "--measure", "--only", *rows, "--minutes", "1", "--yes"]
+    measuring = started(*words, "--out", tmp_path / "out")
+    file = tmp_path / "out" / "measured.json"
+    wait_until(lambda: file.exists() or measuring.process.poll() is not None, "the first row", 60)
+    measuring.end(way)
+    assert not processes_of(measuring.process) and json.loads(file.read_text())["rows"][0]["name"] == "matmul"
+    assert not os.listdir(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("way", [CTRL_C, TERM])
+def test_doctor_ends_while_slurm_does_not_answer(way, tmp_path, started, monkeypatch):
+    for name in ("scontrol", "sinfo", "sbatch", "sacctmgr"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec sleep 300\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    asking = started("doctor", "--write", tmp_path / "site.yaml")
+    wait_until((tmp_path / "asked").exists, "the first question", 60)
+    asking.end(way)
+    assert not processes_of(asking.process) and not (tmp_path / "site.yaml").exists()
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import argparse
 import errno
 import hashlib
 import os
-import signal
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +82,7 @@ def make(options: argparse.Namespace) -> CommandResult:
     _check_rows(source, survey, options.key)
     labels = _class_names(survey.labels)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    with writing(out), _sigterm_as_exit():
+    with writing(out):
         refuse_existing(out)
         if out.exists() and any(out.iterdir()):
             raise _occupied(out)
@@ -187,16 +185,6 @@ def _class_names(labels: Iterable[str]) -> list[str]:
     if all(map(str.isdecimal, ordered)):
         ordered.sort(key=int)
     return ordered
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """End the process on SIGTERM by SystemExit, which removes the temporary folder; by default nothing would."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class SetWriter:

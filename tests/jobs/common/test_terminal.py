@@ -137,10 +137,10 @@ def test_display_follows_terminal_size():
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_display_restores_cursor_on_signal(number, code):
     script = (
-        "import sys, time; from jobs.common.terminal import Display, Page\n"
-        "try:\n  with Display(sys.stdout) as display:\n"
+        "import sys, time; from jobs.common.cli import run_main; from jobs.common.terminal import Display, Page\n"
+        "def main():\n  with Display(sys.stdout) as display:\n"
         "    display.draw(lambda *_: Page('drawn')); time.sleep(60)\n"
-        "except KeyboardInterrupt: sys.exit(130)"
+        "sys.exit(run_main(main))"
     )
     with Terminal() as screen:
         process = screen.start(sys.executable, "-c", script, cwd=ROOT)

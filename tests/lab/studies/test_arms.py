@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -392,6 +393,12 @@ def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     assert written[0] == str(tmp_path / "study.md") and len(written) == 5
     wrong = run("--predict")
     assert wrong.returncode == 78 and "predicts nothing" in wrong.stderr
+    reader, output = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lab.study", "--docs", str(tmp_path), "--page"]
+    unread = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=60, cwd=ROOT)
+    os.close(output)
+    assert unread.returncode == 141 and not unread.stderr, "a closed pipe is not a folder that cannot be written"
 
 
 def test_again_has_lengths_and_learning_rates_of_study(tmp_path: Path) -> None:
