@@ -192,7 +192,7 @@ class Rank:
         newest = checkpoints.newest
         start = read_lenient(self.run.attempt(1) / "start.json").get("time")
         seconds = metrics.seconds or (time.time() - start if start else 0.0)
-        samples = metrics.position or (newest.samples_seen if newest else 0)
+        samples = max(metrics.position or 0, newest.samples_seen if newest else 0)
         speed = samples / seconds if samples and seconds and metrics.position else None
         reached: dict[str, Any] = {
             "samples": samples,

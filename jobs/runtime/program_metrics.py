@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 NUMBERS = ("loss", "accuracy", "samples_per_second")
 """Metrics that a line has besides its position."""
 POSITIONS = ("samples", "step", "epoch")
+IN_EPOCH = "in_epoch"
+"""What a program that counts within epochs says beside ``epoch``, its finished epochs."""
 STATUS_SECONDS = 2.0
 LARGEST = 10**18
 LONGEST_LINE = 1 << 20
@@ -216,7 +218,9 @@ class ProgramMetrics:
             return
         now = time.time()
         step = self._number(entry, "step")
-        line: dict[str, Any] = {"step": position if step is None else int(step), "samples": position, "stage": STAGE}
+        if step is None:
+            step = position // self._batch
+        line: dict[str, Any] = {"step": int(step), "samples": position, "stage": STAGE}
         for name in NUMBERS:
             number = self._number(entry, name)
             if number is not None:
@@ -260,7 +264,7 @@ class ProgramMetrics:
             if name == "epoch" and not self._per_epoch:
                 continue
             if name == "epoch":
-                return round(number * self._per_epoch)
+                return round(number * self._per_epoch + (self._number(entry, IN_EPOCH) or 0.0))
             if name == "step":
                 return int(number) * self._batch
             return int(number)

@@ -41,7 +41,7 @@ PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 """The name of a parameter."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """The name of an environment variable."""
-METRICS = ("step", "samples", "epoch", "loss", "accuracy", "samples_per_second")
+METRICS = ("step", "samples", "epoch", "in_epoch", "loss", "accuracy", "samples_per_second")
 """Names of metrics that have a meaning."""
 WORDS = FieldType("a list of words", lambda value: isinstance(value, (list, str)), schema=LIST.schema)
 """A text has an error of its own: ``_words``."""
@@ -115,7 +115,7 @@ class MetricSettings:
     batch: int = option(0, ge=0)
     """Samples of a step, for a program that counts steps alone: its S then counts samples, as that of trainings."""
     per_epoch: int = option(0, ge=0)
-    """Steps or samples of an epoch, for a program that counts epochs alone."""
+    """S of an epoch, in steps or samples, for a program that counts epochs. ``in_epoch`` is S since its start."""
     total: int = option(0, ge=0)
     """Position at which the program is complete; an end with 0 before it is a failure. 0: unknown."""
 
@@ -412,10 +412,13 @@ def _check_metrics(metrics: MetricSettings, place: SourceLocation) -> None:
             raise place.child("names").error("no such metric", name, remedy)
     if metrics.pattern:
         groups = _compiled(metrics.pattern, place.child("pattern")).groupindex
-        known = {metrics.names.get(name, name) for name in ("step", "samples", "epoch")}
-        if not known & set(groups):
+        positions = [name for name in ("step", "samples", "epoch") if metrics.names.get(name, name) in groups]
+        if not positions:
             what = "has no named group for the position"
             raise place.child("pattern").error(what, metrics.pattern, r"For example (?P<step>\d+).")
+        if positions == ["epoch"] and not metrics.per_epoch:
+            what = "counts epochs alone, whose length is unknown"
+            raise place.child("pattern").error(what, metrics.pattern, "Give metrics.per_epoch.")
 
 
 def _compiled(pattern: str, place: SourceLocation) -> re.Pattern[str]:

@@ -47,6 +47,17 @@ def test_epochs_become_positions(run):
     ]
 
 
+def test_samples_within_an_epoch_are_added_to_its_start(run):
+    """The lines of open_clip and of many others."""
+    source = Pattern(r"Epoch: (?P<epoch>\d+) \[ *(?P<in_epoch>\d+)/\d+ .*Loss: (?P<loss>\S+)")
+    for text in ("Epoch: 0 [ 64/640 (10%)] Loss: 3.5 (3.5)", "Epoch: 2 [640/640 (100%)] Loss: 2.5 (2.6)"):
+        source.on_line(text)
+    assert lines(run, source, {"per_epoch": 640, "batch": 64}) == [
+        {"samples": 64, "step": 1, "loss": 3.5},
+        {"samples": 1920, "step": 30, "loss": 2.5},
+    ]
+
+
 def test_steps_become_samples_with_the_batch(run):
     source = Pattern(r"step (?P<step>\d+)")
     source.on_line("step 3")

@@ -64,6 +64,7 @@ def test_words_are_kept_as_they_are(read):
         ({"resume": {"folder": "out", "number": "("}}, "is no regular expression"),
         ({"resume": {"folder": "out", "pattern": "../*"}}, "is not a pattern below `folder`"),
         ({"metrics": {"pattern": "loss (?P<loss>.*)"}}, "has no named group for the position"),
+        ({"metrics": {"pattern": "epoch (?P<epoch>.*)"}}, "counts epochs alone, whose length is unknown"),
         ({"metrics": {"file": "a", "pattern": "(?P<step>.)"}}, "names several sources"),
         ({"metrics": {"names": {"los": "x"}}}, "no such metric (found: 'los'). Did you mean loss?"),
         ({"stop": {"signal": "KILL"}}, "One of: TERM, USR1, USR2."),
