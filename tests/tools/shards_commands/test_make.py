@@ -414,9 +414,10 @@ def test_make_reports_output_whose_folder_cannot_be_looked_up(images, tmp_path, 
 def test_make_leaves_no_output_if_terminated(images, tmp_path):
     table = write_table(images / "t.csv", [{"path": "0.png", "caption": "a"}])
     script = (
-        "import os, signal, sys, time; from tools.commands.shards import main; from tools.shards_commands import make\n"
+        "import os, signal, sys, time; from jobs.common.cli import run_main\n"
+        "from tools.commands.shards import main; from tools.shards_commands import make\n"
         "make.build.index = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
-        "sys.exit(main(['make', *sys.argv[1:]]))"
+        "sys.exit(run_main(lambda: main(['make', *sys.argv[1:]])))"
     )
     command = [sys.executable, "-c", script, table, "--out", tmp_path / "out"]
     assert subprocess.run(command, cwd=ROOT).returncode == 128 + signal.SIGTERM
