@@ -243,16 +243,20 @@ def of_run(run: RunDir, record: Mapping[str, Any] | None = None) -> SubmittedWor
     kind = KINDS.get(str(record.get("job_kind")))
     if kind is None and is_side_job(run):
         kind = SubmittedEvaluation
-    if kind is None and os.path.isfile(run.path / COMMAND):
+    if kind is None and _is_program(run):
         kind = SubmittedCommand
     return (kind or SubmittedTraining)(run)
 
 
 def _about(outcome: Outcome) -> dict[str, Any]:
-    """Size, samples, stages, and the settings in which the run differs from others of its sweep."""
+    """Size, samples, stages, and the settings in which the run differs from others of its sweep.
+
+    A program has no setting of a training: it is compared with programs alone, and a training with trainings.
+    """
     settings = outcome.settings
     stages = stages_of(settings)
-    family = map(read_settings, select.runs_below(outcome.run.path.parent))
+    runs = select.runs_below(outcome.run.path.parent)
+    family = [read_settings(run) for run in runs if _is_program(run) == _is_program(outcome.run)]
     chosen = {}
     if settings:
         chosen = {key: settings.get(key) for key in differing(family)}
@@ -266,6 +270,10 @@ def _about(outcome: Outcome) -> dict[str, Any]:
         "differs": chosen,
         "init": init,
     }
+
+
+def _is_program(run: RunDir) -> bool:
+    return os.path.isfile(run.path / COMMAND)
 
 
 def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -68,6 +68,8 @@ def test_trainings_and_programs_share_a_sweep_and_its_report(sweep, data):
     assert [row["samples"] for row in rows] == [48, 48, 20, 20]
     assert [row["set.lr"] for row in rows] == [None, None, 0.1, 0.2]
     assert "half" in (page := sweep.type("report", "demo")) and "other-lr0.1" in page
+    about = [json.loads(sweep.type("explain", f"demo/{name}", "--json"))["about"] for name in ("half", "other-lr0.1")]
+    assert [each["differs"] for each in about] == [{"stages.pretrain.mask": "0.5"}, {"set.lr": 0.1}]
     accounts = json.loads(sweep.type("status", "demo", "--goodput", "--json"))
     useful = {account["name"]: account["hours"]["useful"] for account in accounts}
     assert {"half", "whole", "other-lr0.1", "other-lr0.2"} <= useful.keys()

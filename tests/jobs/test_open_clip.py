@@ -25,7 +25,7 @@ def sweep(tmp_path):
     make_dataset(tmp_path / "data", samples=SAMPLES, shards=2, chunk=4, classes=8)
     sweep = CommandSweep(tmp_path)
     shipped = yaml.safe_load((ROOT / "sweeps" / "open_clip.yaml").read_text())["commands"]["open_clip"]
-    words = [{"python": sys.executable, "128": "8", "5": "1"}.get(word, word) for word in shipped["command"]]
+    words = [{"python3": sys.executable, "128": "8", "5": "1"}.get(word, word) for word in shipped["command"]]
     sweep.table = {
         **shipped,
         "command": words,
@@ -33,7 +33,7 @@ def sweep(tmp_path):
         "set": {"shards": str(tmp_path / "data"), "epochs": EPOCHS},
         "runs": {"killed": {}, "whole": {}},
         "resume": {**shipped["resume"], "unit": SAMPLES},
-        "metrics": {**shipped["metrics"], "per_epoch": SAMPLES, "total": SAMPLES * EPOCHS},
+        "metrics": {**shipped["metrics"], "batch": 8, "per_epoch": SAMPLES, "total": SAMPLES * EPOCHS},
     }
     return sweep
 
@@ -64,7 +64,8 @@ def test_open_clip_killed_within_an_epoch_ends_with_the_same_tensors(sweep):
     killed, whole = (dict(tensors({key: state[key] for key in ("state_dict", "optimizer")})) for state in states)
     assert killed.keys() == whole.keys() and all(torch.equal(killed[key], whole[key]) for key in killed)
     rows = [json.loads(row) for row in (sweep.run("whole").metrics / "1.jsonl").read_text().splitlines()]
-    assert rows[-1]["samples"] == EPOCHS * SAMPLES and rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["samples"] == 8 * rows[-1]["step"] == EPOCHS * SAMPLES
+    assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def tensors(value, path=()):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -39,10 +40,12 @@ LAPTOP = Host(cores=2, memory=8 * 10**9)
 
 @pytest.fixture(autouse=True)
 def empty_environment(tmp_path, monkeypatch):
-    """An empty cache, an empty runs folder, and no Slurm commands."""
+    """An empty cache, an empty runs folder, and no commands but Python, which programs of sweeps need."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
 def head(name):
