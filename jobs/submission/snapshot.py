@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 DISTRIBUTION = "flip-toolkit"  # the name in pyproject.toml
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
 SUFFIXES = (".css", ".md", ".py", ".pyi", ".sh", ".typed", ".yaml", ".yml")  # of code; data have configured paths
-SCHEMAS = "sweeps/schemas"  # for editors; left out without a note
+#: Files for editors, and of shipped programs, which a snapshot holds as those of a user. Left out without a note.
+UNNOTED = ("sweeps/schemas", "sweeps/programs")
 TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")  # copied files of the root
 #: Names that are left out although they have the suffix of code, unless they are Python modules.
 SECRETS = (
@@ -177,7 +178,7 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     total = 0
     for path in files(repository):
         if not is_code(path, repository):
-            if not path.is_relative_to(SCHEMAS):
+            if not any(path.is_relative_to(folder) for folder in UNNOTED):
                 left_out.append(str(path))
             continue
         file = repository / path

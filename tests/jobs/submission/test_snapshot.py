@@ -16,7 +16,7 @@ import pytest
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.paths import REPOSITORY
 from jobs.submission import snapshot
-from jobs.submission.snapshot import FOLDERS, SCHEMAS, current_digest, is_code, take, verify
+from jobs.submission.snapshot import FOLDERS, UNNOTED, current_digest, is_code, take, verify
 
 FILES = {
     "flip/a.py": "A = 1\n",
@@ -71,7 +71,8 @@ def test_snapshot_has_all_files_of_the_product():
         ["git", "ls-files", "-z", *FOLDERS], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     paths = map(PurePosixPath, filter(None, listed.stdout.split("\0")))
-    assert not [str(path) for path in paths if not path.is_relative_to(SCHEMAS) and not is_code(path, REPOSITORY)]
+    noted = [path for path in paths if not any(path.is_relative_to(folder) for folder in UNNOTED)]
+    assert not [str(path) for path in noted if not is_code(path, REPOSITORY)]
 
 
 def test_snapshot_names_linked_folders_and_nested_repositories(repository, tmp_path):
