@@ -8,6 +8,7 @@ data sheets.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flip import loss_kinds, optimizer_kinds, tower_kinds
@@ -76,29 +77,45 @@ def image_tokens(image: ImageTower, visible: int) -> int:
     return visible + tower_kinds.declared(image.tower).prefix_tokens(image)
 
 
-def block_matrices(model: Model) -> list[tuple[int, int]]:
-    """(rows, columns) of every matrix of the blocks: q, k and v in one, the heads' projection, and both of the MLP."""
+def block_matrices(model: Model, locked: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """(rows, columns) of every matrix of the blocks: q, k and v in one, the heads' projection, and both of the MLP.
+
+    ``locked``: towers without theirs.
+    """
     shapes = []
-    for tower in (model.image, model.text):
+    for name, tower in (("image", model.image), ("text", model.text)):
+        if name in locked:
+            continue
         width = tower.width
         block = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
         shapes += tower.layers * block
     return shapes
 
 
-def moment_bytes(model: Model, optimizer: str) -> int:
-    """Bytes of the moments of all parameters. ``optimizer``: ``optim.name``."""
+def trained_parameters(model: Model, locked: Sequence[str]) -> dict[str, int]:
+    """``parameters`` without those of ``locked`` towers, whose projections are trained."""
+    counts = parameters(model)
+    widths = {"image": model.image.width, "text": model.text.width}
+    for tower in locked:
+        fixed = counts[tower] - widths[tower] * model.embed
+        counts[tower] -= fixed
+        counts["total"] -= fixed
+    return counts
+
+
+def moment_bytes(model: Model, optimizer: str, locked: Sequence[str] = ()) -> int:
+    """Bytes of the moments of all trained parameters. ``optimizer``: ``optim.name``."""
     kind = optimizer_kinds.declared(optimizer)
-    total = parameters(model)["total"]
+    total = trained_parameters(model, locked)["total"]
     if not kind.others:
         return kind.moment_bytes * total
-    matrices = sum(rows * columns for rows, columns in block_matrices(model))
+    matrices = sum(rows * columns for rows, columns in block_matrices(model, locked))
     return kind.moment_bytes * matrices + optimizer_kinds.declared(kind.others).moment_bytes * (total - matrices)
 
 
-def optimizer_flops(model: Model, optimizer: str) -> int:
+def optimizer_flops(model: Model, optimizer: str, locked: Sequence[str] = ()) -> int:
     """FLOPs of the matrix products of a step of the optimiser, over all ranks of a copy of the weights."""
-    return sum(optimizer_kinds.declared(optimizer).matrix_flops(*shape) for shape in block_matrices(model))
+    return sum(optimizer_kinds.declared(optimizer).matrix_flops(*shape) for shape in block_matrices(model, locked))
 
 
 def head_parameters(model: Model) -> int:
@@ -153,8 +170,9 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, o
 
 
 def device_memory(
-    model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0, optimizer: str = "adamw"
-) -> dict[str, int]:
+    model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0, optimizer: str = "adamw",
+    locked: Sequence[str] = (),
+) -> dict[str, int]:  # fmt: skip
     """Bytes of one rank at the peak of a step: each part and their ``total``.
 
     Args:
@@ -163,15 +181,17 @@ def device_memory(
         ranks: W.
         left: positions of a caption, if a text mask leaves fewer than all; 0: all.
         optimizer: ``optim.name``.
+        locked: towers without gradients, moments and saved activations.
 
     Weights, gradients and moments are fp32 and sharded over the ranks of a replica, except gradients between
     micro-batches. Interpreter, libraries, and (on CUDA) context and kernels are not included.
     """
-    peaks = _peaks(model, compute, local, mask, ranks, left or model.text.length)
+    peaks = _peaks(model, compute, local, mask, ranks, left or model.text.length, locked)
     if ranks > 1:
         for parts, gathered in zip(peaks, _gathered(model, compute, value_bytes(compute)), strict=True):
             parts["gathered"] = gathered
-    constant = _constant_memory(model, compute, local, mask, ranks, optimizer)
+    constant = _constant_memory(model, compute, local, mask, ranks)
+    constant["moments"] = moment_bytes(model, optimizer, locked) // max(1, ranks // compute.replicate)
     parts = constant | max(peaks, key=lambda parts: sum(parts.values()))
     return parts | {"total": sum(parts.values())}
 
@@ -254,7 +274,7 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     model = config.model
     left = visible_token_count(model.text, stage.text_mask)
     local = stage.batch // ranks
-    parts = device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name)
+    parts = device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name, stage.locked)
     if stage.classification:
         parts["head"] = head_memory(model, config.compute, stage, ranks)
         parts["total"] += parts["head"]
@@ -272,21 +292,29 @@ def stage_flops(config: Config, stage: Stage) -> int:
         optimizer=config.optim.name,
         copies=config.compute.replicate,
         has_head=bool(stage.classification),
+        locked=stage.locked,
     )
 
 
 def pair_flops(
-    model: Model, batch: int, mask: str, *, text_mask: str, optimizer: str, copies: int, has_head: bool
-) -> int:
+    model: Model, batch: int, mask: str, *, text_mask: str, optimizer: str, copies: int, has_head: bool,
+    locked: Sequence[str] = (),
+) -> int:  # fmt: skip
     """FLOPs of one pair in training, with its share of what the optimiser multiplies in a step.
 
     Args:
         text_mask: masks text to the positions that it leaves.
         copies: copies of the weights (``compute.replicate``); the optimiser multiplies once for each.
         has_head: whether the text classification head is trained.
+        locked: towers that have a forward pass only.
     """
-    flops = training_flops(model, mask, visible_token_count(model.text, text_mask))["total"]
-    flops += copies * optimizer_flops(model, optimizer) // batch
+    positions = visible_token_count(model.text, text_mask)
+    forward = forward_flops(model, mask, positions)
+    flops = training_flops(model, mask, positions)["total"]
+    for tower in locked:  # its projection alone has a backward pass, for its weights
+        width = model.image.width if tower == "image" else model.text.width
+        flops -= 2 * forward[tower] - 2 * width * model.embed
+    flops += copies * optimizer_flops(model, optimizer, locked) // batch
     if has_head:
         flops += 3 * 2 * model.image.width * model.text.vocabulary
     return flops
@@ -346,10 +374,8 @@ def peak_flops(name: str, precision: str) -> float | None:
     return 1e12 * entry.tflops * _SPEED[precision]
 
 
-def _constant_memory(
-    model: Model, compute: Compute, local: int, mask: str, ranks: int, optimizer: str
-) -> dict[str, int]:
-    """The parts of ``device_memory`` that a step holds all the time."""
+def _constant_memory(model: Model, compute: Compute, local: int, mask: str, ranks: int) -> dict[str, int]:
+    """The parts of ``device_memory`` that a step holds all the time, without the moments."""
     count = parameters(model)
     shard = max(1, ranks // compute.replicate)
     visible = visible_patch_count(model.image, mask)
@@ -359,7 +385,6 @@ def _constant_memory(
         batches = 1
     constant = {
         "weights": 4 * count["total"] // shard,
-        "moments": moment_bytes(model, optimizer) // shard,
         "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     if ranks == 1 and value_bytes(compute) == 2:  # autocast's copies
@@ -367,19 +392,21 @@ def _constant_memory(
     return constant
 
 
-def _peaks(model: Model, compute: Compute, local: int, mask: str, ranks: int, captions: int) -> list[dict[str, int]]:
+def _peaks(
+    model: Model, compute: Compute, local: int, mask: str, ranks: int, captions: int, locked: Sequence[str]
+) -> list[dict[str, int]]:
     """The other parts of ``device_memory`` at four times of a step, of which one is the peak.
 
     These are the end of the forward pass, the time after the image tower's activations are freed (text is encoded
     first), the end of the backward pass or the optimiser's step, and the loss of all micro-batches, which are encoded
     again after it. ``captions``: positions of a caption.
     """
-    count = parameters(model)
     shard = max(1, ranks // compute.replicate)
     visible = visible_patch_count(model.image, mask)
     micro = -(-local // compute.accumulate)
     size = value_bytes(compute)
-    gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
+    trained = trained_parameters(model, locked)
+    gradients = {name: 4 * trained[name] // shard for name in ("image", "text")}
     work = {
         "image": micro * size * TEMPORARY * image_tokens(model.image, visible) * model.image.width,
         "text": micro * size * TEMPORARY * captions * model.text.width,
@@ -387,9 +414,10 @@ def _peaks(model: Model, compute: Compute, local: int, mask: str, ranks: int, ca
     # Between micro-batches each rank holds all gradients unsharded.
     earlier = 0
     if compute.accumulate > 1:
-        earlier = 4 * count["total"]
+        earlier = 4 * trained["total"]
     loss = loss_bytes(local, ranks, model.embed, compute.loss_tile, model.objective)
     saved = activations(model, compute, micro, mask, ranks, captions)
+    saved |= {f"{tower}_activations": 0 for tower in locked}
     texts = saved["text_activations"]
     # After the loss of micro-batches both towers' features are left, with their gradients.
     if compute.accumulate > 1:

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from flip import loss_kinds
 from flip.config.schema import Compute, Model
-from flip.model_costs import block_matrices, forward_passes, head_parameters, optimizer_flops, parameters, value_bytes
+from flip.model_costs import (
+    block_matrices,
+    forward_passes,
+    head_parameters,
+    optimizer_flops,
+    parameters,
+    trained_parameters,
+    value_bytes,
+)
 
 CALL = 14e-6
 NVLINK_HOP = 1.9e-6
@@ -84,8 +92,9 @@ class Phase(NamedTuple):
 
 
 def step_phases(
-    model: Model, compute: Compute, local: int, ranks: int, optimizer: str = "adamw", head: bool = False
-) -> list[Phase]:
+    model: Model, compute: Compute, local: int, ranks: int, optimizer: str = "adamw", head: bool = False,
+    locked: Sequence[str] = (),
+) -> list[Phase]:  # fmt: skip
     """The phases of a step of ``local`` pairs on each of ``ranks`` ranks.
 
     Full weights are gathered for the first forward pass, and with ``reshard`` those of all units but the root again for
@@ -99,6 +108,7 @@ def step_phases(
     forward = 1 / passes / micro
     backward = (2 + (compute.recompute == "block")) / passes / micro
     count = parameters(model)["total"]
+    trained = trained_parameters(model, locked)["total"]
     size = value_bytes(compute)
     units = model.image.layers + model.text.layers + 2
     root = model.embed * (model.image.width + model.text.width)
@@ -106,8 +116,8 @@ def step_phases(
     once = gather._replace(calls=units + 1, bytes=gather.bytes + 4 * root)
     again = [gather] if compute.reshard != "no" else []
     sums = [
-        Collective("scatter", shards, 1, units + 1, 4 * count),
-        Collective("reduction", compute.replicate, shards, units + 1, 4 * count // shards),
+        Collective("scatter", shards, 1, units + 1, 4 * trained),
+        Collective("reduction", compute.replicate, shards, units + 1, 4 * trained // shards),
     ]
     batch = local * ranks
     features = 4 * local * ranks * model.embed

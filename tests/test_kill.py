@@ -168,6 +168,25 @@ def test_siglip_with_masked_unpadded_texts_resumes_to_same_bits(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_unlocked_tower_resumes_to_same_bits_on_both_sides_of_the_border(data, tmp_path):
+    """Rank 1 is killed while the image tower is locked, at the border, and after it has moments."""
+    config = configuration(data, world=2, samples=(12, 10))
+    config.stages[0].locked = ["image"]
+    config.evaluate.every = 0
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config, pause=0.1)
+    calm.submit()
+    calm.wait_over()
+    storm.submit()
+    for attempt, step in enumerate((7, 13, 18), start=1):
+        storm.wait_attempt(attempt)
+        storm.wait_step(step)
+        storm.kill(rank=1)
+    storm.wait_over()
+    check_equal(calm, storm, scores=3)
+    assert storm.run.newest_attempt() == 4
+
+
 def test_gpu_defaults_resume_to_same_bits(data, tmp_path):
     """The run has two copies of the weights, kept until the end of a step, and a single tile of the loss."""
     config = configuration(data, world=4, samples=(12, 4))

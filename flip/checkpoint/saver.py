@@ -55,6 +55,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     state = {}
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # of a locked tower
+            continue
         assert id(parameter) in known, f"{name} is not the tensor that the optimiser updates"
         for moment, value in moments_of(optimizer, parameter).items():
             state[f"optim.{moment}.{name}"] = value

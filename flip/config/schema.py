@@ -372,6 +372,8 @@ class Stage:
     """Which are dropped. ``random``: any. ``truncation``: the last ones. ``prioritised``: padding before tokens.
     ``frequency``: frequent words. ``syntax``: padding, then words that are neither nouns nor adjectives, then
     adjectives (docs/variants.md, Masking of text). Or a class of your own, FILE.py:Class."""
+    locked: list[str] = option([], choices=("image", "text"), omit_if=[])
+    """Towers that keep their weights in this stage, in evaluation mode; their projections are trained."""
     classification: float = option(0.0, ge=0, omit_if=0.0)
     """Weight of the loss of the text classification head, which is added to the contrastive loss; 0: no head. Needs
     ``data.token_table`` (docs/variants.md, Text classification head)."""

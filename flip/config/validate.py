@@ -175,6 +175,7 @@ def _check_stages(config: Config) -> None:
         _check_image(f"{key}.image", image)
         _check_mask(f"{key}.mask", stage.mask, partial(visible_patch_count, image), f"{patches(image)} patches")
         _check_mask(f"{key}.text_mask", stage.text_mask, partial(visible_token_count, text), f"{text.length} positions")
+        _check_locked(key, stage, config.optim.name)
         if stage.classification and not config.data.token_table:
             what = f"{key}.classification: needs the counts of tokens, but data.token_table is not given"
             remedy = "Make it: flip tokenizer table TOKENIZER --captions MANIFEST --out FILE."
@@ -203,6 +204,15 @@ def _check_stages(config: Config) -> None:
         if stage.warmup + stage.cooldown > stage.samples:
             what = f"{key}.cooldown: with the warm-up of {stage.warmup} longer than the {stage.samples} samples"
             raise ConfigError(what, value=stage.cooldown, remedy="Shorten it.")
+
+
+def _check_locked(key: str, stage: Stage, optimizer: str) -> None:
+    """Check that ``locked`` names each tower once and leaves something that the optimiser trains."""
+    if len(set(stage.locked)) < len(stage.locked):
+        raise ConfigError(f"{key}.locked: names a tower twice", value=stage.locked, remedy="Name each tower once.")
+    if optimizer == "muon" and len(stage.locked) == 2:
+        what = f"{key}.locked: leaves no matrix of a block that optim.name muon could train"
+        raise ConfigError(what, value=stage.locked, remedy="Set optim.name to adamw, or lock one tower.")
 
 
 def _check_order(config: Config) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -156,6 +156,7 @@ class CLIPModel(nn.Module):
         self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no", head: bool = False
     ) -> None:
         super().__init__()
+        self.locked = frozenset[str]()
         self.image = build_image_tower(model, augment, attention, recompute)
         self.text = TextEncoder(model, attention)
         self.head = TokenHead(model.image.width, model.text.vocabulary) if head else None
@@ -167,6 +168,25 @@ class CLIPModel(nn.Module):
         """First value of each parameter that belongs to no tower."""
         for name, value in self.first_values.items():  # shape (1,): fully_shard refuses scalars
             self.register_parameter(name, nn.Parameter(torch.full((1,), value)))
+
+    def lock(self, towers: Collection[str]) -> None:
+        """Keep the weights of towers (``image``, ``text``), which stay in evaluation mode. Call it before sharding.
+
+        Projections are trained: they map the fixed features of a tower to the shared space of both.
+        """
+        self.locked = frozenset(towers)
+        for name in self.locked:
+            tower = self.get_submodule(name)
+            tower.requires_grad_(False)
+            tower.get_submodule("projection").requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CLIPModel:
+        """``nn.Module.train``, without effect on locked towers."""
+        super().train(mode)
+        for name in self.locked:
+            self.get_submodule(name).eval()
+        return self
 
     def set_recompute(self, recompute: str) -> None:
         """Change what blocks recompute, from the next forward pass on."""

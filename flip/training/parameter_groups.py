@@ -48,6 +48,8 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     if kind.others:
         groups.insert(0, matrices)
     for name, parameter in named_parameters:
+        if not parameter.requires_grad:  # of a locked tower
+            continue
         if kind.others and is_block_matrix(name, parameter.ndim):
             group: dict[str, Any] = matrices
         elif uses_weight_decay(name, optim.decay_logit_scale):

@@ -166,13 +166,15 @@ class Trainer:
             model = clip.CLIPModel(
                 config.model, config.augment, compute.attention, compute.recompute, bool(stage.classification)
             )
+        model.lock(stage.locked)  # before sharding, which copies requires_grad
         parallel.apply_parallelism(model, self.world, compute, mesh)
         parallel.separate_reductions(model, self.world, like)
         return model
 
     def enter(self, stage: Stage) -> None:
-        """Convert the model if a stage has another image size, patch, text length or normalisation, or another answer
-        to whether there is a text classification head. A new head starts as in a first stage. Collective.
+        """Convert the model if a stage has another image size, patch, text length or normalisation, other locked
+        towers, or another answer to whether there is a text classification head. A new head starts as in a first stage.
+        Collective.
 
         The checkpoint at the border has the old model, so an attempt that resumes there converts the same weights.
         """
@@ -180,7 +182,8 @@ class Trainer:
         self.stage_config = derived.for_stage(self.config, stage)
         shapes = [(config.model, config.augment.mean, config.augment.std) for config in (before, self.stage_config)]
         has_head = self.model.head is not None
-        if shapes[0] == shapes[1] and has_head == bool(stage.classification):
+        same_locked = self.model.locked == set(stage.locked)
+        if shapes[0] == shapes[1] and has_head == bool(stage.classification) and same_locked:
             self.model.set_recompute(self.stage_config.compute.recompute)
             return
         self.checkpoints.wait()  # a save in the background reads the old weights

@@ -81,7 +81,7 @@ def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: flo
         return 0.0
     own = for_stage(config, stage)
     phases = step_phases(
-        own.model, own.compute, stage.batch // ranks, ranks, own.optim.name, bool(stage.classification)
+        own.model, own.compute, stage.batch // ranks, ranks, own.optim.name, bool(stage.classification), stage.locked
     )
     return exposed_seconds(phases, compute, links)
 
